@@ -1,0 +1,90 @@
+# Every command of the project. Needs make and Python 3.11 or newer; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/test_session.py tests/test_store.py
+DEMO_DATA := build/demo
+
+# Two pips must not write into one virtual environment.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+.PHONY: help demo test test-oldest check lint types docs bench clean
+
+help:
+	@echo "make demo         run examples/train_digits.py on an embedded backend of its own"
+	@echo "make test         run the whole test suite (PYTEST_ARGS='-k name -x' to choose)"
+	@echo "make test-oldest  run the client's tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make check        lint, types and documentation"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make bench        measure"
+	@echo "make clean        remove what these commands made"
+
+# The shell runs its EXIT trap after Ctrl-C only if it leaves by its own exit.
+demo: $(VENV)/.installed-example
+	@echo "== examples/train_digits.py, data folder $(DEMO_DATA)"
+	@export TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)"; \
+	trap '$(VENV)/bin/tensorage local stop' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	$(VENV)/bin/python examples/train_digits.py
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The SDK of that age ships the auth package under its old name, gotrue, and imports one that has been renamed since.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS) \
+	    -W 'ignore:The `supafunc` package is deprecated:DeprecationWarning'
+
+check: lint types docs
+
+lint: $(VENV)/.installed-check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-check
+	$(VENV)/bin/mypy --strict
+
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx -n -T -W --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+bench: $(VENV)/.installed-bench
+	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	@if [ -x $(VENV)/bin/tensorage ]; then \
+	    TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)" $(VENV)/bin/tensorage local stop; \
+	fi
+	rm -rf $(VENV) $(OLDEST) build dist docs/_build docs/autoapi
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- installation -----------------------------------------------------------------------------------
+
+# Kept, though only on the way to something else.
+.PRECIOUS: %/.pip
+
+# pip installs dependency groups from 25.1 on, and a virtual environment begins with an older one.
+%/.pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tensorage needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0])'
+	@echo "== making $*"
+	@$(PYTHON) -m venv $*
+	@$(call pip,$*) --upgrade 'pip >= 25.1'
+	@touch $@
+
+# The project itself in the same call as a dependency group, so that pip resolves both together.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.pip
+	@echo "== installing tensorage and its dependency group \"$*\" into $(VENV)"
+	@$(call pip,$(VENV)) --editable '.[local]' --group $*
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
+	@echo "== installing tensorage and its oldest dependencies into $(OLDEST)"
+	@$(call pip,$(OLDEST)) packaging
+	@$(OLDEST)/bin/python .ci/floors.py > $(OLDEST)/floors.txt
+	@$(call pip,$(OLDEST)) --editable '.[local]' --group test --constraint $(OLDEST)/floors.txt
+	@touch $@
+
+pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check

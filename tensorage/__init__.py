@@ -1,0 +1,84 @@
+"""Numpy arrays of any size in a Supabase project, given back by numpy slicing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorage.auth import link_to, local, login, signup
+    from tensorage.errors import (
+        AmbiguousKeyError,
+        AuthenticationError,
+        BackendUnavailableError,
+        ChangedError,
+        ConfigurationError,
+        DTypeError,
+        IncompleteTensorError,
+        InvalidInputError,
+        KeyExistsError,
+        KeyNotFoundError,
+        PermissionDeniedError,
+        QuotaExceededError,
+        SchemaError,
+        TensorageError,
+        UnsupportedSelectionError,
+    )
+    from tensorage.session import BackendSession
+    from tensorage.store import TensorStore
+    from tensorage.tensor import Tensor
+    from tensorage.types import Dataset
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "AmbiguousKeyError",
+    "AuthenticationError",
+    "BackendSession",
+    "BackendUnavailableError",
+    "ChangedError",
+    "ConfigurationError",
+    "DTypeError",
+    "Dataset",
+    "IncompleteTensorError",
+    "InvalidInputError",
+    "KeyExistsError",
+    "KeyNotFoundError",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "SchemaError",
+    "Tensor",
+    "TensorStore",
+    "TensorageError",
+    "UnsupportedSelectionError",
+    "__version__",
+    "link_to",
+    "local",
+    "login",
+    "signup",
+]
+
+#: Where each public name is defined. Loaded when first used: the embedded server is a part of this package
+#: and needs none of the client.
+_HOMES = {
+    "BackendSession": "session",
+    "Dataset": "types",
+    "Tensor": "tensor",
+    "TensorStore": "store",
+    "link_to": "auth",
+    "local": "auth",
+    "login": "auth",
+    "signup": "auth",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"tensorage.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

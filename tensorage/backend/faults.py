@@ -1,0 +1,142 @@
+"""What the backend's error answers mean, as errors of ours. No I/O.
+
+SQLSTATEs of class TS are those that tensorage's own SQL raises; the rest are PostgreSQL's, PostgREST's
+(``PGRSTnnn``) and those of the gateway in front of them, which has none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tensorage.errors import (
+    AmbiguousKeyError,
+    AuthenticationError,
+    BackendUnavailableError,
+    ChangedError,
+    IncompleteTensorError,
+    InvalidInputError,
+    KeyExistsError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    SchemaError,
+    TensorageError,
+)
+
+__all__ = ["BackendAnswerError", "Fault", "error_of", "missing_schema"]
+
+_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
+    "TS001": (KeyNotFoundError, "list(store) shows what there is."),
+    "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
+    "TS003": (ChangedError, "Open it again."),
+    "TS004": (IncompleteTensorError, ""),
+    "TS005": (QuotaExceededError, "Delete arrays, or ask the project's administrator for more room."),
+    "TS006": (InvalidInputError, ""),
+    "TS007": (PermissionDeniedError, "Only its owner can change or delete it."),
+    "TS008": (AmbiguousKeyError, "Say whose: store.open(key, owner='...')."),
+    "42501": (PermissionDeniedError, "Log in as a user who may."),
+    "23514": (InvalidInputError, ""),
+    "23505": (KeyExistsError, ""),
+}
+
+#: A function, table or column of ours is not known to this project.
+_SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
+
+
+class BackendAnswerError(Exception):
+    """The backend's own error, chained to ours as its cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error answer of the backend.
+
+    Parameters
+    ----------
+    status
+        HTTP status.
+    code
+        SQLSTATE or PGRST code, ``""`` where the answer has none.
+    """
+
+    status: int
+    code: str
+    message: str
+    details: str = ""
+    hint: str = ""
+
+    @classmethod
+    def parse(cls, status: int, body: bytes) -> Fault:
+        try:
+            answer: Any = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            return cls(status, "", body[:200].decode("utf-8", "replace").strip() or "an empty answer")
+        text = {name: str(value) for name, value in answer.items() if value is not None}
+        message = text.get("message") or text.get("msg") or text.get("error") or "no message"
+        return cls(status, text.get("code", ""), message, text.get("details", ""), text.get("hint", ""))
+
+    @property
+    def is_expired_login(self) -> bool:
+        """The token is not, or no longer, good: a new one may help."""
+        return self.status == 401 and self.code in {"PGRST301", "PGRST302", "PGRST303"}
+
+    @property
+    def is_too_much(self) -> bool:
+        """The request was too large or took too long: a smaller one may pass."""
+        return self.status == 413 or self.code == "57014"
+
+    @property
+    def is_passing(self) -> bool:
+        """The same request may pass a moment later."""
+        return self.status == 429 or (self.status >= 500 and not self.is_too_much and self.code[:2] != "53")
+
+    def __str__(self) -> str:
+        code = f" {self.code}" if self.code else ""
+        return f"HTTP {self.status}{code}: {self.message}" + (f" ({self.details})" if self.details else "")
+
+
+def error_of(fault: Fault, asked: str) -> TensorageError:
+    """The error of ours that a fault is, with the backend's own as its cause.
+
+    Parameters
+    ----------
+    asked
+        What was asked, for the message: ``reading 'weather'``.
+    """
+    error = _error_of(fault, asked)
+    error.__cause__ = BackendAnswerError(str(fault))
+    return error
+
+
+def _error_of(fault: Fault, asked: str) -> TensorageError:
+    known = _BY_CODE.get(fault.code)
+    if known is not None:
+        kind, advice = known
+        return kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
+    if fault.code in _SCHEMA_CODES:
+        return missing_schema(fault.message)
+    if fault.status in {401, 403} or fault.is_expired_login:
+        return AuthenticationError(
+            f"{asked}: the backend refuses the login ({fault.message}). Check the key of the project, and log in again."
+        )
+    if fault.is_too_much:
+        return BackendUnavailableError(
+            f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
+            "Use a smaller chunk_size, or raise the statement timeout of the project."
+        )
+    if 400 <= fault.status < 500 and fault.status != 429:
+        return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
+    return BackendUnavailableError(f"{asked}: the backend fails ({fault}). Try again later.")
+
+
+def missing_schema(why: str) -> SchemaError:
+    """The error that tells how to migrate."""
+    return SchemaError(
+        f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: run "
+        "`supabase db push` on a checkout of tensorage, or paste the output of `tensorage migrations --sql` into "
+        "the SQL editor of the project"
+    )

@@ -1,0 +1,41 @@
+"""A bar for transfers that take long: bytes, rate and time that remains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Advance", "progress"]
+
+#: Tells how many more bytes have arrived.
+Advance = Callable[[int], object]
+
+#: Seconds before a bar is shown: a transfer that is over by then flashes none.
+DELAY_S = 1.0
+
+
+@contextmanager
+def progress(total_bytes: int, what: str, *, quiet: bool) -> Iterator[Advance]:
+    """Show a bar for a transfer of `total_bytes`, in terminals and notebooks, unless `quiet`.
+
+    Parameters
+    ----------
+    what
+        Label of the bar: the key.
+    """
+    if quiet or not _somebody_watches():
+        yield lambda _bytes: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(
+        total=total_bytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=DELAY_S, leave=False
+    ) as bar:
+        yield bar.update
+
+
+def _somebody_watches() -> bool:
+    # A notebook's stderr is no terminal, and shows bars all the same.
+    in_notebook = "ipykernel" in sys.modules
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())

@@ -1,0 +1,119 @@
+"""Requests that carry elements: a header of 40 bytes, JSON, and the elements. No I/O.
+
+The header is big-endian; its counterpart is ``tensorage.parse`` in the SQL::
+
+    0  4  magic "TNSR"           8  8  dataset id         24  4  chunk: elements per block
+    4  2  format version        16  8  index of the       28  4  bytes of JSON that follow
+    6  2  reserved (0)                 first element      32  8  elements that follow
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SCHEMA_VERSION",
+    "Piece",
+    "block_elements",
+    "bytes_of",
+    "header",
+    "pieces_to_send",
+]
+
+#: Version of the binary header.
+FORMAT_VERSION = 1
+
+#: What ``tensorage_version()`` of the project has to answer.
+SCHEMA_VERSION = 1
+
+_HEADER = struct.Struct(">4sHHqqIIq")
+
+
+def header(
+    *, count: int, chunk: int, data_id: int = 0, index: int = 0, meta: Mapping[str, Any] | None = None
+) -> bytes:
+    """First part of a request that carries `count` elements, stored in blocks of at most `chunk`."""
+    encoded = b"" if meta is None else json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
+    return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, chunk, len(encoded), count) + encoded
+
+
+def block_elements(shape: tuple[int, ...], chunk_size: int) -> int:
+    """Elements per block: whole rows of axis 0 where one fits `chunk_size`, else an even part of a row.
+
+    >>> block_elements((60000, 28, 28), 262144)
+    261856
+    >>> block_elements((10, 1000), 400)
+    334
+    """
+    row = 1
+    for extent in shape[1:]:
+        row *= extent
+    if not shape or row == 0:
+        return chunk_size
+    if row <= chunk_size:
+        return chunk_size // row * row
+    parts = -(-row // chunk_size)
+    return -(-row // parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive elements of an array, as they travel.
+
+    Parameters
+    ----------
+    index
+        Position of the first one in the flat array.
+    count
+        How many.
+    elements
+        Their bytes: C order, little-endian.
+    """
+
+    index: int
+    count: int
+    elements: memoryview
+
+
+def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Iterator[Piece]:
+    """Cut an array into pieces of whole blocks, none over `max_bytes` unless a single block is.
+
+    An array that is in C order and little-endian is not copied; of any other, one piece at a time is.
+
+    Parameters
+    ----------
+    array
+        At least one element, of a storable dtype in any byte order.
+    chunk
+        Elements per block, from `block_elements`.
+    """
+    wanted = array.dtype.newbyteorder("<")
+    row = array.size // array.shape[0] if array.ndim else 1
+    per_piece = max(max_bytes // (chunk * wanted.itemsize), 1) * chunk
+    if row > chunk:
+        # Blocks begin anew at each row, so that no piece may reach into the next one.
+        for number in range(array.shape[0]):
+            flat = np.ascontiguousarray(array[number], dtype=wanted).reshape(-1)
+            for first in range(0, row, per_piece):
+                part = flat[first : first + per_piece]
+                yield Piece(number * row + first, part.size, bytes_of(part))
+        return
+    rows = np.atleast_1d(array)
+    rows_per_piece = max(per_piece // row, 1)
+    for first in range(0, rows.shape[0], rows_per_piece):
+        part = np.ascontiguousarray(rows[first : first + rows_per_piece], dtype=wanted).reshape(-1)
+        yield Piece(first * row, part.size, bytes_of(part))
+
+
+def bytes_of(flat: npt.NDArray[Any]) -> memoryview:
+    """Memory of a one-dimensional array, not copied."""
+    # Through uint8: datetime64 and longdouble have no buffer format of their own.
+    return flat.view(np.uint8).data

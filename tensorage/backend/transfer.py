@@ -1,0 +1,255 @@
+"""The byte mover: requests to the functions of the project, in parallel, retried, never as text.
+
+Array bytes go up as ``application/octet-stream`` and come down as ``application/vnd.tensorage``. Every
+function of tensorage is idempotent (writes carry an operation id), so that every request may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.request import getproxies, proxy_bypass
+
+from tensorage.backend.faults import Fault, error_of
+from tensorage.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    import urllib3
+
+__all__ = ["MEDIA_TYPE", "Login", "TooMuchError", "Transfer"]
+
+#: Media type of array bytes, and name of the domain that the reading function returns.
+MEDIA_TYPE = "application/vnd.tensorage"
+
+#: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
+PARALLEL = 4
+
+#: Tries of one request, and seconds before the second one; each further wait is twice as long.
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 10.0
+
+CONNECT_TIMEOUT_S = 10.0
+#: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
+READ_TIMEOUT_S = 60.0
+
+#: Read from the socket at a time: large enough to be cheap, small enough to stay in the cache.
+_READ_BYTES = 256 * 1024
+
+
+class Login(Protocol):
+    """What a transfer needs of a session: the headers of its user, and new ones when they expire."""
+
+    def headers(self) -> Mapping[str, str]:
+        """``apikey`` and ``Authorization``."""
+        ...
+
+    def renew(self, refused: str) -> None:
+        """See to it that the next headers hold another token than the `refused` ``Authorization``."""
+        ...
+
+
+class TooMuchError(Exception):
+    """The request was too large, or took too long: ask for less. Never leaves the engine."""
+
+    def __init__(self, fault: Fault, asked: str) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+        self.asked = asked
+
+
+@dataclass
+class Transfer:
+    """Requests to one project as one login. Safe to use from many threads, and after a fork.
+
+    Parameters
+    ----------
+    base_url
+        URL of the project, without a path.
+    login
+        Whose requests they are.
+    parallel
+        Requests at once in `run`.
+    """
+
+    base_url: str
+    login: Login
+    parallel: int = PARALLEL
+    _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
+    _pool_pid: int = field(default=0, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def call(self, function: str, arguments: Mapping[str, Any], asked: str) -> Any:
+        """Call a function with JSON arguments: its JSON answer.
+
+        Parameters
+        ----------
+        asked
+            What the caller wanted, for error messages: ``opening 'weather'``.
+        """
+        body = [json.dumps(arguments, separators=(",", ":"), allow_nan=False).encode()]
+        return self._request(function, body, "application/json", None, asked)
+
+    def send(self, function: str, parts: Sequence[bytes | memoryview], asked: str) -> Any:
+        """Call a function with `parts`, one after the other, as its one binary argument: its JSON answer."""
+        return self._request(function, parts, "application/octet-stream", None, asked)
+
+    def read_into(self, function: str, arguments: Mapping[str, Any], out: memoryview, asked: str) -> None:
+        """Call a function that answers with bytes, exactly as many as `out` holds, and put them there."""
+        body = [json.dumps(arguments, separators=(",", ":")).encode()]
+        self._request(function, body, "application/json", out, asked)
+
+    def run(self, jobs: Iterable[Callable[[], None]]) -> None:
+        """Do jobs in parallel, taking no more of them from the iterable than are under way.
+
+        The first error ends it: no further job begins, those under way are waited for, and it is raised.
+        """
+        source = iter(jobs)
+        first, second = next(source, None), next(source, None)
+        if first is None:
+            return
+        if second is None:
+            first()
+            return
+        with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
+            running: set[Future[None]] = {pool.submit(first), pool.submit(second)}
+            try:
+                while running:
+                    running |= {pool.submit(job) for job in islice(source, self.parallel - len(running))}
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for finished in done:
+                        finished.result()
+            except BaseException:
+                for waiting in running:
+                    waiting.cancel()
+                raise
+
+    def close(self) -> None:
+        """Close the connections. The next request opens new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        # After a fork the sockets are the parent's: they are let go of, not shut down.
+        if pool is not None and self._pool_pid == os.getpid():
+            pool.clear()
+
+    def _request(
+        self,
+        function: str,
+        body: Sequence[bytes | memoryview],
+        content_type: str,
+        out: memoryview | None,
+        asked: str,
+    ) -> Any:
+        renewed = False
+        attempt = 0
+        while True:
+            headers = {
+                **self.login.headers(),
+                "Content-Type": content_type,
+                "Content-Length": str(sum(len(part) for part in body)),
+                "Accept": "application/json" if out is None else MEDIA_TYPE,
+            }
+            outcome = self._attempt(function, body, headers, out, asked)
+            if not isinstance(outcome, Fault):
+                return outcome
+            if outcome.is_expired_login and not renewed:
+                renewed = True
+                self.login.renew(headers["Authorization"])
+                continue
+            if outcome.is_too_much:
+                raise TooMuchError(outcome, asked)
+            attempt += 1
+            if not outcome.is_passing or attempt >= ATTEMPTS:
+                raise error_of(outcome, asked)
+            time.sleep(min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+
+    def _attempt(
+        self,
+        function: str,
+        body: Sequence[bytes | memoryview],
+        headers: Mapping[str, str],
+        out: memoryview | None,
+        asked: str,
+    ) -> Any:
+        """One try: the answer (``None`` where it went to `out`), or the fault that came instead."""
+        import urllib3
+
+        url = f"{self.base_url}/rest/v1/rpc/{function}"
+        try:
+            response = self._connections().request(
+                "POST",
+                url,
+                body=cast("Iterable[bytes]", body),
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+            try:
+                if not 200 <= response.status < 300:
+                    return Fault.parse(response.status, response.read())
+                if out is None:
+                    return json.loads(response.read())
+                return _fill(out, response, asked)
+            finally:
+                # An answer that was not read to its end leaves its connection unusable: release_conn drops it.
+                response.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            return Fault(503, "", f"{self.base_url} cannot be reached: {reason}")
+        except ValueError as error:
+            raise BackendUnavailableError(
+                f"{asked}: {url} did not answer with JSON ({error}). Is this the URL of a Supabase project?"
+            ) from error
+
+    def _connections(self) -> urllib3.PoolManager:
+        with self._lock:
+            if self._pool is None or self._pool_pid != os.getpid():
+                self._pool, self._pool_pid = _new_pool(self.base_url, self.parallel), os.getpid()
+            return self._pool
+
+
+def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    announced = response.headers.get("Content-Length")
+    if announced is not None and int(announced) != len(out):
+        raise _wrong_size(asked, int(announced), len(out))
+    filled = 0
+    for part in response.stream(_READ_BYTES, decode_content=True):
+        if filled + len(part) > len(out):
+            raise _wrong_size(asked, filled + len(part), len(out))
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled != len(out):
+        raise _wrong_size(asked, filled, len(out))
+
+
+def _wrong_size(asked: str, received: int, expected: int) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"{asked}: the backend sent {received} bytes where {expected} were asked for; nothing is returned"
+    )
+
+
+def _new_pool(base_url: str, parallel: int) -> urllib3.PoolManager:
+    import httpx
+    import urllib3
+
+    scheme, _, rest = base_url.partition("://")
+    host = rest.partition("/")[0]
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
+    return make(
+        maxsize=2 * parallel,
+        block=False,
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+        # The roots that the SDK's own client trusts, so that both reach the same hosts.
+        ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
+    )

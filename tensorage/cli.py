@@ -1,0 +1,191 @@
+"""The ``tensorage`` command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+# Nothing more is loaded here: a command loads what it needs, so that each starts quickly.
+if TYPE_CHECKING:
+    from tensorage.embedded.control import Running
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _EmbeddedGroup(click.Group):
+    """Commands whose errors are explained by their message alone."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"the embedded backend needs {error.name!r}, which is not installed: "
+                "pip install 'tensorage[local]'"
+            ) from error
+        except RuntimeError as error:
+            from tensorage.embedded.folder import EmbeddedError
+
+            if isinstance(error, EmbeddedError):
+                raise click.ClickException(str(error)) from error
+            raise
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tensorage")
+def main() -> None:
+    """Keep numpy arrays of any size in a Supabase project, and get them back by numpy slicing."""
+
+
+@main.group(cls=_EmbeddedGroup)
+def local() -> None:
+    """Run a Supabase-compatible backend on this machine.
+
+    It keeps its data between runs, and serves every program that names the same data folder.
+    """
+
+
+def _data_dir_option(command: _Command) -> _Command:
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False),
+        help="Where the data is.  [default: $TENSORAGE_DATA_DIR, or a folder of the user's own]",
+    )(command)
+
+
+@local.command()
+@_data_dir_option
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port of the API.  [default: the last one, or any]"
+)
+@click.option("--foreground", is_flag=True, help="Stay here, logging to the terminal, until Ctrl-C.")
+def start(data_dir: str | None, port: int | None, foreground: bool) -> None:
+    r"""Start the backend, or find that it runs.
+
+    \b
+    Example:
+      tensorage local start --data-dir ./data --port 54321
+    """
+    from tensorage.embedded import control
+
+    if foreground:
+        _serve_here(data_dir, port)
+    else:
+        click.echo(_as_text(control.start(data_dir, port=port)))
+
+
+@local.command()
+@_data_dir_option
+def stop(data_dir: str | None) -> None:
+    r"""Stop the backend. The data stays.
+
+    \b
+    Example:
+      tensorage local stop --data-dir ./data
+    """
+    from tensorage.embedded import control
+
+    click.echo("stopped" if control.stop(data_dir) else "it was not running")
+
+
+@local.command()
+@_data_dir_option
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json", "env"]), default="text", show_default=True,
+    help="json and env include the keys and passwords.",
+)  # fmt: skip
+def status(data_dir: str | None, output: str) -> None:
+    r"""Tell where the backend is, and its keys.
+
+    \b
+    Examples:
+      tensorage local status
+      eval "$(tensorage local status -o env)"; curl "$API_URL/health"
+    """
+    from tensorage.embedded import control
+
+    running = control.status(data_dir)
+    if running is None:
+        raise click.ClickException("the backend is not running: start it with `tensorage local start`")
+    click.echo(_FORMATS[output](running))
+
+
+@local.command()
+@_data_dir_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset(data_dir: str | None, yes: bool) -> None:
+    r"""Stop the backend and remove all its data.
+
+    \b
+    Example:
+      tensorage local reset --data-dir ./data --yes
+    """
+    from tensorage.embedded import control
+    from tensorage.embedded.folder import DataFolder, data_dir_path
+
+    path = data_dir_path(data_dir)
+    if DataFolder.find(data_dir) is None:
+        click.echo(f"there is no data in {path}")
+        return
+    if not yes:
+        click.confirm(f"Remove {path} and every array and user in it?", abort=True)
+    control.reset(data_dir)
+    click.echo(f"removed {path}")
+
+
+@main.command()
+@click.option("--sql", is_flag=True, help="Print the SQL itself, to be pasted into Supabase's SQL editor.")
+def migrations(sql: bool) -> None:
+    r"""List the files of SQL that a Supabase project needs.
+
+    \b
+    Examples:
+      tensorage migrations
+      tensorage migrations --sql | psql "$DB_URL"
+    """
+    from tensorage.migrations import migration_files
+
+    try:
+        files = migration_files()
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from error
+    for file in files:
+        click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}" if sql else file)
+
+
+def _serve_here(data_dir: str | None, port: int | None) -> None:
+    from tensorage.embedded import control, server
+
+    running = control.status(data_dir)
+    if running is not None:
+        raise click.ClickException(f"it already runs, as process {running.pid}: {running.api_url}")
+    server.run(server.Options(data_dir, port, foreground=True))
+
+
+def _as_text(running: Running) -> str:
+    """Say where the backend is. Keys and passwords are for those who ask for them."""
+    return (
+        f"API URL: {running.api_url}\n"
+        f"Data folder: {running.data_dir}\n"
+        f"Process: {running.pid}\n"
+        "Keys and passwords: tensorage local status -o env"
+    )
+
+
+def _as_json(running: Running) -> str:
+    return json.dumps(running.as_dict(), indent=2)
+
+
+def _as_env(running: Running) -> str:
+    return "\n".join(f"{name}={shlex.quote(value)}" for name, value in running.as_dict().items())
+
+
+_FORMATS = {"text": _as_text, "json": _as_json, "env": _as_env}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""``python -m tensorage.embedded``: the server, in the foreground of whoever starts it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tensorage.embedded.folder import EmbeddedError
+from tensorage.embedded.server import DEFAULT_JWT_LIFETIME_S, Options, run
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT. Why it cannot is all that it prints."""
+    parser = argparse.ArgumentParser(prog="python -m tensorage.embedded", description=__doc__)
+    parser.add_argument("--data-dir", help="data folder (default: the user's own)")
+    parser.add_argument("--port", type=int, help="port of the API (default: the last one, or any)")
+    parser.add_argument("--jwt-lifetime", type=int, default=DEFAULT_JWT_LIFETIME_S, metavar="SECONDS")
+    arguments = parser.parse_args()
+    try:
+        run(Options(arguments.data_dir, arguments.port, arguments.jwt_lifetime))
+    except EmbeddedError as error:
+        print(error, file=sys.stderr)  # noqa: T201  (the one who started it reads it from there)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""``auth.users`` and ``auth.identities``: who there is."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+
+from tensorage.embedded.auth.answers import AuthError, identity_json, user_json
+
+if TYPE_CHECKING:
+    from tensorage.embedded.database import Connection
+
+_EMAIL_INDEX = "users_email_partial_key"
+
+
+@dataclass(frozen=True)
+class User:
+    """A user, as applications see it, and whether they are locked out."""
+
+    json: dict[str, Any] = field(repr=False)
+    is_banned: bool
+
+    @property
+    def id(self) -> UUID:
+        return UUID(self.json["id"])
+
+
+@dataclass(frozen=True)
+class Login:
+    """What a password is checked against."""
+
+    user_id: UUID
+    encrypted_password: str | None = field(repr=False)
+    is_banned: bool
+
+
+async def find_user(connection: Connection, user_id: UUID) -> User | None:
+    row = await connection.fetchrow(
+        """
+        select id, aud, role, email, phone, is_anonymous, coalesce(banned_until > now(), false) as is_banned,
+               coalesce(raw_app_meta_data, '{}') as app_metadata,
+               coalesce(raw_user_meta_data, '{}') as user_metadata,
+               email_confirmed_at, confirmed_at, last_sign_in_at,
+               coalesce(created_at, 'epoch') as created_at, updated_at
+        from auth.users where id = $1 and deleted_at is null
+        """,
+        user_id,
+    )
+    if row is None:
+        return None
+    identities = await connection.fetch(
+        """
+        select id, provider_id, user_id, identity_data, provider, last_sign_in_at,
+               coalesce(created_at, 'epoch') as created_at, updated_at, email
+        from auth.identities where user_id = $1 order by created_at, id
+        """,
+        user_id,
+    )
+    user = _with_json(row, "app_metadata", "user_metadata")
+    return User(
+        user_json(user, [identity_json(_with_json(each, "identity_data")) for each in identities]),
+        row["is_banned"],
+    )
+
+
+async def find_login(connection: Connection, email: str) -> Login | None:
+    """How the user of an address in lower case logs in."""
+    row = await connection.fetchrow(
+        """
+        select id, encrypted_password, coalesce(banned_until > now(), false) as is_banned
+        from auth.users where lower(email) = $1 and not is_sso_user and deleted_at is null
+        """,
+        email,
+    )
+    return Login(row["id"], row["encrypted_password"], row["is_banned"]) if row is not None else None
+
+
+async def find_password(connection: Connection, user_id: UUID) -> str | None:
+    password: str | None = await connection.fetchval(
+        "select encrypted_password from auth.users where id = $1", user_id
+    )
+    return password
+
+
+async def create_user(
+    connection: Connection, email: str, encrypted_password: str, metadata: dict[str, Any]
+) -> UUID:
+    """Make a user whose address counts as confirmed.
+
+    Raises
+    ------
+    AuthError
+        If the address is taken, even a moment ago.
+    """
+    user_id = uuid.uuid4()
+    claims = {"sub": str(user_id), "email": email, "email_verified": False, "phone_verified": False}
+    try:
+        await connection.execute(
+            """
+            insert into auth.users (
+                instance_id, id, aud, role, email, encrypted_password, email_confirmed_at, last_sign_in_at,
+                raw_app_meta_data, raw_user_meta_data, created_at, updated_at,
+                confirmation_token, recovery_token, email_change, email_change_token_new)
+            values (
+                $1, $2, 'authenticated', 'authenticated', $3, $4, now(), now(),
+                '{"provider": "email", "providers": ["email"]}', $5, now(), now(), '', '', '', '')
+            """,
+            UUID(int=0),
+            user_id,
+            email,
+            encrypted_password,
+            json.dumps({**metadata, **claims, "email_verified": True}),
+        )
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != _EMAIL_INDEX:
+            raise
+        raise user_already_exists() from error
+    await connection.execute(
+        """
+        insert into auth.identities
+               (provider_id, user_id, identity_data, provider, last_sign_in_at, created_at, updated_at)
+        values ($1::uuid::text, $1, $2, 'email', now(), now(), now())
+        """,
+        user_id,
+        json.dumps({**metadata, **claims}),
+    )
+    return user_id
+
+
+async def note_login(connection: Connection, login: Login) -> bool:
+    """Record that the user logs in, unless the password is another one by now.
+
+    Belongs in the transaction that opens the session: a change of the password that goes on at the same time
+    waits for it and then ends that session, or comes first and is found here.
+    """
+    user_id: UUID | None = await connection.fetchval(
+        """
+        update auth.users set last_sign_in_at = now(), updated_at = now()
+        where id = $1 and encrypted_password = $2 and deleted_at is null
+        returning id
+        """,
+        login.user_id,
+        login.encrypted_password,
+    )
+    await connection.execute(
+        "update auth.identities set last_sign_in_at = now(), updated_at = now() where user_id = $1", user_id
+    )
+    return user_id is not None
+
+
+async def change_password(connection: Connection, user_id: UUID, encrypted_password: str) -> None:
+    await connection.execute(
+        "update auth.users set encrypted_password = $2, updated_at = now() where id = $1",
+        user_id,
+        encrypted_password,
+    )
+
+
+async def change_email(connection: Connection, user_id: UUID, email: str) -> None:
+    """Give the user another address, which counts as confirmed."""
+    claims = json.dumps({"email": email})
+    try:
+        await connection.execute(
+            """
+            update auth.users
+            set email = $2, email_confirmed_at = now(), updated_at = now(),
+                raw_user_meta_data = coalesce(raw_user_meta_data, '{}') || $3
+            where id = $1
+            """,
+            user_id,
+            email,
+            claims,
+        )
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != _EMAIL_INDEX:
+            raise
+        message = "A user with this email address has already been registered"
+        raise AuthError(422, "email_exists", message) from error
+    await connection.execute(
+        """
+        update auth.identities set identity_data = identity_data || $2, updated_at = now()
+        where user_id = $1 and provider = 'email'
+        """,
+        user_id,
+        claims,
+    )
+
+
+async def change_metadata(connection: Connection, user_id: UUID, changes: dict[str, Any]) -> None:
+    """Merge `changes` into the user's own metadata; a null takes its key away."""
+    await connection.execute(
+        """
+        update auth.users
+        set raw_user_meta_data = (coalesce(raw_user_meta_data, '{}') || $2) - $3::text[], updated_at = now()
+        where id = $1
+        """,
+        user_id,
+        json.dumps({key: value for key, value in changes.items() if value is not None}),
+        [key for key, value in changes.items() if value is None],
+    )
+
+
+def user_already_exists() -> AuthError:
+    return AuthError(422, "user_already_exists", "User already registered")
+
+
+def _with_json(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
+    """Parse the row's jsonb columns, which the driver gives as text."""
+    return {**row, **{column: json.loads(row[column]) for column in columns}}

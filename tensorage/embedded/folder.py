@@ -1,0 +1,313 @@
+"""The data folder of an embedded backend: its files, its secrets, its locks.
+
+::
+
+    tensorage.json    says that the folder is ours, and the version of its format
+    secrets.json      JWT secret, API keys, passwords
+    ports.json        the ports of the last run, taken again where they are free
+    server.json       the running server: there only while one runs
+    server.lock       held by the server as long as it lives
+    control.lock      held while somebody starts, stops or resets the server
+    server.log        log of the server and of PostgreSQL (two files of a bounded size)
+    start.log         what the last start printed, that is: why it failed
+    postgres/         PostgreSQL's own data folder
+    storage/          the bytes of Storage's objects
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+#: Where the backend lives when nobody says where.
+DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"
+
+#: Raised when an older release could not use the folder any more.
+FORMAT_VERSION = 1
+
+#: Database roles that log in with a password of their own.
+LOGIN_ROLES = ("supabase_admin", "postgres", "authenticator", "supabase_auth_admin", "supabase_storage_admin")
+
+_TEMPORARY_PREFIX = ".tensorage-"
+_DEFAULT_EMAIL = "local@tensorage.localhost"
+
+
+class EmbeddedError(RuntimeError):
+    """Something about the embedded backend that its message explains."""
+
+
+class FolderError(EmbeddedError):
+    """The data folder cannot be used."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What makes a data folder's backend its own, made once and never changed.
+
+    Parameters
+    ----------
+    jwt_secret
+        The HS256 key of every token.
+    anon_key, service_role_key
+        The project's API keys.
+    email, password
+        The user that :func:`tensorage.local` logs in when told no other.
+    database_passwords
+        Of every role in `LOGIN_ROLES`.
+    """
+
+    jwt_secret: str = field(repr=False)
+    anon_key: str = field(repr=False)
+    service_role_key: str = field(repr=False)
+    email: str
+    password: str = field(repr=False)
+    database_passwords: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Secrets:
+        # Who only reads a folder need not load the JWT library.
+        from tensorage.embedded.tokens import Tokens, new_secret
+
+        jwt_secret = new_secret()
+        tokens = Tokens(jwt_secret)
+        return cls(
+            jwt_secret=jwt_secret,
+            anon_key=tokens.api_key("anon"),
+            service_role_key=tokens.api_key("service_role"),
+            email=_DEFAULT_EMAIL,
+            password=secrets.token_urlsafe(18),
+            database_passwords={role: secrets.token_urlsafe(24) for role in LOGIN_ROLES},
+        )
+
+    def database_url(self, role: str, port: int) -> str:
+        """URL at which `role` reaches the PostgreSQL that listens on `port`."""
+        return f"postgresql://{role}:{self.database_passwords[role]}@127.0.0.1:{port}/postgres"
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What a server says of itself to other processes.
+
+    Parameters
+    ----------
+    pid, create_time
+        Of the process; the time (seconds since the epoch) tells it from a later one of the same pid.
+    api_port, postgres_port
+        Where it listens.
+    jwt_lifetime_s
+        Seconds for which its access tokens are good.
+    ready
+        False while it is still starting.
+    """
+
+    pid: int
+    create_time: float
+    api_port: int
+    postgres_port: int
+    jwt_lifetime_s: int
+    ready: bool = False
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of a data folder's last run."""
+
+    api: int = 0
+    postgres: int = 0
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder that holds one embedded backend. Made by :meth:`open` and :meth:`find`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, data_dir: str | os.PathLike[str] | None = None) -> DataFolder:
+        """Take the folder, created with mode 0700 where there is none.
+
+        Raises
+        ------
+        FolderError
+            It is somebody else's, of a newer release, a file, or cannot be written.
+        """
+        folder = cls(data_dir_path(data_dir))
+        with _refusals_explained(folder.path):
+            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not folder.is_ours():
+                folder.check_empty()
+                write_private(folder.path / "tensorage.json", json.dumps({"format": FORMAT_VERSION}))
+            folder.check_format()
+            if not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return folder
+
+    @classmethod
+    def find(cls, data_dir: str | os.PathLike[str] | None = None) -> DataFolder | None:
+        """Take the folder if it is there and ours; nothing is created."""
+        folder = cls(data_dir_path(data_dir))
+        with _refusals_explained(folder.path):
+            if not folder.is_ours():
+                return None
+            folder.check_format()
+            return folder
+
+    def is_ours(self) -> bool:
+        return (self.path / "tensorage.json").is_file()
+
+    def check_empty(self) -> None:
+        # Another process may be at this very point, its temporary file already there.
+        strangers = [
+            entry.name for entry in self.path.iterdir() if not entry.name.startswith(_TEMPORARY_PREFIX)
+        ]
+        # Looked at again: by now the other process may have made the folder ours.
+        if strangers and not self.is_ours():
+            raise FolderError(
+                f"{self.path} holds other files ({min(strangers)!r}, ...) and is no data folder of "
+                "tensorage: choose an empty or a new one"
+            )
+
+    def check_format(self) -> None:
+        found = self._read_json("tensorage.json").get("format")
+        if not isinstance(found, int):
+            raise FolderError(
+                f"{self.path / 'tensorage.json'} does not say the folder's format: it is damaged"
+            )
+        if found > FORMAT_VERSION:
+            raise FolderError(
+                f"the data folder {self.path} was made by a newer release of tensorage (its format is "
+                f"{found}, this release knows {FORMAT_VERSION}): upgrade tensorage, or choose another folder"
+            )
+
+    @property
+    def postgres_dir(self) -> Path:
+        return self.path / "postgres"
+
+    @property
+    def storage_dir(self) -> Path:
+        return self.path / "storage"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "server.log"
+
+    @property
+    def start_log_file(self) -> Path:
+        return self.path / "start.log"
+
+    def server_lock(self) -> FileLock:
+        return FileLock(self.path / "server.lock", mode=0o600, poll_interval=0.02)
+
+    def control_lock(self) -> FileLock:
+        return FileLock(self.path / "control.lock", mode=0o600, poll_interval=0.02)
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it. Only for the holder of both locks."""
+        marker = self.path / "tensorage.json"
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != marker:
+                entry.unlink()
+        # Last, so that after a crash in the middle the folder is still known as ours.
+        marker.unlink()
+        with contextlib.suppress(OSError):
+            # Not ours to insist: it may be a mount point, or somebody may be beginning anew in it.
+            self.path.rmdir()
+
+    def read_secrets(self) -> Secrets:
+        return Secrets(**self._read_json("secrets.json"))
+
+    def make_secrets(self) -> Secrets:
+        """Secrets of a folder that may be new. Only for the holder of the server's lock."""
+        if (self.path / "secrets.json").exists():
+            return self.read_secrets()
+        if self.postgres_dir.exists():
+            raise FolderError(
+                f"{self.path / 'secrets.json'} is gone, and with it the passwords of the database beside it: "
+                "put the file back, or begin anew with `tensorage local reset`"
+            )
+        made = Secrets.new()
+        self._write_json("secrets.json", made)
+        return made
+
+    def read_state(self) -> ServerState | None:
+        """Read what the last server said of itself. It may have died since."""
+        try:
+            return ServerState(**self._read_json("server.json"))
+        except FileNotFoundError:
+            return None
+
+    def write_state(self, state: ServerState) -> None:
+        self._write_json("server.json", state)
+
+    def remove_state(self) -> None:
+        (self.path / "server.json").unlink(missing_ok=True)
+
+    def read_ports(self) -> Ports:
+        try:
+            return Ports(**self._read_json("ports.json"))
+        except FileNotFoundError:
+            return Ports()
+
+    def write_ports(self, ports: Ports) -> None:
+        self._write_json("ports.json", ports)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise FolderError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise FolderError(f"{path} is damaged: it holds no JSON object")
+        return content
+
+    def _write_json(self, name: str, record: Secrets | ServerState | Ports) -> None:
+        write_private(self.path / name, json.dumps(asdict(record), indent=2))
+
+
+@contextmanager
+def _refusals_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(
+            f"the data folder {path} cannot be used ({error.strerror}): choose another one, with --data-dir, "
+            f"data_dir= or {DATA_DIR_VARIABLE}"
+        ) from error
+
+
+def data_dir_path(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Absolute path of the data folder: as told, as the environment says, or the user's own."""
+    chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    path = Path(chosen) if chosen else platformdirs.user_data_path("tensorage") / "local"
+    return path.expanduser().resolve()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file of mode 0600 so that readers and crashes see the old one or the new one, whole."""
+    # mkstemp makes it 0600 whatever the umask.
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

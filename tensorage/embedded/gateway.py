@@ -1,0 +1,94 @@
+"""The routes of the server, and what hosted Supabase's API gateway does in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from tensorage.embedded.auth import AuthApi
+from tensorage.embedded.database import Database
+from tensorage.embedded.rest import RestApi
+from tensorage.embedded.storage import StorageApi
+from tensorage.embedded.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server needs to know to serve one data folder.
+
+    Parameters
+    ----------
+    rest_dsn, auth_dsn
+        How to reach PostgreSQL as ``authenticator`` and as ``supabase_auth_admin``.
+    storage_dir
+        Where the bytes of Storage's objects are kept.
+    jwt_secret
+        The HS256 key of every token.
+    anon_key, service_role_key
+        The project's API keys.
+    jwt_lifetime_s
+        Seconds for which an access token is good (hosted Supabase: 3600).
+    """
+
+    rest_dsn: str = field(repr=False)
+    auth_dsn: str = field(repr=False)
+    storage_dir: Path
+    jwt_secret: str = field(repr=False)
+    anon_key: str = field(repr=False)
+    service_role_key: str = field(repr=False)
+    jwt_lifetime_s: int = 3600
+
+
+def build_app(settings: Settings) -> Starlette:
+    """The ASGI application. Its lifespan opens and closes the pools."""
+    tokens = Tokens(settings.jwt_secret)
+    rest_database, auth_database = Database(settings.rest_dsn), Database(settings.auth_dsn, max_size=4)
+    keys = frozenset({settings.anon_key, settings.service_role_key})
+    rest = RestApi(rest_database, tokens)
+    auth = AuthApi(auth_database, tokens, api_keys=keys, jwt_lifetime_s=settings.jwt_lifetime_s)
+
+    storage = StorageApi(rest_database, tokens, settings.storage_dir)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await rest_database.open()
+        await auth_database.open()
+        await rest.start()
+        await storage.start()
+        try:
+            yield
+        finally:
+            await rest.stop()
+            await rest_database.close()
+            await auth_database.close()
+
+    async def health(_request: Request) -> JSONResponse:
+        return JSONResponse({"name": "tensorage", "status": "ok"})
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Mount("/auth/v1", app=auth),
+            Mount("/rest/v1", app=rest),
+            Mount("/storage/v1", app=storage),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["Content-Range", "Content-Location", "Proxy-Status", "Preference-Applied"],
+            )
+        ],
+        lifespan=lifespan,
+    )

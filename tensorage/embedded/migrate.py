@@ -1,0 +1,120 @@
+"""The SQL of a cluster: once, what a hosted Supabase project comes with; then the project's migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import asyncpg
+
+from tensorage.embedded.folder import EmbeddedError
+
+_BOOTSTRAP_FILES = Path(__file__).parent / "sql"
+
+#: Where the Supabase CLI, too, remembers what it applied.
+_HISTORY = """
+create schema if not exists supabase_migrations;
+create table if not exists supabase_migrations.schema_migrations (
+    version text primary key,
+    statements text[],
+    name text
+);
+"""
+
+
+_REMEMBER = """
+insert into supabase_migrations.schema_migrations (version, name, statements) values ($1, $2, $3)
+"""
+
+
+class MigrationError(EmbeddedError):
+    """A file of SQL that PostgreSQL refused."""
+
+
+async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
+    """Make roles and schemas as on hosted Supabase in a new cluster, all of it or nothing.
+
+    Parameters
+    ----------
+    superuser_dsn
+        How to reach the cluster as its superuser.
+    passwords
+        Of the roles that log in.
+
+    Returns
+    -------
+    bool
+        False where it had been done.
+    """
+    connection = await asyncpg.connect(superuser_dsn)
+    try:
+        if await connection.fetchval("select exists (select from pg_roles where rolname = 'authenticator')"):
+            return False
+        async with connection.transaction():
+            for file, sql in _read(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
+                await _execute(connection, file, sql)
+            for role, password in passwords.items():
+                # A utility statement takes no parameters: quoting is left to PostgreSQL.
+                alter = "select format('alter role %I password %L', $1::text, $2::text)"
+                await connection.execute(await connection.fetchval(alter, role, password))
+    finally:
+        await connection.close()
+    return True
+
+
+async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
+    """Apply the migrations that the database has not had yet, each in a transaction of its own.
+
+    Parameters
+    ----------
+    dsn
+        How to reach the database as the role that owns the project's tables.
+    files
+        Migrations, named ``<version>_<name>.sql``, in order.
+
+    Returns
+    -------
+    list of str
+        Names of the files applied.
+
+    Raises
+    ------
+    MigrationError
+        PostgreSQL refused one. Those before it are applied, nothing of it is.
+    """
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(_HISTORY)
+        rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
+        done = {row["version"] for row in rows}
+        new = [file for file in files if _version_and_name(file)[0] not in done]
+        for file, sql in _read(new):
+            async with connection.transaction():
+                await _execute(connection, file, sql)
+                await connection.execute(_REMEMBER, *_version_and_name(file), [sql])
+    finally:
+        await connection.close()
+    return [file.name for file in new]
+
+
+def _read(files: Sequence[Path]) -> list[tuple[Path, str]]:
+    return [(file, file.read_text("utf-8")) for file in files]
+
+
+async def _execute(connection: asyncpg.Connection[asyncpg.Record], file: Path, sql: str) -> None:
+    try:
+        await connection.execute(sql)
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"{file} cannot be applied: {_explain(error)}") from error
+
+
+def _explain(error: asyncpg.PostgresError) -> str:
+    """PostgreSQL's message, with what it says besides."""
+    extras = {"detail": error.detail, "hint": error.hint, "where": error.context}
+    said = "".join(f"\n{label.upper()}: {text}" for label, text in extras.items() if text)
+    return f"{error.sqlstate}: {error.message}{said}"
+
+
+def _version_and_name(file: Path) -> tuple[str, str]:
+    version, _, name = file.stem.partition("_")
+    return version, name

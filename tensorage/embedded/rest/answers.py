@@ -1,0 +1,188 @@
+"""Results to HTTP answers. Pure functions, no I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from tensorage.embedded.rest.calls import HEEDED as CALL_HEEDED
+from tensorage.embedded.rest.catalogue import Routine
+from tensorage.embedded.rest.errors import ApiError, is_header
+from tensorage.embedded.rest.headers import Format, Preferences, RowRange
+from tensorage.embedded.rest.tables import HEEDED as TABLE_HEEDED
+from tensorage.embedded.rest.tables import Write
+from tensorage.embedded.rest.terms import Query
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer; the names of its headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def error_answer(error: ApiError) -> Answer:
+    headers = {
+        "content-type": "application/json; charset=utf-8",
+        "proxy-status": f"PostgREST; error={error.code}",
+        **error.headers,
+    }
+    return Answer(error.status, headers, error.body)
+
+
+def allow_answer(methods: str) -> Answer:
+    return Answer(200, {"allow": methods})
+
+
+def read_answer(
+    name: str, query: Query, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
+) -> Answer:
+    """Answer to a read of a table or view."""
+    location = f"/{quote(name)}" + (f"?{query.canonical}" if query.canonical else "")
+    page = _page(rows, result)
+    headers = {
+        "content-range": page.content_range,
+        "content-location": location,
+        "content-type": form.content_type,
+        **_applied(preferences, TABLE_HEEDED["GET"]),
+    }
+    return _finished(_page_answer(page, headers, result), result)
+
+
+def call_answer(
+    routine: Routine, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
+) -> Answer:
+    """Answer to a call of a function."""
+    page = _page(rows, result)
+    headers = {"content-range": page.content_range, **_applied(preferences, CALL_HEEDED)}
+    if routine.returns_void:
+        return _finished(Answer(204, headers), result)
+    headers["content-type"] = form.content_type
+    return _finished(_page_answer(page, headers, result), result)
+
+
+def write_answer(write: Write, form: Format, result: Result) -> Answer:
+    """Answer to a change of a table or view."""
+    affected = result["page_total"]
+    total = affected if write.preferences.count else "*"
+    headers = _applied(write.preferences, write.heeded)
+    if write.method == "PATCH":
+        headers["content-range"] = f"{_span(0, affected)}/{total}"
+    elif write.method != "PUT":
+        headers["content-range"] = f"*/{total}"
+    if result.get("location"):
+        query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in result["location"])
+        headers["location"] = f"/{quote(write.table.name)}?{query}"
+    if write.preferences.returning != "representation":
+        return _finished(Answer(201 if write.method == "POST" else 204, headers), result)
+    headers["content-type"] = form.content_type
+    return _finished(Answer(_written_status(write, result), headers, result["body"].encode()), result)
+
+
+def _written_status(write: Write, result: Result) -> int:
+    if write.method in ("PATCH", "DELETE"):
+        return 200
+    updated = result.get("updated_total", 0)
+    nothing_new = write.is_upsert and result["page_total"] <= updated
+    return 200 if nothing_new and write.preferences.resolution != "ignore-duplicates" else 201
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    offset: int
+    count: int
+    total: int | None
+
+    @property
+    def content_range(self) -> str:
+        return f"{_span(self.offset, self.count)}/{'*' if self.total is None else self.total}"
+
+    @property
+    def status(self) -> int:
+        if self.total is None or self.count >= self.total:
+            return 200
+        if self.offset > self.total:
+            return 416
+        return 206
+
+
+def _page(rows: RowRange, result: Result) -> _Page:
+    return _Page(rows.offset, result["page_total"], result["total"])
+
+
+def _span(first: int, count: int) -> str:
+    return f"{first}-{first + count - 1}" if count else "*"
+
+
+def _page_answer(page: _Page, headers: dict[str, str], result: Result) -> Answer:
+    body = result["body"]
+    if page.status == 416:
+        details = f"An offset of {page.offset} was requested, but there are only {page.total} rows."
+        error = ApiError(416, "PGRST103", "Requested range not satisfiable", details=details)
+        refusal = error_answer(error)
+        return Answer(416, {**headers, **refusal.headers}, refusal.body)
+    return Answer(page.status, headers, body.encode() if isinstance(body, str) else body or b"")
+
+
+def _applied(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]:
+    applied = preferences.applied(heeded)
+    return {"preference-applied": applied} if applied else {}
+
+
+def check_result(form: Format, preferences: Preferences, result: Result) -> None:
+    """Refuse a result that is not what the request insists on, so that its transaction is rolled back."""
+    count, most = result["page_total"], preferences.strict_max_affected
+    if most is not None and count > most:
+        message = "Query result exceeds max-affected preference constraint"
+        raise ApiError(400, "PGRST124", message, details=f"The query affects {count} rows")
+    if form.singular and count != 1:
+        message = "Cannot coerce the result to a single JSON object"
+        raise ApiError(406, "PGRST116", message, details=f"The result contains {count} rows")
+
+
+def _finished(answer: Answer, result: Result) -> Answer:
+    """Give the answer the status and headers that a function set in ``response.status`` and ``.headers``."""
+    status, headers = result["response_status"], result["response_headers"]
+    if status is None and headers is None:
+        return answer
+    own = _own_headers(headers) if headers is not None else {}
+    return Answer(
+        answer.status if status is None else _own_status(status), {**answer.headers, **own}, answer.body
+    )
+
+
+def _own_status(text: str) -> int:
+    if not re.fullmatch(r"[2-5]\d\d", text, re.ASCII):
+        raise ApiError(500, "PGRST112", "response.status guc must be a valid status code")
+    return int(text)
+
+
+def _own_headers(text: str) -> dict[str, str]:
+    problem = ApiError(
+        500,
+        "PGRST111",
+        "response.headers guc must be a JSON array composed of objects with a single key and a string value",
+    )
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise problem from error
+    found = {}
+    if not isinstance(entries, list):
+        raise problem
+    for entry in entries:
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise problem
+        ((name, value),) = entry.items()
+        if not is_header(name, value):
+            raise problem
+        found[name.lower()] = value
+    return found

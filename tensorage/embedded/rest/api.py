@@ -1,0 +1,191 @@
+"""The ASGI application: one request in, one transaction, one answer out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import asyncpg
+
+from tensorage.embedded.database import Caller, Database
+from tensorage.embedded.rest import errors
+from tensorage.embedded.rest.answers import (
+    Answer,
+    Result,
+    allow_answer,
+    call_answer,
+    check_result,
+    error_answer,
+    read_answer,
+    write_answer,
+)
+from tensorage.embedded.rest.caller import ANONYMOUS, identify
+from tensorage.embedded.rest.calls import CallPlan, CallRequest, plan_call
+from tensorage.embedded.rest.catalogue import Catalogue
+from tensorage.embedded.rest.errors import ApiError
+from tensorage.embedded.rest.headers import Format, Preferences
+from tensorage.embedded.rest.payload import ClientGoneError, Receive
+from tensorage.embedded.rest.query import parse_query
+from tensorage.embedded.rest.request import (
+    METHODS,
+    MUTATIONS,
+    SCHEMA,
+    Request,
+    Scope,
+    Send,
+    call_arguments,
+    named_schema,
+    read_request,
+    send_answer,
+    table_payload,
+)
+from tensorage.embedded.rest.routines import routine_named
+from tensorage.embedded.rest.schema_cache import SchemaCache
+from tensorage.embedded.rest.sql import Statement
+from tensorage.embedded.rest.tables import Write, check_put_happened, read_statement, write_statement
+from tensorage.embedded.rest.terms import Query
+from tensorage.embedded.tokens import Tokens
+
+_NO_QUERY: Final = Query()
+
+#: How many different calls are remembered, with their SQL.
+_REMEMBERED_CALLS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A statement, how it is run, and what its result has to be."""
+
+    statement: Statement
+    form: Format
+    preferences: Preferences
+    read_only: bool = False
+    is_put: bool = False
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+class RestApi:
+    """PostgREST's protocol over one schema.
+
+    Parameters
+    ----------
+    database
+        Logged in as ``authenticator``.
+    tokens
+        Verifies the bearer tokens.
+    """
+
+    def __init__(self, database: Database, tokens: Tokens) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._schema_cache = SchemaCache(database, SCHEMA)
+        self._planned_for: Catalogue | None = None
+        self._call_plans: dict[CallRequest, CallPlan] = {}
+
+    async def start(self) -> None:
+        """Load the schema cache and listen for ``notify pgrst, 'reload schema'``."""
+        await self._schema_cache.start()
+
+    async def stop(self) -> None:
+        await self._schema_cache.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._answer(read_request(scope, receive))
+        except ClientGoneError:
+            return
+        except ApiError as error:
+            answer = error_answer(error)
+        await send_answer(send, answer, head=scope["method"] == "HEAD")
+
+    async def _answer(self, request: Request) -> Answer:
+        caller = identify(request.headers, self._tokens)
+        if request.method not in METHODS:
+            raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {request.method}")
+        profile = named_schema(request)
+        answer = await self._answer_path(request, caller)
+        if profile is not None and "content-type" in answer.headers:
+            return replace(answer, headers={**answer.headers, "content-profile": profile})
+        return answer
+
+    async def _answer_path(self, request: Request, caller: Caller) -> Answer:
+        match request.path.removeprefix("/").split("/"):
+            case [name] if name and "\0" not in name:
+                return await self._answer_table(request, caller, name)
+            case ["rpc", name] if name and "\0" not in name:
+                return await self._answer_call(request, caller, name)
+            case [""]:
+                raise ApiError(404, "PGRST126", "Root endpoint metadata is disabled")
+            case _:
+                raise ApiError(404, "PGRST125", "Invalid path specified in request URL")
+
+    async def _answer_table(self, request: Request, caller: Caller, name: str) -> Answer:
+        table = self._schema_cache.catalogue.table(name)
+        if request.method == "OPTIONS":
+            return allow_answer(table.methods)
+        query, preferences, form = parse_query(request.query_string), request.preferences, request.format()
+        if request.is_read:
+            rows = request.rows(query)
+            read = _Work(
+                read_statement(table, query, rows, preferences, form), form, preferences, read_only=True
+            )
+            result = await self._run(request, caller, read)
+            return read_answer(name, query, rows, preferences=preferences, form=form, result=result)
+        method = MUTATIONS[request.method]
+        payload = None if method == "DELETE" else await table_payload(request, query)
+        write = Write(method, table, query, preferences, payload)
+        work = _Work(write_statement(write, form), form, preferences, is_put=method == "PUT")
+        return write_answer(write, form, await self._run(request, caller, work))
+
+    async def _answer_call(self, request: Request, caller: Caller, name: str) -> Answer:
+        if request.method == "OPTIONS":
+            return allow_answer(routine_named(self._schema_cache.catalogue, name).methods)
+        if not request.is_read and request.method != "POST":
+            raise ApiError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
+        query, preferences = parse_query(request.query_string, arguments=request.is_read), request.preferences
+        arguments, body = await call_arguments(request, query)
+        rows, accept = request.rows(query), request.headers.get("accept", "")
+        plan = self._call_plan(CallRequest(name, arguments, query, preferences, rows, accept))
+        work = _Work(
+            plan.statement.with_body(body),
+            plan.form,
+            preferences,
+            read_only=request.is_read or not plan.routine.is_volatile,
+            settings=plan.routine.settings,
+        )
+        result = await self._run(request, caller, work)
+        return call_answer(plan.routine, rows, preferences=preferences, form=plan.form, result=result)
+
+    def _call_plan(self, asked: CallRequest) -> CallPlan:
+        """Plan a call; what most calls of a busy client have in common is worked out once."""
+        catalogue = self._schema_cache.catalogue
+        if asked.query != _NO_QUERY:
+            return plan_call(catalogue, asked)
+        if self._planned_for is not catalogue or len(self._call_plans) >= _REMEMBERED_CALLS:
+            self._planned_for, self._call_plans = catalogue, {}
+        plan = self._call_plans.get(asked)
+        if plan is None:
+            plan = self._call_plans[asked] = plan_call(catalogue, asked)
+        return plan
+
+    async def _run(self, request: Request, caller: Caller, work: _Work) -> Result:
+        """Run the statement in a transaction of its own, and give the one row that it answers."""
+        role_settings = self._schema_cache.catalogue.role_settings.get(caller.role, {})
+        settings = request.settings | role_settings | dict(work.settings)
+        try:
+            async with self._database.transaction(
+                caller, read_only=work.read_only, settings=settings
+            ) as connection:
+                (row,) = await connection.fetch(work.statement.text, *work.statement.values)
+                result = dict(row)
+                # What is not as the request insists is rolled back.
+                check_result(work.form, work.preferences, result)
+                if work.is_put:
+                    check_put_happened(result["page_total"])
+                return result
+        except errors.CONNECTION_ERRORS as error:
+            if isinstance(error, ValueError):
+                raise  # a parameter of the wrong type is a fault of ours, not of the connection
+            raise errors.unavailable(error) from error
+        except asyncpg.PostgresError as error:
+            raise errors.from_postgres(error, authenticated=caller.role != ANONYMOUS) from error

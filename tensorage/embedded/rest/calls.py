@@ -1,0 +1,172 @@
+"""The statement that calls a function and answers its result. Pure functions."""
+
+# ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tensorage.embedded.rest.catalogue import Catalogue, Parameter, Routine
+from tensorage.embedded.rest.errors import ApiError, not_implemented
+from tensorage.embedded.rest.headers import CSV, Format, Preferences, RowRange, negotiate
+from tensorage.embedded.rest.routines import Arguments, Call, find_call
+from tensorage.embedded.rest.sql import (
+    BODY,
+    RESPONSE_SETTINGS,
+    Source,
+    Statement,
+    Values,
+    answer_rows,
+    identifier,
+    qualified,
+    rows_body,
+)
+from tensorage.embedded.rest.terms import Query
+
+HEEDED: Final = frozenset({"count", "handling", "max-affected"})
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """A call as it was asked for, but for its body."""
+
+    name: str
+    arguments: Arguments
+    query: Query
+    preferences: Preferences
+    rows: RowRange
+    accept: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What answers a call. The statement's values have a place for the body."""
+
+    routine: Routine
+    form: Format
+    statement: Statement
+
+
+def plan_call(catalogue: Catalogue, asked: CallRequest) -> CallPlan:
+    """Find the function that is meant, and write the statement that calls it.
+
+    Raises
+    ------
+    ApiError
+        Where there is no such function, or its result cannot be what is asked for.
+    """
+    call = find_call(catalogue, asked.name, asked.arguments)
+    routine = call.routine
+    form = negotiate(asked.accept, own=routine.media_type, rows=routine.returns_rows)
+    _check(routine, asked)
+    writer = _CallWriter(call, asked, form, Values())
+    text = writer.rows() if routine.returns_set or routine.returns_rows else writer.value()
+    return CallPlan(routine, form, Statement(text, tuple(writer.values.found)))
+
+
+def _check(routine: Routine, asked: CallRequest) -> None:
+    """Refuse what cannot be asked of this function's result."""
+    if not routine.returns_rows and not asked.query.wants_whole_values:
+        message = "Nothing can be selected, filtered, ordered or cut there"
+        raise not_implemented(f"{routine.name} returns plain values. {message}")
+    if asked.preferences.strict_max_affected is not None and not routine.returns_set:
+        message = (
+            "Function must return SETOF or TABLE when max-affected preference is used with handling=strict"
+        )
+        raise ApiError(400, "PGRST128", message)
+
+
+@dataclass(frozen=True)
+class _CallWriter:
+    """Writes the SQL of one call."""
+
+    call: Call
+    asked: CallRequest
+    form: Format
+    values: Values
+
+    @property
+    def routine(self) -> Routine:
+        return self.call.routine
+
+    def value(self) -> str:
+        """Write a call that answers one value, or nothing."""
+        source, arguments = self._arguments()
+        expression = f"{qualified(self.routine.schema, self.routine.name)}({arguments})"
+        # Evaluated from left to right: the settings are looked at when the function has run.
+        return f"select {self._value_body(expression)}, {RESPONSE_SETTINGS}{source}"
+
+    def _value_body(self, expression: str) -> str:
+        counts = "1::bigint as page_total, null::bigint as total"
+        if self.routine.returns_void:
+            return f"{expression} as nothing, null::text as body, {counts}"
+        if self.form.raw:
+            plain = self.routine.return_base_type == "bytea"
+            body = f"({expression})::bytea" if plain else f"convert_to(({expression})::text, 'UTF8')"
+        else:
+            json = f"to_json({expression})"
+            json = f"json_strip_nulls({json})" if self.form.nulls_stripped else json
+            body = f"coalesce({json}::text, 'null')"
+        return f"{body} as body, {counts}"
+
+    def rows(self) -> str:
+        """Write a call whose result is a set, or has columns."""
+        item, arguments = self._arguments()
+        function = f"{qualified(self.routine.schema, self.routine.name)}({arguments})"
+        prefix = f"{item}, lateral" if item else " from"
+        if self.routine.returns_rows:
+            return self._columns(f"select r.*{prefix} {function} as r")
+        limit = Source("r", {}, self.values).limit(self.asked.rows)
+        array = "coalesce(json_agg(t.pgrst_scalar)::text, '[]')"
+        only = "coalesce((json_agg(t.pgrst_scalar) -> 0)::text, 'null')"
+        called = f"select r.pgrst_scalar{prefix} {function} as r(pgrst_scalar){limit}"
+        return answer_rows(called, only if self.form.singular else array)
+
+    def _columns(self, called: str) -> str:
+        query = self.asked.query
+        # Under its own name, so that PostgreSQL's messages speak of the function.
+        source = Source(identifier(self.routine.name), self.routine.column_types, self.values)
+        columns, where = source.select_list(query.select), source.where(query.conditions)
+        everything = f"from pgrst_call as {source.reference}{where}"
+        page = f"select {columns} {everything}{source.order_by(query.order)}{source.limit(self.asked.rows)}"
+        total = f"(select count(*) {everything})" if self.asked.preferences.count else "null"
+        form = self.form
+        if not self.routine.returns_set and form.media_type != CSV:
+            form = Format(form.media_type, singular=True, nulls_stripped=form.nulls_stripped)
+        also = f"pgrst_call as materialized ({called}), "
+        return answer_rows(page, rows_body(form), total=total, also=also)
+
+    def _arguments(self) -> tuple[str, str]:
+        """``from`` clause of the arguments (perhaps nothing), and the list of them inside the parentheses."""
+        given = self.call.arguments
+        if self.call.whole_body is not None:
+            return "", self._whole_body(self.call.whole_body)
+        parameters = [p for p in self.routine.parameters if p.name in given.names]
+        if not parameters:
+            return "", ""
+        if given.media_type is None:
+            return "", ", ".join(self._direct(parameter) for parameter in parameters)
+        declared = ", ".join(f"{identifier(p.name)} {p.type}" for p in parameters)
+        function = "json_to_recordset" if given.in_array else "json_to_record"
+        body = self.values.bind(BODY, "json")
+        passed = (f"{_assigned(p)} pgrst_args.{identifier(p.name)}" for p in parameters)
+        return f" from (select * from {function}({body}) as a({declared}) limit 1) pgrst_args", ", ".join(
+            passed
+        )
+
+    def _whole_body(self, type_: str) -> str:
+        if type_ == "bytea":
+            return self.values.bind(BODY, "bytea")
+        return f"({self.values.bind(BODY, 'text')})::{type_}"
+
+    def _direct(self, parameter: Parameter) -> str:
+        texts = [value for name, value in self.asked.query.arguments if name == parameter.name]
+        sent = (
+            self.values.bind(texts, "text[]") if parameter.variadic else self.values.bind(texts[-1], "text")
+        )
+        return f"{_assigned(parameter)} ({sent})::{parameter.type}"
+
+
+def _assigned(parameter: Parameter) -> str:
+    return f"{'variadic ' * parameter.variadic}{identifier(parameter.name)} =>"

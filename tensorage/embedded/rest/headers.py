@@ -1,0 +1,212 @@
+"""What a request's headers ask for: Prefer, Range, Accept. Pure functions, no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from tensorage.embedded.rest.errors import ApiError, not_implemented
+
+JSON: Final = "application/json"
+CSV: Final = "text/csv"
+_ARRAY = frozenset({"application/vnd.pgrst.array+json", "application/vnd.pgrst.array"})
+_OBJECT = frozenset({"application/vnd.pgrst.object+json", "application/vnd.pgrst.object"})
+_NULLS_STRIPPED = ";nulls=stripped"
+
+_RANGE = re.compile(r"^(\d{1,18})-(\d{1,18})?$", re.ASCII)
+
+#: The preferences that are understood, with their values (None: any number), in the order in which PostgREST
+#: says that it applied them. ``tx`` and ``timezone`` are not among them: here, as on hosted Supabase, a
+#: request cannot choose how its transaction ends, and whoever insists (``handling=strict``) is told so.
+_PREFERENCES: Final[dict[str, tuple[str, ...] | None]] = {
+    "resolution": ("merge-duplicates", "ignore-duplicates"),
+    "missing": ("default", "null"),
+    "return": ("representation", "minimal", "headers-only"),
+    "count": ("exact", "planned", "estimated"),
+    "handling": ("strict", "lenient"),
+    "max-affected": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """The preferences of a request, each None where not given."""
+
+    resolution: str | None = None
+    missing: str | None = None
+    returning: str | None = None
+    count: str | None = None
+    handling: str | None = None
+    max_affected: int | None = None
+
+    @property
+    def strict_max_affected(self) -> int | None:
+        """``max-affected`` binds only who also asks for strict handling."""
+        return self.max_affected if self.handling == "strict" else None
+
+    def applied(self, names: Collection[str]) -> str | None:
+        """Value of ``Preference-Applied``, for an action that heeds the preferences in `names`."""
+        values = {
+            "resolution": self.resolution,
+            "missing": self.missing,
+            "return": self.returning,
+            "count": self.count,
+            "handling": self.handling,
+            "max-affected": self.strict_max_affected,
+        }
+        said = [f"{k}={v}" for k, v in values.items() if v is not None and k in names]
+        return ", ".join(said) or None
+
+
+@lru_cache(maxsize=256)
+def parse_prefer(text: str) -> Preferences:
+    """Parse ``Prefer``. The first of several values counts.
+
+    Raises
+    ------
+    ApiError
+        ``PGRST122`` for an unknown preference, under strict handling only.
+    """
+    found: dict[str, str] = {}
+    unknown = []
+    for preference in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (part.strip() for part in preference.partition("="))
+        known = _PREFERENCES.get(name, ())
+        good = re.fullmatch(r"\d{1,18}", value, re.ASCII) if known is None else value in known
+        if not good:
+            unknown.append(preference)
+        else:
+            found.setdefault(name, value)
+    if unknown and found.get("handling") == "strict":
+        message = "Invalid preferences given with handling=strict"
+        raise ApiError(400, "PGRST122", message, details=f"Invalid preferences: {', '.join(unknown)}")
+    if found.get("count") in ("planned", "estimated"):
+        raise not_implemented(f"count={found['count']} is not supported; ask for count=exact")
+    return Preferences(
+        resolution=found.get("resolution"),
+        missing=found.get("missing"),
+        returning=found.get("return"),
+        count=found.get("count"),
+        handling=found.get("handling"),
+        max_affected=int(found["max-affected"]) if "max-affected" in found else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """The rows that are asked for: `limit` of them (None: all) from `offset` (from 0)."""
+
+    offset: int = 0
+    limit: int | None = None
+
+    def narrowed(self, offset: int | None, limit: int | None) -> RowRange:
+        """Keep what is also in the range that a query string gives."""
+        first = max(self.offset, offset or 0)
+        ends = [start + n for start, n in ((self.offset, self.limit), (offset or 0, limit)) if n is not None]
+        return RowRange(first, max(0, min(ends) - first) if ends else None)
+
+    def capped(self, max_rows: int) -> RowRange:
+        return RowRange(self.offset, max_rows if self.limit is None else min(self.limit, max_rows))
+
+
+def parse_range(text: str) -> RowRange:
+    """Parse ``Range: 0-9``. As HTTP has it, what is no such range is as if it were not there."""
+    found = _RANGE.match(text)
+    if not found:
+        return RowRange()
+    first = int(found[1])
+    if found[2] is None:
+        return RowRange(first)
+    if int(found[2]) < first:
+        details = "The lower boundary must be lower than or equal to the upper boundary in the Range header."
+        raise ApiError(416, "PGRST103", "Requested range not satisfiable", details=details)
+    return RowRange(first, int(found[2]) - first + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a result is answered.
+
+    Parameters
+    ----------
+    media_type
+        As in ``Content-Type``, without a charset.
+    singular
+        One object instead of an array of rows; another number of rows is an error.
+    nulls_stripped
+        JSON objects without their null fields.
+    raw
+        The bytes of a function's result, as they are: `media_type` is what its result's domain is named.
+    """
+
+    media_type: str
+    singular: bool = False
+    nulls_stripped: bool = False
+    raw: bool = False
+
+    @property
+    def content_type(self) -> str:
+        return self.media_type if self.raw else f"{self.media_type}; charset=utf-8"
+
+
+@lru_cache(maxsize=256)
+def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Format:
+    """Choose the format of an answer.
+
+    Parameters
+    ----------
+    accept
+        The ``Accept`` header; empty for anything.
+    own
+        The media type of a function's result, if it has one of its own.
+    rows
+        Whether the result is rows, which can be CSV.
+
+    Raises
+    ------
+    ApiError
+        ``PGRST107`` where nothing that is accepted can be made.
+    """
+    accepted = list(_media_types(accept)) if accept.strip() else ["*/*"]
+    for media_type in accepted:
+        plain = media_type.removesuffix(_NULLS_STRIPPED)
+        stripped = plain != media_type
+        if plain == own and not stripped:
+            return Format(own, raw=True)
+        if plain in _OBJECT:
+            name = "application/vnd.pgrst.object+json"
+            return Format(name + _NULLS_STRIPPED * stripped, singular=True, nulls_stripped=stripped)
+        if plain in _ARRAY and stripped:
+            return Format("application/vnd.pgrst.array+json" + _NULLS_STRIPPED, nulls_stripped=True)
+        if media_type in ("*/*", JSON) or plain in _ARRAY:
+            return Format(JSON)
+        if media_type == CSV and rows:
+            return Format(CSV)
+    raise ApiError(
+        406, "PGRST107", f"None of these media types are available: {', '.join(accepted) or accept}"
+    )
+
+
+def _media_types(accept: str) -> Iterable[str]:
+    """Order the accepted media types, best first; of their parameters only PostgREST's own is kept."""
+    weighed = []
+    for part in filter(None, (part.strip() for part in accept.split(","))):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
+        suffix = _NULLS_STRIPPED if "nulls=stripped" in parameters else ""
+        if quality > 0:
+            weighed.append((quality, name + suffix))
+    return [name for _, name in sorted(weighed, key=lambda pair: -pair[0])]
+
+
+def _quality(parameter: str) -> float:
+    found = re.fullmatch(r"q=([01](?:\.\d{0,3})?)", parameter, re.ASCII)
+    return float(found[1]) if found else 0.0
+
+
+def content_type(text: str) -> str:
+    """Media type of a body, JSON where the request does not say."""
+    return text.partition(";")[0].strip().lower() or JSON

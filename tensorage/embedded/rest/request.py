@@ -1,0 +1,142 @@
+"""One HTTP request and its answer on the wire: what ASGI gives and takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tensorage.embedded.rest.answers import Answer
+from tensorage.embedded.rest.errors import ApiError, invalid_body
+from tensorage.embedded.rest.headers import (
+    JSON,
+    Format,
+    Preferences,
+    RowRange,
+    content_type,
+    negotiate,
+    parse_prefer,
+    parse_range,
+)
+from tensorage.embedded.rest.payload import JsonPayload, Receive, parse_json, read_body
+from tensorage.embedded.rest.routines import WHOLE_BODY_TYPES, Arguments
+from tensorage.embedded.rest.tables import Mutation
+from tensorage.embedded.rest.terms import Query
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: The exposed schema; and, as on hosted Supabase, where functions look for names, and the rows of one answer.
+SCHEMA: Final = "public"
+_SEARCH_PATH: Final = '"public", "extensions"'
+MAX_ROWS: Final = 1000
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MUTATIONS: Final[dict[str, Mutation]] = {"POST": "POST", "PUT": "PUT", "PATCH": "PATCH", "DELETE": "DELETE"}
+
+#: Not told to PostgreSQL, which may write the text of a failing statement to its log.
+_SECRET_HEADERS: Final = frozenset({"authorization", "apikey", "cookie"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """The parts of a request that say what to do; its body is still to be received."""
+
+    method: str
+    path: str
+    query_string: str
+    headers: Mapping[str, str]
+    receive: Receive = field(repr=False)
+
+    @property
+    def is_read(self) -> bool:
+        return self.method in ("GET", "HEAD")
+
+    @property
+    def preferences(self) -> Preferences:
+        return parse_prefer(self.headers.get("prefer", ""))
+
+    @property
+    def content_type(self) -> str:
+        return content_type(self.headers.get("content-type", ""))
+
+    def format(self, *, own: str | None = None, rows: bool = True) -> Format:
+        return negotiate(self.headers.get("accept", ""), own=own, rows=rows)
+
+    def rows(self, query: Query) -> RowRange:
+        """Take the rows that the query string and, in a read, the headers ask for."""
+        asked = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
+        return asked.narrowed(query.offset, query.limit).capped(MAX_ROWS)
+
+    async def body(self) -> bytearray:
+        declared = self.headers.get("content-length")
+        return await read_body(self.receive, None if declared is None else int(declared))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What functions can read of the request with ``current_setting``."""
+        told = {name: value for name, value in self.headers.items() if name not in _SECRET_HEADERS}
+        return {
+            "search_path": _SEARCH_PATH,
+            "request.method": self.method,
+            "request.path": self.path,
+            "request.headers": json.dumps(told),
+        }
+
+
+def read_request(scope: Scope, receive: Receive) -> Request:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    return Request(scope["method"], path, scope["query_string"].decode("utf-8", "replace"), headers, receive)
+
+
+async def table_payload(request: Request, query: Query) -> JsonPayload:
+    if request.content_type != JSON:
+        raise invalid_body(f"Content-Type not acceptable: {request.content_type}")
+    # The columns parameter says which keys count: the others may differ.
+    return parse_json(await request.body(), any_keys=query.columns is not None)
+
+
+async def call_arguments(request: Request, query: Query) -> tuple[Arguments, str | bytearray]:
+    """Names of a call's arguments, and the body as it is handed to PostgreSQL."""
+    if request.is_read:
+        return Arguments(tuple(sorted({name for name, _ in query.arguments}))), ""
+    media_type = request.content_type
+    if media_type not in WHOLE_BODY_TYPES:
+        raise invalid_body(f"Content-Type not acceptable: {media_type}")
+    body = await request.body()
+    if media_type == "application/octet-stream":
+        return Arguments((), media_type, named=False), body
+    if media_type != JSON:
+        return Arguments((), media_type, named=False), _text(body)
+    payload = parse_json(body or bytearray(b"{}"), any_shape=True)
+    names = payload.keys if query.columns is None else tuple(sorted(set(query.columns)))
+    return Arguments(names, JSON, payload.shape == "array", payload.shape != "other"), payload.text
+
+
+def _text(body: bytearray) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise invalid_body("The body is not UTF-8") from error
+
+
+def named_schema(request: Request) -> str | None:
+    """Get the schema that the request names, which can only be the exposed one."""
+    profile = request.headers.get("content-profile" if request.method in MUTATIONS else "accept-profile")
+    if profile not in (None, SCHEMA):
+        hint = f"Only the following schemas are exposed: {SCHEMA}"
+        raise ApiError(406, "PGRST106", f"Invalid schema: {profile}", hint=hint)
+    return profile
+
+
+async def send_answer(send: Send, answer: Answer, *, head: bool) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if not head and answer.status != 204:
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head or answer.status == 204 else answer.body})

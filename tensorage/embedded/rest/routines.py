@@ -1,0 +1,146 @@
+"""Which function a call means, by its name and the names of its arguments. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tensorage.embedded.rest.catalogue import Catalogue, Routine, closest
+from tensorage.embedded.rest.errors import ApiError
+
+#: The types of a single unnamed parameter that takes a whole body, by the body's media type.
+WHOLE_BODY_TYPES: Final = {
+    "application/json": ("json", "jsonb"),
+    "application/octet-stream": ("bytea",),
+    "text/plain": ("text",),
+    "text/xml": ("xml",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a call is given.
+
+    Parameters
+    ----------
+    names
+        Of the arguments.
+    media_type
+        Of the body; None for a call by GET.
+    in_array
+        Whether the JSON body is an array, of which the first object counts.
+    named
+        Whether the body has names at all: not, if it is binary, text, or JSON that is no object.
+    """
+
+    names: tuple[str, ...] = ()
+    media_type: str | None = None
+    in_array: bool = False
+    named: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function and how it is called.
+
+    Parameters
+    ----------
+    whole_body
+        Type of the single parameter that takes the body as it is; None for named arguments.
+    """
+
+    routine: Routine
+    arguments: Arguments
+    whole_body: str | None = None
+
+
+def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
+    """Find the function that takes these arguments.
+
+    Raises
+    ------
+    ApiError
+        ``PGRST202`` if there is none, ``PGRST203`` if there are several.
+    """
+    candidates = catalogue.routines.get(name, ())
+    named = [r for r in candidates if arguments.named and _takes_names(r, arguments.names)]
+    whole = [r for r in candidates if _takes_body(r, arguments)]
+    for found in (named, whole):
+        if len(found) > 1:
+            raise _ambiguous(found)
+    if named:
+        return Call(named[0], arguments)
+    if whole:
+        # A named parameter cannot take a body. PostgREST then calls without arguments, and so do we:
+        # PostgreSQL says best which functions there are.
+        type_ = whole[0].parameters[0].type if not whole[0].parameters[0].name else None
+        return Call(whole[0], arguments if type_ else Arguments(), type_)
+    raise _not_found(catalogue, name, arguments)
+
+
+def routine_named(catalogue: Catalogue, name: str) -> Routine:
+    """Any function of this name.
+
+    Raises
+    ------
+    ApiError
+        ``PGRST202`` if there is none.
+    """
+    if name not in catalogue.routines:
+        raise _not_found(catalogue, name, Arguments())
+    return catalogue.routines[name][0]
+
+
+def _takes_names(routine: Routine, names: Sequence[str]) -> bool:
+    known = {p.name for p in routine.parameters}
+    required = {p.name for p in routine.parameters if p.required}
+    return "" not in known and required <= set(names) <= known
+
+
+def _takes_body(routine: Routine, arguments: Arguments) -> bool:
+    if arguments.media_type is None or len(routine.parameters) != 1:
+        return False
+    parameter = routine.parameters[0]
+    if arguments.media_type == "application/json" and parameter.name:
+        return False
+    return parameter.type in WHOLE_BODY_TYPES[arguments.media_type]
+
+
+def _ambiguous(found: Sequence[Routine]) -> ApiError:
+    named = ", ".join(
+        f"{r.schema}.{r.name}({', '.join(f'{p.name} => {p.type}' for p in r.parameters)})" for r in found
+    )
+    message = f"Could not choose the best candidate function between: {named}"
+    hint = "Rename the parameters or one of the functions, so that a call says which of them is meant"
+    return ApiError(300, "PGRST203", message, hint=hint)
+
+
+def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiError:
+    function, listed = f"{catalogue.schema}.{name}", ", ".join(arguments.names)
+    types = "/".join(WHOLE_BODY_TYPES[arguments.media_type]) if arguments.media_type else None
+    if not arguments.named:
+        searched, shown = f"with a single unnamed {types} parameter", ""
+    else:
+        plural = "s" if len(arguments.names) > 1 else ""
+        searched = f"with parameter{plural} {listed}" if listed else "without parameters"
+        searched += f" or with a single unnamed {types} parameter" if types else ""
+        shown = f"({listed})" if listed else " without parameters"
+    return ApiError(
+        404,
+        "PGRST202",
+        f"Could not find the function {function}{shown} in the schema cache",
+        details=f"Searched for the function {function} {searched}, but no matches were found"
+        " in the schema cache.",
+        hint=_hint(catalogue, name, listed) if arguments.named else None,
+    )
+
+
+def _hint(catalogue: Catalogue, name: str, listed: str) -> str | None:
+    routines = catalogue.routines.get(name)
+    if routines is None:
+        close = closest(name, catalogue.routines, cutoff=0.6)
+        return f"Perhaps you meant to call the function {catalogue.schema}.{close}" if close else None
+    signatures = {", ".join(p.name for p in r.parameters): r.signature for r in routines}
+    close = closest(listed, signatures, cutoff=0.3)
+    return f"Perhaps you meant to call the function {signatures[close]}" if close else None

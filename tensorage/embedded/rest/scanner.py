@@ -1,0 +1,64 @@
+"""A position in a text that is being parsed, and the error that says where it could not be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from tensorage.embedded.rest.errors import ApiError
+
+
+@dataclass
+class Scanner:
+    """A position in a text that is being parsed.
+
+    Parameters
+    ----------
+    text
+        What is parsed.
+    what
+        What it is, for the message of an error.
+    columns_before
+        How many characters of the request PostgREST counts before the text.
+    """
+
+    text: str
+    what: str
+    columns_before: int = 0
+    position: int = field(default=0, init=False)
+
+    def peek(self, literal: str) -> bool:
+        return self.text.startswith(literal, self.position)
+
+    def take(self, literal: str) -> bool:
+        """Step over `literal` if it is next."""
+        found = self.peek(literal)
+        if found:
+            self.position += len(literal)
+        return found
+
+    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Step over what `pattern` matches here, if it does."""
+        found = pattern.match(self.text, self.position)
+        if found:
+            self.position = found.end()
+        return found
+
+    def expect(self, literal: str) -> None:
+        if not self.take(literal):
+            self.fail(f'"{literal}"')
+
+    @property
+    def at_end(self) -> bool:
+        return self.position >= len(self.text)
+
+    def fail(self, expecting: str) -> NoReturn:
+        seen = "end of input" if self.at_end else f'"{self.text[self.position]}"'
+        column = self.columns_before + self.position + 1
+        raise ApiError(
+            400,
+            "PGRST100",
+            f'"failed to parse {self.what} ({self.text})" (line 1, column {column})',
+            details=f"unexpected {seen} expecting {expecting}",
+        )

@@ -1,0 +1,97 @@
+"""The schema cache, loaded when the server starts and again whenever the database says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from tensorage.embedded.rest.catalogue import Catalogue, load_catalogue
+from tensorage.embedded.rest.errors import CONNECTION_ERRORS
+
+if TYPE_CHECKING:
+    from tensorage.embedded.database import Connection, Database
+
+#: ``notify pgrst, 'reload schema'`` asks for a reload; these payloads do (the empty one is PostgREST's too).
+CHANNEL: Final = "pgrst"
+_RELOADS: Final = frozenset({"", "reload schema", "reload config"})
+
+#: Seconds between attempts to listen again after the connection was lost.
+_RETRY_DELAY_S: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class SchemaCache:
+    """Keeps the newest :class:`~tensorage.embedded.rest.catalogue.Catalogue` of one schema.
+
+    It holds one connection of the pool, to listen on.
+    """
+
+    def __init__(self, database: Database, schema: str) -> None:
+        self._database = database
+        self._schema = schema
+        self._catalogue: Catalogue | None = None
+        self._loaded: asyncio.Future[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        assert self._catalogue is not None, "the schema cache is loaded when the server starts"
+        return self._catalogue
+
+    async def start(self) -> None:
+        """Return when the cache is loaded and notifications are heard."""
+        self._loaded = asyncio.get_running_loop().create_future()
+        self._watcher = asyncio.create_task(self._watch(self._loaded))
+        await self._loaded
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+
+    async def _watch(self, loaded: asyncio.Future[None]) -> None:
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    await self._listen(connection, loaded)
+            except (asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
+                if not loaded.done():
+                    loaded.set_exception(error)
+                    return
+                _log.warning("The schema cache lost its connection, trying again: %r", error)
+            await asyncio.sleep(_RETRY_DELAY_S)
+
+    async def _listen(self, connection: Connection, loaded: asyncio.Future[None]) -> None:
+        """Reload on every notification, until the connection is gone."""
+        wake, gone = asyncio.Event(), asyncio.Event()
+
+        def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            if payload in _RELOADS:
+                wake.set()
+
+        def on_termination(_connection: object) -> None:
+            gone.set()
+            wake.set()
+
+        connection.add_termination_listener(on_termination)
+        await connection.add_listener(CHANNEL, on_notification)
+        try:
+            while not gone.is_set():
+                # Whatever is notified from here on is loaded next time round.
+                wake.clear()
+                self._catalogue = await load_catalogue(connection, self._schema)
+                if not loaded.done():
+                    loaded.set_result(None)
+                await wake.wait()
+            _log.warning("The schema cache lost its connection, and takes another")
+        finally:
+            if not gone.is_set():
+                connection.remove_termination_listener(on_termination)
+                await connection.remove_listener(CHANNEL, on_notification)

@@ -1,0 +1,228 @@
+"""Parsed requests to SQL. Pure functions, no I/O.
+
+Identifiers are quoted, values are always parameters. Parameters are sent as text and cast by PostgreSQL to
+what they are compared with, so that it is PostgreSQL which reads them and says what is wrong with them.
+"""
+
+# ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tensorage.embedded.rest.headers import CSV, Format, RowRange
+from tensorage.embedded.rest.terms import Condition, Field, Filter, Logic, OrderTerm, SelectItem
+
+_COMPARISONS: Final = {
+    "eq": "=",
+    "neq": "<>",
+    "gt": ">",
+    "gte": ">=",
+    "lt": "<",
+    "lte": "<=",
+    "like": "like",
+    "ilike": "ilike",
+    "match": "~",
+    "imatch": "~*",
+    "isdistinct": "is distinct from",
+    "cs": "@>",
+    "cd": "<@",
+    "ov": "&&",
+    "sl": "<<",
+    "sr": ">>",
+    "nxr": "&<",
+    "nxl": "&>",
+    "adj": "-|-",
+}
+_FULL_TEXT: Final = {
+    "fts": "to_tsquery",
+    "plfts": "plainto_tsquery",
+    "phfts": "phraseto_tsquery",
+    "wfts": "websearch_to_tsquery",
+}
+_IS: Final = {
+    "null": "is null",
+    "not_null": "is not null",
+    "true": "is true",
+    "false": "is false",
+    "unknown": "is unknown",
+}
+_NULLS: Final = {"nullsfirst": "nulls first", "nullslast": "nulls last"}
+
+
+#: Stands for the request's body among the values of a statement that is made once for many requests.
+BODY: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL text and the values of its parameters."""
+
+    text: str
+    values: tuple[Any, ...] = ()
+
+    def with_body(self, body: str | bytearray) -> Statement:
+        return Statement(self.text, tuple(body if value is BODY else value for value in self.values))
+
+
+@dataclass
+class Values:
+    """The values of a statement that is being written."""
+
+    found: list[Any] = field(default_factory=list)
+
+    def bind(self, value: Any, type_: str) -> str:
+        """Add a value, and give the SQL of its parameter. `type_` says how the value is sent."""
+        self.found.append(value)
+        return f"${len(self.found)}::{type_}"
+
+
+def identifier(name: str) -> str:
+    """Quoted identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(schema: str, name: str) -> str:
+    return f"{identifier(schema)}.{identifier(name)}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What columns are taken from.
+
+    Parameters
+    ----------
+    reference
+        SQL by which its columns are qualified.
+    column_types
+        Types for comparison, where known.
+    """
+
+    reference: str
+    column_types: Mapping[str, str]
+    values: Values
+
+    def column(self, name: str) -> str:
+        return f"{self.reference}.{identifier(name)}"
+
+    def field(self, target: Field) -> str:
+        sql, type_ = self.column(target.name), self.column_types.get(target.name)
+        if target.path and type_ is not None and type_ not in ("json", "jsonb"):
+            sql = f"to_jsonb({sql})"  # composites and arrays have paths too
+        for step in target.path:
+            kind = "int" if isinstance(step.operand, int) else "text"
+            sql = f"{sql} {step.arrow} {self.values.bind(step.operand, kind)}"
+        return f"({sql})" if target.path else sql
+
+    def _type(self, target: Field) -> str:
+        """Type that a value is made to be compared with a field."""
+        if not target.path:
+            return self.column_types.get(target.name, "text")
+        if target.path[-1].arrow == "->>":
+            return "text"
+        return "json" if self.column_types.get(target.name) == "json" else "jsonb"
+
+    def select_list(self, items: Iterable[SelectItem]) -> str:
+        return ", ".join(self._select_item(item) for item in items)
+
+    def _select_item(self, item: SelectItem) -> str:
+        if item.field is None:
+            return f"{self.reference}.*"
+        sql = self.field(item.field)
+        if item.cast is not None:
+            sql = f"cast({sql} as {item.cast})"
+        if item.alias is None and item.cast is None and not item.field.path:
+            return sql
+        return f"{sql} as {identifier(item.alias or item.field.label)}"
+
+    def where(self, conditions: Iterable[Condition]) -> str:
+        """``where`` clause with a space before it, or nothing."""
+        terms = [self._condition(condition) for condition in conditions]
+        return f" where {' and '.join(terms)}" if terms else ""
+
+    def _condition(self, condition: Condition) -> str:
+        if isinstance(condition, Logic):
+            sql = f" {condition.joiner} ".join(self._condition(child) for child in condition.children)
+        else:
+            sql = self._filter(condition)
+        return f"not ({sql})" if condition.negated else f"({sql})"
+
+    def _filter(self, condition: Filter) -> str:
+        operator, target, type_ = condition.operator, self.field(condition.field), self._type(condition.field)
+        if isinstance(condition.value, tuple):
+            return f"{target} = any({self._texts(condition.value, type_)})"
+        if operator == "is":
+            return f"{target} {_IS[condition.value]}"
+        if operator in _FULL_TEXT:
+            return self._full_text(condition.value, condition.argument, _FULL_TEXT[operator], target, type_)
+        value = condition.value.replace("*", "%") if operator in ("like", "ilike") else condition.value
+        bound = self.values.bind(value, "text")
+        if condition.argument is not None:
+            return f"{target} {_COMPARISONS[operator]} {condition.argument}(({bound})::{type_}[])"
+        return f"{target} {_COMPARISONS[operator]} ({bound})::{type_}"
+
+    def _texts(self, values: tuple[str, ...], type_: str) -> str:
+        return f"({self.values.bind(list(values), 'text[]')})::{type_}[]"
+
+    def _full_text(self, value: str, language: str | None, function: str, target: str, type_: str) -> str:
+        """Full-text search; what is not yet a ``tsvector`` is made one, in the same language."""
+        config = f"({self.values.bind(language, 'text')})::regconfig, " if language else ""
+        vector = target if type_ == "tsvector" else f"to_tsvector({config}{target})"
+        return f"{vector} @@ {function}({config}{self.values.bind(value, 'text')})"
+
+    def order_by(self, terms: Iterable[OrderTerm]) -> str:
+        """``order by`` clause with a space before it, or nothing."""
+        said = []
+        for term in terms:
+            parts = (self.field(term.field), term.direction, _NULLS.get(term.nulls or ""))
+            said.append(" ".join(filter(None, parts)))
+        return f" order by {', '.join(said)}" if said else ""
+
+    def limit(self, rows: RowRange) -> str:
+        """``limit`` and ``offset`` clauses with a space before them, or nothing."""
+        sql = "" if rows.limit is None else f" limit {self.values.bind(rows.limit, 'bigint')}"
+        return sql + (f" offset {self.values.bind(rows.offset, 'bigint')}" if rows.offset else "")
+
+
+#: What every statement answers besides its body: what a function said about the HTTP answer.
+RESPONSE_SETTINGS: Final = (
+    "nullif(current_setting('response.status', true), '') as response_status, "
+    "nullif(current_setting('response.headers', true), '') as response_headers"
+)
+
+_CSV_BODY: Final = (
+    "coalesce((select string_agg(k, ',') from (select json_object_keys(row_to_json(h.*)) as k"
+    " from (select * from pgrst_source limit 1) h) keys), '') || e'\\n'"
+    " || coalesce(string_agg(substring(t::text, 2, length(t::text) - 2), e'\\n'), '')"
+)
+
+
+def rows_body(form: Format) -> str:
+    """Write the answer's body, over rows called ``t`` of ``pgrst_source``."""
+    if form.media_type == CSV:
+        return _CSV_BODY
+    rows = "json_strip_nulls(json_agg(t.*))" if form.nulls_stripped else "json_agg(t.*)"
+    return f"coalesce(({rows} -> 0)::text, 'null')" if form.singular else f"coalesce({rows}::text, '[]')"
+
+
+def answer_rows(source: str, body: str, *, total: str = "null", extra: str = "", also: str = "") -> str:
+    """Statement that answers the rows of `source` as one row: body, number of rows, total, settings.
+
+    Parameters
+    ----------
+    body
+        As of `rows_body`.
+    total
+        SQL of the number of all rows, where only some are answered.
+    extra
+        More columns of the answer, each with a comma before it.
+    also
+        More common table expressions, each with a comma after it.
+    """
+    return (
+        f"with {also}pgrst_source as ({source}) "
+        f"select {body} as body, count(*) as page_total, {total} as total{extra}, {RESPONSE_SETTINGS} "
+        f"from (select * from pgrst_source) t"
+    )

@@ -1,0 +1,245 @@
+"""What a request for a table or view does: the statement, and what its answer has to be. Pure functions."""
+
+# ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tensorage.embedded.rest.catalogue import Table
+from tensorage.embedded.rest.errors import ApiError, invalid_body, not_implemented
+from tensorage.embedded.rest.headers import Format, Preferences, RowRange
+from tensorage.embedded.rest.payload import JsonPayload
+from tensorage.embedded.rest.sql import (
+    Source,
+    Statement,
+    Values,
+    answer_rows,
+    identifier,
+    qualified,
+    rows_body,
+)
+from tensorage.embedded.rest.terms import Field, Filter, Query, SelectItem
+
+Mutation = Literal["POST", "PUT", "PATCH", "DELETE"]
+
+#: ``Preference-Applied`` names only what the action heeds.
+HEEDED: Final[dict[str, frozenset[str]]] = {
+    "GET": frozenset({"count", "handling"}),
+    "POST": frozenset({"resolution", "missing", "return", "count", "handling"}),
+    "PUT": frozenset({"return", "count", "handling"}),
+    "PATCH": frozenset({"missing", "return", "count", "handling", "max-affected"}),
+    "DELETE": frozenset({"return", "count", "handling", "max-affected"}),
+}
+
+#: Counts the rows that an upsert updated: what is left of the affected rows is new.
+_COUNT_UPDATED: Final = (
+    "set_config('pgrst.updated', (coalesce(nullif(current_setting('pgrst.updated', true), ''), '0')::bigint"
+    " + 1)::text, true) is not null"
+)
+_UPDATED: Final = (
+    ", coalesce(nullif(current_setting('pgrst.updated', true), ''), '0')::bigint as updated_total"
+)
+
+
+@dataclass(frozen=True)
+class Write:
+    """A change to a table.
+
+    Parameters
+    ----------
+    payload
+        None for a deletion.
+    """
+
+    method: Mutation
+    table: Table
+    query: Query
+    preferences: Preferences
+    payload: JsonPayload | None = None
+
+    @property
+    def is_upsert(self) -> bool:
+        return self.method == "PUT" or (
+            self.preferences.resolution is not None and bool(self.conflict_target)
+        )
+
+    @property
+    def conflict_target(self) -> tuple[str, ...]:
+        return self.query.on_conflict or self.table.primary_key
+
+    @property
+    def heeded(self) -> frozenset[str]:
+        return HEEDED[self.method] - (frozenset() if self.conflict_target else {"resolution"})
+
+
+def read_statement(
+    table: Table, query: Query, rows: RowRange, preferences: Preferences, form: Format
+) -> Statement:
+    """Statement that answers rows of a table."""
+    name, values = qualified(table.schema, table.name), Values()
+    source = Source(name, table.column_types, values)
+    columns = source.select_list(query.select)
+    where = source.where(query.conditions)
+    page = f"select {columns} from {name}{where}{source.order_by(query.order)}{source.limit(rows)}"
+    total = f"(select count(*) from {name}{where})" if preferences.count else "null"
+    return Statement(answer_rows(page, rows_body(form), total=total), tuple(values.found))
+
+
+def write_statement(write: Write, form: Format) -> Statement:
+    """Statement that changes a table and answers what `Prefer: return` asks for."""
+    _check_shape(write)
+    values = Values()
+    source = Source(qualified(write.table.schema, write.table.name), write.table.column_types, values)
+    if write.method == "DELETE":
+        change = f"delete from {source.reference}{source.where(write.query.conditions)}"
+    elif write.method == "PATCH":
+        change = _update(write, source)
+    else:
+        change = _insert(write, source)
+    returning = _returning(write, source)
+    # With no columns to write there is nothing to do, but what is to be returned is still checked.
+    text = (
+        f"{change} returning {returning}"
+        if change
+        else f"select {returning} from {source.reference} where false"
+    )
+    return Statement(_answer_write(write, form, text), tuple(values.found))
+
+
+def _check_shape(write: Write) -> None:
+    query = write.query
+    limited = query.limit is not None or query.offset is not None
+    if write.method == "PUT":
+        if limited:
+            message = "limit/offset querystring parameters are not allowed for PUT"
+            raise ApiError(400, "PGRST114", message)
+        _check_put(write)
+    elif limited or query.order:
+        raise not_implemented(f"order, limit and offset are not supported for {write.method} on a table")
+    if write.method == "POST" and query.conditions:
+        raise not_implemented("Filters are not supported for POST on a table")
+
+
+def _check_put(write: Write) -> None:
+    equal = sorted(
+        condition.field.name
+        for condition in write.query.conditions
+        if isinstance(condition, Filter)
+        and condition == Filter(Field(condition.field.name), "eq", condition.value)
+    )
+    if not equal or len(equal) != len(write.query.conditions) or equal != sorted(write.table.primary_key):
+        message = "Filters must include all and only primary key columns with 'eq' operators"
+        raise ApiError(405, "PGRST105", message)
+    if write.payload is None or write.payload.size != 1:
+        raise _not_the_row_of_the_url()
+
+
+def _not_the_row_of_the_url() -> ApiError:
+    return ApiError(400, "PGRST115", "Payload values do not match URL in primary key column(s)")
+
+
+def check_put_happened(affected: int) -> None:
+    """Refuse a PUT whose body has another key than its URL (its statement then finds no row to write)."""
+    if affected != 1:
+        raise _not_the_row_of_the_url()
+
+
+def _written_columns(write: Write) -> tuple[str, ...]:
+    assert write.payload is not None
+    columns = write.payload.keys if write.query.columns is None else tuple(dict.fromkeys(write.query.columns))
+    for name in (*columns, *(write.query.on_conflict or ())):
+        if name not in write.table.columns:
+            message = f"Could not find the '{name}' column of '{write.table.name}' in the schema cache"
+            raise ApiError(400, "PGRST204", message)
+    return columns
+
+
+def _new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
+    """``from`` item called ``pgrst_body`` whose rows are the objects of the body, made by PostgreSQL."""
+    assert write.payload is not None
+    known = [write.table.columns[name] for name in columns]
+    declared = ", ".join(f"{identifier(column.name)} {column.type}" for column in known)
+    body = source.values.bind(write.payload.text, "json")
+    if write.payload.shape == "object":
+        body = f"json_build_array({body})"
+    if write.preferences.missing != "default":
+        return f"json_to_recordset({body}) as pgrst_body({declared})"
+    # A JSON null is a value; only an absent key takes the default.
+    chosen = ", ".join(
+        f"case when element -> {source.values.bind(column.name, 'text')} is null"
+        f" then {column.default or 'null'} else given.{identifier(column.name)} end"
+        f" as {identifier(column.name)}"
+        for column in known
+    )
+    return (
+        f"(select {chosen} from json_array_elements({body}) as elements(element),"
+        f" lateral json_to_record(element) as given({declared})) pgrst_body"
+    )
+
+
+def _insert(write: Write, source: Source) -> str:
+    assert write.payload is not None
+    columns = _written_columns(write)
+    if not write.payload.size:
+        return ""
+    if not columns:
+        if write.payload.size > 1:
+            raise invalid_body("Only one row can be made of nothing but defaults")
+        return f"insert into {source.reference} default values{_on_conflict(write, columns)}"
+    names = ", ".join(identifier(name) for name in columns)
+    taken = ", ".join(f"pgrst_body.{identifier(name)}" for name in columns)
+    rows = f"select {taken} from {_new_rows(write, columns, source)}"
+    if write.method == "PUT":
+        body = Source("pgrst_body", source.column_types, source.values)
+        rows += body.where(write.query.conditions)
+    return f"insert into {source.reference}({names}) {rows}{_on_conflict(write, columns)}"
+
+
+def _on_conflict(write: Write, columns: tuple[str, ...]) -> str:
+    if not write.is_upsert:
+        return ""
+    target = ", ".join(identifier(name) for name in write.conflict_target)
+    if write.preferences.resolution == "ignore-duplicates" or not columns:
+        return f" on conflict({target}) do nothing"
+    changes = ", ".join(f"{identifier(name)} = excluded.{identifier(name)}" for name in columns)
+    return f" on conflict({target}) do update set {changes} where {_COUNT_UPDATED}"
+
+
+def _update(write: Write, source: Source) -> str:
+    assert write.payload is not None
+    columns = _written_columns(write)
+    if write.payload.size != 1:
+        raise invalid_body("An update takes one object")
+    if not columns:
+        return ""
+    changes = ", ".join(f"{identifier(name)} = pgrst_body.{identifier(name)}" for name in columns)
+    rows = _new_rows(write, columns, source)
+    return f"update {source.reference} set {changes} from {rows}{source.where(write.query.conditions)}"
+
+
+def _returning(write: Write, source: Source) -> str:
+    if write.preferences.returning == "representation":
+        return source.select_list(write.query.select)
+    if _wants_location(write):
+        return source.select_list(SelectItem(Field(name)) for name in write.table.primary_key)
+    return "1"  # whoever wants nothing back needs no right to read
+
+
+def _wants_location(write: Write) -> bool:
+    created = write.method == "POST" and write.preferences.returning == "headers-only"
+    return created and bool(write.table.primary_key)
+
+
+_LOCATION: Final = (
+    ", case when count(*) = 1 then (select array_agg(array[key, coalesce('eq.' || value, 'is.null')])"
+    " from pgrst_source s, json_each_text(row_to_json(s.*))) end as location"
+)
+
+
+def _answer_write(write: Write, form: Format, change: str) -> str:
+    wanted = write.preferences.returning == "representation"
+    extra = (_LOCATION if _wants_location(write) else "") + (_UPDATED if write.is_upsert else "")
+    return answer_rows(change, rows_body(form) if wanted else "null::text", extra=extra)

@@ -1,0 +1,322 @@
+"""The process that owns a data folder: it runs PostgreSQL and serves HTTP until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+from filelock import Timeout
+
+from tensorage.embedded import memory
+from tensorage.embedded.folder import DataFolder, EmbeddedError, Ports, Secrets, ServerState
+from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, PostgresError, free_port
+from tensorage.migrations import migration_files
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = logging.getLogger(__name__)
+
+#: How long hosted Supabase's access tokens are good.
+DEFAULT_JWT_LIFETIME_S = 3600
+
+_LOG_FILE_BYTES = 5_000_000
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOCK_TIMEOUT_S = 30.0
+_BACKLOG = 2048
+#: Longer than clients keep idle connections, so that it is them who close.
+_KEEP_ALIVE_S = 75
+#: Requests that run when the server is told to stop are given this time to end.
+_GRACE_S = 3
+_RESTARTS = 5
+_RESTART_PAUSE_S = 0.5
+
+
+class ServerError(EmbeddedError):
+    """The server cannot run."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a server.
+
+    Parameters
+    ----------
+    data_dir
+        The data folder.
+    port
+        Where to serve HTTP. By default the folder's last port, or any.
+    jwt_lifetime_s
+        Seconds for which an access token is good.
+    foreground
+        Log to the terminal, too.
+    bin_dir
+        Programs of another PostgreSQL than the one that the extra ``local`` installs.
+    """
+
+    data_dir: str | os.PathLike[str] | None = None
+    port: int | None = None
+    jwt_lifetime_s: int = DEFAULT_JWT_LIFETIME_S
+    foreground: bool = False
+    bin_dir: Path | None = None
+
+
+def run(options: Options) -> None:
+    """Serve a data folder until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    EmbeddedError
+        It could not start, or PostgreSQL failed for good.
+    """
+    memory.keep_memory()
+    folder = DataFolder.open(options.data_dir)
+    try:
+        with (
+            folder.server_lock().acquire(timeout=_LOCK_TIMEOUT_S),
+            _logging(folder, to_terminal=options.foreground),
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
+            runner.run(_Service(folder, options).run())
+    except Timeout as error:
+        raise ServerError(f"another server holds the data folder {folder.path}") from error
+    except OSError as error:
+        raise ServerError(f"the server of {folder.path} failed: {error}") from error
+
+
+class _Service:
+    """One run of the server: the parts that come and go with it, and the way from start to stop."""
+
+    def __init__(self, folder: DataFolder, options: Options) -> None:
+        self._folder = folder
+        self._options = options
+        self._secrets = folder.make_secrets()
+        self._cluster = Cluster(
+            folder.postgres_dir, self._secrets.database_passwords[SUPERUSER], bin_dir=options.bin_dir
+        )
+        self._http: uvicorn.Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._serve())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        log.info("stopped")
+
+    def _stop(self) -> None:
+        """Begin to stop; told again, do not wait for requests to end."""
+        # First of all: from now on, nobody should join.
+        self._folder.remove_state()
+        if self._http is None and not self._stopping:
+            assert self._task is not None
+            self._task.cancel()
+        elif self._http is not None:
+            self._http.force_exit = self._http.should_exit
+            self._http.should_exit = True
+        self._stopping = True
+
+    async def _serve(self) -> None:
+        # What the last server left, if it was killed.
+        self._folder.remove_state()
+        last = self._folder.read_ports()
+        with _listen(self._options.port, last.api) as listener:
+            me = psutil.Process()
+            state = ServerState(
+                pid=me.pid,
+                create_time=me.create_time(),
+                api_port=listener.getsockname()[1],
+                postgres_port=0,
+                jwt_lifetime_s=self._options.jwt_lifetime_s,
+            )
+            self._folder.write_state(state)
+            # Loading the rest of the server takes as long as starting PostgreSQL: do both at once.
+            loading = asyncio.create_task(asyncio.to_thread(_load_application))
+            try:
+                await self._cluster.create()
+                await self._start_cluster(last.postgres)
+                await loading
+                await self._prepare_database()
+                await self._serve_http(listener, replace(state, postgres_port=self._cluster.port, ready=True))
+            finally:
+                self._folder.remove_state()
+                await self._cluster.stop()
+                await asyncio.gather(loading, return_exceptions=True)
+
+    async def _start_cluster(self, last_port: int) -> None:
+        port = free_port(last_port)
+        try:
+            await self._cluster.start(port)
+        except PostgresError:
+            # Somebody may have taken the port between our look and PostgreSQL's.
+            if (another := free_port(port)) == port:
+                raise
+            await self._cluster.start(another)
+
+    async def _prepare_database(self) -> None:
+        from tensorage.embedded.migrate import bootstrap, migrate
+
+        secrets, port = self._secrets, self._cluster.port
+        if await bootstrap(_dsn(secrets, SUPERUSER, port), secrets.database_passwords):
+            log.info("made the roles and schemas of a new project")
+        for name in await migrate(_dsn(secrets, "postgres", port), migration_files()):
+            log.info("applied %s", name)
+
+    async def _serve_http(self, listener: socket.socket, state: ServerState) -> None:
+        def ready() -> None:
+            self._folder.write_ports(Ports(api=state.api_port, postgres=state.postgres_port))
+            self._folder.write_state(state)
+            log.info("ready: http://%s:%s", HOST, state.api_port)
+
+        self._http = _http_server(self._folder.storage_dir, self._secrets, state, ready)
+        supervisor = asyncio.create_task(self._supervise())
+        supervisor.add_done_callback(lambda _: self._stop())
+        try:
+            # Some versions of uvicorn exit when the application fails to start. It has been logged why.
+            with contextlib.suppress(SystemExit):
+                await self._http.serve([listener])
+        finally:
+            supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await supervisor
+        if not self._http.started:
+            raise ServerError(f"the server could not start: see {self._folder.log_file}")
+
+    async def _supervise(self) -> None:
+        """Start PostgreSQL again when it ends by itself. Returns never; raises when that is in vain."""
+        while True:
+            log.error("PostgreSQL ended by itself (%s): starting it again", await self._cluster.wait())
+            for attempt in range(1, _RESTARTS + 1):
+                try:
+                    await self._cluster.start(self._cluster.port)
+                    break
+                except PostgresError:
+                    log.exception("attempt %s of %s", attempt, _RESTARTS)
+                    if attempt == _RESTARTS:
+                        raise
+                    await asyncio.sleep(_RESTART_PAUSE_S)
+
+
+@contextmanager
+def _logging(folder: DataFolder, *, to_terminal: bool) -> Iterator[None]:
+    """Log to the folder's file and to standard error: everything, or what goes wrong before it serves."""
+    # The log, like all else here, is the owner's to read alone.
+    os.umask(0o077)
+    file = RotatingFileHandler(folder.log_file, maxBytes=_LOG_FILE_BYTES, backupCount=1, encoding="utf-8")
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.INFO if to_terminal else logging.ERROR)
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, handlers=[file, terminal])
+    try:
+        yield
+    finally:
+        for handler in (file, terminal):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def _load_application() -> None:
+    """Import what takes long."""
+    # uvicorn loads its protocol by name, when it serves.
+    for name in ("gateway", "migrate"):
+        importlib.import_module(f"tensorage.embedded.{name}")
+    importlib.import_module("uvicorn.protocols.http.httptools_impl")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def _dsn(secrets: Secrets, role: str, port: int) -> str:
+    # Asking for TLS, which a cluster on 127.0.0.1 does not have, costs a round trip.
+    return secrets.database_url(role, port) + "?sslmode=disable"
+
+
+def _listen(port: int | None, last: int) -> socket.socket:
+    """Listen on `port`; where that is None, on the last port if it is free, else on any."""
+    for candidate in (last, 0) if port is None else (port,):
+        listener = socket.socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, candidate))
+            # Bound is not enough: until one listens, another socket may bind the same port.
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if port is not None:
+                reason = (
+                    "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+                )
+                raise ServerError(f"port {port} on {HOST} {reason}: choose another one, or none") from error
+        else:
+            return listener
+    raise ServerError(f"no port is free on {HOST}")
+
+
+def _http_server(
+    storage_dir: Path, secrets: Secrets, state: ServerState, ready: Callable[[], None]
+) -> uvicorn.Server:
+    import uvicorn
+
+    from tensorage.embedded.gateway import Settings, build_app
+
+    class Server(uvicorn.Server):
+        """uvicorn's, that says when it serves and leaves signals to us."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                ready()
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    app = build_app(
+        Settings(
+            rest_dsn=_dsn(secrets, "authenticator", state.postgres_port),
+            auth_dsn=_dsn(secrets, "supabase_auth_admin", state.postgres_port),
+            storage_dir=storage_dir,
+            jwt_secret=secrets.jwt_secret,
+            anon_key=secrets.anon_key,
+            service_role_key=secrets.service_role_key,
+            jwt_lifetime_s=state.jwt_lifetime_s,
+        )
+    )
+    return Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )

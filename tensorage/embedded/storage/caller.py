@@ -1,0 +1,67 @@
+"""Who asks: from the bearer token to a :class:`~tensorage.embedded.database.Caller`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import jwt
+
+from tensorage.embedded.database import Caller
+from tensorage.embedded.storage.errors import StorageError, access_denied, invalid_jwt, invalid_request
+from tensorage.embedded.tokens import Tokens
+
+#: The server itself, for what Storage does not ask the caller's policies: what a bucket allows.
+SERVICE: Final = Caller("service_role")
+
+# In the words of the JWT library that Storage uses, by the exceptions of ours: the first that fits.
+_REASONS: Final[tuple[tuple[type[jwt.InvalidTokenError], str], ...]] = (
+    (jwt.ExpiredSignatureError, '"exp" claim timestamp check failed'),
+    (jwt.ImmatureSignatureError, '"nbf" claim timestamp check failed'),
+    (jwt.InvalidSignatureError, "signature verification failed"),
+    (jwt.InvalidAlgorithmError, '"alg" (Algorithm) Header Parameter value not allowed'),
+    (jwt.DecodeError, "Invalid Compact JWS"),
+    (jwt.InvalidTokenError, "JWT claims validation failed"),
+)
+
+
+def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
+    """Who sent a request with these headers.
+
+    Raises
+    ------
+    StorageError
+        There is no token, or it is not ours or not good now.
+    """
+    if "authorization" not in headers:
+        raise invalid_request("headers must have required property 'authorization'")
+    scheme, _, token = headers["authorization"].partition(" ")
+    if scheme.lower() != "bearer":
+        raise access_denied(_REASONS[4][1])
+    claims = _verified(token.strip(), tokens, access_denied)
+    role = claims.get("role", "anon")
+    if not isinstance(role, str) or not role or "\0" in role:
+        raise access_denied("The JWT 'role' claim must be the name of a role")
+    return Caller(role, claims)
+
+
+def identify_if_possible(headers: Mapping[str, str], tokens: Tokens) -> Caller | None:
+    """Who sent a request to a route that needs no token, None for whoever shows none that is good."""
+    try:
+        return identify(headers, tokens)
+    except StorageError:
+        return None
+
+
+def verify_signed_url(token: str, tokens: Tokens) -> Mapping[str, Any]:
+    """Claims of the token of a signed URL."""
+    return _verified(token, tokens, invalid_jwt)
+
+
+def _verified(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
+    try:
+        return tokens.verify(token, leeway_s=0)
+    except jwt.InvalidTokenError as error:
+        reason = next(words for kind, words in _REASONS if isinstance(error, kind))
+        raised: StorageError = refusal(reason)
+        raise raised from error

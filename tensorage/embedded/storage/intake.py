@@ -1,0 +1,175 @@
+"""Bodies of uploads to files: written by a thread while the next bytes arrive, a bounded number in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from starlette.requests import Request
+
+from tensorage.embedded.storage.blobs import Blob, Blobs, Incoming
+from tensorage.embedded.storage.database import Bucket
+from tensorage.embedded.storage.errors import invalid_request, too_large
+from tensorage.embedded.storage.multipart import MAX_FIELD_BYTES, FormUpload
+from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, checked_mime_type
+
+#: What is handed to a thread at a time.
+_BATCH_BYTES: Final = 1 << 20
+
+_OCTETS: Final = "application/octet-stream"
+_DEFAULT_CACHE_CONTROL: Final = "no-cache"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An object's content, in a file, and what its sender said of it.
+
+    Parameters
+    ----------
+    user_metadata
+        JSON of an object.
+    """
+
+    blob: Blob
+    content_type: str
+    cache_control: str
+    user_metadata: str
+
+
+class _Sink:
+    """Where content goes to: at most two batches of it are in memory."""
+
+    def __init__(self, incoming: Incoming, max_nbytes: int | None) -> None:
+        self._incoming = incoming
+        self._max_nbytes = max_nbytes
+        self._received = 0
+        self._batch: list[bytes] = []
+        self._batch_nbytes = 0
+        self._work: asyncio.Future[None] | None = None
+
+    async def add(self, piece: bytes) -> None:
+        self._received += len(piece)
+        if self._max_nbytes is not None and self._received > self._max_nbytes:
+            raise too_large()
+        self._batch.append(piece)
+        self._batch_nbytes += len(piece)
+        if self._batch_nbytes >= _BATCH_BYTES:
+            await self._idle()
+            self._work = _in_thread(self._incoming.write, self._taken())
+
+    async def finish(self) -> Blob:
+        await self._idle()
+        return await asyncio.shield(_in_thread(self._incoming.finish, self._taken()))
+
+    async def discard(self) -> None:
+        if self._work is not None:
+            await asyncio.wait([self._work])
+        await asyncio.to_thread(self._incoming.discard)
+
+    def _taken(self) -> list[bytes]:
+        batch, self._batch, self._batch_nbytes = self._batch, [], 0
+        return batch
+
+    async def _idle(self) -> None:
+        if self._work is not None:
+            # A thread cannot be cancelled: who gives up has to wait for it before the file can go.
+            await asyncio.shield(self._work)
+            self._work = None
+
+
+async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
+    """Receive the content that a request brings, held to what `bucket` allows as soon as that is known.
+
+    Raises
+    ------
+    StorageError
+        It is too large or of a type not allowed, or the form or what it says cannot be read.
+    starlette.requests.ClientDisconnect
+        It did not come to its end. In all these cases no file is left.
+    """
+    boundary = _form_boundary(request)
+    sink = _Sink(Incoming(blobs), bucket.file_size_limit or None)
+    try:
+        if boundary is None:
+            upload = await _receive_raw(request, sink, bucket)
+        else:
+            upload = await _receive_form(request, sink, bucket, boundary)
+    except BaseException:
+        await sink.discard()
+        raise
+    return upload
+
+
+def _form_boundary(request: Request) -> bytes | None:
+    """Boundary of a form; None if the body is the content itself."""
+    header = request.headers.get("content-type", "")
+    if not header.lower().startswith("multipart/form-data"):
+        return None
+    from python_multipart.multipart import parse_options_header
+
+    boundary = parse_options_header(header)[1].get(b"boundary")
+    if not boundary:
+        raise invalid_request("The form's content type names no boundary")
+    return boundary
+
+
+async def _receive_raw(request: Request, sink: _Sink, bucket: Bucket) -> Upload:
+    content_type = request.headers.get("content-type") or _OCTETS
+    checked_mime_type(content_type, bucket.allowed_mime_types)
+    if bucket.file_size_limit and int(request.headers.get("content-length", "0")) > bucket.file_size_limit:
+        raise too_large()
+    cache_control = _header_value("cache-control", request.headers.get("cache-control"))
+    user_metadata = _encoded_metadata(request.headers.get("x-metadata"))
+    async for piece in request.stream():
+        await sink.add(piece)
+    return Upload(await sink.finish(), content_type, cache_control or _DEFAULT_CACHE_CONTROL, user_metadata)
+
+
+async def _receive_form(request: Request, sink: _Sink, bucket: Bucket, boundary: bytes) -> Upload:
+    form = FormUpload(boundary)
+    async for piece in request.stream():
+        if piece:
+            await form.feed(piece, sink.add)
+    form.check_complete()
+    fields = form.fields
+    content_type = fields.get("contentType", b"").decode("latin-1") or form.content_type or _OCTETS
+    checked_mime_type(content_type, bucket.allowed_mime_types)
+    max_age = _header_value("cacheControl", fields.get("cacheControl", b"").decode("latin-1"))
+    cache_control = f"max-age={max_age}" if max_age else _DEFAULT_CACHE_CONTROL
+    user_metadata = _metadata(fields["metadata"]) if "metadata" in fields else "{}"
+    return Upload(await sink.finish(), content_type, cache_control, user_metadata)
+
+
+def _header_value(name: str, value: str | None) -> str:
+    if value and (len(value) > MAX_HEADER_LENGTH or not value.isprintable()):
+        raise invalid_request(f"{name} cannot be kept: it is too long, or not printable")
+    return value or ""
+
+
+def _encoded_metadata(header: str | None) -> str:
+    if header is None:
+        return "{}"
+    try:
+        return _metadata(base64.b64decode(header, validate=True))
+    except ValueError as error:
+        raise invalid_request("headers/x-metadata must be base64") from error
+
+
+def _metadata(text: bytes) -> str:
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict) and len(text) <= MAX_FIELD_BYTES:
+            return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise invalid_request("metadata must be an object in JSON") from error
+    raise invalid_request("metadata must be an object in JSON, of at most 1 MiB")
+
+
+def _in_thread(call: Callable[[Iterable[bytes]], T], pieces: list[bytes]) -> asyncio.Future[T]:
+    return asyncio.get_running_loop().run_in_executor(None, call, pieces)

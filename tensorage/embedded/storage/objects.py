@@ -1,0 +1,245 @@
+"""Requests about objects that leave their content as it is: list, move, copy, remove."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tensorage.embedded.database import Caller, Database
+from tensorage.embedded.storage.answers import json_answer
+from tensorage.embedded.storage.caller import SERVICE, identify
+from tensorage.embedded.storage.custody import Custody
+from tensorage.embedded.storage.database import become, find_bucket, transaction
+from tensorage.embedded.storage.errors import (
+    UNIQUE,
+    access_denied,
+    invalid_request,
+    key_already_exists,
+    lost_content,
+    no_such_key,
+    too_large,
+)
+from tensorage.embedded.storage.names import checked_mime_type, checked_object_name, is_object_name
+from tensorage.embedded.storage.params import Fields, read_fields, storable
+from tensorage.embedded.storage.placement import NewObject, place
+from tensorage.embedded.storage.records import Metadata, entry_json, object_json
+from tensorage.embedded.tokens import Tokens
+
+_COLUMNS: Final = (
+    "id, name, bucket_id, owner, owner_id, version, metadata, user_metadata, "
+    "created_at, updated_at, last_accessed_at"
+)
+_DELETE_MANY: Final = "delete from storage.objects where bucket_id = $1 and name = any($2::text[])"
+_ONE: Final = "bucket_id = $1 and name = $2"
+_DEFAULT_LIMIT: Final = 100
+_MAX_REMOVED_AT_ONCE: Final = 1000
+
+#: Entries of one level of a bucket: the objects on it, and a folder for those below. Case is not looked at.
+_ENTRIES: Final = """
+    with below as (
+        select path_tokens[$3] as entry, cardinality(path_tokens) > $3 as is_folder,
+               id, updated_at, created_at, last_accessed_at, metadata
+        from storage.objects
+        where bucket_id = $1 and starts_with(lower(name), lower($2))
+    ), entries as (
+        select entry as name, id, updated_at, created_at, last_accessed_at, metadata
+        from below where not is_folder
+        union all
+        select min(entry), null, null, null, null, null from below where is_folder group by lower(entry)
+    )
+    select * from entries"""
+
+#: By the column that a request names; folders have nothing but a name, and come first.
+_SORTS: Final = {
+    "name": "lower(name) {order}, name {order}, id nulls first",
+    "updated_at": "id is not null, updated_at {order}, name, id",
+    "created_at": "id is not null, created_at {order}, name, id",
+    "last_accessed_at": "id is not null, last_accessed_at {order}, name, id",
+}
+
+
+class ObjectRoutes:
+    """Objects are listed, moved, copied and removed by whoever the policies let."""
+
+    def __init__(self, database: Database, tokens: Tokens, custody: Custody) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._custody = custody
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/object/list/{bucket}", self._list, methods=["POST"]),
+            Route("/object/move", self._move, methods=["POST"]),
+            Route("/object/copy", self._copy, methods=["POST"]),
+            Route("/object/{bucket}", self._remove_many, methods=["DELETE"]),
+            Route("/object/{bucket}/{name:path}", self._remove, methods=["DELETE"]),
+        ]
+
+    # -- List -------------------------------------------------------------------------------------------
+
+    async def _list(self, request: Request) -> Response:
+        caller = self._caller(request)
+        fields = await read_fields(request)
+        prefix = fields.text("prefix")
+        if prefix and not prefix.endswith("/"):
+            prefix += "/"
+        values = (
+            _bucket_id(request),
+            prefix + fields.text("search", ""),
+            prefix.count("/") + 1,
+            fields.integer("limit", _DEFAULT_LIMIT, minimum=1),
+            fields.integer("offset", 0, minimum=0),
+        )
+        statement = f"{_ENTRIES} order by {_order(fields.object('sortBy'))} limit $4 offset $5"
+        async with transaction(self._database, caller, read_only=True) as connection:
+            rows = await connection.fetch(statement, *values)
+        return json_answer([entry_json(row) for row in rows])
+
+    # -- Move and copy ----------------------------------------------------------------------------------
+
+    async def _move(self, request: Request) -> Response:
+        caller = self._caller(request)
+        source, destination = _ends(await read_fields(request))
+        if destination[0] != source[0]:
+            await self._check_bucket(caller, source, destination[0])
+        async with transaction(self._database, caller) as connection:
+            # A version's file is not named after its object: it stays where it is.
+            status = await connection.execute(
+                f"update storage.objects set bucket_id = $3, name = $4 where {_ONE}",  # noqa: S608  (a constant)
+                *source,
+                *destination,
+            )
+        if status.endswith(" 0"):
+            raise no_such_key()
+        return json_answer({"message": "Successfully moved"})
+
+    async def _copy(self, request: Request) -> Response:
+        caller = self._caller(request)
+        fields = await read_fields(request)
+        source, destination = _ends(fields)
+        user_metadata = None if fields.boolean("copyMetadata", default=True) else "{}"
+        upsert = request.headers.get("x-upsert") == "true"
+        if destination[0] != source[0]:
+            await self._check_bucket(caller, source, destination[0])
+        row, version = await self._link(caller, source)
+        new = NewObject(*destination, version, row["metadata"], user_metadata or row["user_metadata"] or "{}")
+        copy = await self._place_copy(caller, new, upsert=upsert)
+        return json_answer({"Key": "/".join(destination), "Id": str(copy["id"]), **object_json(copy)})
+
+    async def _link(self, caller: Caller, source: tuple[str, str]) -> tuple[asyncpg.Record, str]:
+        """Row of an object that `caller` may see, and a new version of the same content."""
+        last_version = None
+        while True:
+            async with transaction(self._database, caller, read_only=True) as connection:
+                row = await connection.fetchrow(
+                    f"select {_COLUMNS} from storage.objects where {_ONE}",  # noqa: S608  (constants)
+                    *source,
+                )
+            if row is None:
+                raise no_such_key()
+            try:
+                return row, await asyncio.to_thread(self._custody.blobs.link, row["version"])
+            except FileNotFoundError as error:
+                # Overwritten or removed since its row was read, unless the row still says the same.
+                if row["version"] == last_version:
+                    raise lost_content(*source) from error
+                last_version = row["version"]
+
+    async def _place_copy(self, caller: Caller, new: NewObject, *, upsert: bool) -> asyncpg.Record:
+        refusals = {UNIQUE: key_already_exists}
+        async with (
+            self._custody.holding(new.version),
+            transaction(self._database, caller, refusals=refusals) as connection,
+        ):
+            placed = await place(connection, caller, new, upsert=upsert)
+            replaced = await self._custody.release(placed.replaced)
+            # Shown to whoever made it, also if no policy lets them look.
+            await become(connection, SERVICE)
+            copy = await connection.fetchrow(
+                f"select {_COLUMNS} from storage.objects where id = $1",  # noqa: S608  (a constant)
+                placed.id,
+            )
+        await self._custody.drop(replaced)
+        assert copy is not None, "it was written in this transaction"
+        return copy
+
+    async def _check_bucket(self, caller: Caller, source: tuple[str, str], bucket_id: str) -> None:
+        """Hold an object that goes to another bucket to what that one allows."""
+        async with transaction(self._database, SERVICE, read_only=True) as connection:
+            bucket = await find_bucket(connection, bucket_id)
+            await become(connection, caller)
+            text = await connection.fetchval(
+                f"select metadata from storage.objects where {_ONE}",  # noqa: S608  (a constant)
+                *source,
+            )
+        if text is None:
+            raise no_such_key()
+        metadata = Metadata.from_json(text)
+        checked_mime_type(metadata.mimetype, bucket.allowed_mime_types)
+        if bucket.file_size_limit and metadata.size > bucket.file_size_limit:
+            raise too_large()
+
+    # -- Remove -----------------------------------------------------------------------------------------
+
+    async def _remove_many(self, request: Request) -> Response:
+        caller = self._caller(request)
+        names = (await read_fields(request)).texts("prefixes", maximum=_MAX_REMOVED_AT_ONCE)
+        rows = await self._custody.remove(
+            caller,
+            f"{_DELETE_MANY} returning {_COLUMNS}",
+            _bucket_id(request),
+            # No object has another name than these.
+            [name for name in names if is_object_name(name)],
+        )
+        return json_answer([object_json(row) for row in rows])
+
+    async def _remove(self, request: Request) -> Response:
+        caller, key = self._caller(request), (_bucket_id(request), request.path_params["name"])
+        if not is_object_name(key[1]):
+            raise no_such_key()
+        rows = await self._custody.remove(
+            caller,
+            f"delete from storage.objects where {_ONE} returning version",  # noqa: S608  (a constant)
+            *key,
+        )
+        if not rows:
+            # As Storage does: here, whoever may not remove an object learns that it is there.
+            async with transaction(self._database, SERVICE, read_only=True) as connection:
+                exists = await connection.fetchval(
+                    f"select true from storage.objects where {_ONE}",  # noqa: S608  (a constant)
+                    *key,
+                )
+            raise access_denied("Access denied") if exists else no_such_key()
+        return json_answer({"message": "Successfully deleted"})
+
+    def _caller(self, request: Request) -> Caller:
+        return identify(request.headers, self._tokens)
+
+
+def _bucket_id(request: Request) -> str:
+    return storable(request.path_params["bucket"], "params/bucketName")
+
+
+def _ends(fields: Fields) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Bucket and name of where a move or copy goes from, and to."""
+    bucket_id, source = fields.text("bucketId"), fields.text("sourceKey")
+    destination = checked_object_name(fields.text("destinationKey"))
+    if not is_object_name(source):
+        raise no_such_key()
+    return (bucket_id, source), (fields.text("destinationBucket", bucket_id), destination)
+
+
+def _order(sort: Fields) -> str:
+    """Choose SQL that sorts a listing: of our own texts, whatever the request says."""
+    column, order = sort.text("column", "name"), sort.text("order", "asc")
+    if column not in _SORTS:
+        raise invalid_request("body/sortBy/column must be equal to one of the allowed values")
+    if order not in ("asc", "desc"):
+        raise invalid_request("body/sortBy/order must be equal to one of the allowed values")
+    return _SORTS[column].format(order=order)

@@ -1,0 +1,91 @@
+"""Rows that give a name to a version: written as the caller, so that the policies decide."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tensorage.embedded.database import Caller
+from tensorage.embedded.storage.blobs import new_version
+from tensorage.embedded.storage.database import owner_of
+
+if TYPE_CHECKING:
+    from tensorage.embedded.database import Connection
+
+_INSERT: Final = (
+    "insert into storage.objects (id, bucket_id, name, owner, owner_id, version, metadata, user_metadata) "
+    "values ($1, $2, $3, $4, $5, $6, $7, $8)"
+)
+#: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
+_UPSERT: Final = f"""{_INSERT}
+    on conflict (bucket_id, name) do update set
+        owner = excluded.owner, owner_id = excluded.owner_id, version = excluded.version,
+        metadata = excluded.metadata, user_metadata = excluded.user_metadata
+    returning id, old.version as replaced"""
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object to be.
+
+    Parameters
+    ----------
+    metadata, user_metadata
+        JSON of an object; a copy of a row made by plain SQL may have no metadata.
+    """
+
+    bucket_id: str
+    name: str
+    version: str
+    metadata: str | None
+    user_metadata: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object that is.
+
+    Parameters
+    ----------
+    replaced
+        The version that had the name before.
+    """
+
+    id: str
+    replaced: str | None = None
+
+
+async def place(connection: Connection, caller: Caller, new: NewObject, *, upsert: bool) -> Placed:
+    """Write the row of an object.
+
+    Parameters
+    ----------
+    upsert
+        Whether it may replace another one.
+    """
+    values = (
+        uuid.uuid4(),
+        new.bucket_id,
+        new.name,
+        *owner_of(caller),
+        new.version,
+        new.metadata,
+        new.user_metadata,
+    )
+    if not upsert:
+        # Returns nothing: whoever may add and not look is told no more than that it worked.
+        await connection.execute(_INSERT, *values)
+        return Placed(str(values[0]))
+    row = await connection.fetchrow(_UPSERT, *values)
+    assert row is not None, "an upsert returns its row, or fails"
+    return Placed(str(row["id"]), row["replaced"])
+
+
+async def try_to_place(
+    connection: Connection, caller: Caller, bucket_id: str, name: str, *, upsert: bool
+) -> None:
+    """Ask the policies about a row, and take it back, before any bytes are received."""
+    await connection.execute("savepoint trial")
+    await place(connection, caller, NewObject(bucket_id, name, new_version(), "{}", "{}"), upsert=upsert)
+    await connection.execute("rollback to savepoint trial")

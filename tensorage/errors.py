@@ -1,0 +1,106 @@
+"""Every error that the package raises on purpose.
+
+.. code-block:: text
+
+    TensorageError
+    ├── KeyNotFoundError            (KeyError)          no such array, for this user
+    │   └── AmbiguousKeyError                           several users share an array under the key
+    ├── KeyExistsError              (ValueError)        the key is taken
+    ├── InvalidInputError           (ValueError)        a key, shape or argument that makes no sense
+    │   └── IncompleteTensorError   (ValueError)        elements are missing
+    ├── DTypeError                  (TypeError)         a dtype that cannot be stored
+    ├── UnsupportedSelectionError   (IndexError)        an index expression not supported yet
+    ├── AuthenticationError         (RuntimeError)      not logged in, and cannot be
+    │   └── ConfigurationError                          no URL, key, e-mail or password known
+    ├── PermissionDeniedError       (PermissionError)   logged in, and not allowed
+    ├── QuotaExceededError          (OSError)           no room for so many bytes
+    ├── SchemaError                 (RuntimeError)      the project lacks the migrations, or has others
+    ├── ChangedError                (RuntimeError)      somebody changed the array meanwhile
+    └── BackendUnavailableError     (ConnectionError)   unreachable, overloaded, or broken
+
+The backend's own error, where there is one, is chained as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmbiguousKeyError",
+    "AuthenticationError",
+    "BackendUnavailableError",
+    "ChangedError",
+    "ConfigurationError",
+    "DTypeError",
+    "IncompleteTensorError",
+    "InvalidInputError",
+    "KeyExistsError",
+    "KeyNotFoundError",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "SchemaError",
+    "TensorageError",
+    "UnsupportedSelectionError",
+]
+
+
+class TensorageError(Exception):
+    """Root of the package's errors."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message, OSError the pair of its arguments.
+        return " ".join(str(part) for part in self.args)
+
+
+class KeyNotFoundError(TensorageError, KeyError):
+    """There is no array under the key that this user may see."""
+
+
+class AmbiguousKeyError(KeyNotFoundError):
+    """Several users share an array under the key, and the caller has none of their own."""
+
+
+class KeyExistsError(TensorageError, ValueError):
+    """The caller has an array under the key already."""
+
+
+class InvalidInputError(TensorageError, ValueError):
+    """A key, shape or argument that makes no sense; nothing was written."""
+
+
+class IncompleteTensorError(InvalidInputError):
+    """Elements that should be there are not: none are returned, and nothing is made visible."""
+
+
+class DTypeError(TensorageError, TypeError):
+    """Arrays of this dtype cannot be stored."""
+
+
+class UnsupportedSelectionError(TensorageError, IndexError):
+    """An index expression that numpy accepts and that is not supported yet."""
+
+
+class AuthenticationError(TensorageError, RuntimeError):
+    """Nobody is logged in, and logging in failed or is not possible."""
+
+
+class ConfigurationError(AuthenticationError):
+    """The project's URL or key, or the user's e-mail or password, are not known."""
+
+
+class PermissionDeniedError(TensorageError, PermissionError):
+    """The user is logged in and may not do this."""
+
+
+class QuotaExceededError(TensorageError, OSError):
+    """The user's quota has no room for so many bytes."""
+
+
+class SchemaError(TensorageError, RuntimeError):
+    """The project lacks tensorage's migrations, or has those of another version."""
+
+
+class ChangedError(TensorageError, RuntimeError):
+    """The array was overwritten, removed or aborted by somebody else while it was used."""
+
+
+class BackendUnavailableError(TensorageError, ConnectionError):
+    """The backend cannot be reached, is overloaded, or answers nonsense."""

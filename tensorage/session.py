@@ -1,0 +1,518 @@
+"""The session with a backend: who is logged in to which project.
+
+A `BackendSession` owns the client of the Supabase SDK and the login of one user, and hands out contexts
+that are logged in for as long as they are open.
+
+Examples
+--------
+.. code-block:: python
+
+    session = BackendSession()
+    with session.database() as db:
+        db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from tensorage._login import TransferLogin, auth_errors, last_logout
+from tensorage.backend.base import BaseContext
+from tensorage.backend.database import DatabaseContext
+from tensorage.backend.storage import StorageContext
+from tensorage.backend.transfer import Transfer
+from tensorage.config import ENVIRONMENT, configure, required
+from tensorage.errors import AuthenticationError, ConfigurationError
+
+if TYPE_CHECKING:
+    import httpx
+
+    import supabase
+    from tensorage._auth_sdk import AuthResponse, Session, User
+    from tensorage.store import TensorStore
+
+__all__ = ["BackendSession", "ContextWrapper"]
+
+C = TypeVar("C", bound=BaseContext)
+
+#: A token that expires within this many seconds is renewed before it is used.
+RENEW_BEFORE_S = 60
+
+
+class ContextWrapper(Generic[C]):
+    """Logs a session in for as long as a context is used.
+
+    Nested and concurrent contexts of one session share its login; the last one out logs out.
+
+    Parameters
+    ----------
+    session
+        Whose user the context works as.
+    context
+        The engine.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        session = BackendSession()
+        with ContextWrapper(session, DatabaseContext) as db:
+            db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
+    """
+
+    _session: BackendSession
+    Context: type[C]
+
+    def __init__(self, session: BackendSession, context: type[C]) -> None:
+        self._session = session
+        self.Context = context
+
+    def __enter__(self) -> C:
+        """Log in if nobody is, and return the context."""
+        self._session._hold()
+        try:
+            return self.Context(self._session)
+        except BaseException:
+            self._session._release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Log out, unless another context or a store of the session is still in use."""
+        self._session._release()
+
+
+class BackendSession:
+    """A user's session with a Supabase project. Safe to use from many threads.
+
+    Parameters
+    ----------
+    email, password
+        Who logs in.
+    backend_url, backend_key
+        URL and (publishable or ``anon``) key of the project.
+
+        What is not given comes from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
+        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order.
+
+    Attributes
+    ----------
+    client
+        The client of the Supabase SDK, made when first used.
+    token
+        The access token of the logged-in user.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        session = BackendSession()
+        session.login_by_mail('user@example.com', 'password')
+        with session.database() as db:
+            db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
+    """
+
+    email: str | None
+    password: str | None
+    backend_url: str | None
+    backend_key: str | None
+    _client: supabase.Client | None
+    _user: User | None
+    _session: Session | None
+
+    def __init__(
+        self,
+        email: str | None = None,
+        password: str | None = None,
+        backend_url: str | None = None,
+        backend_key: str | None = None,
+    ) -> None:
+        known = configure(email=email, password=password, backend_url=backend_url, backend_key=backend_key)
+        self.email, self.password = known.email, known.password
+        self.backend_url = known.backend_url.rstrip("/") if known.backend_url else None
+        self.backend_key = known.backend_key
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._client = None
+        self._http: httpx.Client | None = None
+        self._user = None
+        self._session = None
+        #: A token lent to another process: used until it expires, never renewed there.
+        self._borrowed: tuple[str, float] | None = None
+        self._store: weakref.ref[TensorStore] | None = None
+        self._transfer: Transfer | None = None
+        self._holders = 0
+        self._ending: weakref.finalize[..., BackendSession] | None = None
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+
+    # The client and the login ---------------------------------------------------------------------
+
+    @property
+    def client(self) -> supabase.Client:
+        """The client of the Supabase SDK, made when first used, with the login's token if there is one.
+
+        It can be written ``session.client`` and ``session.client()``.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_by_mail('user@example.com', 'password')
+            client = session.client()
+            response = client.table('datasets').select('*').execute()
+        """
+        with self._lock:
+            self._after_fork()
+            if self._session is not None and self._expires_soon():
+                self._renew()
+            return self._sdk()
+
+    @property
+    def token(self) -> str:
+        """The access token of the user, valid for at least another minute. Logs in if nobody is.
+
+        Raises
+        ------
+        AuthenticationError
+            If there is no login, and none can be made of what is configured.
+        """
+        with self._lock:
+            self._after_fork()
+            if self._borrowed is not None:
+                token, expires_at = self._borrowed
+                if time.time() < expires_at:
+                    return token
+                self._borrowed = None
+            if self._session is None:
+                self._login()
+            elif self._expires_soon():
+                self._renew()
+            assert self._session is not None
+            return self._session.access_token
+
+    @property
+    def user_id(self) -> str:
+        """Id of the logged-in user."""
+        _ = self.token
+        if self._user is None:
+            raise AuthenticationError("this session was lent a token and does not know its user: log in")
+        return str(self._user.id)
+
+    def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:
+        """Log in with e-mail and password, by default those of the configuration.
+
+        They are kept in memory, so that a session that has logged out can log in again when it is used.
+
+        Returns
+        -------
+        AuthResponse
+            The user, and the session with its tokens.
+
+        Raises
+        ------
+        AuthenticationError
+            If the e-mail or the password is wrong; nothing has changed then.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            response = session.login_by_mail('user@example.com', 'password')
+            print(response)
+        """
+        with self._lock:
+            self._after_fork()
+            email, password = email or self.email, password or self.password
+            credentials = {"email": required("email", email), "password": required("password", password)}
+            with auth_errors(f"logging in as {email}", self.backend_url):
+                response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
+            self.email, self.password = email, password
+            self._accept(response)
+            return response
+
+    def register_by_mail(self, email: str, password: str) -> AuthResponse:
+        """Register a new user.
+
+        Where the project asks for no confirmation of the e-mail address, the session is logged in as the
+        new user afterwards.
+
+        Raises
+        ------
+        AuthenticationError
+            If the address is taken or malformed, or the password too weak.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            response = session.register_by_mail('user@example.com', 'password')
+            print(response)
+        """
+        with self._lock:
+            self._after_fork()
+            credentials = {"email": required("email", email), "password": required("password", password)}
+            with auth_errors(f"registering {email}", self.backend_url):
+                response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
+            self.email, self.password = email, password
+            if response.session is not None:
+                self._accept(response)
+            return response
+
+    def refresh(self) -> AuthResponse:
+        """Exchange the refresh token for a new pair of tokens.
+
+        Raises
+        ------
+        AuthenticationError
+            If nobody is logged in, or the login has ended.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_by_mail('user@example.com', 'password')
+            response = session.refresh()
+            print(response)
+        """
+        with self._lock:
+            self._after_fork()
+            if self._session is None:
+                raise AuthenticationError("nobody is logged in: call login_by_mail() first")
+            with auth_errors("refreshing the login", self.backend_url):
+                response = self._sdk().auth.refresh_session(self._session.refresh_token)
+            self._accept(response)
+            return response
+
+    def logout(self) -> None:
+        """End this session's login, and no other of the user's. The next use of the session logs in again.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_by_mail('user@example.com', 'password')
+            session.logout()
+        """
+        with self._lock:
+            self._after_fork()
+            if self._session is None:
+                return
+            self._session = self._user = None
+            # The SDK forgets its session and headers whatever the server says; a login that has already
+            # ended there is what was wanted.
+            with auth_errors("logging out", self.backend_url):
+                self._sdk().auth.sign_out({"scope": "local"})
+
+    # Contexts and the store -----------------------------------------------------------------------
+
+    def database(self) -> ContextWrapper[DatabaseContext]:
+        """Arrays as rows of the database, logged in for as long as the context is open.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            with session.database() as db:
+                db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
+        """
+        return ContextWrapper(self, DatabaseContext)
+
+    def storage(self) -> ContextWrapper[StorageContext]:
+        """Files and arrays as objects of Supabase Storage, logged in for as long as the context is open.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            with session.storage() as storage:
+                storage.upload_file('test.txt', 'Hello, world!')
+        """
+        return ContextWrapper(self, StorageContext)
+
+    def __call__(self) -> TensorStore:
+        """The session's store: the same one for as long as somebody holds it. Logs in if nobody is.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_by_mail('user@example.com', 'password')
+            store = session()
+            array = np.array([[1, 2], [3, 4]])
+            store['test'] = array
+        """
+        from tensorage.store import TensorStore
+
+        with self._lock:
+            store = None if self._store is None else self._store()
+            if store is None:
+                store = TensorStore(self)
+                self._store = weakref.ref(store)
+            return store
+
+    @property
+    def transfer(self) -> Transfer:
+        """The byte mover of this session: its requests are those of the logged-in user."""
+        with self._lock:
+            if self._transfer is None:
+                self._transfer = Transfer(self._required_url(), TransferLogin(self))
+            return self._transfer
+
+    # The end ----------------------------------------------------------------------------------------
+
+    def __del__(self) -> None:
+        """Log out, if somebody is logged in. Never raises, and takes no longer than two seconds.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_by_mail('user@example.com', 'password')
+            del session
+        """
+        ending = getattr(self, "_ending", None)
+        if ending is not None:
+            ending()
+        transfer = getattr(self, "_transfer", None)
+        if transfer is not None:
+            transfer.close()
+
+    def __repr__(self) -> str:
+        state = f"logged in as {self._user.email}" if self._user is not None else "not logged in"
+        return f"<BackendSession {self.backend_url or 'without a project'}, {state}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to work as the same user: the token, not the password."""
+        with self._lock:
+            token = self.token
+            expires_at = self._borrowed[1] if self._borrowed else float(self._session.expires_at or 0)  # type: ignore[union-attr] # token logs in
+        return {
+            "email": self.email,
+            "backend_url": self.backend_url,
+            "backend_key": self.backend_key,
+            "borrowed": (token, expires_at),
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.email, self.password = state["email"], None
+        self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
+        self._prepare()
+        self._borrowed = state["borrowed"]
+
+    # Inner parts --------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """One more user of the login: log in if nobody is."""
+        with self._lock:
+            _ = self.token
+            self._holders += 1
+
+    def _release(self) -> None:
+        """One user less: the last one logs out."""
+        with self._lock:
+            self._holders = max(self._holders - 1, 0)
+            if self._holders == 0:
+                self.logout()
+
+    def _sdk(self) -> supabase.Client:
+        if self._client is None:
+            from tensorage._client import make_client
+
+            url, key = self._required_url(), required("backend_key", self.backend_key)
+            self._client, self._http = make_client(url, key)
+        return self._client
+
+    def _required_url(self) -> str:
+        url = required("backend_url", self.backend_url)
+        if not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"the backend URL {url!r} does not begin with https:// or http://")
+        return url
+
+    def _accept(self, response: AuthResponse) -> None:
+        if response.session is None:
+            raise AuthenticationError(
+                f"the backend made no session for {self.email}: if it asks for a confirmation of the e-mail "
+                "address, follow the link in the mail first"
+            )
+        self._session, self._user = response.session, response.user
+        self._borrowed = None
+        if self._ending is not None:
+            self._ending.detach()
+        # Runs when the session is dropped or the interpreter ends, whichever comes first.
+        self._ending = weakref.finalize(
+            self, last_logout, self._required_url(), required("backend_key", self.backend_key),
+            response.session.access_token, os.getpid(),
+        )  # fmt: skip
+
+    def _login(self) -> None:
+        missing = [name for name in ("email", "password") if not getattr(self, name)]
+        if missing:
+            variables = " and ".join(ENVIRONMENT[name] for name in missing)
+            raise ConfigurationError(
+                f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
+                f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
+            )
+        self.login_by_mail()
+
+    def _expires_soon(self) -> bool:
+        assert self._session is not None
+        lifetime = self._session.expires_in or 0
+        # Of a token that lives for a minute or two, the last part of its life has to do.
+        margin = min(RENEW_BEFORE_S, lifetime / 4)
+        return (self._session.expires_at or 0) - time.time() < margin
+
+    def _renew(self) -> None:
+        """Get a new token: by refreshing the login, or by logging in again."""
+        try:
+            self.refresh()
+        except AuthenticationError as error:
+            if not (self.email and self.password):
+                raise AuthenticationError(
+                    "the login has expired and cannot be refreshed: log in again with "
+                    "session.login_by_mail(email, password)"
+                ) from error
+            self._session = None
+            self.login_by_mail()
+
+    def _renew_unless_done(self, refused: str) -> None:
+        """A new token in place of a refused one, unless another thread has got one meanwhile."""
+        with self._lock:
+            self._after_fork()
+            if self._borrowed is not None and self._borrowed[0] == refused:
+                self._borrowed = None
+            if self._session is not None and self._session.access_token == refused:
+                self._renew()
+
+    def _after_fork(self) -> None:
+        """In a child process: connections of its own, and the parent's token, which only the parent renews."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self._client = self._http = None
+        self._holders = 0
+        if self._session is not None:
+            self._borrowed = (self._session.access_token, float(self._session.expires_at or 0))
+            self._session = None
+        if self._ending is not None:
+            self._ending.detach()

@@ -1,0 +1,176 @@
+"""A lazy handle on one stored array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.errors import ChangedError
+from tensorage.indexing import Selection
+from tensorage.types import Dataset, Engine
+
+if TYPE_CHECKING:
+    from tensorage.store import TensorStore
+
+__all__ = ["Tensor"]
+
+#: How often a read begins anew because the array changed under it, before it gives up.
+MAX_RESTARTS = 20
+
+
+class Tensor:
+    """A stored array: its shape and dtype are known, its elements are read when they are asked for.
+
+    Made by `TensorStore.open`. A read that finds the array changed since it was opened begins anew, on what
+    is there now, so that a result never mixes two versions.
+
+    Parameters
+    ----------
+    store
+        The store it was opened from.
+    dataset
+        Its entry in the catalogue.
+    owner
+        E-mail address of the user whose array was asked for, if that was said.
+    """
+
+    def __init__(self, store: TensorStore, dataset: Dataset, owner: str | None = None) -> None:
+        self._store = store
+        self._dataset = dataset
+        self._owner = owner
+
+    @property
+    def key(self) -> str:
+        return self._dataset.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._dataset.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dataset.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._dataset.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._dataset.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self._dataset.nbytes
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The attributes stored with it."""
+        return self._dataset.attrs
+
+    @property
+    def dims(self) -> tuple[str, ...] | None:
+        """Names of the axes, if it has any."""
+        return self._dataset.dims
+
+    @property
+    def engine(self) -> Engine:
+        """Where it is kept."""
+        return self._dataset.engine
+
+    @property
+    def dataset(self) -> Dataset:
+        """Its entry in the catalogue, as it was when last looked at."""
+        return self._dataset
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, selection: Selection) -> Any:
+        """``array[selection]``, as numpy gives it; only what is needed travels.
+
+        See `tensorage.indexing` for the index expressions that are supported.
+        """
+        return self.read(selection)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Samples along the first axis, in one request: PyTorch's way of asking for a batch."""
+        return list(self.read(np.asarray(indices, dtype=np.int64)))
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
+        return np.asarray(self.read(...), dtype=dtype)
+
+    def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
+        """``array[selection]``.
+
+        Parameters
+        ----------
+        out
+            An array of the result's shape and dtype, filled and returned in place of a new one.
+
+        Raises
+        ------
+        IndexError
+            As numpy's.
+        KeyNotFoundError
+            If the array has been deleted meanwhile.
+        IncompleteTensorError
+            If blocks of it were deleted behind its back.
+        """
+        quiet = self._store.quiet
+        return self._restarting(lambda now: self._store.context.read(now, selection, out=out, quiet=quiet))
+
+    def append(self, data: npt.ArrayLike) -> None:
+        """Add rows at the end of the first axis: all at once, or not at all."""
+        self._dataset = self._store.context.append(self.key, data, quiet=self._store.quiet)
+
+    def refresh(self) -> None:
+        """Look at the catalogue again: shape, attributes and version as they are now."""
+        self._dataset = self._store.context.open(self.key, self._owner)
+
+    def __repr__(self) -> str:
+        return f"<Tensor {self.key!r}, shape {self.shape}, {self.dtype}, {_readable(self.nbytes)}, {self.engine}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = {
+            "shape": self.shape, "dtype": self.dtype, "size": _readable(self.nbytes), "dims": self.dims,
+            "owner": self._dataset.owner, "shared": self._dataset.is_shared, "engine": self.engine,
+            "attrs": dict(self.attrs),
+        }  # fmt: skip
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in rows.items()
+            if value not in (None, {})
+        )
+        return f"<table><caption>Tensor <b>{escape(self.key)}</b></caption>{cells}</table>"
+
+    def _restarting(self, read: Callable[[Dataset], Any]) -> Any:
+        """Read from one version of the array, beginning anew on the next one if it changes meanwhile."""
+        for _ in range(MAX_RESTARTS):
+            try:
+                return read(self._dataset)
+            except ChangedError:
+                self.refresh()
+        return read(self._dataset)
+
+
+def _readable(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} TiB"

@@ -1,0 +1,124 @@
+"""Plain records, and the dtypes that can be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.errors import DTypeError
+
+__all__ = ["Dataset", "Engine", "storable_dtype"]
+
+#: Where an array is kept: as rows of the database, or as objects of Supabase Storage.
+Engine = Literal["database", "storage"]
+
+#: Kinds of ``numpy.dtype.kind`` whose elements are plain bytes of a fixed, non-zero size.
+_STORABLE_KINDS = frozenset("biufcmM")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The catalogue's entry of one array.
+
+    Parameters
+    ----------
+    id
+        The entry's number in its project. An array that is overwritten gets another one.
+    key
+        The name under which its owner stored it.
+    shape
+        Extents in elements, slowest axis first. ``()`` is a scalar.
+    dtype
+        Always little-endian.
+    chunk
+        Elements of the largest stored block.
+    version
+        Grows with every change, and never repeats under one key.
+    owner
+        E-mail address of the user who stored it.
+    """
+
+    id: int
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: int
+    engine: Engine = "database"
+    is_shared: bool = False
+    state: Literal["staged", "committed"] = "committed"
+    version: int = 1
+    owner: str | None = None
+    user_id: str | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    dims: tuple[str, ...] | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        product = 1
+        for extent in self.shape:
+            product *= extent
+        return product
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, as stored."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def type(self) -> str:
+        """Name of the dtype, such as ``float32``."""
+        return self.dtype.name
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Dataset:
+        """Read the record that the functions of the database answer with."""
+        return cls(
+            id=row["id"],
+            key=row["key"],
+            shape=tuple(row["shape"]),
+            dtype=np.dtype(row["dtype"]),
+            chunk=row["chunk"],
+            engine=row["engine"],
+            is_shared=row["is_shared"],
+            state=row["state"],
+            version=row["version"],
+            owner=row["owner"],
+            user_id=row["user_id"],
+            attrs=row["attrs"],
+            dims=None if row["dims"] is None else tuple(row["dims"]),
+            created_at=datetime.fromisoformat(row["created_at"]),
+            updated_at=datetime.fromisoformat(row["updated_at"]),
+        )
+
+
+def storable_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """Little-endian form of a dtype whose arrays can be stored.
+
+    Raises
+    ------
+    DTypeError
+        For objects, strings, structured and other dtypes whose elements are not plain numbers.
+    """
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError as error:
+        raise DTypeError(f"{dtype!r} is no numpy dtype: give one such as 'float32'") from error
+    if wanted.kind not in _STORABLE_KINDS or wanted.itemsize == 0:
+        raise DTypeError(
+            f"arrays of dtype {wanted} cannot be stored: only booleans, integers, floating-point and complex "
+            "numbers, datetime64 and timedelta64 can. Convert it first, for example with .astype('float64')"
+            + (", or store each field on its own." if wanted.names else ".")
+        )
+    return wanted.newbyteorder("<")
