@@ -1,0 +1,43 @@
+"""Runs the Python of one page: ``python run_page.py page.md``.
+
+All blocks of a page share one namespace and run in order, as a reader would paste them. In a ``pycon``
+block each printed result must be what the page says; a ``python`` block must not raise. A traceback
+points to the line of the page.
+"""
+
+from __future__ import annotations
+
+import doctest
+import sys
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+
+def blocks(page: Path, *languages: str) -> list[Token]:
+    """The fenced code blocks of a page in one of the languages."""
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    return [token for token in tokens if token.type == "fence" and token.info in languages]
+
+
+def run(page: Path) -> int:
+    """Number of examples of a page that print something else than the page says."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for block in blocks(page, "python", "pycon"):
+        assert block.map is not None, "a fence has lines"
+        line = block.map[0] + 1
+        if block.info == "python":
+            exec(compile("\n" * line + block.content, page, "exec"), namespace)
+            continue
+        test = doctest.DocTestParser().get_doctest(block.content, namespace, page.name, str(page), line)
+        runner.run(test, clear_globs=False)
+        # doctest runs its examples on a copy of the names.
+        namespace.update(test.globs)
+    return runner.summarize(verbose=False).failed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if run(Path(sys.argv[1])) else 0)
