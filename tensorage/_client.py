@@ -9,8 +9,9 @@ from supabase.lib.client_options import SyncClientOptions
 
 import supabase
 
-#: Seconds for one request of the SDK: sign-ins, and what the user asks of the client.
+#: Requests of the SDK, sign-ins and what the user asks of the client: seconds between two pieces of an answer.
 TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 class SessionClient(supabase.Client):
@@ -19,6 +20,12 @@ class SessionClient(supabase.Client):
     def __call__(self) -> Self:
         return self
 
+    def __del__(self) -> None:
+        """Close the connections: whoever holds the client may outlive the session that made it."""
+        options = getattr(self, "options", None)
+        if options is not None and options.httpx_client is not None:
+            options.httpx_client.close()
+
 
 def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     """A client of one project, and the HTTP client that its parts share.
@@ -26,6 +33,8 @@ def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     Tokens are neither refreshed in the background, by a thread that nobody asked for, nor kept on disk: the
     session renews its login when it is used.
     """
-    http = httpx.Client(http2=False, timeout=TIMEOUT_S, follow_redirects=True)
+    http = httpx.Client(
+        http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=True
+    )
     options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
     return SessionClient(url, key, options), http

@@ -323,7 +323,8 @@ def _covered_from(axes: list[Axis], shape: tuple[int, ...], itemsize: int) -> in
     for axis in axes[1:]:
         selected *= axis.count
     if selected == 0:
-        return 1
+        # At its own indices, the axis without any has nothing read for it.
+        return len(axes)
     best, best_cost = len(axes), None
     strides = _strides(shape)
     runs = 1

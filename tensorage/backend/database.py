@@ -188,10 +188,10 @@ class DatabaseContext(BaseContext):
         owner
             E-mail address of the user whose array is meant.
         """
-        if not isinstance(key, str):
-            raise InvalidInputError(f"a key is a string, not {key!r}")
-        if "\0" in key:
-            raise KeyNotFoundError(f"no key holds a NUL character, as {key!r} does")
+        try:
+            check_key(key)
+        except InvalidInputError as error:
+            raise KeyNotFoundError(f"opening {key!r}: there is no such array, because {error}") from error
         arguments = {"key": key} if owner is None else {"key": key, "owner": owner}
         return Dataset.from_json(self.backend.transfer.call("tensorage_open", arguments, f"opening {key!r}"))
 
@@ -282,8 +282,10 @@ class DatabaseContext(BaseContext):
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
                 self._fill(box, dataset, reading, advance)
+        if direct:
+            return out
         result = reading.pick(box)
-        if out is None or direct:
+        if out is None:
             # A view into a much larger box would keep all of it in memory.
             small = isinstance(result, np.ndarray) and 2 * result.size < box.size
             return result.copy() if small else result

@@ -51,7 +51,9 @@ class Settings:
 def build_app(settings: Settings) -> Starlette:
     """The ASGI application. Its lifespan opens and closes the pools."""
     tokens = Tokens(settings.jwt_secret)
-    rest_database, auth_database = Database(settings.rest_dsn), Database(settings.auth_dsn, max_size=4)
+    # One connection more than requests are served at once: it listens for changes of the schema.
+    rest_database = Database(settings.rest_dsn, max_size=11)
+    auth_database = Database(settings.auth_dsn, max_size=4)
     keys = frozenset({settings.anon_key, settings.service_role_key})
     rest = RestApi(rest_database, tokens)
     auth = AuthApi(auth_database, tokens, api_keys=keys, jwt_lifetime_s=settings.jwt_lifetime_s)

@@ -1,0 +1,70 @@
+"""The project that the client's tests work with: an embedded backend, or any other Supabase."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+
+import httpx
+
+from tensorage import BackendSession
+from tensorage.config import ENVIRONMENT
+
+#: What pytest was started with; the tests themselves see an environment without it.
+ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABASE_KEY", "DB_URL")}
+
+#: Set both to run the client's tests against another Supabase; DB_URL to let them look into its tables too.
+IS_ELSEWHERE = bool(ELSEWHERE["SUPABASE_URL"] and ELSEWHERE["SUPABASE_KEY"])
+
+CONFIGURATION_VARIABLES = tuple(ENVIRONMENT.values())
+
+
+@dataclass(frozen=True)
+class User:
+    """A registered user of a project."""
+
+    email: str
+    password: str = field(repr=False)
+    id: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """URL and key of a project, and what tests do there without the client."""
+
+    url: str
+    key: str = field(repr=False)
+
+    def register(self, email: str | None = None, password: str | None = None) -> User:
+        """Sign up a user, by default a new one; the e-mail address must need no confirmation."""
+        email = email or new_email()
+        password = password or secrets.token_urlsafe(12)
+        answer = httpx.post(
+            f"{self.url}/auth/v1/signup",
+            json={"email": email, "password": password},
+            headers={"apikey": self.key},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json().get("access_token"), f"{self.url} asks for a confirmation of e-mail addresses"
+        _log_out(self, answer.json()["access_token"])
+        return User(email, password, answer.json()["user"]["id"])
+
+    def session(self, user: User) -> BackendSession:
+        """A session of the user that is not logged in yet."""
+        return BackendSession(user.email, user.password, self.url, self.key)
+
+
+def new_email() -> str:
+    return f"{secrets.token_hex(8)}@example.com"
+
+
+def _log_out(project: Project, token: str) -> None:
+    """End the login that comes with a sign-up, so that tests can count those which the client makes."""
+    answer = httpx.post(
+        f"{project.url}/auth/v1/logout",
+        headers={"apikey": project.key, "Authorization": f"Bearer {token}"},
+        timeout=30,
+    )
+    assert answer.status_code == 204, answer.text
