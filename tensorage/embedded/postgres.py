@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from tensorage.embedded import memory
-from tensorage.embedded.folder import EmbeddedError, write_private
+from tensorage.embedded.folder import EmbeddedError, sync_names, write_private
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class Cluster:
         self._password = password
         self._bin_dir = bin_dir or installed_bin_dir()
         self._postmaster: asyncio.subprocess.Process | None = None
-        self._log_copy: asyncio.Task[None] | None = None
+        # More than one while processes of a postmaster that was killed linger.
+        self._log_copies: set[asyncio.Task[None]] = set()
         self._last_lines: deque[str] = deque(maxlen=20)
         self.port = 0
 
@@ -134,11 +135,8 @@ class Cluster:
         """Make the cluster where there is none. A crash half-way leaves none."""
         if self._data.exists():
             return
-        unfinished = self._data.with_name(self._data.name + ".new")
-        if unfinished.exists():
-            # The initdb of a server that was killed may still be at work in it, or at cleaning up.
-            _end(_processes_of(unfinished), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
-            shutil.rmtree(unfinished)
+        await asyncio.to_thread(stop_leftovers, self._data)
+        unfinished = _unfinished(self._data)
         unfinished.mkdir(mode=0o700)
         if (user := _user_to_run_as(unfinished)) is not None:
             os.chown(unfinished, *user)
@@ -155,6 +153,8 @@ class Cluster:
         if status != 0:
             raise PostgresError(f"initdb could not make the database:\n{output}")
         unfinished.rename(self._data)
+        # PostgreSQL answers for what is in the folder, not for the folder's own name.
+        sync_names(self._data.parent)
 
     async def start(self, port: int) -> None:
         """Start the postmaster and wait until it takes connections.
@@ -176,10 +176,12 @@ class Cluster:
             # Ctrl-C is for us: PostgreSQL is stopped when its clients are done.
             start_new_session=True,
         )
-        self._log_copy = asyncio.create_task(self._copy_log(self._postmaster))
+        log_copy = asyncio.create_task(self._copy_log(self._postmaster))
+        self._log_copies.add(log_copy)
+        log_copy.add_done_callback(self._log_copies.discard)
         while not self._is_ready():
             if self._postmaster.returncode is not None:
-                await self._log_copy
+                await log_copy
                 raise PostgresError("PostgreSQL does not start:\n" + "\n".join(self._last_lines))
             await asyncio.sleep(_POLL_S)
 
@@ -203,8 +205,8 @@ class Cluster:
                 await asyncio.wait_for(self._postmaster.wait(), patience_s)
                 break
             log.warning("PostgreSQL has not stopped within %s s of %s", patience_s, stop_signal.name)
-        if self._log_copy is not None:
-            await self._log_copy
+        if self._log_copies:
+            await asyncio.wait(self._log_copies, timeout=_IMMEDIATE_SHUTDOWN_S)
         self._postmaster = None
 
     def _is_ready(self) -> bool:
@@ -261,7 +263,11 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def stop_leftovers(data: Path) -> None:
-    """Stop what still runs on a cluster whose server is dead. Only for the holder of the folder's lock."""
+    """Stop what still runs on a cluster whose server is dead, or makes one for it.
+
+    Only for the holder of the folder's lock.
+    """
+    _remove_unfinished(_unfinished(data))
     pid_file = data / "postmaster.pid"
     if not pid_file.exists():
         return
@@ -283,6 +289,25 @@ def stop_leftovers(data: Path) -> None:
     pid_file.unlink(missing_ok=True)
 
 
+def _unfinished(data: Path) -> Path:
+    """Where a cluster is made, to be renamed when it is whole."""
+    return data.with_name(data.name + ".new")
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what the initdb of a killed server made. It may be at work still, or at cleaning up."""
+    deadline = time.monotonic() + _FAST_SHUTDOWN_S
+    while folder.exists():
+        # initdb starts PostgreSQL by way of a shell.
+        _end(_processes_of(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            # Files come and go under our hands as long as one of them was started since we looked.
+            if time.monotonic() > deadline:
+                raise
+
+
 def _end(processes: list[psutil.Process], stop_signal: signal.Signals, patience_s: float) -> None:
     """Send the signal, and wait for the end of all of them, though not for ever."""
     for process in processes:
@@ -294,12 +319,12 @@ def _end(processes: list[psutil.Process], stop_signal: signal.Signals, patience_
         time.sleep(_POLL_S)
 
 
-def _processes_of(data: Path) -> list[psutil.Process]:
+def _processes_of(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psutil.Process]:
     """Every process of PostgreSQL on this folder: all of them have it as their working directory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.name() in _PROGRAMS and Path(process.cwd()).samefile(data):
+            if process.name() in programs and Path(process.cwd()).samefile(data):
                 found.append(process)
     return found
 
@@ -340,6 +365,9 @@ def _run_as(data: Path) -> list[str]:
         # Reading everything is how it reaches its folder below folders that only root may enter.
         prefix += [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         prefix += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        # Without it access(2), which initdb asks whether it may run `postgres`, answers as if for a user
+        # who has no capabilities: programs below such folders would not be found.
+        prefix += ["--securebits=+no_setuid_fixup"]
     return [*prefix, "--"]
 
 

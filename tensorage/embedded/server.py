@@ -87,10 +87,10 @@ def run(options: Options) -> None:
     try:
         with (
             folder.server_lock().acquire(timeout=_LOCK_TIMEOUT_S),
-            _logging(folder, to_terminal=options.foreground),
+            _logging(folder) as terminal,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            runner.run(_Service(folder, options).run())
+            runner.run(_Service(folder, options, terminal).run())
     except Timeout as error:
         raise ServerError(f"another server holds the data folder {folder.path}") from error
     except OSError as error:
@@ -100,9 +100,12 @@ def run(options: Options) -> None:
 class _Service:
     """One run of the server: the parts that come and go with it, and the way from start to stop."""
 
-    def __init__(self, folder: DataFolder, options: Options) -> None:
+    def __init__(self, folder: DataFolder, options: Options, terminal: logging.Handler) -> None:
         self._folder = folder
         self._options = options
+        self._terminal = terminal
+        # Whoever waits for the start in the background wants to read what goes wrong with it, no more.
+        terminal.setLevel(logging.INFO if options.foreground else logging.ERROR)
         self._secrets = folder.make_secrets()
         self._cluster = Cluster(
             folder.postgres_dir, self._secrets.database_passwords[SUPERUSER], bin_dir=options.bin_dir
@@ -186,6 +189,8 @@ class _Service:
             self._folder.write_ports(Ports(api=state.api_port, postgres=state.postgres_port))
             self._folder.write_state(state)
             log.info("ready: http://%s:%s", HOST, state.api_port)
+            if not self._options.foreground:
+                logging.getLogger().removeHandler(self._terminal)
 
         self._http = _http_server(self._folder.storage_dir, self._secrets, state, ready)
         supervisor = asyncio.create_task(self._supervise())
@@ -217,16 +222,15 @@ class _Service:
 
 
 @contextmanager
-def _logging(folder: DataFolder, *, to_terminal: bool) -> Iterator[None]:
-    """Log to the folder's file and to standard error: everything, or what goes wrong before it serves."""
+def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
+    """Log to the folder's file, and through the handler that is given to standard error."""
     # The log, like all else here, is the owner's to read alone.
     os.umask(0o077)
     file = RotatingFileHandler(folder.log_file, maxBytes=_LOG_FILE_BYTES, backupCount=1, encoding="utf-8")
     terminal = logging.StreamHandler()
-    terminal.setLevel(logging.INFO if to_terminal else logging.ERROR)
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT, handlers=[file, terminal])
     try:
-        yield
+        yield terminal
     finally:
         for handler in (file, terminal):
             logging.getLogger().removeHandler(handler)
