@@ -9,16 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError
+    from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
     from supabase_auth.types import AuthResponse, Session, User
 else:
     try:
-        from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError
+        from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
         from supabase_auth.types import AuthResponse, Session, User
     except ModuleNotFoundError as missing:
         if missing.name != "supabase_auth":
             raise
-        from gotrue.errors import AuthApiError, AuthError, AuthRetryableError
+        from gotrue.errors import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
         from gotrue.types import AuthResponse, Session, User
 
-__all__ = ["AuthApiError", "AuthError", "AuthResponse", "AuthRetryableError", "Session", "User"]
+__all__ = [
+    "AuthApiError",
+    "AuthError",
+    "AuthResponse",
+    "AuthRetryableError",
+    "AuthUnknownError",
+    "Session",
+    "User",
+]

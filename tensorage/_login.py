@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
+from tensorage.backend.transfer import new_pool
 from tensorage.config import required
 from tensorage.errors import AuthenticationError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from tensorage.session import BackendSession
 
-__all__ = ["TransferLogin", "auth_errors", "last_logout"]
+__all__ = ["Ending", "Loan", "TransferLogin", "auth_errors", "last_logout"]
 
 #: Seconds that a logout may take when the session is dropped or the interpreter ends.
 LAST_LOGOUT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Loan:
+    """The token of another process's login.
+
+    Parameters
+    ----------
+    expires_at
+        In seconds since the epoch.
+    user_id
+        Whose it is.
+    """
+
+    token: str = field(repr=False)
+    expires_at: float
+    user_id: str
+
+
+class Connections(Protocol):
+    """What holds sockets."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Ending:
+    """What is left to do when a session is dropped, or the interpreter ends. Does not keep the session alive.
+
+    Parameters
+    ----------
+    login
+        Arguments of `last_logout`, while somebody is logged in.
+    connections
+        To be closed.
+    """
+
+    login: tuple[str, str, str] | None = field(default=None, repr=False)
+    connections: list[Connections] = field(default_factory=list, repr=False)
+
+    def __call__(self) -> None:
+        if self.login is not None:
+            last_logout(*self.login)
+        for connections in self.connections:
+            connections.close()
 
 
 class TransferLogin:
@@ -48,7 +94,7 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
     """The auth SDK's errors as ours."""
     import httpx
 
-    from tensorage._auth_sdk import AuthError, AuthRetryableError
+    from tensorage._auth_sdk import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
 
     try:
         yield
@@ -56,19 +102,28 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
         raise BackendUnavailableError(
             f"{asked}: {url} cannot be reached ({error}). Check the URL, the network and the backend"
         ) from error
+    except (AuthUnknownError, ValueError, TypeError, AttributeError) as error:
+        # The SDK trips, in one way or another, over what is no answer of an Auth server.
+        raise BackendUnavailableError(
+            f"{asked}: {url} does not answer as a Supabase project does ({type(error).__name__}). Check the URL"
+        ) from error
     except AuthError as error:
+        status = error.status if isinstance(error, AuthApiError) else 0
+        if status == 429 or status >= 500:
+            raise BackendUnavailableError(
+                f"{asked}: {url} does not serve now ({error}). Try again later"
+            ) from error
         raise AuthenticationError(f"{asked}: {error}. Check the e-mail, the password and the key") from error
 
 
-def last_logout(url: str, key: str, token: str, pid: int) -> None:
+def last_logout(url: str, key: str, token: str) -> None:
     """End a login when nobody is there to see an error: a session that stays open expires by itself."""
-    if pid != os.getpid():
-        return
     import urllib3
 
     headers = {"apikey": key, "Authorization": f"Bearer {token}"}
+    # RuntimeError: the interpreter is too far in its end.
     with (
         contextlib.suppress(urllib3.exceptions.HTTPError, OSError, RuntimeError),
-        urllib3.PoolManager(timeout=LAST_LOGOUT_TIMEOUT_S, retries=False) as pool,
+        new_pool(url, 1, urllib3.Timeout(total=LAST_LOGOUT_TIMEOUT_S)) as pool,
     ):
-        pool.request("POST", f"{url}/auth/v1/logout?scope=local", headers=headers)
+        pool.request("POST", f"{url}/auth/v1/logout?scope=local", headers=headers, retries=False)

@@ -14,6 +14,7 @@ Examples
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -22,17 +23,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tensorage._login import TransferLogin, auth_errors, last_logout
+from tensorage._login import Ending, Loan, TransferLogin, auth_errors, last_logout
 from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
 from tensorage.config import ENVIRONMENT, configure, required
-from tensorage.errors import AuthenticationError, ConfigurationError
+from tensorage.errors import AuthenticationError, ConfigurationError, TensorageError
 
 if TYPE_CHECKING:
-    import httpx
-
     import supabase
     from tensorage._auth_sdk import AuthResponse, Session, User
     from tensorage.store import TensorStore
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["BackendSession", "ContextWrapper"]
 
 C = TypeVar("C", bound=BaseContext)
+
+logger = logging.getLogger(__name__)
 
 #: A token that expires within this many seconds is renewed before it is used.
 RENEW_BEFORE_S = 60
@@ -143,19 +144,25 @@ class BackendSession:
         self.backend_key = known.backend_key
         self._prepare()
 
-    def _prepare(self) -> None:
-        self._client = None
-        self._http: httpx.Client | None = None
+    def _prepare(self, loan: Loan | None = None) -> None:
         self._user = None
         self._session = None
-        #: A token lent to another process: used until it expires, never renewed there.
-        self._borrowed: tuple[str, float] | None = None
+        self._expires_at = 0.0
+        #: The token of another process: used until it expires, never renewed nor ended here.
+        self._loan = loan
         self._store: weakref.ref[TensorStore] | None = None
-        self._transfer: Transfer | None = None
         self._holders = 0
-        self._ending: weakref.finalize[..., BackendSession] | None = None
-        self._pid = os.getpid()
+        self._connect()
+        _sessions.add(self)
+
+    def _connect(self) -> None:
+        """Begin without connections, in this process."""
         self._lock = threading.RLock()
+        self._client = None
+        self._transfer: Transfer | None = None
+        self._ending = Ending()
+        # Runs when the session is dropped or the interpreter ends, whichever comes first.
+        self._finalize = weakref.finalize(self, self._ending)
 
     # The client and the login ---------------------------------------------------------------------
 
@@ -175,7 +182,6 @@ class BackendSession:
             response = client.table('datasets').select('*').execute()
         """
         with self._lock:
-            self._after_fork()
             if self._session is not None and self._expires_soon():
                 self._renew()
             return self._sdk()
@@ -190,12 +196,10 @@ class BackendSession:
             If there is no login, and none can be made of what is configured.
         """
         with self._lock:
-            self._after_fork()
-            if self._borrowed is not None:
-                token, expires_at = self._borrowed
-                if time.time() < expires_at:
-                    return token
-                self._borrowed = None
+            if self._loan is not None:
+                if time.time() < self._loan.expires_at:
+                    return self._loan.token
+                self._loan = None
             if self._session is None:
                 self._login()
             elif self._expires_soon():
@@ -206,10 +210,12 @@ class BackendSession:
     @property
     def user_id(self) -> str:
         """Id of the logged-in user."""
-        _ = self.token
-        if self._user is None:
-            raise AuthenticationError("this session was lent a token and does not know its user: log in")
-        return str(self._user.id)
+        with self._lock:
+            _ = self.token
+            if self._loan is not None:
+                return self._loan.user_id
+            assert self._user is not None
+            return str(self._user.id)
 
     def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:
         """Log in with e-mail and password, by default those of the configuration.
@@ -235,13 +241,16 @@ class BackendSession:
             print(response)
         """
         with self._lock:
-            self._after_fork()
             email, password = email or self.email, password or self.password
             credentials = {"email": required("email", email), "password": required("password", password)}
-            with auth_errors(f"logging in as {email}", self.backend_url):
-                response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
+            try:
+                with auth_errors(f"logging in as {email}", self.backend_url):
+                    response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
+            except AuthenticationError:
+                self._restore()
+                raise
             self.email, self.password = email, password
-            self._accept(response)
+            self._replace(response)
             return response
 
     def register_by_mail(self, email: str, password: str) -> AuthResponse:
@@ -264,13 +273,20 @@ class BackendSession:
             print(response)
         """
         with self._lock:
-            self._after_fork()
             credentials = {"email": required("email", email), "password": required("password", password)}
-            with auth_errors(f"registering {email}", self.backend_url):
-                response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
-            self.email, self.password = email, password
+            try:
+                with auth_errors(f"registering {email}", self.backend_url):
+                    response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
+            except AuthenticationError:
+                self._restore()
+                raise
             if response.session is not None:
-                self._accept(response)
+                self.email, self.password = email, password
+                self._replace(response)
+            elif self._session is not None:
+                self._restore()
+            else:
+                self.email, self.password = email, password
             return response
 
     def refresh(self) -> AuthResponse:
@@ -291,7 +307,6 @@ class BackendSession:
             print(response)
         """
         with self._lock:
-            self._after_fork()
             if self._session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
             with auth_errors("refreshing the login", self.backend_url):
@@ -311,14 +326,14 @@ class BackendSession:
             session.logout()
         """
         with self._lock:
-            self._after_fork()
             if self._session is None:
                 return
             self._session = self._user = None
-            # The SDK forgets its session and headers whatever the server says; a login that has already
-            # ended there is what was wanted.
+            # A login that has already ended at the server is what was wanted: the SDK says nothing then.
             with auth_errors("logging out", self.backend_url):
                 self._sdk().auth.sign_out({"scope": "local"})
+            # Where that failed, it is tried again at the end.
+            self._ending.login = None
 
     # Contexts and the store -----------------------------------------------------------------------
 
@@ -376,6 +391,7 @@ class BackendSession:
         with self._lock:
             if self._transfer is None:
                 self._transfer = Transfer(self._required_url(), TransferLogin(self))
+                self._ending.connections.append(self._transfer)
             return self._transfer
 
     # The end ----------------------------------------------------------------------------------------
@@ -391,12 +407,10 @@ class BackendSession:
             session.login_by_mail('user@example.com', 'password')
             del session
         """
-        ending = getattr(self, "_ending", None)
-        if ending is not None:
-            ending()
-        transfer = getattr(self, "_transfer", None)
-        if transfer is not None:
-            transfer.close()
+        # A session whose making failed has nothing to end.
+        finalize = getattr(self, "_finalize", None)
+        if finalize is not None:
+            finalize()
 
     def __repr__(self) -> str:
         state = f"logged in as {self._user.email}" if self._user is not None else "not logged in"
@@ -405,20 +419,18 @@ class BackendSession:
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
         with self._lock:
-            token = self.token
-            expires_at = self._borrowed[1] if self._borrowed else float(self._session.expires_at or 0)  # type: ignore[union-attr] # token logs in
+            loan = Loan(self.token, self._loan.expires_at if self._loan else self._expires_at, self.user_id)
         return {
             "email": self.email,
             "backend_url": self.backend_url,
             "backend_key": self.backend_key,
-            "borrowed": (token, expires_at),
+            "loan": loan,
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.email, self.password = state["email"], None
         self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
-        self._prepare()
-        self._borrowed = state["borrowed"]
+        self._prepare(state["loan"])
 
     # Inner parts --------------------------------------------------------------------------------------
 
@@ -429,18 +441,25 @@ class BackendSession:
             self._holders += 1
 
     def _release(self) -> None:
-        """One user less: the last one logs out."""
+        """One user less: the last one logs out. What was done is done, if logging out fails or not."""
         with self._lock:
-            self._holders = max(self._holders - 1, 0)
-            if self._holders == 0:
+            self._holders -= 1
+            if self._holders > 0:
+                return
+            try:
                 self.logout()
+            except TensorageError as error:
+                logger.info("the login of %s stays open until it expires: %s", self.email, error)
 
     def _sdk(self) -> supabase.Client:
         if self._client is None:
             from tensorage._client import make_client
 
             url, key = self._required_url(), required("backend_key", self.backend_key)
-            self._client, self._http = make_client(url, key)
+            self._client, http = make_client(url, key)
+            self._ending.connections.append(http)
+            if self._loan is not None:
+                self._client.options.headers["Authorization"] = f"Bearer {self._loan.token}"
         return self._client
 
     def _required_url(self) -> str:
@@ -456,14 +475,25 @@ class BackendSession:
                 "address, follow the link in the mail first"
             )
         self._session, self._user = response.session, response.user
-        self._borrowed = None
-        if self._ending is not None:
-            self._ending.detach()
-        # Runs when the session is dropped or the interpreter ends, whichever comes first.
-        self._ending = weakref.finalize(
-            self, last_logout, self._required_url(), required("backend_key", self.backend_key),
-            response.session.access_token, os.getpid(),
-        )  # fmt: skip
+        # By this machine's clock, which need not be the server's.
+        self._expires_at = time.time() + response.session.expires_in
+        self._loan = None
+        key = required("backend_key", self.backend_key)
+        self._ending.login = (self._required_url(), key, response.session.access_token)
+
+    def _replace(self, response: AuthResponse) -> None:
+        """Go on with another login, and end the one before."""
+        before = self._ending.login
+        self._accept(response)
+        if before is not None:
+            last_logout(*before)
+
+    def _restore(self) -> None:
+        """Give the SDK its session back, which it forgets when another login is refused."""
+        if self._session is not None:
+            with auth_errors("going on with the login", self.backend_url):
+                tokens = self._session.access_token, self._session.refresh_token
+                self._accept(self._sdk().auth.set_session(*tokens))
 
     def _login(self) -> None:
         missing = [name for name in ("email", "password") if not getattr(self, name)]
@@ -477,10 +507,9 @@ class BackendSession:
 
     def _expires_soon(self) -> bool:
         assert self._session is not None
-        lifetime = self._session.expires_in or 0
         # Of a token that lives for a minute or two, the last part of its life has to do.
-        margin = min(RENEW_BEFORE_S, lifetime / 4)
-        return (self._session.expires_at or 0) - time.time() < margin
+        margin = min(RENEW_BEFORE_S, self._session.expires_in / 4)
+        return self._expires_at - time.time() < margin
 
     def _renew(self) -> None:
         """Get a new token: by refreshing the login, or by logging in again."""
@@ -498,21 +527,29 @@ class BackendSession:
     def _renew_unless_done(self, refused: str) -> None:
         """A new token in place of a refused one, unless another thread has got one meanwhile."""
         with self._lock:
-            self._after_fork()
-            if self._borrowed is not None and self._borrowed[0] == refused:
-                self._borrowed = None
+            if self._loan is not None and self._loan.token == refused:
+                self._loan = None
             if self._session is not None and self._session.access_token == refused:
                 self._renew()
 
-    def _after_fork(self) -> None:
-        """In a child process: connections of its own, and the parent's token, which only the parent renews."""
-        if self._pid == os.getpid():
-            return
-        self._pid = os.getpid()
-        self._client = self._http = None
-        self._holders = 0
-        if self._session is not None:
-            self._borrowed = (self._session.access_token, float(self._session.expires_at or 0))
+    def _continue_in_child(self) -> None:
+        """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
+        self._finalize.detach()
+        # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
+        self._inherited = (self._client, self._transfer, self._ending)
+        if self._session is not None and self._user is not None:
+            self._loan = Loan(self._session.access_token, self._expires_at, str(self._user.id))
             self._session = None
-        if self._ending is not None:
-            self._ending.detach()
+        self._connect()
+
+
+_sessions: weakref.WeakSet[BackendSession] = weakref.WeakSet()
+
+
+def _continue_in_child() -> None:
+    for session in list(_sessions):
+        session._continue_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_continue_in_child)

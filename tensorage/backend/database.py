@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import as_array, cast_to, check_key, is_plain
 from tensorage.backend.base import BaseContext, box_selection
-from tensorage.backend.faults import error_of, missing_schema
+from tensorage.backend.faults import check_version, error_of, missing_schema
 from tensorage.backend.progress import Advance, progress
-from tensorage.backend.protocol import SCHEMA_VERSION, Piece, block_elements, bytes_of, header, pieces_to_send
+from tensorage.backend.protocol import Piece, block_elements, bytes_of, header, pieces_to_send
 from tensorage.backend.transfer import TooMuchError
 from tensorage.errors import (
     IncompleteTensorError,
@@ -63,20 +63,10 @@ class DatabaseContext(BaseContext):
 
     def check_schema_installed(self) -> bool:
         try:
-            version = self.backend.transfer.call("tensorage_version", {}, "checking the project")
+            version = self.backend.transfer.schema_version()
         except SchemaError as error:
             raise missing_schema("there is no function tensorage_version") from error
-        if version != SCHEMA_VERSION:
-            age = "older" if version < SCHEMA_VERSION else "newer"
-            remedy = (
-                "apply the new migrations: `supabase db push` on a checkout of this version, or paste the output "
-                "of `tensorage migrations --sql` into the SQL editor of the project"
-                if version < SCHEMA_VERSION
-                else "upgrade the client: pip install -U tensorage"
-            )
-            raise SchemaError(
-                f"the project's schema has version {version}, {age} than this client's {SCHEMA_VERSION}: {remedy}"
-            )
+        check_version(version)
         return True
 
     def insert_dataset(

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from tensorage.backend.protocol import SCHEMA_VERSION
 from tensorage.errors import (
     AmbiguousKeyError,
     AuthenticationError,
@@ -25,7 +26,7 @@ from tensorage.errors import (
     TensorageError,
 )
 
-__all__ = ["BackendAnswerError", "Fault", "error_of", "missing_schema"]
+__all__ = ["BackendAnswerError", "Fault", "check_version", "error_of", "missing_schema"]
 
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS001": (KeyNotFoundError, "list(store) shows what there is."),
@@ -92,7 +93,9 @@ class Fault:
     @property
     def is_passing(self) -> bool:
         """The same request may pass a moment later."""
-        return self.status == 429 or (self.status >= 500 and not self.is_too_much and self.code[:2] != "53")
+        # Class 53: the disk or the memory is full. That passes only for 53300, too many connections.
+        is_full = self.code[:2] == "53" and self.code != "53300"
+        return self.status == 429 or (self.status >= 500 and not self.is_too_much and not is_full)
 
     def __str__(self) -> str:
         code = f" {self.code}" if self.code else ""
@@ -119,6 +122,10 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
         return kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
     if fault.code in _SCHEMA_CODES:
         return missing_schema(fault.message)
+    return _error_of_status(fault, asked)
+
+
+def _error_of_status(fault: Fault, asked: str) -> TensorageError:
     if fault.status in {401, 403} or fault.is_expired_login:
         return AuthenticationError(
             f"{asked}: the backend refuses the login ({fault.message}). Check the key of the project, and log in again."
@@ -128,15 +135,43 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
             f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
             "Use a smaller chunk_size, or raise the statement timeout of the project."
         )
-    if 400 <= fault.status < 500 and fault.status != 429:
+    if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
         return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
+    if fault.status < 500 and fault.status != 429:
+        return BackendUnavailableError(
+            f"{asked}: this is not what a Supabase project answers ({fault}). Check the URL of the project."
+        )
     return BackendUnavailableError(f"{asked}: the backend fails ({fault}). Try again later.")
+
+
+def check_version(version: Any) -> None:
+    """Refuse what ``tensorage_version()`` of a project answers, unless it is this client's version.
+
+    Raises
+    ------
+    SchemaError
+        The message says which of the two is older, and how to bring it up to the other.
+    """
+    if version == SCHEMA_VERSION:
+        return
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        age, remedy = "newer", "Upgrade the client: pip install -U tensorage"
+    else:
+        age, remedy = "older", f"Apply the new migrations: {_HOW_TO_MIGRATE}"
+    raise SchemaError(
+        f"the project's schema has version {version}, {age} than this client's {SCHEMA_VERSION}. {remedy}"
+    )
+
+
+_HOW_TO_MIGRATE = (
+    "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
+    "`tensorage migrations --sql` into the SQL editor of the project"
+)
 
 
 def missing_schema(why: str) -> SchemaError:
     """The error that tells how to migrate."""
     return SchemaError(
-        f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: run "
-        "`supabase db push` on a checkout of tensorage, or paste the output of `tensorage migrations --sql` into "
-        "the SQL editor of the project"
+        f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: "
+        + _HOW_TO_MIGRATE
     )

@@ -7,7 +7,6 @@ function of tensorage is idempotent (writes carry an operation id), so that ever
 from __future__ import annotations
 
 import json
-import os
 import random
 import threading
 import time
@@ -19,16 +18,19 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.request import getproxies, proxy_bypass
 
-from tensorage.backend.faults import Fault, error_of
+from tensorage.backend.faults import Fault, check_version, error_of
 from tensorage.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     import urllib3
 
-__all__ = ["MEDIA_TYPE", "Login", "TooMuchError", "Transfer"]
+__all__ = ["MEDIA_TYPE", "Login", "TooMuchError", "Transfer", "new_pool"]
 
 #: Media type of array bytes, and name of the domain that the reading function returns.
 MEDIA_TYPE = "application/vnd.tensorage"
+
+#: The function that says which migrations a project has.
+VERSION_FUNCTION = "tensorage_version"
 
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
 PARALLEL = 4
@@ -38,7 +40,7 @@ ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 #: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
 READ_TIMEOUT_S = 60.0
 
@@ -69,7 +71,7 @@ class TooMuchError(Exception):
 
 @dataclass
 class Transfer:
-    """Requests to one project as one login. Safe to use from many threads, and after a fork.
+    """Requests to one project as one login. Safe to use from many threads; after a fork, make another.
 
     Parameters
     ----------
@@ -85,8 +87,9 @@ class Transfer:
     login: Login
     parallel: int = PARALLEL
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
-    _pool_pid: int = field(default=0, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _version_fits: bool = field(default=False, init=False, repr=False)
 
     def call(self, function: str, arguments: Mapping[str, Any], asked: str) -> Any:
         """Call a function with JSON arguments: its JSON answer.
@@ -98,6 +101,10 @@ class Transfer:
         """
         body = [json.dumps(arguments, separators=(",", ":"), allow_nan=False).encode()]
         return self._request(function, body, "application/json", None, asked)
+
+    def schema_version(self) -> Any:
+        """What the project answers for the version of its migrations."""
+        return self._request(VERSION_FUNCTION, [b"{}"], "application/json", None, "checking the project")
 
     def send(self, function: str, parts: Sequence[bytes | memoryview], asked: str) -> Any:
         """Call a function with `parts`, one after the other, as its one binary argument: its JSON answer."""
@@ -137,8 +144,7 @@ class Transfer:
         """Close the connections. The next request opens new ones."""
         with self._lock:
             pool, self._pool = self._pool, None
-        # After a fork the sockets are the parent's: they are let go of, not shut down.
-        if pool is not None and self._pool_pid == os.getpid():
+        if pool is not None:
             pool.clear()
 
     def _request(
@@ -149,6 +155,8 @@ class Transfer:
         out: memoryview | None,
         asked: str,
     ) -> Any:
+        if function != VERSION_FUNCTION:
+            self._check_version_once()
         renewed = False
         attempt = 0
         while True:
@@ -171,6 +179,15 @@ class Transfer:
             if not outcome.is_passing or attempt >= ATTEMPTS:
                 raise error_of(outcome, asked)
             time.sleep(min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+
+    def _check_version_once(self) -> None:
+        """Before the first request: other migrations give wrong answers, or errors that do not say why."""
+        if self._version_fits:
+            return
+        with self._version_lock:
+            if not self._version_fits:
+                check_version(self.schema_version())
+                self._version_fits = True
 
     def _attempt(
         self,
@@ -200,9 +217,15 @@ class Transfer:
                 if out is None:
                     return json.loads(response.read())
                 return _fill(out, response, asked)
+            except BaseException:
+                # Not read to its end: what is left of it must not be taken for the next answer.
+                response.close()
+                raise
             finally:
-                # An answer that was not read to its end leaves its connection unusable: release_conn drops it.
                 response.release_conn()
+        except BackendUnavailableError:
+            # It is an OSError too; a complete answer of the wrong size comes again.
+            raise
         except (urllib3.exceptions.HTTPError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             return Fault(503, "", f"{self.base_url} cannot be reached: {reason}")
@@ -212,9 +235,12 @@ class Transfer:
             ) from error
 
     def _connections(self) -> urllib3.PoolManager:
+        import urllib3
+
         with self._lock:
-            if self._pool is None or self._pool_pid != os.getpid():
-                self._pool, self._pool_pid = _new_pool(self.base_url, self.parallel), os.getpid()
+            if self._pool is None:
+                timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+                self._pool = new_pool(self.base_url, 2 * self.parallel, timeout)
             return self._pool
 
 
@@ -238,7 +264,8 @@ def _wrong_size(asked: str, received: int, expected: int) -> BackendUnavailableE
     )
 
 
-def _new_pool(base_url: str, parallel: int) -> urllib3.PoolManager:
+def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.PoolManager:
+    """Connections to a project, through the proxy that the environment names for it, if any."""
     import httpx
     import urllib3
 
@@ -247,9 +274,9 @@ def _new_pool(base_url: str, parallel: int) -> urllib3.PoolManager:
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
     return make(
-        maxsize=2 * parallel,
+        maxsize=maxsize,
         block=False,
-        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+        timeout=timeout,
         # The roots that the SDK's own client trusts, so that both reach the same hosts.
         ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
     )
