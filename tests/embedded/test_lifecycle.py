@@ -252,6 +252,9 @@ def test_server_ends_when_postgres_cannot_be_started(data_dir: Path) -> None:
     postmaster(running).kill()
     until(lambda: has_ended(server))
     assert control.status(data_dir) is None
+    # What a running server logs goes to its own log, whose size is bounded; its last words are for both.
+    assert "attempt 1" in (data_dir / "server.log").read_text()
+    assert "attempt 1" not in (data_dir / "start.log").read_text()
     with pytest.raises(control.StartError, match="pg_control"):
         control.start(data_dir)
     control_file.with_suffix(".away").rename(control_file)
