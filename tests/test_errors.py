@@ -298,6 +298,22 @@ def octets(body: bytes, announced: int | None = None) -> Answer:
     return Answer(body=body, content_type=MEDIA_TYPE, headers=headers)
 
 
+class TestPauses:
+    def test_they_grow_up_to_a_bound(self) -> None:
+        fault = Fault(503, "", "busy")
+        for attempt in range(1, 40):
+            grown = min(transfer_module.FIRST_WAIT_S * 2 ** (attempt - 1), transfer_module.LONGEST_WAIT_S)
+            assert 0.5 * grown <= transfer_module.pause_s(attempt, fault) <= 1.5 * grown
+
+    @pytest.mark.parametrize(("asked", "waits"), [("7", 7.0), ("3600", 60.0)])
+    def test_they_are_as_long_as_the_backend_asks(self, asked: str, waits: float) -> None:
+        assert transfer_module.pause_s(1, Fault.parse(429, b"{}", asked)) == waits
+
+    @pytest.mark.parametrize("asked", [None, "", "soon", "-1", "Wed, 21 Oct 2026 07:28:00 GMT"])
+    def test_what_is_no_number_of_seconds_asks_for_nothing(self, asked: str | None) -> None:
+        assert Fault.parse(503, b"busy", asked).retry_after_s is None
+
+
 class TestTransfer:
     @pytest.mark.parametrize("bad", [[RESET], [BUSY], [RATE], [RESET, BUSY, RATE, RESET]], ids=str)
     def test_what_passes_is_tried_again(self, flaky: Flaky, transfer: Transfer, bad: list[Answer]) -> None:

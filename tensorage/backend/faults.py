@@ -60,6 +60,8 @@ class Fault:
         HTTP status.
     code
         SQLSTATE or PGRST code, ``""`` where the answer has none.
+    retry_after_s
+        What ``Retry-After`` asks for, if it is there and in seconds.
     """
 
     status: int
@@ -67,18 +69,23 @@ class Fault:
     message: str
     details: str = ""
     hint: str = ""
+    retry_after_s: float | None = None
 
     @classmethod
-    def parse(cls, status: int, body: bytes) -> Fault:
+    def parse(cls, status: int, body: bytes, retry_after: str | None = None) -> Fault:
+        """Read an answer: its status, its body, and its header ``Retry-After``."""
+        wait_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
         try:
             answer: Any = json.loads(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            return cls(status, "", body[:200].decode("utf-8", "replace").strip() or "an empty answer")
+            message = body[:200].decode("utf-8", "replace").strip() or "an empty answer"
+            return cls(status, "", message, retry_after_s=wait_s)
         text = {name: str(value) for name, value in answer.items() if value is not None}
         message = text.get("message") or text.get("msg") or text.get("error") or "no message"
-        return cls(status, text.get("code", ""), message, text.get("details", ""), text.get("hint", ""))
+        code, details, hint = text.get("code", ""), text.get("details", ""), text.get("hint", "")
+        return cls(status, code, message, details, hint, wait_s)
 
     @property
     def is_expired_login(self) -> bool:

@@ -40,6 +40,9 @@ ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 
+#: A backend that asks to be left alone for longer is asked again after this.
+LONGEST_ASKED_WAIT_S = 60.0
+
 CONNECT_TIMEOUT_S = 5.0
 #: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
 READ_TIMEOUT_S = 60.0
@@ -178,7 +181,7 @@ class Transfer:
             attempt += 1
             if not outcome.is_passing or attempt >= ATTEMPTS:
                 raise error_of(outcome, asked)
-            time.sleep(min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            time.sleep(pause_s(attempt, outcome))
 
     def _check_version_once(self) -> None:
         """Before the first request: other migrations give wrong answers, or errors that do not say why."""
@@ -213,7 +216,8 @@ class Transfer:
             )
             try:
                 if not 200 <= response.status < 300:
-                    return Fault.parse(response.status, response.read())
+                    retry_after = response.headers.get("Retry-After")
+                    return Fault.parse(response.status, response.read(), retry_after)
                 if out is None:
                     return json.loads(response.read())
                 return _fill(out, response, asked)
@@ -242,6 +246,15 @@ class Transfer:
                 timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
                 self._pool = new_pool(self.base_url, 2 * self.parallel, timeout)
             return self._pool
+
+
+def pause_s(attempt: int, fault: Fault) -> float:
+    """Seconds to wait after a failed attempt (1, 2, ...): as the backend asks, or longer and longer.
+
+    At random within a factor of three, so that clients that failed together do not come again together.
+    """
+    backing_off = min(FIRST_WAIT_S * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    return max(backing_off, min(fault.retry_after_s or 0.0, LONGEST_ASKED_WAIT_S))
 
 
 def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
