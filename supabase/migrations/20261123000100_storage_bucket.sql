@@ -21,3 +21,5 @@ create policy "tensorage: change in own folder" on storage.objects for update to
 drop policy if exists "tensorage: delete from own folder" on storage.objects;
 create policy "tensorage: delete from own folder" on storage.objects for delete to authenticated
   using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text);
+
+notify pgrst, 'reload schema';
