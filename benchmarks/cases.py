@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,10 +12,12 @@ import numpy as np
 import tensorage
 from benchmarks.measure import Result, of, ratio, seconds
 from benchmarks.straight import Straight
+from tensorage.backend.transfer import MEDIA_TYPE
 from tensorage.embedded.control import Running
 
 REPETITIONS = 5
 SMALL_CALLS = 2000
+BODY_BYTES = 8 * 1024 * 1024
 #: 188 MB of float32: as many images as a well-known training set has.
 SHAPE = (60000, 28, 28)
 MB = 1e6
@@ -79,6 +82,52 @@ def small_calls(_running: Running, session: tensorage.BackendSession) -> Iterato
     yield of("small function call", took, "ms", ("<=", 1.5))
 
 
+def bodies(running: Running, session: tensorage.BackendSession) -> Iterator[Result]:
+    """A body of 8 MiB through the server, each way, next to the same call straight to PostgreSQL."""
+    body = np.random.default_rng(2).bytes(BODY_BYTES)
+    headers = {
+        "apikey": session.backend_key or "",
+        "Authorization": f"Bearer {session.token}",
+        "Accept": "application/json",
+        "Content-Type": "application/octet-stream",
+    }
+    connection = http.client.HTTPConnection((session.backend_url or "").removeprefix("http://"))
+
+    def exchange(path: str, content: bytes, headers: dict[str, str]) -> bytes:
+        connection.request("POST", f"/rest/v1/rpc/{path}", content, headers)
+        return connection.getresponse().read()
+
+    def up() -> None:
+        if exchange("bench_up", body, headers) != b"%d" % BODY_BYTES:
+            raise AssertionError("the body did not arrive whole")
+
+    def down() -> None:
+        wanted = {**headers, "Accept": MEDIA_TYPE, "Content-Type": "application/json"}
+        if len(exchange("bench_down", b"{}", wanted)) != BODY_BYTES:
+            raise AssertionError("the answer did not arrive whole")
+
+    with Straight(running.superuser_url) as straight:
+        straight.execute(
+            "create function public.bench_up(bytea) returns int language sql as 'select octet_length($1)'; "
+            f'create function public.bench_down() returns public."{MEDIA_TYPE}" stable language sql as '
+            f"$$ select repeat('x', {BODY_BYTES})::bytea $$; notify pgrst, 'reload schema'"
+        )
+        while b"PGRST202" in exchange("bench_up", b"", headers):
+            time.sleep(0.01)
+        for name, ours, query, arguments in (
+            ("in", up, "select public.bench_up($1)", [body]),
+            ("out", down, "select public.bench_down()::bytea", []),
+        ):
+            took, limit = [], []
+            for _ in range(30):
+                limit.append(1e3 * seconds(lambda q=query, a=arguments: straight.fetch(q, *a)))
+                took.append(1e3 * seconds(ours))
+            yield of(f"8 MiB {name}, straight", limit, "ms")
+            yield of(f"8 MiB {name}, through the server", took, "ms")
+        straight.execute("drop function public.bench_up, public.bench_down")
+    connection.close()
+
+
 def small_arrays(_running: Running, session: tensorage.BackendSession) -> Iterator[Result]:
     """Ten numbers at a time."""
     store = tensorage.TensorStore(session, quiet=True)
@@ -113,4 +162,4 @@ def starts(_running: Running, _session: tensorage.BackendSession) -> Iterator[Re
     yield of("start on an old data folder", old, "s", ("<=", 1.5))
 
 
-CASES = (small_calls, bulk, samples, small_arrays, starts)
+CASES = (small_calls, bodies, bulk, samples, small_arrays, starts)

@@ -46,7 +46,14 @@ class Straight:
         self._loop.run_until_complete(self._each(put, len(data)))
 
     def clear(self) -> None:
-        self._loop.run_until_complete(self._connections[0].execute("truncate straight"))
+        self.execute("truncate straight")
+
+    def execute(self, sql: str) -> None:
+        self._loop.run_until_complete(self._connections[0].execute(sql))
+
+    def fetch(self, query: str, *arguments: object) -> object:
+        """Value of a query."""
+        return self._loop.run_until_complete(self._connections[0].fetchval(query, *arguments))
 
     def read(self, out: npt.NDArray[np.float32]) -> None:
         """Read the array back into `out`."""
