@@ -13,7 +13,7 @@ import pytest
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.database import MAX_REQUEST_BYTES
+from tensorage.backend.blocks import MAX_REQUEST_BYTES
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 

@@ -4,6 +4,7 @@ Modules
 -------
 base        what every engine can do
 database    arrays as rows, over PostgREST
+blocks      elements between memory and the rows of one dataset
 storage     objects of Supabase Storage
 transfer    requests: connections, parallelism, retries
 progress    the bar

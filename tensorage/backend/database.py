@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +17,10 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import as_array, cast_to, check_key, is_plain
 from tensorage.backend.base import BaseContext, box_selection
-from tensorage.backend.faults import check_version, error_of, missing_schema
-from tensorage.backend.progress import Advance, progress
-from tensorage.backend.protocol import Piece, block_elements, bytes_of, header, pieces_to_send
+from tensorage.backend.blocks import MAX_REQUEST_BYTES, fetch_box, send_blocks
+from tensorage.backend.faults import check_version, missing_schema
+from tensorage.backend.progress import progress
+from tensorage.backend.protocol import block_elements, bytes_of, header
 from tensorage.backend.transfer import TooMuchError
 from tensorage.errors import (
     IncompleteTensorError,
@@ -29,7 +28,7 @@ from tensorage.errors import (
     KeyNotFoundError,
     SchemaError,
 )
-from tensorage.indexing import Part, Reading, Selection, plan, split
+from tensorage.indexing import Selection, plan
 from tensorage.types import Dataset, storable_dtype
 
 if TYPE_CHECKING:
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["DatabaseContext"]
 
 logger = logging.getLogger(__name__)
-
-#: Bytes of elements in one request, either way.
-MAX_REQUEST_BYTES = 8 * 1024 * 1024
-
-#: Runs asked for by one request: their positions are a few bytes of JSON each.
-MAX_RUNS = 65536
 
 #: Bytes of one stored block, unless a chunk size is given.
 BLOCK_BYTES = 1024 * 1024
@@ -117,7 +110,7 @@ class DatabaseContext(BaseContext):
             first = offset * (dataset.size // dataset.shape[0]) if dataset.shape[0] else 0
         if rows.size == 0:
             return True
-        self._send_blocks(dataset, rows, first, lambda _bytes: None)
+        send_blocks(self.backend.transfer, dataset, rows, first, lambda _bytes: None)
         try:
             self._declared[data_id] = self._commit(dataset)
         except IncompleteTensorError:
@@ -271,7 +264,7 @@ class DatabaseContext(BaseContext):
         box = out if direct and out is not None else np.empty(reading.box_shape, dataset.dtype)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
-                self._fill(box, dataset, reading, advance)
+                fetch_box(self.backend.transfer, dataset, reading, box, advance)
         if direct:
             return out
         result = reading.pick(box)
@@ -286,36 +279,6 @@ class DatabaseContext(BaseContext):
             )
         out[...] = result
         return out
-
-    # Reading -------------------------------------------------------------------------------------------
-
-    def _fill(self, box: npt.NDArray[Any], dataset: Dataset, reading: Reading, advance: Advance) -> None:
-        elements = bytes_of(box.reshape(-1))
-        in_blocks = MAX_REQUEST_BYTES // dataset.dtype.itemsize // dataset.chunk * dataset.chunk
-        max_elements = in_blocks or max(MAX_REQUEST_BYTES // dataset.dtype.itemsize, 1)
-        parts = split(reading, max_elements, MAX_RUNS, align=dataset.chunk)
-        self.backend.transfer.run(partial(self._fetch, dataset, part, elements, advance) for part in parts)
-
-    def _fetch(self, dataset: Dataset, part: Part, elements: memoryview, advance: Advance) -> None:
-        itemsize = dataset.dtype.itemsize
-        out = elements[part.out_first * itemsize : (part.out_first + part.size) * itemsize]
-        arguments = {
-            "data_id": dataset.id,
-            "version": dataset.version,
-            "rows": part.rows.tolist(),
-            "runs": part.runs.tolist(),
-            "run_length": part.run_length,
-        }
-        asked = f"reading {dataset.key!r}"
-        try:
-            self.backend.transfer.read_into("tensorage_read", arguments, out, asked)
-        except TooMuchError as error:
-            if part.size <= 1:
-                raise error_of(error.fault, asked) from error
-            for half in _halves(part):
-                self._fetch(dataset, half, elements, advance)
-            return
-        advance(len(out))
 
     # Writing -------------------------------------------------------------------------------------------
 
@@ -367,7 +330,7 @@ class DatabaseContext(BaseContext):
         dataset = self._begin(meta)
         try:
             with progress(array.nbytes, dataset.key, quiet=quiet) as advance:
-                self._send_blocks(dataset, array, 0, advance)
+                send_blocks(self.backend.transfer, dataset, array, 0, advance)
             return self._commit(dataset)
         except BaseException:
             self._abort(dataset)
@@ -377,28 +340,6 @@ class DatabaseContext(BaseContext):
         return Dataset.from_json(
             self.backend.transfer.call("tensorage_begin", meta, f"storing {meta['key']!r}")
         )
-
-    def _send_blocks(self, dataset: Dataset, array: npt.NDArray[Any], first: int, advance: Advance) -> None:
-        pieces = pieces_to_send(array, dataset.chunk, MAX_REQUEST_BYTES)
-        moved = (replace(piece, index=first + piece.index) for piece in pieces)
-        self.backend.transfer.run(partial(self._put, dataset, piece, advance) for piece in moved)
-
-    def _put(self, dataset: Dataset, piece: Piece, advance: Advance) -> None:
-        head = header(count=piece.count, chunk=dataset.chunk, data_id=dataset.id, index=piece.index)
-        asked = f"storing {dataset.key!r}"
-        try:
-            self.backend.transfer.send("tensorage_put", [head, piece.elements], asked)
-        except TooMuchError as error:
-            if piece.count <= 1:
-                raise error_of(error.fault, asked) from error
-            half = piece.count // 2
-            if half > dataset.chunk:
-                half = half // dataset.chunk * dataset.chunk
-            cut = half * dataset.dtype.itemsize
-            self._put(dataset, Piece(piece.index, half, piece.elements[:cut]), advance)
-            self._put(dataset, Piece(piece.index + half, piece.count - half, piece.elements[cut:]), advance)
-            return
-        advance(len(piece.elements))
 
     def _commit(self, dataset: Dataset) -> Dataset:
         arguments = {"data_id": dataset.id, "operation": _new_operation()}
@@ -435,20 +376,3 @@ class DatabaseContext(BaseContext):
 
 def _new_operation() -> str:
     return str(uuid.uuid4())
-
-
-def _halves(part: Part) -> tuple[Part, Part]:
-    """Two parts that together are this one."""
-    if len(part.rows) > 1:
-        half = len(part.rows) // 2
-        first = replace(part, rows=part.rows[:half])
-        return first, replace(part, rows=part.rows[half:], out_first=part.out_first + first.size)
-    if len(part.runs) > 1:
-        half = len(part.runs) // 2
-        first = replace(part, runs=part.runs[:half])
-        return first, replace(part, runs=part.runs[half:], out_first=part.out_first + first.size)
-    half = part.run_length // 2
-    first = replace(part, run_length=half)
-    return first, replace(
-        part, rows=part.rows + half, run_length=part.run_length - half, out_first=part.out_first + half
-    )

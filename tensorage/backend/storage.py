@@ -39,6 +39,7 @@ _BY_STATUS: dict[str, tuple[type[TensorageError], str]] = {
     "409": (KeyExistsError, ""),
     "403": (PermissionDeniedError, "Files are kept in the user's own folder."),
     "413": (QuotaExceededError, "It is larger than the project allows."),
+    "507": (QuotaExceededError, "The backend's disk is full."),
     "400": (InvalidInputError, ""),
 }
 
