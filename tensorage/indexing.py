@@ -96,6 +96,12 @@ class Reading:
         """True if the box is the result, element by element."""
         return all(p is Ellipsis or (isinstance(p, slice) and p == slice(None)) for p in self.picked)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        # Of a box that repeats a single byte: numpy then says what it would make of the real one.
+        return np.shape(np.broadcast_to(np.int8(0), self.box_shape)[self.picked])
+
     def pick(self, box: npt.NDArray[Any]) -> Any:
         """Take the result out of the box: a view, or the scalar that numpy makes of a single element."""
         return box[self.picked]

@@ -44,6 +44,7 @@ def numpys_answer(array: np.ndarray[Any, Any], selection: Any) -> tuple[Any, Ind
 def read(array: np.ndarray[Any, Any], selection: Any, max_elements: int, max_runs: int, align: int) -> Any:
     """What a reader of the plan gets, part by part."""
     reading = plan(array.shape, selection, array.itemsize)
+    assert reading.shape == np.shape(array[selection])
     flat, box = array.reshape(-1), np.full(reading.size, -1, array.dtype)
     filled = np.zeros(reading.size, int)
     for part in split(reading, max_elements, max_runs, align) if reading.size else ():

@@ -217,8 +217,11 @@ def test_read_into_out(store: TensorStore) -> None:
     part = np.zeros((3, 250), "f4", order="F")
     assert store.open("x").read(np.s_[4:7, 9], out=part) is part
     np.testing.assert_array_equal(part.view("u4").T, array[4:7, 9].view("u4").T)
-    with pytest.raises(tensorage.InvalidInputError, match="out has shape"):
-        store.open("x").read(np.s_[4:7], out=part)
+    handle, before = store.open("x"), requests_of(store.backend)
+    for wrong in (part, np.zeros((3, 1000, 250), "f8")):
+        with pytest.raises(tensorage.InvalidInputError, match="out has shape"):
+            handle.read(np.s_[4:7], out=wrong)
+    assert requests_of(store.backend) == before, "nothing was read in vain"
 
 
 def test_the_handle_tells_what_is_stored(store: TensorStore) -> None:

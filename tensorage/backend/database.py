@@ -260,6 +260,11 @@ class DatabaseContext(BaseContext):
             If the array is not what it was when `dataset` was opened.
         """
         reading = plan(dataset.shape, selection, dataset.dtype.itemsize)
+        if out is not None and (out.shape != reading.shape or out.dtype != dataset.dtype):
+            raise InvalidInputError(
+                f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {reading.shape} and "
+                f"dtype {dataset.dtype}"
+            )
         direct = reading.is_whole_box and is_plain(out, dataset, reading.box_shape)
         box = out if direct and out is not None else np.empty(reading.box_shape, dataset.dtype)
         if reading.size:
@@ -272,11 +277,6 @@ class DatabaseContext(BaseContext):
             # A view into a much larger box would keep all of it in memory.
             small = isinstance(result, np.ndarray) and 2 * result.size < box.size
             return result.copy() if small else result
-        if out.shape != np.shape(result) or out.dtype != dataset.dtype:
-            raise InvalidInputError(
-                f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {np.shape(result)} and "
-                f"dtype {dataset.dtype}"
-            )
         out[...] = result
         return out
 
