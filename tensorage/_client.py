@@ -20,12 +20,6 @@ class SessionClient(supabase.Client):
     def __call__(self) -> Self:
         return self
 
-    def __del__(self) -> None:
-        """Close the connections: whoever holds the client may outlive the session that made it."""
-        options = getattr(self, "options", None)
-        if options is not None and options.httpx_client is not None:
-            options.httpx_client.close()
-
 
 def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     """A client of one project, and the HTTP client that its parts share.
