@@ -11,10 +11,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.request import getproxies, proxy_bypass
 
@@ -130,17 +130,19 @@ class Transfer:
         if second is None:
             first()
             return
+        waiting = chain((first, second), source)
         with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
-            running: set[Future[None]] = {pool.submit(first), pool.submit(second)}
+            running = {pool.submit(job) for job in islice(waiting, self.parallel)}
             try:
                 while running:
-                    running |= {pool.submit(job) for job in islice(source, self.parallel - len(running))}
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for finished in done:
                         finished.result()
+                    # Even if nothing runs any more: all may have finished at once, with jobs left.
+                    running |= {pool.submit(job) for job in islice(waiting, self.parallel - len(running))}
             except BaseException:
-                for waiting in running:
-                    waiting.cancel()
+                for unfinished in running:
+                    unfinished.cancel()
                 raise
 
     def close(self) -> None:
