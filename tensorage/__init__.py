@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         QuotaExceededError,
         SchemaError,
         TensorageError,
-        UnsupportedSelectionError,
     )
     from tensorage.session import BackendSession
     from tensorage.store import TensorStore
@@ -50,7 +49,6 @@ __all__ = [
     "Tensor",
     "TensorStore",
     "TensorageError",
-    "UnsupportedSelectionError",
     "__version__",
     "link_to",
     "local",

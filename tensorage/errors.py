@@ -9,7 +9,6 @@
     ├── InvalidInputError           (ValueError)        a key, shape or argument that makes no sense
     │   └── IncompleteTensorError   (ValueError)        elements are missing
     ├── DTypeError                  (TypeError)         a dtype that cannot be stored
-    ├── UnsupportedSelectionError   (IndexError)        an index expression not supported yet
     ├── AuthenticationError         (RuntimeError)      not logged in, and cannot be
     │   └── ConfigurationError                          no URL, key, e-mail or password known
     ├── PermissionDeniedError       (PermissionError)   logged in, and not allowed
@@ -38,7 +37,6 @@ __all__ = [
     "QuotaExceededError",
     "SchemaError",
     "TensorageError",
-    "UnsupportedSelectionError",
 ]
 
 
@@ -72,10 +70,6 @@ class IncompleteTensorError(InvalidInputError):
 
 class DTypeError(TensorageError, TypeError):
     """Arrays of this dtype cannot be stored."""
-
-
-class UnsupportedSelectionError(TensorageError, IndexError):
-    """An index expression that numpy accepts and that is not supported yet."""
 
 
 class AuthenticationError(TensorageError, RuntimeError):

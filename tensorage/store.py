@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import keyword
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.database import DatabaseContext
-from tensorage.errors import InvalidInputError, KeyNotFoundError, UnsupportedSelectionError
+from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.indexing import Selection
 from tensorage.tensor import Tensor
 from tensorage.types import Engine
@@ -83,7 +84,9 @@ class TensorStore(MutableMapping[str, Any]):
         return self.open(name).read(... if selection is None else selection)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
-        """Store an array: it is there as a whole, or not at all.
+        """Store an array, ``store[key] = array``, or assign to a part of one, ``store[key, i, j, ...] = value``.
+
+        Either is there as a whole, or not at all. A part is assigned to as numpy does it.
 
         Raises
         ------
@@ -94,9 +97,8 @@ class TensorStore(MutableMapping[str, Any]):
         """
         name, selection = _key_and_selection(key)
         if selection is not None:
-            raise UnsupportedSelectionError(
-                f"assigning into a part of {name!r} is not supported yet: read it, change it, and store the whole"
-            )
+            self.open(name)[selection] = value
+            return
         self.context.write(
             name, value, chunk_size=self.chunk_size, overwrite=self.allow_overwrite, quiet=self.quiet
         )
@@ -121,9 +123,9 @@ class TensorStore(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return self.context.count_keys()
 
-    def keys(self) -> list[str]:  # type: ignore[override] # a list shows itself, and is what this API always gave
-        """Every key that this user can open, sorted by code point."""
-        return list(self)
+    def keys(self, prefix: str = "") -> list[str]:  # type: ignore[override] # a list shows itself, as this API always gave
+        """Every key that this user can open and that begins with `prefix`, sorted by code point."""
+        return list(self.context.iterate_keys(prefix))
 
     # More than a mapping --------------------------------------------------------------------------------
 
@@ -137,6 +139,64 @@ class TensorStore(MutableMapping[str, Any]):
         """
         return Tensor(self, self.context.open(key, owner), owner)
 
+    def write(
+        self,
+        key: str,
+        blocks: npt.ArrayLike | Iterable[npt.ArrayLike],
+        *,
+        shape: Sequence[int] | None = None,
+        dtype: npt.DTypeLike | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        is_shared: bool = False,
+    ) -> Tensor:
+        """Store an array with all that belongs to it, also one that never exists whole.
+
+        Parameters
+        ----------
+        blocks
+            The array; or, with `shape` and `dtype`, an iterable of blocks of consecutive rows, any number in
+            each. No more of them are in memory than are under way.
+        shape
+            Of the whole array.
+        dtype
+            Of the stored array; each block's has to fit it without loss.
+        attrs
+            Attributes: whatever JSON can hold.
+        dims
+            Names of the axes.
+        is_shared
+            Let every signed-in user of the project read it.
+
+        Raises
+        ------
+        IncompleteTensorError
+            If the blocks do not fill the shape. Nothing is stored.
+        InvalidInputError, DTypeError
+            If a block is of another shape or dtype. Nothing is stored.
+        KeyExistsError
+            If the key is taken and the store does not allow to overwrite.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            months = (read_month(path) for path in paths)          # each (31, 721, 1440), say
+            store.write("era5", months, shape=(372, 721, 1440), dtype="float32", dims=("time", "lat", "lon"))
+        """
+        how: dict[str, Any] = {
+            "chunk_size": self.chunk_size, "is_shared": is_shared, "attrs": attrs, "dims": dims,
+            "overwrite": self.allow_overwrite, "quiet": self.quiet,
+        }  # fmt: skip
+        if shape is None and dtype is None:
+            return Tensor(self, self.context.write(key, cast("npt.ArrayLike", blocks), **how))
+        if shape is None or dtype is None:
+            raise InvalidInputError(
+                f"storing {key!r} from blocks: give both, shape={shape} and dtype={dtype}, or none for an array"
+            )
+        rows = [blocks] if isinstance(blocks, np.ndarray) else cast("Iterable[npt.ArrayLike]", blocks)
+        return Tensor(self, self.context.write_blocks(key, rows, shape, dtype, **how))
+
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
@@ -146,6 +206,23 @@ class TensorStore(MutableMapping[str, Any]):
             Of the array's shape but for the first axis, and of a dtype that fits its own without loss.
         """
         self.context.append(key, data, quiet=self.quiet)
+
+    def rename(self, key: str, new_key: str) -> None:
+        """Give an array of this user another key.
+
+        Raises
+        ------
+        KeyExistsError
+            If that is taken and the store does not allow to overwrite.
+        """
+        self.context.rename(key, new_key, overwrite=self.allow_overwrite)
+
+    def compact(self, key: str) -> int:
+        """Merge small neighbouring blocks of an array of this user: how many blocks fewer it then has.
+
+        Appending does so by itself at the end of an array. Readers do not notice.
+        """
+        return self.context.compact(key)
 
     def share(self, key: str) -> None:
         """Let every signed-in user of the project read an array of this user."""
@@ -177,9 +254,11 @@ def _key_and_selection(key: str | tuple[Any, ...]) -> tuple[str, Selection | Non
     if isinstance(key, tuple):
         if not key:
             raise InvalidInputError("a key is a string: store['key'] or store['key', 10:20]")
-        # store["k", a] is array[a], store["k", a, b] is array[a, b].
+        # store["k", a] is array[a], store["k", a, b] is array[a, b]. Of one None, the tuple: no selection is None too.
         name, *items = key
-        return name, None if not items else items[0] if len(items) == 1 else tuple(items)
+        if not items:
+            return name, None
+        return name, items[0] if len(items) == 1 and items[0] is not None else tuple(items)
     return key, None
 
 

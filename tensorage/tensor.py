@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.attributes import Attributes
 from tensorage.errors import ChangedError
 from tensorage.indexing import Selection
 from tensorage.types import Dataset, Engine
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Tensor"]
 
-#: How often a read begins anew because the array changed under it, before it gives up.
-MAX_RESTARTS = 20
+_Result = TypeVar("_Result")
+
+#: A read or an assignment that finds the array changed begins anew, so many times and for so long at least.
+MIN_RESTARTS = 20
+RESTART_FOR_S = 60.0
 
 
 class Tensor:
@@ -69,14 +74,25 @@ class Tensor:
         return self._dataset.nbytes
 
     @property
-    def attrs(self) -> Mapping[str, Any]:
-        """The attributes stored with it."""
-        return self._dataset.attrs
+    def attrs(self) -> Attributes:
+        """The attributes stored with it: a dictionary that stores what is changed in it, at once.
+
+        To be assigned as a whole, too: ``tensor.attrs = {"units": "K"}``.
+        """
+        return Attributes(lambda: self._dataset.attrs, self._annotate)
+
+    @attrs.setter
+    def attrs(self, attrs: Mapping[str, Any]) -> None:
+        self._annotate(attrs=attrs, replace=True)
 
     @property
     def dims(self) -> tuple[str, ...] | None:
-        """Names of the axes, if it has any."""
+        """Names of the axes, if it has any. Can be assigned: one for each axis, or None."""
         return self._dataset.dims
+
+    @dims.setter
+    def dims(self, dims: Sequence[str] | None) -> None:
+        self._dataset = self._store.context.name_axes(self._dataset, dims)
 
     @property
     def engine(self) -> Engine:
@@ -97,11 +113,31 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, selection: Selection) -> Any:
-        """``array[selection]``, as numpy gives it; only what is needed travels.
+        """``array[selection]``, as numpy gives it for any index expression; only what is needed travels.
 
-        See `tensorage.indexing` for the index expressions that are supported.
+        See `tensorage.indexing` for how much that is.
         """
         return self.read(selection)
+
+    def __setitem__(self, selection: Selection, value: npt.ArrayLike) -> None:
+        """``array[selection] = value``, as numpy does it: all of it at once for every reader, or not at all.
+
+        Values are cast within a kind, as from float64 to float32; of another kind, and as integers, they have to
+        stay what they are.
+
+        Raises
+        ------
+        IndexError
+            As numpy's.
+        InvalidInputError
+            If the value does not broadcast to the selection.
+        DTypeError
+            If the values are others in the array's dtype.
+        PermissionDeniedError
+            If the array is somebody else's.
+        """
+        context, quiet = self._store.context, self._store.quiet
+        self._dataset = self._restarting(lambda now: context.assign(now, selection, value, quiet=quiet))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Samples along the first axis, in one request: PyTorch's way of asking for a batch."""
@@ -134,7 +170,9 @@ class Tensor:
 
     def append(self, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis: all at once, or not at all."""
-        self._dataset = self._store.context.append(self.key, data, quiet=self._store.quiet)
+        self._dataset = self._store.context.append(
+            self.key, data, known=self._dataset, quiet=self._store.quiet
+        )
 
     def refresh(self) -> None:
         """Look at the catalogue again: shape, attributes and version as they are now."""
@@ -158,14 +196,24 @@ class Tensor:
         )
         return f"<table><caption>Tensor <b>{escape(self.key)}</b></caption>{cells}</table>"
 
-    def _restarting(self, read: Callable[[Dataset], Any]) -> Any:
-        """Read from one version of the array, beginning anew on the next one if it changes meanwhile."""
-        for _ in range(MAX_RESTARTS):
+    def _annotate(
+        self, *, attrs: Mapping[str, Any] | None = None, removed: Iterable[str] = (), replace: bool = False
+    ) -> None:
+        self._dataset = self._store.context.annotate(
+            self._dataset, attrs=attrs, removed=list(removed), replace=replace
+        )
+
+    def _restarting(self, use: Callable[[Dataset], _Result]) -> _Result:
+        """Use one version of the array, beginning anew on the next one if it changes meanwhile."""
+        restarts, until = 0, time.monotonic() + RESTART_FOR_S
+        while True:
             try:
-                return read(self._dataset)
+                return use(self._dataset)
             except ChangedError:
+                restarts += 1
+                if restarts > MIN_RESTARTS and time.monotonic() > until:
+                    raise
                 self.refresh()
-        return read(self._dataset)
 
 
 def _readable(nbytes: float) -> str:

@@ -46,7 +46,6 @@ BUILTINS = {
     "InvalidInputError": ValueError,
     "IncompleteTensorError": ValueError,
     "DTypeError": TypeError,
-    "UnsupportedSelectionError": IndexError,
     "AuthenticationError": RuntimeError,
     "ConfigurationError": RuntimeError,
     "PermissionDeniedError": PermissionError,

@@ -2,135 +2,480 @@
 
 from __future__ import annotations
 
+import doctest
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis.extra import numpy as hnp
+from hypothesis import HealthCheck, example, given, settings
+from selections import ODDITIES, selections
 
-from tensorage.errors import UnsupportedSelectionError
-from tensorage.indexing import MAX_GAP_BYTES, plan, split
-
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=8)
-
-
-@st.composite
-def selections(draw: st.DrawFn) -> tuple[tuple[int, ...], Any]:
-    """A shape, and an index expression for it that numpy may or may not accept."""
-    shape = draw(SHAPES)
-    first = draw(st.sampled_from(["basic", "integers", "mask"])) if shape else "basic"
-    if first == "basic":
-        index = draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True))
-        return shape, index
-    if first == "mask":
-        array: Any = draw(hnp.arrays(bool, shape[0]))
-    else:
-        # One too far, either way, now and then: then numpy's error is wanted.
-        positions = st.integers(-shape[0] - draw(st.integers(0, 1)), max(shape[0], 1) - 1)
-        array = draw(hnp.arrays(np.int64, draw(hnp.array_shapes(max_dims=2, max_side=5)), elements=positions))
-    rest = draw(hnp.basic_indices(shape[1:], allow_newaxis=False, allow_ellipsis=True))
-    return shape, (array, *(rest if isinstance(rest, tuple) else (rest,)))
-
-
-def numpys_answer(array: np.ndarray[Any, Any], selection: Any) -> tuple[Any, IndexError | None]:
-    try:
-        return array[selection], None
-    except IndexError as error:
-        return None, error
-
-
-def read(array: np.ndarray[Any, Any], selection: Any, max_elements: int, max_runs: int, align: int) -> Any:
-    """What a reader of the plan gets, part by part."""
-    reading = plan(array.shape, selection, array.itemsize)
-    assert reading.shape == np.shape(array[selection])
-    flat, box = array.reshape(-1), np.full(reading.size, -1, array.dtype)
-    filled = np.zeros(reading.size, int)
-    for part in split(reading, max_elements, max_runs, align) if reading.size else ():
-        assert 0 < part.size <= max(max_elements, 1)
-        assert len(part.rows) * len(part.runs) <= max_runs
-        run = np.arange(part.run_length)
-        positions = (part.rows[:, None, None] + part.runs[:, None] + run).reshape(-1)
-        box[part.out_first : part.out_first + part.size] = flat[positions]
-        filled[part.out_first : part.out_first + part.size] += 1
-    assert (filled == 1).all()
-    return reading.pick(box.reshape(reading.box_shape))
-
-
-@settings(max_examples=3000, deadline=None)
-@given(
-    selections(), st.sampled_from([1, 3, 10, 1000]), st.sampled_from([1, 3, 1000]), st.sampled_from([1, 4])
+from tensorage import _layout, _runs, _selection, indexing
+from tensorage.indexing import (
+    MAX_GAP_BYTES,
+    Grid,
+    Part,
+    Reading,
+    Source,
+    Spans,
+    halves,
+    plan,
+    requests,
+    split,
 )
-def test_a_plan_gives_what_numpy_gives(
-    case: tuple[tuple[int, ...], Any], max_elements: int, max_runs: int, align: int
-) -> None:
-    shape, selection = case
-    array = np.arange(int(np.prod(shape)), dtype="<i4").reshape(shape)
-    expected, refusal = numpys_answer(array, selection)
-    if refusal is not None:
-        with pytest.raises(IndexError) as caught:
-            plan(shape, selection, 4)
-        assert str(caught.value) == str(refusal)
-        return
-    result = read(array, selection, max_elements, max_runs, align)
-    assert isinstance(result, np.ndarray) == isinstance(expected, np.ndarray)
+
+#: How long an example takes says nothing here.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+MNIST = (60000, 28, 28)
+#: Whole rows of it that fit 1 MiB.
+MNIST_CHUNK = 784 * 334
+
+#: Of an element, in bytes: such that the bound on over-read decides for small arrays as it does for large ones.
+ITEMSIZES = st.sampled_from([1, 4, 100, 5000, 16384, 1 << 20, 1 << 22])
+CHUNKS = st.sampled_from([1, 3, 8, 100, 10_000])
+DTYPES = st.sampled_from(["<i4", ">f8", "u2", "c8", "M8[s]", "f2", "?"])
+CAPS = st.fixed_dictionaries(
+    {
+        "max_elements": st.sampled_from([1, 3, 10, 1000]),
+        "max_runs": st.sampled_from([1, 3, 1000]),
+        "align": st.sampled_from([1, 4, 30]),
+        "max_positions": st.sampled_from([2, 5, 1000]),
+        "max_blocks": st.sampled_from([None, 1, 2, 5]),
+    }
+)
+
+
+def positions(source: Source) -> np.ndarray[Any, Any]:
+    """Where in the flat array each element of the box is: what a server makes of a source."""
+    if isinstance(source, Grid):
+        runs = np.arange(source.run_length)
+        return (source.rows[:, None, None] + source.runs[:, None] + runs).reshape(-1)
+    inside = np.arange(source.size) - np.repeat(np.cumsum(source.lengths) - source.lengths, source.lengths)
+    return np.repeat(source.starts, source.lengths) + inside
+
+
+def filled_box(reading: Reading, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.reshape(-1)[positions(reading.source)]
+
+
+def numbered(shape: tuple[int, ...], dtype: str = "<i4") -> np.ndarray[Any, Any]:
+    return np.arange(int(np.prod(shape))).astype(dtype).reshape(shape)
+
+
+def count_of(requests: Any) -> int:
+    return sum(1 for _ in requests)
+
+
+def assert_same(result: Any, expected: Any) -> None:
+    """Equal in value, dtype and shape, and a scalar where the other is one."""
+    assert type(result) is type(expected)
     assert result.dtype == expected.dtype
     assert result.shape == expected.shape
     np.testing.assert_array_equal(result, expected)
 
 
-@settings(max_examples=500, deadline=None)
-@given(selections())
-def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any]) -> None:
+def refusal_of(indexing: Callable[[], Any]) -> Exception | None:
+    """What an index expression is refused with."""
+    try:
+        indexing()
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
+        return error
+    return None
+
+
+def message_of(error: Exception | None) -> str:
+    """Without the shapes, which numpy lists once for each axis of a mask."""
+    return str(error).partition("with shapes")[0]
+
+
+@settings(UNTIMED, max_examples=2000)
+@given(selections(), DTYPES, ITEMSIZES, CHUNKS, st.booleans())
+def test_what_is_picked_is_what_numpy_gives(
+    case: tuple[tuple[int, ...], Any], dtype: str, itemsize: int, chunk: int, exact: bool
+) -> None:
+    shape, selection = case
+    array = numbered(shape, dtype)
+    refusal = refusal_of(lambda: array[selection])
+    if refusal is not None:
+        ours = refusal_of(lambda: plan(shape, selection, itemsize, chunk, exact=exact))
+        assert type(ours) is type(refusal)
+        assert message_of(ours) == message_of(refusal)
+        return
+    expected = array[selection]
+    reading = plan(shape, selection, itemsize, chunk, exact=exact)
+    box = filled_box(reading, array)
+    assert reading.shape == expected.shape
+    assert_same(reading.pick(box), expected)
+    if reading.is_whole_box:
+        np.testing.assert_array_equal(box.reshape(reading.shape), expected)
+
+
+@settings(UNTIMED, max_examples=1000)
+@given(selections(wrong=False), ITEMSIZES, CHUNKS, st.booleans(), CAPS)
+def test_parts_are_the_box_and_obey_their_caps(
+    case: tuple[tuple[int, ...], Any], itemsize: int, chunk: int, exact: bool, caps: dict[str, Any]
+) -> None:
     shape, selection = case
     try:
-        selected = np.empty(shape, "i1")[selection].size
+        source = plan(shape, selection, itemsize, chunk, exact=exact).source
     except IndexError:
         return
-    # As if each element were large, so that 64 KiB are not more than any row of these small shapes.
-    itemsize = 16 * 1024
-    reading = plan(shape, selection, itemsize)
-    rows = reading.box_shape[0] if reading.box_shape else 1
-    distinct = np.unique(np.arange(int(np.prod(shape))).reshape(shape)[selection]).size
-    assert distinct <= max(selected, 1)
-    assert reading.size * itemsize <= 2 * distinct * itemsize + MAX_GAP_BYTES * rows
+    done = 0
+    expected = positions(source)
+    for part in split(source, **caps):
+        asked = positions(part.source)
+        assert part.out_first == done
+        assert 0 < len(asked) == part.size <= caps["max_elements"]
+        np.testing.assert_array_equal(asked, expected[done : done + part.size])
+        assert_within_caps(part.source, caps)
+        assert_halves_are_it(part)
+        done += part.size
+    assert done == source.size
 
 
-def test_a_shuffled_batch_reads_each_row_once_in_order() -> None:
-    reading = plan((60000, 28, 28), [7, 3, 7, 59999, 3], 4)
-    assert reading.rows.tolist() == [3 * 784, 7 * 784, 59999 * 784]
-    assert reading.run_length == 784
+def assert_within_caps(source: Source, caps: dict[str, Any]) -> None:
+    if isinstance(source, Grid):
+        assert len(source.rows) * len(source.runs) <= caps["max_runs"]
+        assert len(source.rows) + len(source.runs) <= caps["max_positions"]
+    else:
+        assert len(source.starts) <= min(caps["max_runs"], caps["max_positions"])
+        assert (source.lengths > 0).all()
+        assert (source.starts[1:] >= source.starts[:-1] + source.lengths[:-1]).all()
+    if caps["max_blocks"] is not None:
+        assert len(np.unique(positions(source) // caps["align"])) <= caps["max_blocks"]
+
+
+def assert_halves_are_it(part: Part) -> None:
+    if part.size < 2:
+        return
+    first, second = halves(part)
+    assert first.size > 0
+    assert second.size > 0
+    assert (first.out_first, second.out_first) == (part.out_first, part.out_first + first.size)
+    both = np.concatenate((positions(first.source), positions(second.source)))
+    np.testing.assert_array_equal(both, positions(part.source))
+
+
+def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize: int, chunk: int) -> Reading:
+    """The rule in the module's docstring, by counting."""
+    reading = plan(array_shape, selection, itemsize, chunk)
+    exact = plan(array_shape, selection, itemsize, chunk, exact=True)
+    selected = np.unique(positions(exact.source))
+    assert exact.size == len(selected)
+    allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(np.unique(selected // chunk))
+    if reading.size * itemsize > allowed:
+        assert count_of(requests(reading.source, itemsize, chunk)) < count_of(
+            requests(exact.source, itemsize, chunk)
+        )
+    return reading
+
+
+@settings(UNTIMED, max_examples=800)
+@given(selections(wrong=False), ITEMSIZES, CHUNKS)
+def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, chunk: int) -> None:
+    shape, selection = case
+    array = numbered(shape, "i8")
+    try:
+        selected = np.unique(array[selection])
+    except IndexError:
+        return
+    exact = plan(shape, selection, itemsize, chunk, exact=True)
+    np.testing.assert_array_equal(np.sort(positions(exact.source)), selected)
+    assert_little_travels(shape, selection, itemsize, chunk)
+
+
+@settings(UNTIMED, max_examples=800)
+@given(selections(wrong=False), st.sampled_from([1, 2, 3, 8, 30]))
+@example(((2, 40), np.s_[:, [1, 8, 9]]), 4)
+@example(((3, 4, 5), np.s_[[0, 0, 1], :, [0, 1, 3]]), 5)
+def test_no_more_blocks_are_counted_than_are_touched(case: tuple[tuple[int, ...], Any], chunk: int) -> None:
+    shape, selection = case
+    try:
+        selected = numbered(shape, "i8")[selection]
+    except IndexError:
+        return
+    if selected.size:
+        indexer = _selection.parse(shape, selection)
+        counted = _layout._blocks_touched(indexer.base, indexer.dims, chunk)
+        assert counted <= len(np.unique(selected // chunk))
+
+
+@st.composite
+def assignments(draw: st.DrawFn) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
+    """A selection, and the shape of a value that mostly broadcasts to it."""
+    shape, selection = draw(selections(wrong=False))
+    try:
+        value = list(np.empty(shape)[selection].shape)
+    except IndexError:
+        value = []
+    value = value[draw(st.integers(0, len(value))) if draw(st.booleans()) else 0 :]
+    value = [draw(st.sampled_from([n, n, n, 1])) for n in value]
+    odd = draw(st.sampled_from(["", "", "", "", "leading", "longer"]))
+    if odd == "leading":
+        value.insert(0, 1)
+    elif odd == "longer" and value:
+        value[-1] += 1
+    return shape, selection, tuple(value)
+
+
+@settings(UNTIMED, max_examples=1200)
+@given(assignments(), ITEMSIZES, CHUNKS)
+def test_what_is_placed_is_what_numpy_assigns(
+    case: tuple[tuple[int, ...], Any, tuple[int, ...]], itemsize: int, chunk: int
+) -> None:
+    shape, selection, value_shape = case
+    array = numbered(shape)
+    value = -1 - numbered(value_shape)
+    try:
+        reading = plan(shape, selection, itemsize, chunk, exact=True)
+    except IndexError:
+        return
+    expected = array.copy()
+    box = filled_box(reading, array)
+    refusal = refusal_of(lambda: expected.__setitem__(selection, value))
+    if isinstance(refusal, TypeError) or (refusal is not None and not reading.size):
+        # Where numpy is not consistent: a mask that is the whole expression takes no value of two axes, as
+        # every other expression does; and what does not broadcast to nothing may pass or not.
+        return
+    if refusal is not None:
+        with pytest.raises(ValueError, match="could not broadcast input array from shape"):
+            reading.place(value, box)
+        return
+    if reading.size:
+        reading.place(value, box)
+    array.reshape(-1)[positions(reading.source)] = box
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_a_shuffled_batch_with_repeats_is_one_request() -> None:
+    batch = np.random.default_rng(0).integers(0, 60000, 1024)
+    reading = assert_little_travels(MNIST, batch, 4, MNIST_CHUNK)
+    assert isinstance(reading.source, Grid)
+    np.testing.assert_array_equal(reading.source.rows, np.unique(batch) * 784)
+    assert (reading.source.runs.tolist(), reading.source.run_length) == ([0], 784)
+    assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
 
 
 def test_neighbouring_rows_are_one_run() -> None:
-    reading = plan((60000, 28, 28), slice(100, 200), 4)
-    assert (reading.rows.tolist(), reading.run_length) == ([100 * 784], 100 * 784)
+    for selection in (slice(100, 200), list(range(100, 200)), np.arange(60000) // 100 == 1):
+        reading = plan(MNIST, selection, 4, MNIST_CHUNK)
+        assert reading.is_whole_box
+        assert positions(reading.source).tolist() == list(range(100 * 784, 200 * 784))
+        assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
+        assert isinstance(reading.source, Grid)
+        assert reading.source.run_length == 100 * 784
+
+
+def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
+    reading = plan(MNIST, np.s_[..., ::4], 4, MNIST_CHUNK)
+    selected, blocks = 60000 * 28 * 7, 180
+    assert reading.size * 4 <= 2 * selected * 4 + MAX_GAP_BYTES * blocks
+    assert reading.shape == (60000, 28, 7)
+
+
+def test_a_strided_last_axis_of_one_row_reads_it_as_one_run() -> None:
+    reading = assert_little_travels(MNIST, np.s_[3, :, ::4], 4, MNIST_CHUNK)
+    assert isinstance(reading.source, Grid)
+    assert (len(reading.source.rows), len(reading.source.runs)) == (1, 1)
+    assert reading.source.run_length == 27 * 28 + 25
+
+
+def test_one_element_of_each_row_reads_nothing_else() -> None:
+    reading = plan(MNIST, np.s_[:, 4, 4], 4, MNIST_CHUNK)
+    assert reading.size == 60000
+    assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
     assert reading.is_whole_box
 
 
-def test_single_elements_of_large_rows_are_not_read_as_rows() -> None:
-    reading = plan((1000, 1000, 1000), np.s_[:, 4, 4], 4)
-    assert reading.size == 1000
+def test_rows_and_runs_are_few_numbers_for_many_runs() -> None:
+    reading = plan((1000, 1000, 1000, 10), np.s_[:, ::2, 4, 4], 8, 1 << 17)
+    assert isinstance(reading.source, Grid)
+    assert (len(reading.source.rows), len(reading.source.runs)) == (1000, 500)
+
+
+def test_more_may_travel_where_that_saves_requests() -> None:
+    shape, chunk = (2048, 5120), 1 << 20
+    reading = plan(shape, np.s_[:, ::5], 1, chunk)
+    exact = plan(shape, np.s_[:, ::5], 1, chunk, exact=True)
+    # All the bytes, 10 MiB, in fewer requests than so many runs.
+    assert reading.size > 4 * exact.size + MAX_GAP_BYTES * 10
+    assert count_of(requests(reading.source, 1, chunk)) < count_of(requests(exact.source, 1, chunk))
+
+
+def test_stretches_are_few_spans() -> None:
+    mask = np.zeros(60000, bool)
+    for begin, end in ((5, 300), (1000, 1800), (59990, 60000)):
+        mask[begin:end] = True
+    sorted_list = np.flatnonzero(mask).tolist()
+    for selection in (mask, sorted_list, sorted_list[::-1], sorted_list + sorted_list[:7]):
+        reading = assert_little_travels((60000, 28), selection, 4, 28 * 9362)
+        assert isinstance(reading.source, Spans)
+        assert reading.source.starts.tolist() == [5 * 28, 1000 * 28, 59990 * 28]
+        assert reading.source.lengths.tolist() == [295 * 28, 800 * 28, 10 * 28]
+
+
+def test_small_gaps_are_closed_but_for_an_assignment() -> None:
+    indices = [0, 1, 3, 4, 6, 7, 500_000, 500_002, 500_003]
+    reading = plan((1_000_000,), indices, 4, 1 << 18)
+    assert isinstance(reading.source, Spans)
+    assert reading.source.starts.tolist() == [0, 500_000]
+    assert reading.source.lengths.tolist() == [8, 4]
+    exact = plan((1_000_000,), indices, 4, 1 << 18, exact=True)
+    assert positions(exact.source).tolist() == indices
+
+
+def test_where_not_all_gaps_can_be_closed_the_smallest_are() -> None:
+    # Pairs of elements with one between them, and twelve between the pairs: each gap is cheaper than a run.
+    indices = np.cumsum(np.tile([2, 13], 10_000))
+    reading = assert_little_travels((1_000_000,), indices, 8, 1 << 17)
+    assert isinstance(reading.source, Spans)
+    gaps = reading.source.starts[1:] - reading.source.starts[:-1] - reading.source.lengths[:-1]
+    assert set(gaps.tolist()) == {12}
+    assert 5000 < len(gaps) < 9999
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.999])
+def test_a_mask_of_a_million(density: float) -> None:
+    mask = np.random.default_rng(1).random(1_000_000) < density
+    array = numbered(mask.shape)
+    reading = assert_little_travels(mask.shape, mask, 4, 1 << 18)
+    assert_same(reading.pick(filled_box(reading, array)), array[mask])
+    shaped = mask.reshape(100, 100, 100)
+    reading = assert_little_travels(shaped.shape, shaped, 4, 1 << 18)
+    assert_same(reading.pick(filled_box(reading, array)), array[mask])
+
+
+def test_repeats_are_not_one_element_in_memory() -> None:
+    array = numbered((5, 3))
+    reading = plan(array.shape, [2, 2], 4, 15)
+    result = reading.pick(filled_box(reading, array))
+    result[0] = -1
+    assert result.tolist() == [[-1, -1, -1], [6, 7, 8]]
+
+
+def test_an_array_of_any_size_is_planned_for() -> None:
+    reading = plan((10**9, 10**6), np.s_[5 : 10**9 - 5], 8, 1 << 17)
+    assert reading.size == (10**9 - 10) * 10**6
+    first = next(requests(reading.source, 8, 1 << 17))
+    assert first.size <= indexing.max_elements(8, 1 << 17)
+
+
+def test_long_runs_are_cut_where_blocks_end() -> None:
+    reading = plan((1000,), np.s_[150:950], 1, 100)
+    parts = list(split(reading.source, 250, 1000, align=100))
+    assert [positions(part.source)[0] for part in parts] == [150, 400, 600, 800]
+    by_blocks = list(split(reading.source, 1000, 1000, align=100, max_blocks=1))
+    assert [positions(part.source)[0] for part in by_blocks] == [150, *range(200, 1000, 100)]
+
+
+@pytest.mark.parametrize("max_blocks", [1, 2, 3, 5, 7])
+def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) -> None:
+    # As of [:, [0, 0], :, [0, 1]], whose points lie around the third axis.
+    grid = Grid(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
+    parts = list(split(grid, 1000, 1000, align=10, max_blocks=max_blocks))
+    assert all(len(np.unique(positions(part.source) // 10)) <= max_blocks for part in parts)
+    np.testing.assert_array_equal(np.concatenate([positions(part.source) for part in parts]), positions(grid))
+
+
+@pytest.mark.parametrize(
+    ("selection", "is_whole"),
+    [
+        (np.s_[:], True),
+        (np.s_[3:9], True),
+        (np.s_[4], True),
+        (np.s_[2:5, 1:2, None], True),
+        (np.s_[::2], True),
+        (np.s_[[1, 2, 3]], True),
+        (np.s_[[1, 7, 9]], True),
+        (np.s_[::-1], False),
+        (np.s_[[3, 2, 1]], False),
+        (np.s_[[1, 1]], False),
+        (np.s_[:, ::2], True),
+        (np.s_[..., ::2], False),
+        (np.s_[:, [2, 0]], False),
+        (np.s_[:0], True),
+    ],
+    ids=str,
+)
+def test_a_box_that_is_the_result_is_known_as_such(selection: Any, is_whole: bool) -> None:
+    assert plan((10, 3, 40000), selection, 8, 120_000).is_whole_box is is_whole
 
 
 @pytest.mark.parametrize(
     "selection",
-    [np.s_[:, [0, 1]], np.s_[None, [0]], np.ones((3, 4), bool), np.s_[..., [1]], np.s_[[0], [1]], np.True_],
+    [np.s_[1, 2], np.s_[1, 2, ...], np.s_[np.array(1), np.uint8(2)], np.s_[[1], 2], np.s_[..., 2]],
     ids=str,
 )
-def test_what_is_not_supported_says_so(selection: Any) -> None:
-    with pytest.raises(
-        UnsupportedSelectionError, match=r"not supported yet|supported along the first axis only"
-    ):
-        plan((3, 4), selection, 4)
+def test_a_scalar_is_one_where_numpy_gives_one(selection: Any) -> None:
+    array = numbered((3, 4))
+    reading = plan(array.shape, selection, 4, 12)
+    assert_same(reading.pick(filled_box(reading, array)), array[selection])
+
+
+@pytest.mark.parametrize("selection", [(), ..., None, True, False, (None, ...), np.array(True)], ids=str)
+def test_no_axes_at_all(selection: Any) -> None:
+    array = np.array(5.0)
+    reading = plan((), selection, 8, 1)
+    assert_same(reading.pick(filled_box(reading, array)), array[selection])
+
+
+def test_of_repeated_indices_the_last_value_stays() -> None:
+    reading = plan((10,), [4, 2, 4, 2], 4, 10, exact=True)
+    box = np.zeros(2, np.int32)
+    reading.place(np.array([1, 2, 3, 4], np.int32), box)
+    assert box.tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("selection", [np.s_[1:4], [1, 2, 3], np.s_[1:4, 0]], ids=str)
+def test_what_does_not_broadcast_names_both_shapes_and_writes_nothing(selection: Any) -> None:
+    reading = plan((10, 2), selection, 4, 20, exact=True)
+    box = np.zeros(reading.size, np.int32)
+    with pytest.raises(ValueError, match=r"from shape \(7,\) into shape \(3,") as caught:
+        reading.place(np.ones(7, np.int32), box)
+    assert str(reading.shape) in str(caught.value)
+    assert not box.any()
+
+
+def test_a_single_element_takes_no_sequence() -> None:
+    reading = plan((10,), 3, 4, 10, exact=True)
+    with pytest.raises(ValueError, match=r"from shape \(1,\) into shape \(\)"):
+        reading.place(np.ones(1, np.int32), np.zeros(1, np.int32))
 
 
 @pytest.mark.parametrize(
-    "selection", ["a", 1.5, [0.5], {}, np.s_[..., ...], np.s_[0, 0, 0], [True, False]], ids=str
+    "selection",
+    [
+        *ODDITIES,
+        10**30,
+        np.uint64(2**63),
+        slice(1.5),
+        slice(None, None, 0),
+        np.s_[..., ...],
+        np.s_[0, 0, 0],
+        [True, False],
+        np.ones((3, 5), bool),
+        np.ones((3, 4, 1), bool),
+        np.s_[[0, 1], [0, 1, 2]],
+        np.s_[[3]],
+        np.s_[:, [-5]],
+        np.s_[[0], 4],
+        np.s_[[9], slice(1.5)],
+        np.s_[:0, [7]],
+        [[1], [1, 2]],
+        (None,) * 64,
+    ],
+    ids=str,
 )
-def test_what_numpy_refuses_is_an_index_error(selection: Any) -> None:
-    with pytest.raises(IndexError):
-        np.empty((3, 4))[selection]
-    with pytest.raises(IndexError):
-        plan((3, 4), selection, 4)
+def test_what_numpy_refuses_is_refused_in_its_words(selection: Any) -> None:
+    refusal = refusal_of(lambda: np.empty((3, 4))[selection])
+    ours = refusal_of(lambda: plan((3, 4), selection, 8, 12))
+    assert type(ours) is type(refusal)
+    assert str(ours) == str(refusal)
+
+
+@pytest.mark.parametrize("module", [indexing, _layout, _runs, _selection])
+def test_examples(module: Any) -> None:
+    assert doctest.testmod(module, extraglobs={"np": np}).failed == 0

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import psycopg
 import pytest
 from click.testing import CliRunner
-from sql.api import whole
+from sql.api import binary, whole
 
 from tensorage.cli import main
 from tensorage.embedded.migrate import bootstrap, migrate
@@ -36,6 +37,7 @@ alter default privileges in schema public grant all on functions to anon, authen
 """
 
 _UNINSTALL = """
+drop schema if exists supabase_migrations cascade;
 do $$ declare f regprocedure; begin
   for f in select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')
@@ -73,7 +75,7 @@ def _bin_dir(version: int) -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-@pytest.fixture(params=[15, 16, 17, 18])
+@pytest.fixture(params=[15, 16, 17, 18], scope="module")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running PostgreSQL with what a hosted project comes with, and nothing of ours."""
     data = tmp_path_factory.mktemp(f"postgres{request.param}") / "data"
@@ -98,6 +100,7 @@ def owner(cluster: Cluster) -> Iterator[Connection]:
         assert connection.info.parameter_status("is_superuser") == "off"
         connection.execute(_GRANTS_OF_OLD_PROJECTS)
         yield connection
+        connection.execute(_UNINSTALL)
 
 
 def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
@@ -119,6 +122,81 @@ def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
     _check(cluster, owner)
 
 
+def test_what_the_first_version_stored_is_still_there(cluster: Cluster, owner: Connection) -> None:
+    """Readable, appended to and assigned to, and what was begun is completed."""
+    files = migration_files()
+    for file in files[:2]:
+        owner.execute(file.read_text("utf-8"))
+    assert owner.execute("select public.tensorage_version()").fetchone() == (1,)
+    array = np.arange(600, dtype="<f4").reshape(20, 30)
+    user_id, by, again = (str(uuid.uuid4()) for _ in range(3))
+    with _as_user(cluster, user_id) as user:
+        stored = _value(
+            user, "tensorage_store", whole(array, key="a", chunk=90, attrs={"n": 1}, operation=by)
+        )
+        for _ in range(3):
+            appended = _value(user, "tensorage_append", whole(array[:2], key="a", chunk=60, operation=again))
+        begun = _value(user, "tensorage_begin", "b", [20, 30], "<f4", 300)
+        _value(user, "tensorage_put", binary(array.tobytes(), count=600, chunk=300, data_id=begun["id"]))
+        more = _value(user, "tensorage_begin", "a", [20, 30], "<f4", 300, *_AS_APPEND)
+        _value(user, "tensorage_put", binary(array.tobytes(), count=600, chunk=300, data_id=more["id"]))
+
+    for _ in range(2):
+        owner.execute(files[2].read_text("utf-8"))
+    assert owner.execute("select public.tensorage_version()").fetchone() == (2,)
+    assert owner.execute("select key, nbytes from public.datasets order by id").fetchall() == [
+        ("a", 2640), ("b", 2400), ("a", 2400),
+    ]  # fmt: skip
+    with _as_user(cluster, user_id) as user:
+        # What was answered before is answered again, though answers are kept otherwise now.
+        assert _value(user, "tensorage_store", whole(array, key="a", operation=by)) == stored
+        assert _value(user, "tensorage_append", whole(array[:2], key="a", operation=again)) == appended
+        expected = np.concatenate([array, array[:2]])
+        assert _read(user, stored, 600) == array.tobytes()
+        assert _read(user, appended, 660) == expected.tobytes()
+        assert _value(user, "tensorage_commit", begun["id"])["key"] == "b"
+        grown = _value(user, "tensorage_commit", more["id"])
+        grown = _value(user, "tensorage_append", whole(array[:3], key="a"))
+        expected = np.concatenate([expected, array, array[:3]])
+        assert _read(user, grown, 1350) == expected.tobytes()
+        meta = {"version": grown["version"], "rows": [600, 30], "runs": [0, 7], "run_length": 3}
+        values = -np.arange(12, dtype="<f4")
+        body = binary(values.tobytes(), count=12, data_id=grown["id"], meta=meta)
+        changed = _value(user, "tensorage_assign", body)
+        expected.reshape(-1)[np.add.outer([600, 607, 30, 37], np.arange(3)).reshape(-1)] = values
+        assert _read(user, changed, 1350) == expected.tobytes()
+        assert _value(user, "tensorage_compact", "a")["after"] is None
+        assert _read(user, changed, 1350) == expected.tobytes()
+
+
+#: Of tensorage_begin, after chunk: engine, is_shared, attrs, dims, overwrite, append.
+_AS_APPEND = ("database", False, "{}", None, False, True)
+
+
+@contextmanager
+def _as_user(cluster: Cluster, user_id: str) -> Iterator[Connection]:
+    """A transaction as a signed-in user, who is made if there is none of that id."""
+    with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
+        connection.execute(
+            "insert into auth.users (id, email) values (%s, %s) on conflict do nothing", (user_id, user_id)
+        )
+        claims = json.dumps({"sub": user_id, "email": user_id})
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        connection.execute("set local role authenticated")
+        yield connection
+
+
+def _read(connection: Connection, dataset: Any, count: int) -> bytes:
+    """Elements of an array from its first one on."""
+    answer = connection.execute(
+        "select public.tensorage_read(%s, %s, '{0}', '{0}', %s)",
+        (dataset["id"], dataset["version"], count),
+        binary=True,
+    )
+    (elements,) = answer.fetchone() or (b"",)
+    return bytes(elements)
+
+
 def _dsn(cluster: Cluster, role: str) -> str:
     return f"postgresql://{role}:{_PASSWORD.replace(' ', '%20')}@{HOST}:{cluster.port}/postgres"
 
@@ -127,12 +205,7 @@ def _check(cluster: Cluster, owner: Connection) -> None:
     """Nobody has a right too many, and a user who stores an array and appends to it reads it."""
     assert owner.execute(_RIGHTS_OF_ANON).fetchall() == []
     array = np.arange(600, dtype="<f4").reshape(20, 30)
-    user_id = str(uuid.uuid4())
-    with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
-        connection.execute("insert into auth.users (id, email) values (%s, %s)", (user_id, user_id))
-        claims = json.dumps({"sub": user_id, "email": user_id})
-        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
-        connection.execute("set local role authenticated")
+    with _as_user(cluster, str(uuid.uuid4())) as connection:
         operation = str(uuid.uuid4())
         _value(connection, "tensorage_store", whole(array, key="a", chunk=90, operation=operation))
         grown = _value(connection, "tensorage_append", whole(array[:2], key="a", chunk=90))

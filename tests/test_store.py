@@ -13,7 +13,7 @@ import pytest
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.blocks import MAX_REQUEST_BYTES
+from tensorage.indexing import MAX_REQUEST_BYTES
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 
@@ -370,8 +370,9 @@ def test_bad_arguments_of_a_store(session: BackendSession) -> None:
     for chunk_size in (0, -1, MAX_REQUEST_BYTES):
         with pytest.raises(tensorage.InvalidInputError, match="chunk_size"):
             TensorStore(session, chunk_size=chunk_size)["x"] = np.zeros(3)
-    with pytest.raises(tensorage.UnsupportedSelectionError, match="not supported yet"):
-        session()["x", 3:5] = np.zeros(2)
+    for way in (lambda: session()[()], lambda: session().__setitem__((), 1)):
+        with pytest.raises(tensorage.InvalidInputError, match="key"):
+            way()
 
 
 def test_a_handle_follows_an_array_that_is_overwritten(session: BackendSession) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +12,16 @@ import numpy.typing as npt
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import Dataset
 
-__all__ = ["MAX_KEY_BYTES", "as_array", "cast_to", "check_key", "is_plain"]
+__all__ = [
+    "MAX_KEY_BYTES",
+    "as_array",
+    "as_assigned",
+    "as_attrs",
+    "as_dims",
+    "cast_to",
+    "check_key",
+    "is_plain",
+]
 
 #: Bytes of UTF-8.
 MAX_KEY_BYTES = 1024
@@ -47,18 +58,68 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Data in the dtype of a dataset: lists are read in it, arrays have to fit it without loss."""
+    """Data in the dtype of a dataset: arrays have to fit it without loss, lists are as good as their values."""
+    if not isinstance(data, np.ndarray | np.generic):
+        return as_assigned(data, dataset)
     array = as_array(data)
-    rule: Literal["safe", "same_kind"] = "safe" if isinstance(data, np.ndarray | np.generic) else "same_kind"
-    if array.size and not np.can_cast(array.dtype, dataset.dtype, rule):
+    if array.size and not np.can_cast(array.dtype, dataset.dtype, "safe"):
         raise DTypeError(
             f"{array.dtype} does not fit {dataset.key!r} of dtype {dataset.dtype} without loss: "
             f"convert it yourself, with .astype({dataset.dtype.name!r})"
         )
+    return array.astype(dataset.dtype, copy=False)
+
+
+def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
+    """A value in the dtype of the dataset that it is assigned to.
+
+    As numpy casts within a kind (float64 to float32, say); otherwise, and as integers, only values that stay what
+    they are, where numpy would cut them off.
+    """
+    array = as_array(value)
+    rule: Literal["safe", "same_kind"] = "safe" if dataset.dtype.kind in "iu" else "same_kind"
+    if not array.size or np.can_cast(array.dtype, dataset.dtype, rule):
+        return array.astype(dataset.dtype, copy=False)
+    if array.dtype.kind in "biuf" and dataset.dtype.kind in "biufc":
+        with np.errstate(invalid="ignore"):
+            cast = array.astype(dataset.dtype)
+        if np.array_equal(cast, array):
+            return cast
+    raise DTypeError(
+        f"values of dtype {array.dtype} do not fit {dataset.key!r} of dtype {dataset.dtype}: convert them yourself, "
+        f"with .astype({dataset.dtype.name!r}); nothing has changed"
+    )
+
+
+def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as JSON can hold them: numpy's numbers and arrays become Python's."""
+    for name in attrs:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")
     try:
-        return np.asarray(data, dtype=dataset.dtype)
-    except OverflowError as error:
-        raise DTypeError(f"{error}: {dataset.key!r} has dtype {dataset.dtype}") from error
+        plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error
+    if "\\u0000" in json.dumps(plain):
+        raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
+    return plain
+
+
+def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:
+    """Names of the axes, one for each."""
+    if dims is None:
+        return None
+    if isinstance(dims, str) or not all(isinstance(name, str) for name in dims):
+        raise InvalidInputError(f"dims are the names of the axes, such as ('time', 'x'), not {dims!r}")
+    if len(dims) != ndim:
+        raise InvalidInputError(f"{len(dims)} dims name {ndim} axes: give one name for each axis")
+    return list(dims)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r} is no text, number, truth value, None, list or dict")
 
 
 def is_plain(out: npt.NDArray[Any] | None, dataset: Dataset, shape: tuple[int, ...]) -> bool:

@@ -6,26 +6,21 @@ again, down to a single element.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from tensorage.backend.faults import error_of
+from tensorage.backend.pieces import Piece
 from tensorage.backend.progress import Advance
-from tensorage.backend.protocol import Piece, bytes_of, header, pieces_to_send
+from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
-from tensorage.indexing import Part, Reading, split
+from tensorage.indexing import Part, Reading, Source, Spans, halves, requests
 from tensorage.types import Dataset
 
-__all__ = ["MAX_REQUEST_BYTES", "fetch_box", "send_blocks"]
-
-#: Bytes of elements in one request, either way.
-MAX_REQUEST_BYTES = 8 * 1024 * 1024
-
-#: Runs asked for by one request: their positions are a few bytes of JSON each.
-MAX_RUNS = 65536
+__all__ = ["fetch_box", "send_parts", "send_pieces", "whereabouts"]
 
 
 def fetch_box(
@@ -36,46 +31,59 @@ def fetch_box(
     Parameters
     ----------
     box
-        Of the reading's `box_shape` and the dataset's dtype, in C order.
+        One-dimensional, of the reading's size and the dataset's dtype.
 
     Raises
     ------
     ChangedError
         If the dataset is not what it was when it was opened; the box is then of no use.
     """
-    elements = bytes_of(box.reshape(-1))
-    in_blocks = MAX_REQUEST_BYTES // dataset.dtype.itemsize // dataset.chunk * dataset.chunk
-    max_elements = in_blocks or max(MAX_REQUEST_BYTES // dataset.dtype.itemsize, 1)
-    parts = split(reading, max_elements, MAX_RUNS, align=dataset.chunk)
+    elements = bytes_of(box)
+    parts = requests(reading.source, dataset.dtype.itemsize, dataset.chunk)
     transfer.run(partial(_fetch, transfer, dataset, part, elements, advance) for part in parts)
 
 
-def send_blocks(
-    transfer: Transfer, dataset: Dataset, array: npt.NDArray[Any], first: int, advance: Advance
+def send_pieces(transfer: Transfer, dataset: Dataset, pieces: Iterable[Piece], advance: Advance) -> None:
+    """Store elements of a staged dataset. Blocks that are there stay as they are."""
+    transfer.run(partial(_put, transfer, dataset, piece, advance) for piece in pieces)
+
+
+def send_parts(
+    transfer: Transfer,
+    staged: Dataset,
+    parts: Iterable[Part],
+    elements_of: Callable[[Part], memoryview],
+    advance: Advance,
 ) -> None:
-    """Store elements of a staged dataset, from position `first` on. Blocks that are there stay as they are."""
-    pieces = pieces_to_send(array, dataset.chunk, MAX_REQUEST_BYTES)
-    moved = (replace(piece, index=first + piece.index) for piece in pieces)
-    transfer.run(partial(_put, transfer, dataset, piece, advance) for piece in moved)
+    """Put elements into the places that `parts` name, in a staged assignment.
+
+    Parameters
+    ----------
+    elements_of
+        The bytes that belong to a part.
+    """
+    transfer.run(partial(_patch, transfer, staged, part, elements_of, advance) for part in parts)
+
+
+def whereabouts(source: Source) -> dict[str, Any]:
+    """What a request says of where its elements are."""
+    if isinstance(source, Spans):
+        return {"starts": source.starts.tolist(), "lengths": source.lengths.tolist()}
+    return {"rows": source.rows.tolist(), "runs": source.runs.tolist(), "run_length": source.run_length}
 
 
 def _fetch(transfer: Transfer, dataset: Dataset, part: Part, elements: memoryview, advance: Advance) -> None:
     itemsize = dataset.dtype.itemsize
     out = elements[part.out_first * itemsize : (part.out_first + part.size) * itemsize]
-    arguments = {
-        "data_id": dataset.id,
-        "version": dataset.version,
-        "rows": part.rows.tolist(),
-        "runs": part.runs.tolist(),
-        "run_length": part.run_length,
-    }
+    arguments = {"data_id": dataset.id, "version": dataset.version, **whereabouts(part.source)}
+    function = "tensorage_read_spans" if isinstance(part.source, Spans) else "tensorage_read"
     asked = f"reading {dataset.key!r}"
     try:
-        transfer.read_into("tensorage_read", arguments, out, asked)
+        transfer.read_into(function, arguments, out, asked)
     except TooMuchError as error:
         if part.size <= 1:
             raise error_of(error.fault, asked) from error
-        for half in _halves(part):
+        for half in halves(part):
             _fetch(transfer, dataset, half, elements, advance)
         return
     advance(len(out))
@@ -99,18 +107,22 @@ def _put(transfer: Transfer, dataset: Dataset, piece: Piece, advance: Advance) -
     advance(len(piece.elements))
 
 
-def _halves(part: Part) -> tuple[Part, Part]:
-    """Two parts that together are this one."""
-    if len(part.rows) > 1:
-        half = len(part.rows) // 2
-        first = replace(part, rows=part.rows[:half])
-        return first, replace(part, rows=part.rows[half:], out_first=part.out_first + first.size)
-    if len(part.runs) > 1:
-        half = len(part.runs) // 2
-        first = replace(part, runs=part.runs[:half])
-        return first, replace(part, runs=part.runs[half:], out_first=part.out_first + first.size)
-    half = part.run_length // 2
-    first = replace(part, run_length=half)
-    return first, replace(
-        part, rows=part.rows + half, run_length=part.run_length - half, out_first=part.out_first + half
-    )
+def _patch(
+    transfer: Transfer,
+    staged: Dataset,
+    part: Part,
+    elements_of: Callable[[Part], memoryview],
+    advance: Advance,
+) -> None:
+    meta = whereabouts(part.source)
+    head = header(count=part.size, chunk=staged.chunk, data_id=staged.id, meta=meta)
+    asked = f"assigning to {staged.key!r}"
+    try:
+        transfer.send("tensorage_patch", [head, elements_of(part)], asked)
+    except TooMuchError as error:
+        if part.size <= 1:
+            raise error_of(error.fault, asked) from error
+        for half in halves(part):
+            _patch(transfer, staged, half, elements_of, advance)
+        return
+    advance(part.size * staged.dtype.itemsize)

@@ -3,40 +3,44 @@
 An array is cut into blocks of about 1 MiB; one block is a row of ``tensors``. A small array is written by
 one request. A larger one is staged: declared, filled with blocks in parallel, and made visible by a
 commit, in one transaction. A selection is read by as few requests as its bytes allow.
+
+Here is what a context can do; how elements travel is in `tensorage.backend.writing`, `assigning` and `blocks`.
 """
 
 from __future__ import annotations
 
-import logging
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.arrays import as_array, cast_to, check_key, is_plain
+from tensorage.backend.arrays import as_array, as_attrs, as_dims, cast_to, check_key, is_plain
+from tensorage.backend.assigning import assign
 from tensorage.backend.base import BaseContext, box_selection
-from tensorage.backend.blocks import MAX_REQUEST_BYTES, fetch_box, send_blocks
+from tensorage.backend.blocks import fetch_box
 from tensorage.backend.faults import check_version, missing_schema
 from tensorage.backend.progress import progress
-from tensorage.backend.protocol import block_elements, bytes_of, header
-from tensorage.backend.transfer import TooMuchError
-from tensorage.errors import (
-    IncompleteTensorError,
-    InvalidInputError,
-    KeyNotFoundError,
-    SchemaError,
+from tensorage.backend.protocol import block_elements
+from tensorage.backend.writing import (
+    append_rows,
+    begin,
+    commit,
+    new_operation,
+    send_rows,
+    store_array,
+    store_blocks,
+    sweep,
+    written,
 )
-from tensorage.indexing import Selection, plan
+from tensorage.errors import IncompleteTensorError, InvalidInputError, KeyNotFoundError, SchemaError
+from tensorage.indexing import MAX_REQUEST_BYTES, Selection, plan
 from tensorage.types import Dataset, storable_dtype
 
 if TYPE_CHECKING:
     from tensorage.session import BackendSession
 
 __all__ = ["DatabaseContext"]
-
-logger = logging.getLogger(__name__)
 
 #: Bytes of one stored block, unless a chunk size is given.
 BLOCK_BYTES = 1024 * 1024
@@ -75,20 +79,18 @@ class DatabaseContext(BaseContext):
         dims: Sequence[str] | None = None,
         overwrite: bool = False,
     ) -> Dataset:
-        extents = tuple(int(extent) for extent in shape)
+        extents = _extents(shape)
         if dim != len(extents):
             raise InvalidInputError(
                 f"dim={dim} contradicts the shape {extents}, which has {len(extents)} axes"
             )
-        if any(extent < 0 for extent in extents):
-            raise InvalidInputError(f"the shape {extents} has a negative extent")
-        meta = self._meta(
+        meta = _meta(
             key, extents, storable_dtype(type), chunk_size, is_shared=is_shared, attrs=attrs, dims=dims,
             overwrite=overwrite,
         )  # fmt: skip
-        dataset = self._begin(meta)
+        dataset = begin(self.backend.transfer, meta)
         if dataset.size == 0:
-            dataset = self._commit(dataset)
+            dataset = commit(self.backend.transfer, dataset)
         self._declared[dataset.id] = dataset
         return dataset
 
@@ -110,9 +112,9 @@ class DatabaseContext(BaseContext):
             first = offset * (dataset.size // dataset.shape[0]) if dataset.shape[0] else 0
         if rows.size == 0:
             return True
-        send_blocks(self.backend.transfer, dataset, rows, first, lambda _bytes: None)
+        send_rows(self.backend.transfer, dataset, rows, first, lambda _bytes: None)
         try:
-            self._declared[data_id] = self._commit(dataset)
+            self._declared[data_id] = commit(self.backend.transfer, dataset)
         except IncompleteTensorError:
             # Not the last rows: the array stays invisible until those have come.
             return True
@@ -138,9 +140,9 @@ class DatabaseContext(BaseContext):
         return np.asarray(self.read(dataset, selection))
 
     def remove_dataset(self, key: str) -> bool:
-        arguments = {"key": key, "operation": _new_operation()}
+        arguments = {"key": key, "operation": new_operation()}
         answer = self.backend.transfer.call("tensorage_remove", arguments, f"deleting {key!r}")
-        self._sweep(answer["left"])
+        sweep(self.backend.transfer, answer["left"])
         return True
 
     def list_dataset_keys(self) -> list[str]:
@@ -148,11 +150,11 @@ class DatabaseContext(BaseContext):
 
     # What stores and tensors are made of -------------------------------------------------------------
 
-    def iterate_keys(self) -> Iterator[str]:
-        """Every key that this user can open, sorted by code point, a page at a time."""
+    def iterate_keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that this user can open and that begins with `prefix`, sorted by code point, a page at a time."""
         after = ""
         while True:
-            arguments = {"after": after, "max_rows": KEYS_PER_PAGE}
+            arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE}
             page: list[str] = self.backend.transfer.call("tensorage_list", arguments, "listing the keys")
             yield from page
             if len(page) < KEYS_PER_PAGE:
@@ -197,47 +199,59 @@ class DatabaseContext(BaseContext):
     ) -> Dataset:
         """Store an array: all of it becomes visible in one step, or nothing is stored."""
         array = as_array(data)
-        dtype = storable_dtype(array.dtype)
-        meta = self._meta(
-            key,
-            array.shape,
-            dtype,
-            chunk_size,
-            is_shared=is_shared,
-            attrs=attrs,
-            dims=dims,
+        meta = _meta(
+            key, array.shape, storable_dtype(array.dtype), chunk_size, is_shared=is_shared, attrs=attrs, dims=dims,
             overwrite=overwrite,
-        )
-        if array.nbytes <= MAX_REQUEST_BYTES:
-            try:
-                return self._written(self._send_whole("tensorage_store", array, meta, f"storing {key!r}"))
-            except TooMuchError:
-                meta["operation"] = _new_operation()
-        return self._staged(array, meta, quiet=quiet)
+        )  # fmt: skip
+        return store_array(self.backend.transfer, array, meta, quiet=quiet)
 
-    def append(self, key: str, data: npt.ArrayLike, *, quiet: bool = True) -> Dataset:
-        """Add rows at the end of axis 0, all at once. Done once, however often the request is repeated."""
-        target = self.open(key)
-        rows = cast_to(data, target)
-        if target.ndim == 0 or rows.ndim != target.ndim or rows.shape[1:] != target.shape[1:]:
-            raise InvalidInputError(
-                f"rows of shape {rows.shape} cannot be appended to {key!r} of shape {target.shape}: "
-                "all but the first axis have to be the same"
-            )
-        if rows.size == 0 and rows.shape[0] == 0:
-            return target
-        meta = {
-            "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.chunk, "append": True,
-            "operation": _new_operation(),
-        }  # fmt: skip
-        if rows.nbytes <= MAX_REQUEST_BYTES:
-            try:
-                return self._written(
-                    self._send_whole("tensorage_append", rows, meta, f"appending to {key!r}")
-                )
-            except TooMuchError:
-                meta["operation"] = _new_operation()
-        return self._staged(rows, meta, quiet=quiet)
+    def write_blocks(
+        self,
+        key: str,
+        blocks: Iterable[npt.ArrayLike],
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        chunk_size: int | None = None,
+        is_shared: bool = False,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        overwrite: bool = False,
+        quiet: bool = True,
+    ) -> Dataset:
+        """Store an array that comes as consecutive blocks of rows. No more of it is in memory than is under way."""
+        extents = _extents(shape)
+        if not extents:
+            raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
+        meta = _meta(
+            key, extents, storable_dtype(dtype), chunk_size, is_shared=is_shared, attrs=attrs, dims=dims,
+            overwrite=overwrite,
+        )  # fmt: skip
+        return store_blocks(self.backend.transfer, blocks, meta, quiet=quiet)
+
+    def append(
+        self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None, quiet: bool = True
+    ) -> Dataset:
+        """Add rows at the end of axis 0, all at once. Done once, however often the request is repeated.
+
+        Parameters
+        ----------
+        known
+            The array, if it has been opened.
+        """
+        return append_rows(self.backend.transfer, key, data, known, lambda: self.open(key), quiet=quiet)
+
+    def assign(
+        self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool = True
+    ) -> Dataset:
+        """``array[selection] = value`` for a stored array, as numpy does it: all of it, or nothing.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return assign(self.backend.transfer, dataset, selection, value, quiet=quiet)
 
     def read(
         self,
@@ -259,14 +273,14 @@ class DatabaseContext(BaseContext):
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
-        reading = plan(dataset.shape, selection, dataset.dtype.itemsize)
+        reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
         if out is not None and (out.shape != reading.shape or out.dtype != dataset.dtype):
             raise InvalidInputError(
                 f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {reading.shape} and "
                 f"dtype {dataset.dtype}"
             )
-        direct = reading.is_whole_box and is_plain(out, dataset, reading.box_shape)
-        box = out if direct and out is not None else np.empty(reading.box_shape, dataset.dtype)
+        direct = reading.is_whole_box and is_plain(out, dataset, reading.shape)
+        box = out.reshape(-1) if direct and out is not None else np.empty(reading.size, dataset.dtype)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
                 fetch_box(self.backend.transfer, dataset, reading, box, advance)
@@ -280,91 +294,44 @@ class DatabaseContext(BaseContext):
         out[...] = result
         return out
 
-    # Writing -------------------------------------------------------------------------------------------
-
-    def _meta(
+    def annotate(
         self,
-        key: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        chunk_size: int | None,
+        dataset: Dataset,
         *,
-        is_shared: bool,
-        attrs: Mapping[str, Any] | None,
-        dims: Sequence[str] | None,
-        overwrite: bool,
-    ) -> dict[str, Any]:
-        check_key(key)
-        if chunk_size is None:
-            chunk_size = BLOCK_BYTES // dtype.itemsize
-        elif not 1 <= chunk_size <= MAX_REQUEST_BYTES // dtype.itemsize:
-            raise InvalidInputError(
-                f"chunk_size={chunk_size} elements: a block of {dtype} holds 1 to "
-                f"{MAX_REQUEST_BYTES // dtype.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
-            )
-        if dims is not None and len(dims) != len(shape):
-            raise InvalidInputError(f"{len(dims)} dims name {len(shape)} axes: give one name for each axis")
-        return {
-            "key": key,
-            "shape": shape,
-            "dtype": dtype.str,
-            "chunk": block_elements(shape, chunk_size),
-            "is_shared": is_shared,
-            "attrs": dict(attrs or {}),
-            "dims": None if dims is None else list(dims),
-            "overwrite": overwrite,
-            "operation": _new_operation(),
-        }
+        attrs: Mapping[str, Any] | None = None,
+        removed: Sequence[str] = (),
+        replace: bool = False,
+    ) -> Dataset:
+        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        arguments = {
+            "data_id": dataset.id, "attrs": as_attrs(attrs or {}), "removed": list(removed), "replace": replace,
+        }  # fmt: skip
+        return self._annotated(dataset, arguments)
 
-    def _send_whole(
-        self, function: str, array: npt.NDArray[Any], meta: dict[str, Any], asked: str
-    ) -> dict[str, Any]:
-        """An array in one request."""
-        flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
-        head = header(count=flat.size, chunk=meta["chunk"], meta=meta)
-        answer: dict[str, Any] = self.backend.transfer.send(function, [head, bytes_of(flat)], asked)
-        return answer
+    def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
+        """Give the axes names, or none."""
+        arguments = {"data_id": dataset.id, "dims": as_dims(dims, dataset.ndim), "set_dims": True}
+        return self._annotated(dataset, arguments)
 
-    def _staged(self, array: npt.NDArray[Any], meta: dict[str, Any], *, quiet: bool) -> Dataset:
-        """An array in several requests, none of them visible before the last."""
-        dataset = self._begin(meta)
-        try:
-            with progress(array.nbytes, dataset.key, quiet=quiet) as advance:
-                send_blocks(self.backend.transfer, dataset, array, 0, advance)
-            return self._commit(dataset)
-        except BaseException:
-            self._abort(dataset)
-            raise
+    def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
+        """Give an array of this user another key. With `overwrite`, in place of the array that is there."""
+        check_key(new_key)
+        arguments = {"key": key, "new_key": new_key, "overwrite": overwrite, "operation": new_operation()}
+        answer = self.backend.transfer.call("tensorage_rename", arguments, f"renaming {key!r} to {new_key!r}")
+        return written(self.backend.transfer, answer)
 
-    def _begin(self, meta: dict[str, Any]) -> Dataset:
-        return Dataset.from_json(
-            self.backend.transfer.call("tensorage_begin", meta, f"storing {meta['key']!r}")
-        )
+    def compact(self, key: str) -> int:
+        """Merge small neighbouring blocks of an array of this user. How many blocks fewer it has now."""
+        merged, after = 0, 0
+        while after is not None:
+            arguments = {"key": key, "after": after}
+            answer = self.backend.transfer.call("tensorage_compact", arguments, f"compacting {key!r}")
+            merged, after = merged + answer["merged"], answer["after"]
+        return merged
 
-    def _commit(self, dataset: Dataset) -> Dataset:
-        arguments = {"data_id": dataset.id, "operation": _new_operation()}
-        return self._written(
-            self.backend.transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}")
-        )
-
-    def _abort(self, dataset: Dataset) -> None:
-        """Give up what was staged. Where even that fails, it is swept a day later."""
-        try:
-            self.backend.transfer.call(
-                "tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}"
-            )
-        except (OSError, RuntimeError) as error:
-            # The caller is about to be told why the write failed: that is the error which matters.
-            logger.warning("the staged blocks of %r stay for a day: %s", dataset.key, error)
-
-    def _written(self, answer: dict[str, Any]) -> Dataset:
-        self._sweep(answer.get("left", 0))
-        return Dataset.from_json(answer)
-
-    def _sweep(self, left: int) -> None:
-        """Delete, a piece at a time, what was removed or replaced and was too much for one statement."""
-        while left:
-            left = self.backend.transfer.call("tensorage_sweep", {}, "deleting what was replaced")
+    def _annotated(self, dataset: Dataset, arguments: Mapping[str, Any]) -> Dataset:
+        asked = f"describing {dataset.key!r}"
+        return Dataset.from_json(self.backend.transfer.call("tensorage_annotate", arguments, asked))
 
     def _dataset(self, data_id: int) -> Dataset:
         return Dataset.from_json(
@@ -374,5 +341,41 @@ class DatabaseContext(BaseContext):
         )
 
 
-def _new_operation() -> str:
-    return str(uuid.uuid4())
+def _extents(shape: Sequence[int]) -> tuple[int, ...]:
+    extents = tuple(int(extent) for extent in shape)
+    if any(extent < 0 for extent in extents):
+        raise InvalidInputError(f"the shape {extents} has a negative extent")
+    return extents
+
+
+def _meta(
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunk_size: int | None,
+    *,
+    is_shared: bool,
+    attrs: Mapping[str, Any] | None,
+    dims: Sequence[str] | None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """What the backend is told of an array that is to be stored."""
+    check_key(key)
+    if chunk_size is None:
+        chunk_size = BLOCK_BYTES // dtype.itemsize
+    elif not 1 <= chunk_size <= MAX_REQUEST_BYTES // dtype.itemsize:
+        raise InvalidInputError(
+            f"chunk_size={chunk_size} elements: a block of {dtype} holds 1 to "
+            f"{MAX_REQUEST_BYTES // dtype.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
+        )
+    return {
+        "key": key,
+        "shape": shape,
+        "dtype": dtype.str,
+        "chunk": block_elements(shape, chunk_size),
+        "is_shared": is_shared,
+        "attrs": as_attrs(attrs or {}),
+        "dims": as_dims(dims, len(shape)),
+        "overwrite": overwrite,
+        "operation": new_operation(),
+    }

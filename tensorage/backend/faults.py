@@ -7,6 +7,7 @@ SQLSTATEs of class TS are those that tensorage's own SQL raises; the rest are Po
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from tensorage.errors import (
     AuthenticationError,
     BackendUnavailableError,
     ChangedError,
+    DTypeError,
     IncompleteTensorError,
     InvalidInputError,
     KeyExistsError,
@@ -26,7 +28,26 @@ from tensorage.errors import (
     TensorageError,
 )
 
-__all__ = ["BackendAnswerError", "Fault", "check_version", "error_of", "missing_schema"]
+__all__ = ["BackendAnswerError", "Fault", "OtherDTypeError", "check_version", "error_of", "missing_schema"]
+
+
+class BackendAnswerError(Exception):
+    """The backend's own error, chained to ours as its cause."""
+
+
+class OtherDTypeError(DTypeError):
+    """Rows were sent in another dtype than their array has. Never leaves the engine.
+
+    Parameters
+    ----------
+    description
+        The array, as the functions of the database describe it.
+    """
+
+    def __init__(self, message: str, description: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.description = description or {}
+
 
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS001": (KeyNotFoundError, "list(store) shows what there is."),
@@ -37,6 +58,7 @@ _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS006": (InvalidInputError, ""),
     "TS007": (PermissionDeniedError, "Only its owner can change or delete it."),
     "TS008": (AmbiguousKeyError, "Say whose: store.open(key, owner='...')."),
+    "TS009": (OtherDTypeError, ""),
     "42501": (PermissionDeniedError, "Log in as a user who may."),
     "23514": (InvalidInputError, ""),
     "23505": (KeyExistsError, ""),
@@ -44,10 +66,6 @@ _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
 
 #: A function, table or column of ours is not known to this project.
 _SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
-
-
-class BackendAnswerError(Exception):
-    """The backend's own error, chained to ours as its cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,10 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
     known = _BY_CODE.get(fault.code)
     if known is not None:
         kind, advice = known
-        return kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
+        error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
+        if isinstance(error, OtherDTypeError):
+            error.description = json.loads(fault.details or "{}")
+        return error
     if fault.code in _SCHEMA_CODES:
         return missing_schema(fault.message)
     return _error_of_status(fault, asked)

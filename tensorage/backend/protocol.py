@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,16 @@ import numpy.typing as npt
 __all__ = [
     "FORMAT_VERSION",
     "SCHEMA_VERSION",
-    "Piece",
     "block_elements",
     "bytes_of",
     "header",
-    "pieces_to_send",
 ]
 
 #: Version of the binary header.
 FORMAT_VERSION = 1
 
 #: What ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _HEADER = struct.Struct(">4sHHqqIIq")
 
@@ -62,55 +59,6 @@ def block_elements(shape: tuple[int, ...], chunk_size: int) -> int:
         return chunk_size // row * row
     parts = -(-row // chunk_size)
     return -(-row // parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive elements of an array, as they travel.
-
-    Parameters
-    ----------
-    index
-        Position of the first one in the flat array.
-    count
-        How many.
-    elements
-        Their bytes: C order, little-endian.
-    """
-
-    index: int
-    count: int
-    elements: memoryview
-
-
-def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Iterator[Piece]:
-    """Cut an array into pieces of whole blocks, none over `max_bytes` unless a single block is.
-
-    An array that is in C order and little-endian is not copied; of any other, one piece at a time is.
-
-    Parameters
-    ----------
-    array
-        At least one element, of a storable dtype in any byte order.
-    chunk
-        Elements per block, from `block_elements`.
-    """
-    wanted = array.dtype.newbyteorder("<")
-    row = array.size // array.shape[0] if array.ndim else 1
-    per_piece = max(max_bytes // (chunk * wanted.itemsize), 1) * chunk
-    if row > chunk:
-        # Blocks begin anew at each row, so that no piece may reach into the next one.
-        for number in range(array.shape[0]):
-            flat = np.ascontiguousarray(array[number], dtype=wanted).reshape(-1)
-            for first in range(0, row, per_piece):
-                part = flat[first : first + per_piece]
-                yield Piece(number * row + first, part.size, bytes_of(part))
-        return
-    rows = np.atleast_1d(array)
-    rows_per_piece = max(per_piece // row, 1)
-    for first in range(0, rows.shape[0], rows_per_piece):
-        part = np.ascontiguousarray(rows[first : first + rows_per_piece], dtype=wanted).reshape(-1)
-        yield Piece(first * row, part.size, bytes_of(part))
 
 
 def bytes_of(flat: npt.NDArray[Any]) -> memoryview:

@@ -104,6 +104,30 @@ class Caller:
         given = {"operation": new_operation(), "chunk": max(rows.size, 1)} | meta
         return self.call("tensorage_append", whole(rows, key=key, **given))
 
+    def assign(
+        self, dataset: Json, elements: npt.NDArray[Any], starts: Any, lengths: Any, **meta: Any
+    ) -> httpx.Response:
+        """Put elements into places of an array as it was opened; other meta, such as rows, goes beside them."""
+        meta = {"version": dataset["version"], "starts": starts, "lengths": lengths} | meta
+        body = binary(elements.tobytes(), count=elements.size, data_id=dataset["id"], meta=meta)
+        return self.call("tensorage_assign", body)
+
+    def begin_assign(self, dataset: Json, **more: Any) -> Json:
+        begun: Json = answer_of(self.ask_to_assign(dataset, **more))
+        return begun
+
+    def ask_to_assign(self, dataset: Json, **more: Any) -> httpx.Response:
+        """The answer to the beginning of an assignment, whatever it is."""
+        named = {"data_id": dataset["id"], "version": dataset["version"]}
+        return self.call("tensorage_begin_assign", named, **more)
+
+    def patch(
+        self, data_id: int, elements: npt.NDArray[Any], starts: Any, lengths: Any, **meta: Any
+    ) -> httpx.Response:
+        meta = {"starts": starts, "lengths": lengths} | meta
+        body = binary(elements.tobytes(), count=elements.size, data_id=data_id, meta=meta)
+        return self.call("tensorage_patch", body)
+
     def open(self, key: str) -> Json:
         opened: Json = answer_of(self.call("tensorage_open", key=key))
         return opened
@@ -117,6 +141,21 @@ class Caller:
             | {"run_length": run_length},
             headers={"Accept": "application/vnd.tensorage"},
         )
+
+    def ask_spans(self, dataset: Json, starts: Any, lengths: Any) -> httpx.Response:
+        """The answer to a read of spans, whatever it is."""
+        return self.request(
+            "POST",
+            "/rpc/tensorage_read_spans",
+            json={"data_id": dataset["id"], "version": dataset["version"]}
+            | {"starts": starts, "lengths": lengths},
+            headers={"Accept": "application/vnd.tensorage"},
+        )
+
+    def blocks(self, data_id: int) -> list[tuple[int, int]]:
+        """Where the blocks of a dataset begin and how many elements they have, in order."""
+        query = f"/tensors?data_id=eq.{data_id}&select=index,count&order=index"
+        return [(row["index"], row["count"]) for row in self.request("GET", query).json()]
 
     def read(self, dataset: Json, first: int = 0, count: int | None = None) -> npt.NDArray[Any]:
         """Elements of an array in their order, all of them unless told."""

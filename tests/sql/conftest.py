@@ -33,6 +33,18 @@ order by 1, 2
 
 State = list[tuple[Any, ...]]
 
+#: Makes a user who is logged in.
+Register = Callable[[], Caller]
+
+
+def wait_for_waiter(holder: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Return when another connection waits for a lock that `holder` has."""
+    asked = (
+        "select exists (select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid)))"
+    )
+    while holder.execute(asked).fetchone() != (True,):
+        holder.execute("select pg_stat_clear_snapshot(), pg_sleep(0.01)")
+
 
 @pytest.fixture(scope="session")
 def backend(backend: control.Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:

@@ -20,6 +20,7 @@ class Names:
     version: int
     staged_key: str
     staged: int
+    assigning: int
     owner: str
     stored_by: str
     begun_by: str
@@ -28,7 +29,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a user keeps: a committed array and a staged one."""
+    """What a user keeps: a committed array, a staged one, and an assignment that is not committed."""
 
     owner: Caller
     names: Names
@@ -47,7 +48,7 @@ class Kept:
 
 
 def keep(owner: Caller) -> Kept:
-    """Store an array as the user, and begin another."""
+    """Store an array as the user, begin another, and begin to assign to the first."""
     key, staged_key = new_key(), new_key()
     stored_by, begun_by, appended_by = new_operation(), new_operation(), new_operation()
     owner.store(key, ARRAY, operation=stored_by, attrs={"note": "the owner's note"})
@@ -55,12 +56,15 @@ def keep(owner: Caller) -> Kept:
     staged = owner.begin(staged_key, [4, 3], operation=begun_by, attrs={"note": "the owner's note"})["id"]
     assert owner.put(staged, ARRAY).status_code == 200
     opened = owner.open(key)
+    assigning = owner.begin_assign(opened)["id"]
+    assert owner.patch(assigning, ARRAY[:1], [0], [3]).status_code == 200
     names = Names(
         key,
         opened["id"],
         opened["version"],
         staged_key,
         staged,
+        assigning,
         owner.email,
         stored_by,
         begun_by,

@@ -24,7 +24,7 @@ StateOf = Callable[[Caller], State]
 def nothing() -> Names:
     """Names as good as a user's, of things that do not exist."""
     return Names(
-        new_key(), 2**40, 1, new_key(), 2**40 + 1, "nobody@example.com",
+        new_key(), 2**40, 1, new_key(), 2**40 + 1, 2**40 + 2, "nobody@example.com",
         new_operation(), new_operation(), new_operation(),
     )  # fmt: skip
 
@@ -35,6 +35,12 @@ class Attempt:
 
     arguments: Json | bytes
     code: str | None
+
+
+def assigned(n: Names, data_id: int, **meta: Any) -> bytes:
+    """The request that puts other elements into all places of an array."""
+    meta = {"version": n.version, "starts": [0], "lengths": [12]} | meta
+    return binary((-ARRAY).tobytes(), count=12, data_id=data_id, meta=meta)
 
 
 def attempts(n: Names) -> Mapping[str, list[Attempt]]:
@@ -56,6 +62,41 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.staged, "version": 1, **selection}, "TS003"),
             Attempt({"data_id": n.id, "version": n.version, **selection, "rows": []}, "TS003"),
         ],
+        "tensorage_read_spans": [
+            Attempt({"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12]}, "TS003"),
+            Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12]}, "TS003"),
+            Attempt({"data_id": n.id, "version": n.version, "starts": [], "lengths": []}, "TS003"),
+        ],
+        "tensorage_assign": [
+            Attempt(assigned(n, n.id, operation=new_operation()), "TS003"),
+            Attempt(assigned(n, n.id, operation=n.appended_by), "TS003"),
+            Attempt(assigned(n, n.staged), "TS003"),
+        ],
+        "tensorage_begin_assign": [
+            Attempt({"data_id": n.id, "version": n.version}, "TS003"),
+            Attempt({"data_id": n.id, "version": n.version, "operation": n.begun_by}, "TS003"),
+            Attempt({"data_id": n.staged, "version": 1}, "TS003"),
+        ],
+        "tensorage_patch": [
+            Attempt(assigned(n, n.assigning), "TS001"),
+            Attempt(assigned(n, n.staged), "TS001"),
+            Attempt(assigned(n, n.id), "TS001"),
+        ],
+        "tensorage_compact": [
+            Attempt({"key": n.key}, "TS001"),
+            Attempt({"key": n.staged_key, "after": 1}, "TS001"),
+        ],
+        "tensorage_annotate": [
+            Attempt({"data_id": n.id, "attrs": {"note": "another"}}, "TS003"),
+            Attempt({"data_id": n.id, "replace": True}, "TS003"),
+            Attempt({"data_id": n.staged, "removed": ["note"]}, "TS003"),
+            Attempt({"data_id": n.id, "dims": ["a", "b"], "set_dims": True}, "TS003"),
+        ],
+        "tensorage_rename": [
+            Attempt({"key": n.key, "new_key": "mine"}, "TS001"),
+            Attempt({"key": n.staged_key, "new_key": n.key, "overwrite": True}, "TS001"),
+            Attempt({"key": n.key, "new_key": "mine", "operation": n.stored_by}, "TS001"),
+        ],
         "tensorage_begin": [
             Attempt({"key": n.key, **new, "append": True}, "TS001"),
             Attempt({"key": n.key, **new, "operation": n.begun_by}, None),
@@ -69,8 +110,13 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.staged}, "TS001"),
             Attempt({"data_id": n.id}, "TS001"),
             Attempt({"data_id": n.staged, "operation": n.stored_by}, "TS001"),
+            Attempt({"data_id": n.assigning}, "TS001"),
         ],
-        "tensorage_abort": [Attempt({"data_id": n.staged}, None), Attempt({"data_id": n.id}, None)],
+        "tensorage_abort": [
+            Attempt({"data_id": n.staged}, None),
+            Attempt({"data_id": n.id}, None),
+            Attempt({"data_id": n.assigning}, None),
+        ],
         "tensorage_store": [
             Attempt(whole(-ARRAY, key=n.key, operation=n.stored_by), None),
             Attempt(whole(-ARRAY, key=n.staged_key, operation=n.begun_by, overwrite=True), None),
@@ -92,7 +138,7 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
     }
 
 
-FUNCTIONS = sorted(attempts(Names("", 0, 0, "", 0, "", "", "", "")))
+FUNCTIONS = sorted(attempts(Names("", 0, 0, "", 0, 0, "", "", "", "")))
 
 
 def test_every_function_of_the_rest_api_is_attempted(
@@ -208,7 +254,8 @@ def test_same_key_of_two_users_is_two_arrays(sign_up: Callable[[], Caller]) -> N
 def _without(answer: httpx.Response, names: Names) -> tuple[int, str]:
     """An error without the names that the caller used."""
     said = answer.text
-    for name in (names.staged_key, names.key, names.owner, str(names.staged), str(names.id)):
+    numbers = map(str, (names.staged, names.assigning, names.id))
+    for name in (names.staged_key, names.key, names.owner, *numbers):
         said = said.replace(name, "...")
     return answer.status_code, said
 

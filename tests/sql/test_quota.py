@@ -112,6 +112,47 @@ def test_writers_at_once_do_not_find_the_same_room(how: str, limited: Caller, da
     assert {code_of(answer) for answer in answers if answer.status_code != 200} == {"TS005"}
 
 
+def test_bytes_of_arrays_are_stored_with_them(owner: Caller, database: Connection) -> None:
+    key = new_key()
+    stored = owner.store(key, np.zeros((3, 5), "<c16"))
+    for expected in (240, 320):
+        row = database.execute("select nbytes from public.datasets where id = %s", (stored["id"],)).fetchone()
+        assert row == (expected,)
+        answer_of(owner.append(key, np.zeros((1, 5), "<c16")))
+    huge = owner.begin(new_key(), [2**62], dtype="<c16", chunk=1)
+    row = database.execute("select nbytes from public.datasets where id = %s", (huge["id"],)).fetchone()
+    assert row == (2**66,)
+
+
+def test_service_may_write_the_table_whose_bytes_are_computed(owner: Caller, database: Connection) -> None:
+    with database.transaction():
+        database.execute("set local role service_role")
+        row = database.execute(
+            "insert into public.datasets (user_id, key, shape, dtype, chunk, expires_at) "
+            "values (%s, 'a', '{2,3}', '<i4', 1, now()) returning id, nbytes",
+            (owner.id,),
+        ).fetchone()
+        assert row is not None
+        assert row[1] == 24
+        changed = database.execute(
+            "update public.datasets set shape = '{5,3}' where id = %s returning nbytes", (row[0],)
+        )
+        assert changed.fetchone() == (60,)
+        database.execute("delete from public.datasets where id = %s", (row[0],))
+
+
+def test_growing_beyond_what_can_be_counted_is_refused(owner: Caller, state_of: StateOf) -> None:
+    key = new_key()
+    owner.store(key, np.empty((0, 0), "u1"))
+    asked = {"key": key, "append": True, "dtype": "|u1", "chunk": 1, "shape": [2**63 - 1, 0]}
+    begun = answer_of(owner.call("tensorage_begin", asked))
+    assert answer_of(owner.commit(begun["id"]))["shape"] == [2**63 - 1, 0]
+    before = state_of(owner)
+    assert code_of(owner.append(key, np.empty((1, 0), "u1"))) == "TS006"
+    assert code_of(owner.call("tensorage_begin", asked)) == "TS006"
+    assert state_of(owner) == before
+
+
 def test_blocks_cannot_take_more_room_than_was_declared(limited: Caller, database: Connection) -> None:
     begun = answer_of(_begin(limited, 1000))
     for index in range(0, 100, 7):

@@ -35,13 +35,13 @@ _BAD_HEADERS: list[Json] = [
     {"count": 2**63 - 1},
     {"count": -(2**63)},
     {"chunk": 0},
-    {"chunk": 11},
-    {"chunk": 2**32 - 1},
     {"meta_bytes": 2**32 - 1},
     {"meta_bytes": 2**31},
     {"meta_bytes": 401},
     {"meta_bytes": 41},
 ]
+#: An append is cut as its array is: nobody has to know how.
+_BAD_CHUNKS: list[Json] = [{"chunk": 11}, {"chunk": 2**32 - 1}]
 #: Only tensorage_put looks at these.
 _BAD_PLACES: list[Json] = [
     {"index": -1}, {"index": 1}, {"index": 2**62}, {"index": 2**63 - 1}, {"index": -(2**63)},
@@ -79,10 +79,19 @@ def test_good_request_is_taken(function: str, target: Target, owner: Caller) -> 
 @pytest.mark.parametrize("function", _BINARY)
 def test_bad_headers_are_refused(function: str, target: Target, owner: Caller, state_of: StateOf) -> None:
     before = state_of(owner)
-    for header in _BAD_HEADERS + (_BAD_PLACES if function == "tensorage_put" else []):
+    bad = _BAD_HEADERS + (_BAD_PLACES if function == "tensorage_put" else [])
+    for header in bad + (_BAD_CHUNKS if function != "tensorage_append" else []):
         refused = owner.call(function, target.request(function, **header))
         assert code_of(refused) in ("TS001", "TS004", "TS006"), (header, refused.text)
         assert state_of(owner) == before, header
+
+
+def test_append_is_cut_as_its_array_is(target: Target, owner: Caller) -> None:
+    for header in _BAD_CHUNKS:
+        appended = answer_of(owner.call("tensorage_append", target.request("tensorage_append", **header)))
+    assert appended["shape"] == [300]
+    assert {count for _, count in owner.blocks(appended["id"])} == {10}
+    assert np.array_equal(owner.read(appended), np.tile(_NUMBERS, 3))
 
 
 @pytest.mark.parametrize("function", _BINARY)

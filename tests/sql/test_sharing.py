@@ -47,13 +47,21 @@ def test_sharee_cannot_change_it(
     refused = {
         "TS001": [
             other.call("tensorage_share", key=key, is_shared=False),
-            other.call("tensorage_append", whole(_ARRAY, key=key, chunk=5, operation=new_operation())),
-            other.call("tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True),
             other.call("tensorage_put", put),
+            other.patch(number, _ARRAY, [0], [12]),
+            other.call("tensorage_compact", key=key),
             other.call("tensorage_commit", data_id=number),
             other.call("tensorage_dataset", data_id=number),
         ],
-        "TS007": [other.call("tensorage_remove", key=key)],
+        "TS007": [
+            other.call("tensorage_remove", key=key),
+            other.call("tensorage_append", whole(_ARRAY, key=key, chunk=5, operation=new_operation())),
+            other.call("tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True),
+            other.assign(shared, -_ARRAY, [0], [12]),
+            other.call("tensorage_begin_assign", data_id=number, version=shared["version"]),
+            other.call("tensorage_annotate", data_id=number, attrs={"note": "mine"}),
+            other.call("tensorage_rename", key=key, new_key=new_key()),
+        ],
         "42501": [
             other.request("PATCH", f"/datasets?id=eq.{number}", json={"is_shared": False}),
             other.request("DELETE", f"/datasets?id=eq.{number}"),

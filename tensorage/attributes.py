@@ -1,0 +1,76 @@
+"""Attributes of a stored array, as a dictionary that writes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Protocol
+
+__all__ = ["Attributes"]
+
+
+class Annotate(Protocol):
+    """Changes attributes in the backend: `removed` go, `attrs` are set, with `replace` all others go."""
+
+    def __call__(
+        self, *, attrs: Mapping[str, Any] | None = None, removed: Iterable[str] = (), replace: bool = False
+    ) -> None: ...
+
+
+class Attributes(MutableMapping[str, Any]):
+    """Attributes by name. Every change is stored at once; `update` of many is one request.
+
+    The values are what JSON can hold: text, numbers, truth values, None, lists and dictionaries of them. They are
+    read as they were when the array was opened or last changed through this handle.
+
+    Parameters
+    ----------
+    now
+        Gives the attributes as they are known.
+    annotate
+        Changes them.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        weather = store.open("weather")
+        weather.attrs["units"] = "K"
+        weather.attrs.update(source="ERA5", version=3)
+    """
+
+    def __init__(self, now: Callable[[], Mapping[str, Any]], annotate: Annotate) -> None:
+        self._now = now
+        self._annotate = annotate
+
+    def __getitem__(self, name: str) -> Any:
+        return self._now()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._annotate(attrs={name: value})
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self._now():
+            raise KeyError(name)
+        self._annotate(removed=[name])
+
+    def update(self, *others: Any, **named: Any) -> None:
+        """Set several attributes, in one request."""
+        self._annotate(attrs=dict(*others, **named))
+
+    def clear(self) -> None:
+        """Remove all attributes, in one request."""
+        self._annotate(replace=True)
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self._now()) == other
+
+    __hash__ = None  # type: ignore[assignment] # a mapping that changes has none
+
+    def __repr__(self) -> str:
+        return repr(dict(self._now()))

@@ -1,0 +1,139 @@
+"""Arrays, whole or coming in blocks, cut into pieces for requests. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.arrays import cast_to
+from tensorage.backend.protocol import bytes_of
+from tensorage.errors import IncompleteTensorError, InvalidInputError
+from tensorage.types import Dataset
+
+__all__ = ["Piece", "pieces_of_blocks", "pieces_to_send"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive elements of an array, as they travel.
+
+    Parameters
+    ----------
+    index
+        Position of the first one in the flat array.
+    count
+        How many.
+    elements
+        Their bytes: C order, little-endian.
+    """
+
+    index: int
+    count: int
+    elements: memoryview
+
+
+def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Iterator[Piece]:
+    """Cut an array into pieces of whole blocks, none over `max_bytes` unless a single block is.
+
+    An array that is in C order and little-endian is not copied; of any other, one piece at a time is.
+
+    Parameters
+    ----------
+    array
+        At least one element, of a storable dtype in any byte order.
+    chunk
+        Elements per block, from `block_elements`.
+    """
+    wanted = array.dtype.newbyteorder("<")
+    row = array.size // array.shape[0] if array.ndim else 1
+    per_piece = max(max_bytes // (chunk * wanted.itemsize), 1) * chunk
+    if row > chunk:
+        # Blocks begin anew at each row, so that no piece may reach into the next one.
+        for number in range(array.shape[0]):
+            flat = np.ascontiguousarray(array[number], dtype=wanted).reshape(-1)
+            for first in range(0, row, per_piece):
+                part = flat[first : first + per_piece]
+                yield Piece(number * row + first, part.size, bytes_of(part))
+        return
+    rows = np.atleast_1d(array)
+    rows_per_piece = max(per_piece // row, 1)
+    for first in range(0, rows.shape[0], rows_per_piece):
+        part = np.ascontiguousarray(rows[first : first + rows_per_piece], dtype=wanted).reshape(-1)
+        yield Piece(first * row, part.size, bytes_of(part))
+
+
+def pieces_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, max_bytes: int) -> Iterator[Piece]:
+    """The pieces of an array that comes as consecutive blocks of rows, and never exists whole.
+
+    Each piece has memory of its own, so that whoever makes the blocks may use theirs again.
+
+    Parameters
+    ----------
+    blocks
+        Each of the dataset's shape but for the first axis, of any number of rows, and of a dtype that fits
+        the dataset's without loss.
+    dataset
+        Of at least one axis.
+
+    Raises
+    ------
+    InvalidInputError, IncompleteTensorError
+        Once the blocks turn out not to fill the dataset's shape exactly: with both shapes.
+    """
+    if not dataset.size:
+        for _ in _flat_blocks(blocks, dataset):
+            pass
+        return
+    row = dataset.size // dataset.shape[0]
+    per_piece = max(max_bytes // (dataset.chunk * dataset.dtype.itemsize), 1) * dataset.chunk
+    ends = _piece_ends(dataset.size, row, per_piece, cut_rows=row > dataset.chunk)
+    begin, end = 0, next(ends)
+    piece = np.empty(end - begin, dataset.dtype)
+    filled = 0
+    for flat in _flat_blocks(blocks, dataset):
+        taken = 0
+        while taken < flat.size:
+            part = flat[taken : taken + piece.size - filled]
+            piece[filled : filled + part.size] = part
+            taken, filled = taken + part.size, filled + part.size
+            if filled == piece.size:
+                yield Piece(begin, filled, bytes_of(piece))
+                begin, end = end, next(ends, end)
+                piece, filled = np.empty(end - begin, dataset.dtype), 0
+
+
+def _piece_ends(size: int, row: int, per_piece: int, *, cut_rows: bool) -> Iterator[int]:
+    """Where one piece after the other ends. Those of cut rows do not reach from one row into the next."""
+    if not cut_rows:
+        yield from range(per_piece, size, per_piece)
+        yield size
+        return
+    for first in range(0, size, row):
+        yield from range(first + per_piece, first + row, per_piece)
+        yield first + row
+
+
+def _flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+    """The elements of each block, in one dimension, checked against the declared shape."""
+    came = 0
+    for block in blocks:
+        rows = cast_to(block, dataset)
+        if rows.ndim != dataset.ndim or rows.shape[1:] != dataset.shape[1:]:
+            raise InvalidInputError(
+                f"a block of shape {rows.shape} does not fit {dataset.key!r} of the declared shape {dataset.shape}: "
+                "all but the first axis have to be the same"
+            )
+        came += rows.shape[0]
+        if came > dataset.shape[0]:
+            break
+        yield np.ascontiguousarray(rows).reshape(-1)
+    if came != dataset.shape[0]:
+        more = "at least " if came > dataset.shape[0] else ""
+        raise IncompleteTensorError(
+            f"the blocks of {dataset.key!r} are {more}{came} rows, of shape {(came, *dataset.shape[1:])} together, and "
+            f"the declared shape is {dataset.shape}: nothing was stored"
+        )

@@ -1,0 +1,201 @@
+"""Arrays into the database: in one request where that has room for them, else staged, all or nothing either way.
+
+What is staged is declared, filled by requests in parallel, and made visible by a commit, in one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.arrays import as_array, cast_to
+from tensorage.backend.blocks import send_pieces
+from tensorage.backend.faults import OtherDTypeError
+from tensorage.backend.pieces import pieces_of_blocks, pieces_to_send
+from tensorage.backend.progress import Advance, progress
+from tensorage.backend.protocol import bytes_of, header
+from tensorage.backend.transfer import TooMuchError, Transfer
+from tensorage.errors import InvalidInputError
+from tensorage.indexing import MAX_REQUEST_BYTES
+from tensorage.types import Dataset, storable_dtype
+
+__all__ = [
+    "append_rows", "begin", "commit", "new_operation", "send_rows", "stage", "store_array", "store_blocks",
+    "sweep", "written",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+#: What a request says about the array that it stores.
+Meta = dict[str, Any]
+
+
+def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quiet: bool) -> Dataset:
+    """Store an array that is in memory."""
+    if array.nbytes <= MAX_REQUEST_BYTES:
+        try:
+            return _store_at_once(transfer, "tensorage_store", array, meta, f"storing {meta['key']!r}")
+        except TooMuchError:
+            meta = {**meta, "operation": new_operation()}
+    return _store_staged(transfer, array, meta, quiet=quiet)
+
+
+def store_blocks(transfer: Transfer, blocks: Iterable[npt.ArrayLike], meta: Meta, *, quiet: bool) -> Dataset:
+    """Store an array that comes as blocks of rows, and need never exist whole."""
+    dataset = begin(transfer, meta)
+
+    def send(advance: Advance) -> None:
+        pieces = pieces_of_blocks(blocks, dataset, MAX_REQUEST_BYTES)
+        send_pieces(transfer, dataset, pieces, advance)
+
+    return stage(transfer, dataset, send, dataset.nbytes, quiet=quiet)
+
+
+def append_rows(
+    transfer: Transfer,
+    key: str,
+    data: npt.ArrayLike,
+    known: Dataset | None,
+    open_array: Callable[[], Dataset],
+    *,
+    quiet: bool,
+) -> Dataset:
+    """Add rows at the end of axis 0 of an array: once, however often a request is repeated.
+
+    Rows that fit one request are sent in their own dtype, which is mostly that of the array; where it is not,
+    the answer says which one is, and they are sent again.
+
+    Parameters
+    ----------
+    known
+        The array, if the caller has opened it.
+    open_array
+        Opens it, where what is to be sent depends on it.
+    """
+    rows = as_array(data) if known is None else cast_to(data, known)
+    meta = {
+        "key": key,
+        "shape": rows.shape,
+        "dtype": storable_dtype(rows.dtype).str,
+        "operation": new_operation(),
+    }
+    if rows.nbytes <= MAX_REQUEST_BYTES:
+        try:
+            return _store_at_once(transfer, "tensorage_append", rows, meta, f"appending to {key!r}")
+        except OtherDTypeError as error:
+            if not error.description:
+                raise
+            now = Dataset.from_json(error.description)
+            return append_rows(transfer, key, data, now, open_array, quiet=quiet)
+        except TooMuchError:
+            logger.debug("appending to %r in several requests: one was too much", key)
+    target = open_array()
+    rows = cast_to(data, target)
+    check_rows(rows, target)
+    staged_meta = {
+        "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.chunk, "append": True,
+        "operation": new_operation(),
+    }  # fmt: skip
+    return _store_staged(transfer, rows, staged_meta, quiet=quiet)
+
+
+def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
+    """Refuse rows of another shape than the array has behind its first axis."""
+    if target.ndim == 0 or rows.ndim != target.ndim or rows.shape[1:] != target.shape[1:]:
+        raise InvalidInputError(
+            f"rows of shape {rows.shape} do not fit {target.key!r} of shape {target.shape}: "
+            "all but the first axis have to be the same"
+        )
+
+
+def send_rows(
+    transfer: Transfer, dataset: Dataset, rows: npt.NDArray[Any], first: int, advance: Advance
+) -> None:
+    """Store elements of a staged dataset, from position `first` of the flat array on."""
+    pieces = pieces_to_send(rows, dataset.chunk, MAX_REQUEST_BYTES)
+    moved = (replace(piece, index=first + piece.index) for piece in pieces)
+    send_pieces(transfer, dataset, moved, advance)
+
+
+def stage(
+    transfer: Transfer, dataset: Dataset, send: Callable[[Advance], None], nbytes: int, *, quiet: bool
+) -> Dataset:
+    """Fill a staged dataset and commit it, or give it up.
+
+    Parameters
+    ----------
+    send
+        Fills it.
+    nbytes
+        What that moves.
+    """
+    try:
+        with progress(nbytes, dataset.key, quiet=quiet) as advance:
+            send(advance)
+        return commit(transfer, dataset)
+    except BaseException:
+        _abort(transfer, dataset)
+        raise
+
+
+def begin(transfer: Transfer, meta: Meta) -> Dataset:
+    """Declare an array that comes in several requests."""
+    return Dataset.from_json(transfer.call("tensorage_begin", meta, f"storing {meta['key']!r}"))
+
+
+def commit(transfer: Transfer, dataset: Dataset) -> Dataset:
+    """Make a staged dataset visible."""
+    arguments = {"data_id": dataset.id, "operation": new_operation()}
+    return written(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
+
+
+def written(transfer: Transfer, answer: Mapping[str, Any]) -> Dataset:
+    """The dataset that a writing function answers with; what it left to be deleted is."""
+    sweep(transfer, answer.get("left", 0))
+    return Dataset.from_json(answer)
+
+
+def sweep(transfer: Transfer, left: int) -> None:
+    """Delete, a piece at a time, what was removed or replaced and was too much for one statement."""
+    while left:
+        left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
+
+
+def new_operation() -> str:
+    """Id of a request, so that it is done once however often it is sent."""
+    return str(uuid.uuid4())
+
+
+def _store_at_once(
+    transfer: Transfer, function: str, array: npt.NDArray[Any], meta: Meta, asked: str
+) -> Dataset:
+    flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
+    # An append is cut into blocks as its array is, whose chunk the sender need not know.
+    head = header(count=flat.size, chunk=meta.get("chunk", 1), meta=meta)
+    return written(transfer, transfer.send(function, [head, bytes_of(flat)], asked))
+
+
+def _store_staged(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quiet: bool) -> Dataset:
+    dataset = begin(transfer, meta)
+    return stage(
+        transfer,
+        dataset,
+        lambda advance: send_rows(transfer, dataset, array, 0, advance),
+        array.nbytes,
+        quiet=quiet,
+    )
+
+
+def _abort(transfer: Transfer, dataset: Dataset) -> None:
+    """Give up what was staged. Where even that fails, it is swept a day later."""
+    try:
+        transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
+    except (OSError, RuntimeError) as error:
+        # The caller is about to be told why the write failed: that is the error which matters.
+        logger.warning("the staged blocks of %r stay for a day: %s", dataset.key, error)

@@ -1,0 +1,263 @@
+"""Assignments, appends, compactions, renamings and overwrites at once: none is lost, none waits for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import psycopg
+import pytest
+from sql.api import Caller, answer_of, code_of, new_key, new_operation, whole
+from sql.conftest import wait_for_waiter
+
+from tensorage.embedded import control
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Array = npt.NDArray[Any]
+
+_NUMBERS = np.arange(100, dtype="<i4")
+
+
+@pytest.fixture
+def limited(owner: Caller, database: Connection) -> Caller:
+    """A user with a quota: their writers have one lock more to wait for."""
+    database.execute("insert into tensorage.quotas values (%s, %s)", (owner.id, 10**9))
+    return owner
+
+
+def _run_all(*jobs: Callable[[], Any]) -> list[Any]:
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [future.result() for future in [pool.submit(job) for job in jobs]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The ways of writing one array, by its key."""
+
+    caller: Caller
+    key: str
+
+    def open(self) -> httpx.Response:
+        return self.caller.call("tensorage_open", key=self.key)
+
+    def overwrite(self) -> httpx.Response:
+        body = whole(_NUMBERS, key=self.key, overwrite=True, operation=new_operation(), chunk=10)
+        return self.caller.call("tensorage_store", body)
+
+    def append(self, rows: Array = _NUMBERS[:3]) -> httpx.Response:
+        return self.caller.append(self.key, rows)
+
+    def append_staged(self) -> httpx.Response:
+        asked = {"key": self.key, "shape": [100], "dtype": "<i4", "chunk": 10, "append": True}
+        begun = self.caller.call("tensorage_begin", asked)
+        if begun.status_code != 200:
+            return begun
+        put = self.caller.put(begun.json()["id"], _NUMBERS)
+        return self.caller.commit(begun.json()["id"]) if put.status_code == 200 else put
+
+    def assign(self, values: Array = -_NUMBERS, places: Sequence[int] = range(100)) -> httpx.Response:
+        opened = self.open()
+        if opened.status_code != 200:
+            return opened
+        return self.caller.assign(opened.json(), values, list(places), [1] * len(places))
+
+    def assign_staged(self, values: Array = -_NUMBERS, places: Sequence[int] = range(100)) -> httpx.Response:
+        opened = self.open()
+        begun = opened if opened.status_code != 200 else self.caller.ask_to_assign(opened.json())
+        if begun.status_code != 200:
+            return begun
+        data_id = begun.json()["id"]
+        patched = self.caller.patch(data_id, values, list(places), [1] * len(places))
+        return self.caller.commit(data_id) if patched.status_code == 200 else patched
+
+    def compact(self) -> httpx.Response:
+        return self.caller.call("tensorage_compact", key=self.key)
+
+    def sweep(self) -> httpx.Response:
+        return self.caller.call("tensorage_sweep")
+
+    def rename(self, new_key: str) -> httpx.Response:
+        named = {"key": self.key, "new_key": new_key, "overwrite": True, "operation": new_operation()}
+        return self.caller.call("tensorage_rename", named)
+
+
+def _until_it_is_taken(write: Callable[[], httpx.Response]) -> None:
+    """As a client does: what changed since it was opened is opened again."""
+    while (answer := write()).status_code != 200:
+        assert code_of(answer) == "TS003", answer.text
+
+
+def test_assignments_to_parts_of_one_block_all_stay(owner: Caller) -> None:
+    key, writers, turns = new_key(), 6, 8
+    owner.store(key, np.zeros(writers * turns, "<i4"))
+    writer = Writer(owner, key)
+
+    def assign(number: int) -> None:
+        for turn in range(turns):
+            place = number + writers * turn
+            write = writer.assign if turn % 4 else writer.assign_staged
+            _until_it_is_taken(partial(write, np.array([place + 1], "<i4"), [place]))
+
+    _run_all(*[partial(assign, number) for number in range(writers)])
+    opened = owner.open(key)
+    assert np.array_equal(owner.read(opened), np.arange(writers * turns) + 1)
+    assert opened["version"] == 1 + writers * turns
+
+
+_TURNS = 12
+
+
+def _append_rows(writer: Writer, number: int) -> None:
+    for turn in range(_TURNS):
+        answer_of(writer.append(np.full((2 + turn % 3, 3), 1000 * number + turn, "<i4")))
+
+
+def _assign_in_turn(writer: Writer, number: int) -> None:
+    for turn in range(_TURNS):
+        _until_it_is_taken(partial(writer.assign, np.full(10, turn + 1, "<i4"), range(number, 30, 3)))
+
+
+def _annotate(writer: Writer) -> None:
+    for turn in range(_TURNS):
+        data_id = answer_of(writer.open())["id"]
+        answer_of(writer.caller.call("tensorage_annotate", data_id=data_id, attrs={str(turn): turn}))
+
+
+def _compact_until(done: Event, writer: Writer) -> None:
+    while not done.is_set():
+        answer_of(writer.compact())
+
+
+def _read_until(done: Event, writer: Writer) -> None:
+    while not done.is_set():
+        opened = answer_of(writer.open())
+        answer = writer.caller.ask(opened, [0], run_length=3 * opened["shape"][0])
+        assert answer.status_code == 200 or code_of(answer) == "TS003", answer.text
+
+
+def test_all_that_writers_do_at_once_is_done(limited: Caller) -> None:
+    """Rows are appended once and together, elements assigned, attributes set; compactions show in nothing."""
+    key = new_key()
+    limited.store(key, np.zeros((10, 3), "<i4"), chunk=30)
+    writer, done = Writer(limited, key), Event()
+
+    def write() -> None:
+        try:
+            assigning = [partial(_assign_in_turn, writer, number) for number in range(3)]
+            appending = [partial(_append_rows, writer, number) for number in (1, 2)]
+            _run_all(*assigning, *appending, partial(_annotate, writer))
+        finally:
+            done.set()
+
+    _run_all(write, partial(_compact_until, done, writer), partial(_read_until, done, writer))
+    opened = limited.open(key)
+    assert opened["attrs"] == {str(turn): turn for turn in range(_TURNS)}
+    assert max(count for _, count in limited.blocks(opened["id"])) <= 30
+    rows = limited.read(opened).reshape(-1, 3)
+    assert np.array_equal(rows[:10], np.full((10, 3), _TURNS))
+    starts = np.flatnonzero(np.diff(rows[10:, 0], prepend=-1))
+    names, sizes = rows[10:, 0][starts], np.diff(starts, append=len(rows) - 10)
+    appended = [(int(name), int(size)) for name, size in zip(names, sizes, strict=True)]
+    assert sorted(appended) == [
+        (1000 * number + turn, 2 + turn % 3) for number in (1, 2) for turn in range(_TURNS)
+    ]
+
+
+def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
+    """Whatever becomes of each of them, it is told so by one of our codes, and the array is whole."""
+    writers = [Writer(limited, new_key()) for _ in range(2)]
+    for writer in writers:
+        answer_of(writer.overwrite())
+
+    def repeat(work: Callable[..., httpx.Response]) -> None:
+        for turn in range(_TURNS):
+            other = [writers[1 - turn % 2].key] if work is Writer.rename else []
+            answer = work(writers[turn % 2], *other)
+            assert answer.status_code == 200 or code_of(answer) in ("TS001", "TS003"), (work, answer.text)
+
+    works: list[Callable[..., httpx.Response]] = [
+        Writer.overwrite, Writer.append_staged, Writer.assign_staged, Writer.assign, Writer.append,
+        Writer.rename, Writer.sweep, Writer.compact, Writer.overwrite, Writer.append_staged,
+    ]  # fmt: skip
+    _run_all(*[partial(repeat, work) for work in works])
+    for writer in writers:
+        assert np.array_equal(limited.read(answer_of(writer.overwrite())), _NUMBERS)
+    while answer_of(limited.call("tensorage_sweep")):
+        pass
+    staged = limited.request(
+        "GET", f"/datasets?user_id=eq.{limited.id}&state=eq.staged&select=expires_at,created_at"
+    )
+    # Of those who were refused between beginning and committing: kept for a day.
+    assert all(row["expires_at"] > row["created_at"] for row in staged.json())
+
+
+@pytest.mark.parametrize("what", ["append", "assign"])
+def test_commit_that_waits_for_a_replacement_does_not_stop_it(
+    what: str, owner: Caller, backend: control.Running
+) -> None:
+    """The replacement sweeps the old array, and with it what was staged for it."""
+    stored = owner.store(new_key(), _NUMBERS)
+    if what == "append":
+        begun = owner.begin(stored["key"], [100], append=True)
+        answer_of(owner.put(begun["id"], _NUMBERS))
+    else:
+        begun = owner.begin_assign(stored)
+        answer_of(owner.patch(begun["id"], -_NUMBERS, [0], [100]))
+    with psycopg.connect(backend.superuser_url) as replacing, ThreadPoolExecutor(1) as pool:
+        replacing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        replacing.execute("select tensorage.hide(%s, 0)", (stored["key"],))
+        committing = pool.submit(owner.commit, begun["id"])
+        wait_for_waiter(replacing)
+        # As the rest of a replacement does, in its transaction.
+        replacing.execute("select tensorage.sweep(64)")
+        replacing.commit()
+        assert code_of(committing.result()) == "TS003"
+    while answer_of(owner.call("tensorage_sweep")):
+        pass
+    assert owner.request("GET", f"/datasets?user_id=eq.{owner.id}").json() == []
+
+
+def test_staged_append_and_replacement_take_the_quota_in_one_order(
+    limited: Caller, backend: control.Running
+) -> None:
+    """What is appended to is locked after the quota: a replacement that has the quota waits for the array."""
+    owner = limited
+    stored = owner.store(new_key(), _NUMBERS, operation=new_operation())
+    with psycopg.connect(backend.superuser_url) as replacing, ThreadPoolExecutor(1) as pool:
+        replacing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        replacing.execute("select tensorage.lock_quota()")
+        asked = {"key": stored["key"], "shape": [1], "dtype": "<i4", "chunk": 1, "append": True}
+        beginning = pool.submit(owner.call, "tensorage_begin", asked)
+        wait_for_waiter(replacing)
+        replacing.execute("select tensorage.hide(%s, 0)", (stored["key"],))
+        replacing.execute("select tensorage.sweep(64)")
+        replacing.commit()
+        assert code_of(beginning.result()) in ("TS001", "TS003")
+
+
+def test_renaming_in_both_directions_at_once(owner: Caller) -> None:
+    for overwrite in (False, True):
+        for _ in range(6):
+            keys = new_key(), new_key()
+            for number, key in enumerate(keys):
+                owner.store(key, np.array([number]))
+
+            def rename(first: str, second: str, overwrite: bool = overwrite) -> httpx.Response:
+                return owner.call("tensorage_rename", key=first, new_key=second, overwrite=overwrite)
+
+            answers = _run_all(lambda k=keys: rename(*k), lambda k=keys: rename(*k[::-1]))
+            left = [key for key in keys if owner.call("tensorage_open", key=key).status_code == 200]
+            if overwrite:
+                # The one that came second had nothing left to rename, or renamed what the first one had made.
+                assert len(left) == 1
+                assert [a.status_code for a in answers].count(200) >= 1
+            else:
+                assert {code_of(answer) for answer in answers} == {"TS002"}
+                assert left == list(keys)

@@ -1,0 +1,119 @@
+"""What PostgreSQL does with many datasets: it looks up those that are asked for, by an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sql.api import Caller
+from sql.conftest import Register
+
+from tensorage.embedded import control
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+_MANY = 20_000
+
+_DATASETS = """
+insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared)
+select %s, 'many@example.com', 'run ' || lpad((n / 100)::text, 4, '0') || '/' || lpad((n %% 100)::text, 2, '0'),
+       '{}', '<i4', 1, 'committed', %s
+  from generate_series(0, %s - 1) n
+"""
+
+
+@pytest.fixture(scope="module")
+def owner(new_user: Register) -> Caller:
+    return new_user()
+
+
+@pytest.fixture(scope="module")
+def many(owner: Caller, new_user: Register, backend: control.Running) -> Iterator[Connection]:
+    """A connection as a user of many arrays, in a project where others have and share as many."""
+    with psycopg.connect(backend.superuser_url) as connection:
+        # Never committed: the other tests' lists stay short.
+        for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
+            connection.execute(_DATASETS, (caller.id, shared, _MANY))
+        connection.execute("analyze public.datasets")
+        claims = json.dumps({"sub": owner.id, "email": owner.email})
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        connection.execute("load 'auto_explain'")
+        for setting in (
+            "log_min_duration = 0",
+            "log_nested_statements = on",
+            "log_analyze = on",
+            "log_format = json",
+        ):
+            connection.execute(f"set local auto_explain.{setting}")
+        connection.execute("set local client_min_messages = log")
+        yield connection
+        connection.rollback()
+
+
+def _plans(connection: Connection, statement: str) -> list[dict[str, Any]]:
+    """The plans of a statement and of all within it, as a signed-in user has them."""
+    notices: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        notices.append(diagnostic.message_primary or "")
+
+    connection.add_notice_handler(note)
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute("set local role authenticated")
+            connection.execute(statement)
+    finally:
+        connection.remove_notice_handler(note)
+    plans = [json.loads(notice[notice.index("{") :]) for notice in notices if "plan:" in notice]
+    return [node for plan in plans for node in _nodes(plan["Plan"])]
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "open('run 0100/07')",
+        "list()",
+        "list('run 0100/')",
+        "list('run 0100/', 'run 0100/50')",
+        "list('no such')",
+        "remove('run 0100/07')",
+        "rename('run 0100/07', 'run 0100/new')",
+        "rename('run 0100/07', 'run 0100/08', true)",
+        "compact('run 0100/07')",
+        "share('run 0100/07', true)",
+        "begin('new', '{3}', '<i4', 3)",
+        "sweep()",
+    ],
+)
+def test_datasets_are_looked_up_by_an_index(call: str, many: Connection) -> None:
+    scans = [
+        node
+        for node in _plans(many, f"select public.tensorage_{call}")
+        if node.get("Relation Name") == "datasets"
+    ]
+    assert scans
+    for scan in scans:
+        assert scan["Node Type"] != "Seq Scan", scan
+        # Not the index whole, either.
+        assert scan["Actual Rows"] * scan["Actual Loops"] <= 1000, scan
+        assert scan.get("Rows Removed by Filter", 0) <= 100, scan
+
+
+@pytest.mark.parametrize("prefix", ["run 0100/", "run 0000/", "run 0199/", "run 0100/5"])
+def test_page_of_a_prefix_reads_its_part_of_the_index(prefix: str, many: Connection) -> None:
+    """Also where it is not full, and nothing but the end of the part tells that there is no more."""
+    scans = [
+        node
+        for node in _plans(many, f"select public.tensorage_list('{prefix}')")
+        if node.get("Relation Name") == "datasets"
+    ]
+    found = 100 if prefix.endswith("/") else 10
+    assert [scan["Actual Rows"] for scan in scans] == [found, found]
+    assert [scan.get("Rows Removed by Filter", 0) for scan in scans] == [0, 0]
