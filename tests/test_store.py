@@ -443,3 +443,17 @@ def test_quota(store: TensorStore, database: Sql) -> None:
     assert store.keys() == ["small"]
     assert store["small"].shape == (10,)
     store["fits"] = np.zeros(100)
+
+
+def test_what_somebody_left_behind_takes_no_room(session: BackendSession, database: Sql) -> None:
+    """Given up by a client that died before it had swept, and too much for what one write sweeps."""
+    store = TensorStore(session, chunk_size=1, quiet=True)
+    store["x"] = np.zeros(900, "u1")
+    database.execute("insert into tensorage.quotas values (%s, 1000)", (session.user_id,))
+    database.execute(
+        "update datasets set state = 'staged', expires_at = '-infinity' where user_id = %s", (session.user_id,)
+    )
+    store["y"] = np.ones(900, "u1")
+    np.testing.assert_array_equal(store["y"], np.ones(900, "u1"))
+    with pytest.raises(tensorage.QuotaExceededError):
+        store["z"] = np.zeros(101, "u1")

@@ -99,12 +99,13 @@ begin
   end if;
   select coalesce(sum(d.nbytes), 0) into used
     from public.datasets d
-   where d.user_id = auth.uid() and d.id is distinct from beside
-     and (d.state = 'committed' or d.expires_at > now());
+   -- What was replaced, removed or given up counts too, until it is swept: it is still there.
+   where d.user_id = auth.uid() and d.id is distinct from beside;
   if used + more_bytes > allowed then
     raise exception using errcode = 'TS005',
       message = format('%s more bytes do not fit: %s of %s bytes are in use', more_bytes, used, allowed),
-      detail = json_build_object('asked', more_bytes, 'used', used, 'allowed', allowed)::text;
+      detail = json_build_object('asked', more_bytes, 'used', used, 'allowed', allowed)::text,
+      hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
   end if;
 end
 $$;

@@ -100,7 +100,8 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_plain, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error
-    if "\\u0000" in json.dumps(plain):
+    # Without the backslashes of the text, two in JSON: a NUL is one and a number.
+    if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
     return plain
 

@@ -17,8 +17,8 @@ from tensorage.backend.arrays import as_assigned
 from tensorage.backend.blocks import send_parts, whereabouts
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
-from tensorage.backend.writing import new_operation, stage, written
-from tensorage.errors import InvalidInputError
+from tensorage.backend.writing import new_operation, stage, with_room, written
+from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
 from tensorage.indexing import Part, Reading, Selection, plan, requests
 from tensorage.types import Dataset
 
@@ -60,12 +60,17 @@ def assign(
             pass  # Staged, it is halved until it is not.
     arguments = {"data_id": dataset.id, "version": dataset.version, "operation": new_operation()}
     asked = f"assigning to {dataset.key!r}"
-    staged = Dataset.from_json(transfer.call("tensorage_begin_assign", arguments, asked))
+    answer = with_room(transfer, lambda: transfer.call("tensorage_begin_assign", arguments, asked))
+    staged = Dataset.from_json(answer)
 
     def send(advance: Callable[[int], object]) -> None:
         send_parts(transfer, staged, chain([first], parts), elements_of, advance)
 
-    return stage(transfer, staged, send, reading.size * dataset.dtype.itemsize, quiet=quiet)
+    try:
+        return stage(transfer, staged, send, reading.size * dataset.dtype.itemsize, quiet=quiet)
+    except KeyNotFoundError as error:
+        # What is staged for an array goes along with it.
+        raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
 
 
 def _elements(value: npt.NDArray[Any], reading: Reading, dataset: Dataset) -> Callable[[Part], memoryview]:

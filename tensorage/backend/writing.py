@@ -21,13 +21,13 @@ from tensorage.backend.pieces import pieces_of_blocks, pieces_to_send
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
-from tensorage.errors import InvalidInputError
+from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError, QuotaExceededError
 from tensorage.indexing import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype
 
 __all__ = [
     "append_rows", "begin", "commit", "new_operation", "send_rows", "stage", "store_array", "store_blocks",
-    "sweep", "written",
+    "sweep", "with_room", "written",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,13 @@ def append_rows(
         "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.chunk, "append": True,
         "operation": new_operation(),
     }  # fmt: skip
-    return _store_staged(transfer, rows, staged_meta, quiet=quiet)
+    try:
+        return _store_staged(transfer, rows, staged_meta, quiet=quiet)
+    except KeyNotFoundError as error:
+        # What is staged for an array goes along with it.
+        raise ChangedError(
+            f"appending to {key!r}: it was replaced or deleted meanwhile. Nothing was appended."
+        ) from error
 
 
 def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
@@ -146,7 +152,18 @@ def stage(
 
 def begin(transfer: Transfer, meta: Meta) -> Dataset:
     """Declare an array that comes in several requests."""
-    return Dataset.from_json(transfer.call("tensorage_begin", meta, f"storing {meta['key']!r}"))
+    asked = f"storing {meta['key']!r}"
+    return Dataset.from_json(with_room(transfer, lambda: transfer.call("tensorage_begin", meta, asked)))
+
+
+def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
+    """The answer to a request that needs room. Where there is none, what was given up is deleted first."""
+    try:
+        return ask()
+    except QuotaExceededError:
+        # Swept in pieces and by whoever writes next, it counts until then: a writer may have died before.
+        sweep(transfer, transfer.call("tensorage_sweep", {}, "deleting what was given up"))
+        return ask()
 
 
 def commit(transfer: Transfer, dataset: Dataset) -> Dataset:
@@ -178,7 +195,8 @@ def _store_at_once(
     flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
     # An append is cut into blocks as its array is, whose chunk the sender need not know.
     head = header(count=flat.size, chunk=meta.get("chunk", 1), meta=meta)
-    return written(transfer, transfer.send(function, [head, bytes_of(flat)], asked))
+    answer = with_room(transfer, lambda: transfer.send(function, [head, bytes_of(flat)], asked))
+    return written(transfer, answer)
 
 
 def _store_staged(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quiet: bool) -> Dataset:

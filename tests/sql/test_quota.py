@@ -69,6 +69,19 @@ def test_what_is_given_up_is_not_counted(limited: Caller) -> None:
     assert _store(limited, 1000).status_code == 200
 
 
+def test_what_is_given_up_is_counted_until_it_is_deleted(limited: Caller) -> None:
+    """More blocks than one request sweeps: whoever never sweeps does not get past the quota by overwriting."""
+    key = new_key()
+    limited.store(key, np.zeros(900, "u1"), chunk=1)
+    limited.store(key, np.zeros(1, "u1"), overwrite=True)
+    refused = _store(limited, 900)
+    assert code_of(refused) == "TS005"
+    assert json.loads(refused.json()["details"])["used"] == 901
+    while answer_of(limited.call("tensorage_sweep")):
+        pass
+    assert _store(limited, 900).status_code == 200
+
+
 def test_replaced_and_new_array_are_both_counted_until_the_commit(limited: Caller) -> None:
     """A reader still needs the old one while the new one comes."""
     key = new_key()
