@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
-__all__ = ["Attributes"]
+__all__ = ["Annotate", "Attributes"]
 
 
 class Annotate(Protocol):

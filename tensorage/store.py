@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tensorage.backend.database import DatabaseContext
 from tensorage.errors import InvalidInputError, KeyNotFoundError
-from tensorage.indexing import Selection
+from tensorage.indexing.selection import Selection
 from tensorage.tensor import Tensor
 from tensorage.types import Engine
 

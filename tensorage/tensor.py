@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tensorage.attributes import Attributes
 from tensorage.errors import ChangedError
-from tensorage.indexing import Selection
+from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from selections import ODDITIES, selections
 
-from tensorage import _layout, _runs, _selection, indexing
+from tensorage import indexing
 from tensorage.indexing import (
     MAX_GAP_BYTES,
     Grid,
@@ -21,10 +21,14 @@ from tensorage.indexing import (
     Source,
     Spans,
     halves,
+    layout,
     plan,
+    reading,
     requests,
+    runs,
     split,
 )
+from tensorage.indexing import selection as selecting
 
 #: How long an example takes says nothing here.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -198,8 +202,8 @@ def test_no_more_blocks_are_counted_than_are_touched(case: tuple[tuple[int, ...]
     except IndexError:
         return
     if selected.size:
-        indexer = _selection.parse(shape, selection)
-        counted = _layout._blocks_touched(indexer.base, indexer.dims, chunk)
+        indexer = selecting.parse(shape, selection)
+        counted = layout._blocks_touched(indexer.base, indexer.dims, chunk)
         assert counted <= len(np.unique(selected // chunk))
 
 
@@ -476,6 +480,6 @@ def test_what_numpy_refuses_is_refused_in_its_words(selection: Any) -> None:
     assert str(ours) == str(refusal)
 
 
-@pytest.mark.parametrize("module", [indexing, _layout, _runs, _selection])
+@pytest.mark.parametrize("module", [layout, reading, runs, selecting])
 def test_examples(module: Any) -> None:
     assert doctest.testmod(module, extraglobs={"np": np}).failed == 0

@@ -451,7 +451,8 @@ def test_what_somebody_left_behind_takes_no_room(session: BackendSession, databa
     store["x"] = np.zeros(900, "u1")
     database.execute("insert into tensorage.quotas values (%s, 1000)", (session.user_id,))
     database.execute(
-        "update datasets set state = 'staged', expires_at = '-infinity' where user_id = %s", (session.user_id,)
+        "update datasets set state = 'staged', expires_at = '-infinity' where user_id = %s",
+        (session.user_id,),
     )
     store["y"] = np.ones(900, "u1")
     np.testing.assert_array_equal(store["y"], np.ones(900, "u1"))

@@ -19,7 +19,9 @@ from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
 from tensorage.backend.writing import new_operation, stage, with_room, written
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
-from tensorage.indexing import Part, Reading, Selection, plan, requests
+from tensorage.indexing.reading import Reading, plan
+from tensorage.indexing.runs import Part, requests
+from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset
 
 __all__ = ["assign"]

@@ -17,7 +17,8 @@ from tensorage.backend.pieces import Piece
 from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
-from tensorage.indexing import Part, Reading, Source, Spans, halves, requests
+from tensorage.indexing.reading import Reading
+from tensorage.indexing.runs import Part, Source, Spans, halves, requests
 from tensorage.types import Dataset
 
 __all__ = ["fetch_box", "send_parts", "send_pieces", "whereabouts"]

@@ -34,7 +34,9 @@ from tensorage.backend.writing import (
     written,
 )
 from tensorage.errors import IncompleteTensorError, InvalidInputError, KeyNotFoundError, SchemaError
-from tensorage.indexing import MAX_REQUEST_BYTES, Selection, plan
+from tensorage.indexing.reading import plan
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
+from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, storable_dtype
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from tensorage.errors import (
     TensorageError,
 )
 
-__all__ = ["BackendAnswerError", "Fault", "OtherDTypeError", "check_version", "error_of", "missing_schema"]
+__all__ = ["BackendAnswerError", "Fault", "check_version", "error_of", "missing_schema"]
 
 
 class BackendAnswerError(Exception):
@@ -38,15 +38,13 @@ class BackendAnswerError(Exception):
 class OtherDTypeError(DTypeError):
     """Rows were sent in another dtype than their array has. Never leaves the engine.
 
-    Parameters
+    Attributes
     ----------
     description
         The array, as the functions of the database describe it.
     """
 
-    def __init__(self, message: str, description: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.description = description or {}
+    description: Mapping[str, Any] | None = None
 
 
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
@@ -146,7 +144,7 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
         kind, advice = known
         error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
         if isinstance(error, OtherDTypeError):
-            error.description = json.loads(fault.details or "{}")
+            error.description = json.loads(fault.details or "null")
         return error
     if fault.code in _SCHEMA_CODES:
         return missing_schema(fault.message)

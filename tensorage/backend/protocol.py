@@ -10,8 +10,10 @@ The header is big-endian; its counterpart is ``tensorage.parse`` in the SQL::
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import numpy.typing as npt
 __all__ = [
     "FORMAT_VERSION",
     "SCHEMA_VERSION",
+    "as_json",
     "block_elements",
     "bytes_of",
     "header",
@@ -38,8 +41,29 @@ def header(
     *, count: int, chunk: int, data_id: int = 0, index: int = 0, meta: Mapping[str, Any] | None = None
 ) -> bytes:
     """First part of a request that carries `count` elements, stored in blocks of at most `chunk`."""
-    encoded = b"" if meta is None else json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
+    encoded = b"" if meta is None else as_json(meta)
     return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, chunk, len(encoded), count) + encoded
+
+
+def as_json(value: Any) -> bytes:
+    """What a request says, as JSON that comes back from a ``jsonb`` column as it was.
+
+    Such a column keeps numbers as ``numeric``, which has no exponents: ``1e+16`` would come back as an integer,
+    and not as the same number. With a decimal place, it stays what it is.
+    """
+    encoded = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    if "e+" in encoded:
+        encoded = _TEXT_OR_EXPONENT.sub(_without_exponent, encoded)
+    return encoded.encode()
+
+
+#: In JSON: a text, to be left alone, or a number with a positive exponent.
+_TEXT_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?e\+\d+')
+
+
+def _without_exponent(found: re.Match[str]) -> str:
+    token = found[0]
+    return token if token.startswith('"') else f"{Decimal(token):f}.0"
 
 
 def block_elements(shape: tuple[int, ...], chunk_size: int) -> int:

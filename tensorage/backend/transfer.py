@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.request import getproxies, proxy_bypass
 
 from tensorage.backend.faults import Fault, check_version, error_of
+from tensorage.backend.protocol import as_json
 from tensorage.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Transfer:
         asked
             What the caller wanted, for error messages: ``opening 'weather'``.
         """
-        body = [json.dumps(arguments, separators=(",", ":"), allow_nan=False).encode()]
+        body = [as_json(arguments)]
         return self._request(function, body, "application/json", None, asked)
 
     def schema_version(self) -> Any:
@@ -115,7 +116,7 @@ class Transfer:
 
     def read_into(self, function: str, arguments: Mapping[str, Any], out: memoryview, asked: str) -> None:
         """Call a function that answers with bytes, exactly as many as `out` holds, and put them there."""
-        body = [json.dumps(arguments, separators=(",", ":")).encode()]
+        body = [as_json(arguments)]
         self._request(function, body, "application/json", out, asked)
 
     def run(self, jobs: Iterable[Callable[[], None]]) -> None:

@@ -22,7 +22,7 @@ from tensorage.backend.progress import Advance, progress
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.transfer import TooMuchError, Transfer
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError, QuotaExceededError
-from tensorage.indexing import MAX_REQUEST_BYTES
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype
 
 __all__ = [
@@ -32,11 +32,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: What a request says about the array that it stores.
-Meta = dict[str, Any]
 
-
-def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quiet: bool) -> Dataset:
+def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any], *, quiet: bool) -> Dataset:
     """Store an array that is in memory."""
     if array.nbytes <= MAX_REQUEST_BYTES:
         try:
@@ -46,7 +43,9 @@ def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quie
     return _store_staged(transfer, array, meta, quiet=quiet)
 
 
-def store_blocks(transfer: Transfer, blocks: Iterable[npt.ArrayLike], meta: Meta, *, quiet: bool) -> Dataset:
+def store_blocks(
+    transfer: Transfer, blocks: Iterable[npt.ArrayLike], meta: dict[str, Any], *, quiet: bool
+) -> Dataset:
     """Store an array that comes as blocks of rows, and need never exist whole."""
     dataset = begin(transfer, meta)
 
@@ -150,7 +149,7 @@ def stage(
         raise
 
 
-def begin(transfer: Transfer, meta: Meta) -> Dataset:
+def begin(transfer: Transfer, meta: dict[str, Any]) -> Dataset:
     """Declare an array that comes in several requests."""
     asked = f"storing {meta['key']!r}"
     return Dataset.from_json(with_room(transfer, lambda: transfer.call("tensorage_begin", meta, asked)))
@@ -190,7 +189,7 @@ def new_operation() -> str:
 
 
 def _store_at_once(
-    transfer: Transfer, function: str, array: npt.NDArray[Any], meta: Meta, asked: str
+    transfer: Transfer, function: str, array: npt.NDArray[Any], meta: dict[str, Any], asked: str
 ) -> Dataset:
     flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
     # An append is cut into blocks as its array is, whose chunk the sender need not know.
@@ -199,7 +198,9 @@ def _store_at_once(
     return written(transfer, answer)
 
 
-def _store_staged(transfer: Transfer, array: npt.NDArray[Any], meta: Meta, *, quiet: bool) -> Dataset:
+def _store_staged(
+    transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any], *, quiet: bool
+) -> Dataset:
     dataset = begin(transfer, meta)
     return stage(
         transfer,

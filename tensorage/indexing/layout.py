@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tensorage._runs import Grid, Source, Spans, requests
-from tensorage._selection import Dim, Indexer, Positions
+from tensorage.indexing.runs import Grid, Source, Spans, requests
+from tensorage.indexing.selection import Dim, Indexer, Positions
 
 __all__ = ["MAX_GAP_BYTES", "Layout", "choose", "source_of"]
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tensorage._selection import Positions
+from tensorage.indexing.selection import Positions
 
 __all__ = [
     "MAX_POSITIONS",

@@ -1,0 +1,114 @@
+"""A proxy between the client and the server: it tells what passed, and loses what it is told to lose."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import pytest
+
+_END_OF_HEAD = b"\r\n\r\n"
+
+#: Enough of a body to tell the request from others: its header, and the id of its operation.
+_BEGINNING_BYTES = 1024
+
+
+@dataclass
+class Exchange:
+    """A request and its answer: bytes are those of the bodies."""
+
+    target: str
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    beginning: bytes = b""
+
+    @property
+    def function(self) -> str:
+        """``read`` for a call of ``tensorage_read``."""
+        return self.target.rpartition("tensorage_")[2]
+
+
+class Proxy:
+    """Passes on to the server at `url` whatever comes to its own `url`, one exchange after the other.
+
+    Parameters
+    ----------
+    loses_answer
+        Tells of an exchange whether its answer, which has just come, is to be lost along with the connection.
+    """
+
+    def __init__(self, url: str, loses_answer: Callable[[Exchange], bool] = lambda _: False) -> None:
+        address = urlsplit(url)
+        if address.scheme != "http" or address.hostname is None:
+            pytest.skip("what passes cannot be seen: the project is reached by TLS")
+        self._server = (address.hostname, address.port or 80)
+        self._loses_answer = loses_answer
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        #: In the order in which they began, without those of signing in and out.
+        self.exchanges: list[Exchange] = []
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[list[Exchange]]:
+        """The exchanges of the block, complete when it has ended."""
+        before = len(self.exchanges)
+        exchanges: list[Exchange] = []
+        yield exchanges
+        exchanges += self.exchanges[before:]
+
+    def close(self) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for listener in self._ready(self._listener):
+            client, _ = listener.accept()
+            thread = threading.Thread(target=self._pass_on, args=[client])
+            self._threads.append(thread)
+            thread.start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        exchange, is_answering = Exchange(""), True
+        with client, socket.create_connection(self._server) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A process that is killed resets its connections.
+            with contextlib.suppress(ConnectionError):
+                for source in self._ready(client, server):
+                    data = source.recv(1024 * 1024)
+                    if not data:
+                        return
+                    begins = is_answering == (source is client)
+                    is_answering = source is server
+                    body = data.partition(_END_OF_HEAD)[2] if begins else data
+                    if source is server:
+                        if begins and self._loses_answer(exchange):
+                            return
+                        exchange.received_bytes += len(body)
+                        client.sendall(data)
+                        continue
+                    if begins:
+                        exchange = self._began(data)
+                    exchange.sent_bytes += len(body)
+                    exchange.beginning = (exchange.beginning + body)[:_BEGINNING_BYTES]
+                    server.sendall(data)
+
+    def _ready(self, *sockets: socket.socket) -> Iterator[socket.socket]:
+        while not self._ends.is_set():
+            yield from select.select(sockets, [], [], 0.1)[0]
+
+    def _began(self, head: bytes) -> Exchange:
+        exchange = Exchange(head.split(b" ", 2)[1].decode())
+        if "/auth/" not in exchange.target:
+            self.exchanges.append(exchange)
+        return exchange

@@ -1,0 +1,111 @@
+"""What the processes of a test do, each with a session of its own. In a module of its own: a process that is
+started anew imports it by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from project import Project, User
+
+import tensorage
+from tensorage import TensorStore
+
+#: Elements of a row of the arrays that are appended to: 32 KiB.
+ROW = 4096
+
+#: Of the arrays that are overwritten: two requests.
+LARGE = (10, 1024, 1024)
+
+
+@contextlib.contextmanager
+def store_of(project: Project, user: User, *, allow_overwrite: bool = False) -> Iterator[TensorStore]:
+    session = project.session(user)
+    session.login_by_mail()
+    try:
+        yield TensorStore(session, quiet=True, allow_overwrite=allow_overwrite)
+    finally:
+        session.logout()
+
+
+@contextlib.contextmanager
+def sharing(store: TensorStore) -> Iterator[None]:
+    """What the block shares is shared no longer than it lasts: others list the keys of the same project."""
+    try:
+        yield
+    finally:
+        for key in store:
+            with contextlib.suppress(tensorage.PermissionDeniedError):
+                store.unshare(key)
+
+
+def appended(appender: int, append: int, count: int) -> np.ndarray[Any, Any]:
+    """Rows that say which of which append of which appender they are."""
+    rows = np.empty((count, ROW), "i8")
+    rows[...] = (appender * 1000 + append) * 1000 + np.arange(count)[:, None]
+    return rows
+
+
+def append(project: Project, user: User, key: str, appender: int, counts: list[int]) -> None:
+    """Append so many rows, one after the other; every other appender by a handle."""
+    with store_of(project, user) as store:
+        handle = store.open(key)
+        for number, count in enumerate(counts):
+            rows = appended(appender, number, count)
+            if appender % 2:
+                handle.append(rows)
+            else:
+                store.append(key, rows)
+
+
+def overwrite(project: Project, user: User, key: str, values: range) -> None:
+    """Store arrays that are the same value everywhere."""
+    with store_of(project, user, allow_overwrite=True) as store:
+        for value in values:
+            store[key] = np.full(LARGE, value, "u1")
+
+
+def assign_all(project: Project, user: User, key: str, values: range) -> None:
+    """Assign a value to all elements."""
+    with store_of(project, user) as store:
+        for value in values:
+            store[key, ...] = value
+
+
+def read_until(project: Project, user: User, key: str, last: int, by_handle: bool) -> list[int]:
+    """Read the array until it holds the last value: the values seen. Every one has to be everywhere in it."""
+    seen: list[int] = []
+    with store_of(project, user) as store:
+        handle = store.open(key)
+        while not seen or seen[-1] != last:
+            array = handle[...] if by_handle else store[key]
+            assert array.shape == LARGE
+            values = np.unique(array)
+            assert len(values) == 1, f"a mix of {values}"
+            seen.append(int(values[0]))
+    return seen
+
+
+def assign_rows(project: Project, user: User, key: str, rows: list[int], value: int) -> None:
+    """Assign a value to rows, one at a time."""
+    with store_of(project, user) as store:
+        handle = store.open(key)
+        for row in rows:
+            if row % 2:
+                store[key, row] = value
+            else:
+                handle[row] = value
+
+
+def change(project: Project, user: User, key: str) -> None:
+    """Overwrite, append to, or assign to an array: what its key says."""
+    with store_of(project, user, allow_overwrite=True) as store:
+        ones = np.ones(LARGE, "u1")
+        if key == "overwrite":
+            store[key] = ones
+        elif key == "append":
+            store.append(key, ones)
+        else:
+            store[key, :, 1:] = ones[:, 1:]
