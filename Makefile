@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+HSDS := .venv-hsds
 OLDEST_TESTS := tests/test_session.py tests/test_store.py
 DEMO_DATA := build/demo
 
@@ -19,7 +20,7 @@ help:
 	@echo "make test-oldest  run the client's tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make check        lint, types and documentation"
 	@echo "make docs         build the documentation into docs/_build/html"
-	@echo "make bench        measure"
+	@echo "make bench        measure, next to peers that it installs; BENCH_ARGS='bulk samples' to choose"
 	@echo "make clean        remove what these commands made"
 
 # The shell runs its EXIT trap after Ctrl-C only if it leaves by its own exit.
@@ -50,14 +51,14 @@ docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx -n -T -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
 
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench $(HSDS)/.installed
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	@if [ -x $(VENV)/bin/tensorage ]; then \
 	    TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)" $(VENV)/bin/tensorage local stop; \
 	fi
-	rm -rf $(VENV) $(OLDEST) build dist docs/_build docs/autoapi
+	rm -rf $(VENV) $(OLDEST) $(HSDS) build dist docs/_build docs/autoapi
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -85,6 +86,12 @@ $(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
 	@$(call pip,$(OLDEST)) packaging
 	@$(OLDEST)/bin/python .ci/floors.py > $(OLDEST)/floors.txt
 	@$(call pip,$(OLDEST)) --editable '.[local]' --group test --constraint $(OLDEST)/floors.txt
+	@touch $@
+
+# A server to measure against, with dependencies of its own that need not fit ours.
+$(HSDS)/.installed: pyproject.toml $(HSDS)/.pip
+	@echo "== installing HSDS into $(HSDS)"
+	@$(call pip,$(HSDS)) --group bench-hsds
 	@touch $@
 
 pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import tensorage
-from benchmarks.cases import CASES
+from benchmarks.bench import Bench
+from benchmarks.cases import CASES, ONLY_WHEN_NAMED, Case
 from benchmarks.measure import Result
 from tensorage.embedded import control
 
@@ -21,36 +27,39 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 def main() -> int:
     """Exit status 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", help=f"of {', '.join(case.__name__ for case in CASES)}; default: all"
-    )
-    chosen = parser.parse_args().cases
-    results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="tensorage-bench-") as parent:
-        data_dir = Path(parent) / "data"
-        running = control.start(data_dir)
-        try:
-            session = tensorage.local(data_dir)
-            for case in CASES:
-                if not chosen or case.__name__ in chosen:
-                    for result in case(running, session):
-                        print(_line(result), flush=True)
-                        results.append(result)
-            session.logout()
-        finally:
-            control.stop(data_dir)
-    RESULTS.parent.mkdir(exist_ok=True)
-    machine = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-    }
-    report = {"machine": machine, "results": [{**asdict(r), "is_met": r.is_met} for r in results]}
-    RESULTS.write_text(json.dumps(report, indent=2))
+    cases = {case.__name__: case for case in (*CASES, *ONLY_WHEN_NAMED)}
+    usual = ", ".join(case.__name__ for case in CASES)
+    named = ", ".join(case.__name__ for case in ONLY_WHEN_NAMED)
+    parser.add_argument("cases", nargs="*", help=f"of {usual} (default: all of these), {named}")
+    asked = parser.parse_args().cases
+    if unknown := sorted(set(asked) - set(cases)):
+        parser.error(f"there is no case {', '.join(unknown)}: choose of {', '.join(cases)}")
+    # Ended from outside, it still stops what it started.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    begin = time.perf_counter()
+    results = _measure([cases[name] for name in asked] or CASES)
+    _save(results, time.perf_counter() - begin)
     missed = [result.case for result in results if result.is_met is False]
     if missed:
         print(f"missed: {', '.join(missed)}")
     return 1 if missed else 0
+
+
+def _measure(cases: Sequence[Case]) -> list[Result]:
+    results: list[Result] = []
+    with ExitStack() as stack:
+        data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tensorage-bench-"))) / "data"
+        running = control.start(data_dir)
+        stack.callback(control.stop, data_dir)
+        session = tensorage.local(data_dir)
+        stack.callback(session.logout)
+        bench = Bench(running, session, stack)
+        for case in cases:
+            print(f"-- {case.__name__}: {(case.__doc__ or '').splitlines()[0]}", flush=True)
+            for result in case(bench):
+                print(_line(result), flush=True)
+                results.append(result)
+    return results
 
 
 def _line(result: Result) -> str:
@@ -59,7 +68,20 @@ def _line(result: Result) -> str:
     if result.target is not None:
         sign, bound = result.target
         verdict = f"  {'met' if result.is_met else 'MISSED'}: {sign} {bound:g}"
-    return f"{result.case:<50} {result.value:>9.3g} {result.unit:<12} ({low:.3g} to {high:.3g}){verdict}"
+    return f"{result.case:<64} {result.value:>9.3g} {result.unit:<9} ({low:.3g} to {high:.3g}){verdict}"
+
+
+def _save(results: Sequence[Result], took_s: float) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    machine = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+    }
+    lines = [{**asdict(result), "is_met": result.is_met} for result in results]
+    report = {"machine": machine, "took_s": round(took_s), "results": lines}
+    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,18 @@
-"""Medians of repeated measurements."""
+"""Medians of repeated measurements, taken in turns, and what a measurement may ask of the HTTP client."""
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+#: Fewest repetitions behind a figure.
+REPETITIONS = 5
+MB = 1e6
+
+Target = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Result:
     value: float
     unit: str
     spread: tuple[float, float]
-    target: tuple[str, float] | None = None
+    target: Target | None = None
 
     @property
     def is_met(self) -> bool | None:
@@ -36,17 +43,69 @@ class Result:
         return self.value >= bound if sign == ">=" else self.value <= bound
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Something to be measured, and what has to be done before each time, outside of the measurement."""
+
+    action: Callable[[], object]
+    before: Callable[[], object] | None = None
+
+
 def seconds(action: Callable[[], object]) -> float:
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin
 
 
-def of(case: str, values: Sequence[float], unit: str, target: tuple[str, float] | None = None) -> Result:
+def in_turns(things: Mapping[str, Timed], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+    """Seconds of each thing, each time next to the others, so that what slows the machine slows all of them."""
+    took: dict[str, list[float]] = {name: [] for name in things}
+    for _ in range(repetitions):
+        for name, thing in things.items():
+            if thing.before is not None:
+                thing.before()
+            took[name].append(seconds(thing.action))
+    return took
+
+
+def of(case: str, values: Sequence[float], unit: str, target: Target | None = None) -> Result:
     return Result(case, statistics.median(values), unit, (min(values), max(values)), target)
 
 
-def ratio(case: str, values: Sequence[float], limits: Sequence[float], target: float) -> Result:
+def milliseconds(case: str, took_s: Sequence[float], target: Target | None = None) -> Result:
+    return of(case, [1e3 * each for each in took_s], "ms", target)
+
+
+def rates(case: str, nbytes: int, took_s: Sequence[float], target: Target | None = None) -> Result:
+    return of(case, [nbytes / MB / each for each in took_s], "MB/s", target)
+
+
+def ratio(
+    case: str, values: Sequence[float], others: Sequence[float], target: Target | None, unit: str = "x"
+) -> Result:
     """Median of the ratios of neighbouring repetitions: what slows the machine for a while slows both."""
-    ratios = [value / limit for value, limit in zip(values, limits, strict=True)]
-    return of(case, ratios, "of the limit", (">=", target))
+    return of(case, [value / other for value, other in zip(values, others, strict=True)], unit, target)
+
+
+class _Counter(logging.Handler):
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # It logs new connections, too; only the line of an answer has the version of the protocol.
+        self.count += " HTTP/" in record.getMessage()
+
+
+def requests_of(action: Callable[[], object]) -> int:
+    """How many HTTP requests an action makes through urllib3, which tensorage and h5pyd both go through."""
+    logger = logging.getLogger("urllib3.connectionpool")
+    counter, level = _Counter(), logger.level
+    logger.addHandler(counter)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        action()
+    finally:
+        logger.removeHandler(counter)
+        logger.setLevel(level)
+        logger.propagate = True
+    return counter.count

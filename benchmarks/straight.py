@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -15,8 +16,24 @@ import numpy.typing as npt
 
 CONNECTIONS = 4
 
-#: Bytes of a block, as tensorage stores them.
-BLOCK_BYTES = 784 * 4 * (1024 * 1024 // 4 // 784)
+#: Bytes of an image, and of a block of them as tensorage stores it.
+IMAGE_BYTES = 28 * 28 * 4
+BLOCK_BYTES = 1024 * 1024 // IMAGE_BYTES * IMAGE_BYTES
+
+_PUT = "insert into straight values (1, $1, $2, $3)"
+_GET = "select block from straight where id = 1 and index = $1"
+
+#: Runs of $3 bytes at the positions $1, each inside of a block of $2 bytes, one after the other.
+_GATHER = """
+    select string_agg((select substr(s.block, (p.at % $2)::int + 1, $3) from straight s
+                        where s.id = 1 and s.index = p.at / $2 * $2), '')
+      from unnest($1::bigint[]) p(at)"""
+
+#: Of one block, every run of 4 bytes that begins $2, $2 + $3, ... The block is made whole once, not for each run.
+_PICK = """
+    select string_agg(substr(b.block, at, 4), '')
+      from (select s.block || ''::bytea as block, s.count from straight s where s.id = 1 and s.index = $1 offset 0) b,
+           generate_series($2::int + 1, b.count, $3::int) at"""
 
 
 class Straight:
@@ -36,22 +53,22 @@ class Straight:
         self._loop.close()
 
     def write(self, array: npt.NDArray[np.float32]) -> None:
-        """Store an array, in place of the one before."""
+        """Store an array, in an empty table."""
         data = memoryview(array.reshape(-1).view(np.uint8))
 
         async def put(connection: asyncpg.Connection, at: int) -> None:
             block = data[at : at + BLOCK_BYTES]
-            await connection.execute("insert into straight values (1, $1, $2, $3)", at, len(block), block)
+            await connection.execute(_PUT, at, len(block), block)
 
         self._loop.run_until_complete(self._each(put, len(data)))
 
     def clear(self) -> None:
         self.execute("truncate straight")
 
-    def execute(self, sql: str) -> None:
-        self._loop.run_until_complete(self._connections[0].execute(sql))
+    def execute(self, sql: str, *arguments: object) -> None:
+        self._loop.run_until_complete(self._connections[0].execute(sql, *arguments))
 
-    def fetch(self, query: str, *arguments: object) -> object:
+    def fetch(self, query: str, *arguments: object) -> Any:
         """Value of a query."""
         return self._loop.run_until_complete(self._connections[0].fetchval(query, *arguments))
 
@@ -60,10 +77,32 @@ class Straight:
         data = memoryview(out.reshape(-1).view(np.uint8))
 
         async def get(connection: asyncpg.Connection, at: int) -> None:
-            block = await connection.fetchval("select block from straight where id = 1 and index = $1", at)
+            block = await connection.fetchval(_GET, at)
             data[at : at + len(block)] = block
 
         self._loop.run_until_complete(self._each(get, len(data)))
+
+    def batch(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Images in any order, gathered by the server in one statement."""
+        positions = (indices * IMAGE_BYTES).tolist()
+        gathered = self.fetch(_GATHER, positions, BLOCK_BYTES, IMAGE_BYTES)
+        return np.frombuffer(gathered, np.float32).reshape(-1, 28, 28)
+
+    def every(self, first: int, step: int, out: npt.NDArray[np.float32]) -> None:
+        """``array.reshape(-1)[first::step]`` into `out`, picked by the server block by block.
+
+        Parameters
+        ----------
+        step
+            A divisor of a block's elements.
+        """
+        data = memoryview(out.reshape(-1).view(np.uint8))
+
+        async def get(connection: asyncpg.Connection, at: int) -> None:
+            picked = await connection.fetchval(_PICK, at, 4 * first, 4 * step)
+            data[at // step : at // step + len(picked)] = picked
+
+        self._loop.run_until_complete(self._each(get, len(data) * step))
 
     async def _open(self) -> None:
         self._connections = [await asyncpg.connect(self._url) for _ in range(CONNECTIONS)]

@@ -1,0 +1,37 @@
+"""The cases. Each takes what they share, and gives its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.bench import Bench
+from benchmarks.cases.bulk import bulk, json_rows
+from benchmarks.cases.first_byte import first_byte
+from benchmarks.cases.memory import memory
+from benchmarks.cases.peers import hsds_nodes
+from benchmarks.cases.scale import scale
+from benchmarks.cases.selections import last_axis, samples
+from benchmarks.cases.server import bodies, small_calls, starts
+from benchmarks.cases.small import small_arrays
+from benchmarks.measure import Result
+
+__all__ = ["CASES", "ONLY_WHEN_NAMED", "Case"]
+
+Case = Callable[[Bench], Iterator[Result]]
+
+CASES: tuple[Case, ...] = (
+    small_calls,
+    bodies,
+    bulk,
+    samples,
+    last_axis,
+    small_arrays,
+    json_rows,
+    first_byte,
+    scale,
+    memory,
+    starts,
+)
+
+#: How the peers' configuration was found: no part of a run.
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes,)

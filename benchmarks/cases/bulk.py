@@ -1,0 +1,85 @@
+"""Whole arrays, in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.bench import JSON_IMAGES, Bench
+from benchmarks.measure import Result, Timed, in_turns, rates, ratio
+
+
+def bulk(bench: Bench) -> Iterator[Result]:
+    """188 MB at once, next to the limit and to HSDS."""
+    array, store, straight, hsds = bench.array, bench.store, bench.straight, bench.hsds
+    out = np.full_like(array, -1)
+
+    def remove() -> None:
+        if "bulk" in store:
+            del store["bulk"]
+
+    def checked() -> None:
+        """Whoever read before has filled `out`; the next one has to fill it again."""
+        if out[0, 0, 0] != -1:
+            bench.check(out, array)
+        out[0, 0, 0] = -1
+
+    def settled() -> None:
+        hsds.settle()
+        hsds.forget()
+        checked()
+
+    took = in_turns(
+        {
+            "limit write": Timed(lambda: straight.write(array), straight.clear),
+            "write": Timed(lambda: store.__setitem__("bulk", array), remove),
+            "HSDS write": Timed(lambda: hsds.write_images(array)),
+            "limit read": Timed(lambda: straight.read(out), settled),
+            "read": Timed(lambda: store.open("bulk").read(..., out=out), checked),
+            "HSDS read": Timed(lambda: hsds.read_images(out), checked),
+        }
+    )
+    checked()
+    for verb, of_limit in (("write", 0.7), ("read", 0.6)):
+        ours, limit, theirs = took[verb], took[f"limit {verb}"], took[f"HSDS {verb}"]
+        yield rates(f"bulk {verb}, straight to PostgreSQL (the limit)", array.nbytes, limit)
+        yield rates(f"bulk {verb}, HSDS", array.nbytes, theirs)
+        yield rates(f"bulk {verb}", array.nbytes, ours)
+        yield ratio(f"bulk {verb} / the limit", limit, ours, (">=", of_limit))
+        yield ratio(f"bulk {verb} / HSDS", theirs, ours, (">=", 1.5))
+        yield ratio(f"bulk {verb}, the limit / HSDS", theirs, limit, None)
+
+
+def json_rows(bench: Bench) -> Iterator[Result]:
+    """Some of the same images, next to rows of JSON float arrays through the SDK."""
+    images, store, peer = bench.array[:JSON_IMAGES], bench.store, bench.json_floats
+    out, json_out = np.empty_like(images), np.empty_like(images)
+    indices = np.random.default_rng(3).choice(JSON_IMAGES, 64, replace=False)
+
+    def remove() -> None:
+        if "some" in store:
+            del store["some"]
+
+    took = in_turns(
+        {
+            "JSON write": Timed(lambda: peer.write(images), peer.clear),
+            "write": Timed(lambda: store.__setitem__("some", images), remove),
+            "JSON read": Timed(lambda: peer.read(json_out)),
+            "read": Timed(lambda: store.open("some").read(..., out=out)),
+            "JSON samples": Timed(lambda: peer.batch(indices)),
+            "samples": Timed(lambda: store.open("some")[indices]),
+        }
+    )
+    bench.check(out, images)
+    bench.check(json_out, images)
+    bench.check(peer.batch(indices), images[indices])
+    size = f"{JSON_IMAGES} images"
+    for verb in ("write", "read"):
+        ours, theirs = took[verb], took[f"JSON {verb}"]
+        yield rates(f"{size}, {verb}, JSON rows through the SDK", images.nbytes, theirs)
+        yield rates(f"{size}, {verb}", images.nbytes, ours)
+        yield ratio(f"{size}, {verb} / JSON rows", theirs, ours, (">=", 30))
+    yield ratio("64 random samples, as fast as JSON rows", took["JSON samples"], took["samples"], None)
+    peer.clear()
+    del store["some"]

@@ -1,0 +1,69 @@
+"""Arrays larger than the memory that may be used for them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import probes
+from benchmarks.bench import Bench
+from benchmarks.measure import MB, Result, of
+
+#: 2 GiB of float32.
+SHAPE = (512 * 1024, 1024)
+MIB = 1024 * 1024
+
+
+def memory(bench: Bench) -> Iterator[Result]:
+    """2 GiB from a file mapped into memory, back into one, and from blocks that never exist whole.
+
+    Once each, in a process of its own: a peak is no median. The file's own pages are the kernel's to drop.
+    """
+    if not Path("/proc/self/status").exists():
+        raise RuntimeError("the case `memory` reads /proc, which only Linux has: choose other cases")
+    with tempfile.TemporaryDirectory(prefix="tensorage-bench-") as folder:
+        file = Path(folder) / "big"
+        _fill(file)
+        settings = {
+            "url": bench.running.api_url,
+            "key": bench.running.anon_key,
+            "email": bench.running.email,
+            "password": bench.running.password,
+            "shape": SHAPE,
+        }
+        for action, what in (
+            ("write", "write of a 2 GiB memmap"),
+            ("read", "read into a 2 GiB memmap"),
+            ("iterate", "write of 2 GiB of blocks"),
+        ):
+            if action == "read":
+                file = Path(folder) / "copy"
+                np.memmap(file, np.float32, "w+", shape=SHAPE).flush()
+            found = probes.run("memory", {**settings, "action": action, "file": str(file)})
+            yield of(
+                f"{what}, anonymous memory above the start", [found["anonymous"] / MIB], "MiB", ("<=", 128)
+            )
+            yield of(f"{what}, with the pages of the file", [found["total"] / MIB], "MiB")
+            yield of(what, [np.prod(SHAPE) * 4 / MB / found["took_s"]], "MB/s")
+            if action == "read":
+                _compare(Path(folder) / "big", file)
+        del bench.store["big"]
+        del bench.store["warm"]
+
+
+def _fill(file: Path) -> None:
+    rows = np.random.default_rng(5).random((4096, SHAPE[1]), dtype=np.float32)
+    array = np.memmap(file, np.float32, "w+", shape=SHAPE)
+    for first in range(0, SHAPE[0], len(rows)):
+        array[first : first + len(rows)] = rows + first
+    array.flush()
+
+
+def _compare(one: Path, other: Path) -> None:
+    with one.open("rb") as a, other.open("rb") as b:
+        while piece := a.read(64 * MIB):
+            if piece != b.read(64 * MIB):
+                raise AssertionError("the array that came back is not the one that was stored")

@@ -1,0 +1,21 @@
+"""Scripts that are measured in a fresh interpreter. Each reads its settings, a JSON object, from standard input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def run(probe: str, settings: Mapping[str, Any]) -> Any:
+    """What a probe prints, which is JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.probes.{probe}"],
+        input=json.dumps(settings),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
