@@ -72,10 +72,15 @@ class Bench:
             self.store["bulk"] = self.array
         if not self.hsds.is_written:
             self.hsds.write_images(self.array)
-            self.hsds.settle()
-        # As autovacuum would have it a minute later.
-        self.straight.execute("vacuum analyze")
+        self.rest()
         return self.store.open("bulk")
+
+    def rest(self) -> None:
+        """Let nothing that was done before go on beside what is measured next: neither HSDS's late writes nor
+        PostgreSQL's checkpoints and autovacuum, for whichever of its tables."""
+        self.hsds.settle()
+        self.straight.execute("vacuum analyze")
+        self.straight.execute("checkpoint")
 
     def check(self, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
         """A peer that gives something else is not measured."""

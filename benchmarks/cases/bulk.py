@@ -15,9 +15,14 @@ def bulk(bench: Bench) -> Iterator[Result]:
     array, store, straight, hsds = bench.array, bench.store, bench.straight, bench.hsds
     out = np.full_like(array, -1)
 
-    def remove() -> None:
+    def straight_empty() -> None:
+        straight.clear()
+        bench.rest()
+
+    def store_empty() -> None:
         if "bulk" in store:
             del store["bulk"]
+        bench.rest()
 
     def checked() -> None:
         """Whoever read before has filled `out`; the next one has to fill it again."""
@@ -26,15 +31,15 @@ def bulk(bench: Bench) -> Iterator[Result]:
         out[0, 0, 0] = -1
 
     def settled() -> None:
-        hsds.settle()
+        bench.rest()
         hsds.forget()
         checked()
 
     took = in_turns(
         {
-            "limit write": Timed(lambda: straight.write(array), straight.clear),
-            "write": Timed(lambda: store.__setitem__("bulk", array), remove),
-            "HSDS write": Timed(lambda: hsds.write_images(array)),
+            "limit write": Timed(lambda: straight.write(array), straight_empty),
+            "write": Timed(lambda: store.__setitem__("bulk", array), store_empty),
+            "HSDS write": Timed(lambda: hsds.write_images(array), bench.rest),
             "limit read": Timed(lambda: straight.read(out), settled),
             "read": Timed(lambda: store.open("bulk").read(..., out=out), checked),
             "HSDS read": Timed(lambda: hsds.read_images(out), checked),

@@ -275,9 +275,13 @@ language sql immutable as $$
                        + (extent / d.chunk + 1) * 2
 $$;
 
+-- What reads blocks does so along their index. Of a small or a new table, PostgreSQL would rather read all rows and
+-- sort those it wants, with their bytes: half as fast, and through a file if they are more than a few MiB.
+
 -- The elements at starts[i] .. + lengths[i] - 1, for every i, each piece looked up on its own.
 create or replace function tensorage.gather(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = ''
+set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
   -- No block is longer than d.chunk, so that one which reaches into a piece begins within that distance of it.
   -- Subqueries, not joins: each is answered in the order of the index, and nothing is sorted with its bytes.
@@ -298,7 +302,8 @@ $$;
 
 -- The same from blocks that are read whole, once each. The spans are in order, and none overlaps the next.
 create or replace function tensorage.gather_dense(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = ''
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   n int := cardinality(starts);
   answer bytea;
@@ -329,7 +334,8 @@ $$;
 -- whole, once each. In order, and none overlaps the next.
 create or replace function tensorage.gather_grid(
   d public.datasets, rows bigint[], runs bigint[], run_length bigint) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = ''
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   row_first bigint := runs[1];
   row_end bigint := runs[cardinality(runs)] + run_length;
@@ -679,7 +685,8 @@ $$;
 create or replace function public.tensorage_read(
   data_id bigint, version bigint, rows bigint[], runs bigint[], run_length bigint)
 returns public."application/vnd.tensorage"
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = ''
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   d public.datasets := tensorage.readable(data_id, version);
   n int := cardinality(rows);
@@ -733,7 +740,8 @@ $$;
 create or replace function public.tensorage_read_spans(
   data_id bigint, version bigint, starts bigint[], lengths bigint[])
 returns public."application/vnd.tensorage"
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = ''
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   d public.datasets := tensorage.readable(data_id, version);
   n int := cardinality(starts);
@@ -790,6 +798,9 @@ language plpgsql set search_path = '' as $$
 declare
   d public.datasets;
 begin
+  -- What is staged need not be on disk before its commit, which waits for all that was written before it, too. Should
+  -- the server fail in between, blocks are missing, and the commit says so.
+  perform set_config('synchronous_commit', 'off', true);
   -- Before the shared lock below, which two writers hold at once: neither could then update the row.
   update public.datasets s set expires_at = now() + interval '1 day'
    where s.id = staged.data_id and s.user_id = tensorage.me() and s.state = 'staged'

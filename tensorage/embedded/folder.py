@@ -10,7 +10,7 @@
     control.lock      held while somebody starts, stops or resets the server
     server.log        log of the server and of PostgreSQL (two files of a bounded size)
     start.log         what the last start printed, that is: why it failed
-    postgres/         PostgreSQL's own data folder
+    postgres/         PostgreSQL's own data folder, and its Unix socket
     storage/          the bytes of Storage's objects
 """
 
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import platformdirs
 from filelock import FileLock
@@ -95,6 +96,11 @@ class Secrets:
     def database_url(self, role: str, port: int) -> str:
         """URL at which `role` reaches the PostgreSQL that listens on `port`."""
         return f"postgresql://{role}:{self.database_passwords[role]}@127.0.0.1:{port}/postgres"
+
+    def socket_url(self, role: str, port: int, socket_dir: str) -> str:
+        """The same, through the Unix socket that PostgreSQL has in a folder."""
+        login = f"{role}:{self.database_passwords[role]}"
+        return f"postgresql://{login}@/postgres?host={quote(socket_dir, safe='')}&port={port}"
 
 
 @dataclass(frozen=True)

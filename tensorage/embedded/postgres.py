@@ -36,7 +36,6 @@ SUPERUSER = "supabase_admin"
 #: What a start sets, whatever postgresql.conf says: an upgrade of tensorage needs no edit of old folders.
 SETTINGS = {
     "listen_addresses": HOST,
-    "unix_socket_directories": "",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
     # Nobody replicates a local cluster; a crash is recovered from all the same.
@@ -56,6 +55,9 @@ SETTINGS = {
 
 #: Names of our processes that may outlive a killed server.
 _PROGRAMS = frozenset({"postgres", "initdb", "setpriv"})
+
+#: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
+_MAX_SOCKET_NAME_BYTES = 103
 
 _POLL_S = 0.01
 _FAST_SHUTDOWN_S = 20.0
@@ -93,8 +95,21 @@ def initdb_command(bin_dir: Path, data: Path, password_file: Path, major_version
 
 
 def postgres_command(bin_dir: Path, data: Path, port: int) -> list[str]:
-    settings = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    here = {**SETTINGS, "unix_socket_directories": socket_dir(data) or ""}
+    settings = [word for name, value in here.items() for word in ("-c", f"{name}={value}")]
     return [str(bin_dir / "postgres"), "-D", str(data), "-p", str(port), *settings]
+
+
+def socket_dir(data: Path) -> str | None:
+    """Where a cluster's Unix socket is: in its data folder, which is its owner's alone.
+
+    Large answers take a fifth less time through it than through TCP. None where the system has none, or where
+    the folder's name is too long for one or would have to be quoted: then TCP has to do.
+    """
+    name = os.fsencode(data / ".s.PGSQL.65535")
+    if not hasattr(socket, "AF_UNIX") or len(name) > _MAX_SOCKET_NAME_BYTES or set(b",\"'\\") & set(name):
+        return None
+    return str(data)
 
 
 def free_port(preferred: int = 0) -> int:
@@ -130,6 +145,8 @@ class Cluster:
         self._log_copies: set[asyncio.Task[None]] = set()
         self._last_lines: deque[str] = deque(maxlen=20)
         self.port = 0
+        #: Folder of its Unix socket, if it has one.
+        self.socket_dir = socket_dir(data)
 
     async def create(self) -> None:
         """Make the cluster where there is none. A crash half-way leaves none."""

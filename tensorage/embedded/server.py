@@ -178,10 +178,10 @@ class _Service:
     async def _prepare_database(self) -> None:
         from tensorage.embedded.migrate import bootstrap, migrate
 
-        secrets, port = self._secrets, self._cluster.port
-        if await bootstrap(_dsn(secrets, SUPERUSER, port), secrets.database_passwords):
+        secrets, cluster = self._secrets, self._cluster
+        if await bootstrap(_dsn(secrets, SUPERUSER, cluster), secrets.database_passwords):
             log.info("made the roles and schemas of a new project")
-        for name in await migrate(_dsn(secrets, "postgres", port), migration_files()):
+        for name in await migrate(_dsn(secrets, "postgres", cluster), migration_files()):
             log.info("applied %s", name)
 
     async def _serve_http(self, listener: socket.socket, state: ServerState) -> None:
@@ -192,7 +192,7 @@ class _Service:
             if not self._options.foreground:
                 logging.getLogger().removeHandler(self._terminal)
 
-        self._http = _http_server(self._folder.storage_dir, self._secrets, state, ready)
+        self._http = _http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
         supervisor = asyncio.create_task(self._supervise())
         supervisor.add_done_callback(lambda _: self._stop())
         try:
@@ -253,9 +253,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _dsn(secrets: Secrets, role: str, port: int) -> str:
+def _dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
+    if cluster.socket_dir is not None:
+        return secrets.socket_url(role, cluster.port, cluster.socket_dir)
     # Asking for TLS, which a cluster on 127.0.0.1 does not have, costs a round trip.
-    return secrets.database_url(role, port) + "?sslmode=disable"
+    return secrets.database_url(role, cluster.port) + "?sslmode=disable"
 
 
 def _listen(port: int | None, last: int) -> socket.socket:
@@ -280,7 +282,7 @@ def _listen(port: int | None, last: int) -> socket.socket:
 
 
 def _http_server(
-    storage_dir: Path, secrets: Secrets, state: ServerState, ready: Callable[[], None]
+    storage_dir: Path, secrets: Secrets, cluster: Cluster, state: ServerState, ready: Callable[[], None]
 ) -> uvicorn.Server:
     import uvicorn
 
@@ -300,8 +302,8 @@ def _http_server(
 
     app = build_app(
         Settings(
-            rest_dsn=_dsn(secrets, "authenticator", state.postgres_port),
-            auth_dsn=_dsn(secrets, "supabase_auth_admin", state.postgres_port),
+            rest_dsn=_dsn(secrets, "authenticator", cluster),
+            auth_dsn=_dsn(secrets, "supabase_auth_admin", cluster),
             storage_dir=storage_dir,
             jwt_secret=secrets.jwt_secret,
             anon_key=secrets.anon_key,

@@ -125,9 +125,9 @@ def test_parts_of_an_object_name(database: Connection, name: str, parts: tuple[l
 
 
 def test_settings_of_the_cluster(database: Connection) -> None:
-    names = ["fsync", "timezone", "server_encoding", "listen_addresses", "unix_socket_directories", "jit"]
+    names = ["fsync", "timezone", "server_encoding", "listen_addresses", "jit"]
     assert [database.execute("select current_setting(%s)", [name]).fetchone() for name in names] == [
-        ("on",), ("UTC",), ("UTF8",), ("127.0.0.1",), ("",), ("off",),
+        ("on",), ("UTC",), ("UTF8",), ("127.0.0.1",), ("off",),
     ]  # fmt: skip
 
 
@@ -135,8 +135,10 @@ def test_passwords_are_asked_for(backend: control.Running) -> None:
     for url in (backend.db_url, backend.superuser_url):
         role, _, rest = url.partition("://")[2].partition(":")
         address = rest.partition("@")[2]
-        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-            psycopg.connect(f"postgresql://{role}:wrong@{address}")
+        port = psycopg.conninfo.conninfo_to_dict(url)["port"]
+        for other in (address, f"/postgres?host={backend.data_dir / 'postgres'}&port={port}"):
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(f"postgresql://{role}:wrong@{other}")
 
 
 def test_our_migrations_are_remembered_as_the_supabase_cli_does(database: Connection) -> None:

@@ -414,6 +414,29 @@ def test_everything_is_the_owners_alone(backend: control.Running) -> None:
     assert (backend.data_dir / "secrets.json") in modes
 
 
+def addresses_of_the_server(running: control.Running) -> list[tuple[object, ...]]:
+    """Where the server's own connections to PostgreSQL come from: nowhere, if from its Unix socket."""
+    return fetch(
+        running, "select distinct client_addr::text from pg_stat_activity where usename = 'authenticator'"
+    )
+
+
+def test_the_server_reaches_postgresql_by_a_socket_that_is_the_owners_alone(backend: control.Running) -> None:
+    assert addresses_of_the_server(backend) == [(None,)]
+    cluster = backend.data_dir / "postgres"
+    assert [path for path in cluster.iterdir() if path.is_socket()]
+    assert cluster.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["long" * 30, "with,comma"])
+def test_where_no_socket_can_be_it_goes_by_tcp(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    try:
+        assert addresses_of_the_server(control.start(path)) == [("127.0.0.1/32",)]
+    finally:
+        control.stop(path)
+
+
 def test_no_secret_is_logged_or_shown(backend: control.Running) -> None:
     with contextlib.suppress(psycopg.Error):
         execute(backend, "select 'a mistake with a secret' from nowhere")
