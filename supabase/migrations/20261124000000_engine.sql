@@ -268,42 +268,40 @@ $$;
 -- Inner functions: reading ------------------------------------------------------------------------------
 
 -- Whether blocks are better read whole, once each, than a piece at a time: a lookup of a piece takes about 15 us, a
--- block 10 us and 0.5 ms for each MiB, passing by one that holds nothing of it 2 us.
+-- block 10 us and 0.5 ms for each MiB, passing by one that holds nothing of it 2 us. Of a few hundred pieces it is not
+-- asked: to find it out would take longer than is saved.
 create or replace function tensorage.is_dense(d public.datasets, pieces numeric, blocks numeric, extent numeric) returns boolean
 language sql immutable as $$
   select pieces * 15 > least(blocks, extent / d.chunk + 1) * (10 + d.chunk::numeric * d.itemsize / 2048)
                        + (extent / d.chunk + 1) * 2
 $$;
 
--- What reads blocks does so along their index. Of a small or a new table, PostgreSQL would rather read all rows and
--- sort those it wants, with their bytes: half as fast, and through a file if they are more than a few MiB.
+-- The functions that call these have blocks read along their index. Of a small or a new table, PostgreSQL would rather
+-- read all rows and sort those it wants, with their bytes: half as fast, and through a file if they are many.
 
 -- The elements at starts[i] .. + lengths[i] - 1, for every i, each piece looked up on its own.
 create or replace function tensorage.gather(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = ''
-set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = '' as $$
 begin
-  -- No block is longer than d.chunk, so that one which reaches into a piece begins within that distance of it.
-  -- Subqueries, not joins: each is answered in the order of the index, and nothing is sorted with its bytes.
+  -- No block is longer than d.chunk, so that one which reaches into a piece begins within that distance of it. The
+  -- "order by" keeps the subquery one: it is answered for one piece after the other, in the order of the index.
   return (
-    select string_agg((
-        select string_agg(s.piece, '') from (
-          select substr(t.tensor,
-                        (greatest(p.at - t.index, 0) * d.itemsize)::int + 1,
-                        ((least(t.index + t.count, p.at + p.length) - greatest(t.index, p.at)) * d.itemsize)::int
-                 ) as piece
-            from public.tensors t
-           where t.data_id = d.id and t.index > p.at - d.chunk and t.index < p.at + p.length
-             and t.index + t.count > p.at
-           order by t.index) s), '')
-      from unnest(starts, lengths) p(at, length));
+    select string_agg(s.piece, '')
+      from unnest(starts, lengths) p(at, length), lateral (
+        select substr(t.tensor,
+                      (greatest(p.at - t.index, 0) * d.itemsize)::int + 1,
+                      ((least(t.index + t.count, p.at + p.length) - greatest(t.index, p.at)) * d.itemsize)::int
+               ) as piece
+          from public.tensors t
+         where t.data_id = d.id and t.index > p.at - d.chunk and t.index < p.at + p.length
+           and t.index + t.count > p.at
+         order by t.index) s);
 end
 $$;
 
 -- The same from blocks that are read whole, once each. The spans are in order, and none overlaps the next.
 create or replace function tensorage.gather_dense(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = ''
-set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = '' as $$
 declare
   n int := cardinality(starts);
   answer bytea;
@@ -334,8 +332,7 @@ $$;
 -- whole, once each. In order, and none overlaps the next.
 create or replace function tensorage.gather_grid(
   d public.datasets, rows bigint[], runs bigint[], run_length bigint) returns bytea
-language plpgsql stable set search_path = ''
-set enable_seqscan = off set enable_bitmapscan = off as $$
+language plpgsql stable set search_path = '' as $$
 declare
   row_first bigint := runs[1];
   row_end bigint := runs[cardinality(runs)] + run_length;
@@ -664,7 +661,8 @@ language sql stable set search_path = '' as $$ select 2 $$;
 -- a prefix that it may not know yet: where these have fewer keys than a page, it would fetch all of them and sort them.
 create or replace function public.tensorage_list(
   prefix text default '', after text default '', max_rows int default 1000) returns json
-language sql stable set search_path = '' set enable_bitmapscan = off set enable_seqscan = off as $$
+language sql stable set search_path = ''
+set enable_bitmapscan = off set enable_seqscan = off set enable_sort = off as $$
   -- The last string that begins with the prefix is no greater than the prefix and as many of the greatest character
   -- as a key has room for, and none between the two begins otherwise: no more is asked for, since PostgreSQL thinks that
   -- few keys pass starts_with(), and that it has to look at all of them for a page.
@@ -722,7 +720,7 @@ begin
                  where t.data_id = d.id and t.index > rows[1] + runs[1] - d.chunk
                    and t.index < rows[1] + runs[1] + run_length and t.index + t.count > rows[1] + runs[1]
                  order by t.index) s) p);
-  elsif pieces >= 64 and rows[1] >= 0 and runs[1] >= 0 and row_extent > 0 and extent > 0
+  elsif pieces >= 256 and rows[1] >= 0 and runs[1] >= 0 and row_extent > 0 and extent > 0
         and tensorage.is_dense(d, pieces, 1, extent) then
     blocks := (select count(distinct r / d.chunk) from unnest(rows) r) * (1 + trunc(row_extent / d.chunk));
     if tensorage.is_dense(d, pieces, blocks, extent)
@@ -759,7 +757,7 @@ begin
   if n = 0 then
     return '';
   -- An array that PostgreSQL is given as text may begin at any number: only from 1 to n have both the same places.
-  elsif n >= 64 and array_lower(lengths, 1) = 1 and extent > 0 and tensorage.is_dense(d, n, 1, extent)
+  elsif n >= 256 and array_lower(lengths, 1) = 1 and extent > 0 and tensorage.is_dense(d, n, 1, extent)
         and tensorage.is_dense(d, n, (select count(distinct at / d.chunk) from unnest(starts) at), extent)
         and tensorage.are_in_order(starts, lengths) then
     answer := tensorage.gather_dense(d, starts, lengths);
