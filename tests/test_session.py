@@ -35,6 +35,7 @@ from tensorage import (
     _auth_sdk,
 )
 from tensorage.backend.database import DatabaseContext
+from tensorage.backend.protocol import SCHEMA_VERSION
 from tensorage.embedded import control
 
 Logins = Callable[[], int]
@@ -404,15 +405,14 @@ class TestMigrations:
         del store["x"]
 
     def test_migrating_mends_a_session(self, sql: psycopg.Connection[Any], fresh: BackendSession) -> None:
-        sql.execute(
-            "create or replace function public.tensorage_version() returns int language sql as 'select 0'"
+        answer = (
+            "create or replace function public.tensorage_version() returns int language sql as 'select {}'"
         )
+        sql.execute(answer.format(SCHEMA_VERSION - 1))
         store = fresh()
         with pytest.raises(SchemaError):
             len(store)
-        sql.execute(
-            "create or replace function public.tensorage_version() returns int language sql as 'select 1'"
-        )
+        sql.execute(answer.format(SCHEMA_VERSION))
         assert len(store) == 0
 
     def test_none(self, fresh: BackendSession, bare: control.Running) -> None:

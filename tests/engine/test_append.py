@@ -21,37 +21,10 @@ from tensorage.backend.protocol import header
 Sql = psycopg.Connection[tuple[Any, ...]]
 
 
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
-
-
 def block_counts(database: Sql, user_id: str) -> list[int]:
     """Elements of each stored block, in order."""
     query = "select count from public.tensors where user_id = %s order by data_id, index"
     return [row[0] for row in database.execute(query, [user_id])]
-
-
-@pytest.fixture
-def proxy(project: Project) -> Iterator[Proxy]:
-    proxy = Proxy(project.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -128,13 +128,6 @@ SELECTIONS = [
 
 
 @pytest.fixture(scope="module")
-def proxy(project: Project) -> Iterator[Proxy]:
-    proxy = Proxy(project.url)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture(scope="module")
 def samples(project: Project, proxy: Proxy) -> Iterator[tuple[Array, Tensor]]:
     """An array of many blocks, and a handle on it by way of the proxy."""
     with workers.store_of(Project(proxy.url, project.key), project.register()) as store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,6 @@ from tensorage import BackendSession, TensorStore
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
 
 
 def assert_same(result: Array, expected: Array) -> None:
@@ -218,13 +198,6 @@ def test_an_assignment_that_touches_many_blocks(session: BackendSession, databas
         expected[index] = value
         assert_same(store["x"], expected)
     assert blocks_of(database, session.user_id) == blocks, "what was replaced is gone"
-
-
-@pytest.fixture
-def proxy(project: Project) -> Iterator[Proxy]:
-    proxy = Proxy(project.url)
-    yield proxy
-    proxy.close()
 
 
 def test_an_assignment_is_one_request_by_a_handle(project: Project, user: User, proxy: Proxy) -> None:

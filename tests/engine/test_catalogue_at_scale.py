@@ -21,33 +21,6 @@ COUNT = 100_000
 
 
 @pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
-
-
-@pytest.fixture(scope="module")
-def proxy(project: Project) -> Iterator[Proxy]:
-    proxy = Proxy(project.url)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture(scope="module")
 def crowded(request: pytest.FixtureRequest, project: Project, proxy: Proxy) -> Iterator[TensorStore]:
     """A store of a user of very many arrays, by way of the proxy. They have no elements."""
     user: User = project.register()

@@ -10,35 +10,14 @@ import numpy as np
 import psycopg
 import pytest
 import workers
-from project import Project, User
 
 import tensorage
-from tensorage import BackendSession, TensorStore
+from tensorage import TensorStore
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]
 
 EXPECTED = np.random.default_rng(0).integers(0, 255, (40, 512, 1024), "u1")
-
-
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
 
 
 def assert_nothing_is_stored(store: TensorStore, database: Sql) -> None:
