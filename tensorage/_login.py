@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from tensorage.backend.transfer import new_pool
+from tensorage.backend.http import new_pool
 from tensorage.config import required
 from tensorage.errors import AuthenticationError, BackendUnavailableError
 

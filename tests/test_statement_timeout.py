@@ -41,7 +41,7 @@ def test_a_write_that_takes_too_long_goes_in_smaller_pieces(slow: Path) -> None:
     array = np.random.default_rng(0).integers(0, 255, (9, 1024, 1024), dtype="u1")
     store = session()
     assert len(store) == 0
-    pool = session.transfer._connections().connection_from_url(session.transfer.base_url)
+    pool = session.transfer.http.connections().connection_from_url(session.transfer.base_url)
     before = pool.num_requests
     store["x"] = array
     # Begin; eight blocks, refused; twice four of them; the ninth; commit.

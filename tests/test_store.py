@@ -65,7 +65,7 @@ def stored_bytes(database: Sql, user_id: str, key: str) -> bytes:
 
 
 def requests_of(session: BackendSession) -> int:
-    pool = session.transfer._connections()
+    pool = session.transfer.http.connections()
     return int(pool.connection_from_url(session.transfer.base_url).num_requests)
 
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import as_assigned
 from tensorage.backend.blocks import send_parts, whereabouts
+from tensorage.backend.http import TooMuchError
 from tensorage.backend.protocol import bytes_of, header
-from tensorage.backend.transfer import TooMuchError, Transfer
+from tensorage.backend.transfer import Transfer
 from tensorage.backend.writing import new_operation, stage, with_room, written
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
 from tensorage.indexing.reading import Reading, plan

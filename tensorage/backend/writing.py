@@ -17,10 +17,11 @@ import numpy.typing as npt
 from tensorage.backend.arrays import as_array, cast_to
 from tensorage.backend.blocks import send_pieces
 from tensorage.backend.faults import OtherDTypeError
+from tensorage.backend.http import TooMuchError
 from tensorage.backend.pieces import pieces_of_blocks, pieces_to_send
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.protocol import bytes_of, header
-from tensorage.backend.transfer import TooMuchError, Transfer
+from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError, QuotaExceededError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype

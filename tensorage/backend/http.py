@@ -1,0 +1,252 @@
+"""HTTP requests to one project as one login: connections that are reused, retries, renewal of the login.
+
+Every request that is made here is idempotent, so that it may be repeated: functions of tensorage carry an
+operation id where that matters, and an object is stored under a name of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from urllib.request import getproxies, proxy_bypass
+
+from tensorage.backend.faults import Fault, error_of
+from tensorage.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    import urllib3
+
+__all__ = ["PARALLEL", "Answer", "Http", "Login", "Request", "TooMuchError", "new_pool", "pause_s"]
+
+#: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
+PARALLEL = 4
+
+#: Tries of one request, and seconds before the second one; each further wait is twice as long.
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 10.0
+
+#: A backend that asks to be left alone for longer is asked again after this.
+LONGEST_ASKED_WAIT_S = 60.0
+
+CONNECT_TIMEOUT_S = 5.0
+#: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
+READ_TIMEOUT_S = 60.0
+
+#: Read from the socket at a time: large enough to be cheap, small enough to stay in the cache.
+_READ_BYTES = 256 * 1024
+
+
+class Login(Protocol):
+    """What requests need of a session: the headers of its user, and new ones when they expire."""
+
+    def headers(self) -> Mapping[str, str]:
+        """``apikey`` and ``Authorization``."""
+        ...
+
+    def renew(self, refused: str) -> None:
+        """See to it that the next headers hold another token than the `refused` ``Authorization``."""
+        ...
+
+
+class TooMuchError(Exception):
+    """The request was too large, or took too long: ask for less. Never leaves the engine."""
+
+    def __init__(self, fault: Fault, asked: str) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+        self.asked = asked
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, without what all requests of a login have in common.
+
+    Parameters
+    ----------
+    path
+        Behind the URL of the project, with its leading slash.
+    body
+        Sent one part after the other.
+    out
+        Takes the bytes of a good answer, which have to be exactly as many.
+    read_fault
+        Makes a fault of an error answer: its status, its body, and its header ``Retry-After``.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Sequence[bytes | memoryview] = ()
+    out: memoryview | None = None
+    read_fault: Callable[[int, bytes, str | None], Fault] = Fault.parse
+
+
+class Answer(NamedTuple):
+    """A good answer. The body is empty where it went elsewhere."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class Http:
+    """Requests to one project as one login. Safe to use from many threads; after a fork, make another.
+
+    Parameters
+    ----------
+    base_url
+        URL of the project, without a path.
+    login
+        Whose requests they are.
+    max_connections
+        Connections that are kept open.
+    """
+
+    base_url: str
+    login: Login
+    max_connections: int = 2 * PARALLEL
+    _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def ask(self, request: Request, asked: str) -> Answer:
+        """Make a request, again where that may help, until there is a good answer.
+
+        Parameters
+        ----------
+        asked
+            What the caller wanted, for error messages: ``opening 'weather'``.
+
+        Raises
+        ------
+        TooMuchError
+            If a smaller request may pass.
+        TensorageError
+            What the backend's last fault means.
+        """
+        renewed = False
+        attempt = 0
+        while True:
+            headers = {
+                **self.login.headers(),
+                "Content-Length": str(sum(len(part) for part in request.body)),
+                **request.headers,
+            }
+            outcome = self._attempt(request, headers, asked)
+            if not isinstance(outcome, Fault):
+                return outcome
+            if outcome.is_expired_login and not renewed:
+                renewed = True
+                self.login.renew(headers["Authorization"])
+                continue
+            if outcome.is_too_much:
+                raise TooMuchError(outcome, asked)
+            attempt += 1
+            if not outcome.is_passing or attempt >= ATTEMPTS:
+                raise error_of(outcome, asked)
+            time.sleep(pause_s(attempt, outcome))
+
+    def close(self) -> None:
+        """Close the connections. The next request opens new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.clear()
+
+    def connections(self) -> urllib3.PoolManager:
+        """The connections that requests are made on."""
+        import urllib3
+
+        with self._lock:
+            if self._pool is None:
+                timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+                self._pool = new_pool(self.base_url, self.max_connections, timeout)
+            return self._pool
+
+    def _attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
+        """One try."""
+        import urllib3
+
+        try:
+            response = self.connections().request(
+                request.method,
+                self.base_url + request.path,
+                body=cast("Iterable[bytes]", request.body) if request.body else None,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+            try:
+                if not 200 <= response.status < 300:
+                    retry_after = response.headers.get("Retry-After")
+                    return request.read_fault(response.status, response.read(), retry_after)
+                if request.out is None:
+                    return Answer(response.status, response.headers, response.read())
+                _fill(request.out, response, asked)
+                return Answer(response.status, response.headers, b"")
+            except BaseException:
+                # Not read to its end: what is left of it must not be taken for the next answer.
+                response.close()
+                raise
+            finally:
+                response.release_conn()
+        except BackendUnavailableError:
+            # It is an OSError too; a complete answer of the wrong size comes again.
+            raise
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            return Fault(503, "", f"{self.base_url} cannot be reached: {reason}")
+
+
+def pause_s(attempt: int, fault: Fault) -> float:
+    """Seconds to wait after a failed attempt (1, 2, ...): as the backend asks, or longer and longer.
+
+    At random within a factor of three, so that clients that failed together do not come again together.
+    """
+    backing_off = min(FIRST_WAIT_S * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    return max(backing_off, min(fault.retry_after_s or 0.0, LONGEST_ASKED_WAIT_S))
+
+
+def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    announced = response.headers.get("Content-Length")
+    if announced is not None and int(announced) != len(out):
+        raise _wrong_size(asked, int(announced), len(out))
+    filled = 0
+    for part in response.stream(_READ_BYTES, decode_content=True):
+        if filled + len(part) > len(out):
+            raise _wrong_size(asked, filled + len(part), len(out))
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled != len(out):
+        raise _wrong_size(asked, filled, len(out))
+
+
+def _wrong_size(asked: str, received: int, expected: int) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"{asked}: the backend sent {received} bytes where {expected} were asked for; nothing is returned"
+    )
+
+
+def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.PoolManager:
+    """Connections to a project, through the proxy that the environment names for it, if any."""
+    import httpx
+    import urllib3
+
+    scheme, _, rest = base_url.partition("://")
+    host = rest.partition("/")[0]
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
+    return make(
+        maxsize=maxsize,
+        block=False,
+        timeout=timeout,
+        # The roots that the SDK's own client trusts, so that both reach the same hosts.
+        ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
+    )
