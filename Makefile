@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 HSDS := .venv-hsds
-OLDEST_TESTS := tests/test_session.py tests/test_store.py
+OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py
 DEMO_DATA := build/demo
 
 # Two pips must not write into one virtual environment.
@@ -78,14 +78,14 @@ clean:
 # The project itself in the same call as a dependency group, so that pip resolves both together.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.pip
 	@echo "== installing tensorage and its dependency group \"$*\" into $(VENV)"
-	@$(call pip,$(VENV)) --editable '.[local]' --group $*
+	@$(call pip,$(VENV)) --editable '.[local,storage]' --group $*
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
 	@echo "== installing tensorage and its oldest dependencies into $(OLDEST)"
 	@$(call pip,$(OLDEST)) packaging
 	@$(OLDEST)/bin/python .ci/floors.py > $(OLDEST)/floors.txt
-	@$(call pip,$(OLDEST)) --editable '.[local]' --group test --constraint $(OLDEST)/floors.txt
+	@$(call pip,$(OLDEST)) --editable '.[local,storage]' --group test --constraint $(OLDEST)/floors.txt
 	@touch $@
 
 # A server to measure against, with dependencies of its own that need not fit ours.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -32,7 +33,8 @@ def floors(requirements: list[str]) -> Iterator[str]:
 
 def main() -> None:
     project = tomllib.loads(PROJECT.read_text())["project"]
-    for line in floors(project["dependencies"] + project["optional-dependencies"]["local"]):
+    extras = project["optional-dependencies"].values()
+    for line in floors([*project["dependencies"], *chain.from_iterable(extras)]):
         print(line)
 
 

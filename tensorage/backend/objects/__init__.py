@@ -1,0 +1,13 @@
+"""The storage engine: arrays as Zarr v3 objects in Supabase Storage.
+
+An array is cut into chunks of about 1 MiB, and these are put into shards of about 8 MiB; one shard is one object.
+The catalogue says which objects an array consists of, and where in them its chunks are.
+
+Modules
+-------
+codec       shards in and out of bytes
+chains      the codecs of a chunk at work, by numcodecs or by zarr
+layout      which object holds which elements (pure)
+extents     how large chunks and shards are (pure)
+metadata    what the metadata of a Zarr v3 array say (pure)
+"""

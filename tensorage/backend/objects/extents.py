@@ -1,0 +1,149 @@
+"""How large the chunks and the shards of an array are. No I/O.
+
+A *chunk* is compressed on its own and is the least that is read. A *shard* is an object, of whole chunks. The
+elements of both are near each other in C order: from the last axis on, as many axes as fit are whole, the axis
+before them is cut evenly, and of those before it there is one row in each chunk.
+
+Nothing depends on the extent of axis 0, so that rows can be appended.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+from tensorage.errors import InvalidInputError
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MAX_CHUNKS_PER_SHARD",
+    "MAX_CHUNK_BYTES",
+    "SHARD_BYTES",
+    "check_chunks",
+    "check_extents",
+    "check_shards",
+    "choose_chunks",
+    "choose_shards",
+]
+
+#: Bytes of a chunk before compression, unless its shape is given.
+CHUNK_BYTES = 1024 * 1024
+
+#: Bytes of a shard before compression, unless its shape is given: what one request carries.
+SHARD_BYTES = 8 * 1024 * 1024
+
+#: Largest buffer of common codecs.
+MAX_CHUNK_BYTES = 2**31 - 1
+
+#: The catalogue holds 16 bytes for each.
+MAX_CHUNKS_PER_SHARD = 65536
+
+
+def choose_chunks(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Chunks of about 1 MiB, of whole rows of axis 0 where a row fits.
+
+    >>> choose_chunks((60000, 28, 28), 4)
+    (334, 28, 28)
+    >>> choose_chunks((10, 3, 1000, 1000), 4)
+    (1, 1, 250, 1000)
+    """
+    room = CHUNK_BYTES // itemsize
+    chunks = [1] * len(shape)
+    for axis in range(len(shape) - 1, 0, -1):
+        extent = max(shape[axis], 1)
+        chunks[axis] = _even_part(extent, room)
+        if chunks[axis] < extent:
+            return tuple(chunks)
+        room //= extent
+    return (room, *chunks[1:]) if chunks else ()
+
+
+def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Shards of at most 8 MiB, or of one chunk where that is larger.
+
+    >>> choose_shards((60000, 28, 28), (334, 28, 28), 4)
+    (2672, 28, 28)
+    >>> choose_shards((10, 3, 1000, 1000), (1, 1, 250, 1000), 4)
+    (1, 2, 1000, 1000)
+    """
+    room = min(max(SHARD_BYTES // (math.prod(chunks) * itemsize), 1), MAX_CHUNKS_PER_SHARD)
+    shards = list(chunks)
+    for axis in range(len(shape) - 1, 0, -1):
+        chunk_count = max(-(-shape[axis] // chunks[axis]), 1)
+        part = _even_part(chunk_count, room)
+        shards[axis] *= part
+        if part < chunk_count:
+            return tuple(shards)
+        room //= part
+    return (shards[0] * room, *shards[1:]) if shards else ()
+
+
+def check_extents(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Extents as somebody gave them: whole numbers from 1 on, one for each axis.
+
+    Raises
+    ------
+    InvalidInputError
+        It says what `name` is.
+    """
+    try:
+        extents = tuple(operator.index(extent) for extent in given)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{name}={given!r} is no sequence of whole numbers, one for each axis of the shape {tuple(shape)}"
+        ) from error
+    if len(extents) != len(shape):
+        raise InvalidInputError(
+            f"{name}={extents} has {len(extents)} extents, and the shape {tuple(shape)} has {len(shape)}"
+        )
+    if any(extent < 1 for extent in extents):
+        raise InvalidInputError(
+            f"{name}={extents} of an array of shape {tuple(shape)}: each extent has to be at least 1"
+        )
+    return extents
+
+
+def check_chunks(chunks: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The shape of a chunk, as somebody gave it.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    extents = check_extents("chunks", chunks, shape)
+    nbytes = math.prod(extents) * itemsize
+    if nbytes > MAX_CHUNK_BYTES:
+        raise InvalidInputError(
+            f"chunks={extents} of {itemsize} bytes an element are {nbytes} bytes each, and {MAX_CHUNK_BYTES} is "
+            f"the most; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
+        )
+    return extents
+
+
+def check_shards(shards: Sequence[int], chunks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a shard, as somebody gave it.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    extents = check_extents("shards", shards, shape)
+    if any(shard % chunk for shard, chunk in zip(extents, chunks, strict=True)):
+        raise InvalidInputError(
+            f"shards={extents} do not hold whole chunks of {tuple(chunks)}: each extent of a shard has to be a "
+            "multiple of that of a chunk"
+        )
+    chunk_count = math.prod(extents) // math.prod(chunks)
+    if chunk_count > MAX_CHUNKS_PER_SHARD:
+        raise InvalidInputError(
+            f"shards={extents} hold {chunk_count} chunks of {tuple(chunks)} each, and {MAX_CHUNKS_PER_SHARD} are "
+            "the most: give larger chunks or smaller shards"
+        )
+    return extents
+
+
+def _even_part(extent: int, room: int) -> int:
+    """The extent cut into as few equal parts as leave none larger than `room`."""
+    part_count = -(-extent // max(room, 1))
+    return -(-extent // part_count)
