@@ -26,6 +26,7 @@ class Exchange:
     sent_bytes: int = 0
     received_bytes: int = 0
     beginning: bytes = b""
+    method: str = ""
 
     @property
     def function(self) -> str:
@@ -40,14 +41,26 @@ class Proxy:
     ----------
     loses_answer
         Tells of an exchange whether its answer, which has just come, is to be lost along with the connection.
+    breaks
+        Tells of an exchange, of which something has just passed, whether the connection breaks now.
+    changes
+        Makes what the server gets of the beginning of a request.
     """
 
-    def __init__(self, url: str, loses_answer: Callable[[Exchange], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        url: str,
+        loses_answer: Callable[[Exchange], bool] = lambda _: False,
+        breaks: Callable[[Exchange], bool] = lambda _: False,
+        changes: Callable[[bytes], bytes] = lambda head: head,
+    ) -> None:
         address = urlsplit(url)
         if address.scheme != "http" or address.hostname is None:
             pytest.skip("what passes cannot be seen: the project is reached by TLS")
         self._server = (address.hostname, address.port or 80)
         self._loses_answer = loses_answer
+        self._breaks = breaks
+        self._changes = changes
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         #: In the order in which they began, without those of signing in and out.
@@ -78,7 +91,7 @@ class Proxy:
             thread.start()
 
     def _pass_on(self, client: socket.socket) -> None:
-        exchange, is_answering = Exchange(""), True
+        exchange, is_answering, owed_bytes = Exchange(""), True, 0
         with client, socket.create_connection(self._server) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -88,27 +101,40 @@ class Proxy:
                     data = source.recv(1024 * 1024)
                     if not data:
                         return
-                    begins = is_answering == (source is client)
-                    is_answering = source is server
+                    # The rest of a body is no new request, even if the answer is there already.
+                    begins = is_answering == (source is client) and not (source is client and owed_bytes > 0)
+                    if begins:
+                        is_answering = source is server
                     body = data.partition(_END_OF_HEAD)[2] if begins else data
                     if source is server:
                         if begins and self._loses_answer(exchange):
                             return
                         exchange.received_bytes += len(body)
                         client.sendall(data)
-                        continue
-                    if begins:
-                        exchange = self._began(data)
-                    exchange.sent_bytes += len(body)
-                    exchange.beginning = (exchange.beginning + body)[:_BEGINNING_BYTES]
-                    server.sendall(data)
+                    else:
+                        if begins:
+                            exchange, owed_bytes = self._began(data), _length_of_body(data)
+                        owed_bytes -= len(body)
+                        exchange.sent_bytes += len(body)
+                        exchange.beginning = (exchange.beginning + body)[:_BEGINNING_BYTES]
+                        server.sendall(self._changes(data) if begins else data)
+                    if self._breaks(exchange):
+                        return
 
     def _ready(self, *sockets: socket.socket) -> Iterator[socket.socket]:
         while not self._ends.is_set():
             yield from select.select(sockets, [], [], 0.1)[0]
 
     def _began(self, head: bytes) -> Exchange:
-        exchange = Exchange(head.split(b" ", 2)[1].decode())
+        method, target, _ = head.split(b" ", 2)
+        exchange = Exchange(target.decode(), method=method.decode())
         if "/auth/" not in exchange.target:
             self.exchanges.append(exchange)
         return exchange
+
+
+def _length_of_body(head: bytes) -> int:
+    for line in head.partition(_END_OF_HEAD)[0].lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line.partition(b":")[2])
+    return 0

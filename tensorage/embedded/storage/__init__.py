@@ -20,10 +20,15 @@ placement   rows that give a name to a version
 custody     which files stay: what PostgreSQL committed
 multipart   form uploads, taken apart while they arrive
 intake      bodies to files
+partial     the files of resumable uploads
+turns       one request at a time for each resumable upload
+tus         the protocol of resumable uploads: its headers
 delivery    files to answers
+storing     objects as the caller
 buckets     requests about buckets
 objects     requests about objects that leave their content as it is
 uploads     requests that store
+resumable   requests that store in several pieces
 downloads   requests that read, and signed URLs
 api         the ASGI application
 """

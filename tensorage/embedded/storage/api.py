@@ -21,6 +21,9 @@ from tensorage.embedded.storage.custody import Custody
 from tensorage.embedded.storage.downloads import DownloadRoutes
 from tensorage.embedded.storage.errors import StorageError, from_os, internal, not_implemented
 from tensorage.embedded.storage.objects import ObjectRoutes
+from tensorage.embedded.storage.partial import Partials
+from tensorage.embedded.storage.resumable import ResumableRoutes
+from tensorage.embedded.storage.storing import Storing
 from tensorage.embedded.storage.uploads import UploadRoutes
 from tensorage.embedded.tokens import Tokens
 
@@ -30,7 +33,7 @@ _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 #: What Supabase Storage serves and this server does not, by path, and what to do instead.
 _NOT_SERVED: Final = {
-    "/upload/resumable": "resumable (TUS) uploads: send the object in one request, which may be of any size",
+    "/upload/resumable/sign": "signed resumable uploads: upload with a user's token",
     "/s3": "the S3 protocol: use the routes below /object",
     "/render/image": "the transformation of images: download the object as it is",
     "/object/upload/sign": "signed upload URLs: upload with a user's token",
@@ -56,15 +59,18 @@ class StorageApi:
     def __init__(self, database: Database, tokens: Tokens, path: Path) -> None:
         blobs = Blobs(path)
         self._custody = Custody(blobs, database)
+        storing = Storing(database, self._custody)
+        self._resumable = ResumableRoutes(storing, tokens, self._custody, Partials(path / "resumable"))
         self._app = Starlette(
             routes=[
                 Route("/status", _status, methods=["GET"]),
                 *_refused_routes(),
+                *self._resumable.routes,
                 *BucketRoutes(database, tokens, self._custody).routes,
                 *ObjectRoutes(database, tokens, self._custody).routes,
                 # Last: the names of objects fit nearly every path.
                 *DownloadRoutes(database, tokens, blobs).routes,
-                *UploadRoutes(database, tokens, self._custody).routes,
+                *UploadRoutes(storing, tokens, blobs).routes,
             ],
             exception_handlers={
                 StorageError: _answer_storage_error,
@@ -79,6 +85,7 @@ class StorageApi:
     async def start(self) -> None:
         """Make the folders, and finish what a killed server left."""
         await self._custody.start()
+        await self._resumable.start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

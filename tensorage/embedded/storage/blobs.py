@@ -4,6 +4,7 @@
 
     storage/
       incoming/<version>   being received
+      resumable/<version>  being received in several requests: a folder, see the module `partial`
       pending/<version>    empty: a transaction is deciding whether the file of this version stays
       objects/<version>    whole, and never changed
 
@@ -33,8 +34,8 @@ MAX_LEFTOVERS: Final = 10_000
 
 _VERSION: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-# A symbolic link in place of a file is refused, and no descriptor is handed to a child process.
-_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+#: A symbolic link in place of a file is refused, and no descriptor is handed to a child process.
+FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,13 @@ class Blobs:
             One of them is a symbolic link, or no folder.
         """
         for folder in (self._path, self.incoming, self._pending, self._objects):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-            if not stat.S_ISDIR(folder.lstat().st_mode):
-                raise FolderError(
-                    f"{folder} is no folder, or a link to one: objects are kept in a real folder"
-                )
-        for leftover in _names(self.incoming):
+            make_folder(folder)
+        for leftover in names_in(self.incoming):
             (self.incoming / leftover).unlink()
 
     def undecided(self) -> list[str]:
         """Versions whose transactions were not seen to end by a server that was killed."""
-        return [name for name in _names(self._pending) if is_version(name)]
+        return [name for name in names_in(self._pending) if is_version(name)]
 
     def open(self, version: str) -> io.FileIO:
         """Open a blob for reading; who has it open goes on reading it whatever happens to its name.
@@ -93,7 +89,7 @@ class Blobs:
         OSError
             It is missing, or no plain file.
         """
-        file = io.FileIO(os.open(self._objects / _checked(version), os.O_RDONLY | _FLAGS))
+        file = io.FileIO(os.open(self._objects / _checked(version), os.O_RDONLY | FLAGS))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(f"{version} is no plain file")
@@ -104,6 +100,16 @@ class Blobs:
         self.mark([version])
         source.rename(self._objects / version)
         _sync_folder(self._objects)
+
+    def adopt(self, source: Path, version: str) -> None:
+        """Give a whole file, which is on the disk, its name beside the one that it has."""
+        self.mark([version])
+        os.link(source, self._objects / _checked(version), follow_symlinks=False)
+        _sync_folder(self._objects)
+
+    def has(self, version: str) -> bool:
+        """Whether there is a file of this version, of a row or not."""
+        return (self._objects / _checked(version)).exists()
 
     def link(self, version: str) -> str:
         """Give a blob, which never changes, a second name: all that a copy needs."""
@@ -117,7 +123,7 @@ class Blobs:
         """Say that a transaction decides about these."""
         for version in versions:
             path = self._pending / _checked(version)
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600))
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600))
 
     def unmark(self, versions: Iterable[str]) -> None:
         for version in versions:
@@ -145,7 +151,7 @@ class Incoming:
         for piece in pieces:
             self._digest.update(piece)
             self._size += len(piece)
-            _write_all(descriptor, piece)
+            write_all(descriptor, piece)
 
     def finish(self, pieces: Iterable[bytes]) -> Blob:
         """Write the last pieces, and give the file to the blobs: on the disk, with its final name."""
@@ -161,7 +167,7 @@ class Incoming:
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o600)
         return self._descriptor
 
     def _close(self) -> None:
@@ -185,12 +191,28 @@ def _checked(version: str) -> str:
     return version
 
 
-def _names(folder: Path) -> list[str]:
+def make_folder(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises
+    ------
+    FolderError
+        It is a symbolic link, or no folder.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise FolderError(f"{folder} is no folder, or a link to one: objects are kept in a real folder")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what is in a folder, of a bounded number of them."""
     with os.scandir(folder) as entries:
         return [entry.name for entry in itertools.islice(entries, MAX_LEFTOVERS)]
 
 
-def _write_all(descriptor: int, piece: bytes) -> None:
+def write_all(descriptor: int, piece: bytes) -> None:
+    """Write all of `piece`, however much the system takes at a time."""
     rest = memoryview(piece)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -40,6 +40,15 @@ class Custody:
             await self.drop([version for version in undecided if version not in known])
             await asyncio.to_thread(self.blobs.unmark, known)
 
+    async def settle(self, version: str) -> bool:
+        """Whether a transaction whose end was not seen did store this version. If not, its file goes."""
+        known = await known_versions(self._database, [version])
+        if known:
+            await asyncio.to_thread(self.blobs.unmark, known)
+        else:
+            await self.drop([version])
+        return bool(known)
+
     async def remove(self, caller: Caller, statement: str, *values: Any) -> list[asyncpg.Record]:
         """Run a statement that deletes objects, and then delete their files.
 

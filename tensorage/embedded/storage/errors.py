@@ -116,6 +116,15 @@ def invalid_signature(message: str) -> StorageError:
     return StorageError(400, "InvalidSignature", message, "InvalidSignature")
 
 
+def tus_refusal(status: int, message: str) -> StorageError:
+    """Refusal of a request of the TUS protocol."""
+    return StorageError(status, "TusError", message, "TusError", http_status=status)
+
+
+def upload_taken_over() -> StorageError:
+    return tus_refusal(409, "Another request goes on with this upload")
+
+
 def not_implemented(message: str) -> StorageError:
     """Refusal of what Supabase Storage can do and this server cannot."""
     return StorageError(501, "NotImplemented", message, "NotImplemented", http_status=501)

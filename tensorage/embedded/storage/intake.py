@@ -7,7 +7,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -20,10 +20,11 @@ from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, checked_mime_typ
 #: What is handed to a thread at a time.
 _BATCH_BYTES: Final = 1 << 20
 
-_OCTETS: Final = "application/octet-stream"
-_DEFAULT_CACHE_CONTROL: Final = "no-cache"
+OCTETS: Final = "application/octet-stream"
+DEFAULT_CACHE_CONTROL: Final = "no-cache"
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,26 @@ class Upload:
     user_metadata: str
 
 
-class _Sink:
-    """Where content goes to: at most two batches of it are in memory."""
+class Receiver(Protocol[T_co]):
+    """A file that takes content. Its methods block; it ends by `finish` or `discard`."""
 
-    def __init__(self, incoming: Incoming, max_nbytes: int | None) -> None:
+    def write(self, pieces: Iterable[bytes]) -> None: ...
+
+    def finish(self, pieces: Iterable[bytes]) -> T_co: ...
+
+    def discard(self) -> None: ...
+
+
+class Sink(Generic[T]):
+    """Where content goes to: at most two batches of it are in memory.
+
+    Parameters
+    ----------
+    max_nbytes
+        More is refused.
+    """
+
+    def __init__(self, incoming: Receiver[T], max_nbytes: int | None) -> None:
         self._incoming = incoming
         self._max_nbytes = max_nbytes
         self._received = 0
@@ -54,6 +71,7 @@ class _Sink:
         self._work: asyncio.Future[None] | None = None
 
     async def add(self, piece: bytes) -> None:
+        """Take the next piece. Waits while a batch is being written and another one is full."""
         self._received += len(piece)
         if self._max_nbytes is not None and self._received > self._max_nbytes:
             raise too_large()
@@ -63,11 +81,13 @@ class _Sink:
             await self._idle()
             self._work = _in_thread(self._incoming.write, self._taken())
 
-    async def finish(self) -> Blob:
+    async def finish(self) -> T:
+        """Write what is left; what the file says of itself."""
         await self._idle()
         return await asyncio.shield(_in_thread(self._incoming.finish, self._taken()))
 
     async def discard(self) -> None:
+        """Give up what was received."""
         if self._work is not None:
             await asyncio.wait([self._work])
         await asyncio.to_thread(self._incoming.discard)
@@ -94,7 +114,7 @@ async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
         It did not come to its end. In all these cases no file is left.
     """
     boundary = _form_boundary(request)
-    sink = _Sink(Incoming(blobs), bucket.file_size_limit or None)
+    sink = Sink(Incoming(blobs), bucket.file_size_limit or None)
     try:
         if boundary is None:
             upload = await _receive_raw(request, sink, bucket)
@@ -119,8 +139,8 @@ def _form_boundary(request: Request) -> bytes | None:
     return boundary
 
 
-async def _receive_raw(request: Request, sink: _Sink, bucket: Bucket) -> Upload:
-    content_type = request.headers.get("content-type") or _OCTETS
+async def _receive_raw(request: Request, sink: Sink[Blob], bucket: Bucket) -> Upload:
+    content_type = request.headers.get("content-type") or OCTETS
     checked_mime_type(content_type, bucket.allowed_mime_types)
     if bucket.file_size_limit and int(request.headers.get("content-length", "0")) > bucket.file_size_limit:
         raise too_large()
@@ -128,21 +148,21 @@ async def _receive_raw(request: Request, sink: _Sink, bucket: Bucket) -> Upload:
     user_metadata = _encoded_metadata(request.headers.get("x-metadata"))
     async for piece in request.stream():
         await sink.add(piece)
-    return Upload(await sink.finish(), content_type, cache_control or _DEFAULT_CACHE_CONTROL, user_metadata)
+    return Upload(await sink.finish(), content_type, cache_control or DEFAULT_CACHE_CONTROL, user_metadata)
 
 
-async def _receive_form(request: Request, sink: _Sink, bucket: Bucket, boundary: bytes) -> Upload:
+async def _receive_form(request: Request, sink: Sink[Blob], bucket: Bucket, boundary: bytes) -> Upload:
     form = FormUpload(boundary)
     async for piece in request.stream():
         if piece:
             await form.feed(piece, sink.add)
     form.check_complete()
     fields = form.fields
-    content_type = fields.get("contentType", b"").decode("latin-1") or form.content_type or _OCTETS
+    content_type = fields.get("contentType", b"").decode("latin-1") or form.content_type or OCTETS
     checked_mime_type(content_type, bucket.allowed_mime_types)
     max_age = _header_value("cacheControl", fields.get("cacheControl", b"").decode("latin-1"))
-    cache_control = f"max-age={max_age}" if max_age else _DEFAULT_CACHE_CONTROL
-    user_metadata = _metadata(fields["metadata"]) if "metadata" in fields else "{}"
+    cache_control = f"max-age={max_age}" if max_age else DEFAULT_CACHE_CONTROL
+    user_metadata = user_metadata_json(fields["metadata"]) if "metadata" in fields else "{}"
     return Upload(await sink.finish(), content_type, cache_control, user_metadata)
 
 
@@ -156,12 +176,13 @@ def _encoded_metadata(header: str | None) -> str:
     if header is None:
         return "{}"
     try:
-        return _metadata(base64.b64decode(header, validate=True))
+        return user_metadata_json(base64.b64decode(header, validate=True))
     except ValueError as error:
         raise invalid_request("headers/x-metadata must be base64") from error
 
 
-def _metadata(text: bytes) -> str:
+def user_metadata_json(text: bytes) -> str:
+    """Metadata that a sender gives an object, checked: JSON of an object."""
     try:
         value = json.loads(text)
         if isinstance(value, dict) and len(text) <= MAX_FIELD_BYTES:

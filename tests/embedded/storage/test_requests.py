@@ -236,8 +236,8 @@ class TestBodies:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/upload/resumable"),
-        ("PATCH", "/upload/resumable/abc"),
+        ("POST", "/upload/resumable/sign"),
+        ("PATCH", "/upload/resumable/sign/abc"),
         ("GET", "/render/image/authenticated/tensors/x"),
         ("PUT", "/s3/tensors/x"),
         ("POST", "/object/upload/sign/tensors/x"),

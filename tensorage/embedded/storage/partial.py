@@ -1,0 +1,220 @@
+"""The files of resumable uploads.
+
+::
+
+    storage/resumable/<id>/
+      upload.json   what its sender said of it; never changed
+      content       what has come of it, until the object is stored
+      offset        how many of those bytes count; replaced in one step
+
+The offset is the whole size only once the object is stored: so nobody takes an upload for finished that is not.
+Whatever is in `content` behind the offset was on its way when a server was killed, and is written over.
+
+The id, a UUID of our making, becomes the version of the object. Everything here blocks: it is called in threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from tensorage.embedded.storage.blobs import FLAGS, is_version, make_folder, names_in, write_all
+
+#: How long after its end an upload is deleted: requests that began before are over by then.
+_GRACE_S: Final = 3600
+
+_UPLOAD: Final = "upload.json"
+_CONTENT: Final = "content"
+_OFFSET: Final = "offset"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is said of an upload when it begins.
+
+    Parameters
+    ----------
+    role, subject
+        Who began it, and nobody else goes on with it: role and ``sub`` of the token.
+    size
+        Of the whole content.
+    user_metadata
+        JSON of an object.
+    sent_metadata
+        The header ``Upload-Metadata``.
+    expires_at
+        In seconds since the epoch.
+    """
+
+    id: str
+    role: str
+    subject: str | None
+    bucket_id: str
+    name: str
+    size: int
+    content_type: str
+    cache_control: str
+    user_metadata: str
+    sent_metadata: str
+    expires_at: float
+
+    def is_of(self, role: str, subject: object) -> bool:
+        return (self.role, self.subject) == (role, subject)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An upload, and how far it has come."""
+
+    declared: Declared
+    offset: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.offset == self.declared.size
+
+    @property
+    def missing_nbytes(self) -> int:
+        return self.declared.size - self.offset
+
+
+class Part:
+    """Bytes that continue the content of an upload. They count when somebody has said so, by `Partials.advance`."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._path = path
+        self._offset = offset
+        self._size = 0
+        self._descriptor: int | None = None
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        descriptor = self._open()
+        for piece in pieces:
+            self._size += len(piece)
+            write_all(descriptor, piece)
+
+    def finish(self, pieces: Iterable[bytes]) -> int:
+        """Write the last pieces, see all of them onto the disk, and say how many bytes they were."""
+        self.write(pieces)
+        os.fsync(self._open())
+        self._close()
+        return self._size
+
+    def discard(self) -> None:
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, self._offset)
+        self._close()
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | FLAGS)
+            os.ftruncate(self._descriptor, self._offset)
+            os.lseek(self._descriptor, self._offset, os.SEEK_SET)
+        return self._descriptor
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+
+
+class Partials:
+    """The uploads below one folder, which belongs to one server process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def prepare(self) -> None:
+        """Make the folder where it is missing.
+
+        Raises
+        ------
+        FolderError
+            It is a symbolic link, or no folder.
+        """
+        make_folder(self._path)
+
+    def create(self, declared: Declared) -> Partial:
+        folder = self._path / declared.id
+        folder.mkdir(mode=0o700)
+        try:
+            os.close(os.open(folder / _CONTENT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o600))
+            # Last: without it, there is no upload.
+            _replace(folder / _UPLOAD, json.dumps(asdict(declared)))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        return Partial(declared, 0)
+
+    def find(self, upload_id: str) -> Partial | None:
+        """Look up an upload; None if there is none, or none any more."""
+        if not is_version(upload_id):
+            return None
+        folder = self._path / upload_id
+        try:
+            declared = Declared(**json.loads(_read(folder / _UPLOAD)))
+        except FileNotFoundError:
+            return None
+        return Partial(declared, _offset(folder))
+
+    def content(self, upload_id: str) -> Path:
+        """Path of what has come of an upload that is not finished."""
+        return self._path / upload_id / _CONTENT
+
+    def part(self, partial: Partial) -> Part:
+        """Continue the content of an upload."""
+        return Part(self.content(partial.declared.id), partial.offset)
+
+    def advance(self, partial: Partial, offset: int) -> Partial:
+        """Count the bytes before `offset`, which are on the disk."""
+        _replace(self._path / partial.declared.id / _OFFSET, str(offset))
+        return Partial(partial.declared, offset)
+
+    def finish(self, partial: Partial) -> Partial:
+        """Remember an upload whose object is stored, and its content is another file's name now."""
+        finished = self.advance(partial, partial.declared.size)
+        self.content(partial.declared.id).unlink(missing_ok=True)
+        return finished
+
+    def remove(self, upload_id: str) -> None:
+        shutil.rmtree(self._path / upload_id)
+
+    def sweep(self, now: float) -> None:
+        """Delete the uploads whose time was over a while ago, and what was left of the making of one."""
+        for name in names_in(self._path):
+            folder = self._path / name
+            partial = self.find(name)
+            ends_at = folder.lstat().st_mtime if partial is None else partial.declared.expires_at
+            if ends_at + _GRACE_S < now:
+                shutil.rmtree(folder)
+
+
+def _offset(folder: Path) -> int:
+    try:
+        text = _read(folder / _OFFSET)
+    except FileNotFoundError:
+        return 0
+    # Nothing in it, after a loss of power: to begin anew is always right.
+    return int(text) if text.isdecimal() else 0
+
+
+def _read(path: Path) -> str:
+    with os.fdopen(os.open(path, os.O_RDONLY | FLAGS), encoding="ascii") as file:
+        return file.read()
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
