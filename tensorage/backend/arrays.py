@@ -20,7 +20,6 @@ __all__ = [
     "as_dims",
     "cast_to",
     "check_key",
-    "is_plain",
 ]
 
 #: Bytes of UTF-8.
@@ -121,10 +120,3 @@ def _plain(value: object) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{value!r} is no text, number, truth value, None, list or dict")
-
-
-def is_plain(out: npt.NDArray[Any] | None, dataset: Dataset, shape: tuple[int, ...]) -> bool:
-    """True if elements of the dataset can be written straight into the memory of `out`."""
-    return out is not None and bool(
-        out.flags.c_contiguous and out.flags.writeable and out.dtype == dataset.dtype and out.shape == shape
-    )

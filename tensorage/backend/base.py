@@ -1,27 +1,35 @@
-"""What every engine can do."""
+"""What every context can do: the catalogue's entries, and arrays in whichever engine keeps them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.types import Dataset
+from tensorage.backend.arrays import as_array, cast_to
+from tensorage.backend.catalogue import Catalogue
+from tensorage.backend.declaration import ArrayOptions, declare
+from tensorage.backend.engine import ArrayEngine, OtherEngineError
+from tensorage.backend.faults import check_version, missing_schema
+from tensorage.backend.rows.engine import RowsEngine
+from tensorage.errors import InvalidInputError, SchemaError
+from tensorage.indexing.selection import Selection
+from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
+    from tensorage.backend.transfer import Transfer
     from tensorage.session import BackendSession
 
 __all__ = ["BaseContext"]
 
 
-class BaseContext(ABC):
-    """An engine, used as the user of one session.
+class BaseContext:
+    """Arrays as the user of one session.
 
     Contexts are handed out by `BackendSession.database` and `BackendSession.storage`, which log in before
-    and out after.
+    and out after. They differ in where new arrays are kept; what is there is found and read in each of them.
 
     Parameters
     ----------
@@ -29,15 +37,22 @@ class BaseContext(ABC):
         The session whose user everything is done as.
     """
 
+    #: Where new arrays are kept.
+    engine: ClassVar[Engine]
+
     def __init__(self, backend: BackendSession) -> None:
         self.backend = backend
+        self._declared: dict[int, Dataset] = {}
+        self._engines: dict[str, ArrayEngine] = {}
+        self._engines_transfer: Transfer | None = None
 
     @property
     def user_id(self) -> str:
         """Id of the logged-in user, as ``auth.uid()`` gives it in SQL."""
         return self.backend.user_id
 
-    @abstractmethod
+    # The contexts' interface ---------------------------------------------------------------------------
+
     def check_schema_installed(self) -> bool:
         """True if the project has the migrations of this version.
 
@@ -46,8 +61,13 @@ class BaseContext(ABC):
         SchemaError
             If it has none, or those of another version: the message says how to migrate.
         """
+        try:
+            version = self.backend.transfer.schema_version()
+        except SchemaError as error:
+            raise missing_schema("there is no function tensorage_version") from error
+        check_version(version)
+        return True
 
-    @abstractmethod
     def insert_dataset(
         self,
         key: str,
@@ -55,11 +75,7 @@ class BaseContext(ABC):
         dim: int,
         type: npt.DTypeLike = "float32",  # noqa: A002 - the name is part of the API
         is_shared: bool = False,
-        *,
-        chunk_size: int | None = None,
-        attrs: Mapping[str, Any] | None = None,
-        dims: Sequence[str] | None = None,
-        overwrite: bool = False,
+        **options: Unpack[ArrayOptions],
     ) -> Dataset:
         """Declare an array, to be filled by `insert_tensor`.
 
@@ -77,18 +93,23 @@ class BaseContext(ABC):
             dtype of the elements.
         is_shared
             Let every signed-in user of the project read it.
-        chunk_size
-            Elements per stored block; about 1 MiB of them by default.
-        overwrite
-            Let it replace the array that is under the key when it is complete.
+        options
+            See `tensorage.backend.declaration.ArrayOptions`.
 
         Raises
         ------
         KeyExistsError, InvalidInputError, DTypeError, QuotaExceededError
             Nothing was declared.
         """
+        new = declare(key, shape, type, is_shared, options)
+        if dim != len(new.shape):
+            raise InvalidInputError(
+                f"dim={dim} contradicts the shape {new.shape}, which has {len(new.shape)} axes"
+            )
+        dataset = self._engine(self.engine).begin(new)
+        self._declared[dataset.id] = dataset
+        return dataset
 
-    @abstractmethod
     def insert_tensor(self, data_id: int, data: npt.ArrayLike, offset: int = 0) -> bool:
         """Store rows of a declared array; the last missing ones make it visible.
 
@@ -106,12 +127,31 @@ class BaseContext(ABC):
         bool
             True: the rows are stored.
         """
+        dataset = self._declared.get(data_id) or self._catalogue.dataset(data_id)
+        self._declared[data_id] = dataset
+        rows = cast_to(data, dataset)
+        if dataset.ndim == 0:
+            rows, first = rows.reshape(()), 0
+        elif rows.shape[1:] != dataset.shape[1:] or rows.ndim != dataset.ndim:
+            raise InvalidInputError(
+                f"rows of shape {rows.shape} do not fit the declared shape {dataset.shape}"
+            )
+        elif not 0 <= offset <= dataset.shape[0] - rows.shape[0]:
+            raise InvalidInputError(
+                f"rows {offset} to {offset + rows.shape[0]} lie outside of the declared shape {dataset.shape}"
+            )
+        else:
+            first = offset * (dataset.size // dataset.shape[0]) if dataset.shape[0] else 0
+        if rows.size:
+            complete = self._engine(dataset.engine).fill(dataset, rows, first)
+            self._declared[data_id] = complete or dataset
+        return True
 
-    @abstractmethod
     def append_tensor(self, key: str, data: npt.ArrayLike) -> bool:
         """Add rows at the end of axis 0 of a stored array, all at once. True: they are stored."""
+        self.append(key, data)
+        return True
 
-    @abstractmethod
     def get_dataset(self, key: str) -> Dataset:
         """The catalogue's entry of an array.
 
@@ -120,8 +160,8 @@ class BaseContext(ABC):
         KeyNotFoundError
             If there is no (complete) array under the key that this user may see.
         """
+        return self.open(key)
 
-    @abstractmethod
     def get_tensor(
         self,
         key: str,
@@ -139,8 +179,10 @@ class BaseContext(ABC):
         slice_low, slice_up
             Along each further axis.
         """
+        dataset = self.open(key)
+        selection = box_selection(dataset.ndim, index_low, index_up, slice_low, slice_up)
+        return np.asarray(self.read(dataset, selection))
 
-    @abstractmethod
     def remove_dataset(self, key: str) -> bool:
         """Delete an array of this user. True: it is gone.
 
@@ -148,10 +190,165 @@ class BaseContext(ABC):
         ------
         KeyNotFoundError, PermissionDeniedError
         """
+        self._catalogue.remove(key)
+        return True
 
-    @abstractmethod
     def list_dataset_keys(self) -> list[str]:
         """Every key that this user can open, sorted by code point."""
+        return list(self.iterate_keys())
+
+    # What stores and tensors are made of -----------------------------------------------------------------
+
+    def iterate_keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that this user can open and that begins with `prefix`, sorted by code point, a page at a time."""
+        return self._catalogue.iterate_keys(prefix)
+
+    def count_keys(self) -> int:
+        """How many keys this user can open."""
+        return self._catalogue.count_keys()
+
+    def open(self, key: str, owner: str | None = None) -> Dataset:
+        """The catalogue's entry of an array of this user, or else of one that somebody shares.
+
+        Parameters
+        ----------
+        owner
+            E-mail address of the user whose array is meant.
+        """
+        return self._catalogue.open(key, owner)
+
+    def share(self, key: str, is_shared: bool) -> Dataset:
+        """Let every signed-in user read an array of this user, or only this user again."""
+        return self._catalogue.share(key, is_shared)
+
+    def annotate(
+        self,
+        dataset: Dataset,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        removed: Sequence[str] = (),
+        replace: bool = False,
+    ) -> Dataset:
+        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        return self._catalogue.annotate(dataset, attrs=attrs, removed=removed, replace=replace)
+
+    def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
+        """Give the axes names, or none."""
+        return self._catalogue.name_axes(dataset, dims)
+
+    def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
+        """Give an array of this user another key. With `overwrite`, in place of the array that is there."""
+        return self._catalogue.rename(key, new_key, overwrite=overwrite)
+
+    def write(
+        self,
+        key: str,
+        data: npt.ArrayLike,
+        *,
+        engine: Engine | None = None,
+        is_shared: bool = False,
+        quiet: bool = True,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array: all of it becomes visible in one step, or nothing is stored."""
+        array = as_array(data)
+        new = declare(key, array.shape, array.dtype, is_shared, options)
+        return self._engine(engine or self.engine).store(array, new, quiet=quiet)
+
+    def write_blocks(
+        self,
+        key: str,
+        blocks: Iterable[npt.ArrayLike],
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        engine: Engine | None = None,
+        is_shared: bool = False,
+        quiet: bool = True,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array that comes as consecutive blocks of rows. No more of it is in memory than is under way."""
+        new = declare(key, shape, dtype, is_shared, options)
+        if not new.shape:
+            raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
+        return self._engine(engine or self.engine).store_blocks(blocks, new, quiet=quiet)
+
+    def append(
+        self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None, quiet: bool = True
+    ) -> Dataset:
+        """Add rows at the end of axis 0, all at once. Done once, however often the request is repeated.
+
+        Parameters
+        ----------
+        known
+            The array, if it has been opened.
+        """
+        # Without an entry, the database engine: it asks once, and is told if the array is elsewhere.
+        engine: Engine = "database" if known is None else known.engine
+        while True:
+            try:
+                return self._engine(engine).append(key, data, known, quiet=quiet)
+            except OtherEngineError as error:
+                known = error.dataset
+                engine = known.engine
+
+    def assign(
+        self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool = True
+    ) -> Dataset:
+        """``array[selection] = value`` for a stored array, as numpy does it: all of it, or nothing.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return self._engine(dataset.engine).assign(dataset, selection, value, quiet=quiet)
+
+    def read(
+        self,
+        dataset: Dataset,
+        selection: Selection,
+        *,
+        out: npt.NDArray[Any] | None = None,
+        quiet: bool = True,
+    ) -> Any:
+        """``array[selection]`` of a stored array, as numpy gives it.
+
+        Parameters
+        ----------
+        out
+            Array of the result's shape and dtype, filled and returned instead of a new one.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return self._engine(dataset.engine).read(dataset, selection, out, quiet=quiet)
+
+    def compact(self, key: str) -> int:
+        """Merge small neighbouring blocks of an array of this user. How many blocks fewer it has now."""
+        return self._engine(self.open(key).engine).compact(key)
+
+    # Parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self.backend.transfer)
+
+    def _engine(self, name: Engine) -> ArrayEngine:
+        transfer = self.backend.transfer
+        if self._engines_transfer is not transfer:
+            # At first, and after a fork: connections are never shared.
+            self._engines, self._engines_transfer = {}, transfer
+        if name not in self._engines:
+            self._engines[name] = self._new_engine(name, transfer)
+        return self._engines[name]
+
+    def _new_engine(self, name: Engine, transfer: Transfer) -> ArrayEngine:
+        if name == "database":
+            return RowsEngine(transfer, self.open)
+        raise InvalidInputError("this version keeps arrays in the database only: engine='database'")
 
 
 def box_selection(

@@ -47,6 +47,18 @@ class OtherDTypeError(DTypeError):
     description: Mapping[str, Any] | None = None
 
 
+class StoredElsewhereError(InvalidInputError):
+    """Rows were sent for an array that is kept in Storage. Never leaves the engine.
+
+    Attributes
+    ----------
+    description
+        The array, as the functions of the database describe it.
+    """
+
+    description: Mapping[str, Any] | None = None
+
+
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS001": (KeyNotFoundError, "list(store) shows what there is."),
     "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
@@ -57,6 +69,7 @@ _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS007": (PermissionDeniedError, "Only its owner can change or delete it."),
     "TS008": (AmbiguousKeyError, "Say whose: store.open(key, owner='...')."),
     "TS009": (OtherDTypeError, ""),
+    "TS010": (StoredElsewhereError, ""),
     "42501": (PermissionDeniedError, "Log in as a user who may."),
     "23514": (InvalidInputError, ""),
     "23505": (KeyExistsError, ""),
@@ -143,7 +156,7 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
     if known is not None:
         kind, advice = known
         error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
-        if isinstance(error, OtherDTypeError):
+        if isinstance(error, OtherDTypeError | StoredElsewhereError):
             error.description = json.loads(fault.details or "null")
         return error
     if fault.code in _SCHEMA_CODES:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy.typing as npt
+from typing import Any, ClassVar
 
 from tensorage.backend.base import BaseContext
-from tensorage.backend.database import DatabaseContext
 from tensorage.errors import (
     BackendUnavailableError,
     InvalidInputError,
@@ -20,10 +17,7 @@ from tensorage.errors import (
     QuotaExceededError,
     TensorageError,
 )
-from tensorage.types import Dataset
-
-if TYPE_CHECKING:
-    from tensorage.session import BackendSession
+from tensorage.types import Engine
 
 __all__ = ["StorageContext"]
 
@@ -45,17 +39,9 @@ _BY_STATUS: dict[str, tuple[type[TensorageError], str]] = {
 
 
 class StorageContext(BaseContext):
-    """Files in Supabase Storage, as the user of one session.
+    """New arrays as objects of Supabase Storage, and files beside them, as the user of one session."""
 
-    The catalogue of arrays is the one of `DatabaseContext`: arrays are found, read and removed here too. New
-    arrays are stored by the database engine only, in this version.
-    """
-
-    def __init__(self, backend: BackendSession) -> None:
-        super().__init__(backend)
-        self._catalogue = DatabaseContext(backend)
-
-    # Files --------------------------------------------------------------------------------------------
+    engine: ClassVar[Engine] = "storage"
 
     def upload_file(self, path: str, content: str | bytes | Path) -> str:
         """Store a file, in place of the one at `path` if there is one.
@@ -147,53 +133,6 @@ class StorageContext(BaseContext):
             if len(page) < _PAGE:
                 return
             offset += _PAGE
-
-    # Arrays -------------------------------------------------------------------------------------------
-
-    def check_schema_installed(self) -> bool:
-        return self._catalogue.check_schema_installed()
-
-    def get_dataset(self, key: str) -> Dataset:
-        return self._catalogue.get_dataset(key)
-
-    def get_tensor(
-        self,
-        key: str,
-        index_low: int | None = None,
-        index_up: int | None = None,
-        slice_low: Sequence[int] | None = None,
-        slice_up: Sequence[int] | None = None,
-    ) -> npt.NDArray[Any]:
-        return self._catalogue.get_tensor(key, index_low, index_up, slice_low, slice_up)
-
-    def remove_dataset(self, key: str) -> bool:
-        return self._catalogue.remove_dataset(key)
-
-    def list_dataset_keys(self) -> list[str]:
-        return self._catalogue.list_dataset_keys()
-
-    def insert_dataset(
-        self,
-        key: str,
-        shape: Sequence[int],  # noqa: ARG002 - the interface's
-        dim: int,  # noqa: ARG002 - the interface's
-        type: npt.DTypeLike = "float32",  # noqa: A002, ARG002 - the interface's
-        is_shared: bool = False,  # noqa: ARG002 - the interface's
-        **_options: Any,
-    ) -> Dataset:
-        raise _no_arrays_here(f"declaring {key!r}")
-
-    def insert_tensor(self, data_id: int, data: npt.ArrayLike, offset: int = 0) -> bool:  # noqa: ARG002 - the interface's
-        raise _no_arrays_here(f"filling dataset {data_id}")
-
-    def append_tensor(self, key: str, data: npt.ArrayLike) -> bool:
-        return self._catalogue.append_tensor(key, data)
-
-
-def _no_arrays_here(asked: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{asked}: this version keeps arrays in the database only: use session.database()"
-    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from selections import selections
 
 import tensorage
 from tensorage import Tensor, TensorStore
-from tensorage.backend import assigning, writing
+from tensorage.backend.rows import assigning, writing
 from tensorage.indexing import runs
 
 Array = np.ndarray[Any, Any]

@@ -6,8 +6,7 @@ What is staged is declared, filled by requests in parallel, and made visible by 
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,21 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import as_array, cast_to
-from tensorage.backend.blocks import send_pieces
 from tensorage.backend.faults import OtherDTypeError
 from tensorage.backend.http import TooMuchError
-from tensorage.backend.pieces import pieces_of_blocks, pieces_to_send
-from tensorage.backend.progress import Advance, progress
+from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
+from tensorage.backend.rows.blocks import send_pieces
+from tensorage.backend.rows.pieces import pieces_of_blocks, pieces_to_send
+from tensorage.backend.staging import begin, new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError, QuotaExceededError
+from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype
 
-__all__ = [
-    "append_rows", "begin", "commit", "new_operation", "send_rows", "stage", "store_array", "store_blocks",
-    "sweep", "with_room", "written",
-]  # fmt: skip
+__all__ = ["append_rows", "send_rows", "store_array", "store_blocks"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,66 +126,6 @@ def send_rows(
     send_pieces(transfer, dataset, moved, advance)
 
 
-def stage(
-    transfer: Transfer, dataset: Dataset, send: Callable[[Advance], None], nbytes: int, *, quiet: bool
-) -> Dataset:
-    """Fill a staged dataset and commit it, or give it up.
-
-    Parameters
-    ----------
-    send
-        Fills it.
-    nbytes
-        What that moves.
-    """
-    try:
-        with progress(nbytes, dataset.key, quiet=quiet) as advance:
-            send(advance)
-        return commit(transfer, dataset)
-    except BaseException:
-        _abort(transfer, dataset)
-        raise
-
-
-def begin(transfer: Transfer, meta: dict[str, Any]) -> Dataset:
-    """Declare an array that comes in several requests."""
-    asked = f"storing {meta['key']!r}"
-    return Dataset.from_json(with_room(transfer, lambda: transfer.call("tensorage_begin", meta, asked)))
-
-
-def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
-    """The answer to a request that needs room. Where there is none, what was given up is deleted first."""
-    try:
-        return ask()
-    except QuotaExceededError:
-        # Swept in pieces and by whoever writes next, it counts until then: a writer may have died before.
-        sweep(transfer, transfer.call("tensorage_sweep", {}, "deleting what was given up"))
-        return ask()
-
-
-def commit(transfer: Transfer, dataset: Dataset) -> Dataset:
-    """Make a staged dataset visible."""
-    arguments = {"data_id": dataset.id, "operation": new_operation()}
-    return written(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
-
-
-def written(transfer: Transfer, answer: Mapping[str, Any]) -> Dataset:
-    """The dataset that a writing function answers with; what it left to be deleted is."""
-    sweep(transfer, answer.get("left", 0))
-    return Dataset.from_json(answer)
-
-
-def sweep(transfer: Transfer, left: int) -> None:
-    """Delete, a piece at a time, what was removed or replaced and was too much for one statement."""
-    while left:
-        left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
-
-
-def new_operation() -> str:
-    """Id of a request, so that it is done once however often it is sent."""
-    return str(uuid.uuid4())
-
-
 def _store_at_once(
     transfer: Transfer, function: str, array: npt.NDArray[Any], meta: dict[str, Any], asked: str
 ) -> Dataset:
@@ -210,12 +147,3 @@ def _store_staged(
         array.nbytes,
         quiet=quiet,
     )
-
-
-def _abort(transfer: Transfer, dataset: Dataset) -> None:
-    """Give up what was staged. Where even that fails, it is swept a day later."""
-    try:
-        transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
-    except (OSError, RuntimeError) as error:
-        # The caller is about to be told why the write failed: that is the error which matters.
-        logger.warning("the staged blocks of %r stay for a day: %s", dataset.key, error)

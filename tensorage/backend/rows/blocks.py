@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from tensorage.backend.faults import error_of
 from tensorage.backend.http import TooMuchError
-from tensorage.backend.pieces import Piece
 from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
+from tensorage.backend.rows.pieces import Piece
 from tensorage.backend.transfer import Transfer
 from tensorage.indexing.reading import Reading
 from tensorage.indexing.runs import Part, Source, Spans, halves, requests

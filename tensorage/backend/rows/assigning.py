@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import as_assigned
-from tensorage.backend.blocks import send_parts, whereabouts
 from tensorage.backend.http import TooMuchError
 from tensorage.backend.protocol import bytes_of, header
+from tensorage.backend.rows.blocks import send_parts, whereabouts
+from tensorage.backend.staging import new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
-from tensorage.backend.writing import new_operation, stage, with_room, written
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
 from tensorage.indexing.reading import Reading, plan
 from tensorage.indexing.runs import Part, requests

@@ -1,0 +1,85 @@
+"""The catalogue: which arrays there are, whatever engine keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tensorage.backend.arrays import as_attrs, as_dims, check_key
+from tensorage.backend.staging import new_operation, sweep, written
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.types import Dataset
+
+__all__ = ["Catalogue"]
+
+#: Keys in one answer: hosted Supabase gives no more rows than that.
+KEYS_PER_PAGE = 1000
+
+
+class Catalogue:
+    """Entries of arrays, as one login sees them."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+
+    def iterate_keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that begins with `prefix`, sorted by code point, a page at a time."""
+        after = ""
+        while True:
+            arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE}
+            page: list[str] = self._transfer.call("tensorage_list", arguments, "listing the keys")
+            yield from page
+            if len(page) < KEYS_PER_PAGE:
+                return
+            after = page[-1]
+
+    def count_keys(self) -> int:
+        return int(self._transfer.call("tensorage_count", {}, "counting the keys"))
+
+    def open(self, key: str, owner: str | None = None) -> Dataset:
+        """The entry of an array of this user, or else of one that somebody shares."""
+        try:
+            check_key(key)
+        except InvalidInputError as error:
+            raise KeyNotFoundError(f"opening {key!r}: there is no such array, because {error}") from error
+        arguments = {"key": key} if owner is None else {"key": key, "owner": owner}
+        return self._entry("tensorage_open", arguments, f"opening {key!r}")
+
+    def dataset(self, data_id: int) -> Dataset:
+        """The entry with an id, of this user; also of an array that is being written."""
+        return self._entry("tensorage_dataset", {"data_id": data_id}, f"opening dataset {data_id}")
+
+    def share(self, key: str, is_shared: bool) -> Dataset:
+        return self._entry("tensorage_share", {"key": key, "is_shared": is_shared}, f"sharing {key!r}")
+
+    def annotate(
+        self,
+        dataset: Dataset,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        removed: Sequence[str] = (),
+        replace: bool = False,
+    ) -> Dataset:
+        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        arguments = {
+            "data_id": dataset.id, "attrs": as_attrs(attrs or {}), "removed": list(removed), "replace": replace,
+        }  # fmt: skip
+        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
+
+    def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
+        arguments = {"data_id": dataset.id, "dims": as_dims(dims, dataset.ndim), "set_dims": True}
+        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
+
+    def rename(self, key: str, new_key: str, *, overwrite: bool) -> Dataset:
+        check_key(new_key)
+        arguments = {"key": key, "new_key": new_key, "overwrite": overwrite, "operation": new_operation()}
+        answer = self._transfer.call("tensorage_rename", arguments, f"renaming {key!r} to {new_key!r}")
+        return written(self._transfer, answer)
+
+    def remove(self, key: str) -> None:
+        arguments = {"key": key, "operation": new_operation()}
+        sweep(self._transfer, self._transfer.call("tensorage_remove", arguments, f"deleting {key!r}"))
+
+    def _entry(self, function: str, arguments: Mapping[str, Any], asked: str) -> Dataset:
+        return Dataset.from_json(self._transfer.call(function, arguments, asked))

@@ -1,0 +1,90 @@
+"""What an engine is: a way to keep the elements of arrays whose entries are in the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from tensorage.backend.declaration import Declaration
+from tensorage.indexing.selection import Selection
+from tensorage.types import Dataset
+
+__all__ = ["ArrayEngine", "OtherEngineError"]
+
+
+class OtherEngineError(Exception):
+    """The array is kept by another engine. Never leaves the context.
+
+    Attributes
+    ----------
+    dataset
+        The array.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(f"{dataset.key!r} is kept by engine {dataset.engine!r}")
+        self.dataset = dataset
+
+
+class ArrayEngine(Protocol):
+    """Moves elements between memory and where they are kept. Datasets given to it are of its kind."""
+
+    def begin(self, new: Declaration) -> Dataset:
+        """Declare an array that `fill` fills."""
+        ...
+
+    def fill(self, dataset: Dataset, rows: npt.NDArray[Any], first: int) -> Dataset | None:
+        """Store elements of a declared array, from position `first` of the flat array on.
+
+        Returns
+        -------
+        Dataset or None
+            The array, if it is complete and has become visible.
+        """
+        ...
+
+    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array that is in memory: all of it becomes visible in one step, or nothing is stored."""
+        ...
+
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array that comes as consecutive blocks of rows, and never exists whole."""
+        ...
+
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+        """Add rows at the end of axis 0: all at once, and once only.
+
+        Raises
+        ------
+        OtherEngineError
+            If the array is of another engine, which shows only now where it was not `known`.
+        """
+        ...
+
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
+        """``array[selection] = value``: all of it, or nothing.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        ...
+
+    def read(
+        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
+    ) -> Any:
+        """``array[selection]``, in `out` if it is given.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        ...
+
+    def compact(self, key: str) -> int:
+        """Merge small neighbouring blocks. How many blocks fewer it has now."""
+        ...

@@ -1,0 +1,102 @@
+"""What the database engine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy.typing as npt
+
+from tensorage.backend.declaration import Declaration
+from tensorage.backend.engine import OtherEngineError
+from tensorage.backend.faults import StoredElsewhereError
+from tensorage.backend.progress import progress
+from tensorage.backend.results import Result
+from tensorage.backend.rows.assigning import assign
+from tensorage.backend.rows.blocks import fetch_box
+from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_blocks
+from tensorage.backend.staging import begin, commit, new_operation
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import IncompleteTensorError, InvalidInputError
+from tensorage.indexing.reading import plan
+from tensorage.indexing.selection import Selection
+from tensorage.types import Dataset
+
+__all__ = ["RowsEngine"]
+
+
+class RowsEngine:
+    """Arrays as rows, by calls of one project's functions.
+
+    Parameters
+    ----------
+    open_array
+        Looks up the catalogue's entry under a key.
+    """
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset]) -> None:
+        self._transfer = transfer
+        self._open = open_array
+
+    def begin(self, new: Declaration) -> Dataset:
+        dataset = begin(self._transfer, _meta(new))
+        return commit(self._transfer, dataset) if dataset.size == 0 else dataset
+
+    def fill(self, dataset: Dataset, rows: npt.NDArray[Any], first: int) -> Dataset | None:
+        send_rows(self._transfer, dataset, rows, first, lambda _bytes: None)
+        try:
+            return commit(self._transfer, dataset)
+        except IncompleteTensorError:
+            # Not the last rows: the array stays invisible until those have come.
+            return None
+
+    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        return store_array(self._transfer, array, _meta(new), quiet=quiet)
+
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+        return store_blocks(self._transfer, blocks, _meta(new), quiet=quiet)
+
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+        try:
+            return append_rows(self._transfer, key, data, known, lambda: self._own(key), quiet=quiet)
+        except StoredElsewhereError as error:
+            if not error.description:
+                raise
+            raise OtherEngineError(Dataset.from_json(error.description)) from error
+
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
+        return assign(self._transfer, dataset, selection, value, quiet=quiet)
+
+    def read(
+        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
+    ) -> Any:
+        reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
+        result = Result(reading, dataset.dtype, out)
+        if reading.size:
+            with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
+                fetch_box(self._transfer, dataset, reading, result.box, advance)
+        return result.take()
+
+    def compact(self, key: str) -> int:
+        merged, after = 0, 0
+        while after is not None:
+            answer = self._transfer.call(
+                "tensorage_compact", {"key": key, "after": after}, f"compacting {key!r}"
+            )
+            merged, after = merged + answer["merged"], answer["after"]
+        return merged
+
+    def _own(self, key: str) -> Dataset:
+        dataset = self._open(key)
+        if dataset.engine != "database":
+            raise OtherEngineError(dataset)
+        return dataset
+
+
+def _meta(new: Declaration) -> dict[str, Any]:
+    for name in ("chunks", "shards", "codecs"):
+        if new.options.get(name) is not None:
+            raise InvalidInputError(
+                f"{name}= is for engine='storage'; engine='database' cuts arrays into blocks of chunk_size elements"
+            )
+    return {**new.meta, "operation": new_operation()}

@@ -1,0 +1,99 @@
+"""Writes of several requests: declared, filled, and made visible by a commit in one transaction, or given up.
+
+What a write replaces is deleted by the same client afterwards, piece by piece: rows by the database, objects
+by requests to Storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensorage.backend.progress import Advance, progress
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import QuotaExceededError
+from tensorage.types import Dataset
+
+__all__ = ["begin", "commit", "new_operation", "stage", "sweep", "with_room", "written"]
+
+logger = logging.getLogger(__name__)
+
+
+def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
+    """Declare an array that comes in several requests."""
+    asked = f"storing {meta['key']!r}"
+    return Dataset.from_json(with_room(transfer, lambda: transfer.call("tensorage_begin", meta, asked)))
+
+
+def stage(
+    transfer: Transfer, dataset: Dataset, send: Callable[[Advance], None], nbytes: int, *, quiet: bool
+) -> Dataset:
+    """Fill a staged dataset and commit it, or give it up.
+
+    Parameters
+    ----------
+    send
+        Fills it.
+    nbytes
+        What that moves.
+    """
+    try:
+        with progress(nbytes, dataset.key, quiet=quiet) as advance:
+            send(advance)
+        return commit(transfer, dataset)
+    except BaseException:
+        _abort(transfer, dataset)
+        raise
+
+
+def commit(transfer: Transfer, dataset: Dataset) -> Dataset:
+    """Make a staged dataset visible."""
+    arguments = {"data_id": dataset.id, "operation": new_operation()}
+    return written(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
+
+
+def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
+    """The answer to a request that needs room. Where there is none, what was given up is deleted first."""
+    try:
+        return ask()
+    except QuotaExceededError:
+        # Swept in pieces and by whoever writes next, it counts until then: a writer may have died before.
+        left = transfer.call("tensorage_sweep", {}, "deleting what was given up")
+        sweep(transfer, {"left": left, "objects_left": 1})
+        return ask()
+
+
+def written(transfer: Transfer, answer: Mapping[str, Any]) -> Dataset:
+    """The dataset that a writing function answers with; what it left to be deleted is."""
+    sweep(transfer, answer)
+    return Dataset.from_json(answer)
+
+
+def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
+    """Delete, piece by piece, what was removed or replaced and a writing function says that it left.
+
+    Parameters
+    ----------
+    answer
+        The function's: ``left``, datasets with rows to delete, and ``objects_left``, those with objects.
+    """
+    left = answer.get("left", 0)
+    while left:
+        left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
+
+
+def new_operation() -> str:
+    """Id of a request, so that it is done once however often it is sent."""
+    return str(uuid.uuid4())
+
+
+def _abort(transfer: Transfer, dataset: Dataset) -> None:
+    """Give up what was staged. Where even that fails, it is swept a day later."""
+    try:
+        transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
+        sweep(transfer, {"objects_left": dataset.engine == "storage"})
+    except (OSError, RuntimeError) as error:
+        # The caller is about to be told why the write failed: that is the error which matters.
+        logger.warning("what was staged of %r stays for a day: %s", dataset.key, error)

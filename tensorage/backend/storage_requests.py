@@ -1,0 +1,81 @@
+"""Requests to Storage as one login: objects' addresses, requests that are repeated, and those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import quote
+
+from tensorage.backend.faults import Fault
+from tensorage.backend.http import Answer, Http, Request
+from tensorage.backend.storage_faults import read_fault
+
+__all__ = ["BUCKET", "OCTETS", "StorageRequests"]
+
+#: The private bucket that the migrations make.
+BUCKET = "tensors"
+
+#: Content of any kind.
+OCTETS = "application/octet-stream"
+
+_ROOT = "/storage/v1"
+
+
+@dataclass(frozen=True)
+class StorageRequests:
+    """Requests below ``/storage/v1``. Their refusals are raised as `StorageRefusal`."""
+
+    http: Http
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        asked: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[bytes | memoryview] = (),
+    ) -> Answer:
+        """Make a request that may be repeated, until there is an answer."""
+        request = Request(method, _ROOT + path, headers or {}, body, read_fault=read_fault)
+        return self.http.ask(request, asked)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: Iterable[bytes | memoryview] | None = None,
+    ) -> Answer | Fault:
+        """Make a request once, with a body that may come from anywhere; the token is renewed if that is refused.
+
+        What the body raises while it is read ends the request, of which the backend then keeps nothing.
+        """
+        import urllib3
+
+        sent = {**self.http.login.headers(), **headers}
+        try:
+            response = self.http.connections().request(
+                method,
+                self.http.base_url + _ROOT + path,
+                body=cast("Iterable[bytes] | None", body),
+                headers=sent,
+                retries=False,
+                redirect=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            return Fault(503, "", f"{self.http.base_url} cannot be reached: {reason}")
+        if 200 <= response.status < 300:
+            return Answer(response.status, response.headers, response.data)
+        fault = read_fault(response.status, response.data, response.headers.get("Retry-After"))
+        if fault.is_expired_login:
+            self.http.login.renew(sent["Authorization"])
+        return fault
+
+
+def object_path(name: str, route: str = "/object") -> str:
+    """Path of an object of the bucket, below ``/storage/v1``."""
+    return f"{route}/{BUCKET}/{quote(name)}"
