@@ -8,6 +8,7 @@
     ├── KeyExistsError              (ValueError)        the key is taken
     ├── InvalidInputError           (ValueError)        a key, shape or argument that makes no sense
     │   └── IncompleteTensorError   (ValueError)        elements are missing
+    │       └── CorruptTensorError                      what is stored is not what was written
     ├── DTypeError                  (TypeError)         a dtype that cannot be stored
     ├── AuthenticationError         (RuntimeError)      not logged in, and cannot be
     │   └── ConfigurationError                          no URL, key, e-mail or password known
@@ -28,6 +29,7 @@ __all__ = [
     "BackendUnavailableError",
     "ChangedError",
     "ConfigurationError",
+    "CorruptTensorError",
     "DTypeError",
     "IncompleteTensorError",
     "InvalidInputError",
@@ -66,6 +68,10 @@ class InvalidInputError(TensorageError, ValueError):
 
 class IncompleteTensorError(InvalidInputError):
     """Elements that should be there are not: none are returned, and nothing is made visible."""
+
+
+class CorruptTensorError(IncompleteTensorError):
+    """What is stored of an array is damaged: its checksum is wrong, or it cannot be decoded."""
 
 
 class DTypeError(TensorageError, TypeError):

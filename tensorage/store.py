@@ -6,7 +6,7 @@ import keyword
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +60,9 @@ class TensorStore(MutableMapping[str, Any]):
     context: DatabaseContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.engine != "database":
+        if self.engine not in get_args(Engine):
             raise InvalidInputError(
-                f"engine={self.engine!r}: this version stores arrays with engine='database' only"
+                f"engine={self.engine!r}: it is one of {', '.join(map(repr, get_args(Engine)))}"
             )
         self.backend._hold()
         weakref.finalize(self, _release, self.backend).atexit = False
@@ -100,7 +100,12 @@ class TensorStore(MutableMapping[str, Any]):
             self.open(name)[selection] = value
             return
         self.context.write(
-            name, value, chunk_size=self.chunk_size, overwrite=self.allow_overwrite, quiet=self.quiet
+            name,
+            value,
+            engine=self.engine,
+            chunk_size=self.chunk_size,
+            overwrite=self.allow_overwrite,
+            quiet=self.quiet,
         )
 
     def __delitem__(self, key: str) -> None:
@@ -186,7 +191,7 @@ class TensorStore(MutableMapping[str, Any]):
         """
         how: dict[str, Any] = {
             "chunk_size": self.chunk_size, "is_shared": is_shared, "attrs": attrs, "dims": dims,
-            "overwrite": self.allow_overwrite, "quiet": self.quiet,
+            "overwrite": self.allow_overwrite, "quiet": self.quiet, "engine": self.engine,
         }  # fmt: skip
         if shape is None and dtype is None:
             return Tensor(self, self.context.write(key, cast("npt.ArrayLike", blocks), **how))

@@ -41,6 +41,8 @@ class Dataset:
         Grows with every change, and never repeats under one key.
     owner
         E-mail address of the user who stored it.
+    zarr
+        Of an array of Storage: its metadata of Zarr v3 as JSON, without its shape, attributes and dims.
     """
 
     id: int
@@ -58,6 +60,7 @@ class Dataset:
     dims: tuple[str, ...] | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    zarr: str | None = None
 
     @property
     def ndim(self) -> int:
@@ -100,6 +103,7 @@ class Dataset:
             dims=None if row["dims"] is None else tuple(row["dims"]),
             created_at=datetime.fromisoformat(row["created_at"]),
             updated_at=datetime.fromisoformat(row["updated_at"]),
+            zarr=row["zarr"],
         )
 
 

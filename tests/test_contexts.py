@@ -161,9 +161,12 @@ def test_arrays_are_found_in_either_context(db: DatabaseContext, files: StorageC
     assert files.list_dataset_keys() == ["x"]
     assert files.get_dataset("x").shape == (2,)
     assert files.get_tensor("x", 1).tolist() == [2]
-    with pytest.raises(tensorage.InvalidInputError, match="database only"):
-        files.insert_dataset("y", [2], 1)
+    declared = files.insert_dataset("y", [2], 1)
+    files.insert_tensor(declared.id, [3, 4])
+    assert db.get_dataset("y").engine == "storage"
+    assert db.get_tensor("y", 1).tolist() == [4]
     assert files.remove_dataset("x") is True
+    assert db.remove_dataset("y") is True
 
 
 def test_what_an_aborted_writer_left_is_swept(

@@ -46,6 +46,7 @@ BUILTINS = {
     "KeyExistsError": ValueError,
     "InvalidInputError": ValueError,
     "IncompleteTensorError": ValueError,
+    "CorruptTensorError": ValueError,
     "DTypeError": TypeError,
     "AuthenticationError": RuntimeError,
     "ConfigurationError": RuntimeError,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.errors import DTypeError, InvalidInputError
+from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputError
 from tensorage.types import Dataset
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "as_dims",
     "cast_to",
     "check_key",
+    "check_rows",
+    "flat_blocks",
 ]
 
 #: Bytes of UTF-8.
@@ -88,6 +90,37 @@ def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
         f"values of dtype {array.dtype} do not fit {dataset.key!r} of dtype {dataset.dtype}: convert them yourself, "
         f"with .astype({dataset.dtype.name!r}); nothing has changed"
     )
+
+
+def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
+    """Refuse rows of another shape than the array has behind its first axis."""
+    if target.ndim == 0 or rows.ndim != target.ndim or rows.shape[1:] != target.shape[1:]:
+        raise InvalidInputError(
+            f"rows of shape {rows.shape} do not fit {target.key!r} of shape {target.shape}: "
+            "all but the first axis have to be the same"
+        )
+
+
+def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+    """The elements of each block, in one dimension, checked against the declared shape."""
+    came = 0
+    for block in blocks:
+        rows = cast_to(block, dataset)
+        if rows.ndim != dataset.ndim or rows.shape[1:] != dataset.shape[1:]:
+            raise InvalidInputError(
+                f"a block of shape {rows.shape} does not fit {dataset.key!r} of the declared shape {dataset.shape}: "
+                "all but the first axis have to be the same"
+            )
+        came += rows.shape[0]
+        if came > dataset.shape[0]:
+            break
+        yield np.ascontiguousarray(rows).reshape(-1)
+    if came != dataset.shape[0]:
+        more = "at least " if came > dataset.shape[0] else ""
+        raise IncompleteTensorError(
+            f"the blocks of {dataset.key!r} are {more}{came} rows, of shape {(came, *dataset.shape[1:])} together, and "
+            f"the declared shape is {dataset.shape}: nothing was stored"
+        )
 
 
 def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -348,7 +348,13 @@ class BaseContext:
     def _new_engine(self, name: Engine, transfer: Transfer) -> ArrayEngine:
         if name == "database":
             return RowsEngine(transfer, self.open)
-        raise InvalidInputError("this version keeps arrays in the database only: engine='database'")
+        try:
+            from tensorage.backend.objects.engine import ObjectsEngine
+        except ModuleNotFoundError as error:
+            raise InvalidInputError(
+                f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"
+            ) from error
+        return ObjectsEngine(transfer, self.open)
 
 
 def box_selection(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class ArrayOptions(TypedDict, total=False):
 
     chunk_size: int | None
     chunks: Sequence[int] | None
-    shards: Sequence[int] | None
+    shards: Sequence[int] | Literal[False] | None
     codecs: Sequence[Any] | None
     attrs: Mapping[str, Any] | None
     dims: Sequence[str] | None

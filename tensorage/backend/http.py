@@ -21,7 +21,17 @@ from tensorage.errors import BackendUnavailableError
 if TYPE_CHECKING:
     import urllib3
 
-__all__ = ["PARALLEL", "Answer", "Http", "Login", "Request", "TooMuchError", "new_pool", "pause_s"]
+__all__ = [
+    "PARALLEL",
+    "Answer",
+    "Http",
+    "Login",
+    "Request",
+    "TooMuchError",
+    "WrongSizeError",
+    "new_pool",
+    "pause_s",
+]
 
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
 PARALLEL = 4
@@ -61,6 +71,10 @@ class TooMuchError(Exception):
         super().__init__(str(fault))
         self.fault = fault
         self.asked = asked
+
+
+class WrongSizeError(BackendUnavailableError):
+    """A good answer has another number of bytes than were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +242,8 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
         raise _wrong_size(asked, filled, len(out))
 
 
-def _wrong_size(asked: str, received: int, expected: int) -> BackendUnavailableError:
-    return BackendUnavailableError(
+def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
+    return WrongSizeError(
         f"{asked}: the backend sent {received} bytes where {expected} were asked for; nothing is returned"
     )
 

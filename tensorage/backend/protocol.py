@@ -32,7 +32,7 @@ __all__ = [
 FORMAT_VERSION = 1
 
 #: What ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _HEADER = struct.Struct(">4sHHqqIIq")
 

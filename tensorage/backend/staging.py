@@ -28,7 +28,13 @@ def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
 
 
 def stage(
-    transfer: Transfer, dataset: Dataset, send: Callable[[Advance], None], nbytes: int, *, quiet: bool
+    transfer: Transfer,
+    dataset: Dataset,
+    send: Callable[[Advance], None],
+    nbytes: int,
+    *,
+    quiet: bool,
+    shards: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> Dataset:
     """Fill a staged dataset and commit it, or give it up.
 
@@ -38,19 +44,23 @@ def stage(
         Fills it.
     nbytes
         What that moves.
+    shards
+        Of Storage: gives the shards that the catalogue has not been told of then.
     """
     try:
         with progress(nbytes, dataset.key, quiet=quiet) as advance:
             send(advance)
-        return commit(transfer, dataset)
+        return commit(transfer, dataset, None if shards is None else shards())
     except BaseException:
         _abort(transfer, dataset)
         raise
 
 
-def commit(transfer: Transfer, dataset: Dataset) -> Dataset:
-    """Make a staged dataset visible."""
-    arguments = {"data_id": dataset.id, "operation": new_operation()}
+def commit(transfer: Transfer, dataset: Dataset, shards: list[dict[str, Any]] | None = None) -> Dataset:
+    """Make a staged dataset visible, with the last of its shards if it is of Storage."""
+    arguments: dict[str, Any] = {"data_id": dataset.id, "operation": new_operation()}
+    if shards is not None:
+        arguments["shards"] = shards
     return written(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
 
 
@@ -82,6 +92,11 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
     left = answer.get("left", 0)
     while left:
         left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
+    if answer.get("objects_left", 0):
+        # Arrays of Storage are needed by few.
+        from tensorage.backend.objects.sweeping import sweep_objects
+
+        sweep_objects(transfer)
 
 
 def new_operation() -> str:

@@ -36,9 +36,10 @@ class StorageRequests:
         *,
         headers: Mapping[str, str] | None = None,
         body: Sequence[bytes | memoryview] = (),
+        out: memoryview | None = None,
     ) -> Answer:
-        """Make a request that may be repeated, until there is an answer."""
-        request = Request(method, _ROOT + path, headers or {}, body, read_fault=read_fault)
+        """Make a request that may be repeated, until there is an answer; `out` takes its bytes."""
+        request = Request(method, _ROOT + path, headers or {}, body, out, read_fault)
         return self.http.ask(request, asked)
 
     def send(

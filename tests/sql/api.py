@@ -63,6 +63,11 @@ def answer_of(answer: httpx.Response) -> Any:
     return answer.json()
 
 
+def described(written: Json) -> Json:
+    """The description of an array in what a writing function answered."""
+    return {name: value for name, value in written.items() if name not in ("left", "objects_left")}
+
+
 @dataclass(frozen=True)
 class Caller:
     """The REST API as one user sees it, or (without an id) as nobody does."""

@@ -16,16 +16,19 @@ from pg_proc p where (p.pronamespace = 'tensorage'::regnamespace
 _RELATIONS = """
 from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and (
   c.relnamespace = 'tensorage'::regnamespace
-  or c.oid in ('public.datasets'::regclass, 'public.tensors'::regclass, 'public.datasets_id_seq'::regclass))
+  or c.oid in ('public.datasets'::regclass, 'public.tensors'::regclass, 'public.shards'::regclass,
+            'public.datasets_id_seq'::regclass))
 """
 
 #: What `authenticated` may do with relations. Nothing else is granted to them, to anon or to everybody.
-_GRANTED = {("datasets", "SELECT"), ("tensors", "SELECT")}
+_GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 
-#: Inner functions which those call that run as their caller, and what a column of `datasets` is computed with.
+#: Inner functions which policies call, and functions that run as their caller; and what a column of `datasets` is
+#: computed with.
 _CALLED = {
-    "are_apart", "are_in_order", "check_answer", "check_wanted", "describe", "elements", "gather",
-    "gather_dense", "gather_grid", "is_dense", "readable",
+    "are_apart", "are_in_order", "check_answer", "check_wanted", "describe", "elements", "folder_of_array", "gather",
+    "gather_dense", "gather_grid", "is_dense", "is_shared_object", "may_delete_object", "may_write_object",
+    "of_engine", "readable",
 }  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def test_no_relation_is_granted_to_others_than_thought(database: Connection) -> 
 def test_every_table_has_row_level_security(database: Connection) -> None:
     rows = database.execute(f"select c.relname, c.relrowsecurity {_RELATIONS} and c.relkind in ('r', 'p')")
     assert dict(rows.fetchall()) == {
-        "datasets": True, "tensors": True, "quotas": True, "settings": True, "operations": True,
+        "datasets": True, "tensors": True, "shards": True, "quotas": True, "settings": True, "operations": True,
     }  # fmt: skip
 
 
@@ -91,7 +94,8 @@ def test_there_are_no_views(database: Connection) -> None:
         select v.oid::regclass from pg_class v
         join pg_rewrite r on r.ev_class = v.oid
         join pg_depend d on d.objid = r.oid and d.classid = 'pg_rewrite'::regclass
-        where v.relkind in ('v', 'm') and d.refobjid in ('public.datasets'::regclass, 'public.tensors'::regclass)
+        where v.relkind in ('v', 'm') and d.refobjid in (
+          'public.datasets'::regclass, 'public.tensors'::regclass, 'public.shards'::regclass)
         """
     ).fetchall()
     assert views == []
@@ -101,20 +105,21 @@ def test_policies_let_signed_in_users_read_and_nobody_write(database: Connection
     policies = database.execute(
         """
         select tablename, cmd, roles::text[], permissive from pg_policies
-        where schemaname = 'tensorage' or (schemaname = 'public' and tablename in ('datasets', 'tensors'))
+        where schemaname = 'tensorage' or (schemaname = 'public' and tablename in ('datasets', 'shards', 'tensors'))
         """
     ).fetchall()
     assert sorted(policies) == [
         ("datasets", "SELECT", ["authenticated"], "PERMISSIVE"),
+        ("shards", "SELECT", ["authenticated"], "PERMISSIVE"),
         ("tensors", "SELECT", ["authenticated"], "PERMISSIVE"),
     ]
 
 
 def test_policies_ask_for_the_user_once_a_statement(database: Connection) -> None:
     rows = database.execute(
-        "select qual from pg_policies where schemaname = 'public' and tablename in ('datasets', 'tensors')"
+        "select qual from pg_policies where schemaname = 'public' and tablename in ('datasets', 'shards', 'tensors')"
     ).fetchall()
-    assert len(rows) == 2
+    assert len(rows) == 3
     for (expression,) in rows:
         assert expression.count("auth.uid()") == expression.count("SELECT auth.uid() AS uid") == 1
 

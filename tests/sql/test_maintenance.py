@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from sql.api import Caller, Json, answer_of, code_of, new_key, new_operation
+from sql.api import Caller, Json, answer_of, code_of, described, new_key, new_operation
 from sql.conftest import State
 from sql.test_reads import store_in_blocks
 
@@ -54,7 +54,7 @@ def test_compaction_merges_neighbours_up_to_the_chunk(
     assert answer == {"merged": len(counts) - len(compacted), "after": None}
     assert [count for _, count in owner.blocks(stored["id"])] == compacted
     assert np.array_equal(owner.read(stored), np.arange(sum(counts)))
-    assert owner.open(stored["key"]) == {name: value for name, value in stored.items() if name != "left"}
+    assert owner.open(stored["key"]) == described(stored)
     assert answer_of(owner.call("tensorage_compact", key=stored["key"])) == {"merged": 0, "after": None}
 
 

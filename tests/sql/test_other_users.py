@@ -11,7 +11,7 @@ import jwt
 import numpy as np
 import psycopg
 import pytest
-from sql.api import Caller, Json, binary, code_of, new_key, new_operation, whole
+from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, whole
 from sql.conftest import State
 from sql.kept import ARRAY, Kept, Names, assert_unmarked
 
@@ -135,6 +135,20 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"key": n.key, "is_shared": False}, "TS001"),
         ],
         "tensorage_sweep": [Attempt({}, None)],
+        "tensorage_begin_append": [
+            Attempt({"data_id": n.id, "shape": [1, 3], "base_rows": 5}, "TS003"),
+            Attempt({"data_id": n.staged, "shape": [1, 3], "base_rows": 4}, "TS003"),
+        ],
+        "tensorage_put_shards": [
+            Attempt({"data_id": n.staged, "shards": []}, "TS001"),
+            Attempt({"data_id": n.id, "shards": []}, "TS001"),
+        ],
+        "tensorage_shards": [
+            Attempt({"data_id": n.id, "version": n.version, "numbers": [0]}, "TS003"),
+            Attempt({"data_id": n.staged, "version": None, "numbers": [0]}, "TS001"),
+        ],
+        "tensorage_has_object": [Attempt({"data_id": n.id, "number": 0}, None)],
+        "tensorage_sweep_objects": [Attempt({}, None)],
     }
 
 
@@ -244,7 +258,7 @@ def test_same_key_of_two_users_is_two_arrays(sign_up: Callable[[], Caller]) -> N
     owner, other, key = sign_up(), sign_up(), new_key()
     mine, theirs = owner.store(key, ARRAY), other.store(key, -ARRAY)
     other.append(key, -ARRAY)
-    assert owner.open(key) == {name: value for name, value in mine.items() if name != "left"}
+    assert owner.open(key) == described(mine)
     assert np.array_equal(owner.read(mine), ARRAY.reshape(-1))
     assert np.array_equal(other.read(theirs), -ARRAY.reshape(-1))
     assert other.call("tensorage_remove", key=key).status_code == 200

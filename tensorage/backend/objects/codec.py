@@ -13,7 +13,6 @@ one of -0.0 is stored, one of 0.0 is not. What was stored and is lost or damaged
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,7 +152,7 @@ class ShardCodec:
         CorruptChunkError
             If the index is none of such an object.
         """
-        count = self._chunk_count
+        count = self.layout.chunk_count_per_shard
         if nbytes == 0 and not index:
             return self._no_chunks().reshape(count, 2)
         if not self.layout.is_sharded and not index:
@@ -211,10 +210,6 @@ class ShardCodec:
     def _no_chunks(self) -> npt.NDArray[np.uint64]:
         """The index of a shard all of whose chunks are empty."""
         return np.full((*self.layout.chunks_per_shard, 2), EMPTY, INDEX_DTYPE)
-
-    @cached_property
-    def _chunk_count(self) -> int:
-        return math.prod(self.layout.chunks_per_shard)
 
     @cached_property
     def _blank(self) -> npt.NDArray[Any]:

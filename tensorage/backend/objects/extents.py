@@ -40,15 +40,15 @@ MAX_CHUNK_BYTES = 2**31 - 1
 MAX_CHUNKS_PER_SHARD = 65536
 
 
-def choose_chunks(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Chunks of about 1 MiB, of whole rows of axis 0 where a row fits.
+def choose_chunks(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_BYTES) -> tuple[int, ...]:
+    """Chunks of about so many bytes, of whole rows of axis 0 where a row fits.
 
     >>> choose_chunks((60000, 28, 28), 4)
     (334, 28, 28)
     >>> choose_chunks((10, 3, 1000, 1000), 4)
     (1, 1, 250, 1000)
     """
-    room = CHUNK_BYTES // itemsize
+    room = max(chunk_bytes // itemsize, 1)
     chunks = [1] * len(shape)
     for axis in range(len(shape) - 1, 0, -1):
         extent = max(shape[axis], 1)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tensorage.backend.objects.extents import (
+    CHUNK_BYTES,
     check_chunks,
     check_extents,
     check_shards,
@@ -82,6 +83,7 @@ class Layout:
         chunks: Sequence[int] | None = None,
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
+        chunk_size: int | None = None,
     ) -> Layout:
         """The layout of a new array.
 
@@ -98,6 +100,8 @@ class Layout:
         codecs
             Of a chunk: all of them, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a
             checksum. Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+        chunk_size
+            Elements of a chunk, about, where `chunks` are not given.
 
         Raises
         ------
@@ -107,14 +111,15 @@ class Layout:
             If Zarr has no such dtype.
         """
         extents, itemsize = tuple(shape), dtype.itemsize
+        chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
         data_type_of(dtype)
         if chunks is not None:
             inner = check_chunks(chunks, extents, itemsize)
         elif shards is None or shards is False:
-            inner = choose_chunks(extents, itemsize)
+            inner = choose_chunks(extents, itemsize, chunk_bytes)
         else:
             whole = check_extents("shards", shards, extents)
-            inner = _dividing(whole, choose_chunks(whole, itemsize))
+            inner = _dividing(whole, choose_chunks(whole, itemsize, chunk_bytes))
         if shards is None:
             outer = choose_shards(extents, inner, itemsize)
         else:
@@ -208,6 +213,11 @@ class Layout:
     def chunks_per_shard(self) -> tuple[int, ...]:
         """Chunks of a shard along each axis, also where they lie behind the end of the array."""
         return tuple(map(floordiv, self.shards, self.chunks))
+
+    @cached_property
+    def chunk_count_per_shard(self) -> int:
+        """Chunks of a shard, also those behind the end of the array."""
+        return math.prod(self.chunks_per_shard)
 
     def number_of(self, coords: Sequence[int]) -> int:
         """Number of the shard at a position of the grid, in C order."""

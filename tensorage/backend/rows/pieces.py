@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.arrays import cast_to
+from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.protocol import bytes_of
-from tensorage.errors import IncompleteTensorError, InvalidInputError
 from tensorage.types import Dataset
 
 __all__ = ["Piece", "pieces_of_blocks", "pieces_to_send"]
@@ -85,7 +84,7 @@ def pieces_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, max_byte
         Once the blocks turn out not to fill the dataset's shape exactly: with both shapes.
     """
     if not dataset.size:
-        for _ in _flat_blocks(blocks, dataset):
+        for _ in flat_blocks(blocks, dataset):
             pass
         return
     row = dataset.size // dataset.shape[0]
@@ -94,7 +93,7 @@ def pieces_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, max_byte
     begin, end = 0, next(ends)
     piece = np.empty(end - begin, dataset.dtype)
     filled = 0
-    for flat in _flat_blocks(blocks, dataset):
+    for flat in flat_blocks(blocks, dataset):
         taken = 0
         while taken < flat.size:
             part = flat[taken : taken + piece.size - filled]
@@ -115,25 +114,3 @@ def _piece_ends(size: int, row: int, per_piece: int, *, cut_rows: bool) -> Itera
     for first in range(0, size, row):
         yield from range(first + per_piece, first + row, per_piece)
         yield first + row
-
-
-def _flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
-    """The elements of each block, in one dimension, checked against the declared shape."""
-    came = 0
-    for block in blocks:
-        rows = cast_to(block, dataset)
-        if rows.ndim != dataset.ndim or rows.shape[1:] != dataset.shape[1:]:
-            raise InvalidInputError(
-                f"a block of shape {rows.shape} does not fit {dataset.key!r} of the declared shape {dataset.shape}: "
-                "all but the first axis have to be the same"
-            )
-        came += rows.shape[0]
-        if came > dataset.shape[0]:
-            break
-        yield np.ascontiguousarray(rows).reshape(-1)
-    if came != dataset.shape[0]:
-        more = "at least " if came > dataset.shape[0] else ""
-        raise IncompleteTensorError(
-            f"the blocks of {dataset.key!r} are {more}{came} rows, of shape {(came, *dataset.shape[1:])} together, and "
-            f"the declared shape is {dataset.shape}: nothing was stored"
-        )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.arrays import as_array, cast_to
+from tensorage.backend.arrays import as_array, cast_to, check_rows
 from tensorage.backend.faults import OtherDTypeError
 from tensorage.backend.http import TooMuchError
 from tensorage.backend.progress import Advance
@@ -22,7 +22,7 @@ from tensorage.backend.rows.blocks import send_pieces
 from tensorage.backend.rows.pieces import pieces_of_blocks, pieces_to_send
 from tensorage.backend.staging import begin, new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype
 
@@ -106,15 +106,6 @@ def append_rows(
         raise ChangedError(
             f"appending to {key!r}: it was replaced or deleted meanwhile. Nothing was appended."
         ) from error
-
-
-def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
-    """Refuse rows of another shape than the array has behind its first axis."""
-    if target.ndim == 0 or rows.ndim != target.ndim or rows.shape[1:] != target.shape[1:]:
-        raise InvalidInputError(
-            f"rows of shape {rows.shape} do not fit {target.key!r} of shape {target.shape}: "
-            "all but the first axis have to be the same"
-        )
 
 
 def send_rows(

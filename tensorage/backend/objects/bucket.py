@@ -1,0 +1,134 @@
+"""Objects of arrays in and out of the bucket, and what it means when that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensorage.backend.faults import BackendAnswerError
+from tensorage.backend.http import WrongSizeError
+from tensorage.backend.objects.entries import ShardEntry
+from tensorage.backend.storage_faults import StorageRefusal, is_missing_bucket, refusals_as_errors
+from tensorage.backend.storage_requests import BUCKET, OCTETS, StorageRequests, object_path
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import (
+    ChangedError,
+    CorruptTensorError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+)
+from tensorage.types import Dataset
+
+__all__ = ["MAX_REMOVED", "Bucket", "LostObjectError"]
+
+logger = logging.getLogger(__name__)
+
+#: An object is written once, and never over: whatever caches it may keep it.
+_FOR_EVER = "max-age=31536000"
+
+#: Objects that one request deletes.
+MAX_REMOVED = 1000
+
+
+class LostObjectError(Exception):
+    """Storage has no object of this name, for this user. Never leaves the engine."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The bucket, as one login sees it."""
+
+    transfer: Transfer
+
+    def put(self, dataset: Dataset, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Store an object of an array that is being written.
+
+        Parameters
+        ----------
+        parts
+            Its bytes, one part after the other.
+
+        Raises
+        ------
+        ChangedError
+            If the array is no longer being written.
+        QuotaExceededError
+            If the project takes no object of that size, or has no room for it.
+        PermissionDeniedError, SchemaError
+            If the bucket or its policies are not there.
+        """
+        asked = f"storing {name!r} of {dataset.key!r}"
+        headers = {"x-upsert": "true", "Content-Type": OCTETS, "Cache-Control": _FOR_EVER}
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("POST", object_path(name), asked, headers=headers, body=parts)
+            except StorageRefusal as refusal:
+                cause = BackendAnswerError(str(refusal.fault))
+                if refusal.fault.status == 413:
+                    nbytes = sum(len(part) for part in parts)
+                    raise QuotaExceededError(
+                        f"{asked}: the project takes no object of {nbytes} bytes ({refusal.fault.message}). Give "
+                        "smaller shards=, or raise the size limit of the bucket 'tensors'."
+                    ) from cause
+                if refusal.fault.status == 403:
+                    self._check_staged(dataset, asked)
+                    raise PermissionDeniedError(
+                        f"{asked}: the policies of the bucket 'tensors' refuse it ({refusal.fault.message}). Apply the "
+                        "migrations, which make them."
+                    ) from cause
+                raise
+
+    def get_into(self, dataset: Dataset, entry: ShardEntry, first: int, out: memoryview) -> None:
+        """Read bytes of an object, from `first` on and as many as `out` holds.
+
+        Raises
+        ------
+        LostObjectError
+            If it is not there.
+        CorruptTensorError
+            If it is shorter than the catalogue says.
+        """
+        asked = f"reading {entry.name!r} of {dataset.key!r}"
+        # The route that looks at the token first: it does not take a bad one for a missing bucket.
+        path = object_path(entry.name, "/object/authenticated")
+        is_whole = first == 0 and len(out) == entry.nbytes
+        headers = {} if is_whole else {"Range": f"bytes={first}-{first + len(out) - 1}"}
+        try:
+            with refusals_as_errors(asked):
+                try:
+                    self._requests.ask("GET", path, asked, headers=headers, out=out)
+                except StorageRefusal as refusal:
+                    if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                        raise LostObjectError(entry.name) from BackendAnswerError(str(refusal.fault))
+                    if refusal.fault.status == 416:
+                        raise _too_short(asked, entry) from BackendAnswerError(str(refusal.fault))
+                    raise
+        except WrongSizeError as error:
+            raise _too_short(asked, entry) from error
+
+    def remove(self, names: Sequence[str], asked: str) -> None:
+        """Delete objects, as many as there are of them."""
+        headers = {"Content-Type": "application/json"}
+        for first in range(0, len(names), MAX_REMOVED):
+            body = json.dumps({"prefixes": list(names[first : first + MAX_REMOVED])}).encode()
+            with refusals_as_errors(asked):
+                self._requests.ask("DELETE", f"/object/{BUCKET}", asked, headers=headers, body=[body])
+
+    @property
+    def _requests(self) -> StorageRequests:
+        return StorageRequests(self.transfer.http)
+
+    def _check_staged(self, dataset: Dataset, asked: str) -> None:
+        try:
+            self.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
+        except KeyNotFoundError as error:
+            raise ChangedError(f"{asked}: it is no longer being written. Nothing was stored.") from error
+
+
+def _too_short(asked: str, entry: ShardEntry) -> CorruptTensorError:
+    return CorruptTensorError(
+        f"{asked}: the object does not have the {entry.nbytes} bytes that were written. Store the array again."
+    )

@@ -1,0 +1,114 @@
+"""What the catalogue says of shards: which objects they are, and where in them their chunks."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tensorage.backend.objects.layout import Layout
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import BackendUnavailableError
+from tensorage.types import Dataset
+
+__all__ = ["ShardEntry", "fetch_entries", "numbers_per_request", "parse_entries"]
+
+#: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
+_HEAD = struct.Struct(">qqII")
+
+#: An answer of the catalogue is about this large at the most.
+_ANSWER_BYTES = 4 * 1024 * 1024
+
+#: And tells of no more shards than this.
+MAX_NUMBERS = 4096
+
+#: Of an object, with some room.
+_NAME_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A shard of an array.
+
+    Parameters
+    ----------
+    number
+        In C order of the grid of shards.
+    name
+        Of its object in the bucket; ``""`` if it has none, because all its elements are the fill value.
+    nbytes
+        Of the object.
+    index
+        Where its chunks are: see `tensorage.backend.objects.codec`.
+    """
+
+    number: int
+    name: str
+    nbytes: int
+    index: bytes
+
+    def as_json(self, **more: Any) -> dict[str, Any]:
+        """What the catalogue is told."""
+        return {
+            "number": self.number,
+            "name": self.name or None,
+            "nbytes": self.nbytes,
+            "index": base64.b64encode(self.index).decode(),
+            **more,
+        }
+
+
+def fetch_entries(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: Sequence[int]
+) -> dict[int, ShardEntry]:
+    """Ask the catalogue for shards: all of them, of an array; of one that is being written, those there are.
+
+    Raises
+    ------
+    ChangedError
+        If the array is not what it was when `dataset` was opened.
+    IncompleteTensorError
+        If the catalogue lacks some of them.
+    """
+    entries: dict[int, ShardEntry] = {}
+    asked = f"reading {dataset.key!r}"
+    most = numbers_per_request(layout)
+    for first in range(0, len(numbers), most):
+        arguments = {
+            "data_id": dataset.id,
+            "version": dataset.version if dataset.state == "committed" else None,
+            "numbers": list(numbers[first : first + most]),
+        }
+        answer = transfer.read("tensorage_shards", arguments, asked)
+        entries.update((entry.number, entry) for entry in parse_entries(answer, asked))
+    return entries
+
+
+def numbers_per_request(layout: Layout) -> int:
+    """How many shards to ask for at once."""
+    index_bytes = 16 * layout.chunk_count_per_shard
+    return max(min(_ANSWER_BYTES // (_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
+
+
+def parse_entries(answer: bytes, asked: str) -> Iterator[ShardEntry]:
+    """Read an answer of ``tensorage_shards``.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If it is none.
+    """
+    at = 0
+    while at < len(answer):
+        try:
+            number, nbytes, name_bytes, index_bytes = _HEAD.unpack_from(answer, at)
+        except struct.error as error:
+            raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early") from error
+        name_at = at + _HEAD.size
+        index_at = name_at + name_bytes
+        at = index_at + index_bytes
+        if at > len(answer):
+            raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
+        yield ShardEntry(number, answer[name_at:index_at].decode(), nbytes, answer[index_at:at])

@@ -1,0 +1,220 @@
+"""What a selection takes of which objects: the ranges to ask for, in parallel, and each chunk into its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.objects.bucket import Bucket, LostObjectError
+from tensorage.backend.objects.codec import EMPTY, CorruptChunkError, ShardCodec
+from tensorage.backend.objects.entries import ShardEntry, fetch_entries, numbers_per_request
+from tensorage.backend.progress import Advance
+from tensorage.backend.transfer import Transfer
+from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
+from tensorage.indexing.chunks import ChunkPart, plan_chunks
+from tensorage.types import Dataset
+
+__all__ = ["Reader", "joined_ranges"]
+
+#: Ranges with no more than this between them are one: a request costs about as much as moving so many bytes.
+MAX_GAP_BYTES = 64 * 1024
+
+#: And no longer than this together, unless a chunk is.
+MAX_RANGE_BYTES = 8 * 1024 * 1024
+
+#: A shard whose object was replaced just when it was read is read again, not more often than this.
+_MAX_ATTEMPTS = 20
+
+
+class _Chunk(NamedTuple):
+    """A chunk of an object, and what is taken of it."""
+
+    offset: int
+    length: int
+    part: ChunkPart
+
+
+class _Target(NamedTuple):
+    """Where elements go."""
+
+    box: npt.NDArray[Any]
+    advance: Advance
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads elements of one array, as it was opened.
+
+    Parameters
+    ----------
+    codec
+        Of the array, with its layout.
+    """
+
+    transfer: Transfer
+    dataset: Dataset
+    codec: ShardCodec
+
+    def fill(self, parts: Iterable[ChunkPart], box: npt.NDArray[Any], advance: Advance) -> None:
+        """Fill a box with what is taken of shards.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when it was opened; the box is then of no use.
+        CorruptTensorError, IncompleteTensorError
+            The message says which object is damaged or lost.
+        """
+        self.transfer.run(self._jobs(iter(parts), _Target(box, advance)))
+
+    def read(self, entry: ShardEntry) -> npt.NDArray[Any]:
+        """All elements of one shard that lie within the array.
+
+        Raises
+        ------
+        LostObjectError
+            If its object is not there.
+        """
+        layout = self.codec.layout
+        reading = plan_chunks(layout.shape, layout.region(entry.number), layout.shards)
+        box = np.empty(reading.box_shape, layout.dtype)
+        for part in reading.parts():
+            for job in self._jobs_of(part, entry, _Target(box, lambda _bytes: None)):
+                job()
+        return box
+
+    def changed(self, entry: ShardEntry, lost: LostObjectError) -> ChangedError:
+        """The error that a shard has another object by now. Raises one of its own if it is lost."""
+        self._renewed(entry, lost)
+        return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
+
+    def _jobs(self, parts: Iterator[ChunkPart], target: _Target) -> Iterator[Callable[[], None]]:
+        layout = self.codec.layout
+        while page := list(islice(parts, numbers_per_request(layout))):
+            numbers = [layout.number_of(part.coords) for part in page]
+            entries = fetch_entries(self.transfer, self.dataset, layout, numbers)
+            for number, part in zip(numbers, page, strict=True):
+                for job in self._jobs_of(part, entries[number], target):
+                    yield partial(self._run, job, part, entries[number], target)
+
+    def _jobs_of(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
+        """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
+        try:
+            ranges = self.codec.ranges(entry.index, entry.nbytes).tolist()
+        except CorruptChunkError as error:
+            raise self._corrupt(entry, "its index in the catalogue", error) from error
+        per_shard = self.codec.layout.chunks_per_shard
+        chunks = []
+        for chunk in part.split(self.codec.layout.chunks):
+            offset, length = ranges[_position(chunk.coords, per_shard)]
+            if offset == EMPTY:
+                target.box[chunk.box_selection] = self.codec.fill_value
+                target.advance(chunk.size * target.box.itemsize)
+            else:
+                chunks.append(_Chunk(offset, length, chunk))
+        for first, nbytes, members in joined_ranges(chunks):
+            yield partial(self._fetch, entry, first, nbytes, members, target)
+
+    def _fetch(
+        self, entry: ShardEntry, first: int, nbytes: int, chunks: list[_Chunk], target: _Target
+    ) -> None:
+        data = np.empty(nbytes, np.uint8).data
+        Bucket(self.transfer).get_into(self.dataset, entry, first, data)
+        scratch: npt.NDArray[Any] | None = None
+        for offset, length, part in chunks:
+            encoded = data[offset - first : offset - first + length]
+            place = part.target(target.box)
+            try:
+                if place is not None:
+                    self.codec.decode(encoded, place)
+                else:
+                    scratch = self.codec.decode(encoded, scratch)
+                    part.take(scratch, target.box)
+            except CorruptChunkError as error:
+                raise self._corrupt(entry, f"its chunk {part.coords}", error) from error
+            target.advance(part.size * target.box.itemsize)
+
+    def _run(self, job: Callable[[], None], part: ChunkPart, entry: ShardEntry, target: _Target) -> None:
+        """Do a job of a shard. If its object is gone, but not its array, all of the shard is read from its new one."""
+        try:
+            job()
+        except LostObjectError as error:
+            self._read_again(part, self._renewed(entry, error), target)
+
+    def _read_again(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> None:
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                for job in self._jobs_of(part, entry, target):
+                    job()
+            except LostObjectError as error:
+                entry = self._renewed(entry, error)
+            else:
+                return
+        raise ChangedError(f"reading {self.dataset.key!r}: it changes faster than it can be read. Try again.")
+
+    def _renewed(self, entry: ShardEntry, lost: LostObjectError) -> ShardEntry:
+        """What the catalogue now says of a shard whose object is gone: another object, as after an append."""
+        number = entry.number
+        now = fetch_entries(self.transfer, self.dataset, self.codec.layout, [number])[number]
+        if now.name == entry.name:
+            raise self._lost(entry, lost)
+        return now
+
+    def _lost(
+        self, entry: ShardEntry, lost: LostObjectError
+    ) -> IncompleteTensorError | PermissionDeniedError:
+        asked = f"reading {self.dataset.key!r}"
+        arguments = {"data_id": self.dataset.id, "number": entry.number}
+        where = f"{entry.name!r}, which holds {self._extent(entry)}"
+        error: IncompleteTensorError | PermissionDeniedError
+        if self.transfer.call("tensorage_has_object", arguments, asked):
+            error = PermissionDeniedError(
+                f"{asked}: the policies of the bucket 'tensors' do not let this user read {where}. Apply the "
+                "migrations, which make them."
+            )
+        else:
+            error = IncompleteTensorError(
+                f"{asked}: Storage has lost {where}. Nothing is returned; store the array again, or read other parts."
+            )
+        error.__cause__ = lost.__cause__
+        return error
+
+    def _corrupt(self, entry: ShardEntry, where: str, error: CorruptChunkError) -> CorruptTensorError:
+        return CorruptTensorError(
+            f"reading {self.dataset.key!r}: the object {entry.name!r}, which holds {self._extent(entry)}, is damaged: "
+            f"{where} cannot be read ({error}). Nothing is returned; store the array again, or read other parts."
+        )
+
+    def _extent(self, entry: ShardEntry) -> str:
+        region = self.codec.layout.region(entry.number)
+        return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in region) + "]"
+
+
+def joined_ranges(chunks: Iterable[_Chunk]) -> Iterator[tuple[int, int, list[_Chunk]]]:
+    """Ranges of an object that have all of the chunks, neighbouring ones together: first byte, length, and chunks."""
+    members: list[_Chunk] = []
+    first = end = 0
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
+        chunk_end = chunk.offset + chunk.length
+        if members and (chunk.offset - end > MAX_GAP_BYTES or chunk_end - first > MAX_RANGE_BYTES):
+            yield first, end - first, members
+            members = []
+        if not members:
+            first = end = chunk.offset
+        members.append(chunk)
+        end = max(end, chunk_end)
+    if members:
+        yield first, end - first, members
+
+
+def _position(coords: tuple[int, ...], grid: tuple[int, ...]) -> int:
+    position = 0
+    for coord, extent in zip(coords, grid, strict=True):
+        position = position * extent + coord
+    return position
