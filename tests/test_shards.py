@@ -6,6 +6,7 @@ A dictionary of objects stands where Storage will: what is tested is that the by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from zarr.buffer.cpu import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from tensorage import InvalidInputError
-from tensorage.backend.objects.chains import PlainChain, ZarrChain, chain_of, frame_content_size
-from tensorage.backend.objects.codec import EMPTY, CorruptChunkError, EncodedShard, ShardCodec, parse_index
+from tensorage.backend.objects.chains import PlainChain, ZarrChain, chain_of
+from tensorage.backend.objects.codec import EMPTY, EncodedShard, ShardCodec, parse_index
+from tensorage.backend.objects.compressors import CorruptChunkError, frame_content_size
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.metadata import array_metadata
 
@@ -48,10 +50,14 @@ BIG = {"name": "bytes", "configuration": {"endian": "big"}}
 ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}
 CRC32C = {"name": "crc32c"}
 GZIP = {"name": "gzip", "configuration": {"level": 1}}
-BLOSC = {
-    "name": "blosc",
-    "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "typesize": 4, "blocksize": 0},
-}
+
+
+def blosc(**configuration: Any) -> dict[str, Any]:
+    usual = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "typesize": 4, "blocksize": 0}
+    return {"name": "blosc", "configuration": usual | configuration}
+
+
+BLOSC = blosc()
 TRANSPOSE = {"name": "transpose", "configuration": {"order": [1, 0]}}
 DELTA = {"name": "numcodecs.delta", "configuration": {"dtype": "<i4"}}
 
@@ -346,7 +352,14 @@ def test_a_shard_without_dimensions() -> None:
 
 @pytest.mark.parametrize(
     "codecs",
-    [[LITTLE], [LITTLE, ZSTD], [LITTLE, CRC32C], [LITTLE, ZSTD, CRC32C]],
+    [
+        [LITTLE],
+        [LITTLE, ZSTD],
+        [LITTLE, CRC32C],
+        [LITTLE, ZSTD, CRC32C],
+        [LITTLE, BLOSC],
+        [LITTLE, BLOSC, CRC32C],
+    ],
     ids=lambda codecs: "-".join(codec["name"] for codec in codecs),
 )
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -375,6 +388,14 @@ def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
         [TRANSPOSE, LITTLE, ZSTD],
         [LITTLE, {"name": "zstd", "configuration": {"level": 23}}],
         [LITTLE, {"name": "zstd", "configuration": {"level": 1, "checksum": 1}}],
+        [LITTLE, blosc(clevel=10)],
+        [LITTLE, blosc(clevel=True)],
+        [LITTLE, blosc(shuffle="auto")],
+        [LITTLE, blosc(cname="rot13")],
+        [LITTLE, blosc(typesize=0)],
+        [LITTLE, blosc(typesize=256)],
+        [LITTLE, blosc(blocksize=-1)],
+        [LITTLE, {"name": "blosc"}],
         [],
     ],
     ids=str,
@@ -680,6 +701,11 @@ CHUNK = np.arange(48, dtype="<i4").reshape(8, 6)
 FRAMES = Zstd(level=1, checksum=True)
 
 
+def codec_of(codecs: list[Any]) -> ShardCodec:
+    """Each object is a chunk like `CHUNK`."""
+    return ShardCodec(Layout.choose((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False, codecs=codecs))
+
+
 def frame_of_unknown_size(content: bytes) -> bytes:
     """A frame as a streaming compressor makes it: of one raw block, and without the content's size."""
     block = (len(content) << 3 | 1).to_bytes(3, "little")
@@ -703,8 +729,7 @@ def skippable_frame(content: bytes) -> bytes:
     ids=["one", "two", "unknown size", "known and unknown", "skippable first", "skippable last"],
 )
 def test_all_that_zstd_makes_of_a_chunk_is_decoded(data: bytes) -> None:
-    codec = ShardCodec(Layout.choose((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False))
-    assert_same_bytes(codec.decode(data), CHUNK)
+    assert_same_bytes(codec_of([LITTLE, ZSTD]).decode(data), CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -728,7 +753,7 @@ def test_all_that_zstd_makes_of_a_chunk_is_decoded(data: bytes) -> None:
     ],
 )
 def test_a_chunk_of_another_size_is_refused(data: bytes) -> None:
-    codec = ShardCodec(Layout.choose((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False))
+    codec = codec_of([LITTLE, ZSTD])
     with pytest.raises(CorruptChunkError):
         codec.decode(data)
     with pytest.raises(CorruptChunkError):
@@ -757,7 +782,60 @@ def test_other_frames_do_not_say_a_size() -> None:
 @UNTIMED
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(data: bytes) -> None:
-    codec = ShardCodec(Layout.choose((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False))
+    codec = codec_of([LITTLE, ZSTD])
     for content in (data, FRAMES.encode(CHUNK)[:6] + data):
         with pytest.raises(CorruptChunkError):
             codec.decode(content)
+
+
+# --- buffers of Blosc ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cname", ["lz4", "lz4hc", "blosclz", "zstd", "zlib"])
+@pytest.mark.parametrize("shuffle", ["noshuffle", "shuffle", "bitshuffle"])
+def test_all_that_blosc_makes_of_a_chunk_is_decoded(cname: str, shuffle: str) -> None:
+    written = codec_of([LITTLE, blosc(cname=cname, shuffle=shuffle, clevel=3)])
+    (data,) = written.encode(CHUNK).parts
+    # A buffer says itself how it was made.
+    assert_same_bytes(codec_of([LITTLE, BLOSC]).decode(data), CHUNK)
+
+
+def test_a_buffer_of_another_size_is_refused() -> None:
+    codec = codec_of([LITTLE, BLOSC])
+    (whole,) = codec.encode(CHUNK).parts
+    other = ShardCodec(
+        Layout.choose((4, 6), CHUNK.dtype, chunks=(4, 6), shards=False, codecs=[LITTLE, BLOSC])
+    )
+    (half,) = other.encode(CHUNK[:4]).parts
+    for data in (
+        b"",
+        whole[:15],
+        whole[:16],
+        whole[:-1],
+        bytes(whole) + b"x",
+        half,
+        bytes(half) + bytes(half),
+    ):
+        with pytest.raises(CorruptChunkError, match=r"Blosc"):
+            codec.decode(data)
+
+
+@UNTIMED
+@given(st.binary(min_size=100, max_size=100))
+def test_any_buffers_are_refused_or_of_the_right_size(data: bytes) -> None:
+    """Only the checksum behind a buffer finds damage within it: this is about staying within memory."""
+    codec = codec_of([LITTLE, BLOSC])
+    head = bytes([2, 1, 0x21, 4]) + CHUNK.nbytes.to_bytes(4, "little") * 2 + (116).to_bytes(4, "little")
+    for content in (data, head + data):
+        with contextlib.suppress(CorruptChunkError):
+            assert codec.decode(content).shape == CHUNK.shape
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if np.dtype(dtype).itemsize > 1])
+def test_numbers_of_several_bytes_are_shuffled_by_their_own_size(dtype: str) -> None:
+    layout = Layout.choose((100,), np.dtype(dtype).newbyteorder("<"))
+    *_, blosc_codec, checksum = layout.codecs
+    assert isinstance(blosc_codec, dict)
+    number = np.dtype(dtype).type(0).real.dtype if dtype[0] == "c" else np.dtype(dtype)
+    assert blosc_codec["configuration"]["typesize"] == number.itemsize
+    assert checksum == CRC32C

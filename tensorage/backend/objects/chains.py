@@ -1,8 +1,9 @@
 """The codecs of a chunk at work: from elements to bytes and back.
 
 `chain_of` gives the way through the codecs that an array names. `PlainChain` does the common ones by numcodecs
-itself: elements as they are in memory, compressed by zstd or not, with a checksum behind them or not. `ZarrChain`
-does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many threads at once.
+itself: elements as they are in memory, compressed by Blosc or zstd or not, with a checksum behind them or not.
+`ZarrChain` does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many threads at
+once.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs.zstd import Zstd
 
+from tensorage.backend.objects.compressors import BloscBuffers, Compressor, CorruptChunkError, ZstdFrames
 from tensorage.backend.objects.metadata import (
     Codec,
     array_metadata,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chain",
-    "CorruptChunkError",
     "PlainChain",
     "ZarrChain",
     "chain_of",
@@ -45,15 +45,11 @@ __all__ = [
 
 CRC32C_BYTES = 4
 
-#: What a frame of zstd begins with.
-ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
-
-#: Levels of compression that zstd has.
-ZSTD_LEVELS = range(-131072, 23)
-
-
-class CorruptChunkError(Exception):
-    """Bytes of an array are not what was written: nothing of them may be used."""
+#: Codecs that numcodecs is asked for, without zarr.
+_COMPRESSORS: Mapping[str, Callable[[Mapping[str, Any]], Compressor | None]] = {
+    "blosc": BloscBuffers.of,
+    "zstd": ZstdFrames.of,
+}
 
 
 class Chain(Protocol):
@@ -103,31 +99,32 @@ def chain_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> Chain:
 
 @dataclass(frozen=True)
 class PlainChain:
-    """Elements in their order in memory, then zstd or nothing, then a checksum or nothing."""
+    """Elements in their order in memory, then a compressor or none, then a checksum or none."""
 
-    zstd: Zstd | None
+    compressor: Compressor | None
     has_crc32c: bool
 
     @classmethod
     def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainChain | None:
         """The chain, if the codecs are of this kind."""
         names = [name_of(codec) for codec in codecs]
-        rest = names[1:]
-        if names[:1] != ["bytes"] or rest not in ([], ["zstd"], ["crc32c"], ["zstd", "crc32c"]):
+        if names[:1] != ["bytes"]:
             return None
         if dtype.itemsize > 1 and configuration_of(codecs[0]).get("endian") != "little":
             return None
-        if "zstd" not in rest:
-            return cls(None, "crc32c" in rest)
-        given = configuration_of(codecs[1])
-        level, checksum = given.get("level", 0), given.get("checksum", False)
-        if type(level) is not int or level not in ZSTD_LEVELS or type(checksum) is not bool:
-            return None
-        return cls(Zstd(level=level, checksum=checksum), "crc32c" in rest)
+        rest = list(codecs[1:])
+        has_crc32c = bool(rest) and name_of(rest[-1]) == "crc32c"
+        if has_crc32c:
+            del rest[-1]
+        if not rest:
+            return cls(None, has_crc32c)
+        make = _COMPRESSORS.get(name_of(rest[0]))
+        compressor = None if make is None or len(rest) > 1 else make(configuration_of(rest[0]))
+        return None if compressor is None else cls(compressor, has_crc32c)
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
         elements = _octets(chunk)
-        encoded = elements.data if self.zstd is None else self.zstd.encode(elements)
+        encoded = elements.data if self.compressor is None else self.compressor.encode(elements)
         return [encoded, _crc32c(encoded)] if self.has_crc32c else [encoded]
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
@@ -136,18 +133,12 @@ class PlainChain:
             payload, checksum = data[:-CRC32C_BYTES], data[-CRC32C_BYTES:]
             if checksum != _crc32c(payload):
                 raise CorruptChunkError(f"the checksum of {len(payload)} bytes is wrong")
-        if self.zstd is None:
-            _copy(payload, out)
-            return
-        content_size = frame_content_size(payload)
-        if content_size == out.nbytes:
-            _inflate(self.zstd, payload, _octets(out))
-        elif content_size is not None and content_size > out.nbytes:
-            raise CorruptChunkError(f"a chunk of {out.nbytes} bytes claims to have {content_size}")
+        if self.compressor is not None:
+            self.compressor.decode(payload, _octets(out))
+        elif len(payload) != out.nbytes:
+            raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(payload)}")
         else:
-            # Several frames, or one that doesn't say its length. Decompressed into `out`, they might leave some of
-            # it as it was.
-            _copy(_inflate(self.zstd, payload, None), out)
+            _octets(out)[:] = np.frombuffer(payload, np.uint8)
 
 
 class ZarrChain:
@@ -283,21 +274,6 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
     return ZarrChain(metadata, dtype).fill_value
 
 
-def frame_content_size(frame: memoryview) -> int | None:
-    """How many bytes a frame of zstd decompresses to, if it says so (RFC 8878, section 3.1.1.1)."""
-    if len(frame) < 6 or frame[:4] != ZSTD_MAGIC:
-        return None
-    descriptor = frame[4]
-    is_single_segment = bool(descriptor & 0x20)
-    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
-    size_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    at = 5 + (not is_single_segment) + dictionary_bytes
-    field = frame[at : at + size_bytes]
-    if len(field) < max(size_bytes, 1):
-        return None
-    return int.from_bytes(field, "little") + (256 if size_bytes == 2 else 0)
-
-
 def _is_zero(value: Any) -> bool:
     """Whether a number's bytes are zero, unlike those of -0.0."""
     return isinstance(value, int | float) and value == 0 and math.copysign(1, value) > 0
@@ -310,16 +286,3 @@ def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def _crc32c(data: bytes | memoryview) -> bytes:
     return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
-
-
-def _copy(elements: memoryview, out: npt.NDArray[Any]) -> None:
-    if len(elements) != out.nbytes:
-        raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(elements)}")
-    _octets(out)[:] = np.frombuffer(elements, np.uint8)
-
-
-def _inflate(zstd: Zstd, frames: memoryview, out: npt.NDArray[np.uint8] | None) -> memoryview:
-    try:
-        return memoryview(zstd.decode(frames, out=out))
-    except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
-        raise CorruptChunkError(f"zstd does not decompress {len(frames)} bytes: {error}") from error

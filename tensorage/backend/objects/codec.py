@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.objects.chains import Chain, CorruptChunkError, chain_of, fill_value_of
+from tensorage.backend.objects.chains import Chain, chain_of, fill_value_of
+from tensorage.backend.objects.compressors import CorruptChunkError
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.metadata import array_metadata
 

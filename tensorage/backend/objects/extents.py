@@ -33,8 +33,8 @@ CHUNK_BYTES = 1024 * 1024
 #: Bytes of a shard before compression, unless its shape is given: what one request carries.
 SHARD_BYTES = 8 * 1024 * 1024
 
-#: Largest buffer of common codecs.
-MAX_CHUNK_BYTES = 2**31 - 1
+#: Largest buffer of common codecs: what Blosc takes, whose header is within it.
+MAX_CHUNK_BYTES = 2**31 - 1 - 16
 
 #: The catalogue holds 16 bytes for each.
 MAX_CHUNKS_PER_SHARD = 65536

@@ -1,0 +1,158 @@
+"""What makes chunks smaller: one buffer in, one out, by numcodecs. Safe to use from many threads at once."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
+from numcodecs.zstd import Zstd
+
+__all__ = ["BloscBuffers", "Compressor", "CorruptChunkError", "ZstdFrames", "frame_content_size"]
+
+#: What a frame of zstd begins with.
+ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
+
+#: Levels of compression that zstd has.
+ZSTD_LEVELS = range(-131072, 23)
+
+#: Levels of compression that Blosc has.
+BLOSC_LEVELS = range(10)
+
+BLOSC_SHUFFLES: Mapping[str, int] = {
+    "noshuffle": numcodecs.blosc.NOSHUFFLE,
+    "shuffle": numcodecs.blosc.SHUFFLE,
+    "bitshuffle": numcodecs.blosc.BITSHUFFLE,
+}
+
+#: Of a Blosc 1 buffer: versions, flags and typesize, then its bytes without and with compression, and of a block.
+_BLOSC_HEADER = struct.Struct("<BBBBIII")
+
+# As zarr does it, too: chunks are many, and each is done by one thread. Blosc's own threads would not survive a fork.
+numcodecs.blosc.use_threads = False
+
+
+class CorruptChunkError(Exception):
+    """Bytes of an array are not what was written: nothing of them may be used."""
+
+
+class Compressor(Protocol):
+    """One codec that turns bytes into fewer."""
+
+    def encode(self, elements: npt.NDArray[np.uint8]) -> bytes: ...
+
+    def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
+        """Fill `out`, all of it.
+
+        Raises
+        ------
+        CorruptChunkError
+            What is in `out` is then of no use.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ZstdFrames:
+    """The codec ``zstd``."""
+
+    zstd: Zstd
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Any]) -> ZstdFrames | None:
+        level, checksum = configuration.get("level", 0), configuration.get("checksum", False)
+        if type(level) is not int or level not in ZSTD_LEVELS or type(checksum) is not bool:
+            return None
+        return cls(Zstd(level=level, checksum=checksum))
+
+    def encode(self, elements: npt.NDArray[np.uint8]) -> bytes:
+        encoded: bytes = self.zstd.encode(elements)
+        return encoded
+
+    def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
+        content_size = frame_content_size(payload)
+        if content_size == out.nbytes:
+            self._inflate(payload, out)
+        elif content_size is not None and content_size > out.nbytes:
+            raise CorruptChunkError(f"a chunk of {out.nbytes} bytes claims to have {content_size}")
+        else:
+            # Several frames, or one that doesn't say its length. Decompressed into `out`, they might leave some of
+            # it as it was.
+            elements = self._inflate(payload, None)
+            if len(elements) != out.nbytes:
+                raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(elements)}")
+            out[:] = np.frombuffer(elements, np.uint8)
+
+    def _inflate(self, frames: memoryview, out: npt.NDArray[np.uint8] | None) -> memoryview:
+        try:
+            return memoryview(self.zstd.decode(frames, out=out))
+        except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+            raise CorruptChunkError(f"zstd does not decompress {len(frames)} bytes: {error}") from error
+
+
+@dataclass(frozen=True)
+class BloscBuffers:
+    """The codec ``blosc``."""
+
+    blosc: numcodecs.blosc.Blosc
+
+    @classmethod
+    def of(cls, configuration: Mapping[str, Any]) -> BloscBuffers | None:
+        given = {"typesize": 1, "blocksize": 0, **configuration}
+        numbers = [given["typesize"], given["blocksize"], given.get("clevel")]
+        if any(type(number) is not int for number in numbers):
+            return None
+        if (
+            given["clevel"] not in BLOSC_LEVELS
+            or not 1 <= given["typesize"] <= numcodecs.blosc.MAX_TYPESIZE
+            or given["blocksize"] < 0
+            or given.get("shuffle") not in BLOSC_SHUFFLES
+            or given.get("cname") not in numcodecs.blosc.list_compressors()
+        ):
+            return None
+        return cls(
+            numcodecs.blosc.Blosc(
+                cname=given["cname"],
+                clevel=given["clevel"],
+                shuffle=BLOSC_SHUFFLES[given["shuffle"]],
+                blocksize=given["blocksize"],
+                typesize=given["typesize"],
+            )
+        )
+
+    def encode(self, elements: npt.NDArray[np.uint8]) -> bytes:
+        encoded: bytes = self.blosc.encode(elements)
+        return encoded
+
+    def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
+        if len(payload) < _BLOSC_HEADER.size:
+            raise CorruptChunkError(f"{len(payload)} bytes have no room for the header of a Blosc buffer")
+        *_, content_bytes, _, payload_bytes = _BLOSC_HEADER.unpack_from(payload)
+        if content_bytes != out.nbytes or payload_bytes != len(payload):
+            raise CorruptChunkError(
+                f"a Blosc buffer of {len(payload)} bytes, for a chunk of {out.nbytes}, claims to have {payload_bytes} "
+                f"and to hold {content_bytes}"
+            )
+        try:
+            self.blosc.decode(payload, out=out)
+        except (RuntimeError, ValueError) as error:
+            raise CorruptChunkError(f"Blosc does not decompress {len(payload)} bytes: {error}") from error
+
+
+def frame_content_size(frame: memoryview) -> int | None:
+    """How many bytes a frame of zstd decompresses to, if it says so (RFC 8878, section 3.1.1.1)."""
+    if len(frame) < 6 or frame[:4] != ZSTD_MAGIC:
+        return None
+    descriptor = frame[4]
+    is_single_segment = bool(descriptor & 0x20)
+    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
+    size_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (not is_single_segment) + dictionary_bytes
+    field = frame[at : at + size_bytes]
+    if len(field) < max(size_bytes, 1):
+        return None
+    return int.from_bytes(field, "little") + (256 if size_bytes == 2 else 0)
