@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -47,6 +48,27 @@ class _Target(NamedTuple):
     advance: Advance
 
 
+@dataclass
+class _Memory:
+    """What one job at a time works in. Of new memory, the kernel has to clear every page: as long a work as decoding.
+
+    Parameters
+    ----------
+    fetched
+        Takes the bytes of a range.
+    chunk
+        Takes a chunk of which only a part goes into the box.
+    """
+
+    fetched: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    chunk: npt.NDArray[Any] | None = None
+
+    def for_bytes(self, nbytes: int) -> memoryview:
+        if self.fetched.size < nbytes:
+            self.fetched = np.empty(nbytes, np.uint8)
+        return self.fetched[:nbytes].data
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads elements of one array, as it was opened.
@@ -60,6 +82,7 @@ class Reader:
     transfer: Transfer
     dataset: Dataset
     codec: ShardCodec
+    _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
 
     def fill(self, parts: Iterable[ChunkPart], box: npt.NDArray[Any], advance: Advance) -> None:
         """Fill a box with what is taken of shards.
@@ -89,6 +112,19 @@ class Reader:
                 job()
         return box
 
+    def ranges(self, entry: ShardEntry) -> npt.NDArray[np.uint64]:
+        """Where the chunks of a shard are: see `ShardCodec.ranges`.
+
+        Raises
+        ------
+        CorruptTensorError
+            If the catalogue's index is none of such an object.
+        """
+        try:
+            return self.codec.ranges(entry.index, entry.nbytes)
+        except CorruptChunkError as error:
+            raise self._corrupt(entry, "its index in the catalogue", error) from error
+
     def changed(self, entry: ShardEntry, lost: LostObjectError) -> ChangedError:
         """The error that a shard has another object by now. Raises one of its own if it is lost."""
         self._renewed(entry, lost)
@@ -105,10 +141,7 @@ class Reader:
 
     def _jobs_of(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
         """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
-        try:
-            ranges = self.codec.ranges(entry.index, entry.nbytes).tolist()
-        except CorruptChunkError as error:
-            raise self._corrupt(entry, "its index in the catalogue", error) from error
+        ranges = self.ranges(entry).tolist()
         per_shard = self.codec.layout.chunks_per_shard
         chunks = []
         for chunk in part.split(self.codec.layout.chunks):
@@ -124,9 +157,9 @@ class Reader:
     def _fetch(
         self, entry: ShardEntry, first: int, nbytes: int, chunks: list[_Chunk], target: _Target
     ) -> None:
-        data = np.empty(nbytes, np.uint8).data
+        memory = self._take()
+        data = memory.for_bytes(nbytes)
         Bucket(self.transfer).get_into(self.dataset, entry, first, data)
-        scratch: npt.NDArray[Any] | None = None
         for offset, length, part in chunks:
             encoded = data[offset - first : offset - first + length]
             place = part.target(target.box)
@@ -134,11 +167,18 @@ class Reader:
                 if place is not None:
                     self.codec.decode(encoded, place)
                 else:
-                    scratch = self.codec.decode(encoded, scratch)
-                    part.take(scratch, target.box)
+                    memory.chunk = self.codec.decode(encoded, memory.chunk)
+                    part.take(memory.chunk, target.box)
             except CorruptChunkError as error:
                 raise self._corrupt(entry, f"its chunk {part.coords}", error) from error
             target.advance(part.size * target.box.itemsize)
+        self._idle.append(memory)
+
+    def _take(self) -> _Memory:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Memory()
 
     def _run(self, job: Callable[[], None], part: ChunkPart, entry: ShardEntry, target: _Target) -> None:
         """Do a job of a shard. If its object is gone, but not its array, all of the shard is read from its new one."""
