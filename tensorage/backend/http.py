@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from urllib.request import getproxies, proxy_bypass
 
@@ -232,6 +233,10 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
     announced = response.headers.get("Content-Length")
     if announced is not None and int(announced) != len(out):
         raise _wrong_size(asked, int(announced), len(out))
+    socket_file = _socket_file(response)
+    if announced is not None and socket_file is not None:
+        _fill_straight(out, socket_file)
+        return
     filled = 0
     for part in response.stream(_READ_BYTES, decode_content=True):
         if filled + len(part) > len(out):
@@ -240,6 +245,26 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
         filled += len(part)
     if filled != len(out):
         raise _wrong_size(asked, filled, len(out))
+
+
+def _socket_file(response: urllib3.BaseHTTPResponse) -> HTTPResponse | None:
+    """What urllib3 reads from, if it would change nothing of that.
+
+    It has no way of its own to read into memory that is there, and copying takes a sixth of a large read's time.
+    """
+    below = getattr(response, "_fp", None)
+    if not isinstance(below, HTTPResponse) or below.chunked or "Content-Encoding" in response.headers:
+        return None
+    return below
+
+
+def _fill_straight(out: memoryview, socket_file: HTTPResponse) -> None:
+    filled = 0
+    while filled < len(out):
+        received = socket_file.readinto(out[filled : filled + _READ_BYTES])
+        if not received:
+            raise ConnectionResetError(f"the connection ended after {filled} of {len(out)} bytes")
+        filled += received
 
 
 def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
