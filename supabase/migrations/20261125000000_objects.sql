@@ -35,8 +35,9 @@ create table if not exists public.shards (
   -- Of the object in the bucket; null: all elements are the fill value, and there is none.
   name text collate "C" check (octet_length(name) <= 1024),
   nbytes bigint not null check (nbytes >= 0),
-  -- Offset and length of each chunk in the object, as little-endian uint64; empty: the object is one chunk.
-  index bytea not null check (octet_length(index) % 16 = 0),
+  -- Offset and length of each chunk in the object, as little-endian uint64; empty: the object is one chunk. No quota
+  -- counts them: as many chunks as a client cuts a shard into are the most.
+  index bytea not null check (octet_length(index) % 16 = 0 and octet_length(index) <= 16 * 65536),
   -- While it is being written: the rows of axis 0 that are there so far; null: all of its rows.
   filled int8multirange,
   -- Of a staged append or assignment: the object that it is made from and takes the place of, '' for a shard without
@@ -53,8 +54,9 @@ drop policy if exists "shards of own and shared datasets are visible" on public.
 create policy "shards of own and shared datasets are visible" on public.shards for select to authenticated
   using (
     user_id = (select auth.uid())
-    -- Only reached for the shards of somebody else, of which a request names few.
-    or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed')
+    -- Only reached for the shards of somebody else. "offset 0" has each of them looked up: for a page of them,
+    -- PostgreSQL would rather read all datasets that are shared in the project.
+    or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
   );
 revoke all on public.shards from public, anon, authenticated;
 grant select on public.shards to authenticated;
@@ -198,13 +200,19 @@ begin
 end
 $$;
 
+-- Gives up the staged appends and assignments of an array that is to be swept, but for those that are being committed.
+create or replace function tensorage.give_up(victim bigint) returns void
+language sql set search_path = '' as $$
+  update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
+   where s.id = any (array(select w.id from public.datasets w
+                            where w.append_to = victim or w.assign_to = victim for update skip locked))
+$$;
+
 -- Deletes a dataset that nothing is left of. Cascading to the staged appends and assignments of an array would delete
 -- all that these hold at once: they are given up, and swept on their own.
 create or replace function tensorage.delete_swept(victim bigint) returns void
 language sql set search_path = '' as $$
-  update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
-   where s.id = any (array(select w.id from public.datasets w
-                            where w.append_to = victim or w.assign_to = victim for update skip locked));
+  select tensorage.give_up(victim);
   delete from public.datasets d where d.id = victim and not exists (
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)
 $$;
@@ -269,6 +277,11 @@ begin
    where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
   if coalesce((asked ->> 'append')::boolean, false) then
     perform tensorage.check_append(target, asked ->> 'key', asked_shape, asked ->> 'dtype');
+    if asked ->> 'engine' <> 'database' then
+      raise exception using errcode = 'TS010',
+        message = format('the array %L is kept by engine %L', target.key, target.engine),
+        detail = tensorage.describe(target)::text;
+    end if;
     -- Until the row below refers to it: it may just be being replaced, and swept.
     perform from public.datasets t where t.id = target.id and t.state = 'committed' for key share;
     if not found then
@@ -288,6 +301,10 @@ begin
       case when (asked ->> 'append')::boolean then target.id end,
       now() + interval '1 day')
     returning * into d;
+  if d.engine = 'storage' then
+    -- Now, not at the commit, when all of the objects have been uploaded.
+    perform tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
+  end if;
   perform tensorage.check_quota(d.nbytes, d.id);
   return d;
 end
@@ -299,11 +316,11 @@ language plpgsql immutable set search_path = '' as $$
 begin
   if metadata is not null and exists (
        select from json_array_elements_text(metadata::json -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') extent
-        where extent::bigint < 1) then
+        where (extent::bigint >= 1) is not true) then
     raise exception using errcode = 'TS006', message = 'the metadata of Zarr name a shard without elements';
   end if;
   return metadata::json;
-exception when data_exception then
+exception when data_exception or program_limit_exceeded then
   raise exception using errcode = 'TS006', message = format('these are no metadata of Zarr: %s', sqlerrm);
 end
 $$;
@@ -322,9 +339,45 @@ begin
       message = format('shards of shape %s do not fit an array of shape %s', tensorage.shape_text(extents),
                        tensorage.shape_text(shape));
   end if;
-  return array(select (s.extent + e.extent - 1) / e.extent
+  -- Rounded up, without a sum that overflows.
+  return array(select s.extent / e.extent + (s.extent % e.extent > 0)::int
                  from unnest(shape) with ordinality s(extent, axis)
                  join unnest(extents) with ordinality e(extent, axis) using (axis) order by axis);
+end
+$$;
+
+-- The shards that a staged dataset has to have: all of a new array, or those from the first that an append adds to. Of an
+-- assignment, those that it may have.
+create or replace function tensorage.staged_shards(d public.datasets) returns int8range
+language plpgsql immutable set search_path = '' as $$
+declare
+  grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
+  row_shards bigint := tensorage.elements(grid[2:]);
+  extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
+  rows bigint;
+begin
+  if d.append_to is null then
+    return int8range(0, tensorage.elements(grid));
+  elsif d.shape[1] = 0 then
+    return 'empty';
+  end if;
+  rows := d.base_rows + d.shape[1];
+  return int8range(d.base_rows / extent * row_shards, (rows / extent + (rows % extent > 0)::int) * row_shards);
+end
+$$;
+
+-- How many chunks a shard has at the most, which are no more than its elements.
+create or replace function tensorage.chunks_of_shard(zarr json) returns bigint
+language plpgsql immutable set search_path = '' as $$
+declare
+  product bigint := 1;
+  extent text;
+begin
+  for extent in select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') loop
+    product := product * least(extent::bigint, 65536);
+    exit when product >= 65536;
+  end loop;
+  return least(product, 65536);
 end
 $$;
 
@@ -355,6 +408,8 @@ declare
   is_known boolean;
   whole int8range;
   there int8multirange;
+  numbers int8range := tensorage.staged_shards(d);
+  max_chunks bigint := tensorage.chunks_of_shard(d.zarr);
 begin
   for s in
     select * from json_to_recordset(shards)
@@ -362,7 +417,12 @@ begin
   loop
     if s.name is not null and tensorage.folder_of_array(s.name) is distinct from d.id::text then
       raise exception using errcode = 'TS006', message = format('%L is no name of an object of dataset %s', s.name, d.id);
-    elsif s.low is null then
+    elsif not s.number <@ numbers or length(s.index) / 4 * 3 > 16 * max_chunks + 2 then
+      -- The quota counts elements: they are the bound of what is kept here for them, too.
+      raise exception using errcode = 'TS006',
+        message = format('%L has shards %s of up to %s chunks, and not one of number %s with an index of %s bytes', d.key,
+                         numbers, max_chunks, s.number, length(s.index) / 4 * 3);
+    elsif s.low is null and s.high is null then
       insert into public.shards as t (data_id, user_id, number, name, nbytes, index, based_on)
         values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), s.based_on)
         on conflict (data_id, number) do update
@@ -370,13 +430,18 @@ begin
               based_on = excluded.based_on;
       continue;
     end if;
+    whole := tensorage.rows_of_shard(d, s.number);
+    -- Of a shard that takes the place of another, no part: it would not say of which.
+    if (s.low < s.high and int8range(s.low, s.high) <@ whole and d.append_to is null and d.assign_to is null) is not true then
+      raise exception using errcode = 'TS006',
+        message = format('rows %s to %s are no part of shard %s', s.low, s.high, s.number);
+    end if;
     select * into old from public.shards t where t.data_id = d.id and t.number = s.number for update;
     is_known := found;
     continue when is_known and old.name = s.name;  -- sent again
     if (case when is_known then coalesce(old.name, '') end) is distinct from s.before then
       raise exception using errcode = 'TS003', message = format('shard %s of %L was filled meanwhile', s.number, d.key);
     end if;
-    whole := tensorage.rows_of_shard(d, s.number);
     there := case when is_known then coalesce(old.filled, whole::int8multirange) else '{}' end
              + int8range(s.low, s.high)::int8multirange;
     insert into public.shards as t (data_id, user_id, number, name, nbytes, index, filled)
@@ -395,19 +460,19 @@ when unique_violation then
 end
 $$;
 
--- Raises unless the shards from number `low` to before `high` of d are there, and no others.
-create or replace function tensorage.check_shards(d public.datasets, low bigint, high bigint) returns void
+-- Raises unless all shards of a staged dataset are there. None but these can be.
+create or replace function tensorage.check_shards(d public.datasets) returns void
 language plpgsql stable set search_path = '' as $$
 declare
-  there bigint;
+  numbers int8range := tensorage.staged_shards(d);
+  expected bigint := coalesce(upper(numbers) - lower(numbers), 0);
   whole bigint;
 begin
-  select count(*), count(*) filter (where s.filled is null and s.number between low and high - 1) into there, whole
-    from public.shards s where s.data_id = d.id;
-  if there <> high - low or whole <> high - low then
+  select count(*) filter (where s.filled is null) into whole from public.shards s where s.data_id = d.id;
+  if whole <> expected then
     raise exception using errcode = 'TS004',
-      message = format('%s of the %s objects of %L are there', whole, high - low, d.key),
-      detail = json_build_object('stored', whole, 'expected', high - low)::text,
+      message = format('%s of the %s objects of %L are there', whole, expected, d.key),
+      detail = json_build_object('stored', whole, 'expected', expected)::text,
       hint = 'Send the missing ones, or abort.';
   end if;
 end
@@ -419,9 +484,6 @@ create or replace function tensorage.publish_shards(d public.datasets) returns p
 language plpgsql set search_path = '' as $$
 declare
   target public.datasets;
-  grid bigint[];
-  row_shards bigint;
-  first bigint;
   replaced bigint;
 begin
   select * into target from public.datasets t
@@ -433,11 +495,11 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
   if d.append_to is not null then
+    perform tensorage.check_shards(d);
     target := tensorage.extend(target.id, d.shape[1]);
-    grid := tensorage.shard_grid(target.zarr, target.shape);
-    row_shards := tensorage.elements(grid[2:]);
-    first := d.base_rows / (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint * row_shards;
-    perform tensorage.check_shards(d, first, case when d.shape[1] > 0 then grid[1] * row_shards else first end);
+  elsif exists (select from public.shards s where s.data_id = d.id and (s.based_on is null or s.filled is not null)) then
+    -- An array has all of its shards: what takes the place of none lies outside of it.
+    raise exception using errcode = 'TS004', message = format('not all objects are whole and of shards of %L', d.key);
   else
     target := tensorage.changed(target.id);
   end if;
@@ -501,7 +563,7 @@ $$;
 create or replace function tensorage.of_engine(d public.datasets, engine text) returns public.datasets
 language plpgsql stable set search_path = '' as $$
 begin
-  if d.engine <> engine then
+  if d.engine is distinct from engine then
     raise exception using errcode = 'TS010',
       message = format('the array %L is kept by engine %L', d.key, d.engine), detail = tensorage.describe(d)::text;
   end if;
@@ -696,7 +758,7 @@ begin
     if d.append_to is not null or d.assign_to is not null then
       return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_shards(d)));
     end if;
-    perform tensorage.check_shards(d, 0, tensorage.elements(tensorage.shard_grid(d.zarr, d.shape)));
+    perform tensorage.check_shards(d);
     return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
   elsif d.assign_to is not null then
     return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_assignment(d)));
@@ -739,6 +801,7 @@ begin
     if d.id is null then
       raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
     end if;
+    d := tensorage.of_engine(d, 'storage');
   end if;
   select count(*), sum(24 + coalesce(octet_length(s.name), 0) + octet_length(s.index)) into there, answer_bytes
     from public.shards s where s.data_id = d.id and s.number = any (numbers);
@@ -766,48 +829,68 @@ begin
   return exists (
     select from public.shards s
       join public.datasets d on d.id = s.data_id
-      join storage.objects o on o.bucket_id = 'tensors' and o.name = s.name
+      -- With the collation of Storage's index: a join by "C" would read all objects of the project.
+      join storage.objects o on o.bucket_id = 'tensors' and o.name = s.name collate "default"
      where s.data_id = tensorage_has_object.data_id and s.number = tensorage_has_object.number
        and (d.user_id = tensorage.me() or (d.is_shared and d.state = 'committed')));
 end
 $$;
 
 -- Names of objects that the caller's removed, replaced or given up arrays have left, at most so many, to be deleted by
--- requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more.
+-- requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more, or
+-- none among the next 100,000 shards.
 create or replace function public.tensorage_sweep_objects(max_objects int default 1000) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
   room int := least(max_objects, 1000);
+  -- A statement has but some seconds: of more shards, another request forgets the rest.
+  seen int := 0;
   names text[] := '{}';
-  batch text[];
-  gone bigint[];
+  page record;
+  after bigint;
   folder text;
+  untold text[];
   d public.datasets;
 begin
+  -- What is staged for an array that is to be swept goes with it: it is named now, or nobody would ask for it.
+  perform tensorage.give_up(s.id) from public.datasets s
+   where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage';
   for d in
     select * from public.datasets s
      where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage'
      order by s.expires_at, s.id for update skip locked
   loop
-    exit when room <= 0;
-    folder := d.user_id || '/' || d.id;
-    select array_agg(s.number) filter (where o.name is null), array_agg(s.name) filter (where o.name is not null)
-      into gone, batch
-      from (select * from public.shards s where s.data_id = d.id order by s.number limit room) s
-      left join storage.objects o on o.bucket_id = 'tensors' and o.name = s.name;
-    delete from public.shards s where s.data_id = d.id and s.number = any (gone);
-    names := names || batch;
-    room := room - coalesce(cardinality(gone), 0) - coalesce(cardinality(batch), 0);
+    after := -1;
+    loop
+      exit when room <= 0 or seen >= 100000;
+      select count(*) as shards, max(s.number) as last, array_agg(s.number) filter (where not s.has_object) as gone,
+             coalesce(array_agg(s.name order by s.number) filter (where s.has_object), '{}') as there
+        into page
+        from (select t.number, t.name, exists (
+                       -- By Storage's index, which has another collation. "offset 0": each is looked up.
+                       select from storage.objects o
+                        where o.bucket_id = 'tensors' and o.name = t.name collate "default" offset 0) as has_object
+                from public.shards t where t.data_id = d.id and t.number > after order by t.number limit 1000) s;
+      exit when page.shards = 0;
+      delete from public.shards s where s.data_id = d.id and s.number = any (page.gone);
+      names := names || page.there[:room];
+      room := room - cardinality(page.there);
+      seen := seen + page.shards;
+      after := page.last;
+    end loop;
+    exit when room <= 0 or seen >= 100000;
+    seen := seen + 1;
     -- What a writer uploaded and never said so.
-    batch := array(
+    folder := d.user_id || '/' || d.id;
+    untold := array(
       select o.name from storage.objects o
        -- By Storage's own index of prefixes; '0' comes right after '/'.
        where o.bucket_id = 'tensors' and o.name ~>=~ (folder || '/') and o.name ~<~ (folder || '0')
          and not exists (select from public.shards s where s.name = o.name)
-       limit greatest(room, 1));
-    names := names || batch;
-    room := room - greatest(cardinality(batch), 1);
-    if cardinality(batch) = 0 and not exists (select from public.shards s where s.data_id = d.id) then
+       limit room);
+    names := names || untold;
+    room := room - cardinality(untold);
+    if cardinality(untold) = 0 and not exists (select from public.shards s where s.data_id = d.id) then
       perform tensorage.delete_swept(d.id);
     end if;
   end loop;

@@ -23,6 +23,11 @@ select 'dataset', to_jsonb(d)::text from public.datasets d where d.user_id = %(u
 union all
 select 'block', (to_jsonb(t) - 'tensor')::text || md5(t.tensor) from public.tensors t where t.user_id = %(user)s
 union all
+select 'shard', to_jsonb(s)::text from public.shards s where s.user_id = %(user)s
+union all
+select 'object', (to_jsonb(o) - 'last_accessed_at')::text from storage.objects o
+ where o.bucket_id = 'tensors' and starts_with(o.name, %(user)s::text || '/')
+union all
 select 'operation', to_jsonb(o)::text from tensorage.operations o where o.user_id = %(user)s
 union all
 select 'quota', to_jsonb(q)::text from tensorage.quotas q where q.user_id = %(user)s

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import httpx
 import numpy as np
-from sql.api import Caller, new_key, new_operation
+from sql.api import Caller, answer_of, new_key, new_operation
+from sql.objects import begin, begin_append, begin_assign, fill, name_of, put, store
 
 ARRAY = np.arange(77_000_001, 77_000_013, dtype="<i4").reshape(4, 3)
 
@@ -25,11 +26,17 @@ class Names:
     stored_by: str
     begun_by: str
     appended_by: str
+    #: The same of arrays of Storage, each with its objects; and an append that is not committed.
+    objects_key: str
+    objects: int
+    writing: int
+    growing: int
+    changing: int
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a user keeps: a committed array, a staged one, and an assignment that is not committed."""
+    """What a user keeps: a committed array, a staged one, and an assignment that is not committed; in both engines."""
 
     owner: Caller
     names: Names
@@ -48,7 +55,7 @@ class Kept:
 
 
 def keep(owner: Caller) -> Kept:
-    """Store an array as the user, begin another, and begin to assign to the first."""
+    """Store an array as the user, begin another, and begin to change the first; in both engines."""
     key, staged_key = new_key(), new_key()
     stored_by, begun_by, appended_by = new_operation(), new_operation(), new_operation()
     owner.store(key, ARRAY, operation=stored_by, attrs={"note": "the owner's note"})
@@ -69,8 +76,20 @@ def keep(owner: Caller) -> Kept:
         stored_by,
         begun_by,
         appended_by,
+        *_keep_objects(owner),
     )
     return Kept(owner, names)
+
+
+def _keep_objects(owner: Caller) -> tuple[str, int, int, int, int]:
+    """The same in Storage: their names."""
+    stored = store(owner, attrs={"note": "the owner's note"})
+    writing = begin(owner, new_key(), attrs={"note": "the owner's note"})
+    last = {"of_4": name_of(stored, 4)}
+    growing, changing = begin_append(owner, stored, 1), begin_assign(owner, stored)
+    for begun, numbers in ((writing, [0, 1]), (growing, [4]), (changing, [4])):
+        answer_of(put(owner, begun, *fill(owner, begun, numbers, **last)))
+    return stored["key"], stored["id"], writing["id"], growing["id"], changing["id"]
 
 
 def assert_unmarked(answer: httpx.Response, kept: Kept) -> None:

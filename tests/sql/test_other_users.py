@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, whole
 from sql.conftest import State
 from sql.kept import ARRAY, Kept, Names, assert_unmarked
+from sql.objects import entry, metadata
 
 from tensorage.embedded import control
 
@@ -25,7 +27,7 @@ def nothing() -> Names:
     """Names as good as a user's, of things that do not exist."""
     return Names(
         new_key(), 2**40, 1, new_key(), 2**40 + 1, 2**40 + 2, "nobody@example.com",
-        new_operation(), new_operation(), new_operation(),
+        new_operation(), new_operation(), new_operation(), new_key(), *range(2**40 + 3, 2**40 + 7),
     )  # fmt: skip
 
 
@@ -53,8 +55,12 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"key": n.key}, "TS001"),
             Attempt({"key": n.staged_key}, "TS001"),
             Attempt({"key": n.key, "owner": n.owner}, "TS001"),
+            Attempt({"key": n.objects_key}, "TS001"),
         ],
-        "tensorage_dataset": [Attempt({"data_id": n.id}, "TS001"), Attempt({"data_id": n.staged}, "TS001")],
+        "tensorage_dataset": [
+            Attempt({"data_id": data_id}, "TS001")
+            for data_id in (n.id, n.staged, n.objects, n.writing, n.growing)
+        ],
         "tensorage_list": [Attempt({}, None), Attempt({"prefix": n.key}, None)],
         "tensorage_count": [Attempt({}, None)],
         "tensorage_read": [
@@ -76,6 +82,7 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id, "version": n.version}, "TS003"),
             Attempt({"data_id": n.id, "version": n.version, "operation": n.begun_by}, "TS003"),
             Attempt({"data_id": n.staged, "version": 1}, "TS003"),
+            Attempt({"data_id": n.objects, "version": 1, "engine": "storage"}, "TS003"),
         ],
         "tensorage_patch": [
             Attempt(assigned(n, n.assigning), "TS001"),
@@ -91,16 +98,22 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id, "replace": True}, "TS003"),
             Attempt({"data_id": n.staged, "removed": ["note"]}, "TS003"),
             Attempt({"data_id": n.id, "dims": ["a", "b"], "set_dims": True}, "TS003"),
+            Attempt({"data_id": n.objects, "attrs": {"note": "another"}}, "TS003"),
         ],
         "tensorage_rename": [
             Attempt({"key": n.key, "new_key": "mine"}, "TS001"),
             Attempt({"key": n.staged_key, "new_key": n.key, "overwrite": True}, "TS001"),
             Attempt({"key": n.key, "new_key": "mine", "operation": n.stored_by}, "TS001"),
+            Attempt({"key": n.objects_key, "new_key": "mine"}, "TS001"),
         ],
         "tensorage_begin": [
             Attempt({"key": n.key, **new, "append": True}, "TS001"),
             Attempt({"key": n.key, **new, "operation": n.begun_by}, None),
             Attempt({"key": n.staged_key, **new, "overwrite": True, "operation": n.stored_by}, None),
+            Attempt(
+                {"key": n.objects_key, **new, "engine": "storage", "zarr": metadata(), "overwrite": True},
+                None,
+            ),
         ],
         "tensorage_put": [
             Attempt(binary(ARRAY.tobytes(), count=12, chunk=10, data_id=n.staged), "TS001"),
@@ -111,11 +124,17 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id}, "TS001"),
             Attempt({"data_id": n.staged, "operation": n.stored_by}, "TS001"),
             Attempt({"data_id": n.assigning}, "TS001"),
+            *(
+                Attempt({"data_id": data_id, "shards": [entry(4, None, based_on="")]}, "TS001")
+                for data_id in (n.objects, n.writing, n.growing, n.changing)
+            ),
         ],
         "tensorage_abort": [
             Attempt({"data_id": n.staged}, None),
             Attempt({"data_id": n.id}, None),
             Attempt({"data_id": n.assigning}, None),
+            Attempt({"data_id": n.writing}, None),
+            Attempt({"data_id": n.growing}, None),
         ],
         "tensorage_store": [
             Attempt(whole(-ARRAY, key=n.key, operation=n.stored_by), None),
@@ -129,30 +148,48 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"key": n.key}, "TS001"),
             Attempt({"key": n.staged_key}, "TS001"),
             Attempt({"key": n.key, "operation": n.stored_by}, "TS001"),
+            Attempt({"key": n.objects_key}, "TS001"),
         ],
         "tensorage_share": [
+            Attempt({"key": n.objects_key, "is_shared": True}, "TS001"),
             Attempt({"key": n.key, "is_shared": True}, "TS001"),
             Attempt({"key": n.key, "is_shared": False}, "TS001"),
         ],
         "tensorage_sweep": [Attempt({}, None)],
         "tensorage_begin_append": [
+            Attempt({"data_id": n.objects, "shape": [1, 3], "base_rows": 9}, "TS003"),
+            Attempt({"data_id": n.objects, "shape": [1, 4], "base_rows": 9}, "TS003"),
+            Attempt(
+                {"data_id": n.objects, "shape": [1, 3], "base_rows": 9, "operation": n.begun_by}, "TS003"
+            ),
+            Attempt({"data_id": n.writing, "shape": [1, 3], "base_rows": 9}, "TS003"),
             Attempt({"data_id": n.id, "shape": [1, 3], "base_rows": 5}, "TS003"),
             Attempt({"data_id": n.staged, "shape": [1, 3], "base_rows": 4}, "TS003"),
         ],
         "tensorage_put_shards": [
-            Attempt({"data_id": n.staged, "shards": []}, "TS001"),
-            Attempt({"data_id": n.id, "shards": []}, "TS001"),
+            Attempt({"data_id": data_id, "shards": shards}, "TS001")
+            for data_id in (n.objects, n.writing, n.growing, n.changing, n.staged, n.id)
+            for shards in ([], [entry(0, None)], [entry(4, None, low=8, high=9, before="")], [5])
         ],
         "tensorage_shards": [
             Attempt({"data_id": n.id, "version": n.version, "numbers": [0]}, "TS003"),
-            Attempt({"data_id": n.staged, "version": None, "numbers": [0]}, "TS001"),
+            Attempt({"data_id": n.objects, "version": 1, "numbers": [0]}, "TS003"),
+            Attempt({"data_id": n.objects, "version": 1, "numbers": []}, "TS003"),
+            *(
+                Attempt({"data_id": data_id, "version": None, "numbers": [0, 4]}, "TS001")
+                for data_id in (n.objects, n.writing, n.growing, n.changing, n.staged)
+            ),
         ],
-        "tensorage_has_object": [Attempt({"data_id": n.id, "number": 0}, None)],
-        "tensorage_sweep_objects": [Attempt({}, None)],
+        "tensorage_has_object": [
+            Attempt({"data_id": n.id, "number": 0}, None),
+            Attempt({"data_id": n.objects, "number": 0}, None),
+            Attempt({"data_id": n.writing, "number": 0}, None),
+        ],
+        "tensorage_sweep_objects": [Attempt({}, None), Attempt({"max_objects": 1}, None)],
     }
 
 
-FUNCTIONS = sorted(attempts(Names("", 0, 0, "", 0, 0, "", "", "", "")))
+FUNCTIONS = sorted(attempts(Names("", 0, 0, "", 0, 0, "", "", "", "", "", 0, 0, 0, 0)))
 
 
 def test_every_function_of_the_rest_api_is_attempted(
@@ -268,10 +305,18 @@ def test_same_key_of_two_users_is_two_arrays(sign_up: Callable[[], Caller]) -> N
 def _without(answer: httpx.Response, names: Names) -> tuple[int, str]:
     """An error without the names that the caller used."""
     said = answer.text
-    numbers = map(str, (names.staged, names.assigning, names.id))
-    for name in (names.staged_key, names.key, names.owner, *numbers):
+    for name in (names.staged_key, names.key, names.objects_key, names.owner):
         said = said.replace(name, "...")
-    return answer.status_code, said
+    numbers = (
+        names.staged,
+        names.assigning,
+        names.id,
+        names.objects,
+        names.writing,
+        names.growing,
+        names.changing,
+    )
+    return answer.status_code, re.sub(rf"\b({'|'.join(map(str, numbers))})\b", "...", said)
 
 
 def _owner_in(answer: httpx.Response) -> str | None:

@@ -25,6 +25,21 @@ select %s, 'many@example.com', 'run ' || lpad((n / 100)::text, 4, '0') || '/' ||
 """
 
 
+def explain(connection: Connection, caller: Caller) -> None:
+    """Be a user for the rest of the transaction, and have all that is executed explained."""
+    claims = json.dumps({"sub": caller.id, "email": caller.email})
+    connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+    connection.execute("load 'auto_explain'")
+    for setting in (
+        "log_min_duration = 0",
+        "log_nested_statements = on",
+        "log_analyze = on",
+        "log_format = json",
+    ):
+        connection.execute(f"set local auto_explain.{setting}")
+    connection.execute("set local client_min_messages = log")
+
+
 @pytest.fixture(scope="module")
 def owner(new_user: Register) -> Caller:
     return new_user()
@@ -38,22 +53,12 @@ def many(owner: Caller, new_user: Register, backend: control.Running) -> Iterato
         for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
             connection.execute(_DATASETS, (caller.id, shared, _MANY))
         connection.execute("analyze public.datasets")
-        claims = json.dumps({"sub": owner.id, "email": owner.email})
-        connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
-        connection.execute("load 'auto_explain'")
-        for setting in (
-            "log_min_duration = 0",
-            "log_nested_statements = on",
-            "log_analyze = on",
-            "log_format = json",
-        ):
-            connection.execute(f"set local auto_explain.{setting}")
-        connection.execute("set local client_min_messages = log")
+        explain(connection, owner)
         yield connection
         connection.rollback()
 
 
-def _plans(connection: Connection, statement: str) -> list[dict[str, Any]]:
+def plans(connection: Connection, statement: str) -> list[dict[str, Any]]:
     """The plans of a statement and of all within it, as a signed-in user has them."""
     notices: list[str] = []
 
@@ -67,8 +72,8 @@ def _plans(connection: Connection, statement: str) -> list[dict[str, Any]]:
             connection.execute(statement)
     finally:
         connection.remove_notice_handler(note)
-    plans = [json.loads(notice[notice.index("{") :]) for notice in notices if "plan:" in notice]
-    return [node for plan in plans for node in _nodes(plan["Plan"])]
+    told = [json.loads(notice[notice.index("{") :]) for notice in notices if "plan:" in notice]
+    return [node for plan in told for node in _nodes(plan["Plan"])]
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,7 +100,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 def test_datasets_are_looked_up_by_an_index(call: str, many: Connection) -> None:
     scans = [
         node
-        for node in _plans(many, f"select public.tensorage_{call}")
+        for node in plans(many, f"select public.tensorage_{call}")
         if node.get("Relation Name") == "datasets"
     ]
     assert scans
@@ -111,7 +116,7 @@ def test_page_of_a_prefix_reads_its_part_of_the_index(prefix: str, many: Connect
     """Also where it is not full, and nothing but the end of the part tells that there is no more."""
     scans = [
         node
-        for node in _plans(many, f"select public.tensorage_list('{prefix}')")
+        for node in plans(many, f"select public.tensorage_list('{prefix}')")
         if node.get("Relation Name") == "datasets"
     ]
     found = 100 if prefix.endswith("/") else 10

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sql.api import Caller, answer_of, code_of, new_key, whole
 from sql.conftest import State
+from sql.objects import ask_to_append, entry, metadata, sweep
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 StateOf = Callable[[Caller], State]
@@ -175,3 +176,90 @@ def test_blocks_cannot_take_more_room_than_was_declared(limited: Caller, databas
     ).fetchone()
     assert row is not None
     assert row[0] <= 1000
+
+
+# Arrays of Storage, which count by their elements, whatever their objects have of bytes ----------------------
+
+
+def _begin_objects(caller: Caller, count: int, **more: Any) -> httpx.Response:
+    asked = {"key": new_key(), "shape": [count], "dtype": "|u1", "chunk": 100} | more
+    return caller.call("tensorage_begin", asked, engine="storage", zarr=metadata((100,)))
+
+
+def _store_objects(caller: Caller, count: int, **more: Any) -> httpx.Response:
+    begun = _begin_objects(caller, count, **more)
+    if begun.status_code != 200:
+        return begun
+    told = [entry(number, None) for number in range((count + 99) // 100)]
+    return caller.commit(begun.json()["id"], shards=told)
+
+
+@pytest.mark.parametrize("write", [_store_objects, _begin_objects])
+def test_quota_of_objects_is_the_last_byte(
+    write: Callable[..., httpx.Response], limited: Caller, state_of: StateOf
+) -> None:
+    before = state_of(limited)
+    refused = write(limited, 1001)
+    assert code_of(refused) == "TS005"
+    assert json.loads(refused.json()["details"]) == {"asked": 1001, "used": 0, "allowed": 1000}
+    assert state_of(limited) == before
+    assert write(limited, 600).status_code == 200
+    assert _store(limited, 399).status_code == 200
+    for another in (write, _begin, _store):
+        assert code_of(another(limited, 2)) == "TS005"
+    assert write(limited, 1).status_code == 200
+    assert write(limited, 0).status_code == 200
+
+
+def test_append_of_objects_is_counted(limited: Caller, state_of: StateOf) -> None:
+    dataset = answer_of(_store_objects(limited, 990))
+    before = state_of(limited)
+    assert code_of(ask_to_append(limited, dataset, 11)) == "TS005"
+    assert state_of(limited) == before
+    begun = answer_of(ask_to_append(limited, dataset, 10))
+    assert code_of(_store(limited, 1)) == "TS005"
+    told = [entry(9, None, based_on="")]
+    assert answer_of(limited.commit(begun["id"], shards=told))["shape"] == [1000]
+    assert code_of(ask_to_append(limited, dataset | {"shape": [1000]}, 1)) == "TS005"
+
+
+def test_assignment_to_objects_counts_as_the_array(limited: Caller, state_of: StateOf) -> None:
+    dataset = answer_of(_store_objects(limited, 501))
+    before = state_of(limited)
+    assert code_of(limited.ask_to_assign(dataset, engine="storage")) == "TS005"
+    assert state_of(limited) == before
+    dataset = answer_of(_store_objects(limited, 499, key=dataset["key"], overwrite=True))
+    sweep(limited)
+    begun = answer_of(limited.ask_to_assign(dataset, engine="storage"))
+    assert code_of(_store(limited, 3)) == "TS005"
+    answer_of(limited.commit(begun["id"], shards=[entry(0, None, based_on="")]))
+    sweep(limited)
+    assert _store(limited, 501).status_code == 200
+
+
+def test_objects_that_are_given_up_are_counted_until_they_are_swept(limited: Caller) -> None:
+    """Writing sweeps blocks on its way, but cannot delete objects."""
+    dataset = answer_of(_store_objects(limited, 600))
+    begun = answer_of(_begin_objects(limited, 400))
+    answer_of(limited.call("tensorage_remove", key=dataset["key"]))
+    answer_of(limited.call("tensorage_abort", data_id=begun["id"]))
+    for write in (_store, _begin_objects):
+        refused = write(limited, 1)
+        assert code_of(refused) == "TS005"
+        assert json.loads(refused.json()["details"])["used"] == 1000
+    assert sweep(limited) == []
+    assert _store_objects(limited, 1000).status_code == 200
+
+
+def test_writers_of_objects_at_once_do_not_find_the_same_room(limited: Caller) -> None:
+    dataset = answer_of(_store_objects(limited, 100))
+
+    def write(number: int) -> httpx.Response:
+        if number % 2:
+            return ask_to_append(limited, dataset, 250)
+        return _begin_objects(limited, 250)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(write, range(8)))
+    assert [answer.status_code for answer in answers].count(200) == 3
+    assert {code_of(answer) for answer in answers if answer.status_code != 200} == {"TS005"}

@@ -32,16 +32,30 @@ def _rows_of(table: str, kept: Kept, writer: Caller) -> list[Json]:
             {"id": n.id, **row, "user_id": writer.id},
             {"id": n.staged, **row, "user_id": kept.owner.id, "is_shared": True},
         ]
+    if table == "shards":
+        shard: Json = {"data_id": n.objects, "number": 0, "nbytes": 0, "index": "\\x"}
+        return [shard | {"user_id": writer.id}, shard | {"user_id": kept.owner.id, "number": 5}]
     block: Json = {"data_id": n.id, "index": 0, "count": 1, "tensor": "\\x00000000"}
     return [block | {"user_id": writer.id}, block | {"user_id": kept.owner.id, "index": 12}]
+
+
+def _ids_of(table: str, kept: Kept) -> tuple[int, int]:
+    """Numbers of a committed and of a staged dataset, which have rows in the table."""
+    n = kept.names
+    return (n.objects, n.writing) if table == "shards" else (n.id, n.staged)
+
+
+#: What a row is known by.
+_KEYS = {"datasets": "id", "tensors": "data_id,index", "shards": "data_id,number"}
 
 
 def _writes(caller: Caller, table: str, kept: Kept) -> Iterator[httpx.Response]:
     """Answers to every way of writing a table."""
     name = "id" if table == "datasets" else "data_id"
     rows = _rows_of(table, kept, caller)
-    everywhere = ("", f"?{name}=eq.{kept.names.id}", f"?user_id=eq.{kept.owner.id}", f"?{name}=gt.0")
-    conflicts = ("", f"?on_conflict={'id' if table == 'datasets' else 'data_id,index'}", "?columns=user_id")
+    committed, _ = _ids_of(table, kept)
+    everywhere = ("", f"?{name}=eq.{committed}", f"?user_id=eq.{kept.owner.id}", f"?{name}=gt.0")
+    conflicts = ("", f"?on_conflict={_KEYS[table]}", "?columns=user_id")
     for prefer in _PREFERENCES:
         headers = {"Prefer": prefer}
         for where in conflicts:
@@ -56,12 +70,13 @@ def _writes(caller: Caller, table: str, kept: Kept) -> Iterator[httpx.Response]:
         yield caller.request("PATCH", f"/{table}?id=eq.{kept.names.id}", json={"is_shared": True})
         yield caller.request("PUT", f"/{table}?id=eq.{kept.names.id}", json={"id": kept.names.id, **rows[0]})
     else:
-        where = f"?data_id=eq.{kept.names.id}&index=eq.0"
-        yield caller.request("PATCH", f"/{table}{where}", json={"tensor": "\\x"})
+        of, column = ("index", "tensor") if table == "tensors" else ("number", "index")
+        where = f"?data_id=eq.{committed}&{of}=eq.0"
+        yield caller.request("PATCH", f"/{table}{where}", json={column: "\\x"})
         yield caller.request("PUT", f"/{table}{where}", json=rows[0])
 
 
-@pytest.mark.parametrize("table", ["datasets", "tensors"])
+@pytest.mark.parametrize("table", ["datasets", "tensors", "shards"])
 def test_nobody_writes_a_table(
     table: str, kept: Kept, other: Caller, strangers: dict[str, Caller], state_of: StateOf
 ) -> None:
@@ -78,39 +93,46 @@ def test_nobody_writes_a_table(
     assert (state_of(kept.owner), state_of(other)) == before
 
 
-@pytest.mark.parametrize("table", ["datasets", "tensors"])
+@pytest.mark.parametrize("table", ["datasets", "tensors", "shards"])
 def test_other_user_sees_no_row(table: str, kept: Kept, other: Caller) -> None:
     name = "id" if table == "datasets" else "data_id"
-    n = kept.names
+    committed, staged = _ids_of(table, kept)
     aimed = (
-        f"{name}=eq.{n.id}",
-        f"{name}=in.({n.id},{n.staged})",
+        f"{name}=eq.{committed}",
+        f"{name}=in.({committed},{staged})",
         f"user_id=eq.{kept.owner.id}",
-        f"or=({name}.eq.{n.id},{name}.eq.{n.staged})",
-        f"select={name}&{name}=gte.{n.id}&{name}=lte.{n.staged}&user_id=neq.{other.id}",
+        f"or=({name}.eq.{committed},{name}.eq.{staged})",
+        f"select={name}&{name}=gte.{committed}&{name}=lte.{staged}&user_id=neq.{other.id}",
     )
     for query in aimed:
         answer = other.request("GET", f"/{table}?{query}", headers={"Prefer": "count=exact"})
         assert answer.json() == []
         counted = other.request("HEAD", f"/{table}?{query}", headers={"Prefer": "count=exact"})
         assert counted.headers["Content-Range"] == "*/0"
-    for query in ("", f"?order={name}.desc", "?select=*,tensors(*)", "?select=*,datasets(*)"):
+    for query in (
+        "",
+        f"?order={name}.desc",
+        "?select=*,tensors(*)",
+        "?select=*,datasets(*)",
+        "?select=*,shards(*)",
+    ):
         for accept in ("application/json", "text/csv", "application/octet-stream"):
             answer = other.request("GET", f"/{table}{query}", headers={"Accept": accept})
             assert answer.status_code < 500
             assert_unmarked(answer, kept)
 
 
-@pytest.mark.parametrize("table", ["datasets", "tensors"])
+@pytest.mark.parametrize("table", ["datasets", "tensors", "shards"])
 def test_owner_sees_their_rows(table: str, kept: Kept) -> None:
     """So that what the tests above look for would have been found."""
     name = "id" if table == "datasets" else "data_id"
-    answer = kept.owner.request("GET", f"/{table}?{name}=in.({kept.names.id},{kept.names.staged})")
-    assert {row[name] for row in answer.json()} == {kept.names.id, kept.names.staged}
+    committed, staged = _ids_of(table, kept)
+    answer = kept.owner.request("GET", f"/{table}?{name}=in.({committed},{staged})")
+    assert {row[name] for row in answer.json()} == {committed, staged}
     assert any(mark in answer.text for mark in kept.marks)
 
 
-@pytest.mark.parametrize("table", ["datasets", "tensors"])
+@pytest.mark.parametrize("table", ["datasets", "tensors", "shards"])
 def test_strangers_cannot_read_a_table(table: str, kept: Kept, strangers: dict[str, Caller]) -> None:
     for stranger in strangers.values():
         for method in ("GET", "HEAD"):
@@ -119,7 +141,7 @@ def test_strangers_cannot_read_a_table(table: str, kept: Kept, strangers: dict[s
             assert_unmarked(answer, kept)
 
 
-@pytest.mark.parametrize("table", ["quotas", "settings", "operations", "datasets", "tensors"])
+@pytest.mark.parametrize("table", ["quotas", "settings", "operations", "datasets", "tensors", "shards"])
 def test_inner_schema_is_not_reachable(
     table: str, kept: Kept, other: Caller, strangers: dict[str, Caller], state_of: StateOf
 ) -> None:
@@ -132,7 +154,7 @@ def test_inner_schema_is_not_reachable(
                 options = {} if method in ("GET", "DELETE") else {"json": body}
                 answer = caller.request(method, f"/{table}", headers=headers, **options)
                 assert code_of(answer) == "PGRST106"
-            if table not in ("datasets", "tensors"):
+            if table not in ("datasets", "tensors", "shards"):
                 for path in (f"/{table}", f"/tensorage.{table}"):
                     assert code_of(caller.request(method, path, **options)) == "PGRST205"
     assert state_of(kept.owner) == before
