@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from tensorage.errors import DTypeError
 
-__all__ = ["Dataset", "Engine", "storable_dtype"]
+__all__ = ["Dataset", "Engine", "EngineChoice", "storable_dtype"]
 
 #: Where an array is kept: as rows of the database, or as objects of Supabase Storage.
 Engine = Literal["database", "storage"]
+
+#: What may be said of a new array: an engine, or that the better one for it be taken.
+EngineChoice = Literal["database", "storage", "auto"]
 
 #: Kinds of ``numpy.dtype.kind`` whose elements are plain bytes of a fixed, non-zero size.
 _STORABLE_KINDS = frozenset("biufcmM")

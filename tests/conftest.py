@@ -17,6 +17,7 @@ from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, U
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
+from tensorage.types import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,13 @@ def session(project: Project, user: User) -> Iterator[BackendSession]:
     session.login_by_mail()
     yield session
     session.logout()
+
+
+@pytest.fixture(params=["database", "storage"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Where new arrays are kept. What users see does not depend on it: tests of that take each in turn."""
+    kept: Engine = request.param
+    return kept
 
 
 @pytest.fixture

@@ -33,6 +33,23 @@ class Exchange:
         """``read`` for a call of ``tensorage_read``."""
         return self.target.rpartition("tensorage_")[2]
 
+    @property
+    def kind(self) -> str:
+        """What is asked for: a function, or that an object is stored or read, or that some are deleted."""
+        if self.is_upload or self.is_download:
+            return "upload" if self.is_upload else "download"
+        return "remove objects" if self.method == "DELETE" else self.function
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether it stores an object."""
+        return self.method == "POST" and self.target.startswith("/storage/v1/object/tensors/")
+
+    @property
+    def is_download(self) -> bool:
+        """Whether it reads an object, or a range of one."""
+        return self.method == "GET" and self.target.startswith("/storage/v1/object/authenticated/tensors/")
+
 
 class Proxy:
     """Passes on to the server at `url` whatever comes to its own `url`, one exchange after the other.

@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import leftovers
 import numpy as np
 import psycopg
 import pytest
 
 import tensorage
 from tensorage import BackendSession
+from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
+from tensorage.types import Engine
 
 
 @pytest.fixture
 def db(session: BackendSession) -> Iterator[DatabaseContext]:
     with session.database() as context:
+        yield context
+
+
+@pytest.fixture
+def arrays(session: BackendSession, engine: Engine) -> Iterator[BaseContext]:
+    """The context of either engine: what it does for arrays is the same."""
+    with session.database() if engine == "database" else session.storage() as context:
         yield context
 
 
@@ -32,69 +42,69 @@ def test_the_schema_is_installed(db: DatabaseContext, files: StorageContext) -> 
     assert files.check_schema_installed() is True
 
 
-def test_an_array_appears_when_its_last_rows_have_come(db: DatabaseContext) -> None:
+def test_an_array_appears_when_its_last_rows_have_come(arrays: BaseContext) -> None:
     array = np.arange(24, dtype="i2").reshape(4, 2, 3)
-    declared = db.insert_dataset("x", [4, 2, 3], 3, type="int16")
+    declared = arrays.insert_dataset("x", [4, 2, 3], 3, type="int16")
     assert (declared.key, declared.shape, declared.type, declared.state) == (
         "x",
         (4, 2, 3),
         "int16",
         "staged",
     )
-    assert db.insert_tensor(declared.id, array[2:], offset=2) is True
-    assert db.list_dataset_keys() == []
+    assert arrays.insert_tensor(declared.id, array[2:], offset=2) is True
+    assert arrays.list_dataset_keys() == []
     with pytest.raises(tensorage.KeyNotFoundError):
-        db.get_dataset("x")
+        arrays.get_dataset("x")
     # Rows that are sent twice are stored once.
-    assert db.insert_tensor(declared.id, array[2:], offset=2) is True
-    assert db.insert_tensor(declared.id, array[:2]) is True
-    assert db.get_dataset("x").state == "committed"
-    np.testing.assert_array_equal(db.get_tensor("x"), array)
-    assert db.get_tensor("x").dtype == np.int16
+    assert arrays.insert_tensor(declared.id, array[2:], offset=2) is True
+    assert arrays.insert_tensor(declared.id, array[:2]) is True
+    assert arrays.get_dataset("x").state == "committed"
+    np.testing.assert_array_equal(arrays.get_tensor("x"), array)
+    assert arrays.get_tensor("x").dtype == np.int16
 
 
-def test_bounds_of_a_box_are_half_open(db: DatabaseContext) -> None:
+def test_bounds_of_a_box_are_half_open(arrays: BaseContext) -> None:
     array = np.arange(60, dtype="f4").reshape(5, 4, 3)
-    declared = db.insert_dataset(key="x", shape=array.shape, dim=3)
+    declared = arrays.insert_dataset(key="x", shape=array.shape, dim=3)
     assert declared.dtype == np.float32
-    db.insert_tensor(declared.id, array)
-    np.testing.assert_array_equal(db.get_tensor("x", 1, 4, [0, 1], [2, 3]), array[1:4, 0:2, 1:3])
-    np.testing.assert_array_equal(db.get_tensor("x", 2), array[2:])
-    np.testing.assert_array_equal(db.get_tensor("x", 0, 99), array)
-    assert db.get_tensor("x", 3, 3).shape == (0, 4, 3)
+    arrays.insert_tensor(declared.id, array)
+    np.testing.assert_array_equal(arrays.get_tensor("x", 1, 4, [0, 1], [2, 3]), array[1:4, 0:2, 1:3])
+    np.testing.assert_array_equal(arrays.get_tensor("x", 2), array[2:])
+    np.testing.assert_array_equal(arrays.get_tensor("x", 0, 99), array)
+    assert arrays.get_tensor("x", 3, 3).shape == (0, 4, 3)
 
 
 def test_any_context_of_the_user_can_fill_what_another_declared(
-    session: BackendSession, db: DatabaseContext
+    session: BackendSession, arrays: BaseContext
 ) -> None:
-    declared = db.insert_dataset("x", [2, 2], 2, type="f8", overwrite=True)
+    declared = arrays.insert_dataset("x", [2, 2], 2, type="f8", overwrite=True)
     with session.database() as other:
         other.insert_tensor(declared.id, np.ones((1, 2)), 1)
         other.insert_tensor(declared.id, [[1, 2]], 0)
-    np.testing.assert_array_equal(db.get_tensor("x"), [[1, 2], [1, 1]])
+    np.testing.assert_array_equal(arrays.get_tensor("x"), [[1, 2], [1, 1]])
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
-def test_scalars_and_empty_arrays(db: DatabaseContext, shape: tuple[int, ...]) -> None:
-    declared = db.insert_dataset("x", shape, len(shape))
-    assert db.insert_tensor(declared.id, np.zeros(shape, "f4")) is True
-    assert db.get_tensor("x").shape == shape
+def test_scalars_and_empty_arrays(arrays: BaseContext, shape: tuple[int, ...]) -> None:
+    declared = arrays.insert_dataset("x", shape, len(shape))
+    assert arrays.insert_tensor(declared.id, np.zeros(shape, "f4")) is True
+    assert arrays.get_tensor("x").shape == shape
 
 
-def test_append_and_remove(db: DatabaseContext) -> None:
-    declared = db.insert_dataset("x", [1, 2], 2)
-    db.insert_tensor(declared.id, [[1, 2]])
-    assert db.append_tensor("x", [[3, 4], [5, 6]]) is True
-    np.testing.assert_array_equal(db.get_tensor("x"), [[1, 2], [3, 4], [5, 6]])
-    assert db.remove_dataset("x") is True
+def test_append_and_remove(arrays: BaseContext) -> None:
+    declared = arrays.insert_dataset("x", [1, 2], 2)
+    arrays.insert_tensor(declared.id, [[1, 2]])
+    assert arrays.append_tensor("x", [[3, 4], [5, 6]]) is True
+    np.testing.assert_array_equal(arrays.get_tensor("x"), [[1, 2], [3, 4], [5, 6]])
+    assert arrays.remove_dataset("x") is True
     with pytest.raises(tensorage.KeyNotFoundError):
-        db.remove_dataset("x")
+        arrays.remove_dataset("x")
 
 
-def test_attributes_and_dims_are_kept(db: DatabaseContext) -> None:
+def test_attributes_and_dims_are_kept(arrays: BaseContext) -> None:
     attrs = {"unit": "K", "levels": [1, 2.5], "nested": {"ü": None}}
-    db.insert_dataset("x", [0, 2], 2, attrs=attrs, dims=["time", "level"])
-    found = db.get_dataset("x")
+    arrays.insert_dataset("x", [0, 2], 2, attrs=attrs, dims=["time", "level"])
+    found = arrays.get_dataset("x")
     assert found.attrs == attrs
     assert found.dims == ("time", "level")
 
@@ -110,15 +120,15 @@ def test_attributes_and_dims_are_kept(db: DatabaseContext) -> None:
         ({"shape": [2], "dim": 1, "key": ""}, "1 to 1024 bytes"),
     ],
 )
-def test_what_cannot_be_declared(db: DatabaseContext, arguments: dict[str, object], says: str) -> None:
+def test_what_cannot_be_declared(arrays: BaseContext, arguments: dict[str, object], says: str) -> None:
     with pytest.raises(tensorage.InvalidInputError, match=says):
-        db.insert_dataset(**{"key": "x", **arguments})  # type: ignore[arg-type]
+        arrays.insert_dataset(**{"key": "x", **arguments})  # type: ignore[arg-type]
     with pytest.raises(tensorage.DTypeError):
-        db.insert_dataset("x", [2], 1, type="O")
+        arrays.insert_dataset("x", [2], 1, type="O")
 
 
-def test_what_does_not_fit_what_was_declared(db: DatabaseContext) -> None:
-    declared = db.insert_dataset("x", [4, 2], 2, type="i2")
+def test_what_does_not_fit_what_was_declared(arrays: BaseContext) -> None:
+    declared = arrays.insert_dataset("x", [4, 2], 2, type="i2")
     for data, offset, error in (
         (np.zeros((1, 3), "i2"), 0, tensorage.InvalidInputError),
         (np.zeros((2, 2), "i2"), 3, tensorage.InvalidInputError),
@@ -128,9 +138,9 @@ def test_what_does_not_fit_what_was_declared(db: DatabaseContext) -> None:
         ([[70000, 2]], 0, tensorage.DTypeError),
     ):
         with pytest.raises(error):
-            db.insert_tensor(declared.id, data, offset)
+            arrays.insert_tensor(declared.id, data, offset)
     with pytest.raises(tensorage.KeyNotFoundError):
-        db.insert_tensor(declared.id + 10**6, [[1, 2]])
+        arrays.insert_tensor(declared.id + 10**6, [[1, 2]])
 
 
 def test_files(files: StorageContext, tmp_path: Path) -> None:
@@ -170,13 +180,14 @@ def test_arrays_are_found_in_either_context(db: DatabaseContext, files: StorageC
 
 
 def test_what_an_aborted_writer_left_is_swept(
-    db: DatabaseContext, session: BackendSession, database: psycopg.Connection[tuple[object, ...]]
+    arrays: BaseContext, session: BackendSession, database: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    declared = db.insert_dataset("x", [4], 1)
-    db.insert_tensor(declared.id, [1, 2], 0)
+    declared = arrays.insert_dataset("x", [4], 1)
+    arrays.insert_tensor(declared.id, [1, 2], 0)
     database.execute("update public.datasets set expires_at = now() where id = %s", [declared.id])
-    db.insert_dataset("y", [0], 1)
+    arrays.insert_dataset("y", [0], 1)
     left = database.execute(
         "select key from public.datasets where user_id = %s", [session.user_id]
     ).fetchall()
     assert left == [("y",)]
+    assert leftovers.objects_of(database, session.user_id) == []

@@ -382,8 +382,19 @@ class TestTransfer:
 
     @pytest.mark.parametrize("much", [TOO_LARGE, TOO_SLOW], ids=["413", "57014"])
     def test_too_much_is_the_engines_to_halve(self, flaky: Flaky, transfer: Transfer, much: Answer) -> None:
-        flaky.answers.append(much)
+        flaky.answers.extend([much, much])
         with pytest.raises(TooMuchError):
+            transfer.send("f", [b"elements"], "asking")
+        with pytest.raises(TooMuchError):
+            transfer.read("f", {}, "asking")
+        assert len(flaky.asked) == 2
+
+    @pytest.mark.parametrize("much", [TOO_LARGE, TOO_SLOW], ids=["413", "57014"])
+    def test_too_much_is_an_error_where_nothing_can_be_halved(
+        self, flaky: Flaky, transfer: Transfer, much: Answer
+    ) -> None:
+        flaky.answers.append(much)
+        with pytest.raises(BackendUnavailableError, match=r"asking.*even a small request"):
             transfer.call("f", {}, "asking")
         assert len(flaky.asked) == 1
 

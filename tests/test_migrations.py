@@ -151,7 +151,9 @@ def test_what_the_first_version_stored_is_still_there(cluster: Cluster, owner: C
     with _as_user(cluster, user_id) as user:
         # What was answered before is answered again, though answers are kept otherwise now.
         assert _value(user, "tensorage_store", whole(array, key="a", operation=by)) == stored | {"zarr": None}
-        assert _value(user, "tensorage_append", whole(array[:2], key="a", operation=again)) == appended | {"zarr": None}
+        assert _value(user, "tensorage_append", whole(array[:2], key="a", operation=again)) == appended | {
+            "zarr": None
+        }
         expected = np.concatenate([array, array[:2]])
         assert _read(user, stored, 600) == array.tobytes()
         assert _read(user, appended, 660) == expected.tobytes()

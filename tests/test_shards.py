@@ -838,4 +838,5 @@ def test_numbers_of_several_bytes_are_shuffled_by_their_own_size(dtype: str) -> 
     assert isinstance(blosc_codec, dict)
     number = np.dtype(dtype).type(0).real.dtype if dtype[0] == "c" else np.dtype(dtype)
     assert blosc_codec["configuration"]["typesize"] == number.itemsize
+    assert blosc_codec["configuration"]["shuffle"] == ("shuffle" if dtype[0] in "fc" else "bitshuffle")
     assert checksum == CRC32C

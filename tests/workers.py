@@ -12,6 +12,7 @@ from project import Project, User
 
 import tensorage
 from tensorage import TensorStore
+from tensorage.types import Engine
 
 #: Elements of a row of the arrays that are appended to: 32 KiB.
 ROW = 4096
@@ -21,11 +22,13 @@ LARGE = (10, 1024, 1024)
 
 
 @contextlib.contextmanager
-def store_of(project: Project, user: User, *, allow_overwrite: bool = False) -> Iterator[TensorStore]:
+def store_of(
+    project: Project, user: User, *, engine: Engine = "database", allow_overwrite: bool = False
+) -> Iterator[TensorStore]:
     session = project.session(user)
     session.login_by_mail()
     try:
-        yield TensorStore(session, quiet=True, allow_overwrite=allow_overwrite)
+        yield TensorStore(session, quiet=True, engine=engine, allow_overwrite=allow_overwrite)
     finally:
         session.logout()
 
@@ -60,15 +63,15 @@ def append(project: Project, user: User, key: str, appender: int, counts: list[i
                 store.append(key, rows)
 
 
-def overwrite(project: Project, user: User, key: str, values: range) -> None:
+def overwrite(project: Project, user: User, key: str, values: range, engine: Engine) -> None:
     """Store arrays that are the same value everywhere."""
-    with store_of(project, user, allow_overwrite=True) as store:
+    with store_of(project, user, engine=engine, allow_overwrite=True) as store:
         for value in values:
             store[key] = np.full(LARGE, value, "u1")
 
 
-def assign_all(project: Project, user: User, key: str, values: range) -> None:
-    """Assign a value to all elements."""
+def assign_all(project: Project, user: User, key: str, values: range, engine: Engine) -> None:
+    """Assign a value to all elements, whatever engine keeps them."""
     with store_of(project, user) as store:
         for value in values:
             store[key, ...] = value
@@ -99,9 +102,9 @@ def assign_rows(project: Project, user: User, key: str, rows: list[int], value: 
                 handle[row] = value
 
 
-def change(project: Project, user: User, key: str) -> None:
+def change(project: Project, user: User, key: str, engine: Engine) -> None:
     """Overwrite, append to, or assign to an array: what its key says."""
-    with store_of(project, user, allow_overwrite=True) as store:
+    with store_of(project, user, engine=engine, allow_overwrite=True) as store:
         ones = np.ones(LARGE, "u1")
         if key == "overwrite":
             store[key] = ones

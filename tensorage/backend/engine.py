@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -11,7 +11,10 @@ from tensorage.backend.declaration import Declaration
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset
 
-__all__ = ["ArrayEngine", "OtherEngineError"]
+__all__ = ["ArrayEngine", "OtherEngineError", "ReadBox"]
+
+#: Gives the elements of a box of an array: one slice for each axis.
+ReadBox = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
 
 
 class OtherEngineError(Exception):
@@ -51,6 +54,20 @@ class ArrayEngine(Protocol):
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
         """Store an array that comes as consecutive blocks of rows, and never exists whole."""
+        ...
+
+    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array that is read box by box: those that are convenient, and no more of them than are under way."""
+        ...
+
+    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
+        """Store one of this engine's arrays again without moving its elements. None if that cannot be done.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
         ...
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:

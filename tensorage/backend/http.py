@@ -49,8 +49,11 @@ CONNECT_TIMEOUT_S = 5.0
 #: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
 READ_TIMEOUT_S = 60.0
 
-#: Read from the socket at a time: large enough to be cheap, small enough to stay in the cache.
+#: Read from the socket at a time where it is then copied: large enough to be cheap, small enough to stay in the cache.
 _READ_BYTES = 256 * 1024
+
+#: And where it is not.
+_READ_INTO_BYTES = 1024 * 1024
 
 
 class Login(Protocol):
@@ -261,7 +264,7 @@ def _socket_file(response: urllib3.BaseHTTPResponse) -> HTTPResponse | None:
 def _fill_straight(out: memoryview, socket_file: HTTPResponse) -> None:
     filled = 0
     while filled < len(out):
-        received = socket_file.readinto(out[filled : filled + _READ_BYTES])
+        received = socket_file.readinto(out[filled : filled + _READ_INTO_BYTES])
         if not received:
             raise ConnectionResetError(f"the connection ended after {filled} of {len(out)} bytes")
         filled += received

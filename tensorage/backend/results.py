@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tensorage.errors import InvalidInputError
 
-__all__ = ["Result"]
+__all__ = ["Plan", "Result"]
 
 
 class Plan(Protocol):

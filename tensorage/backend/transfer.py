@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from tensorage.backend.faults import check_version
-from tensorage.backend.http import PARALLEL, Http, Login, Request
+from tensorage.backend.faults import check_version, error_of
+from tensorage.backend.http import PARALLEL, Http, Login, Request, TooMuchError
 from tensorage.backend.protocol import as_json
 from tensorage.errors import BackendUnavailableError
 
@@ -59,7 +59,11 @@ class Transfer:
         asked
             What the caller wanted, for error messages: ``opening 'weather'``.
         """
-        return self._json(function, [as_json(arguments)], "application/json", asked)
+        try:
+            return self._json(function, [as_json(arguments)], "application/json", asked)
+        except TooMuchError as error:
+            # There is no smaller request of the kind.
+            raise error_of(error.fault, asked) from error
 
     def schema_version(self) -> Any:
         """What the project answers for the version of its migrations."""

@@ -1,4 +1,8 @@
-"""Fixtures of the engine's tests: they share one user a file, and leave nothing behind."""
+"""Fixtures of the engines' tests: they share one user a file, and leave nothing behind.
+
+A test that takes `store` or `engine` is of what users see, and runs for each engine; one that takes `rows` is of how
+the database keeps arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import workers
 from project import Project, User
 from proxy import Proxy
 
-from tensorage import BackendSession
+from tensorage import BackendSession, TensorStore
+from tensorage.types import Engine
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,17 @@ def user(project: Project) -> User:
 def session(project: Project, user: User) -> Iterator[BackendSession]:
     with workers.store_of(project, user) as store:
         yield store.backend
+
+
+@pytest.fixture
+def store(session: BackendSession, engine: Engine) -> TensorStore:
+    return TensorStore(session, quiet=True, engine=engine)
+
+
+@pytest.fixture
+def rows(session: BackendSession) -> TensorStore:
+    """A store whose new arrays are rows of the database."""
+    return TensorStore(session, quiet=True, engine="database")
 
 
 @pytest.fixture(autouse=True)

@@ -45,10 +45,8 @@ ASSIGNMENTS = [
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4, 40])
-def test_every_kind_of_index_is_assigned_to_as_numpy_does(
-    session: BackendSession, chunk_size: int | None
-) -> None:
-    store = TensorStore(session, chunk_size=chunk_size)
+def test_every_kind_of_index_is_assigned_to_as_numpy_does(store: TensorStore, chunk_size: int | None) -> None:
+    store.chunk_size = chunk_size
     expected = np.arange(11 * 5 * 3, dtype="f8").reshape(11, 5, 3)
     store["x"] = expected
     handle = store.open("x")
@@ -218,8 +216,8 @@ def test_an_assignment_is_one_request_by_a_handle(project: Project, user: User, 
         assert exchanges[0].sent_bytes < 80 + 1000, "only the elements travel"
 
 
-def test_a_handle_that_others_overtook_assigns_to_what_is_there(session: BackendSession) -> None:
-    store = TensorStore(session, allow_overwrite=True)
+def test_a_handle_that_others_overtook_assigns_to_what_is_there(store: TensorStore) -> None:
+    store.allow_overwrite = True
     store["x"] = np.zeros(5)
     handle = store.open("x")
     store.append("x", np.zeros(2))
@@ -242,10 +240,10 @@ def test_a_handle_that_others_overtook_assigns_to_what_is_there(session: Backend
 
 @pytest.mark.parametrize("change", ["append", "assign", "overwrite", "compact", "delete"])
 def test_an_array_that_changes_amid_an_assignment(
-    project: Project, user: User, store: TensorStore, database: Sql, change: str
+    project: Project, user: User, session: BackendSession, database: Sql, change: str
 ) -> None:
     """Between two requests of it, somebody else changes the array: blocks that it has copied are merged, say."""
-    small = TensorStore(store.backend, chunk_size=100, allow_overwrite=True)
+    small = TensorStore(session, chunk_size=100, allow_overwrite=True)
     small["x"] = np.zeros(12700)
     for count in (60, 40, 30):
         small.append("x", np.zeros(count))
@@ -278,7 +276,7 @@ def test_an_array_that_changes_amid_an_assignment(
             else:
                 handle[:] = 1
                 # On what is there now, if it is not what it was; appended rows are of no concern to others.
-                result = store["x"]
+                result = small["x"]
                 assert result.shape == {"append": (12860,), "overwrite": (7,)}.get(change, (12830,))
                 assert (result[:12830] == 1).all()
                 assert set(result[12830:]) <= {1, 5}
@@ -288,23 +286,23 @@ def test_an_array_that_changes_amid_an_assignment(
     assert database.execute(staged, [user.id]).fetchone() == (0,)
 
 
-def test_an_assignment_that_fails_half_way_changes_nothing(store: TensorStore, database: Sql) -> None:
+def test_an_assignment_that_fails_half_way_changes_nothing(rows: TensorStore, database: Sql) -> None:
     array = np.zeros(LARGE, "u1")
-    store["x"] = array
-    name = f"fail_{store.backend.user_id.replace('-', '')}"
+    rows["x"] = array
+    name = f"fail_{rows.backend.user_id.replace('-', '')}"
     database.execute(
         f"create function {name}() returns trigger language plpgsql as "
         "$$ begin raise exception using errcode = '53100', message = 'no space left on device'; end $$; "
         f"create trigger {name} before insert on public.tensors for each row "
-        f"when (new.user_id = '{store.backend.user_id}' and new.index > 9000000) execute function {name}()"
+        f"when (new.user_id = '{rows.backend.user_id}' and new.index > 9000000) execute function {name}()"
     )
     try:
         with pytest.raises(tensorage.BackendUnavailableError, match="no space left"):
-            store["x", ...] = 1
+            rows["x", ...] = 1
     finally:
         database.execute(f"drop trigger {name} on public.tensors; drop function {name}")
-    assert_same(store["x"], array)
-    assert len(blocks_of(database, store.backend.user_id)) == 10
+    assert_same(rows["x"], array)
+    assert len(blocks_of(database, rows.backend.user_id)) == 10
 
 
 def test_an_assignment_over_the_quota_is_refused(store: TensorStore, database: Sql) -> None:
@@ -317,8 +315,9 @@ def test_an_assignment_over_the_quota_is_refused(store: TensorStore, database: S
         with pytest.raises(tensorage.QuotaExceededError):
             store["x", ...] = 1
         assert_same(store["x"], array)
-        store["x", 3] = array[3] = 1
-        assert_same(store["x"], array)
+        if store.engine == "database":
+            store["x", 3] = array[3] = 1
+            assert_same(store["x"], array)
     finally:
         database.execute("delete from tensorage.quotas where user_id = %s", [user_id])
 

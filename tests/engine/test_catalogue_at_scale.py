@@ -13,7 +13,7 @@ from project import Project, User
 from proxy import Proxy
 
 import tensorage
-from tensorage import BackendSession, TensorStore
+from tensorage import TensorStore
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 
@@ -130,8 +130,7 @@ class TestRename:
         with pytest.raises(tensorage.KeyNotFoundError, match="'x'"):
             store["x"]
 
-    def test_a_taken_key(self, session: BackendSession, database: Sql) -> None:
-        store = TensorStore(session)
+    def test_a_taken_key(self, store: TensorStore, database: Sql) -> None:
         store["x"], store["y"] = np.arange(3), np.zeros((10, 1024, 1024), "u1")
         replaced = store.open("y")
         with pytest.raises(tensorage.KeyExistsError, match="'y'"):
@@ -142,9 +141,11 @@ class TestRename:
         assert store.keys() == ["y"]
         for now in (store.open("y"), replaced):
             np.testing.assert_array_equal(now[...], np.arange(3))
-        for table in ("datasets", "tensors"):
+        for table in ("datasets", "tensors" if store.engine == "database" else "shards"):
             query = f"select count(*) from public.{table} where user_id = %s"
-            assert database.execute(query, [session.user_id]).fetchone() == (1,), "what was replaced is gone"
+            assert database.execute(query, [store.backend.user_id]).fetchone() == (1,), (
+                "what was replaced is gone"
+            )
 
     def test_to_itself(self, store: TensorStore) -> None:
         store["x"] = 1

@@ -16,7 +16,7 @@ from proxy import Exchange, Proxy
 from selections import selections
 
 import tensorage
-from tensorage import BackendSession, Tensor, TensorStore
+from tensorage import Tensor, TensorStore
 
 Array = np.ndarray[Any, Any]
 
@@ -35,8 +35,7 @@ def arrays() -> Iterator[tuple[str, Array, int | None]]:
         yield f"array_{number}", _RANDOM.integers(0, 120, shape).astype(dtype), chunk_size
 
 
-def test_any_index_gives_what_numpy_gives(session: BackendSession) -> None:
-    store = TensorStore(session)
+def test_any_index_gives_what_numpy_gives(store: TensorStore) -> None:
     stored: list[tuple[str, Array, Tensor]] = []
     for key, array, chunk_size in arrays():
         store.chunk_size = chunk_size
@@ -44,7 +43,8 @@ def test_any_index_gives_what_numpy_gives(session: BackendSession) -> None:
         stored.append((key, array.astype(array.dtype.newbyteorder("<")), store.open(key)))
 
     @settings(
-        max_examples=600,
+        # Of objects, each chunk is decoded on its own, and some of these have a single element.
+        max_examples=600 if store.engine == "database" else 150,
         deadline=None,
         derandomize=True,
         database=None,

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
+import leftovers
 import numpy as np
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.extra.numpy import array_shapes
@@ -15,7 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from selections import selections
 
 import tensorage
-from tensorage import Tensor, TensorStore
+from tensorage import BackendSession, Tensor, TensorStore
+from tensorage.backend.objects import entries, reading
+from tensorage.backend.objects import writing as objects_writing
 from tensorage.backend.rows import assigning, writing
 from tensorage.indexing import runs
 
@@ -26,6 +30,22 @@ SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
 DTYPES = st.sampled_from(["i4", "f8", "u1", "?"])
 CHUNK_SIZES = st.sampled_from([None, 1, 7, 20, 100])
+
+
+@st.composite
+def layouts(draw: st.DrawFn, ndim: int) -> dict[str, Any]:
+    """How an array of Storage is cut: into so small objects that there are many, or one, with an index or without."""
+    chunks = tuple(draw(st.integers(1, 4)) for _ in range(ndim))
+    counts = [draw(st.integers(1, 3)) for _ in range(ndim)]
+    # As many objects as a small array has chunks take too long.
+    shards = tuple(
+        max(chunk * count, 3 // chunk * chunk) for chunk, count in zip(chunks, counts, strict=True)
+    )
+    return draw(
+        st.sampled_from(
+            [{"chunks": chunks, "shards": shards}] * 4 + [{"chunks": shards, "shards": False}, {}]
+        )
+    )
 
 
 def random_array(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
@@ -76,17 +96,33 @@ class Operations(RuleBasedStateMachine):
 
     # Whole arrays ---------------------------------------------------------------------------------
 
-    @rule(key=KEYS, shape=SHAPES, dtype=DTYPES, seed=SEEDS, chunk_size=CHUNK_SIZES, overwrite=st.booleans())
+    @rule(
+        key=KEYS,
+        shape=SHAPES,
+        dtype=DTYPES,
+        seed=SEEDS,
+        chunk_size=CHUNK_SIZES,
+        overwrite=st.booleans(),
+        data=st.data(),
+    )
     def write(
-        self, key: str, shape: tuple[int, ...], dtype: str, seed: int, chunk_size: int | None, overwrite: bool
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        seed: int,
+        chunk_size: int | None,
+        overwrite: bool,
+        data: st.DataObject,
     ) -> None:
         array = random_array(shape, dtype, seed)
         self.store.chunk_size, self.store.allow_overwrite = chunk_size, overwrite
+        layout = self.any_layout(data, array.ndim)
         if key in self.model and not overwrite:
             with pytest.raises(tensorage.KeyExistsError):
-                self.store[key] = array
+                self.put(key, array, layout)
             return
-        self.store[key] = array
+        self.put(key, array, layout)
         self.model[key] = Stored(array)
 
     @rule(
@@ -105,8 +141,15 @@ class Operations(RuleBasedStateMachine):
         self.store.chunk_size, self.store.allow_overwrite = chunk_size, True
         cuts = sorted(data.draw(st.lists(st.integers(0, len(array)), max_size=3), label="cuts"))
         attrs = {"cuts": cuts}
-        handle = self.store.write(key, np.split(array, cuts), shape=shape, dtype=dtype, attrs=attrs)
-        assert (handle.shape, handle.dtype) == (shape, array.dtype)
+        layout = self.any_layout(data, array.ndim)
+        blocks = np.split(array, cuts)
+        if layout is None:
+            handle = self.store.write(key, blocks, shape=shape, dtype=dtype, attrs=attrs)
+            assert (handle.shape, handle.dtype) == (shape, array.dtype)
+        else:
+            how: dict[str, Any] = {"engine": "storage", "overwrite": True, "attrs": attrs, **layout}
+            dataset = self.store.context.write_blocks(key, blocks, shape, dtype, **how)
+            assert (dataset.shape, dataset.dtype) == (shape, array.dtype)
         self.model[key] = Stored(array, attrs=attrs)
 
     @rule(key=KEYS)
@@ -241,6 +284,16 @@ class Operations(RuleBasedStateMachine):
     def close(self, data: st.DataObject) -> None:
         self.handles.remove(self.any_handle(data))
 
+    def any_layout(self, data: st.DataObject, ndim: int) -> dict[str, Any] | None:
+        return data.draw(layouts(ndim), label="layout") if self.store.engine == "storage" else None
+
+    def put(self, key: str, array: Array, layout: dict[str, Any] | None) -> None:
+        if layout is None:
+            self.store[key] = array
+        else:
+            overwrite = self.store.allow_overwrite
+            self.store.context.write(key, array, engine="storage", overwrite=overwrite, **layout)
+
     def any_key(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.model)), label="key")
 
@@ -308,17 +361,40 @@ def assert_assigns(value: Array, index: Any, assigned: Array, assign: Any) -> bo
 
 @pytest.mark.parametrize("max_request_bytes", [None, 200], ids=["one request", "many requests"])
 def test_any_series_of_operations(
-    store: TensorStore, monkeypatch: pytest.MonkeyPatch, max_request_bytes: int | None
+    rows: TensorStore, monkeypatch: pytest.MonkeyPatch, max_request_bytes: int | None
 ) -> None:
     if max_request_bytes is not None:
         # So that even these small arrays are staged, and read in parts.
         for module in (runs, writing):
             monkeypatch.setattr(module, "MAX_REQUEST_BYTES", max_request_bytes)
         monkeypatch.setattr(assigning, "MAX_BLOCKS", 2)
+    run(rows, max_examples=25)
+
+
+@pytest.mark.parametrize(
+    ("max_gap_bytes", "numbers_per_request"), [(None, None), (0, 2)], ids=["as it is", "many requests"]
+)
+def test_any_series_of_operations_on_objects(
+    session: BackendSession,
+    database: psycopg.Connection[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    max_gap_bytes: int | None,
+    numbers_per_request: int | None,
+) -> None:
+    if max_gap_bytes is not None and numbers_per_request is not None:
+        # So that even these small objects are read by ranges, and the catalogue is asked, and told, more than once.
+        monkeypatch.setattr(reading, "MAX_GAP_BYTES", max_gap_bytes)
+        monkeypatch.setattr(entries, "MAX_NUMBERS", numbers_per_request)
+        monkeypatch.setattr(objects_writing, "ENTRIES_PER_REQUEST", numbers_per_request)
+    run(TensorStore(session, quiet=True, engine="storage"), max_examples=30)
+    leftovers.assert_only_arrays_are_kept(database, session.user_id)
+
+
+def run(store: TensorStore, max_examples: int) -> None:
     run_state_machine_as_test(
         lambda: Operations(store),
         settings=settings(
-            max_examples=25,
+            max_examples=max_examples,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import leftovers
 import numpy as np
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ import workers
 
 import tensorage
 from tensorage import TensorStore
+from tensorage.backend.http import Answer, Request
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]
@@ -21,7 +23,8 @@ EXPECTED = np.random.default_rng(0).integers(0, 255, (40, 512, 1024), "u1")
 
 
 def assert_nothing_is_stored(store: TensorStore, database: Sql) -> None:
-    for table in ("datasets", "tensors"):
+    assert leftovers.objects_of(database, store.backend.user_id) == []
+    for table in ("datasets", "tensors", "shards"):
         row = database.execute(
             f"select count(*) from public.{table} where user_id = %s", [store.backend.user_id]
         ).fetchone()
@@ -137,6 +140,7 @@ def test_a_failed_write_leaves_the_array_that_is_there(store: TensorStore, datab
     np.testing.assert_array_equal(store["x"], EXPECTED)
     query = "select count(*) from public.datasets where user_id = %s"
     assert database.execute(query, [store.backend.user_id]).fetchone() == (1,)
+    leftovers.assert_only_arrays_are_kept(database, store.backend.user_id)
 
 
 def test_a_key_that_is_taken_is_noticed_before_anything_is_produced(store: TensorStore) -> None:
@@ -157,14 +161,15 @@ def test_no_more_is_produced_than_is_under_way(store: TensorStore, monkeypatch: 
     transfer = store.backend.transfer
     answered = threading.Semaphore(0)
     stuck = threading.Semaphore(0)
-    send = transfer.send
+    ask = transfer.http.ask
 
-    def wait_then_send(function: str, parts: Any, asked: str) -> Any:
-        stuck.release()
-        assert answered.acquire(timeout=60)
-        return send(function, parts, asked)
+    def wait_then_ask(request: Request, asked: str) -> Answer:
+        if request.path.startswith(("/rest/v1/rpc/tensorage_put", "/storage/v1/object/tensors/")):
+            stuck.release()
+            assert answered.acquire(timeout=60)
+        return ask(request, asked)
 
-    monkeypatch.setattr(transfer, "send", wait_then_send)
+    monkeypatch.setattr(transfer.http, "ask", wait_then_ask)
     produced: list[int] = []
 
     def blocks() -> Iterator[Array]:
@@ -177,7 +182,7 @@ def test_no_more_is_produced_than_is_under_way(store: TensorStore, monkeypatch: 
     writer.start()
     for _ in range(transfer.parallel):
         assert stuck.acquire(timeout=60)
-    # 16 rows to a request.
+    # 16 rows to a request, and to an object.
     produced_when_stuck = len(produced)
     for _ in range(10):
         answered.release()

@@ -10,4 +10,8 @@ chains      the codecs of a chunk at work, by numcodecs or by zarr
 layout      which object holds which elements (pure)
 extents     how large chunks and shards are (pure)
 metadata    what the metadata of a Zarr v3 array say (pure)
+zarr_store  a stored array as a store of zarr
+zarr_keys   what such a store may be asked for (pure)
+importing   arrays of Zarr that somebody else wrote
+intact      whether an encoded chunk is whole (pure)
 """

@@ -66,19 +66,29 @@ class Bucket:
             try:
                 self._requests.ask("POST", object_path(name), asked, headers=headers, body=parts)
             except StorageRefusal as refusal:
-                cause = BackendAnswerError(str(refusal.fault))
-                if refusal.fault.status == 413:
-                    nbytes = sum(len(part) for part in parts)
-                    raise QuotaExceededError(
-                        f"{asked}: the project takes no object of {nbytes} bytes ({refusal.fault.message}). Give "
-                        "smaller shards=, or raise the size limit of the bucket 'tensors'."
-                    ) from cause
-                if refusal.fault.status == 403:
-                    self._check_staged(dataset, asked)
-                    raise PermissionDeniedError(
-                        f"{asked}: the policies of the bucket 'tensors' refuse it ({refusal.fault.message}). Apply the "
-                        "migrations, which make them."
-                    ) from cause
+                self._explain(refusal, dataset, asked)
+                raise
+
+    def copy(self, dataset: Dataset, source: str, name: str) -> None:
+        """Store the content of another object as one of an array that is being written. It stays with the server.
+
+        Raises
+        ------
+        LostObjectError
+            If there is no object `source`.
+        ChangedError, QuotaExceededError, PermissionDeniedError, SchemaError
+            As for `put`.
+        """
+        asked = f"copying {source!r} to {dataset.key!r}"
+        body = json.dumps({"bucketId": BUCKET, "sourceKey": source, "destinationKey": name}).encode()
+        headers = {"x-upsert": "true", "Content-Type": "application/json"}
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("POST", "/object/copy", asked, headers=headers, body=[body])
+            except StorageRefusal as refusal:
+                if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                    raise LostObjectError(source) from BackendAnswerError(str(refusal.fault))
+                self._explain(refusal, dataset, asked)
                 raise
 
     def get_into(self, dataset: Dataset, entry: ShardEntry, first: int, out: memoryview) -> None:
@@ -117,15 +127,45 @@ class Bucket:
             with refusals_as_errors(asked):
                 self._requests.ask("DELETE", f"/object/{BUCKET}", asked, headers=headers, body=[body])
 
+    def can_see(self, name: str, asked: str) -> bool:
+        """Whether the caller may read an object that the bucket has, by its entry there: its bytes may be lost."""
+        path = object_path(name, "/object/info/authenticated")
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("GET", path, asked)
+            except StorageRefusal as refusal:
+                if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                    return False
+                raise
+        return True
+
     @property
     def _requests(self) -> StorageRequests:
         return StorageRequests(self.transfer.http)
 
+    def _explain(self, refusal: StorageRefusal, dataset: Dataset, asked: str) -> None:
+        """Raise what it means that an object of an array was refused, where the answer alone does not tell."""
+        cause = BackendAnswerError(str(refusal.fault))
+        if refusal.fault.status == 413:
+            raise QuotaExceededError(
+                f"{asked}: the project takes no object of that size ({refusal.fault.message}). Give smaller shards=, "
+                "or raise the size limit of the bucket 'tensors'."
+            ) from cause
+        if refusal.fault.status == 403:
+            self._check_staged(dataset, asked)
+            raise PermissionDeniedError(
+                f"{asked}: the policies of the bucket 'tensors' refuse it ({refusal.fault.message}). Apply the "
+                "migrations, which make them."
+            ) from cause
+
     def _check_staged(self, dataset: Dataset, asked: str) -> None:
+        over = f"{asked}: it is no longer being written. Nothing was stored."
         try:
-            self.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
+            now = self.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
         except KeyNotFoundError as error:
-            raise ChangedError(f"{asked}: it is no longer being written. Nothing was stored.") from error
+            raise ChangedError(over) from error
+        if now["state"] != "staged":
+            raise ChangedError(over)
 
 
 def _too_short(asked: str, entry: ShardEntry) -> CorruptTensorError:

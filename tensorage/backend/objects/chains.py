@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     import zarr
 
 __all__ = [
+    "CRC32C_BYTES",
     "Chain",
     "PlainChain",
     "ZarrChain",
     "chain_of",
     "checked_codecs",
+    "crc32c",
     "fill_value_of",
 ]
 
@@ -125,13 +127,13 @@ class PlainChain:
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
         elements = _octets(chunk)
         encoded = elements.data if self.compressor is None else self.compressor.encode(elements)
-        return [encoded, _crc32c(encoded)] if self.has_crc32c else [encoded]
+        return [encoded, crc32c(encoded)] if self.has_crc32c else [encoded]
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
         payload = data
         if self.has_crc32c:
             payload, checksum = data[:-CRC32C_BYTES], data[-CRC32C_BYTES:]
-            if checksum != _crc32c(payload):
+            if checksum != crc32c(payload):
                 raise CorruptChunkError(f"the checksum of {len(payload)} bytes is wrong")
         if self.compressor is not None:
             self.compressor.decode(payload, _octets(out))
@@ -284,5 +286,6 @@ def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-def _crc32c(data: bytes | memoryview) -> bytes:
+def crc32c(data: bytes | memoryview) -> bytes:
+    """What the codec ``crc32c`` puts behind bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,16 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
     asked = f"storing {dataset.key!r}"
     while True:
         before = fetch_entries(writer.transfer, dataset, codec.layout, [number]).get(number)
-        try:
-            elements = _filled_so_far(writer, number, before)
-        except LostObjectError:
-            continue  # Somebody has just replaced it.
+        if before is None:
+            shape = tuple(axis.stop - axis.start for axis in region)
+            elements = np.full(shape, codec.fill_value, codec.layout.dtype)
+        else:
+            reader = Reader(writer.transfer, dataset, codec)
+            try:
+                elements = reader.read(before)
+            except LostObjectError as error:
+                reader.changed(before, error)  # Somebody has just replaced it, or this raises.
+                continue
         elements[at : at + part.shape[0]] = part
         entry = writer.upload(number, elements, _suffix())
         rows = {"low": first, "high": first + part.shape[0]}
@@ -124,19 +131,12 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
         return
 
 
-def _filled_so_far(writer: ShardWriter, number: int, before: ShardEntry | None) -> npt.NDArray[Any]:
-    codec = writer.codec
-    if before is not None:
-        return Reader(writer.transfer, writer.dataset, codec).read(before)
-    shape = tuple(axis.stop - axis.start for axis in codec.layout.region(number))
-    return np.full(shape, codec.fill_value, codec.layout.dtype)
-
-
 def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iterator[NewShard]:
     base = reader.dataset.shape[0]
     numbers = grown.layout.shards_of(base, base + rows.shape[0])
     # Of those, only the first ones are there already, with rows of their own.
-    old = reader.codec.layout.shards_of(base - 1, base) if base % grown.layout.shards[0] else range(0)
+    has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
+    old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
     entries = fetch_entries(reader.transfer, reader.dataset, reader.codec.layout, old)
     for number in numbers:
         region = grown.layout.region(number)
@@ -164,7 +164,7 @@ def _assigned(reader: Reader, reading: ChunkReading, box: npt.NDArray[Any]) -> I
     layout = reader.codec.layout
     parts = reading.parts()
     most = numbers_per_request(layout)
-    while page := [part for part, _ in zip(parts, range(most), strict=False)]:
+    while page := list(islice(parts, most)):
         numbers = [layout.number_of(part.coords) for part in page]
         entries = fetch_entries(reader.transfer, reader.dataset, layout, numbers)
         for number, part in zip(numbers, page, strict=True):

@@ -145,8 +145,8 @@ class ShardCodec:
 
         Returns
         -------
-        ndarray of (chunks of a shard, 2)
-            `EMPTY` twice for an empty chunk. All others lie within the object.
+        numpy.ndarray
+            Of shape (chunks of a shard, 2). `EMPTY` twice for an empty chunk. All others lie within the object.
 
         Raises
         ------
@@ -175,9 +175,12 @@ class ShardCodec:
         CorruptChunkError
             If the object has no intact index.
         """
-        if not self.layout.is_sharded:
-            return b""
         data = memoryview(blob).cast("B")
+        if not self.layout.is_sharded:
+            if not data:
+                # The catalogue would have it for a shard without an object.
+                raise CorruptChunkError("there are no bytes")
+            return b""
         if len(data) < self.index_nbytes:
             raise CorruptChunkError(f"{len(data)} bytes have no room for an index of {self.index_nbytes}")
         is_first = self.layout.index_location == "start"
@@ -195,6 +198,21 @@ class ShardCodec:
         entries = self._no_chunks()
         self._index_chain.decode(memoryview(data).cast("B"), entries)
         return entries.tobytes()
+
+    def encode_index(self, index: bytes) -> bytes:
+        """An index as it stands in the object, of one as the catalogue has it.
+
+        Raises
+        ------
+        CorruptChunkError
+            If it is none of so many chunks.
+        """
+        entries = parse_index(index)
+        if len(entries) != self.layout.chunk_count_per_shard:
+            raise CorruptChunkError(
+                f"an index of {self.layout.chunk_count_per_shard} chunks has {len(entries)} entries"
+            )
+        return b"".join(self._index_chain.encode(entries.reshape(self._no_chunks().shape)))
 
     @cached_property
     def index_nbytes(self) -> int:
@@ -274,8 +292,8 @@ def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
 
     Returns
     -------
-    ndarray of (chunks, 2)
-        `EMPTY` twice for an empty chunk.
+    numpy.ndarray
+        Of shape (chunks, 2). `EMPTY` twice for an empty chunk.
 
     Raises
     ------

@@ -7,21 +7,28 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import cast_to
 from tensorage.backend.declaration import Declaration
-from tensorage.backend.engine import OtherEngineError
+from tensorage.backend.engine import OtherEngineError, ReadBox
 from tensorage.backend.objects.changing import append_rows, assign, fill_rows
 from tensorage.backend.objects.codec import ShardCodec
+from tensorage.backend.objects.copying import copy_objects
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.reading import Reader
-from tensorage.backend.objects.writing import NewShard, ShardWriter, shards_of_array, shards_of_blocks
-from tensorage.backend.progress import progress
+from tensorage.backend.objects.writing import (
+    NewShard,
+    ShardWriter,
+    shards_of_array,
+    shards_of_blocks,
+    shards_of_boxes,
+)
+from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.staging import begin, commit, new_operation, stage
 from tensorage.backend.transfer import Transfer
@@ -30,10 +37,16 @@ from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset
 
+if TYPE_CHECKING:
+    import zarr
+
 __all__ = ["ObjectsEngine", "codec_of"]
 
 #: The catalogue keeps a chunk's elements for what reads rows, and takes no more bytes of them than this.
 _MAX_CHUNK_BYTES = 64 * 1024 * 1024
+
+#: Options that say how an array is laid out.
+_LAYOUT_OPTIONS = ("chunks", "shards", "codecs", "chunk_size")
 
 #: An append that finds the array changed begins anew, so many times and for so long at least.
 MIN_RESTARTS = 20
@@ -78,6 +91,47 @@ class ObjectsEngine:
         dataset, codec = self._begin(new)
         return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout), quiet=quiet)
 
+    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+        dataset, codec = self._begin(new)
+        return self._write(dataset, codec, shards_of_boxes(read, codec.layout), quiet=quiet)
+
+    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
+        if _is_laid_out(new):
+            return None
+        source = codec_of(dataset)
+        staged, codec = self._begin(new, source.layout)
+        writer = ShardWriter(self._transfer, staged, codec)
+        reader = Reader(self._transfer, dataset, source)
+        return self._finish(writer, partial(copy_objects, reader, writer), quiet=quiet)
+
+    def import_zarr(self, source: zarr.Array[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
+
+        Parameters
+        ----------
+        source
+            As `tensorage.backend.objects.importing.open_source` gives it.
+        new
+            As `tensorage.backend.objects.importing.declaration_of` gives it. With `chunks`, `shards`, `codecs` or
+            `chunk_size` among its options, the array is encoded anew.
+
+        Raises
+        ------
+        CorruptTensorError, InvalidInputError
+            If the source is damaged or cannot be read. Nothing is stored.
+        """
+        from tensorage.backend.objects.importing import (
+            decoded_shards,
+            imported_shards,
+            layout_like,
+            layout_of,
+        )
+
+        taken = None if _is_laid_out(new) else layout_of(source)
+        dataset, codec = self._begin(new, taken or layout_like(source, new))
+        shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
+        return self._write(dataset, codec, shards, quiet=quiet)
+
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
         restarts, until = 0, time.monotonic() + RESTART_FOR_S
         dataset = self._own(key) if known is None else known
@@ -114,8 +168,8 @@ class ObjectsEngine:
         self._own(key)
         return 0
 
-    def _begin(self, new: Declaration) -> tuple[Dataset, ShardCodec]:
-        chosen = Layout.choose(
+    def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
+        chosen = layout or Layout.choose(
             new.shape,
             new.dtype,
             chunks=new.options.get("chunks"),
@@ -137,13 +191,12 @@ class ObjectsEngine:
         self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard], *, quiet: bool
     ) -> Dataset:
         writer = ShardWriter(self._transfer, dataset, codec)
+        return self._finish(writer, partial(writer.write, shards), quiet=quiet)
+
+    def _finish(self, writer: ShardWriter, send: Callable[[Advance], None], *, quiet: bool) -> Dataset:
+        dataset = writer.dataset
         return stage(
-            self._transfer,
-            dataset,
-            lambda advance: writer.write(shards, advance),
-            dataset.nbytes,
-            quiet=quiet,
-            shards=lambda: writer.pending,
+            self._transfer, dataset, send, dataset.nbytes, quiet=quiet, shards=lambda: writer.pending
         )
 
     def _own(self, key: str) -> Dataset:
@@ -151,6 +204,11 @@ class ObjectsEngine:
         if dataset.engine != "storage":
             raise OtherEngineError(dataset)
         return dataset
+
+
+def _is_laid_out(new: Declaration) -> bool:
+    """Whether somebody said how it is to be laid out."""
+    return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
 
 
 @lru_cache(maxsize=64)

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tensorage.backend.faults import error_of
+from tensorage.backend.http import TooMuchError
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import BackendUnavailableError
+from tensorage.errors import BackendUnavailableError, IncompleteTensorError
 from tensorage.types import Dataset
 
-__all__ = ["ShardEntry", "fetch_entries", "numbers_per_request", "parse_entries"]
+__all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries"]
 
 #: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
 _HEAD = struct.Struct(">qqII")
@@ -76,14 +78,50 @@ def fetch_entries(
     asked = f"reading {dataset.key!r}"
     most = numbers_per_request(layout)
     for first in range(0, len(numbers), most):
-        arguments = {
-            "data_id": dataset.id,
-            "version": dataset.version if dataset.state == "committed" else None,
-            "numbers": list(numbers[first : first + most]),
-        }
-        answer = transfer.read("tensorage_shards", arguments, asked)
-        entries.update((entry.number, entry) for entry in parse_entries(answer, asked))
+        some = list(numbers[first : first + most])
+        try:
+            found = _fetch(transfer, dataset, some, asked)
+        except IncompleteTensorError as error:
+            unknown = _first_unknown(transfer, dataset, some, asked)
+            raise IncompleteTensorError(
+                f"{asked}: the catalogue does not know the object of {extent_of(layout, unknown)}, which was deleted "
+                "behind its back. Nothing is returned; store the array again, or read other parts."
+            ) from error
+        entries.update((entry.number, entry) for entry in found)
     return entries
+
+
+def _fetch(transfer: Transfer, dataset: Dataset, numbers: list[int], asked: str) -> list[ShardEntry]:
+    """Ask in one request, or where that is too much, in smaller ones."""
+    version = dataset.version if dataset.state == "committed" else None
+    arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
+    try:
+        return list(parse_entries(transfer.read("tensorage_shards", arguments, asked), asked))
+    except TooMuchError as error:
+        if len(numbers) <= 1:
+            raise error_of(error.fault, asked) from error
+    half = len(numbers) // 2
+    return [
+        part for some in (numbers[:half], numbers[half:]) for part in _fetch(transfer, dataset, some, asked)
+    ]
+
+
+def _first_unknown(transfer: Transfer, dataset: Dataset, numbers: list[int], asked: str) -> int:
+    """Number of a shard that the catalogue lacks, of some that it does not have all of."""
+    while len(numbers) > 1:
+        half = numbers[: len(numbers) // 2]
+        try:
+            _fetch(transfer, dataset, half, asked)
+        except IncompleteTensorError:
+            numbers = half
+        else:
+            numbers = numbers[len(half) :]
+    return numbers[0]
+
+
+def extent_of(layout: Layout, number: int) -> str:
+    """Which elements a shard holds, for messages: ``elements [0:100, 0:28]``."""
+    return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in layout.region(number)) + "]"
 
 
 def numbers_per_request(layout: Layout) -> int:

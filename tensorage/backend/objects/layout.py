@@ -242,6 +242,10 @@ class Layout:
             for coord, shard, extent in zip(self.coords_of(number), self.shards, self.shape, strict=True)
         )
 
+    def nbytes_of(self, number: int) -> int:
+        """Bytes of the elements that a shard holds of the array."""
+        return int(math.prod(axis.stop - axis.start for axis in self.region(number))) * self.dtype.itemsize
+
     def shards_of(self, row_low: int, row_high: int) -> range:
         """Numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.
 

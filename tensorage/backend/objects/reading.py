@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import EMPTY, CorruptChunkError, ShardCodec
-from tensorage.backend.objects.entries import ShardEntry, fetch_entries, numbers_per_request
+from tensorage.backend.objects.entries import ShardEntry, extent_of, fetch_entries, numbers_per_request
 from tensorage.backend.progress import Advance
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
 from tensorage.indexing.chunks import ChunkPart, plan_chunks
 from tensorage.types import Dataset
 
-__all__ = ["Reader", "joined_ranges"]
+__all__ = ["Reader", "StoredChunk", "joined_ranges"]
 
 #: Ranges with no more than this between them are one: a request costs about as much as moving so many bytes.
 MAX_GAP_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ MAX_RANGE_BYTES = 8 * 1024 * 1024
 _MAX_ATTEMPTS = 20
 
 
-class _Chunk(NamedTuple):
+class StoredChunk(NamedTuple):
     """A chunk of an object, and what is taken of it."""
 
     offset: int
@@ -150,12 +150,12 @@ class Reader:
                 target.box[chunk.box_selection] = self.codec.fill_value
                 target.advance(chunk.size * target.box.itemsize)
             else:
-                chunks.append(_Chunk(offset, length, chunk))
+                chunks.append(StoredChunk(offset, length, chunk))
         for first, nbytes, members in joined_ranges(chunks):
             yield partial(self._fetch, entry, first, nbytes, members, target)
 
     def _fetch(
-        self, entry: ShardEntry, first: int, nbytes: int, chunks: list[_Chunk], target: _Target
+        self, entry: ShardEntry, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
     ) -> None:
         memory = self._take()
         data = memory.for_bytes(nbytes)
@@ -213,7 +213,9 @@ class Reader:
         arguments = {"data_id": self.dataset.id, "number": entry.number}
         where = f"{entry.name!r}, which holds {self._extent(entry)}"
         error: IncompleteTensorError | PermissionDeniedError
-        if self.transfer.call("tensorage_has_object", arguments, asked):
+        is_there = self.transfer.call("tensorage_has_object", arguments, asked)
+        # What has an entry in the bucket, and is seen by it, has lost its bytes.
+        if is_there and not Bucket(self.transfer).can_see(entry.name, asked):
             error = PermissionDeniedError(
                 f"{asked}: the policies of the bucket 'tensors' do not let this user read {where}. Apply the "
                 "migrations, which make them."
@@ -232,13 +234,12 @@ class Reader:
         )
 
     def _extent(self, entry: ShardEntry) -> str:
-        region = self.codec.layout.region(entry.number)
-        return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in region) + "]"
+        return extent_of(self.codec.layout, entry.number)
 
 
-def joined_ranges(chunks: Iterable[_Chunk]) -> Iterator[tuple[int, int, list[_Chunk]]]:
+def joined_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, list[StoredChunk]]]:
     """Ranges of an object that have all of the chunks, neighbouring ones together: first byte, length, and chunks."""
-    members: list[_Chunk] = []
+    members: list[StoredChunk] = []
     first = end = 0
     for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
         chunk_end = chunk.offset + chunk.length

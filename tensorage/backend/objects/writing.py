@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import flat_blocks
+from tensorage.backend.engine import ReadBox
 from tensorage.backend.objects.bucket import Bucket
-from tensorage.backend.objects.codec import ShardCodec
+from tensorage.backend.objects.codec import EncodedShard, ShardCodec
 from tensorage.backend.objects.entries import ShardEntry
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.progress import Advance
 from tensorage.backend.transfer import Transfer
 from tensorage.types import Dataset
 
-__all__ = ["NewShard", "ShardWriter", "object_name", "shards_of_array", "shards_of_blocks"]
+__all__ = ["NewShard", "ShardWriter", "object_name", "shards_of_array", "shards_of_blocks", "shards_of_boxes"]
 
 #: The catalogue is told of so many shards at once.
 ENTRIES_PER_REQUEST = 64
@@ -34,14 +35,14 @@ class NewShard(NamedTuple):
     number
         In C order of the grid.
     make
-        Gives its elements, all that it has of the array.
+        Gives its elements, all that it has of the array, or the object that they are encoded in.
     based_on
         Name of the object of the array that it takes the place of, ``""`` for a shard without one; None if the
         array has no such shard.
     """
 
     number: int
-    make: Callable[[], npt.NDArray[Any]]
+    make: Callable[[], npt.NDArray[Any] | EncodedShard]
     based_on: str | None = None
 
 
@@ -73,7 +74,10 @@ class ShardWriter:
         suffix
             Makes the name of the object one that was never used before.
         """
-        encoded = self.codec.encode(elements)
+        return self.upload_encoded(number, self.codec.encode(elements), suffix)
+
+    def upload_encoded(self, number: int, encoded: EncodedShard, suffix: str = "") -> ShardEntry:
+        """Upload the object of a shard, as `upload` does."""
         name = ""
         if encoded.parts:
             name = object_name(self.dataset, self.codec.layout, number) + suffix
@@ -101,9 +105,10 @@ class ShardWriter:
         self.transfer.call("tensorage_put_shards", arguments, f"storing {self.dataset.key!r}")
 
     def _write(self, shard: NewShard, advance: Advance) -> None:
-        elements = shard.make()
-        self.put(self.upload(shard.number, elements), based_on=shard.based_on)
-        advance(elements.nbytes)
+        made = shard.make()
+        encoded = made if isinstance(made, EncodedShard) else self.codec.encode(made)
+        self.put(self.upload_encoded(shard.number, encoded), based_on=shard.based_on)
+        advance(self.codec.layout.nbytes_of(shard.number))
 
 
 def object_name(dataset: Dataset, layout: Layout, number: int) -> str:
@@ -143,6 +148,13 @@ def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: 
                 array = slab.reshape(-1, *dataset.shape[1:])
                 yield from _shards_of_rows(array, first, layout)
                 first, slab = first + array.shape[0], None
+
+
+def shards_of_boxes(read: ReadBox, layout: Layout) -> Iterator[NewShard]:
+    """The shards of an array that is read a shard at a time, while those before are written."""
+    for number in range(layout.shard_count):
+        elements = read(layout.region(number))
+        yield NewShard(number, partial(_part, elements, ()))
 
 
 def _shards_of_rows(rows: npt.NDArray[Any], first: int, layout: Layout) -> Iterator[NewShard]:

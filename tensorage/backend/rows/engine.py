@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
+from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.declaration import Declaration
-from tensorage.backend.engine import OtherEngineError
+from tensorage.backend.engine import OtherEngineError, ReadBox
 from tensorage.backend.faults import StoredElsewhereError
 from tensorage.backend.progress import progress
 from tensorage.backend.results import Result
 from tensorage.backend.rows.assigning import assign
 from tensorage.backend.rows.blocks import fetch_box
-from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_blocks
+from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_parts
 from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import IncompleteTensorError, InvalidInputError
+from tensorage.indexing.boxes import consecutive_boxes
 from tensorage.indexing.reading import plan
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset
 
@@ -54,7 +58,18 @@ class RowsEngine:
         return store_array(self._transfer, array, _meta(new), quiet=quiet)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
-        return store_blocks(self._transfer, blocks, _meta(new), quiet=quiet)
+        return store_parts(self._transfer, partial(flat_blocks, blocks), _meta(new), quiet=quiet)
+
+    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+        def parts(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+            for box in consecutive_boxes(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
+                yield read(box).reshape(-1)
+
+        return store_parts(self._transfer, parts, _meta(new), quiet=quiet)
+
+    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
+        """There is no function that copies rows: a large array would not be done within a statement's time."""
+        del dataset, new, quiet
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
         try:

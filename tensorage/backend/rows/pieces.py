@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.protocol import bytes_of
 from tensorage.types import Dataset
 
-__all__ = ["Piece", "pieces_of_blocks", "pieces_to_send"]
+__all__ = ["Piece", "pieces_of_flat", "pieces_to_send"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +64,28 @@ def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Itera
         yield Piece(first * row, part.size, bytes_of(part))
 
 
-def pieces_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, max_bytes: int) -> Iterator[Piece]:
-    """The pieces of an array that comes as consecutive blocks of rows, and never exists whole.
+def pieces_of_flat(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_bytes: int) -> Iterator[Piece]:
+    """The pieces of an array that comes in parts, in one dimension, and never exists whole.
 
-    Each piece has memory of its own, so that whoever makes the blocks may use theirs again.
+    Each piece has memory of its own, so that whoever makes the parts may use theirs again.
 
     Parameters
     ----------
-    blocks
-        Each of the dataset's shape but for the first axis, of any number of rows, and of a dtype that fits
-        the dataset's without loss.
-    dataset
-        Of at least one axis.
-
-    Raises
-    ------
-    InvalidInputError, IncompleteTensorError
-        Once the blocks turn out not to fill the dataset's shape exactly: with both shapes.
+    flats
+        Of the dataset's dtype, and all of its elements together.
     """
     if not dataset.size:
-        for _ in flat_blocks(blocks, dataset):
+        # Whether there are none too many is found out all the same.
+        for _ in flats:
             pass
         return
-    row = dataset.size // dataset.shape[0]
+    row = dataset.size // dataset.shape[0] if dataset.shape else 1
     per_piece = max(max_bytes // (dataset.chunk * dataset.dtype.itemsize), 1) * dataset.chunk
     ends = _piece_ends(dataset.size, row, per_piece, cut_rows=row > dataset.chunk)
     begin, end = 0, next(ends)
     piece = np.empty(end - begin, dataset.dtype)
     filled = 0
-    for flat in flat_blocks(blocks, dataset):
+    for flat in flats:
         taken = 0
         while taken < flat.size:
             part = flat[taken : taken + piece.size - filled]

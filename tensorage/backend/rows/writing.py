@@ -19,14 +19,14 @@ from tensorage.backend.http import TooMuchError
 from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.rows.blocks import send_pieces
-from tensorage.backend.rows.pieces import pieces_of_blocks, pieces_to_send
+from tensorage.backend.rows.pieces import pieces_of_flat, pieces_to_send
 from tensorage.backend.staging import begin, new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset, storable_dtype
 
-__all__ = ["append_rows", "send_rows", "store_array", "store_blocks"]
+__all__ = ["append_rows", "send_rows", "store_array", "store_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,24 @@ def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any
     return _store_staged(transfer, array, meta, quiet=quiet)
 
 
-def store_blocks(
-    transfer: Transfer, blocks: Iterable[npt.ArrayLike], meta: dict[str, Any], *, quiet: bool
+def store_parts(
+    transfer: Transfer,
+    parts_of: Callable[[Dataset], Iterable[npt.NDArray[Any]]],
+    meta: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> Dataset:
-    """Store an array that comes as blocks of rows, and need never exist whole."""
+    """Store an array that comes in parts, and need never exist whole.
+
+    Parameters
+    ----------
+    parts_of
+        Gives its elements, in one dimension, once it is declared.
+    """
     dataset = begin(transfer, meta)
 
     def send(advance: Advance) -> None:
-        pieces = pieces_of_blocks(blocks, dataset, MAX_REQUEST_BYTES)
-        send_pieces(transfer, dataset, pieces, advance)
+        send_pieces(transfer, dataset, pieces_of_flat(parts_of(dataset), dataset, MAX_REQUEST_BYTES), advance)
 
     return stage(transfer, dataset, send, dataset.nbytes, quiet=quiet)
 

@@ -1,0 +1,310 @@
+"""What travels for arrays of Storage: the chunks that are touched, in few requests, and nothing is ever listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pytest
+import workers
+from project import Project
+from proxy import Exchange, Proxy
+
+from tensorage import Tensor, TensorStore
+
+Array = np.ndarray[Any, Any]
+
+#: Noise, so that chunks are as large as their elements: 30 of them, six to an object.
+SAMPLES, CHUNK, SHARD = (3000, 32, 32), (100, 32, 32), (600, 32, 32)
+
+CHUNK_BYTES = 100 * 32 * 32
+
+#: What zstd adds to a chunk of noise at the most.
+FRAME_BYTES = 64
+
+
+@pytest.fixture(scope="module")
+def through(project: Project, proxy: Proxy) -> Iterator[TensorStore]:
+    """A store whose requests pass the proxy."""
+    with workers.store_of(Project(proxy.url, project.key), project.register(), engine="storage") as store:
+        # The project's version has been asked for.
+        assert store.keys() == []
+        yield store
+
+
+@pytest.fixture(scope="module")
+def samples(through: TensorStore) -> tuple[Array, Tensor]:
+    array = np.random.default_rng(0).integers(0, 256, SAMPLES, "u1")
+    return array, stored(through, "samples", array, CHUNK, SHARD)
+
+
+def stored(store: TensorStore, key: str, array: Array, chunks: Any, shards: Any) -> Tensor:
+    store.context.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
+    return store.open(key)
+
+
+def kinds(exchanges: list[Exchange]) -> list[str]:
+    """What was asked for, in order."""
+    return [exchange.kind for exchange in exchanges]
+
+
+def downloads(exchanges: list[Exchange]) -> list[Exchange]:
+    return [exchange for exchange in exchanges if exchange.is_download]
+
+
+def bytes_up(exchanges: list[Exchange]) -> int:
+    return sum(exchange.sent_bytes for exchange in exchanges if exchange.is_upload)
+
+
+def touched(index: Any) -> list[int]:
+    """Numbers of the chunks of the samples that an index expression touches."""
+    rows = np.broadcast_to(np.arange(SAMPLES[0])[:, None, None], SAMPLES)[index]
+    return np.unique(rows // CHUNK[0]).tolist()
+
+
+def ranges_of(chunks: list[int]) -> int:
+    """How many ranges have these chunks: those that follow one another in an object are one."""
+    first_of = groupby(enumerate(chunks), lambda item: (item[1] - item[0], item[1] // (SHARD[0] // CHUNK[0])))
+    return sum(1 for _ in first_of)
+
+
+_RANDOM = np.random.default_rng(1)
+
+SELECTIONS: dict[str, Any] = {
+    "all": np.s_[...],
+    "reversed": np.s_[::-1],
+    "one row": np.s_[1234],
+    "an element": np.s_[7, 8, 9],
+    "rows of a chunk": np.s_[110:190],
+    "rows of two objects": np.s_[590:610],
+    "steps within chunks": np.s_[::7],
+    "steps over chunks": np.s_[5::450],
+    "a column": np.s_[:, 3, 5],
+    "columns backwards": np.s_[::-30, ::-1, [0, 5, 0]],
+    "few rows by a mask": np.s_[np.isin(np.arange(3000), [3, 4, 700, 2999])],
+    "many elements by a mask": np.s_[_RANDOM.random(SAMPLES) < 0.001],
+    "points": np.s_[[5, 2999, 5, 1500], [1, 31, 1, 3], [9, 8, 9, 7]],
+    "rows again and again": np.s_[[17, 17, 2017, 17, 18]],
+    "64 of all": np.s_[_RANDOM.integers(0, 3000, 64)],
+    "64 of a chunk": np.s_[_RANDOM.integers(200, 300, 64)],
+    "64 of an object": np.s_[_RANDOM.integers(600, 1200, 64)],
+}
+
+
+@pytest.mark.parametrize("index", SELECTIONS.values(), ids=SELECTIONS)
+def test_the_chunks_that_are_touched_travel(samples: tuple[Array, Tensor], proxy: Proxy, index: Any) -> None:
+    array, handle = samples
+    with proxy.counted() as exchanges:
+        result = handle[index]
+    np.testing.assert_array_equal(result, array[index], strict=True)
+    chunks = touched(index)
+    # The catalogue says where they are, once; nothing is listed, and no object is asked whether it is there.
+    assert kinds(exchanges) == ["shards"] + ["download"] * ranges_of(chunks)
+    received = sum(exchange.received_bytes for exchange in downloads(exchanges))
+    assert len(chunks) * CHUNK_BYTES <= received <= len(chunks) * (CHUNK_BYTES + FRAME_BYTES)
+    assert exchanges[0].received_bytes < 1024 * 5
+
+
+def test_a_random_batch_is_at_most_a_request_a_sample(samples: tuple[Array, Tensor], proxy: Proxy) -> None:
+    array, handle = samples
+    random = np.random.default_rng(2)
+    for count in (1, 5, 64, 1000):
+        for batch in (random.integers(0, 3000, count), random.permutation(3000)[:count]):
+            with proxy.counted() as exchanges:
+                result = handle[batch]
+            np.testing.assert_array_equal(result, array[batch], strict=True)
+            assert kinds(exchanges)[0] == "shards"
+            # Samples that share a chunk, or whose chunks are neighbours, share a request.
+            assert (
+                len(downloads(exchanges)) == len(exchanges) - 1 == ranges_of(touched(batch)) <= min(count, 15)
+            )
+            assert exchanges[0].sent_bytes < 200, "shards are named, not samples"
+    with proxy.counted() as exchanges:
+        samples_of_batch = handle.__getitems__([5, 2500, 5])
+    assert [sample.tobytes() for sample in samples_of_batch] == [array[i].tobytes() for i in (5, 2500, 5)]
+    assert kinds(exchanges) == ["shards", "download", "download"]
+
+
+def test_what_touches_nothing_asks_for_nothing(samples: tuple[Array, Tensor], proxy: Proxy) -> None:
+    _, handle = samples
+    with proxy.counted() as exchanges:
+        for empty in (np.s_[5:5], np.s_[[]], np.s_[np.zeros(3000, bool)], np.s_[:, 3:3]):
+            assert handle[empty].size == 0
+        for wrong in (3000, np.s_[0, 0, 0, 0], [3000], "a", np.ones(5, bool)):
+            with pytest.raises(IndexError):
+                handle[wrong]
+        handle[5:5] = 1
+    assert exchanges == []
+
+
+def test_chunks_with_little_between_them_are_one_request(through: TensorStore, proxy: Proxy) -> None:
+    array = np.random.default_rng(3).integers(0, 256, (400, 100), "u1")
+    handle = stored(through, "x", array, (1, 100), (200, 100))
+    for index, most in [(np.s_[::2], 2), (np.s_[[0, 150, 3]], 1), (np.s_[_RANDOM.integers(0, 400, 64)], 2)]:
+        with proxy.counted() as exchanges:
+            np.testing.assert_array_equal(handle[index], array[index])
+        assert kinds(exchanges) == ["shards"] + ["download"] * most
+        assert sum(exchange.received_bytes for exchange in exchanges) < array.nbytes + 400 * 64
+
+
+def test_chunks_of_the_fill_value_do_not_travel(through: TensorStore, proxy: Proxy) -> None:
+    array = np.zeros(SAMPLES, "u1")
+    with proxy.counted() as exchanges:
+        handle = stored(through, "zeros", array, CHUNK, SHARD)
+    assert kinds(exchanges) == ["begin", "commit", "open"]
+    with proxy.counted() as exchanges:
+        assert not handle[...].any()
+    assert kinds(exchanges) == ["shards"]
+    handle[650] = array[650] = 7
+    with proxy.counted() as exchanges:
+        np.testing.assert_array_equal(handle[...], array)
+    assert kinds(exchanges) == ["shards", "download"]
+
+
+def test_a_read_by_key_looks_it_up_once(
+    samples: tuple[Array, Tensor], through: TensorStore, proxy: Proxy
+) -> None:
+    array, _ = samples
+    with proxy.counted() as exchanges:
+        np.testing.assert_array_equal(through["samples", 700:703], array[700:703])
+    assert kinds(exchanges) == ["open", "shards", "download"]
+
+
+def test_what_somebody_shares_is_read_by_as_few(
+    samples: tuple[Array, Tensor], through: TensorStore, project: Project, proxy: Proxy
+) -> None:
+    array, _ = samples
+    others = Project(proxy.url, project.key)
+    with workers.sharing(through), workers.store_of(others, project.register()) as other:
+        through.share("samples")
+        handle = other.open("samples")
+        with proxy.counted() as exchanges:
+            np.testing.assert_array_equal(handle[590:610], array[590:610])
+    assert kinds(exchanges) == ["shards", "download", "download"]
+
+
+def test_a_catalogue_of_many_shards_is_asked_in_pages(
+    through: TensorStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.arange(1, 41, dtype="i2")
+    handle = stored(through, "x", array, (1,), (1,))
+    monkeypatch.setattr("tensorage.backend.objects.entries.MAX_NUMBERS", 16)
+    with proxy.counted() as exchanges:
+        np.testing.assert_array_equal(handle[...], array)
+    assert sorted(kinds(exchanges)) == ["download"] * 40 + ["shards"] * 3
+    with proxy.counted() as exchanges:
+        handle[1:] = array[1:] = -array[1:]
+    assert kinds(exchanges).count("shards") == 3
+    np.testing.assert_array_equal(handle[...], array)
+
+
+#: What is deleted of an array that was changed, afterwards.
+SWEEPING = ["sweep_objects", "remove objects", "sweep_objects"]
+
+
+def test_requests_of_a_write(through: TensorStore, proxy: Proxy) -> None:
+    array = np.random.default_rng(4).integers(0, 256, (80, 50), "u1")
+    through.allow_overwrite = True
+    for write, uploads, puts in [
+        (lambda: through.__setitem__("new", array), 1, 0),
+        (
+            lambda: through.context.write("cut", array, engine="storage", chunks=(10, 50), shards=(10, 50)),
+            8,
+            0,
+        ),
+        # The catalogue is told of 64 shards at once, and of the last ones with the commit.
+        (
+            lambda: through.context.write("fine", array, engine="storage", chunks=(1, 50), shards=(1, 50)),
+            80,
+            1,
+        ),
+    ]:
+        with proxy.counted() as exchanges:
+            write()
+        done = kinds(exchanges)
+        assert (done[0], done[-1]) == ("begin", "commit")
+        assert sorted(done[1:-1]) == ["put_shards"] * puts + ["upload"] * uploads
+        # Each object has an index, of 16 bytes for each of its chunks.
+        assert array.nbytes <= bytes_up(exchanges) <= array.nbytes + uploads * (FRAME_BYTES + 200)
+    with proxy.counted() as exchanges:
+        through["new"] = array[1:]
+    assert kinds(exchanges) == ["begin", "upload", "commit", *SWEEPING]
+    with proxy.counted() as exchanges:
+        del through["cut"]
+    assert kinds(exchanges) == ["remove", *SWEEPING]
+
+
+def test_an_append_writes_the_last_shards_only(through: TensorStore, proxy: Proxy) -> None:
+    array = np.random.default_rng(5).integers(0, 256, (100, 1000), "u1")
+    handle = stored(through, "x", array[:40], (5, 1000), (20, 1000))
+    row = FRAME_BYTES + 1000
+    for rows, expected, most_bytes in [
+        # Behind a whole shard nothing is read, and of one that has room it is all there is.
+        (3, ["upload", "commit"], 3 * row),
+        (4, ["shards", "download", "upload", "commit", *SWEEPING], 7 * row),
+        (20, ["shards", "download", "upload", "upload", "commit", *SWEEPING], 27 * row),
+        (0, ["commit"], 0),
+    ]:
+        at = len(handle)
+        with proxy.counted() as exchanges:
+            handle.append(array[at : at + rows])
+        done = kinds(exchanges)
+        assert done[0] == "begin_append"
+        assert sorted(done[1:]) == sorted(expected)
+        assert bytes_up(exchanges) <= most_bytes + 200
+        np.testing.assert_array_equal(handle[...], array[: at + rows])
+
+
+ASSIGNMENTS: list[tuple[str, Callable[[Array], Any], int, int]] = [
+    ("one row", lambda array: np.s_[7], 1, 1),
+    ("rows of two shards", lambda array: np.s_[18:22], 2, 2),
+    ("a whole shard", lambda array: np.s_[20:40], 0, 1),
+    ("a shard and a half", lambda array: np.s_[20:50], 1, 2),
+    ("everything", lambda array: np.s_[...], 0, 5),
+    ("here and there", lambda array: np.s_[[3, 99, 4], [1, 2, 3]], 2, 2),
+    ("a mask", lambda array: np.s_[array == array[50, 50]], 5, 5),
+]
+
+
+@pytest.mark.parametrize(
+    ("index_of", "read", "written"), [row[1:] for row in ASSIGNMENTS], ids=[row[0] for row in ASSIGNMENTS]
+)
+def test_an_assignment_moves_the_shards_that_it_touches(
+    through: TensorStore, proxy: Proxy, index_of: Callable[[Array], Any], read: int, written: int
+) -> None:
+    array = np.random.default_rng(6).integers(0, 256, (100, 1000), "u1")
+    handle = stored(through, "x", array, (5, 1000), (20, 1000))
+    index, shard_bytes = index_of(array), 20 * (1000 + FRAME_BYTES)
+    value = np.random.default_rng(7).integers(0, 256, array[index].shape, "u1")
+    with proxy.counted() as exchanges:
+        handle[index] = value
+    array[index] = value
+    done = kinds(exchanges)
+    # Of a shard all of which is assigned to, nothing has to be known.
+    assert sorted(done) == sorted(
+        ["begin_assign", "shards", *["download"] * read, *["upload"] * written, "commit", *SWEEPING]
+    )
+    assert bytes_up(exchanges) <= written * shard_bytes
+    assert sum(exchange.received_bytes for exchange in downloads(exchanges)) <= read * shard_bytes
+    np.testing.assert_array_equal(handle[...], array)
+
+
+def test_what_is_about_the_catalogue_leaves_the_objects_alone(
+    samples: tuple[Array, Tensor], through: TensorStore, proxy: Proxy
+) -> None:
+    _, handle = samples
+    for operation, function in [
+        (lambda: "samples" in through, "open"),
+        (lambda: through.open("samples"), "open"),
+        (lambda: len(through), "count"),
+        (through.keys, "list"),
+        (lambda: handle.attrs.update(a=1), "annotate"),
+        (lambda: setattr(handle, "dims", ("n", "y", "x")), "annotate"),
+        (lambda: through.rename("samples", "renamed"), "rename"),
+        (lambda: through.rename("renamed", "samples"), "rename"),
+    ]:
+        with proxy.counted() as exchanges:
+            operation()
+        assert kinds(exchanges) == [function]

@@ -1,0 +1,38 @@
+"""What the project keeps of a user's arrays, looked at by SQL, round the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+Sql = psycopg.Connection[tuple[Any, ...]]
+
+
+def objects_of(database: Sql, user_id: str) -> list[str]:
+    """Names of the objects in the bucket that are, or were to be, a part of an array."""
+    query = "select name from storage.objects where bucket_id = 'tensors' and name ~ %s order by name"
+    return [row[0] for row in database.execute(query, [f"^{user_id}/[0-9]+/"])]
+
+
+def shards_of(database: Sql, user_id: str, key: str) -> list[str | None]:
+    """Names of the objects that an array consists of, in order; None for a shard without one."""
+    query = (
+        "select s.name from public.shards s join public.datasets d on d.id = s.data_id "
+        "where d.user_id = %s and d.key = %s and d.state = 'committed' order by s.number"
+    )
+    return [row[0] for row in database.execute(query, [user_id, key])]
+
+
+def assert_only_arrays_are_kept(database: Sql, user_id: str) -> None:
+    """Fail on anything that is no part of an array that is there."""
+    staged = "select count(*) from public.datasets where user_id = %s and state = 'staged'"
+    assert database.execute(staged, [user_id]).fetchone() == (0,)
+    for table in ("tensors", "shards"):
+        orphans = (
+            f"select count(*) from public.{table} t left join public.datasets d on d.id = t.data_id "
+            "where t.user_id = %s and d.state is distinct from 'committed'"
+        )
+        assert database.execute(orphans, [user_id]).fetchone() == (0,), table
+    named = "select name from public.shards where user_id = %s and name is not null order by name"
+    assert objects_of(database, user_id) == [row[0] for row in database.execute(named, [user_id])]
