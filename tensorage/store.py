@@ -6,18 +6,21 @@ import keyword
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.database import DatabaseContext
+from tensorage.backend.declaration import ArrayOptions
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.indexing.selection import Selection
 from tensorage.tensor import Tensor
-from tensorage.types import Engine
+from tensorage.types import Engine, EngineChoice
 
 if TYPE_CHECKING:
+    import zarr.abc.store
+
     from tensorage.session import BackendSession
 
 __all__ = ["TensorStore"]
@@ -36,9 +39,10 @@ class TensorStore(MutableMapping[str, Any]):
     quiet
         Never show a progress bar.
     engine
-        Where new arrays are kept: ``"database"``.
+        Where new arrays are kept: ``"database"``, as rows; ``"storage"``, as Zarr objects; or ``"auto"``, wherever it
+        is better for each. What is there is found and read wherever it is.
     chunk_size
-        Elements per stored block of new arrays; about 1 MiB of them by default.
+        Elements per stored block, or per chunk of Storage, of new arrays; about 1 MiB of them by default.
     allow_overwrite
         Let ``store[key] = array`` replace an array that is there.
 
@@ -54,15 +58,15 @@ class TensorStore(MutableMapping[str, Any]):
 
     backend: BackendSession
     quiet: bool = False
-    engine: Engine = "database"
+    engine: EngineChoice = "database"
     chunk_size: int | None = None
     allow_overwrite: bool = False
     context: DatabaseContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.engine not in get_args(Engine):
+        if self.engine not in get_args(EngineChoice):
             raise InvalidInputError(
-                f"engine={self.engine!r}: it is one of {', '.join(map(repr, get_args(Engine)))}"
+                f"engine={self.engine!r} is none of {', '.join(map(repr, get_args(EngineChoice)))}"
             )
         self.backend._hold()
         weakref.finalize(self, _release, self.backend).atexit = False
@@ -154,6 +158,10 @@ class TensorStore(MutableMapping[str, Any]):
         attrs: Mapping[str, Any] | None = None,
         dims: Sequence[str] | None = None,
         is_shared: bool = False,
+        engine: EngineChoice | None = None,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
     ) -> Tensor:
         """Store an array with all that belongs to it, also one that never exists whole.
 
@@ -172,6 +180,14 @@ class TensorStore(MutableMapping[str, Any]):
             Names of the axes.
         is_shared
             Let every signed-in user of the project read it.
+        engine
+            Where it is kept, by default what the store says.
+        chunks, shards
+            With engine ``"storage"``: extents of what is compressed and read as one, and of an object, which is made of
+            whole chunks; ``shards=False`` makes an object of each chunk. About 1 MiB and 8 MiB by default.
+        codecs
+            With engine ``"storage"``: the codecs of a chunk, as the JSON of Zarr's metadata or as objects of
+            ``zarr.codecs``.
 
         Raises
         ------
@@ -191,7 +207,8 @@ class TensorStore(MutableMapping[str, Any]):
         """
         how: dict[str, Any] = {
             "chunk_size": self.chunk_size, "is_shared": is_shared, "attrs": attrs, "dims": dims,
-            "overwrite": self.allow_overwrite, "quiet": self.quiet, "engine": self.engine,
+            "overwrite": self.allow_overwrite, "quiet": self.quiet,
+            "engine": self.engine if engine is None else engine, "chunks": chunks, "shards": shards, "codecs": codecs,
         }  # fmt: skip
         if shape is None and dtype is None:
             return Tensor(self, self.context.write(key, cast("npt.ArrayLike", blocks), **how))
@@ -211,6 +228,120 @@ class TensorStore(MutableMapping[str, Any]):
             Of the array's shape but for the first axis, and of a dtype that fits its own without loss.
         """
         self.context.append(key, data, quiet=self.quiet)
+
+    def copy(
+        self,
+        key: str,
+        new_key: str,
+        *,
+        engine: EngineChoice | None = None,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Store an array again under another key, with its attributes and dims: of this engine or of another one.
+
+        It is never in memory as a whole. The array may be somebody else's, who shares it; the copy is this user's, and
+        shared with nobody.
+
+        Parameters
+        ----------
+        engine
+            Of the copy, by default that of the array.
+        chunks, shards, codecs
+            As for `write`. Between arrays of Storage that have the same of each, objects are copied by the server.
+
+        Raises
+        ------
+        KeyExistsError
+            If `new_key` is taken and the store does not allow to overwrite.
+        """
+        options: ArrayOptions = {
+            "chunk_size": self.chunk_size, "chunks": chunks, "shards": shards, "codecs": codecs,
+            "overwrite": self.allow_overwrite,
+        }  # fmt: skip
+        source = self.open(key)
+        made = source._restarting(
+            lambda now: self.context.copy(now, new_key, engine=engine, quiet=self.quiet, **options)
+        )
+        return Tensor(self, made)
+
+    def zarr_store(self, key: str, *, as_group: str | None = None) -> zarr.abc.store.Store:
+        """An array of Storage as it is now, as a read-only store of the package ``zarr``, for xarray and dask, too.
+
+        What is read of it is fetched then, and nothing else. Once elements of the array have changed, reading raises
+        `ChangedError`: make another store.
+
+        Parameters
+        ----------
+        as_group
+            By default the array is the root of the store. With a name, the root is a group in which the array has this
+            name, as xarray wants it.
+
+        Raises
+        ------
+        InvalidInputError
+            If the array is kept by the database: `copy` makes one of Storage from it.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            zarr.open_array(store.zarr_store("t2m"), mode="r")
+            dask.array.from_zarr(store.zarr_store("t2m"))
+            xarray.open_zarr(store.zarr_store("t2m", as_group="t2m"))["t2m"]
+        """
+        tensor = self.open(key)
+        return self.context.zarr_store(tensor.dataset, as_group=as_group)
+
+    def import_zarr(
+        self,
+        key: str,
+        source: Any,
+        *,
+        engine: Engine = "storage",
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        is_shared: bool = False,
+    ) -> Tensor:
+        """Store an array of Zarr that somebody else wrote, with its attributes and the names of its dimensions.
+
+        Objects of Zarr v3 are uploaded as they are, without being decoded, unless `chunks`, `shards` or `codecs` ask
+        for others. An array of Zarr v2 is decoded and encoded anew, in parts.
+
+        Parameters
+        ----------
+        source
+            An array of zarr, or whatever zarr opens: a path, a URL, a store.
+        attrs, dims
+            In place of the source's.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If the source is no array of Zarr, or none that can be stored.
+        CorruptTensorError
+            If one of its objects is damaged. Nothing is stored.
+        KeyExistsError
+            If the key is taken and the store does not allow to overwrite.
+        """
+        stored = self.context.import_zarr(
+            key,
+            source,
+            engine=engine,
+            chunks=chunks,
+            shards=shards,
+            codecs=codecs,
+            attrs=attrs,
+            dims=dims,
+            is_shared=is_shared,
+            overwrite=self.allow_overwrite,
+            quiet=self.quiet,
+        )
+        return Tensor(self, stored)
 
     def rename(self, key: str, new_key: str) -> None:
         """Give an array of this user another key.

@@ -204,7 +204,7 @@ class Tensor:
         )
 
     def _restarting(self, use: Callable[[Dataset], _Result]) -> _Result:
-        """Use one version of the array, beginning anew on the next one if it changes meanwhile."""
+        """What `use` makes of one version of the array, begun anew on the next one if it changes meanwhile."""
         restarts, until = 0, time.monotonic() + RESTART_FOR_S
         while True:
             try:

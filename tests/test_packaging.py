@@ -18,6 +18,7 @@ HEAVY = {
     "asyncpg",
     "click",
     "httpx",
+    "numcodecs",
     "postgrest",
     "pydantic",
     "starlette",
@@ -26,6 +27,7 @@ HEAVY = {
     "tensorage.embedded",
     "urllib3",
     "uvicorn",
+    "zarr",
 }
 
 STORE_AND_READ = """
@@ -41,6 +43,17 @@ print(json.dumps({
     "package": tensorage.__file__,
     "equal": bool(np.array_equal(back, array[1:, 2])) and back.dtype == array.dtype,
 }))
+"""
+
+
+STORE_IN_STORAGE = """
+import sys, tensorage
+store = tensorage.TensorStore(tensorage.local(sys.argv[1]), engine="storage")
+try:
+    store["objects"] = [1, 2]
+except tensorage.InvalidInputError as error:
+    print(error)
+assert "objects" not in store
 """
 
 
@@ -96,6 +109,16 @@ def test_the_installed_wheel_stores_and_reads_an_array(venv: Path, tmp_path: Pat
     said = json.loads(output.splitlines()[-1])
     assert Path(said["package"]).is_relative_to(venv)
     assert said["equal"] is True
+
+
+@pytest.mark.timeout(600)
+def test_the_storage_engine_says_which_extra_it_needs(venv: Path, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    try:
+        output = run(venv / "bin" / "python", "-I", "-c", STORE_IN_STORAGE, data_dir, cwd=tmp_path)
+    finally:
+        run(venv / "bin" / "tensorage", "local", "stop", "--data-dir", data_dir, cwd=tmp_path)
+    assert "pip install 'tensorage[storage]'" in output
 
 
 @pytest.mark.timeout(600)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import as_array, cast_to
 from tensorage.backend.catalogue import Catalogue
-from tensorage.backend.declaration import ArrayOptions, declare
+from tensorage.backend.choosing import resolve_engine
+from tensorage.backend.copying import copy_array
+from tensorage.backend.declaration import ArrayOptions, Declaration, declare
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
 from tensorage.backend.faults import check_version, missing_schema
 from tensorage.backend.rows.engine import RowsEngine
 from tensorage.errors import InvalidInputError, SchemaError
 from tensorage.indexing.selection import Selection
-from tensorage.types import Dataset, Engine
+from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
+    import zarr.abc.store
+
+    from tensorage.backend.objects.engine import ObjectsEngine
     from tensorage.backend.transfer import Transfer
     from tensorage.session import BackendSession
 
@@ -245,7 +251,7 @@ class BaseContext:
         key: str,
         data: npt.ArrayLike,
         *,
-        engine: Engine | None = None,
+        engine: EngineChoice | None = None,
         is_shared: bool = False,
         quiet: bool = True,
         **options: Unpack[ArrayOptions],
@@ -253,7 +259,7 @@ class BaseContext:
         """Store an array: all of it becomes visible in one step, or nothing is stored."""
         array = as_array(data)
         new = declare(key, array.shape, array.dtype, is_shared, options)
-        return self._engine(engine or self.engine).store(array, new, quiet=quiet)
+        return self._engine_for(new, engine).store(array, new, quiet=quiet)
 
     def write_blocks(
         self,
@@ -262,7 +268,7 @@ class BaseContext:
         shape: Sequence[int],
         dtype: npt.DTypeLike,
         *,
-        engine: Engine | None = None,
+        engine: EngineChoice | None = None,
         is_shared: bool = False,
         quiet: bool = True,
         **options: Unpack[ArrayOptions],
@@ -271,7 +277,79 @@ class BaseContext:
         new = declare(key, shape, dtype, is_shared, options)
         if not new.shape:
             raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
-        return self._engine(engine or self.engine).store_blocks(blocks, new, quiet=quiet)
+        return self._engine_for(new, engine).store_blocks(blocks, new, quiet=quiet)
+
+    def copy(
+        self,
+        dataset: Dataset,
+        new_key: str,
+        *,
+        engine: EngineChoice | None = None,
+        quiet: bool = True,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array again under another key of this user, with its attributes and dims.
+
+        Parameters
+        ----------
+        engine
+            Of the copy, by default that of the array.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims}
+        new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
+        target = self._engine_for(new, engine or dataset.engine)
+        return copy_array(self._engine(dataset.engine), dataset, target, new, quiet=quiet)
+
+    def import_zarr(
+        self,
+        key: str,
+        source: Any,
+        *,
+        engine: Engine = "storage",
+        is_shared: bool = False,
+        quiet: bool = True,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array of Zarr that somebody else wrote, with its attributes and the names of its dimensions.
+
+        Parameters
+        ----------
+        source
+            An array of zarr, or whatever zarr opens: a path, a URL, a store.
+        engine
+            As objects, what Zarr v3 has encoded is taken over as it is.
+        options
+            What is said here takes the place of what the source says.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If the source is no array that can be stored.
+        CorruptTensorError
+            If it is damaged. Nothing is stored.
+        """
+        storage = self._storage_engine()
+        from tensorage.backend.objects.importing import blocks_of, declaration_of, open_source
+
+        array = open_source(source)
+        new = declaration_of(array, key, is_shared, options)
+        if engine == "storage":
+            return storage.import_zarr(array, new, quiet=quiet)
+        if not array.ndim:
+            return self._engine(engine).store(np.asarray(array[...]), new, quiet=quiet)
+        return self._engine(engine).store_blocks(blocks_of(array), new, quiet=quiet)
+
+    def zarr_store(self, dataset: Dataset, *, as_group: str | None = None) -> zarr.abc.store.Store:
+        """An array of Storage as it was opened, as a store of zarr: see `tensorage.backend.objects.zarr_store`."""
+        self._storage_engine()
+        from tensorage.backend.objects.zarr_store import CatalogueStore
+
+        return CatalogueStore(TransferOf(self.backend), dataset, as_group=as_group)
 
     def append(
         self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None, quiet: bool = True
@@ -336,6 +414,9 @@ class BaseContext:
     def _catalogue(self) -> Catalogue:
         return Catalogue(self.backend.transfer)
 
+    def _engine_for(self, new: Declaration, choice: EngineChoice | None) -> ArrayEngine:
+        return self._engine(resolve_engine(choice or self.engine, new))
+
     def _engine(self, name: Engine) -> ArrayEngine:
         transfer = self.backend.transfer
         if self._engines_transfer is not transfer:
@@ -355,6 +436,19 @@ class BaseContext:
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"
             ) from error
         return ObjectsEngine(transfer, self.open)
+
+    def _storage_engine(self) -> ObjectsEngine:
+        return cast("ObjectsEngine", self._engine("storage"))
+
+
+@dataclass(frozen=True)
+class TransferOf:
+    """Gives the byte mover of a session: another one after a fork."""
+
+    backend: BackendSession
+
+    def __call__(self) -> Transfer:
+        return self.backend.transfer
 
 
 def box_selection(
