@@ -40,7 +40,7 @@ class Result:
         if self.target is None:
             return None
         sign, bound = self.target
-        return self.value >= bound if sign == ">=" else self.value <= bound
+        return {">=": self.value >= bound, ">": self.value > bound, "<=": self.value <= bound}[sign]
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ class Straight:
         """Value of a query."""
         return self._loop.run_until_complete(self._connections[0].fetchval(query, *arguments))
 
+    def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = self._loop.run_until_complete(
+            self._connections[0].fetch(query, *arguments)
+        )
+        return rows
+
     def read(self, out: npt.NDArray[np.float32]) -> None:
         """Read the array back into `out`."""
         data = memoryview(out.reshape(-1).view(np.uint8))

@@ -8,6 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.first_byte import first_byte
 from benchmarks.cases.memory import memory
+from benchmarks.cases.objects import engines, objects
 from benchmarks.cases.peers import hsds_nodes
 from benchmarks.cases.scale import scale
 from benchmarks.cases.selections import last_axis, samples
@@ -27,6 +28,8 @@ CASES: tuple[Case, ...] = (
     last_axis,
     small_arrays,
     json_rows,
+    objects,
+    engines,
     first_byte,
     scale,
     memory,

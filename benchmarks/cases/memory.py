@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ MIB = 1024 * 1024
 
 
 def memory(bench: Bench) -> Iterator[Result]:
-    """2 GiB from a file mapped into memory, back into one, and from blocks that never exist whole.
+    """2 GiB from a file mapped into memory, back into one, and from blocks that never exist whole, by both engines.
 
     Once each, in a process of its own: a peak is no median. The file's own pages are the kernel's to drop.
     """
@@ -34,24 +35,28 @@ def memory(bench: Bench) -> Iterator[Result]:
             "password": bench.running.password,
             "shape": SHAPE,
         }
-        for action, what in (
-            ("write", "write of a 2 GiB memmap"),
-            ("read", "read into a 2 GiB memmap"),
-            ("iterate", "write of 2 GiB of blocks"),
-        ):
-            if action == "read":
-                file = Path(folder) / "copy"
-                np.memmap(file, np.float32, "w+", shape=SHAPE).flush()
-            found = probes.run("memory", {**settings, "action": action, "file": str(file)})
-            yield of(
-                f"{what}, anonymous memory above the start", [found["anonymous"] / MIB], "MiB", ("<=", 128)
-            )
-            yield of(f"{what}, with the pages of the file", [found["total"] / MIB], "MiB")
-            yield of(what, [np.prod(SHAPE) * 4 / MB / found["took_s"]], "MB/s")
-            if action == "read":
-                _compare(Path(folder) / "big", file)
-        del bench.store["big"]
-        del bench.store["warm"]
+        for engine in ("database", "storage"):
+            yield from _moved({**settings, "engine": engine}, file, Path(folder) / "copy")
+            del bench.store["big"]
+            del bench.store["warm"]
+
+
+def _moved(settings: dict[str, Any], file: Path, copy: Path) -> Iterator[Result]:
+    for action, verb in (
+        ("write", "write of a 2 GiB memmap"),
+        ("read", "read into a 2 GiB memmap"),
+        ("iterate", "write of 2 GiB of blocks"),
+    ):
+        what = f"{settings['engine']}, {verb}"
+        if action == "read":
+            np.memmap(copy, np.float32, "w+", shape=SHAPE).flush()
+        used = copy if action == "read" else file
+        found = probes.run("memory", {**settings, "action": action, "file": str(used)})
+        yield of(f"{what}, anonymous memory above the start", [found["anonymous"] / MIB], "MiB", ("<=", 128))
+        yield of(f"{what}, with the pages of the file", [found["total"] / MIB], "MiB")
+        yield of(what, [np.prod(SHAPE) * 4 / MB / found["took_s"]], "MB/s")
+        if action == "read":
+            _compare(file, copy)
 
 
 def _fill(file: Path) -> None:

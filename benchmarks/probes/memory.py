@@ -87,7 +87,7 @@ def main() -> None:
     session = tensorage.BackendSession(
         settings["email"], settings["password"], settings["url"], settings["key"]
     )
-    store = tensorage.TensorStore(session, quiet=True, allow_overwrite=True)
+    store = tensorage.TensorStore(session, quiet=True, engine=settings["engine"], allow_overwrite=True)
     array = np.memmap(settings["file"], np.float32, "r+", shape=tuple(settings["shape"]))
     # What any use of the store needs is there before the start.
     store["warm"] = np.arange(10.0)
