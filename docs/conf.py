@@ -42,10 +42,10 @@ autoapi_ignore = ["*/tensorage/embedded/*", "*/tensorage/cli.py"]
 
 # Names of other packages are no links: that would need their inventories, from the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|tqdm)(\..+)?"),
+    (r"py:.*", r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm)(\..+)?"),
     (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|datetime|abc)\..+"),
     # Type variables and aliases, and the SDK's types under their two names.
-    (r"py:.*", r"(C|Positions|AuthResponse|tensorage\._.+)"),
+    (r"py:.*", r"(C|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
 ]
 
 
@@ -60,6 +60,14 @@ def keep_colons(
         lines[:0] = ["..", ""]
 
 
+def drop_inherited_init(
+    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+) -> None:
+    """Leave out what Python's own classes say of how they are made: in a section, it would be taken for a name."""
+    lines[:] = [line for line in lines if "See help(type" not in line]
+
+
 def setup(app: Sphinx) -> None:
     # Before napoleon, whose priority is the default, 500.
     app.connect("autodoc-process-docstring", keep_colons, priority=400)
+    app.connect("autodoc-process-docstring", drop_inherited_init, priority=400)
