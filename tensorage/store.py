@@ -227,7 +227,10 @@ class TensorStore(MutableMapping[str, Any]):
         data
             Of the array's shape but for the first axis, and of a dtype that fits its own without loss.
         """
-        self.context.append(key, data, quiet=self.quiet)
+        # The database is asked without looking first: for a small append, that is the only request. To say that the
+        # array is in Storage, it would be sent all of the rows.
+        known = self.context.open(key) if self.engine == "storage" else None
+        self.context.append(key, data, known=known, quiet=self.quiet)
 
     def copy(
         self,

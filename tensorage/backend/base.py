@@ -52,6 +52,10 @@ class BaseContext:
         self._engines: dict[str, ArrayEngine] = {}
         self._engines_transfer: Transfer | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Connections stay in their process.
+        return {**self.__dict__, "_engines": {}, "_engines_transfer": None}
+
     @property
     def user_id(self) -> str:
         """Id of the logged-in user, as ``auth.uid()`` gives it in SQL."""

@@ -171,7 +171,7 @@ OPERATIONS: dict[str, tuple[Callable[[TensorStore], Any], Array, list[str]]] = {
         lambda store: store.append("x", ARRAY[25:]),
         ARRAY,
         [
-            "append",
+            "open",
             "begin_append",
             "shards",
             "download",
