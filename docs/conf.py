@@ -42,7 +42,10 @@ autoapi_ignore = ["*/tensorage/embedded/*", "*/tensorage/cli.py"]
 
 # Names of other packages are no links: that would need their inventories, from the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm)(\..+)?"),
+    (
+        r"py:.*",
+        r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm)(\..+)?",
+    ),
     (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|datetime|abc)\..+"),
     # Type variables and aliases, and the SDK's types under their two names.
     (r"py:.*", r"(C|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
