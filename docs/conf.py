@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|datetime|abc)\..+"),
     # Type variables and aliases, and the SDK's types under their two names.
-    (r"py:.*", r"(C|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
+    (r"py:.*", r"(C|T|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
 ]
 
 

@@ -6,11 +6,12 @@ import keyword
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.choosing import check_engine
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.declaration import ArrayOptions
 from tensorage.errors import InvalidInputError, KeyNotFoundError
@@ -64,10 +65,7 @@ class TensorStore(MutableMapping[str, Any]):
     context: DatabaseContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.engine not in get_args(EngineChoice):
-            raise InvalidInputError(
-                f"engine={self.engine!r} is none of {', '.join(map(repr, get_args(EngineChoice)))}"
-            )
+        check_engine(self.engine)
         self.backend._hold()
         weakref.finalize(self, _release, self.backend).atexit = False
         self.context = DatabaseContext(self.backend)

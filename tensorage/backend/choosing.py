@@ -17,7 +17,7 @@ from tensorage.backend.declaration import Declaration
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import Engine, EngineChoice
 
-__all__ = ["choose_engine", "resolve_engine"]
+__all__ = ["check_engine", "choose_engine", "resolve_engine"]
 
 #: What fits two requests is faster as rows, however it is read.
 SMALL_BYTES = 16 * 1024 * 1024
@@ -48,15 +48,25 @@ def choose_engine(shape: Sequence[int], dtype: np.dtype[Any]) -> Engine:
 
 def resolve_engine(choice: EngineChoice, new: Declaration) -> Engine:
     """The engine for a new array. What is said of chunks, shards or codecs can only be meant for Storage."""
-    if choice not in get_args(EngineChoice):
-        raise InvalidInputError(
-            f"storing {new.key!r}: engine={choice!r} is none of {', '.join(map(repr, get_args(EngineChoice)))}"
-        )
+    check_engine(choice, f"storing {new.key!r}: ")
     if choice != "auto":
         return choice
     if any(new.options.get(name) is not None for name in ("chunks", "shards", "codecs")):
         return "storage"
     return choose_engine(new.shape, new.dtype)
+
+
+def check_engine(choice: str, asked: str = "") -> None:
+    """Refuse what is no choice of an engine.
+
+    Parameters
+    ----------
+    asked
+        What the message begins with.
+    """
+    if choice not in get_args(EngineChoice):
+        known = ", ".join(map(repr, get_args(EngineChoice)))
+        raise InvalidInputError(f"{asked}engine={choice!r} is none of {known}")
 
 
 def is_zarr_dtype(dtype: np.dtype[Any]) -> bool:

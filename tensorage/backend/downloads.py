@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tensorage.backend.http import Answer
 from tensorage.backend.storage_faults import StorageRefusal
-from tensorage.backend.storage_requests import StorageRequests, object_path
+from tensorage.backend.storage_requests import FOR_READING, StorageRequests, object_path
 from tensorage.errors import BackendUnavailableError, ChangedError
 
 __all__ = ["read_pieces"]
@@ -28,9 +28,8 @@ def read_pieces(requests: StorageRequests, name: str, asked: str) -> Iterator[by
     ChangedError
         It was replaced meanwhile: what has been read is no part of what is there now.
     """
-    # The route that looks at the token first: it does not take a bad one for a missing bucket. And no cache between
-    # may answer with what the object was before.
-    path = f"{object_path(name, '/object/authenticated')}?t={uuid.uuid4().hex}"
+    # No cache between may answer with what the object was before.
+    path = f"{object_path(name, FOR_READING)}?t={uuid.uuid4().hex}"
     answer = _ask_first(requests, path, asked)
     etag, size = _etag(answer), _size(answer, 0, asked)
     yield answer.body

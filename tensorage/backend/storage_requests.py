@@ -11,13 +11,17 @@ from tensorage.backend.faults import Fault
 from tensorage.backend.http import Answer, Http, Request
 from tensorage.backend.storage_faults import read_fault
 
-__all__ = ["BUCKET", "OCTETS", "StorageRequests"]
+__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests"]
 
 #: The private bucket that the migrations make.
 BUCKET = "tensors"
 
 #: Content of any kind.
 OCTETS = "application/octet-stream"
+
+#: Route of downloads. Unlike the shorter one, it looks at the token first, and does not take a bad one for a missing
+#: bucket.
+FOR_READING = "/object/authenticated"
 
 _ROOT = "/storage/v1"
 

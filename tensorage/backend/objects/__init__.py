@@ -5,8 +5,17 @@ The catalogue says which objects an array consists of, and where in them its chu
 
 Modules
 -------
+engine      what the engine can do
+reading     selections, by ranges of objects
+writing     new shards, in parallel
+changing    appends, assignments, and arrays that are filled piece by piece
+copying     arrays again, by the server
+sweeping    objects that nobody needs any more
+entries     what the catalogue says of shards
+bucket      objects in and out of Storage
 codec       shards in and out of bytes
 chains      the codecs of a chunk at work, by numcodecs or by zarr
+compressors the common ones, one by one
 layout      which object holds which elements (pure)
 extents     how large chunks and shards are (pure)
 metadata    what the metadata of a Zarr v3 array say (pure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from tensorage.backend.faults import BackendAnswerError
 from tensorage.backend.http import WrongSizeError
 from tensorage.backend.objects.entries import ShardEntry
 from tensorage.backend.storage_faults import StorageRefusal, is_missing_bucket, refusals_as_errors
-from tensorage.backend.storage_requests import BUCKET, OCTETS, StorageRequests, object_path
+from tensorage.backend.storage_requests import BUCKET, FOR_READING, OCTETS, StorageRequests, object_path
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import (
     ChangedError,
@@ -23,8 +22,6 @@ from tensorage.errors import (
 from tensorage.types import Dataset
 
 __all__ = ["MAX_REMOVED", "Bucket", "LostObjectError"]
-
-logger = logging.getLogger(__name__)
 
 #: An object is written once, and never over: whatever caches it may keep it.
 _FOR_EVER = "max-age=31536000"
@@ -86,7 +83,7 @@ class Bucket:
             try:
                 self._requests.ask("POST", "/object/copy", asked, headers=headers, body=[body])
             except StorageRefusal as refusal:
-                if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                if _is_missing(refusal):
                     raise LostObjectError(source) from BackendAnswerError(str(refusal.fault))
                 self._explain(refusal, dataset, asked)
                 raise
@@ -102,8 +99,7 @@ class Bucket:
             If it is shorter than the catalogue says.
         """
         asked = f"reading {entry.name!r} of {dataset.key!r}"
-        # The route that looks at the token first: it does not take a bad one for a missing bucket.
-        path = object_path(entry.name, "/object/authenticated")
+        path = object_path(entry.name, FOR_READING)
         is_whole = first == 0 and len(out) == entry.nbytes
         headers = {} if is_whole else {"Range": f"bytes={first}-{first + len(out) - 1}"}
         try:
@@ -111,7 +107,7 @@ class Bucket:
                 try:
                     self._requests.ask("GET", path, asked, headers=headers, out=out)
                 except StorageRefusal as refusal:
-                    if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                    if _is_missing(refusal):
                         raise LostObjectError(entry.name) from BackendAnswerError(str(refusal.fault))
                     if refusal.fault.status == 416:
                         raise _too_short(asked, entry) from BackendAnswerError(str(refusal.fault))
@@ -134,7 +130,7 @@ class Bucket:
             try:
                 self._requests.ask("GET", path, asked)
             except StorageRefusal as refusal:
-                if refusal.fault.status == 404 and not is_missing_bucket(refusal.fault):
+                if _is_missing(refusal):
                     return False
                 raise
         return True
@@ -166,6 +162,11 @@ class Bucket:
             raise ChangedError(over) from error
         if now["state"] != "staged":
             raise ChangedError(over)
+
+
+def _is_missing(refusal: StorageRefusal) -> bool:
+    """Whether it is the object that is not there, and not the bucket."""
+    return refusal.fault.status == 404 and not is_missing_bucket(refusal.fault)
 
 
 def _too_short(asked: str, entry: ShardEntry) -> CorruptTensorError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ import numpy.typing as npt
 from tensorage.backend.arrays import as_assigned, check_rows
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import ShardCodec
-from tensorage.backend.objects.entries import ShardEntry, fetch_entries, numbers_per_request
+from tensorage.backend.objects.entries import ShardEntry, fetch_entries
 from tensorage.backend.objects.reading import Reader
-from tensorage.backend.objects.writing import NewShard, ShardWriter
-from tensorage.backend.staging import new_operation, stage, with_room
+from tensorage.backend.objects.writing import NewShard, ShardWriter, as_it_is
+from tensorage.backend.staging import new_operation, with_room
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
 from tensorage.indexing.chunks import ChunkPart, ChunkReading, plan_chunks
@@ -144,13 +143,9 @@ def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iter
         added = rows[(slice(first - base, region[0].stop - base), *region[1:])]
         entry = entries.get(number)
         if entry is None:
-            yield NewShard(number, partial(_as_it_is, added))
+            yield NewShard(number, partial(as_it_is, added))
         else:
             yield NewShard(number, partial(_behind, reader, entry, added), entry.name)
-
-
-def _as_it_is(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return elements
 
 
 def _behind(reader: Reader, entry: ShardEntry, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -161,15 +156,8 @@ def _behind(reader: Reader, entry: ShardEntry, added: npt.NDArray[Any]) -> npt.N
 
 
 def _assigned(reader: Reader, reading: ChunkReading, box: npt.NDArray[Any]) -> Iterator[NewShard]:
-    layout = reader.codec.layout
-    parts = reading.parts()
-    most = numbers_per_request(layout)
-    while page := list(islice(parts, most)):
-        numbers = [layout.number_of(part.coords) for part in page]
-        entries = fetch_entries(reader.transfer, reader.dataset, layout, numbers)
-        for number, part in zip(numbers, page, strict=True):
-            entry = entries[number]
-            yield NewShard(number, partial(_patched, reader, entry, part, box), entry.name)
+    for part, entry in reader.with_entries(reading.parts()):
+        yield NewShard(entry.number, partial(_patched, reader, entry, part, box), entry.name)
 
 
 def _patched(reader: Reader, entry: ShardEntry, part: ChunkPart, box: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -205,14 +193,7 @@ def _staged(
     writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str, *, quiet: bool
 ) -> Dataset:
     try:
-        return stage(
-            writer.transfer,
-            writer.dataset,
-            lambda advance: writer.write(shards, advance),
-            nbytes,
-            quiet=quiet,
-            shards=lambda: writer.pending,
-        )
+        return writer.commit(partial(writer.write, shards), nbytes, quiet=quiet)
     except KeyNotFoundError as error:
         # What is staged for an array goes along with it.
         raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error

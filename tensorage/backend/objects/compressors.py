@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-__all__ = ["BloscBuffers", "Compressor", "CorruptChunkError", "ZstdFrames", "frame_content_size"]
+__all__ = [
+    "BLOSC_HEADER",
+    "ZSTD_MAGIC",
+    "BloscBuffers",
+    "Compressor",
+    "CorruptChunkError",
+    "ZstdFrames",
+    "content_size_field",
+    "frame_content_size",
+]
 
 #: What a frame of zstd begins with.
 ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
@@ -30,7 +39,7 @@ BLOSC_SHUFFLES: Mapping[str, int] = {
 }
 
 #: Of a Blosc 1 buffer: versions, flags and typesize, then its bytes without and with compression, and of a block.
-_BLOSC_HEADER = struct.Struct("<BBBBIII")
+BLOSC_HEADER = struct.Struct("<BBBBIII")
 
 # As zarr does it, too: chunks are many, and each is done by one thread. Blosc's own threads would not survive a fork.
 numcodecs.blosc.use_threads = False
@@ -129,9 +138,9 @@ class BloscBuffers:
         return encoded
 
     def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
-        if len(payload) < _BLOSC_HEADER.size:
+        if len(payload) < BLOSC_HEADER.size:
             raise CorruptChunkError(f"{len(payload)} bytes have no room for the header of a Blosc buffer")
-        *_, content_bytes, _, payload_bytes = _BLOSC_HEADER.unpack_from(payload)
+        *_, content_bytes, _, payload_bytes = BLOSC_HEADER.unpack_from(payload)
         if content_bytes != out.nbytes or payload_bytes != len(payload):
             raise CorruptChunkError(
                 f"a Blosc buffer of {len(payload)} bytes, for a chunk of {out.nbytes}, claims to have {payload_bytes} "
@@ -143,15 +152,22 @@ class BloscBuffers:
             raise CorruptChunkError(f"Blosc does not decompress {len(payload)} bytes: {error}") from error
 
 
+def content_size_field(descriptor: int) -> tuple[int, int]:
+    """Where a frame of zstd says its content's size, by the byte behind its magic number, and in how many bytes.
+
+    The field is the last one of the frame's header (RFC 8878, section 3.1.1.1). Of no bytes, the frame does not say it.
+    """
+    is_single_segment = bool(descriptor & 0x20)
+    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
+    size_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    return 5 + (not is_single_segment) + dictionary_bytes, size_bytes
+
+
 def frame_content_size(frame: memoryview) -> int | None:
     """How many bytes a frame of zstd decompresses to, if it says so (RFC 8878, section 3.1.1.1)."""
     if len(frame) < 6 or frame[:4] != ZSTD_MAGIC:
         return None
-    descriptor = frame[4]
-    is_single_segment = bool(descriptor & 0x20)
-    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
-    size_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    at = 5 + (not is_single_segment) + dictionary_bytes
+    at, size_bytes = content_size_field(frame[4])
     field = frame[at : at + size_bytes]
     if len(field) < max(size_bytes, 1):
         return None

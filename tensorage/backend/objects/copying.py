@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import partial
 
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
-from tensorage.backend.objects.entries import ShardEntry, fetch_entries, numbers_per_request
+from tensorage.backend.objects.entries import ShardEntry, with_entries
 from tensorage.backend.objects.reading import Reader
 from tensorage.backend.objects.writing import ShardWriter, object_name
 from tensorage.backend.progress import Advance
@@ -27,17 +26,9 @@ def copy_objects(reader: Reader, writer: ShardWriter, advance: Advance) -> None:
     ChangedError
         If the array is not what it was.
     """
-    writer.transfer.run(_jobs(reader, writer, advance))
-
-
-def _jobs(reader: Reader, writer: ShardWriter, advance: Advance) -> Iterator[Callable[[], None]]:
     layout = reader.codec.layout
-    most = numbers_per_request(layout)
-    for first in range(0, layout.shard_count, most):
-        numbers = range(first, min(first + most, layout.shard_count))
-        entries = fetch_entries(reader.transfer, reader.dataset, layout, numbers)
-        for number in numbers:
-            yield partial(_copy, reader, writer, entries[number], advance)
+    shards = with_entries(reader.transfer, reader.dataset, layout, range(layout.shard_count), int)
+    writer.transfer.run(partial(_copy, reader, writer, entry, advance) for _, entry in shards)
 
 
 def _copy(reader: Reader, writer: ShardWriter, entry: ShardEntry, advance: Advance) -> None:

@@ -28,9 +28,9 @@ from tensorage.backend.objects.writing import (
     shards_of_blocks,
     shards_of_boxes,
 )
-from tensorage.backend.progress import Advance, progress
+from tensorage.backend.progress import progress
 from tensorage.backend.results import Result
-from tensorage.backend.staging import begin, commit, new_operation, stage
+from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, IncompleteTensorError
 from tensorage.indexing.chunks import plan_chunks
@@ -102,7 +102,7 @@ class ObjectsEngine:
         staged, codec = self._begin(new, source.layout)
         writer = ShardWriter(self._transfer, staged, codec)
         reader = Reader(self._transfer, dataset, source)
-        return self._finish(writer, partial(copy_objects, reader, writer), quiet=quiet)
+        return writer.commit(partial(copy_objects, reader, writer), staged.nbytes, quiet=quiet)
 
     def import_zarr(self, source: zarr.Array[Any], new: Declaration, *, quiet: bool) -> Dataset:
         """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
@@ -191,13 +191,7 @@ class ObjectsEngine:
         self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard], *, quiet: bool
     ) -> Dataset:
         writer = ShardWriter(self._transfer, dataset, codec)
-        return self._finish(writer, partial(writer.write, shards), quiet=quiet)
-
-    def _finish(self, writer: ShardWriter, send: Callable[[Advance], None], *, quiet: bool) -> Dataset:
-        dataset = writer.dataset
-        return stage(
-            self._transfer, dataset, send, dataset.nbytes, quiet=quiet, shards=lambda: writer.pending
-        )
+        return writer.commit(partial(writer.write, shards), dataset.nbytes, quiet=quiet)
 
     def _own(self, key: str) -> Dataset:
         dataset = self._open(key)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from tensorage.backend.faults import error_of
 from tensorage.backend.http import TooMuchError
@@ -15,7 +16,9 @@ from tensorage.backend.transfer import Transfer
 from tensorage.errors import BackendUnavailableError, IncompleteTensorError
 from tensorage.types import Dataset
 
-__all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries"]
+__all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries", "with_entries"]
+
+T = TypeVar("T")
 
 #: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
 _HEAD = struct.Struct(">qqII")
@@ -89,6 +92,28 @@ def fetch_entries(
             ) from error
         entries.update((entry.number, entry) for entry in found)
     return entries
+
+
+def with_entries(
+    transfer: Transfer, dataset: Dataset, layout: Layout, things: Iterable[T], number_of: Callable[[T], int]
+) -> Iterator[tuple[T, ShardEntry]]:
+    """Things that belong to shards, each with the entry of its shard. The catalogue is asked for a page at a time.
+
+    Parameters
+    ----------
+    number_of
+        Number of a thing's shard. No two things are of one.
+
+    Raises
+    ------
+    ChangedError, IncompleteTensorError
+        As `fetch_entries` does.
+    """
+    source = iter(things)
+    while page := list(islice(source, numbers_per_request(layout))):
+        numbers = [number_of(thing) for thing in page]
+        entries = fetch_entries(transfer, dataset, layout, numbers)
+        yield from zip(page, map(entries.__getitem__, numbers), strict=True)
 
 
 def _fetch(transfer: Transfer, dataset: Dataset, numbers: list[int], asked: str) -> list[ShardEntry]:

@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable, Mapping
 
 from tensorage.backend.objects.chains import CRC32C_BYTES, crc32c
-from tensorage.backend.objects.compressors import ZSTD_MAGIC, CorruptChunkError
+from tensorage.backend.objects.compressors import (
+    BLOSC_HEADER,
+    ZSTD_MAGIC,
+    CorruptChunkError,
+    content_size_field,
+)
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.metadata import name_of
 
 __all__ = ["check_intact"]
-
-#: Of a Blosc buffer: its last four bytes are the length of the buffer.
-BLOSC_HEADER_BYTES = 16
 
 #: What frames of zstd begin with whose content is not for the decoder, but for the last four bits.
 SKIPPABLE_MAGIC = 0x184D2A50
@@ -51,8 +53,7 @@ def _check_crc32c(data: memoryview) -> None:
 
 
 def _check_blosc(data: memoryview) -> None:
-    header = data[:BLOSC_HEADER_BYTES]
-    if len(header) < BLOSC_HEADER_BYTES or int.from_bytes(header[-4:], "little") != len(data):
+    if len(data) < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(data)[-1] != len(data):
         raise CorruptChunkError(f"of {len(data)} bytes: {_CUT_OFF}")
 
 
@@ -72,10 +73,7 @@ def _end_of_frame(data: memoryview, at: int) -> int:
     if magic != ZSTD_MAGIC:
         raise CorruptChunkError(f"no frame of zstd begins at byte {at} of {len(data)}")
     descriptor = _number(data, at + 4, 1)
-    is_single_segment = bool(descriptor & 0x20)
-    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
-    size_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    at += 5 + (not is_single_segment) + dictionary_bytes + size_bytes
+    at += sum(content_size_field(descriptor))
     is_last = False
     while not is_last:
         block = _number(data, at, 3)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from operator import floordiv, mod
+from operator import floordiv
 from typing import Any, Literal
 
 import numpy as np
@@ -259,17 +259,9 @@ class Layout:
             return range(0)
         return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)
 
-    def place_of(self, chunk_coords: Sequence[int]) -> tuple[int, int]:
-        """Number of the shard that holds a chunk, and the chunk's position in the shard's index.
-
-        Parameters
-        ----------
-        chunk_coords
-            Of the chunk, in the grid of all chunks of the array.
-        """
-        shard_coords = tuple(map(floordiv, chunk_coords, self.chunks_per_shard))
-        inner_coords = tuple(map(mod, chunk_coords, self.chunks_per_shard))
-        return self.number_of(shard_coords), _number(inner_coords, self.chunks_per_shard)
+    def position_of(self, inner_coords: Sequence[int]) -> int:
+        """Position of a chunk in the index of its shard, in which it has these coordinates."""
+        return _number(inner_coords, self.chunks_per_shard)
 
     @property
     def _object_codecs(self) -> tuple[Codec, ...]:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import EMPTY, CorruptChunkError, ShardCodec
-from tensorage.backend.objects.entries import ShardEntry, extent_of, fetch_entries, numbers_per_request
+from tensorage.backend.objects.entries import ShardEntry, extent_of, fetch_entries, with_entries
 from tensorage.backend.progress import Advance
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
@@ -94,7 +93,7 @@ class Reader:
         CorruptTensorError, IncompleteTensorError
             The message says which object is damaged or lost.
         """
-        self.transfer.run(self._jobs(iter(parts), _Target(box, advance)))
+        self.transfer.run(self._jobs(parts, _Target(box, advance)))
 
     def read(self, entry: ShardEntry) -> npt.NDArray[Any]:
         """All elements of one shard that lie within the array.
@@ -130,22 +129,25 @@ class Reader:
         self._renewed(entry, lost)
         return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
 
-    def _jobs(self, parts: Iterator[ChunkPart], target: _Target) -> Iterator[Callable[[], None]]:
+    def with_entries(self, parts: Iterable[ChunkPart]) -> Iterator[tuple[ChunkPart, ShardEntry]]:
+        """What is taken of shards, each with the entry of its shard."""
         layout = self.codec.layout
-        while page := list(islice(parts, numbers_per_request(layout))):
-            numbers = [layout.number_of(part.coords) for part in page]
-            entries = fetch_entries(self.transfer, self.dataset, layout, numbers)
-            for number, part in zip(numbers, page, strict=True):
-                for job in self._jobs_of(part, entries[number], target):
-                    yield partial(self._run, job, part, entries[number], target)
+        return with_entries(
+            self.transfer, self.dataset, layout, parts, lambda part: layout.number_of(part.coords)
+        )
+
+    def _jobs(self, parts: Iterable[ChunkPart], target: _Target) -> Iterator[Callable[[], None]]:
+        for part, entry in self.with_entries(parts):
+            for job in self._jobs_of(part, entry, target):
+                yield partial(self._run, job, part, entry, target)
 
     def _jobs_of(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
         """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
         ranges = self.ranges(entry).tolist()
-        per_shard = self.codec.layout.chunks_per_shard
+        layout = self.codec.layout
         chunks = []
-        for chunk in part.split(self.codec.layout.chunks):
-            offset, length = ranges[_position(chunk.coords, per_shard)]
+        for chunk in part.split(layout.chunks):
+            offset, length = ranges[layout.position_of(chunk.coords)]
             if offset == EMPTY:
                 target.box[chunk.box_selection] = self.codec.fill_value
                 target.advance(chunk.size * target.box.itemsize)
@@ -252,10 +254,3 @@ def joined_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, lis
         end = max(end, chunk_end)
     if members:
         yield first, end - first, members
-
-
-def _position(coords: tuple[int, ...], grid: tuple[int, ...]) -> int:
-    position = 0
-    for coord, extent in zip(coords, grid, strict=True):
-        position = position * extent + coord
-    return position

@@ -18,10 +18,19 @@ from tensorage.backend.objects.codec import EncodedShard, ShardCodec
 from tensorage.backend.objects.entries import ShardEntry
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.progress import Advance
+from tensorage.backend.staging import stage
 from tensorage.backend.transfer import Transfer
 from tensorage.types import Dataset
 
-__all__ = ["NewShard", "ShardWriter", "object_name", "shards_of_array", "shards_of_blocks", "shards_of_boxes"]
+__all__ = [
+    "NewShard",
+    "ShardWriter",
+    "as_it_is",
+    "object_name",
+    "shards_of_array",
+    "shards_of_blocks",
+    "shards_of_boxes",
+]
 
 #: The catalogue is told of so many shards at once.
 ENTRIES_PER_REQUEST = 64
@@ -104,6 +113,19 @@ class ShardWriter:
         arguments = {"data_id": self.dataset.id, "shards": entries}
         self.transfer.call("tensorage_put_shards", arguments, f"storing {self.dataset.key!r}")
 
+    def commit(self, send: Callable[[Advance], None], nbytes: int, *, quiet: bool) -> Dataset:
+        """Fill the dataset and make it visible, or give it up.
+
+        Parameters
+        ----------
+        send
+            Fills it, by this writer.
+        nbytes
+            What that moves.
+        """
+        # Looked up at the end: it is another list each time that the catalogue was told.
+        return stage(self.transfer, self.dataset, send, nbytes, quiet=quiet, shards=lambda: self.pending)
+
     def _write(self, shard: NewShard, advance: Advance) -> None:
         made = shard.make()
         encoded = made if isinstance(made, EncodedShard) else self.codec.encode(made)
@@ -153,8 +175,12 @@ def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: 
 def shards_of_boxes(read: ReadBox, layout: Layout) -> Iterator[NewShard]:
     """The shards of an array that is read a shard at a time, while those before are written."""
     for number in range(layout.shard_count):
-        elements = read(layout.region(number))
-        yield NewShard(number, partial(_part, elements, ()))
+        yield NewShard(number, partial(as_it_is, read(layout.region(number))))
+
+
+def as_it_is(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a new shard is made of that is there already."""
+    return elements
 
 
 def _shards_of_rows(rows: npt.NDArray[Any], first: int, layout: Layout) -> Iterator[NewShard]:
