@@ -16,6 +16,8 @@
     ├── QuotaExceededError          (OSError)           no room for so many bytes
     ├── SchemaError                 (RuntimeError)      the project lacks the migrations, or has others
     ├── ChangedError                (RuntimeError)      somebody changed the array meanwhile
+    ├── CacheError                  (OSError)           the folder of a local cache cannot be used
+    ├── ClosedError                 (ValueError)        a background writer that takes nothing any more
     └── BackendUnavailableError     (ConnectionError)   unreachable, overloaded, or broken
 
 The backend's own error, where there is one, is chained as ``__cause__``.
@@ -27,7 +29,9 @@ __all__ = [
     "AmbiguousKeyError",
     "AuthenticationError",
     "BackendUnavailableError",
+    "CacheError",
     "ChangedError",
+    "ClosedError",
     "ConfigurationError",
     "CorruptTensorError",
     "DTypeError",
@@ -100,6 +104,14 @@ class SchemaError(TensorageError, RuntimeError):
 
 class ChangedError(TensorageError, RuntimeError):
     """The array was overwritten, removed or aborted by somebody else while it was used."""
+
+
+class CacheError(TensorageError, OSError):
+    """The folder of a local cache cannot be used: it is full, not writable, or holds what is none of a cache."""
+
+
+class ClosedError(TensorageError, ValueError):
+    """The background writer has been closed, or belongs to another process: nothing was written."""
 
 
 class BackendUnavailableError(TensorageError, ConnectionError):

@@ -53,7 +53,9 @@ BUILTINS = {
     "PermissionDeniedError": PermissionError,
     "QuotaExceededError": OSError,
     "SchemaError": RuntimeError,
+    "CacheError": OSError,
     "ChangedError": RuntimeError,
+    "ClosedError": ValueError,
     "BackendUnavailableError": ConnectionError,
     "TensorageError": Exception,
 }
