@@ -15,27 +15,10 @@ from tensorage.errors import AuthenticationError, BackendUnavailableError
 if TYPE_CHECKING:
     from tensorage.session import BackendSession
 
-__all__ = ["Ending", "Loan", "TransferLogin", "auth_errors", "last_logout"]
+__all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout"]
 
 #: Seconds that a logout may take when the session is dropped or the interpreter ends.
 LAST_LOGOUT_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Loan:
-    """The token of another process's login.
-
-    Parameters
-    ----------
-    expires_at
-        In seconds since the epoch.
-    user_id
-        Whose it is.
-    """
-
-    token: str = field(repr=False)
-    expires_at: float
-    user_id: str
 
 
 class Connections(Protocol):

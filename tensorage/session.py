@@ -15,15 +15,17 @@ Examples
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tensorage._login import Ending, Loan, TransferLogin, auth_errors, last_logout
+from tensorage._lending import Lender, Loan
+from tensorage._login import Ending, TransferLogin, auth_errors, last_logout
+from tensorage._processes import borrowed, watch
 from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
@@ -148,19 +150,20 @@ class BackendSession:
         self._user = None
         self._session = None
         self._expires_at = 0.0
-        #: The token of another process: used until it expires, never renewed nor ended here.
+        #: The token of another process, which alone renews and ends that login.
         self._loan = loan
         self._store: weakref.ref[TensorStore] | None = None
         self._holders = 0
         self._connect()
-        _sessions.add(self)
+        watch(self)
 
     def _connect(self) -> None:
         """Begin without connections, in this process."""
         self._lock = threading.RLock()
         self._client = None
         self._transfer: Transfer | None = None
-        self._ending = Ending()
+        self._lender = Lender(partial(_lend, weakref.ref(self)))
+        self._ending = Ending(connections=[self._lender])
         # Runs when the session is dropped or the interpreter ends, whichever comes first.
         self._finalize = weakref.finalize(self, self._ending)
 
@@ -182,24 +185,27 @@ class BackendSession:
             response = client.table('datasets').select('*').execute()
         """
         with self._lock:
-            if self._session is not None and self._expires_soon():
-                self._renew()
+            if self._loan is not None or self._session is not None:
+                _ = self.token
             return self._sdk()
 
     @property
     def token(self) -> str:
         """The access token of the user, valid for at least another minute. Logs in if nobody is.
 
+        After a fork, and in a session that was unpickled, it is that of the session which this one comes from, whose
+        process gives the next one, too.
+
         Raises
         ------
         AuthenticationError
-            If there is no login, and none can be made of what is configured.
+            If there is no login, and none can be made of what is configured; or if the process that holds the login is
+            gone, and its token has expired.
         """
         with self._lock:
             if self._loan is not None:
-                if time.time() < self._loan.expires_at:
-                    return self._loan.token
-                self._loan = None
+                self._borrow_again_in_time(self._loan)
+                return self._loan.token
             if self._session is None:
                 self._login()
             elif self._expires_soon():
@@ -307,6 +313,10 @@ class BackendSession:
             print(response)
         """
         with self._lock:
+            if self._loan is not None:
+                raise AuthenticationError(
+                    "this process works with the login of another one, which refreshes it"
+                )
             if self._session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
             with auth_errors("refreshing the login", self.backend_url):
@@ -419,13 +429,16 @@ class BackendSession:
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
         with self._lock:
-            loan = Loan(self.token, self._loan.expires_at if self._loan else self._expires_at, self.user_id)
+            loan = self._loan_for_others()
         return {
             "email": self.email,
             "backend_url": self.backend_url,
             "backend_key": self.backend_key,
             "loan": loan,
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return borrowed, (type(self), self.__getstate__())
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.email, self.password = state["email"], None
@@ -506,10 +519,13 @@ class BackendSession:
         self.login_by_mail()
 
     def _expires_soon(self) -> bool:
+        return self._expires_at - time.time() < self._margin()
+
+    def _margin(self) -> float:
+        """Seconds before its end that a token is renewed."""
         assert self._session is not None
         # Of a token that lives for a minute or two, the last part of its life has to do.
-        margin = min(RENEW_BEFORE_S, self._session.expires_in / 4)
-        return self._expires_at - time.time() < margin
+        return min(RENEW_BEFORE_S, self._session.expires_in / 4)
 
     def _renew(self) -> None:
         """Get a new token: by refreshing the login, or by logging in again."""
@@ -528,28 +544,80 @@ class BackendSession:
         """A new token in place of a refused one, unless another thread has got one meanwhile."""
         with self._lock:
             if self._loan is not None and self._loan.token == refused:
-                self._loan = None
+                self._use(self._loan.next(refused))
             if self._session is not None and self._session.access_token == refused:
                 self._renew()
+
+    # Other processes ----------------------------------------------------------------------------------
+
+    def _borrow_again_in_time(self, loan: Loan) -> None:
+        if time.time() < loan.fresh_until:
+            return
+        try:
+            self._use(loan.next())
+        except AuthenticationError as error:
+            if time.time() >= loan.expires_at:
+                raise
+            logger.debug("going on with the token of before: %s", error)
+
+    def _use(self, loan: Loan) -> None:
+        """Go on with another token of the same login."""
+        if self._loan is not None and self._loan.token != loan.token:
+            # The SDK's client holds the one before.
+            self._client = None
+        self._loan = loan
+
+    def _takes(self, loan: Loan) -> bool:
+        """Go on with a token that came with a pickle, unless this session has a newer one. False if it borrows none."""
+        with self._lock:
+            if self._loan is None:
+                return False
+            if loan.expires_at > self._loan.expires_at:
+                self._use(loan)
+            return True
+
+    def _loan_for_others(self) -> Loan:
+        token = self.token
+        if self._loan is not None:
+            return self._loan
+        lender = self._lender.open()
+        self._lender.start()
+        return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
+
+    def _before_fork(self) -> None:
+        """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""
+        if self._session is not None:
+            self._lender.open()
+
+    def _after_fork(self) -> None:
+        self._lender.start()
 
     def _continue_in_child(self) -> None:
         """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
         self._finalize.detach()
         # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
         self._inherited = (self._client, self._transfer, self._ending)
+        self._lender.leave()
         if self._session is not None and self._user is not None:
-            self._loan = Loan(self._session.access_token, self._expires_at, str(self._user.id))
+            self._loan = Loan(
+                self._session.access_token,
+                self._expires_at - self._margin(),
+                self._expires_at,
+                str(self._user.id),
+                self._lender.whereabouts,
+            )
             self._session = None
         self._connect()
 
 
-_sessions: weakref.WeakSet[BackendSession] = weakref.WeakSet()
-
-
-def _continue_in_child() -> None:
-    for session in list(_sessions):
-        session._continue_in_child()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_continue_in_child)
+def _lend(lender: weakref.ref[BackendSession], refused: str | None) -> Loan:
+    """The token of a session, for another process."""
+    session = lender()
+    if session is None:
+        raise AuthenticationError("its session has ended")
+    with session._lock:
+        if session._session is None:
+            raise AuthenticationError("it has logged out")
+        if refused is not None:
+            session._renew_unless_done(refused)
+        return session._loan_for_others()

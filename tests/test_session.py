@@ -22,6 +22,7 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+from forks import fork
 from project import IS_ELSEWHERE, Project, User
 
 import supabase
@@ -331,13 +332,6 @@ class TestShortLivedTokens:
         with pytest.raises(AuthenticationError, match="login_by_mail"):
             list(short())
 
-    def test_a_lent_token_expires(self, short: BackendSession) -> None:
-        borrower = pickle.loads(pickle.dumps(short))
-        assert list(borrower()) == []
-        time.sleep(max(0, short._expires_at - time.time()))
-        with pytest.raises(AuthenticationError, match="login_by_mail"):
-            list(borrower())
-
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
@@ -564,7 +558,7 @@ class TestProcesses:
             return session.user_id
 
         # Several at once, while the parent goes on: shared connections would mix up answers.
-        children = [_fork(work) for _ in range(3)]
+        children = [fork(work) for _ in range(3)]
         for _ in range(20):
             assert store["x"].tolist() == list(range(1000))
         assert [child() for child in children] == [session.user_id] * 3
@@ -586,26 +580,13 @@ class TestProcesses:
         thread = threading.Thread(target=hold)
         thread.start()
         held.wait(30)
-        child = _fork(lambda: session.user_id)
+        child = fork(lambda: session.user_id)
         try:
             assert child() == user.id
         finally:
             done.set()
             thread.join()
         session.logout()
-
-    def test_a_child_whose_parents_token_expired_logs_in_by_itself(
-        self, session: BackendSession, user: User, logins: Logins
-    ) -> None:
-        def work() -> str:
-            session._renew_unless_done(session.token)
-            assert list(session()) == []
-            token = session.token
-            session.logout()
-            return token
-
-        assert _fork(work)() != session.token
-        assert logins() == 1
 
     @pytest.mark.parametrize("what", ["session", "store", "tensor"])
     def test_a_pickle_carries_the_token_and_no_other_secret(
@@ -644,32 +625,6 @@ def _use(what: str, pickled: bytes) -> tuple[list[int], str, bytes]:
     with session.storage() as storage:
         storage.upload_file("a.txt", "text")
         return tensor[...].tolist(), session.user_id, storage.download_file("a.txt")
-
-
-def _fork(work: Callable[[], str]) -> Callable[[], str]:
-    """Do something in a child process: a function that waits for what it gave."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.write(writer, work().encode())
-            status = 0
-        except Exception as error:  # noqa: BLE001 - told to the parent
-            os.write(writer, repr(error).encode())
-        finally:
-            # Neither pytest's nor the parent's clean-up.
-            os._exit(status)
-    os.close(writer)
-
-    def wait() -> str:
-        with os.fdopen(reader) as pipe:
-            said = pipe.read()
-        _, status = os.waitpid(pid, 0)
-        assert status == 0, said
-        return said
-
-    return wait
 
 
 def test_many_threads_use_one_store(project: Project, user: User) -> None:

@@ -1,0 +1,318 @@
+"""Processes that work with the login of another one: what they get of it, and what they are told when it is gone."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from forks import fork
+from project import Project
+
+from tensorage import AuthenticationError, BackendSession
+from tensorage.embedded import control
+
+#: Tokens of the backend of these tests live so long, in seconds.
+LIFETIME_S = 2
+
+
+#: Counts a user's logins and refresh tokens.
+Events = Callable[[], tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
+    data_dir = tmp_path_factory.mktemp("short")
+    yield control.start(data_dir, jwt_lifetime_s=LIFETIME_S)
+    control.stop(data_dir)
+
+
+@pytest.fixture
+def session(short: control.Running) -> Iterator[BackendSession]:
+    project = Project(short.api_url, short.anon_key)
+    session = project.session(project.register())
+    session.login_by_mail()
+    yield session
+    session.logout()
+
+
+@pytest.fixture
+def events(short: control.Running, session: BackendSession) -> Events:
+    """How often the user has logged in, and how many refresh tokens there have been."""
+    user_id = session.user_id
+
+    def count() -> tuple[int, int]:
+        with psycopg.connect(short.superuser_url, autocommit=True) as database:
+            return tuple(
+                database.execute(
+                    f"select count(*) from auth.{table} where user_id::text = %s", [user_id]
+                ).fetchone()[0]  # type: ignore[index]
+                for table in ("sessions", "refresh_tokens")
+            )  # type: ignore[return-value]
+
+    return count
+
+
+def expire(session: BackendSession) -> None:
+    time.sleep(max(0.0, session._expires_at - time.time()))
+
+
+def read_across_expiry(tensor: Any) -> str:
+    """Read again and again, until two tokens have taken the place of the first: how many were used."""
+    tokens = set()
+    until = time.monotonic() + 60
+    while len(tokens) < 3 and time.monotonic() < until:
+        assert tensor[3].tolist() == 3
+        tokens.add(tensor._store.backend.token)
+        time.sleep(0.05)
+    return str(len(tokens))
+
+
+class TestTheNextToken:
+    def test_comes_from_the_parent_of_a_fork(self, session: BackendSession, events: Events) -> None:
+        store = session()
+        store["x"] = np.arange(10)
+        tensor = store.open("x")
+        children = [fork(lambda: read_across_expiry(tensor)) for _ in range(2)]
+        assert all(int(child()) == 3 for child in children)
+        logins, refreshes = events()
+        assert logins == 1
+        # One for each life of a token, and not for each process.
+        assert refreshes <= 8
+
+    def test_comes_from_the_process_that_pickled(self, session: BackendSession, events: Events) -> None:
+        store = session()
+        store["x"] = np.arange(10)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert int(pool.apply(read_across_expiry, (store.open("x"),))) == 3
+        assert events()[0] == 1
+
+    def test_is_passed_on_to_a_childs_child(self, session: BackendSession, events: Events) -> None:
+        store = session()
+        store["x"] = np.arange(10)
+
+        def work() -> str:
+            copied = pickle.loads(pickle.dumps(store.open("x")))
+            return fork(lambda: read_across_expiry(copied))()
+
+        assert int(fork(work)()) == 3
+        assert events()[0] == 1
+
+    def test_replaces_a_refused_one(self, session: BackendSession) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        before = copied.token
+        assert before == session.token
+        copied._renew_unless_done(before)
+        assert copied.token != before
+        assert copied.token == session.token
+
+    def test_is_asked_for_once_by_many_threads(self, session: BackendSession, events: Events) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        refused, (_, before) = copied.token, events()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: copied._renew_unless_done(refused), range(32)))
+        assert events()[1] == before + 1
+
+    def test_reaches_the_client_too(self, session: BackendSession) -> None:
+        session()["x"] = np.arange(10)
+        copied = pickle.loads(pickle.dumps(session))
+        assert copied.client.table("datasets").select("key").execute().data == [{"key": "x"}]
+        expire(session)
+        assert copied.client.table("datasets").select("key").execute().data == [{"key": "x"}]
+
+    def test_is_not_needed_while_the_old_one_works(self, session: BackendSession) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        session.logout()
+        assert copied.token
+
+
+class TestALoginThatIsGone:
+    def test_after_a_logout(self, session: BackendSession) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        expire(session)
+        session.logout()
+        with pytest.raises(AuthenticationError, match=r"logged out.*login_by_mail"):
+            list(copied())
+        assert copied.password is None
+
+    def test_after_the_session_is_gone(self, short: control.Running) -> None:
+        project = Project(short.api_url, short.anon_key)
+        session = project.session(project.register())
+        session.login_by_mail()
+        copied, expires_at = pickle.loads(pickle.dumps(session)), session._expires_at
+        del session
+        gc.collect()
+        time.sleep(max(0.0, expires_at - time.time()))
+        with pytest.raises(AuthenticationError, match="Keep that process"):
+            list(copied())
+
+    def test_after_the_process_was_killed(self, short: control.Running) -> None:
+        project = Project(short.api_url, short.anon_key)
+        user = project.register()
+        ours, theirs = multiprocessing.Pipe()
+        lender = multiprocessing.get_context("spawn").Process(
+            target=lend_and_wait, args=(project, user, theirs)
+        )
+        lender.start()
+        copied = pickle.loads(ours.recv_bytes())
+        assert list(copied()) == []
+        assert lender.pid is not None
+        os.kill(lender.pid, signal.SIGKILL)
+        lender.join()
+        time.sleep(LIFETIME_S)
+        with pytest.raises(AuthenticationError, match="cannot be asked"):
+            list(copied())
+
+    def test_a_child_says_so_too_and_does_not_log_in(self, session: BackendSession, events: Events) -> None:
+        """It was forked with the password in its memory."""
+        ready, go = multiprocessing.Pipe()
+
+        def work() -> str:
+            go.recv_bytes()
+            expire_at = session._loan.expires_at  # type: ignore[union-attr]
+            time.sleep(max(0.0, expire_at - time.time()))
+            try:
+                list(session())
+            except AuthenticationError as error:
+                return str(error)
+            return "nothing was raised"
+
+        child = fork(work)
+        session.logout()
+        ready.send_bytes(b"go")
+        assert "logged out" in child()
+        assert events()[0] == 0
+
+    def test_it_can_log_in_by_itself_if_told_to(self, session: BackendSession) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        email, password = session.email, session.password
+        session.logout()
+        copied.login_by_mail(email, password)
+        assert list(copied()) == []
+        # And is nobody's that is unpickled later.
+        session.login_by_mail()
+        again = pickle.loads(pickle.dumps(session))
+        assert again is not copied
+        copied.logout()
+
+    def test_it_cannot_be_refreshed_elsewhere(self, session: BackendSession) -> None:
+        with pytest.raises(AuthenticationError, match="which refreshes it"):
+            pickle.loads(pickle.dumps(session)).refresh()
+
+
+class TestSharing:
+    def test_what_is_unpickled_shares_a_session(self, session: BackendSession) -> None:
+        store = session()
+        store["x"] = np.arange(10)
+        first, second = (pickle.loads(pickle.dumps(store.open("x"))) for _ in range(2))
+        assert first._store.backend is second._store.backend
+        assert first._store.backend is not session
+
+    def test_a_newer_token_is_taken_over(self, session: BackendSession) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        before = copied.token
+        session.refresh()
+        assert pickle.loads(pickle.dumps(session)) is copied
+        assert copied.token == session.token != before
+
+    def test_not_with_other_users(self, session: BackendSession, short: control.Running) -> None:
+        project = Project(short.api_url, short.anon_key)
+        other = project.session(project.register())
+        other.login_by_mail()
+        assert pickle.loads(pickle.dumps(other)).user_id == other.user_id
+        assert pickle.loads(pickle.dumps(session)).user_id == session.user_id
+        other.logout()
+
+
+class TestTheSocket:
+    @pytest.fixture
+    def address(self, session: BackendSession) -> str:
+        pickle.dumps(session)
+        assert session._lender.whereabouts is not None
+        return session._lender.whereabouts.address
+
+    def test_others_of_this_machine_cannot_reach_it(self, address: str) -> None:
+        assert Path(address).parent.stat().st_mode & 0o077 == 0
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            b"",
+            b"nonsense",
+            b"{}",
+            b"[]",
+            b'{"secret": "x", "refused": null}',
+            b'{"secret": 1}',
+            b"x" * 100_000,
+        ],
+    )
+    def test_what_is_no_question_gets_no_answer(
+        self, session: BackendSession, address: str, question: bytes
+    ) -> None:
+        with pytest.raises((EOFError, ConnectionError)):
+            answer_to(address, question)
+        assert list(pickle.loads(pickle.dumps(session))()) == []
+
+    def test_who_asks_nothing_keeps_nobody_waiting(self, session: BackendSession, address: str) -> None:
+        copied = pickle.loads(pickle.dumps(session))
+        with connection.Client(address), connection.Client(address):
+            copied._renew_unless_done(copied.token)
+            assert copied.token == session.token
+
+    def test_the_secret_is_shown_nowhere(self, session: BackendSession) -> None:
+        loan = pickle.loads(pickle.dumps(session))._loan
+        assert loan.token not in repr(loan)
+        assert loan.lender.secret not in repr(loan)
+        assert loan.lender.address in repr(loan)
+
+    def test_the_answer_holds_no_more_than_the_token(self, session: BackendSession, address: str) -> None:
+        assert session._lender.whereabouts is not None
+        assert session._session is not None
+        question = {"secret": session._lender.whereabouts.secret, "refused": None}
+        answer = answer_to(address, json.dumps(question).encode())
+        assert session.token.encode() in answer
+        assert session._session.refresh_token.encode() not in answer
+        assert session.password is not None
+        assert session.password.encode() not in answer
+
+    def test_it_goes_with_the_session(self, short: control.Running) -> None:
+        project = Project(short.api_url, short.anon_key)
+        session = project.session(project.register())
+        session.login_by_mail()
+        pickle.dumps(session)
+        whereabouts = session._lender.whereabouts
+        assert whereabouts is not None
+        # A child that lives on does not keep it open.
+        ready, go = multiprocessing.Pipe()
+        child = fork(lambda: str(go.recv_bytes()))
+        del session
+        gc.collect()
+        with pytest.raises(OSError, match=r"."):
+            connection.Client(whereabouts.address)
+        ready.send_bytes(b"go")
+        child()
+
+
+def answer_to(address: str, question: bytes) -> bytes:
+    with connection.Client(address) as asking:
+        asking.send_bytes(question)
+        return asking.recv_bytes()
+
+
+def lend_and_wait(project: Project, user: Any, pipe: Any) -> None:
+    session = project.session(user)
+    session.login_by_mail()
+    pipe.send_bytes(pickle.dumps(session))
+    time.sleep(60)
