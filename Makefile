@@ -86,7 +86,7 @@ $(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
 	@echo "== installing tensorage and its oldest dependencies into $(OLDEST)"
 	@$(call pip,$(OLDEST)) packaging
 	@$(OLDEST)/bin/python .ci/floors.py > $(OLDEST)/floors.txt
-	@$(call pip,$(OLDEST)) --editable '.[local,storage]' --group test --constraint $(OLDEST)/floors.txt
+	@$(call pip,$(OLDEST)) --editable '.[local,storage]' --group test-client --constraint $(OLDEST)/floors.txt
 	@touch $@
 
 # A server to measure against, with dependencies of its own that need not fit ours.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         SchemaError,
         TensorageError,
     )
+    from tensorage.sampling.aligned import zip as zip  # noqa: A004 - written tensorage.zip
+    from tensorage.sampling.batches import batches
     from tensorage.session import BackendSession
     from tensorage.store import TensorStore
     from tensorage.tensor import Tensor
@@ -56,11 +58,15 @@ __all__ = [
     "TensorStore",
     "TensorageError",
     "__version__",
+    "batches",
     "link_to",
     "local",
     "login",
     "signup",
 ]
+
+#: Public too, and not for ``from tensorage import *``: Python has another one.
+_NAMED_LIKE_BUILTINS = ["zip"]
 
 #: Where each public name is defined. Loaded when first used: the embedded server is a part of this package
 #: and needs none of the client.
@@ -69,15 +75,17 @@ _HOMES = {
     "Dataset": "types",
     "Tensor": "tensor",
     "TensorStore": "store",
+    "batches": "sampling.batches",
     "link_to": "auth",
     "local": "auth",
     "login": "auth",
     "signup": "auth",
+    "zip": "sampling.aligned",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in _NAMED_LIKE_BUILTINS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"tensorage.{_HOMES.get(name, 'errors')}")
     value = globals()[name] = getattr(module, name)
@@ -85,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*__all__, *_NAMED_LIKE_BUILTINS])

@@ -15,6 +15,7 @@ from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
+    from tensorage.sampling.batches import Batches
     from tensorage.store import TensorStore
 
 __all__ = ["Tensor"]
@@ -142,6 +143,32 @@ class Tensor:
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Samples along the first axis, in one request: PyTorch's way of asking for a batch."""
         return list(self.read(np.asarray(indices, dtype=np.int64)))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_last: bool = False,
+        prefetch: int = 4,
+        start_at: Mapping[str, Any] | None = None,
+    ) -> Batches:
+        """Batches of samples along the first axis, fetched before a loop asks for them: see `tensorage.batches`.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            for batch in store.open("images").batches(64, shuffle=True, seed=0):
+                step(batch)
+        """
+        from tensorage.sampling.batches import batches
+
+        return batches(
+            self, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, prefetch=prefetch,
+            start_at=start_at,
+        )  # fmt: skip
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

@@ -10,14 +10,20 @@ import pytest
 import tensorage
 
 
-@pytest.mark.parametrize("name", tensorage.__all__)
+@pytest.mark.parametrize("name", dir(tensorage))
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(tensorage, name) is not None
 
 
 def test_all_is_sorted_and_shown() -> None:
     assert sorted(tensorage.__all__) == tensorage.__all__
-    assert dir(tensorage) == tensorage.__all__
+    assert dir(tensorage) == sorted([*tensorage.__all__, "zip"])
+
+
+def test_a_star_import_leaves_the_builtins() -> None:
+    names: dict[str, object] = {}
+    exec("from tensorage import *", names)
+    assert "zip" not in names
 
 
 def test_unknown_names_are_attribute_errors() -> None:

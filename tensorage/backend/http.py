@@ -124,7 +124,7 @@ class Http:
     login
         Whose requests they are.
     max_connections
-        Connections that are kept open.
+        Connections, and so requests at once, whoever makes them: a read, a loop's prefetching, background writes.
     """
 
     base_url: str
@@ -132,6 +132,10 @@ class Http:
     max_connections: int = 2 * PARALLEL
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _room: threading.BoundedSemaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._room = threading.BoundedSemaphore(self.max_connections)
 
     def ask(self, request: Request, asked: str) -> Answer:
         """Make a request, again where that may help, until there is a good answer.
@@ -156,7 +160,8 @@ class Http:
                 "Content-Length": str(sum(len(part) for part in request.body)),
                 **request.headers,
             }
-            outcome = self._attempt(request, headers, asked)
+            with self._room:
+                outcome = self._attempt(request, headers, asked)
             if not isinstance(outcome, Fault):
                 return outcome
             if outcome.is_expired_login and not renewed:
