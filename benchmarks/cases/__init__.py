@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.bench import Bench
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.first_byte import first_byte
+from benchmarks.cases.loops import waiting
 from benchmarks.cases.memory import memory
 from benchmarks.cases.objects import engines, objects
 from benchmarks.cases.peers import hsds_nodes
@@ -30,6 +31,7 @@ CASES: tuple[Case, ...] = (
     json_rows,
     objects,
     engines,
+    waiting,
     first_byte,
     scale,
     memory,

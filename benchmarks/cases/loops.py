@@ -1,0 +1,78 @@
+"""Training loops: for how long of its time a loop waits for its next batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+import tensorage
+from benchmarks.bench import Bench
+from benchmarks.measure import REPETITIONS, Result, milliseconds, of, seconds
+from tensorage.types import Engine
+
+BATCH = 64
+
+#: Batches of one measurement.
+STEPS = 200
+
+#: What the loop may spend waiting of its time.
+WAITING = ("<=", 10.0)
+
+
+def waiting(bench: Bench) -> Iterator[Result]:
+    """Shuffled batches of images and their labels, in a loop that computes for as long as it takes to fetch one."""
+    labels = np.arange(len(bench.array))
+    engines: tuple[Engine, ...] = ("database", "storage")
+    for engine in engines:
+        key = f"loops/{engine}"
+        bench.store.write(f"{key}/x", bench.array, engine=engine)
+        bench.store.write(f"{key}/y", labels, engine=engine)
+    bench.straight.execute("vacuum analyze")
+    bench.straight.execute("checkpoint")
+    for engine in engines:
+        yield from _of_engine(bench, engine)
+    for engine in engines:
+        for name in "xy":
+            del bench.store[f"loops/{engine}/{name}"]
+
+
+def _of_engine(bench: Bench, engine: Engine) -> Iterator[Result]:
+    x, y = (bench.store.open(f"loops/{engine}/{name}") for name in "xy")
+    steps = STEPS if engine == "database" else STEPS // 5
+    loop = partial(tensorage.batches, x, y, batch_size=BATCH, shuffle=True, seed=0)
+    for xb, yb in loop():
+        bench.check(xb, bench.array[yb])
+        break
+    fetches, shares = [], {"waits": [], "computes": []}
+    for _ in range(REPETITIONS):
+        ahead = iter(loop(prefetch=0))
+        took = [seconds(lambda ahead=ahead: next(ahead)) for _ in range(steps)]
+        fetches.append(float(np.median(took)))
+        for kind, step in (("waits", time.sleep), ("computes", _compute)):
+            shares[kind].append(_share_waiting(iter(loop()), partial(step, fetches[-1]), steps))
+    yield milliseconds(f"{BATCH} images and labels, one batch after the other, {engine}", fetches)
+    yield of(
+        f"waiting beside an accelerator that computes for as long, {engine}", shares["waits"], "%", WAITING
+    )
+    yield of(f"waiting where this machine computes for as long, {engine}", shares["computes"], "%", WAITING)
+
+
+def _share_waiting(batches: Iterator[object], step: Callable[[], object], steps: int) -> float:
+    """Per cent of the loop's time that it waits for batches, once it has the first one."""
+    next(batches)
+    waited, begin = 0.0, time.perf_counter()
+    for _ in range(steps):
+        step()
+        waited += seconds(lambda: next(batches))
+    return 100 * waited / (time.perf_counter() - begin)
+
+
+def _compute(duration_s: float) -> None:
+    """Keep one core busy, as a model would: in numpy, outside of Python for the most part."""
+    until = time.perf_counter() + duration_s
+    numbers = np.ones(16384, np.float32)
+    while time.perf_counter() < until:
+        np.tanh(numbers, out=numbers)
