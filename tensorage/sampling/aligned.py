@@ -16,10 +16,10 @@ from tensorage.tensor import Tensor
 if TYPE_CHECKING:
     from tensorage.sampling.batches import Batches
 
-__all__ = ["AlignedTensors", "Source", "read_source", "same_length", "zip"]
+__all__ = ["AlignedTensors", "SampleSource", "read_source", "same_length", "zip"]
 
 #: What samples come from: a stored array, or one in memory.
-Source = Tensor | npt.NDArray[Any]
+SampleSource = Tensor | npt.NDArray[Any]
 
 
 class AlignedTensors:
@@ -39,12 +39,12 @@ class AlignedTensors:
         If there are none, or they are of different lengths.
     """
 
-    def __init__(self, *sources: Source) -> None:
+    def __init__(self, *sources: SampleSource) -> None:
         self._sources = sources
         self._length = same_length(sources)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[SampleSource, ...]:
         """The arrays."""
         return self._sources
 
@@ -75,7 +75,7 @@ class AlignedTensors:
         )
 
 
-def zip(*sources: Source) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
+def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
     """Samples of several arrays that belong together, fetched together.
 
     Parameters
@@ -99,7 +99,7 @@ def zip(*sources: Source) -> AlignedTensors:  # noqa: A001 - written tensorage.z
     return AlignedTensors(*sources)
 
 
-def same_length(sources: Sequence[Source]) -> int:
+def same_length(sources: Sequence[SampleSource]) -> int:
     """How many samples there are in each of several arrays.
 
     Raises
@@ -124,7 +124,7 @@ def same_length(sources: Sequence[Source]) -> int:
     return lengths[0]
 
 
-def read_source(source: Source, selection: Selection) -> Any:
+def read_source(source: SampleSource, selection: Selection) -> Any:
     """``source[selection]``, in memory that is the caller's."""
     if isinstance(source, Tensor):
         return source.read(selection)
@@ -133,7 +133,7 @@ def read_source(source: Source, selection: Selection) -> Any:
     return taken.copy() if isinstance(taken, np.ndarray) else taken
 
 
-def read_together(sources: Sequence[Source], selection: Selection) -> tuple[Any, ...]:
+def read_together(sources: Sequence[SampleSource], selection: Selection) -> tuple[Any, ...]:
     """``source[selection]`` of each, at the same time."""
     first, *others = sources
     if not others:
@@ -143,9 +143,9 @@ def read_together(sources: Sequence[Source], selection: Selection) -> tuple[Any,
         return (read_source(first, selection), *(each.result() for each in reading))
 
 
-def _pairs(sources: Sequence[Source], lengths: Sequence[int]) -> Iterator[tuple[Source, int]]:
+def _pairs(sources: Sequence[SampleSource], lengths: Sequence[int]) -> Iterator[tuple[SampleSource, int]]:
     return ((sources[i], lengths[i]) for i in range(len(sources)))
 
 
-def _name(source: Source) -> str:
+def _name(source: SampleSource) -> str:
     return repr(source.key) if isinstance(source, Tensor) else f"an array of shape {source.shape}"

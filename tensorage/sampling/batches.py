@@ -16,7 +16,7 @@ import numpy as np
 from tensorage.backend.http import PARALLEL
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
-from tensorage.sampling.aligned import AlignedTensors, Source, read_source, same_length
+from tensorage.sampling.aligned import AlignedTensors, SampleSource, read_source, same_length
 from tensorage.sampling.order import Shuffle
 from tensorage.sampling.position import Plan, Position, read_state, state_of
 from tensorage.tensor import Tensor
@@ -42,7 +42,7 @@ class Batches:
     """
 
     def __init__(
-        self, sources: Sequence[Source], plan: Plan, prefetch: int, start: Position, *, are_tuples: bool
+        self, sources: Sequence[SampleSource], plan: Plan, prefetch: int, start: Position, *, are_tuples: bool
     ) -> None:
         self._reads = _Reads(sources)
         self._plan = plan
@@ -86,7 +86,7 @@ class Batches:
 
 
 def batches(
-    *sources: Source | AlignedTensors,
+    *sources: SampleSource | AlignedTensors,
     batch_size: int,
     shuffle: bool = False,
     seed: int | None = None,
@@ -143,7 +143,7 @@ def batches(
 
         loop = tensorage.batches(x, y, batch_size=64, shuffle=True, seed=0, start_at=checkpoint["position"])
     """
-    arrays: list[Source] = []
+    arrays: list[SampleSource] = []
     for source in sources:
         arrays.extend(source.sources if isinstance(source, AlignedTensors) else [source])
     size = _whole("batch_size", batch_size, 1)
@@ -190,7 +190,7 @@ def _selections(plan: Plan, start: Position) -> Iterator[Selection]:
 class _Reads:
     """Reads samples of several arrays, as long as they are the same arrays."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[SampleSource]) -> None:
         self._jobs: list[Callable[[Selection], Any]] = [
             partial(_read_same, source, source.dataset.id)
             if isinstance(source, Tensor)
