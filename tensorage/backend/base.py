@@ -16,9 +16,11 @@ from tensorage.backend.copying import copy_array
 from tensorage.backend.declaration import ArrayOptions, Declaration, declare
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
 from tensorage.backend.faults import check_version, missing_schema
+from tensorage.backend.progress import Advance
 from tensorage.backend.rows.engine import RowsEngine
 from tensorage.errors import InvalidInputError, SchemaError
-from tensorage.indexing.selection import Selection
+from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
@@ -407,6 +409,18 @@ class BaseContext:
             If the array is not what it was when `dataset` was opened.
         """
         return self._engine(dataset.engine).read(dataset, selection, out, quiet=quiet)
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        """The grid of what is best fetched as a whole, and kept, of a stored array."""
+        return self._engine(dataset.engine).pieces(dataset)
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        """Pieces of the grid, together: see `tensorage.backend.engine.ArrayEngine.read_pieces`."""
+        return self._engine(dataset.engine).read_pieces(dataset, numbers, advance)
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        """Bytes that travel of pieces of the grid, each read once; by default, of all."""
+        return self._engine(dataset.engine).moved_bytes(dataset, numbers)
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user. How many blocks fewer it has now."""

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from tensorage.backend.declaration import Declaration
-from tensorage.indexing.selection import Selection
+from tensorage.backend.progress import Advance
+from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset
 
 __all__ = ["ArrayEngine", "OtherEngineError", "ReadBox"]
@@ -94,6 +96,41 @@ class ArrayEngine(Protocol):
         self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
     ) -> Any:
         """``array[selection]``, in `out` if it is given.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        ...
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        """The grid of what is best fetched as a whole, and kept."""
+        ...
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        """Pieces of the grid, together, in as few requests as there can be.
+
+        Parameters
+        ----------
+        numbers
+            Ascending, each once, and at least one.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of one axis: the elements of the pieces, one after the other, as they stand in a file of the grid. What a
+            piece has behind the end of the array is zeros.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        ...
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        """Bytes that travel of some pieces, each read once; by default, of all.
 
         Raises
         ------

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tensorage.errors import InvalidInputError
 
-__all__ = ["Plan", "Result"]
+__all__ = ["Plan", "Result", "check_out"]
 
 
 class Plan(Protocol):
@@ -33,6 +33,14 @@ class Plan(Protocol):
         ...
 
 
+def check_out(shape: tuple[int, ...], dtype: np.dtype[Any], out: npt.NDArray[Any]) -> None:
+    """Refuse an array that is not of a result's shape and dtype."""
+    if out.shape != shape or out.dtype != dtype:
+        raise InvalidInputError(
+            f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {shape} and dtype {dtype}"
+        )
+
+
 class Result:
     """A result to be: fill its `box`, then `take` it.
 
@@ -48,11 +56,8 @@ class Result:
     """
 
     def __init__(self, plan: Plan, dtype: np.dtype[Any], out: npt.NDArray[Any] | None) -> None:
-        if out is not None and (out.shape != plan.shape or out.dtype != dtype):
-            raise InvalidInputError(
-                f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {plan.shape} and "
-                f"dtype {dtype}"
-            )
+        if out is not None:
+            check_out(plan.shape, dtype, out)
         self._plan = plan
         self._out = out
         self._is_direct = out is not None and bool(

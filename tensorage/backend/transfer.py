@@ -26,6 +26,11 @@ MEDIA_TYPE = "application/vnd.tensorage"
 #: The function that says which migrations a project has.
 VERSION_FUNCTION = "tensorage_version"
 
+#: Functions after which there may be another array under a key, or none.
+CHANGING_FUNCTIONS = frozenset(
+    f"tensorage_{name}" for name in ("append", "assign", "commit", "remove", "rename", "share", "store")
+)
+
 
 @dataclass
 class Transfer:
@@ -45,6 +50,8 @@ class Transfer:
     login: Login
     parallel: int = PARALLEL
     http: Http = field(init=False, repr=False)
+    #: Grows with every request that may have changed what is under a key, also with one that failed.
+    changes: int = field(default=0, init=False, repr=False)
     _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _version_fits: bool = field(default=False, init=False, repr=False)
 
@@ -116,7 +123,11 @@ class Transfer:
         if function != VERSION_FUNCTION:
             self._check_version_once()
         headers = {"Content-Type": content_type, "Accept": "application/json"}
-        answer = self.http.ask(Request("POST", _path(function), headers, body), asked)
+        try:
+            answer = self.http.ask(Request("POST", _path(function), headers, body), asked)
+        finally:
+            if function in CHANGING_FUNCTIONS:
+                self.changes += 1
         try:
             return json.loads(answer.body)
         except ValueError as error:

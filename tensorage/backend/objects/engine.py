@@ -20,6 +20,7 @@ from tensorage.backend.objects.changing import append_rows, assign, fill_rows
 from tensorage.backend.objects.codec import ShardCodec
 from tensorage.backend.objects.copying import copy_objects
 from tensorage.backend.objects.layout import Layout
+from tensorage.backend.objects.pieces import encoded_bytes, grid_of, read_chunks
 from tensorage.backend.objects.reading import Reader
 from tensorage.backend.objects.writing import (
     NewShard,
@@ -28,13 +29,14 @@ from tensorage.backend.objects.writing import (
     shards_of_blocks,
     shards_of_boxes,
 )
-from tensorage.backend.progress import progress
+from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, IncompleteTensorError
 from tensorage.indexing.chunks import plan_chunks
-from tensorage.indexing.selection import Selection
+from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset
 
 if TYPE_CHECKING:
@@ -162,6 +164,17 @@ class ObjectsEngine:
             with progress(box.nbytes, dataset.key, quiet=quiet) as advance:
                 Reader(self._transfer, dataset, codec).fill(reading.parts(), box, advance)
         return result.take()
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        return grid_of(codec_of(dataset).layout)
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        return read_chunks(Reader(self._transfer, dataset, codec_of(dataset)), numbers, advance)
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        if numbers is None:
+            numbers = np.arange(self.pieces(dataset).count)
+        return encoded_bytes(Reader(self._transfer, dataset, codec_of(dataset)), numbers)
 
     def compact(self, key: str) -> int:
         """Nothing to merge: an append leaves no small shards."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorE
 from tensorage.indexing.chunks import ChunkPart, plan_chunks
 from tensorage.types import Dataset
 
-__all__ = ["Reader", "StoredChunk", "joined_ranges"]
+__all__ = ["Reader", "ShardPart", "StoredChunk", "joined_ranges"]
 
 #: Ranges with no more than this between them are one: a request costs about as much as moving so many bytes.
 MAX_GAP_BYTES = 64 * 1024
@@ -38,6 +38,22 @@ class StoredChunk(NamedTuple):
     offset: int
     length: int
     part: ChunkPart
+
+
+class ShardPart(Protocol):
+    """What is taken of one shard: a `ChunkPart` of the grid of shards, or chunks that somebody chose."""
+
+    @property
+    def coords(self) -> tuple[int, ...]:
+        """Of the shard."""
+        ...
+
+    def split(self, chunks: Sequence[int], /) -> Iterator[ChunkPart]:
+        """What is taken of each of its chunks, each once."""
+        ...
+
+
+_Part = TypeVar("_Part", bound=ShardPart)
 
 
 class _Target(NamedTuple):
@@ -83,7 +99,7 @@ class Reader:
     codec: ShardCodec
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
 
-    def fill(self, parts: Iterable[ChunkPart], box: npt.NDArray[Any], advance: Advance) -> None:
+    def fill(self, parts: Iterable[ShardPart], box: npt.NDArray[Any], advance: Advance) -> None:
         """Fill a box with what is taken of shards.
 
         Raises
@@ -129,19 +145,19 @@ class Reader:
         self._renewed(entry, lost)
         return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
 
-    def with_entries(self, parts: Iterable[ChunkPart]) -> Iterator[tuple[ChunkPart, ShardEntry]]:
+    def with_entries(self, parts: Iterable[_Part]) -> Iterator[tuple[_Part, ShardEntry]]:
         """What is taken of shards, each with the entry of its shard."""
         layout = self.codec.layout
         return with_entries(
             self.transfer, self.dataset, layout, parts, lambda part: layout.number_of(part.coords)
         )
 
-    def _jobs(self, parts: Iterable[ChunkPart], target: _Target) -> Iterator[Callable[[], None]]:
+    def _jobs(self, parts: Iterable[ShardPart], target: _Target) -> Iterator[Callable[[], None]]:
         for part, entry in self.with_entries(parts):
             for job in self._jobs_of(part, entry, target):
                 yield partial(self._run, job, part, entry, target)
 
-    def _jobs_of(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
+    def _jobs_of(self, part: ShardPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
         """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
         ranges = self.ranges(entry).tolist()
         layout = self.codec.layout
@@ -182,14 +198,14 @@ class Reader:
         except IndexError:
             return _Memory()
 
-    def _run(self, job: Callable[[], None], part: ChunkPart, entry: ShardEntry, target: _Target) -> None:
+    def _run(self, job: Callable[[], None], part: ShardPart, entry: ShardEntry, target: _Target) -> None:
         """Do a job of a shard. If its object is gone, but not its array, all of the shard is read from its new one."""
         try:
             job()
         except LostObjectError as error:
             self._read_again(part, self._renewed(entry, error), target)
 
-    def _read_again(self, part: ChunkPart, entry: ShardEntry, target: _Target) -> None:
+    def _read_again(self, part: ShardPart, entry: ShardEntry, target: _Target) -> None:
         for _ in range(_MAX_ATTEMPTS):
             try:
                 for job in self._jobs_of(part, entry, target):

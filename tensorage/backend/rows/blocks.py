@@ -18,7 +18,6 @@ from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.rows.pieces import Piece
 from tensorage.backend.transfer import Transfer
-from tensorage.indexing.reading import Reading
 from tensorage.indexing.runs import Part, Source, Spans, halves, requests
 from tensorage.types import Dataset
 
@@ -26,14 +25,14 @@ __all__ = ["fetch_box", "send_parts", "send_pieces", "whereabouts"]
 
 
 def fetch_box(
-    transfer: Transfer, dataset: Dataset, reading: Reading, box: npt.NDArray[Any], advance: Advance
+    transfer: Transfer, dataset: Dataset, source: Source, box: npt.NDArray[Any], advance: Advance
 ) -> None:
-    """Fill a box with what a reading asks for.
+    """Fill a box with the elements of a source.
 
     Parameters
     ----------
     box
-        One-dimensional, of the reading's size and the dataset's dtype.
+        One-dimensional, of the source's size and the dataset's dtype.
 
     Raises
     ------
@@ -41,7 +40,7 @@ def fetch_box(
         If the dataset is not what it was when it was opened; the box is then of no use.
     """
     elements = bytes_of(box)
-    parts = requests(reading.source, dataset.dtype.itemsize, dataset.chunk)
+    parts = requests(source, dataset.dtype.itemsize, dataset.chunk)
     transfer.run(partial(_fetch, transfer, dataset, part, elements, advance) for part in parts)
 
 

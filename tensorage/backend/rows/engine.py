@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.declaration import Declaration
 from tensorage.backend.engine import OtherEngineError, ReadBox
 from tensorage.backend.faults import StoredElsewhereError
-from tensorage.backend.progress import progress
+from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.rows.assigning import assign
 from tensorage.backend.rows.blocks import fetch_box
@@ -21,9 +22,10 @@ from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import IncompleteTensorError, InvalidInputError
 from tensorage.indexing.boxes import consecutive_boxes
+from tensorage.indexing.pieces import PieceGrid, row_pieces, runs_of
 from tensorage.indexing.reading import plan
-from tensorage.indexing.runs import MAX_REQUEST_BYTES
-from tensorage.indexing.selection import Selection
+from tensorage.indexing.runs import MAX_REQUEST_BYTES, Grid, Spans
+from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset
 
 __all__ = ["RowsEngine"]
@@ -89,8 +91,29 @@ class RowsEngine:
         result = Result(reading, dataset.dtype, out)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
-                fetch_box(self._transfer, dataset, reading, result.box, advance)
+                fetch_box(self._transfer, dataset, reading.source, result.box, advance)
         return result.take()
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        return row_pieces(dataset.shape, dataset.dtype)
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        grid = self.pieces(dataset)
+        starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
+        runs = runs_of(numbers)
+        starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
+        box = np.empty(int(lengths.sum()), dataset.dtype)
+        # Of one length, as those of a shuffled batch: a grid is half as many numbers.
+        is_even = bool((lengths == lengths[0]).all())
+        one = np.zeros(1, np.int64)
+        source = Grid(starts, one, int(lengths[0])) if is_even else Spans(starts, lengths)
+        fetch_box(self._transfer, dataset, source, box, advance)
+        return box
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        if numbers is None:
+            return dataset.nbytes
+        return int(self.pieces(dataset).lengths(numbers).sum()) * dataset.dtype.itemsize
 
     def compact(self, key: str) -> int:
         merged, after = 0, 0
