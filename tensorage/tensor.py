@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.attributes import Attributes
-from tensorage.errors import ChangedError
+from tensorage.errors import CacheError, ChangedError
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
+    from tensorage.caching.cached import CachedTensor
     from tensorage.sampling.batches import Batches
     from tensorage.store import TensorStore
 
@@ -195,6 +197,69 @@ class Tensor:
         quiet = self._store.quiet
         return self._restarting(lambda now: self._store.context.read(now, selection, out=out, quiet=quiet))
 
+    def cached(
+        self, directory: str | os.PathLike[str], *, max_bytes: int | None = None, check_every_s: float = 1.0
+    ) -> CachedTensor:
+        """The same array, read through a cache on the local disk: what was read once is not fetched again.
+
+        Neither in the next epoch nor in another process that names the folder. What is kept belongs to one version of
+        the array: after an overwrite, an assignment or an append everything is fetched anew. Changes by this session
+        are seen at once, those by others within `check_every_s`.
+
+        Parameters
+        ----------
+        directory
+            A folder of its own on a local disk: a new one, an empty one, or one that is a cache already, whatever
+            arrays it is of.
+        max_bytes
+            What the folder may take on the disk, also together with what other arrays have in it. When it is reached,
+            arrays that no process has open make room, those first that were used the longest time ago. If that is not
+            enough, no more is kept, and what is missing is fetched each time. By default, the disk is the limit.
+        check_every_s
+            The catalogue is asked for the array's version when first read, and by the first read after so many
+            seconds. With 0, by every read.
+
+        Raises
+        ------
+        CacheError
+            If the folder cannot be made or written to, or holds something else. Later, also from a read: if the disk is
+            full or cannot be written to any more.
+        InvalidInputError
+            If `max_bytes` or `check_every_s` is negative.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            images = store.open("images").cached("~/.cache/my-training", max_bytes=20 * 2**30)
+            for epoch in range(10):
+                for batch in np.array_split(random.permutation(len(images)), len(images) // 64):
+                    step(images[batch])
+        """
+        try:
+            from tensorage.caching.cached import CachedTensor
+        except ModuleNotFoundError as error:
+            if error.name != "fcntl":
+                raise
+            raise CacheError("caches on the local disk need the file locks of Linux or macOS") from error
+        return CachedTensor(
+            self._store,
+            self._dataset,
+            self._owner,
+            directory=directory,
+            max_bytes=max_bytes,
+            check_every_s=check_every_s,
+        )
+
+    def epoch_cost(self) -> int:
+        """Bytes of elements that reading every row once, in order, moves over the network now.
+
+        Of the database, they are those of the elements, `nbytes`. Of Storage, they are those of the chunks as they are
+        stored, which are compressed, each counted once: as large slices are read, not single rows. Neither counts what
+        requests and answers consist of besides, nor chunks that hold nothing but the fill value, which do not travel.
+        """
+        return self._restarting(lambda now: self._store.context.moved_bytes(now) if now.size else 0)
+
     def append(self, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis: all at once, or not at all."""
         self._dataset = self._store.context.append(
@@ -230,17 +295,24 @@ class Tensor:
             self._dataset, attrs=attrs, removed=list(removed), replace=replace
         )
 
-    def _restarting(self, use: Callable[[Dataset], _Result]) -> _Result:
-        """What `use` makes of one version of the array, begun anew on the next one if it changes meanwhile."""
+    def _restarting(self, use: Callable[[Dataset], _Result], first: Dataset | None = None) -> _Result:
+        """What `use` makes of one version of the array, begun anew on the next one if it changes meanwhile.
+
+        Parameters
+        ----------
+        first
+            The version to begin with, if it is not that of this handle: other threads may change that.
+        """
         restarts, until = 0, time.monotonic() + RESTART_FOR_S
         while True:
             try:
-                return use(self._dataset)
+                return use(self._dataset if first is None else first)
             except ChangedError:
                 restarts += 1
                 if restarts > MIN_RESTARTS and time.monotonic() > until:
                     raise
                 self.refresh()
+                first = None
 
 
 def _readable(nbytes: float) -> str:
