@@ -410,6 +410,10 @@ class BaseContext:
         """
         return self._engine(dataset.engine).read(dataset, selection, out, quiet=quiet)
 
+    def check_unchanged(self, dataset: Dataset) -> None:
+        """Raise `ChangedError` unless the elements, of which there are some, are what they were when it was opened."""
+        self._engine(dataset.engine).check_unchanged(dataset)
+
     def pieces(self, dataset: Dataset) -> PieceGrid:
         """The grid of what is best fetched as a whole, and kept, of a stored array."""
         return self._engine(dataset.engine).pieces(dataset)

@@ -104,6 +104,16 @@ class ArrayEngine(Protocol):
         """
         ...
 
+    def check_unchanged(self, dataset: Dataset) -> None:
+        """Ask whether the elements are still what they were when `dataset` was opened. It has some.
+
+        Raises
+        ------
+        ChangedError
+            If they are not.
+        """
+        ...
+
     def pieces(self, dataset: Dataset) -> PieceGrid:
         """The grid of what is best fetched as a whole, and kept."""
         ...

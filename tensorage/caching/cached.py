@@ -149,6 +149,8 @@ class CachedTensor(Tensor):
             and entry is not None
         ):
             return entry
+        # No longer in use, so that what was replaced can be deleted.
+        self._held = held = entry = None
         context = self._store.context
         url = context.backend.backend_url or ""
         entry = self._folder.open(EntryLayout(url, dataset, context.pieces(dataset)), self._still_stands)
@@ -158,7 +160,7 @@ class CachedTensor(Tensor):
     def _still_stands(self, older: Dataset) -> bool:
         """Whether elements of an older version can still be read: the backend gives them only if none has changed."""
         try:
-            self._store.context.read_pieces(older, np.zeros(1, np.int64), lambda _bytes: None)
+            self._store.context.check_unchanged(older)
         except ChangedError:
             return False
         return True

@@ -3,6 +3,7 @@
 **Who writes when.** All processes write the same bytes of a version to the same place, so pieces need no lock. A
 piece's elements are written first and its record after them: a process that is killed in between leaves a piece that is
 not there. Nothing is ever written through a map, where a full disk is a signal that ends the process, not an error.
+Nor is anything read through one that was not written before: of a disk in memory, even that takes room.
 
 **What is believed.** The kernel may crash, too, and lose some pages of what was written before others. So a record has
 a checksum, and a mark that says during which run of the kernel it was written. A record of this run is believed. For
@@ -86,8 +87,8 @@ class Entry:
     Attributes
     ----------
     view
-        The array itself, mapped and read-only, where the grid is flat; None where it is not. What pieces are not there
-        for is zeros.
+        The array itself, mapped and read-only, where the grid is flat; None where it is not. Only what is in pieces
+        that are ready may be looked at.
     """
 
     def __init__(self, layout: EntryLayout, file: OpenFile) -> None:
@@ -97,10 +98,9 @@ class Entry:
         self.grid = layout.grid
         mapped = mmap.mmap(file.fd, layout.nbytes, access=mmap.ACCESS_READ)
         dtype, grid = self.dataset.dtype, self.grid
-        self._records: npt.NDArray[Any] = np.ndarray((grid.count,), RECORD, mapped, layout.index_at)
         self._elements: npt.NDArray[Any] = np.ndarray((grid.size,), dtype, mapped, layout.elements_at)
         self.view = self._elements.reshape(grid.shape) if grid.is_flat else None
-        self._ready: npt.NDArray[np.bool_] = self._records["mark"] == _this_run()
+        self._ready: npt.NDArray[np.bool_] = self._read_records(0, grid.count)["mark"] == _this_run()
         if _this_run() == _UNKNOWN_RUN:
             self._ready[:] = False
         #: Of each row, or each few rows, whether their pieces are ready.
@@ -141,7 +141,7 @@ class Entry:
         unknown = numbers[~self._ready[numbers]]
         if not unknown.size:
             return unknown
-        records = self._records[unknown]
+        records = self._records_of(unknown)
         is_ready = (records["mark"] == _this_run()) & (_this_run() != _UNKNOWN_RUN)
         to_check = np.flatnonzero(~is_ready & (records["mark"] != 0))
         if to_check.size:
@@ -152,7 +152,7 @@ class Entry:
 
     def absent(self) -> Positions:
         """All pieces that are not there, without a look at those that are."""
-        return np.flatnonzero(~self._ready & (self._records["mark"] == 0))
+        return np.flatnonzero(~self._ready & (self._read_records(0, self.grid.count)["mark"] == 0))
 
     def write(self, numbers: Positions, elements: npt.NDArray[Any]) -> None:
         """Keep pieces.
@@ -192,20 +192,34 @@ class Entry:
 
     def _check(self, numbers: Positions, crcs: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which of some pieces are what their records say. Those get the mark of this run."""
-        content = self._elements.view(np.uint8).data
         itemsize = self.dataset.dtype.itemsize
-        begins = self.grid.starts(numbers) * itemsize
-        ends = begins + self.grid.lengths(numbers) * itemsize
-        bounds = zip(begins.tolist(), ends.tolist(), strict=True)
-        are_good: npt.NDArray[np.bool_] = crcs == np.array(
-            [zlib.crc32(content[begin:end]) for begin, end in bounds], np.uint32
-        )
+        begins = self.layout.elements_at + self.grid.starts(numbers) * itemsize
+        lengths = self.grid.lengths(numbers) * itemsize
+        found = [
+            # Not through the map: a page that the disk cannot read is an error here, and the end of the process there.
+            zlib.crc32(os.pread(self.file.fd, length, begin))
+            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
+        ]
+        are_good: npt.NDArray[np.bool_] = crcs == np.array(found, np.uint32)
         if are_good.any() and _this_run() != _UNKNOWN_RUN:
             good = numbers[are_good]
             records = np.empty(len(good), RECORD)
             records["crc"], records["mark"] = crcs[are_good], _this_run()
             self._write_records(good, records)
         return are_good
+
+    def _records_of(self, numbers: Positions) -> npt.NDArray[Any]:
+        """What the index says of some pieces, of which there is at least one."""
+        first, count = int(numbers[0]), int(numbers[-1] - numbers[0]) + 1
+        runs = runs_of(numbers)
+        if count * RECORD.itemsize <= len(runs) * PAGE_BYTES:
+            return self._read_records(first, count)[numbers - first]
+        bounds = zip(numbers[runs.first].tolist(), numbers[runs.last].tolist(), strict=True)
+        return np.concatenate([self._read_records(one, other - one + 1) for one, other in bounds])
+
+    def _read_records(self, first: int, count: int) -> npt.NDArray[Any]:
+        at = self.layout.index_at + first * RECORD.itemsize
+        return np.frombuffer(os.pread(self.file.fd, count * RECORD.itemsize, at), RECORD)
 
     def _write_records(self, numbers: Positions, records: npt.NDArray[Any]) -> None:
         runs = runs_of(numbers)

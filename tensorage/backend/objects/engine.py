@@ -19,6 +19,7 @@ from tensorage.backend.engine import OtherEngineError, ReadBox
 from tensorage.backend.objects.changing import append_rows, assign, fill_rows
 from tensorage.backend.objects.codec import ShardCodec
 from tensorage.backend.objects.copying import copy_objects
+from tensorage.backend.objects.entries import fetch_entries
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.pieces import encoded_bytes, grid_of, read_chunks
 from tensorage.backend.objects.reading import Reader
@@ -164,6 +165,9 @@ class ObjectsEngine:
             with progress(box.nbytes, dataset.key, quiet=quiet) as advance:
                 Reader(self._transfer, dataset, codec).fill(reading.parts(), box, advance)
         return result.take()
+
+    def check_unchanged(self, dataset: Dataset) -> None:
+        fetch_entries(self._transfer, dataset, codec_of(dataset).layout, [0])
 
     def pieces(self, dataset: Dataset) -> PieceGrid:
         return grid_of(codec_of(dataset).layout)

@@ -94,6 +94,9 @@ class RowsEngine:
                 fetch_box(self._transfer, dataset, reading.source, result.box, advance)
         return result.take()
 
+    def check_unchanged(self, dataset: Dataset) -> None:
+        self.read(dataset, (0,) * dataset.ndim, None, quiet=True)
+
     def pieces(self, dataset: Dataset) -> PieceGrid:
         return row_pieces(dataset.shape, dataset.dtype)
 
