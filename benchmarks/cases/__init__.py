@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.cases.bulk import bulk, json_rows
+from benchmarks.cases.cache import cache
 from benchmarks.cases.first_byte import first_byte
 from benchmarks.cases.loops import waiting
 from benchmarks.cases.memory import memory
@@ -32,6 +33,7 @@ CASES: tuple[Case, ...] = (
     objects,
     engines,
     waiting,
+    cache,
     first_byte,
     scale,
     memory,
