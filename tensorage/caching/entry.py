@@ -215,11 +215,16 @@ class Entry:
         if count * RECORD.itemsize <= len(runs) * PAGE_BYTES:
             return self._read_records(first, count)[numbers - first]
         bounds = zip(numbers[runs.first].tolist(), numbers[runs.last].tolist(), strict=True)
-        return np.concatenate([self._read_records(one, other - one + 1) for one, other in bounds])
+        # Numpy takes long to join arrays of records.
+        return np.frombuffer(
+            b"".join(self._read_index(one, other - one + 1) for one, other in bounds), RECORD
+        )
 
     def _read_records(self, first: int, count: int) -> npt.NDArray[Any]:
-        at = self.layout.index_at + first * RECORD.itemsize
-        return np.frombuffer(os.pread(self.file.fd, count * RECORD.itemsize, at), RECORD)
+        return np.frombuffer(self._read_index(first, count), RECORD)
+
+    def _read_index(self, first: int, count: int) -> bytes:
+        return os.pread(self.file.fd, count * RECORD.itemsize, self.layout.index_at + first * RECORD.itemsize)
 
     def _write_records(self, numbers: Positions, records: npt.NDArray[Any]) -> None:
         runs = runs_of(numbers)

@@ -53,7 +53,7 @@ class ShardPart(Protocol):
         ...
 
 
-_Part = TypeVar("_Part", bound=ShardPart)
+T = TypeVar("T", bound=ShardPart)
 
 
 class _Target(NamedTuple):
@@ -145,7 +145,7 @@ class Reader:
         self._renewed(entry, lost)
         return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
 
-    def with_entries(self, parts: Iterable[_Part]) -> Iterator[tuple[_Part, ShardEntry]]:
+    def with_entries(self, parts: Iterable[T]) -> Iterator[tuple[T, ShardEntry]]:
         """What is taken of shards, each with the entry of its shard."""
         layout = self.codec.layout
         return with_entries(
