@@ -253,5 +253,5 @@ def _this_run() -> int:
     """The mark of this run of the kernel."""
     try:
         return zlib.crc32(_BOOT_ID.read_bytes()) or 2
-    except FileNotFoundError:
+    except OSError:
         return _UNKNOWN_RUN

@@ -51,7 +51,7 @@ def test_any_index_gives_what_numpy_gives(store: TensorStore, folder: Path) -> N
     ]
 
     @settings(
-        max_examples=400 if store.engine == "database" else 120,
+        max_examples=250 if store.engine == "database" else 80,
         deadline=None,
         derandomize=True,
         database=None,
@@ -81,7 +81,7 @@ def test_any_index_gives_what_numpy_gives(store: TensorStore, folder: Path) -> N
     compare()
 
 
-@pytest.mark.parametrize("chunks", [(3, 28, 28), (2, 9, 28), (3, 10, 9)])
+@pytest.mark.parametrize("chunks", [(3, 28, 28), (3, 10, 9)])
 def test_what_is_kept_and_what_is_not_make_one_result(
     store: TensorStore, folder: Path, chunks: tuple[int, ...]
 ) -> None:
