@@ -22,6 +22,7 @@ from tensorage.types import Engine, EngineChoice
 if TYPE_CHECKING:
     import zarr.abc.store
 
+    from tensorage.background import BackgroundWriter
     from tensorage.session import BackendSession
 
 __all__ = ["TensorStore"]
@@ -360,6 +361,27 @@ class TensorStore(MutableMapping[str, Any]):
         Appending does so by itself at the end of an array. Readers do not notice.
         """
         return self.context.compact(key)
+
+    def background(self, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> BackgroundWriter:
+        """Write from a loop that does not wait: what is given is stored by threads, with this store's settings.
+
+        Parameters
+        ----------
+        max_in_flight, max_bytes
+            Operations, and bytes of their arrays, that may be waiting or under way: then the next call waits.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            with store.background() as bg:
+                for step in range(1000):
+                    weights = train(weights)
+                    bg[f"run/3/weights/{step}"] = weights
+        """
+        from tensorage.background import BackgroundWriter
+
+        return BackgroundWriter(self, max_in_flight=max_in_flight, max_bytes=max_bytes)
 
     def share(self, key: str) -> None:
         """Let every signed-in user of the project read an array of this user."""

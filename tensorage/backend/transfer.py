@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -102,14 +102,14 @@ class Transfer:
             return
         waiting = chain((first, second), source)
         with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
-            running = {pool.submit(job) for job in islice(waiting, self.parallel)}
+            running = {_begin(pool, job) for job in islice(waiting, self.parallel)}
             try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for finished in done:
                         finished.result()
                     # Even if nothing runs any more: all may have finished at once, with jobs left.
-                    running |= {pool.submit(job) for job in islice(waiting, self.parallel - len(running))}
+                    running |= {_begin(pool, job) for job in islice(waiting, self.parallel - len(running))}
             except BaseException:
                 for unfinished in running:
                     unfinished.cancel()
@@ -152,6 +152,23 @@ class Transfer:
             if not self._version_fits:
                 check_version(self.schema_version())
                 self._version_fits = True
+
+
+def _begin(pool: ThreadPoolExecutor, job: Callable[[], None]) -> Future[None]:
+    try:
+        return pool.submit(job)
+    except RuntimeError:
+        if threading.main_thread().is_alive():
+            raise
+    # The interpreter is ending: it waits for the threads that are there, such as this one, but no further job begins
+    # in another.
+    done = Future[None]()
+    try:
+        job()
+        done.set_result(None)
+    except BaseException as error:  # noqa: BLE001 - as of a job of the pool
+        done.set_exception(error)
+    return done
 
 
 def _path(function: str) -> str:
