@@ -85,3 +85,34 @@ def test_an_error_of_the_iterable_is_raised() -> None:
         transfer(4).run(jobs())
     # What had not begun is given up.
     assert set(done) <= set(range(8))
+
+
+def test_where_no_thread_can_be_had_every_job_is_done_once_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, started = threading.Thread.start, 0
+
+    def start_two(thread: threading.Thread) -> None:
+        nonlocal started
+        started += 1
+        if started > 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    done: list[int] = []
+    transfer(4).run(partial(done.append, number) for number in range(100))
+    assert sorted(done) == list(range(100))
+
+
+def test_when_the_interpreter_ends_jobs_are_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    transfer(4).run(partial(done.append, number) for number in range(10))
+    assert done == list(range(10))
+    with pytest.raises(ValueError, match="no"):
+        transfer(4).run([fail, fail])

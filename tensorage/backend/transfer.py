@@ -155,20 +155,31 @@ class Transfer:
 
 
 def _begin(pool: ThreadPoolExecutor, job: Callable[[], None]) -> Future[None]:
+    """Do a job in the pool; here and now, where no thread can be had.
+
+    So it is when the interpreter ends: it waits for the threads that are there, and this may be one of them, but lets
+    no pool begin anything.
+    """
+    claim, future = threading.Lock(), Future[None]()
     try:
-        return pool.submit(job)
+        pool.submit(_do, claim, job, future)
     except RuntimeError:
-        if threading.main_thread().is_alive():
-            raise
-    # The interpreter is ending: it waits for the threads that are there, such as this one, but no further job begins
-    # in another.
-    done = Future[None]()
+        _do(claim, job, future)
+    return future
+
+
+def _do(claim: threading.Lock, job: Callable[[], None], future: Future[None]) -> None:
+    """Do a job, unless that has been done: a pool that cannot start a thread may keep what it has refused."""
+    if not claim.acquire(blocking=False) or not future.set_running_or_notify_cancel():
+        return
     try:
         job()
-        done.set_result(None)
-    except BaseException as error:  # noqa: BLE001 - as of a job of the pool
-        done.set_exception(error)
-    return done
+    except BaseException as error:  # noqa: BLE001 - raised by whoever asks for the result
+        future.set_exception(error)
+        # The error knows this function's names: not to keep each other alive, one of them goes.
+        del future
+    else:
+        future.set_result(None)
 
 
 def _path(function: str) -> str:

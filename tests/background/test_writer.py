@@ -6,7 +6,6 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -203,41 +202,37 @@ def test_many_threads_use_one_writer(store: TensorStore) -> None:
         assert store[f"own/{number}"].tolist() == list(range(5))
 
 
-@pytest.mark.parametrize(
-    ("give", "error"),
-    [
-        (lambda bg: bg.__setitem__("", 1), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__(5, 1), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__((), 1), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__(("a\0", 0), 1), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__("x", [[1], [1, 2]]), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__("x", np.ma.masked_array([1], [True])), tensorage.InvalidInputError),
-        (lambda bg: bg.__setitem__("x", ["text"]), tensorage.DTypeError),
-        (lambda bg: bg.__setitem__(("x", 0), np.array(["text"])), tensorage.DTypeError),
-        (lambda bg: bg.append("x", [None]), tensorage.DTypeError),
-        (lambda bg: bg.append("", [1]), tensorage.InvalidInputError),
-        (lambda bg: bg.write("x", [1], dims=("a", "b")), tensorage.InvalidInputError),
-        (lambda bg: bg.write("x", [1], attrs={"a": object()}), tensorage.InvalidInputError),
-        (lambda bg: bg.write("x", [1], engine="tape"), tensorage.InvalidInputError),
-        (lambda bg: bg.write("x", (block for block in [[1]])), tensorage.DTypeError),
-        (lambda bg: bg.__delitem__(("x", 0)), tensorage.InvalidInputError),
-    ],
-)
-def test_what_can_be_seen_at_once_is_raised_at_once(
-    session: BackendSession, give: Callable[[BackgroundWriter], object], error: type[Exception]
-) -> None:
+MISTAKES: list[tuple[Callable[[BackgroundWriter], object], type[Exception]]] = [
+    (lambda bg: bg.__setitem__("", 1), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__(5, 1), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__((), 1), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__(("a\0", 0), 1), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__("x", [[1], [1, 2]]), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__("x", np.ma.masked_array([1], [True])), tensorage.InvalidInputError),
+    (lambda bg: bg.__setitem__("x", ["text"]), tensorage.DTypeError),
+    (lambda bg: bg.__setitem__(("x", 0), np.array(["text"])), tensorage.DTypeError),
+    (lambda bg: bg.append("x", [None]), tensorage.DTypeError),
+    (lambda bg: bg.append("", [1]), tensorage.InvalidInputError),
+    (lambda bg: bg.write("x", [1], dims=("a", "b")), tensorage.InvalidInputError),
+    (lambda bg: bg.write("x", [1], attrs={"a": object()}), tensorage.InvalidInputError),
+    (lambda bg: bg.write("x", [1], engine="tape"), tensorage.InvalidInputError),
+    (lambda bg: bg.write("x", (block for block in [[1]])), tensorage.DTypeError),
+    (lambda bg: bg.__delitem__(("x", 0)), tensorage.InvalidInputError),
+]
+
+
+def test_what_can_be_seen_at_once_is_raised_at_once(session: BackendSession) -> None:
     with session().background() as bg:
-        with pytest.raises(error):
-            give(bg)
+        for give, error in MISTAKES:
+            with pytest.raises(error):
+                give(bg)
         assert "0 operations" in repr(bg)
 
 
-@pytest.mark.parametrize(
-    "limits", [{"max_in_flight": 0}, {"max_in_flight": -1}, {"max_bytes": 0}, {"max_bytes": 1.5}], ids=str
-)
-def test_limits_that_make_no_sense(session: BackendSession, limits: dict[str, Any]) -> None:
-    with pytest.raises(tensorage.InvalidInputError, match=next(iter(limits))):
-        session().background(**limits)
+def test_limits_that_make_no_sense(session: BackendSession) -> None:
+    for name, value in (("max_in_flight", 0), ("max_in_flight", -1), ("max_bytes", 0), ("max_bytes", 1.5)):
+        with pytest.raises(tensorage.InvalidInputError, match=name):
+            session().background(**{name: value})  # type: ignore[arg-type]
 
 
 def test_it_cannot_be_pickled_or_copied(session: BackendSession) -> None:
