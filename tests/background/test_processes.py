@@ -91,6 +91,7 @@ print(bg)
     assert store["small"] == 5
 
 
+@pytest.mark.parametrize("engine", ["database"])
 def test_a_process_that_forgets_to_close_says_what_was_not_written(
     project: Project, user: User, engine: Engine, store: TensorStore
 ) -> None:
@@ -143,7 +144,8 @@ def test_a_server_that_is_gone_at_the_end(project: Project, user: User) -> None:
         user,
         "database",
         """
-session.login_by_mail()
+import tensorage.backend.http
+tensorage.backend.http.FIRST_WAIT_S = 0.01
 bg = store.background()
 bg["x"] = 0
 bg.flush()
@@ -163,6 +165,7 @@ def join_threads() -> None:
             thread.join()
 
 
+@pytest.mark.parametrize("engine", ["database"])
 def test_a_writer_that_is_dropped_finishes_and_warns(gated: TensorStore, gate: Gate) -> None:
     gate.close()
     writers = [gated.background()]
@@ -174,6 +177,7 @@ def test_a_writer_that_is_dropped_finishes_and_warns(gated: TensorStore, gate: G
     assert gated["x"].tolist() == [1]
 
 
+@pytest.mark.parametrize("engine", ["database"])
 def test_errors_of_a_writer_that_was_dropped_are_logged(
     gated: TensorStore, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +191,7 @@ def test_errors_of_a_writer_that_was_dropped_are_logged(
     assert "appending to 'not there' failed: KeyNotFoundError" in caplog.text
 
 
+@pytest.mark.parametrize("engine", ["database"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_is_refused_and_the_parent_goes_on(gated: TensorStore, gate: Gate) -> None:
     with gated.background() as bg:
