@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
+from benchmarks.cases.background import background
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.cache import cache
 from benchmarks.cases.first_byte import first_byte
@@ -29,6 +30,7 @@ CASES: tuple[Case, ...] = (
     samples,
     last_axis,
     small_arrays,
+    background,
     json_rows,
     objects,
     engines,

@@ -24,7 +24,7 @@ def gated(project: Project, user: User, engine: Engine, gate: Gate) -> Iterator[
     proxy = Proxy(project.url, changes=gate)
     session = Project(proxy.url, project.key).session(user)
     session.login_by_mail()
-    store = TensorStore(session, quiet=True, engine=engine, allow_overwrite=True)
+    store = TensorStore(session, quiet=True, engine=engine)
     store["warm"] = [1]
     del store["warm"]
     yield store

@@ -73,20 +73,24 @@ def test_the_next_call_raises_it_and_gives_nothing(store: TensorStore) -> None:
     assert store["taken"].tolist() == [1]
 
 
-def test_flush_raises_it_when_all_else_is_written(store: TensorStore) -> None:
-    with store.background() as bg:
+def test_flush_raises_it_when_all_else_is_written(gated: TensorStore, gate: Gate, store: TensorStore) -> None:
+    with gated.background() as bg:
+        gate.close()
         bg["taken"] = [2]
         bg["x"] = [3]
+        gate.open()
         with pytest.raises(tensorage.KeyExistsError):
             bg.flush()
         assert store["x"].tolist() == [3]
         bg.flush()
 
 
-def test_the_end_raises_it(store: TensorStore) -> None:
-    bg = store.background()
+def test_the_end_raises_it(gated: TensorStore, gate: Gate, store: TensorStore) -> None:
+    bg = gated.background()
+    gate.close()
     bg["taken"] = [2]
     bg["x"] = np.arange(3)
+    gate.open()
     with pytest.raises(tensorage.KeyExistsError):
         bg.__exit__(None, None, None)
     assert store["x"].tolist() == [0, 1, 2]
@@ -118,13 +122,15 @@ def test_what_comes_behind_in_the_same_key_is_dropped_and_said(gated: TensorStor
 
 
 @pytest.mark.parametrize("engine", ["database", "storage"])
-def test_further_errors_are_notes_of_the_first(store: TensorStore) -> None:
+def test_further_errors_are_notes_of_the_first(gated: TensorStore, gate: Gate, store: TensorStore) -> None:
     store["floats"] = np.zeros((1, 2))
-    with store.background() as bg:
+    with gated.background() as bg:
+        gate.close()
         bg["taken"] = [2]
         del bg["no such key"]
         bg.append("floats", [[1, 2, 3]])
         bg["x"] = [3]
+        gate.open()
         with pytest.raises(tensorage.TensorageError) as raised:
             bg.flush()
     said = f"{type(raised.value).__name__}\n{notes(raised.value)}"
@@ -136,11 +142,15 @@ def test_further_errors_are_notes_of_the_first(store: TensorStore) -> None:
 
 
 @pytest.mark.parametrize("engine", ["database", "storage"])
-def test_no_room_for_so_many_bytes(store: TensorStore, database: Sql, session: BackendSession) -> None:
+def test_no_room_for_so_many_bytes(
+    gated: TensorStore, gate: Gate, store: TensorStore, database: Sql, session: BackendSession
+) -> None:
     database.execute("insert into tensorage.quotas values (%s, 1000000)", [session.user_id])
-    with store.background() as bg:
+    with gated.background() as bg:
+        gate.close()
         bg["large"] = np.random.default_rng(0).random(1_000_000)
         bg["small"] = np.zeros(3)
+        gate.open()
         with pytest.raises(tensorage.QuotaExceededError) as raised:
             bg.flush()
     database.execute("delete from tensorage.quotas where user_id = %s", [session.user_id])

@@ -17,12 +17,18 @@ from tensorage import TensorStore
 from tensorage.types import Engine
 
 BEGINNING = """
-import atexit, os, signal, sys
+import atexit, os, signal, sys, threading
 import numpy as np
 import tensorage
 
 session = tensorage.BackendSession(*sys.argv[1:5])
 store = tensorage.TensorStore(session, quiet=True, engine=sys.argv[5])
+
+def in_a_thread(give, *what):
+    # An error is raised to nobody else before the end.
+    thread = threading.Thread(target=give, args=what)
+    thread.start()
+    thread.join()
 """
 
 
@@ -102,8 +108,8 @@ def test_a_process_that_forgets_to_close_says_what_was_not_written(
         engine,
         """
 bg = store.background()
-bg["taken"] = [2]
-bg.append("not there", [3])
+in_a_thread(bg.__setitem__, "taken", [2])
+in_a_thread(bg.append, "not there", [3])
 bg["x"] = [3]
 """,
         "-W",
@@ -150,8 +156,8 @@ bg = store.background()
 bg["x"] = 0
 bg.flush()
 session.transfer.http.base_url = "http://127.0.0.1:9"
-bg["y"] = 1
-bg["z"] = 2
+in_a_thread(bg.__setitem__, "y", 1)
+in_a_thread(bg.__setitem__, "z", 2)
 """,
     )
     assert done.returncode == 0

@@ -124,7 +124,7 @@ def test_a_call_returns_while_its_array_is_on_its_way(gated: TensorStore, gate: 
             bg[key] = np.zeros(1024, "u1")
             gate.wait_for(1)
         # Three keys are on their way at once, and a second operation of a key is not.
-        bg["a"] = np.zeros(1024, "u1")
+        bg.append("a", np.zeros(1024, "u1"))
         assert "4 operations and 4 KiB in flight" in repr(bg)
         gate.open()
         bg.flush()
