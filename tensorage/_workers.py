@@ -40,8 +40,11 @@ class Workers:
         self._is_closed = False
         # Whether nobody is there any more to raise errors to.
         self._is_left = False
-        # Guards all of the above. Reentrant, as is the other one: a signal handler may write, too.
-        self._changed = threading.Condition()
+        # Guards all of the above. No `threading.Condition`: that is written in Python, and Ctrl-C at the wrong moment
+        # leaves its lock held. Reentrant, as is the other one: a signal handler may write, too.
+        self._lock = threading.RLock()
+        # Of those who wait for a change: each is held until there is one.
+        self._waiters: list[threading.Lock] = []
         # Held by the one who waits for room: what is small must not take it from what is large again and again.
         self._entrance = threading.RLock()
 
@@ -81,15 +84,17 @@ class Workers:
         """
         is_taken = False
         try:
-            with self._entrance, self._changed:
+            with self._entrance:
                 while True:
-                    self.check_open()
-                    self._raise_failures(refused=operation)
-                    if self._operations.have_room_for(operation):
-                        break
-                    self._changed.wait(WAIT_S)
-                self._operations.add(operation)
-                is_taken = True
+                    with self._lock:
+                        self.check_open()
+                        self._raise_failures(refused=operation)
+                        if self._operations.have_room_for(operation):
+                            self._operations.add(operation)
+                            is_taken = True
+                            break
+                        change = self._next_change()
+                    _await(change)
             if not self._start_thread():
                 self._work()
         except KeyboardInterrupt as interrupt:
@@ -105,12 +110,12 @@ class Workers:
             Of an operation: this thread's, or another's if it has not been raised there.
         """
         self.check_open()
-        with self._changed:
+        with self._lock:
             given = set(self._operations)
         try:
             self._wait_for(given)
         except KeyboardInterrupt as interrupt:
-            with self._changed:
+            with self._lock:
                 unfinished = listed(operation for operation in self._operations if operation in given)
             interrupt.add_note(
                 f"background writer: not waited for, and still going on: {unfinished or 'nothing'}"
@@ -129,8 +134,8 @@ class Workers:
         if not self.is_here:
             return
         self._is_closed = True
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._notify()
             given = set(self._operations)
         try:
             self._wait_for(given)
@@ -146,7 +151,7 @@ class Workers:
         """
         if not self.is_here:
             return
-        with self._changed:
+        with self._lock:
             is_closed, self._is_closed, self._is_left = self._is_closed, True, True
             failures = [failure for failure in self._failures if not failure.is_told]
             unfinished = listed(self._operations)
@@ -163,7 +168,7 @@ class Workers:
     def __str__(self) -> str:
         if not self.is_here:
             return f"of process {self._process}"
-        with self._changed:
+        with self._lock:
             count, nbytes = len(self._operations), self._operations.nbytes
         closed = "closed, " if self._is_closed else ""
         return f"{closed}{count} operation{'' if count == 1 else 's'} and {_readable(nbytes)} in flight"
@@ -177,7 +182,7 @@ class Workers:
         and believe that all is written.
         """
         here = threading.current_thread()
-        with self._changed:
+        with self._lock:
             due = [one for one in self._failures if one.giver is here or (of_all and not one.is_told)]
             for failure in due:
                 failure.is_told = True
@@ -191,7 +196,7 @@ class Workers:
 
     def _give_up(self, interrupt: KeyboardInterrupt) -> None:
         """Closing was interrupted: begin nothing any more, and say what that means."""
-        with self._changed:
+        with self._lock:
             dropped = listed(self._operations.drop())
             unfinished = listed(self._operations)
             failures = [failure for failure in self._failures if not failure.is_told]
@@ -215,14 +220,27 @@ class Workers:
             # Mostly there is one; but an interrupt may have come before it was started.
             if not self._start_thread():
                 self._work()
-            with self._changed:
+            with self._lock:
                 if not any(operation in self._operations for operation in operations):
                     return
-                self._changed.wait(WAIT_S)
+                change = self._next_change()
+            _await(change)
+
+    def _next_change(self) -> threading.Lock:
+        """What can be acquired when an operation has ended, or the writer has been closed."""
+        change = threading.Lock()
+        change.acquire()
+        self._waiters.append(change)
+        return change
+
+    def _notify(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for change in waiters:
+            change.release()
 
     def _start_thread(self) -> bool:
         """Start a thread, if there is something for one more to do. False if nobody will do it."""
-        with self._changed:
+        with self._lock:
             self._threads = {thread for thread in self._threads if thread.is_alive()}
             if self._operations.next() is None or len(self._threads) >= MAX_UNDER_WAY:
                 return True
@@ -239,7 +257,7 @@ class Workers:
     def _work(self) -> None:
         """Do what may begin, until there is nothing."""
         while True:
-            with self._changed:
+            with self._lock:
                 operation = self._operations.next()
                 if operation is None:
                     self._threads.discard(threading.current_thread())
@@ -248,11 +266,11 @@ class Workers:
             # The end of the one before may have made room for several.
             self._start_thread()
             error = _outcome(operation)
-            with self._changed:
+            with self._lock:
                 self._operations.end(operation)
                 if error is not None:
                     self._add_failure(Failure.of(operation, error, self._operations.drop(operation.key)))
-                self._changed.notify_all()
+                self._notify()
             # Neither the array nor, by its traceback, what the writing used is kept until the next one has come.
             del operation, error
 
@@ -261,6 +279,10 @@ class Workers:
             _log(failure)
         else:
             self._failures.append(failure)
+
+
+def _await(change: threading.Lock) -> None:
+    change.acquire(timeout=WAIT_S)
 
 
 def _outcome(operation: Operation) -> BaseException | None:

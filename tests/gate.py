@@ -41,7 +41,7 @@ class Gate:
 
 
 def wait_until_in(thread: threading.Thread, function: str) -> None:
-    """Until a thread waits for a condition within a function of that name."""
+    """Until a background writer makes a thread wait, in a call of that name."""
     until = time.monotonic() + PATIENCE_S
     assert thread.ident is not None
     while time.monotonic() < until:
@@ -50,7 +50,7 @@ def wait_until_in(thread: threading.Thread, function: str) -> None:
         while frame is not None:
             names.append(frame.f_code.co_name)
             frame = frame.f_back
-        if names[:1] == ["wait"] and function in names:
+        if names[:1] == ["_await"] and function in names:
             return
         time.sleep(0.001)
     raise AssertionError(f"{thread.name} is not in {function}, but in {names}")

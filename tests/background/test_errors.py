@@ -293,8 +293,8 @@ class TestInterrupts:
 
 
 def wait_for_change(bg: BackgroundWriter) -> None:
-    with bg._workers._changed:
-        bg._workers._changed.wait(0.01)
+    change = bg._workers._next_change()
+    change.acquire(timeout=0.01)
 
 
 OPERATIONS: list[Callable[[BackgroundWriter], object]] = [

@@ -208,7 +208,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(gated: TensorStore, ga
         held, let_go = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with bg._workers._entrance, bg._workers._changed:
+            with bg._workers._entrance, bg._workers._lock:
                 held.set()
                 let_go.wait(60)
 
