@@ -52,7 +52,7 @@ def _loops(engine: str, store: tensorage.TensorStore) -> Iterator[Result]:
     yield milliseconds(f"{engine}, the loop in the background, with its flush", behind_s)
     yield ratio(f"{engine}, the loop, waiting / in the background", waiting_s, behind_s, (">", 1))
     yield ratio(f"{engine}, the loop in the background / its work alone", behind_s, work_s, None)
-    yield of(f"{engine}, of the loop in the background, waited", waited, "%")
+    yield of(f"{engine}, of the loop in the background, waited", waited, "%", ("<=", 25))
 
 
 def _loop(
