@@ -1,8 +1,8 @@
 """Train a classifier on handwritten digits that live in a database.
 
-The images are stored once, on an embedded backend, and read back in shuffled batches. Each epoch stores
-its weights under a key of its own. At the end a second session reads the last weights and measures with
-them again.
+The images are stored once, on an embedded backend, and read back in shuffled batches, the next ones while the
+loop works on one. Each epoch stores its weights under a key of its own, without waiting for that. At the end a
+second session reads the last weights and measures with them again.
 
     python examples/train_digits.py [data folder]
 """
@@ -53,23 +53,25 @@ def accuracy(weights: Floats, images: Floats, labels: Labels) -> float:
 def store_digits(store: tensorage.TensorStore) -> None:
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    store["digits/images"] = digits.images[order].astype(np.float32)
-    store["digits/labels"] = digits.target[order].astype(np.int64)
+    images, labels = digits.images[order].astype(np.float32), digits.target[order].astype(np.int64)
+    for name, rows in (("train", slice(N_TRAIN)), ("held out", slice(N_TRAIN, None))):
+        store[f"digits/{name}/images"] = images[rows]
+        store[f"digits/{name}/labels"] = labels[rows]
 
 
 def train(store: tensorage.TensorStore) -> None:
-    images, labels = store.open("digits/images"), store.open("digits/labels")
-    print(f"training on {N_TRAIN} of {len(images)} images of shape {images.shape[1:]}")
-    rng = np.random.default_rng(1)
+    images, labels = store.open("digits/train/images"), store.open("digits/train/labels")
+    held_out = store["digits/held out/images"], store["digits/held out/labels"]
+    print(f"training on {len(images)} images of shape {images.shape[1:]}")
+    batches = tensorage.batches(images, labels, batch_size=BATCH_SIZE, shuffle=True, seed=1)
     weights = np.zeros((8 * 8 + 1, 10), dtype=np.float32)
-    for epoch in range(EPOCHS):
-        shuffled = rng.permutation(N_TRAIN)
-        for start in range(0, N_TRAIN, BATCH_SIZE):
-            batch = shuffled[start : start + BATCH_SIZE]
-            weights = step(weights, images[batch], labels[batch])
-        store[f"digits/weights/{epoch}"] = weights
-        held_out = accuracy(weights, images[N_TRAIN:], labels[N_TRAIN:])
-        print(f"epoch {epoch + 1}: accuracy on {len(images) - N_TRAIN} held-out images {held_out:.3f}")
+    with store.background() as background:
+        for epoch in range(EPOCHS):
+            for x, y in batches:
+                weights = step(weights, x, y)
+            background[f"digits/weights/{epoch}"] = weights
+            of_epoch = accuracy(weights, *held_out)
+            print(f"epoch {epoch + 1}: accuracy on {len(held_out[1])} held-out images {of_epoch:.3f}")
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def main() -> None:
 
     other = tensorage.local(data_dir)()  # a login of its own, as another process would have
     weights = other[f"digits/weights/{EPOCHS - 1}"]
-    images, labels = other["digits/images", N_TRAIN:], other["digits/labels", N_TRAIN:]
+    images, labels = other["digits/held out/images"], other["digits/held out/labels"]
     print(f"read back in a second session: accuracy {accuracy(weights, images, labels):.3f}")
     print("stored:", ", ".join(sorted(other)))
 
