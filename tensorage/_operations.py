@@ -11,11 +11,8 @@ from tensorage.backend.http import PARALLEL
 
 __all__ = ["Failure", "Operation", "Operations", "error_to_raise", "listed"]
 
-#: Requests at once, of all operations together. Hosted Supabase has about 10 connections behind REST.
-MAX_REQUESTS = 2 * PARALLEL
-
 #: Operations at once: more threads would only take turns with the loop that the writing is to stay out of the way of.
-MAX_UNDER_WAY = 4
+MAX_UNDER_WAY = PARALLEL
 
 
 @dataclass(eq=False)
@@ -28,8 +25,6 @@ class Operation:
         Before the key, for messages: ``storing``.
     nbytes
         Of memory that it holds until it is done.
-    requests
-        How many it makes at once, at most.
     do
         Makes the change, and returns when it is committed.
     """
@@ -37,7 +32,6 @@ class Operation:
     verb: str
     key: str
     nbytes: int
-    requests: int
     do: Callable[[], object]
     #: Whose it is: where its error belongs.
     giver: threading.Thread = field(default_factory=threading.current_thread)
@@ -114,14 +108,12 @@ class Operations:
 
     def next(self) -> Operation | None:
         """What may begin now."""
-        under_way = [operation for operation in self._given if operation.is_under_way]
+        if sum(operation.is_under_way for operation in self._given) >= MAX_UNDER_WAY:
+            return None
         keys: set[str] = set()
         for operation in self._given:
             if operation.key not in keys and not operation.is_under_way:
-                # It is not passed over for one behind it that makes fewer requests: its turn would never come.
-                requests = sum(other.requests for other in under_way) + operation.requests
-                fits = len(under_way) < MAX_UNDER_WAY and requests <= MAX_REQUESTS
-                return operation if fits or not under_way else None
+                return operation
             keys.add(operation.key)
         return None
 

@@ -19,9 +19,7 @@ from tensorage._workers import Workers
 from tensorage.backend.arrays import as_array, check_key
 from tensorage.backend.choosing import check_engine
 from tensorage.backend.declaration import ArrayOptions, declare
-from tensorage.backend.http import PARALLEL
 from tensorage.errors import ClosedError, InvalidInputError
-from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.store import _key_and_selection
 from tensorage.types import EngineChoice, storable_dtype
 
@@ -117,8 +115,7 @@ class BackgroundWriter:
         def do() -> None:
             store.open(name)[where] = array
 
-        # How many blocks or objects it touches is not known yet.
-        self._take("assigning to", name, array.nbytes + _nbytes_of(where), PARALLEL, do)
+        self._take("assigning to", name, array.nbytes + _nbytes_of(where), do)
 
     def write(
         self,
@@ -155,8 +152,6 @@ class BackgroundWriter:
         }  # fmt: skip
         # Checks all that it is told, and makes copies of the attributes and the names of the axes.
         meta = declare(key, copied.array.shape, copied.array.dtype, is_shared, options).meta
-        # In pieces of some other size, as many requests may be made for a small array as for a large one.
-        is_cut = any(options[name] is not None for name in ("chunk_size", "chunks", "shards", "codecs"))
 
         def do() -> None:
             store.write(
@@ -171,7 +166,7 @@ class BackgroundWriter:
                 codecs=options["codecs"],
             )
 
-        self._take("storing", key, copied.nbytes, PARALLEL if is_cut else _requests_for(copied.nbytes), do)
+        self._take("storing", key, copied.nbytes, do)
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: as `TensorStore.append`, later on.
@@ -188,7 +183,6 @@ class BackgroundWriter:
             "appending to",
             key,
             rows.nbytes,
-            _requests_for(rows.nbytes),
             lambda: store.append(key, rows.given),
         )
 
@@ -202,7 +196,7 @@ class BackgroundWriter:
         """
         store = self._opened()
         check_key(key)
-        self._take("deleting", key, 0, 1, lambda: store.__delitem__(key))
+        self._take("deleting", key, 0, lambda: store.__delitem__(key))
 
     # The end ----------------------------------------------------------------------------------------
 
@@ -281,8 +275,8 @@ class BackgroundWriter:
             raise ClosedError("the background writer is closed")
         return store
 
-    def _take(self, verb: str, key: str, nbytes: int, requests: int, do: Callable[[], object]) -> None:
-        self._workers.take(Operation(verb, key, nbytes, requests, do))
+    def _take(self, verb: str, key: str, nbytes: int, do: Callable[[], object]) -> None:
+        self._workers.take(Operation(verb, key, nbytes, do))
 
 
 class _Snapshot:
@@ -323,11 +317,6 @@ def _nbytes_of(selection: Any) -> int:
     """Of the arrays that it may consist of."""
     items = selection if isinstance(selection, tuple) else (selection,)
     return sum(item.nbytes for item in items if isinstance(item, np.ndarray))
-
-
-def _requests_for(nbytes: int) -> int:
-    """How many an array that is stored in pieces of the usual size takes at once, at most."""
-    return PARALLEL if nbytes > MAX_REQUEST_BYTES else 1
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -9,8 +9,8 @@ import pytest
 from tensorage._operations import Failure, Operation, Operations, error_to_raise, listed
 
 
-def operation(key: str, nbytes: int = 1, requests: int = 1) -> Operation:
-    return Operation("storing", key, nbytes, requests, lambda: None)
+def operation(key: str, nbytes: int = 1) -> Operation:
+    return Operation("storing", key, nbytes, lambda: None)
 
 
 def given(*operations: Operation, max_in_flight: int = 100, max_bytes: int = 100) -> Operations:
@@ -44,26 +44,6 @@ def test_operations_of_one_key_begin_one_after_the_other() -> None:
 def test_no_more_than_a_few_are_under_way() -> None:
     operations = given(*(operation(key) for key in "abcdefgh"))
     assert [each.key for each in begin(operations)] == list("abcd")
-
-
-def test_large_arrays_count_as_the_requests_that_they_make() -> None:
-    large = [operation(key, requests=4) for key in "abc"]
-    small = operation("small")
-    operations = given(large[0], small, *large[1:])
-    # The second large one has to wait, and is not overtaken.
-    assert begin(operations) == [large[0], small]
-    operations.add(operation("late"))
-    assert begin(operations) == []
-    operations.end(small)
-    assert begin(operations) == [large[1]]
-
-
-def test_what_makes_more_requests_than_there_may_be_begins_alone() -> None:
-    huge, small = operation("huge", requests=99), operation("small")
-    operations = given(small, huge)
-    assert begin(operations) == [small]
-    operations.end(small)
-    assert begin(operations) == [huge]
 
 
 @pytest.mark.parametrize(
