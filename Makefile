@@ -79,14 +79,14 @@ clean:
 # The project itself in the same call as a dependency group, so that pip resolves both together.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.pip
 	@echo "== installing tensorage and its dependency group \"$*\" into $(VENV)"
-	@$(call pip,$(VENV)) --editable '.[local,storage]' --group $*
+	@$(call pip,$(VENV)) --editable '.[local,storage,dask,xarray]' --group $*
 	@touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
 	@echo "== installing tensorage and its oldest dependencies into $(OLDEST)"
 	@$(call pip,$(OLDEST)) packaging
 	@$(OLDEST)/bin/python .ci/floors.py > $(OLDEST)/floors.txt
-	@$(call pip,$(OLDEST)) --editable '.[local,storage]' --group test-client --constraint $(OLDEST)/floors.txt
+	@$(call pip,$(OLDEST)) --editable '.[local,storage,dask,xarray]' --group test-client --constraint $(OLDEST)/floors.txt
 	@touch $@
 
 # A server to measure against, with dependencies of its own that need not fit ours.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 
@@ -18,7 +18,9 @@ from tensorage.backend.engine import ArrayEngine, OtherEngineError
 from tensorage.backend.faults import check_version, missing_schema
 from tensorage.backend.progress import Advance
 from tensorage.backend.rows.engine import RowsEngine
-from tensorage.errors import InvalidInputError, SchemaError
+from tensorage.backend.staging import commit, stage
+from tensorage.errors import IncompleteTensorError, InvalidInputError, SchemaError
+from tensorage.indexing.boxes import Sizes
 from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset, Engine, EngineChoice
@@ -142,8 +144,9 @@ class BaseContext:
         dataset = self._declared.get(data_id) or self._catalogue.dataset(data_id)
         self._declared[data_id] = dataset
         rows = cast_to(data, dataset)
+        box: tuple[slice, ...] = ()
         if dataset.ndim == 0:
-            rows, first = rows.reshape(()), 0
+            rows = rows.reshape(())
         elif rows.shape[1:] != dataset.shape[1:] or rows.ndim != dataset.ndim:
             raise InvalidInputError(
                 f"rows of shape {rows.shape} do not fit the declared shape {dataset.shape}"
@@ -153,10 +156,14 @@ class BaseContext:
                 f"rows {offset} to {offset + rows.shape[0]} lie outside of the declared shape {dataset.shape}"
             )
         else:
-            first = offset * (dataset.size // dataset.shape[0]) if dataset.shape[0] else 0
+            box = (slice(offset, offset + rows.shape[0]), *map(slice, [0] * dataset.ndim, dataset.shape[1:]))
         if rows.size:
-            complete = self._engine(dataset.engine).fill(dataset, rows, first)
-            self._declared[data_id] = complete or dataset
+            self.fill(dataset, box, rows)
+            try:
+                self._declared[data_id] = commit(self.backend.transfer, dataset)
+            except IncompleteTensorError:
+                # Not the last rows: the array stays invisible until those have come.
+                self._declared[data_id] = dataset
         return True
 
     def append_tensor(self, key: str, data: npt.ArrayLike) -> bool:
@@ -284,6 +291,43 @@ class BaseContext:
         if not new.shape:
             raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
         return self._engine_for(new, engine).store_blocks(blocks, new, quiet=quiet)
+
+    def write_with(
+        self,
+        key: str,
+        fill_all: Callable[[Dataset], None],
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        engine: EngineChoice | None = None,
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array that others fill, box by box: all of it becomes visible in one step, or nothing is stored.
+
+        Parameters
+        ----------
+        fill_all
+            Given the declared array, sees to it that each of its boxes is filled, by `fill` of a context of the same
+            user, in whatever thread, process or machine, before it returns. Not called if there are no elements.
+        """
+        new = declare(key, shape, dtype, is_shared, options)
+        dataset = self._engine_for(new, engine).begin(new)
+        if not dataset.size:
+            return dataset
+        return stage(self.backend.transfer, dataset, lambda _advance: fill_all(dataset), 0, quiet=True)
+
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        """Store the elements of a box of a declared array: see `tensorage.backend.engine.ArrayEngine.fill`."""
+        self._engine(dataset.engine).fill(dataset, box, elements)
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        """Boxes near those given that `fill` can store each on its own, also at the same time."""
+        return self._engine(dataset.engine).grid_to_fill(dataset, sizes)
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        """Extents of boxes whose elements are convenient to read together. Asks for nothing."""
+        return self._engine(dataset.engine).extents_to_read(dataset)
 
     def copy(
         self,

@@ -9,11 +9,19 @@ import numpy.typing as npt
 
 from tensorage.backend.declaration import Declaration
 from tensorage.backend.progress import Advance
+from tensorage.indexing.boxes import Sizes
 from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.types import Dataset
 
-__all__ = ["ArrayEngine", "OtherEngineError", "ReadBox"]
+__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadBox"]
+
+#: Bytes of a box that is convenient to read, at most: enough that every connection of a process carries a full request,
+#: and little enough that a worker with a few of them in memory, and what is computed from them, stays below 1 GiB.
+READ_BYTES = 32 * 1024 * 1024
+
+#: Bytes of a box that somebody else fills, at most. Dask's own blocks have 128 MiB, of which a cut copies nothing.
+FILL_BYTES = 64 * 1024 * 1024
 
 #: Gives the elements of a box of an array: one slice for each axis.
 ReadBox = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
@@ -37,17 +45,27 @@ class ArrayEngine(Protocol):
     """Moves elements between memory and where they are kept. Datasets given to it are of its kind."""
 
     def begin(self, new: Declaration) -> Dataset:
-        """Declare an array that `fill` fills."""
+        """Declare an array that `fill` fills, and a commit makes visible; of one without elements, it is done."""
         ...
 
-    def fill(self, dataset: Dataset, rows: npt.NDArray[Any], first: int) -> Dataset | None:
-        """Store elements of a declared array, from position `first` of the flat array on.
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        """Store the elements of a box of a declared array. Done twice, it is as if it were done once.
 
-        Returns
-        -------
-        Dataset or None
-            The array, if it is complete and has become visible.
+        Parameters
+        ----------
+        box
+            One slice for each axis, none with an open end: of whole rows, or of the grid that `grid_to_fill` gives.
+        elements
+            Of the box's shape and the array's dtype.
         """
+        ...
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        """Boxes near those given that `fill` can store each on its own, also at the same time."""
+        ...
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        """Extents of boxes whose elements are convenient to read together: no request brings what another one does."""
         ...
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:

@@ -1,4 +1,4 @@
-"""An array as boxes of consecutive elements, one after the other. No I/O."""
+"""An array cut into boxes: of consecutive elements, of whole units, and near those that somebody else cut. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-__all__ = ["consecutive_boxes"]
+__all__ = ["Sizes", "consecutive_boxes", "even_part", "grown", "sizes_of", "sizes_of_rows", "sizes_of_units"]
+
+#: Of a grid of boxes: along each axis, the extents of one box after the other.
+Sizes = tuple[tuple[int, ...], ...]
 
 
 def consecutive_boxes(shape: Sequence[int], max_elements: int) -> Iterator[tuple[slice, ...]]:
@@ -45,3 +48,114 @@ def consecutive_boxes(shape: Sequence[int], max_elements: int) -> Iterator[tuple
         before = tuple(slice(index, index + 1) for index in outer)
         for first in range(0, shape[cut], step):
             yield (*before, slice(first, min(first + step, shape[cut])), *whole)
+
+
+def grown(shape: Sequence[int], unit: Sequence[int], room: int) -> tuple[int, ...]:
+    """Extents of a box of whole units, at most `room` of them, that are neighbours in C order.
+
+    From the last axis on, as many axes as there is room for are whole, the axis before them is cut evenly, and of
+    those before it there is one unit. Nothing depends on the extent of axis 0.
+
+    >>> grown((60000, 28, 28), (334, 28, 28), 8)
+    (2672, 28, 28)
+    >>> grown((10, 3, 1000, 1000), (1, 1, 250, 1000), 8)
+    (1, 2, 1000, 1000)
+    """
+    extents = list(unit)
+    for axis in range(len(shape) - 1, 0, -1):
+        unit_count = max(-(-shape[axis] // unit[axis]), 1)
+        part = even_part(unit_count, room)
+        extents[axis] *= part
+        if part < unit_count:
+            return tuple(extents)
+        room //= part
+    return (extents[0] * max(room, 1), *extents[1:]) if extents else ()
+
+
+def even_part(extent: int, room: int) -> int:
+    """The extent cut into as few equal parts as leave none larger than `room`.
+
+    >>> even_part(10, 4)
+    4
+    >>> even_part(9, 4)
+    3
+    """
+    part_count = -(-extent // max(room, 1))
+    return -(-extent // part_count)
+
+
+def sizes_of(shape: Sequence[int], extents: Sequence[int]) -> Sizes:
+    """The grid of boxes of these extents, the last ones being smaller.
+
+    >>> sizes_of((5, 4), (2, 4))
+    ((2, 2, 1), (4,))
+    """
+    return tuple(
+        tuple(min(step, extent - first) for first in range(0, extent, step)) or (0,)
+        for extent, step in zip(shape, extents, strict=True)
+    )
+
+
+def sizes_of_rows(sizes: Sizes, least: int, most: int) -> Sizes:
+    """A grid near another one, each box of which is of consecutive elements in C order.
+
+    Parameters
+    ----------
+    sizes
+        The other one.
+    least, most
+        Elements of a box: smaller ones are joined with their neighbours, where that makes none that is too large.
+
+    Examples
+    --------
+    >>> sizes_of_rows(((2, 2, 2), (5, 5)), 30, 60)
+    ((4, 2), (10,))
+    >>> sizes_of_rows(((2, 1), (5, 5)), 2, 4)
+    ((1, 1, 1), (3, 2, 3, 2))
+    """
+    if not sizes:
+        return ()
+    shape = [sum(axis) for axis in sizes]
+    cut = next(axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= most)
+    behind = max(math.prod(shape[cut + 1 :]), 1)
+    return (
+        *((1,) * extent or (0,) for extent in shape[:cut]),
+        _joined(sizes[cut], -(-least // behind), max(most // behind, 1)),
+        *((extent,) for extent in shape[cut + 1 :]),
+    )
+
+
+def sizes_of_units(sizes: Sizes, unit: Sequence[int], most: int) -> Sizes:
+    """A grid near another one, each box of which is of whole units.
+
+    Parameters
+    ----------
+    most
+        Elements of a box, unless a single unit has more.
+
+    Examples
+    --------
+    >>> sizes_of_units(((7, 7), (10,)), (3, 5), 1000)
+    ((6, 6, 2), (10,))
+    """
+    room = max(most // max(math.prod(unit), 1), 1)
+    extents = list(unit)
+    for axis in range(len(unit) - 1, -1, -1):
+        part = min(max(max(sizes[axis]) // unit[axis], 1), room)
+        extents[axis] *= part
+        room //= part
+    return sizes_of([sum(axis) for axis in sizes], extents)
+
+
+def _joined(sizes: Sequence[int], least: int, most: int) -> tuple[int, ...]:
+    """Extents along one axis, those below `least` joined and those above `most` cut evenly."""
+    joined: list[int] = []
+    run = 0
+    for size in (*sizes, 0):
+        # The 0 behind the last one ends what is left.
+        if run and (run >= least or run + size > most or not size):
+            parts = -(-run // most)
+            joined += [run // parts + (part < run % parts) for part in range(parts)]
+            run = 0
+        run += size
+    return tuple(joined) or (0,)

@@ -7,7 +7,7 @@ catalogue refuses what somebody else has changed meanwhile.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from tensorage.indexing.chunks import ChunkPart, ChunkReading, plan_chunks
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset
 
-__all__ = ["append_rows", "assign", "fill_rows"]
+__all__ = ["append_rows", "assign", "fill_box"]
 
 
 def append_rows(
@@ -77,23 +77,58 @@ def assign(
     return _staged(writer, shards, reading.size * dataset.dtype.itemsize, asked, quiet=quiet)
 
 
-def fill_rows(
-    transfer: Transfer, dataset: Dataset, codec: ShardCodec, rows: npt.NDArray[Any], low: int
+def fill_box(
+    transfer: Transfer,
+    dataset: Dataset,
+    codec: ShardCodec,
+    box: tuple[slice, ...],
+    elements: npt.NDArray[Any],
 ) -> None:
-    """Store rows of a staged dataset, from row `low` on."""
+    """Store the elements of a box of a staged dataset: whole shards, or whole rows.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is neither.
+    """
     layout, writer = codec.layout, ShardWriter(transfer, dataset, codec)
-    high = low + rows.shape[0] if rows.ndim else low + 1
-    for number in layout.shards_of(low, high):
+    whole = []
+    for number in layout.shards_in(box):
         region = layout.region(number)
-        if not region:
-            writer.tell([writer.upload(number, rows, _suffix()).as_json()])
-            continue
-        first, after = max(low, region[0].start), min(high, region[0].stop)
-        part = rows[(slice(first - low, after - low), *region[1:])]
-        if (first, after) == (region[0].start, region[0].stop):
-            writer.tell([writer.upload(number, part, _suffix()).as_json()])
+        shared = [
+            slice(max(part.start, axis.start), min(part.stop, axis.stop))
+            for part, axis in zip(region, box, strict=True)
+        ]
+        if shared == list(region):
+            whole.append(number)
+        elif shared[1:] == list(region[1:]):
+            _fill_part(writer, number, _within(elements, box, shared), shared[0].start)
         else:
-            _fill_part(writer, number, part, first)
+            raise InvalidInputError(
+                f"storing {dataset.key!r}: a box of {box} cuts the object of {region}, and only rows can be cut"
+            )
+    # Of somebody who filled the same box before, and died: known, so that they can be deleted.
+    before = fetch_entries(transfer, dataset, layout, whole)
+    told = []
+    for number in whole:
+        part = _within(elements, box, layout.region(number))
+        told.append(writer.upload(number, part, _suffix()).as_json())
+    if told:
+        writer.tell(told)
+    replaced = [entry.name for entry in before.values() if entry.name]
+    if replaced:
+        Bucket(transfer).remove(replaced, f"storing {dataset.key!r}")
+
+
+def _within(elements: npt.NDArray[Any], box: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
+    """Of the elements of a box, those of a part of it."""
+    index: Any = [
+        slice(wanted.start - axis.start, wanted.stop - axis.start)
+        for wanted, axis in zip(part, box, strict=True)
+    ]
+    # The ellipsis makes it an array where there are no axes.
+    found: npt.NDArray[Any] = elements[(*index, ...)]
+    return found
 
 
 def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import cast_to
 from tensorage.backend.declaration import Declaration
-from tensorage.backend.engine import OtherEngineError, ReadBox
-from tensorage.backend.objects.changing import append_rows, assign, fill_rows
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
+from tensorage.backend.objects.changing import append_rows, assign, fill_box
 from tensorage.backend.objects.codec import ShardCodec
 from tensorage.backend.objects.copying import copy_objects
 from tensorage.backend.objects.entries import fetch_entries
@@ -34,7 +34,8 @@ from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import ChangedError, IncompleteTensorError
+from tensorage.errors import ChangedError
+from tensorage.indexing.boxes import Sizes, grown, sizes_of_units
 from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions, Selection
@@ -75,15 +76,18 @@ class ObjectsEngine:
         dataset, _ = self._begin(new)
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, rows: npt.NDArray[Any], first: int) -> Dataset | None:
-        codec = codec_of(dataset)
-        row = math.prod(dataset.shape[1:])
-        fill_rows(self._transfer, dataset, codec, rows, first // row)
-        try:
-            return commit(self._transfer, dataset)
-        except IncompleteTensorError:
-            # Not the last rows: the array stays invisible until those have come.
-            return None
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        fill_box(self._transfer, dataset, codec_of(dataset), box, elements)
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        return sizes_of_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
+        # Of an object that is too large, parts are fetched by Range.
+        is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
+        unit = layout.shards if is_small else layout.chunks
+        return grown(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
         dataset, codec = self._begin(new)

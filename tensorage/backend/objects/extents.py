@@ -14,6 +14,7 @@ import operator
 from collections.abc import Sequence
 
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.boxes import grown
 
 __all__ = [
     "CHUNK_BYTES",
@@ -48,15 +49,7 @@ def choose_chunks(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_
     >>> choose_chunks((10, 3, 1000, 1000), 4)
     (1, 1, 250, 1000)
     """
-    room = max(chunk_bytes // itemsize, 1)
-    chunks = [1] * len(shape)
-    for axis in range(len(shape) - 1, 0, -1):
-        extent = max(shape[axis], 1)
-        chunks[axis] = _even_part(extent, room)
-        if chunks[axis] < extent:
-            return tuple(chunks)
-        room //= extent
-    return (room, *chunks[1:]) if chunks else ()
+    return grown(shape, (1,) * len(shape), max(chunk_bytes // itemsize, 1))
 
 
 def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> tuple[int, ...]:
@@ -68,15 +61,7 @@ def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) ->
     (1, 2, 1000, 1000)
     """
     room = min(max(SHARD_BYTES // (math.prod(chunks) * itemsize), 1), MAX_CHUNKS_PER_SHARD)
-    shards = list(chunks)
-    for axis in range(len(shape) - 1, 0, -1):
-        chunk_count = max(-(-shape[axis] // chunks[axis]), 1)
-        part = _even_part(chunk_count, room)
-        shards[axis] *= part
-        if part < chunk_count:
-            return tuple(shards)
-        room //= part
-    return (shards[0] * room, *shards[1:]) if shards else ()
+    return grown(shape, chunks, room)
 
 
 def check_extents(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -141,9 +126,3 @@ def check_shards(shards: Sequence[int], chunks: Sequence[int], shape: Sequence[i
             "the most: give larger chunks or smaller shards"
         )
     return extents
-
-
-def _even_part(extent: int, room: int) -> int:
-    """The extent cut into as few equal parts as leave none larger than `room`."""
-    part_count = -(-extent // max(room, 1))
-    return -(-extent // part_count)

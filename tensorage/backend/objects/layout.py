@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from operator import floordiv
 from typing import Any, Literal
 
@@ -258,6 +259,14 @@ class Layout:
         if row_high <= row_low:
             return range(0)
         return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)
+
+    def shards_in(self, box: Sequence[slice]) -> Iterator[int]:
+        """Numbers of the shards that hold any element of a box, one slice for each axis, none with an open end."""
+        touched = (
+            range(axis.start // shard, -(-axis.stop // shard)) if axis.start < axis.stop else range(0)
+            for axis, shard in zip(box, self.shards, strict=True)
+        )
+        return map(self.number_of, product(*touched))
 
     def position_of(self, inner_coords: Sequence[int]) -> int:
         """Position of a chunk in the index of its shard, in which it has these coordinates."""

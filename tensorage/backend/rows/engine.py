@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.declaration import Declaration
-from tensorage.backend.engine import OtherEngineError, ReadBox
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
 from tensorage.backend.faults import StoredElsewhereError
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
@@ -20,8 +21,8 @@ from tensorage.backend.rows.blocks import fetch_box
 from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_parts
 from tensorage.backend.staging import begin, commit, new_operation
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import IncompleteTensorError, InvalidInputError
-from tensorage.indexing.boxes import consecutive_boxes
+from tensorage.errors import InvalidInputError
+from tensorage.indexing.boxes import Sizes, consecutive_boxes, grown, sizes_of_rows
 from tensorage.indexing.pieces import PieceGrid, row_pieces, runs_of
 from tensorage.indexing.reading import plan
 from tensorage.indexing.runs import MAX_REQUEST_BYTES, Grid, Spans
@@ -48,13 +49,27 @@ class RowsEngine:
         dataset = begin(self._transfer, _meta(new))
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, rows: npt.NDArray[Any], first: int) -> Dataset | None:
-        send_rows(self._transfer, dataset, rows, first, lambda _bytes: None)
-        try:
-            return commit(self._transfer, dataset)
-        except IncompleteTensorError:
-            # Not the last rows: the array stays invisible until those have come.
-            return None
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        if not elements.size:
+            return
+        first = 0
+        for axis, extent in zip(box, dataset.shape, strict=True):
+            first = first * extent + axis.start
+        send_rows(self._transfer, dataset, elements, first, lambda _bytes: None)
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        # Blocks may begin anywhere, as those of appends do: a box ends with a short one, and has a request's bytes.
+        itemsize = dataset.dtype.itemsize
+        return sizes_of_rows(sizes, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        shape = dataset.shape
+        extents = grown(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
+        row = math.prod(shape[1:])
+        if shape and 0 < row <= dataset.chunk:
+            rows_per_block = dataset.chunk // row
+            return (max(extents[0] // rows_per_block, 1) * rows_per_block, *extents[1:])
+        return extents
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
         return store_array(self._transfer, array, _meta(new), quiet=quiet)
