@@ -14,10 +14,11 @@ import numpy.typing as npt
 from tensorage.backend.choosing import check_engine
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.declaration import ArrayOptions
+from tensorage.bridges.dask import is_dask, store_dask
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.indexing.selection import Selection
 from tensorage.tensor import Tensor
-from tensorage.types import Engine, EngineChoice
+from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
     import zarr.abc.store
@@ -102,14 +103,7 @@ class TensorStore(MutableMapping[str, Any]):
         if selection is not None:
             self.open(name)[selection] = value
             return
-        self.context.write(
-            name,
-            value,
-            engine=self.engine,
-            chunk_size=self.chunk_size,
-            overwrite=self.allow_overwrite,
-            quiet=self.quiet,
-        )
+        self.write(name, value)
 
     def __delitem__(self, key: str) -> None:
         """Delete an array of this user."""
@@ -167,8 +161,9 @@ class TensorStore(MutableMapping[str, Any]):
         Parameters
         ----------
         blocks
-            The array; or, with `shape` and `dtype`, an iterable of blocks of consecutive rows, any number in
-            each. No more of them are in memory than are under way.
+            The array, which may be one of dask: its blocks are stored by the workers that compute them. Or, with
+            `shape` and `dtype`, an iterable of blocks of consecutive rows, any number in each: no more of them are in
+            memory than are under way.
         shape
             Of the whole array.
         dtype
@@ -210,13 +205,22 @@ class TensorStore(MutableMapping[str, Any]):
             "engine": self.engine if engine is None else engine, "chunks": chunks, "shards": shards, "codecs": codecs,
         }  # fmt: skip
         if shape is None and dtype is None:
-            return Tensor(self, self.context.write(key, cast("npt.ArrayLike", blocks), **how))
+            return Tensor(self, self._stored(key, cast("npt.ArrayLike", blocks), **how))
+        if is_dask(blocks):
+            raise InvalidInputError(
+                f"storing {key!r}: an array of dask has a shape and a dtype of its own, leave out shape= and dtype="
+            )
         if shape is None or dtype is None:
             raise InvalidInputError(
                 f"storing {key!r} from blocks: give both, shape={shape} and dtype={dtype}, or none for an array"
             )
         rows = [blocks] if isinstance(blocks, np.ndarray) else cast("Iterable[npt.ArrayLike]", blocks)
         return Tensor(self, self.context.write_blocks(key, rows, shape, dtype, **how))
+
+    def _stored(self, key: str, value: npt.ArrayLike, *, quiet: bool, **how: Any) -> Dataset:
+        if is_dask(value):
+            return store_dask(self, key, cast("Any", value), **how)
+        return self.context.write(key, value, quiet=quiet, **how)
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.

@@ -16,6 +16,8 @@ from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
+    import dask.array
+
     from tensorage.caching.cached import CachedTensor
     from tensorage.sampling.batches import Batches
     from tensorage.store import TensorStore
@@ -259,6 +261,34 @@ class Tensor:
         requests and answers consist of besides, nor chunks that hold nothing but the fill value, which do not travel.
         """
         return self._restarting(lambda now: self._store.context.moved_bytes(now) if now.size else 0)
+
+    def to_dask(self, chunks: Any = None) -> dask.array.Array:
+        """An array of dask, which reads what it needs when it is computed, by whoever computes it.
+
+        It is of the array as this handle has seen it last. Once elements have changed, computing raises
+        `ChangedError`: then `refresh`, and make another one.
+
+        Parameters
+        ----------
+        chunks
+            As for `dask.array.from_array`. By default blocks of up to 32 MiB that are cheap to read: of Storage, whole
+            objects; of the database, consecutive rows.
+
+        Raises
+        ------
+        InvalidInputError
+            If the chunks do not fit the shape, or dask is not installed.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            means = store.open("era5").to_dask().mean(axis=0)
+            store["era5/mean"] = means
+        """
+        from tensorage.bridges.dask import to_dask
+
+        return to_dask(self._store, self._dataset, chunks)
 
     def append(self, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis: all at once, or not at all."""

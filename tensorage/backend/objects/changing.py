@@ -107,17 +107,14 @@ def fill_box(
             raise InvalidInputError(
                 f"storing {dataset.key!r}: a box of {box} cuts the object of {region}, and only rows can be cut"
             )
-    # Of somebody who filled the same box before, and died: known, so that they can be deleted.
-    before = fetch_entries(transfer, dataset, layout, whole)
-    told = []
-    for number in whole:
-        part = _within(elements, box, layout.region(number))
-        told.append(writer.upload(number, part, _suffix()).as_json())
-    if told:
-        writer.tell(told)
-    replaced = [entry.name for entry in before.values() if entry.name]
-    if replaced:
-        Bucket(transfer).remove(replaced, f"storing {dataset.key!r}")
+    # What was uploaded by somebody who filled the same box before stays until the array goes: that one may still be
+    # alive, and tell the catalogue of it once more.
+    transfer.run(partial(_fill_whole, writer, number, elements, box) for number in whole)
+
+
+def _fill_whole(writer: ShardWriter, number: int, elements: npt.NDArray[Any], box: Sequence[slice]) -> None:
+    part = _within(elements, box, writer.codec.layout.region(number))
+    writer.tell([writer.upload(number, part, _suffix()).as_json()])
 
 
 def _within(elements: npt.NDArray[Any], box: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
