@@ -50,6 +50,8 @@ def interrupted(function: str) -> Iterator[pytest.ExceptionInfo[KeyboardInterrup
         assert main.ident is not None
         signal.pthread_kill(main.ident, signal.SIGINT)
 
+    # Whoever runs the tests in the background of a shell has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -57,6 +59,7 @@ def interrupted(function: str) -> Iterator[pytest.ExceptionInfo[KeyboardInterrup
             yield raised
     finally:
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_next_call_raises_it_and_gives_nothing(store: TensorStore) -> None:
