@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from gate import Gate, wait_until_in
+from project import Project, User
 
 import tensorage
 from tensorage import BackendSession, TensorStore
@@ -242,7 +243,8 @@ def test_it_cannot_be_pickled_or_copied(session: BackendSession) -> None:
                 attempt(bg)
 
 
-def test_it_holds_the_login_until_it_is_closed(session: BackendSession) -> None:
+def test_it_holds_the_login_until_it_is_closed(project: Project, user: User) -> None:
+    session = project.session(user)
     with TensorStore(session).background() as bg:
         bg["x"] = [1]
         assert session._session is not None

@@ -13,15 +13,9 @@ from proxy import Proxy
 import tensorage
 from tensorage import InvalidInputError, TensorStore
 from tensorage.sampling.aligned import AlignedTensors
-from tensorage.types import Engine
 
 X = np.arange(60, dtype="f4").reshape(20, 3)
 Y = np.arange(20).astype("M8[s]")
-
-
-@pytest.fixture
-def store(session: tensorage.BackendSession, engine: Engine) -> TensorStore:
-    return TensorStore(session, quiet=True, engine=engine)
 
 
 @pytest.fixture
@@ -76,11 +70,12 @@ def proxy(project: Project) -> Iterator[Proxy]:
 def test_a_batch_is_one_request_an_array(
     project: Project, user: User, proxy: Proxy, session: tensorage.BackendSession
 ) -> None:
-    own = session()
+    own = TensorStore(session, quiet=True)
     own["x"], own["y"] = X, Y
     seen = Project(proxy.url, project.key).session(user)
     samples = tensorage.zip(seen().open("x"), seen().open("y"))
     with proxy.counted() as exchanges:
         samples.__getitems__([9, 1, 5, 19])
     assert [exchange.function for exchange in exchanges] == ["read", "read"]
+    del own["x"], own["y"]
     seen.logout()

@@ -51,7 +51,8 @@ def test_any_name_is_one_identifier(name):
     assert identifier(name)[1:-1].replace('""', '"') == name
 
 
-@given(st.text(alphabet=CHARACTERS, min_size=1, max_size=30))
+# A column of the table has a type of its own, by whose name its values are cast.
+@given(st.text(alphabet=CHARACTERS, min_size=1, max_size=30).filter(lambda text: text not in TABLE.columns))
 def test_no_value_and_no_name_is_ever_part_of_the_sql(text):
     name = quote('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
     plain = QUOTED.sub("", sql_of("select=a:b&b=eq.1&order=c&d=in.(1)"))
