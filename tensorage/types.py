@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from tensorage.errors import DTypeError
 
-__all__ = ["Dataset", "Engine", "EngineChoice", "storable_dtype"]
+__all__ = ["COORDS_ATTRIBUTE", "Dataset", "Engine", "EngineChoice", "storable_dtype"]
+
+#: The attribute that coordinates are kept under: see `tensorage.backend.coords`. No user's attribute has this name.
+COORDS_ATTRIBUTE = "tensorage.coords"
 
 #: Where an array is kept: as rows of the database, or as objects of Supabase Storage.
 Engine = Literal["database", "storage"]
@@ -44,6 +47,8 @@ class Dataset:
         Grows with every change, and never repeats under one key.
     owner
         E-mail address of the user who stored it.
+    coords
+        Labels of its axes, as the catalogue keeps them: `tensorage.backend.coords` decodes them.
     zarr
         Of an array of Storage: its metadata of Zarr v3 as JSON, without its shape, attributes and dims.
     """
@@ -64,6 +69,7 @@ class Dataset:
     created_at: datetime | None = None
     updated_at: datetime | None = None
     zarr: str | None = None
+    coords: Mapping[str, Any] | None = None
 
     @property
     def ndim(self) -> int:
@@ -90,6 +96,8 @@ class Dataset:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Dataset:
         """Read the record that the functions of the database answer with."""
+        attrs = dict(row["attrs"])
+        coords = attrs.pop(COORDS_ATTRIBUTE, None)
         return cls(
             id=row["id"],
             key=row["key"],
@@ -102,11 +110,12 @@ class Dataset:
             version=row["version"],
             owner=row["owner"],
             user_id=row["user_id"],
-            attrs=row["attrs"],
+            attrs=attrs,
             dims=None if row["dims"] is None else tuple(row["dims"]),
             created_at=datetime.fromisoformat(row["created_at"]),
             updated_at=datetime.fromisoformat(row["updated_at"]),
             zarr=row["zarr"],
+            coords=coords,
         )
 
 

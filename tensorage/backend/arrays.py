@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputError
-from tensorage.types import Dataset
+from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = [
     "MAX_KEY_BYTES",
@@ -128,6 +128,10 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     for name in attrs:
         if not isinstance(name, str):
             raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")
+        if name == COORDS_ATTRIBUTE:
+            raise InvalidInputError(
+                f"the name {name!r} is reserved: coordinates are kept under it, and tensor.coords changes them"
+            )
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_plain, allow_nan=False))
     except (TypeError, ValueError) as error:

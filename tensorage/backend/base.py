@@ -252,8 +252,18 @@ class BaseContext:
         return self._catalogue.annotate(dataset, attrs=attrs, removed=removed, replace=replace)
 
     def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
-        """Give the axes names, or none."""
+        """Give the axes names, or none. Coordinates go with the axes that they run along.
+
+        Raises
+        ------
+        InvalidInputError
+            If coordinates would lose their axes, or one has the name that an axis is to have.
+        """
         return self._catalogue.name_axes(dataset, dims)
+
+    def label(self, dataset: Dataset, coords: Mapping[str, Any] | None) -> Dataset:
+        """Replace the coordinates by others, as `tensorage.backend.coords` encodes them, or by none."""
+        return self._catalogue.label(dataset, coords)
 
     def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
         """Give an array of this user another key. With `overwrite`, in place of the array that is there."""
@@ -338,7 +348,7 @@ class BaseContext:
         quiet: bool = True,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Store an array again under another key of this user, with its attributes and dims.
+        """Store an array again under another key of this user, with its attributes, dims and coordinates.
 
         Parameters
         ----------
@@ -350,7 +360,7 @@ class BaseContext:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
-        kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims}
+        kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
         target = self._engine_for(new, engine or dataset.engine)
         return copy_array(self._engine(dataset.engine), dataset, target, new, quiet=quiet)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensorage.backend.arrays import as_attrs, as_dims, check_key
+from tensorage.backend.coords import check_room, renamed
 from tensorage.backend.staging import new_operation, sweep, written
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
-from tensorage.types import Dataset
+from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = ["Catalogue"]
 
@@ -62,14 +63,26 @@ class Catalogue:
         replace: bool = False,
     ) -> Dataset:
         """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
-        arguments = {
-            "data_id": dataset.id, "attrs": as_attrs(attrs or {}), "removed": list(removed), "replace": replace,
-        }  # fmt: skip
-        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
+        plain = as_attrs(attrs or {})
+        gone = [name for name in removed if name != COORDS_ATTRIBUTE]
+        if replace and dataset.coords is not None:
+            # By name, since the coordinates are to stay: as they are now, which may not be as this caller knows them.
+            gone, replace = [name for name in dataset.attrs if name not in plain], False
+        return self._annotate(dataset, attrs=plain, removed=gone, replace=replace)
 
     def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
-        arguments = {"data_id": dataset.id, "dims": as_dims(dims, dataset.ndim), "set_dims": True}
-        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
+        """Give the axes names, or none, and with them the coordinates that run along them."""
+        names = as_dims(dims, dataset.ndim)
+        coords = renamed(dataset, names)
+        attrs = {} if coords is None else {COORDS_ATTRIBUTE: coords}
+        return self._annotate(dataset, attrs=attrs, dims=names, set_dims=True)
+
+    def label(self, dataset: Dataset, coords: Mapping[str, Any] | None) -> Dataset:
+        """Replace the coordinates, or remove them."""
+        if coords is None:
+            return self._annotate(dataset, removed=[COORDS_ATTRIBUTE])
+        check_room(dataset.key, dataset.attrs, coords)
+        return self._annotate(dataset, attrs={COORDS_ATTRIBUTE: coords})
 
     def rename(self, key: str, new_key: str, *, overwrite: bool) -> Dataset:
         check_key(new_key)
@@ -80,6 +93,10 @@ class Catalogue:
     def remove(self, key: str) -> None:
         arguments = {"key": key, "operation": new_operation()}
         sweep(self._transfer, self._transfer.call("tensorage_remove", arguments, f"deleting {key!r}"))
+
+    def _annotate(self, dataset: Dataset, **changes: Any) -> Dataset:
+        arguments = {"data_id": dataset.id, **changes}
+        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
 
     def _entry(self, function: str, arguments: Mapping[str, Any], asked: str) -> Dataset:
         return Dataset.from_json(self._transfer.call(function, arguments, asked))

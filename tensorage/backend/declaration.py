@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import as_attrs, as_dims, check_key
+from tensorage.backend.coords import check_room
 from tensorage.backend.protocol import block_elements
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
-from tensorage.types import storable_dtype
+from tensorage.types import COORDS_ATTRIBUTE, storable_dtype
 
 __all__ = ["ArrayOptions", "Declaration", "declare"]
 
@@ -35,6 +36,8 @@ class ArrayOptions(TypedDict, total=False):
         Attributes: whatever JSON can hold.
     dims
         Names of the axes.
+    coords
+        Labels of the axes, as `tensorage.backend.coords` encodes them.
     overwrite
         Let it replace the array that is under the key.
     """
@@ -45,6 +48,7 @@ class ArrayOptions(TypedDict, total=False):
     codecs: Sequence[Any] | None
     attrs: Mapping[str, Any] | None
     dims: Sequence[str] | None
+    coords: Mapping[str, Any] | None
     overwrite: bool
 
 
@@ -72,13 +76,18 @@ class Declaration:
     @property
     def meta(self) -> dict[str, Any]:
         """What the catalogue is told, whatever the engine."""
+        attrs = as_attrs(self.options.get("attrs") or {})
+        coords = self.options.get("coords")
+        if coords is not None:
+            check_room(self.key, attrs, coords)
+            attrs[COORDS_ATTRIBUTE] = coords
         return {
             "key": self.key,
             "shape": self.shape,
             "dtype": self.dtype.str,
             "chunk": self.chunk,
             "is_shared": self.is_shared,
-            "attrs": as_attrs(self.options.get("attrs") or {}),
+            "attrs": attrs,
             "dims": as_dims(self.options.get("dims"), len(self.shape)),
             "overwrite": self.options.get("overwrite", False),
         }
