@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ from tensorage._workers import Workers
 from tensorage.backend.arrays import as_array, check_key
 from tensorage.backend.choosing import check_engine
 from tensorage.backend.declaration import ArrayOptions, declare
+from tensorage.bridges.labelled import is_labelled, labels_of, unwrapped
 from tensorage.errors import ClosedError, InvalidInputError
 from tensorage.store import _key_and_selection
-from tensorage.types import EngineChoice, storable_dtype
+from tensorage.types import COORDS_ATTRIBUTE, EngineChoice, storable_dtype
 
 if TYPE_CHECKING:
     from tensorage.store import TensorStore
@@ -145,26 +146,22 @@ class BackgroundWriter:
         store = self._opened()
         if engine is not None:
             check_engine(engine, f"storing {key!r}: ")
-        copied = _snapshot(array)
-        options: ArrayOptions = {
-            "chunk_size": store.chunk_size, "attrs": attrs, "dims": dims,
+        said = {
+            "chunk_size": store.chunk_size, "overwrite": store.allow_overwrite, "attrs": attrs, "dims": dims,
             "chunks": deepcopy(chunks), "shards": deepcopy(shards), "codecs": deepcopy(codecs),
         }  # fmt: skip
-        # Checks all that it is told, and makes copies of the attributes and the names of the axes.
+        elements, said = unwrapped(key, array, said)
+        copied = _snapshot(elements)
+        options = cast("ArrayOptions", said)
+        # Checks all that it is told, and makes copies of the attributes and the names of the axes. Of coordinates
+        # there is one already: their text.
         meta = declare(key, copied.array.shape, copied.array.dtype, is_shared, options).meta
+        meta["attrs"].pop(COORDS_ATTRIBUTE, None)
+        options = {**options, "attrs": meta["attrs"], "dims": meta["dims"]}
+        where = store.engine if engine is None else engine
 
         def do() -> None:
-            store.write(
-                key,
-                copied.array,
-                attrs=meta["attrs"],
-                dims=meta["dims"],
-                is_shared=is_shared,
-                engine=engine,
-                chunks=options["chunks"],
-                shards=options["shards"],
-                codecs=options["codecs"],
-            )
+            store._stored(key, copied.array, quiet=store.quiet, engine=where, is_shared=is_shared, **options)
 
         self._take("storing", key, copied.nbytes, do)
 
@@ -178,6 +175,16 @@ class BackgroundWriter:
         """
         store = self._opened()
         check_key(key)
+        if is_labelled(data):
+            labels = labels_of(key, data).copied()
+            values = _snapshot(cast("Any", data).data)
+            self._take(
+                "appending to",
+                key,
+                values.nbytes + sum(coord.values.nbytes for coord in labels.coords),
+                lambda: store._append_labelled(key, values.given, labels),
+            )
+            return
         rows = _snapshot(data)
         self._take(
             "appending to",

@@ -15,6 +15,7 @@ from tensorage.backend.choosing import check_engine
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.declaration import ArrayOptions
 from tensorage.bridges.dask import is_dask, store_dask
+from tensorage.bridges.labelled import Labels, append_labelled, is_labelled, labels_of, unwrapped
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.indexing.selection import Selection
 from tensorage.tensor import Tensor
@@ -161,17 +162,17 @@ class TensorStore(MutableMapping[str, Any]):
         Parameters
         ----------
         blocks
-            The array, which may be one of dask: its blocks are stored by the workers that compute them. Or, with
-            `shape` and `dtype`, an iterable of blocks of consecutive rows, any number in each: no more of them are in
-            memory than are under way.
+            The array, which may be one of dask: its blocks are stored by the workers that compute them. Or one of
+            xarray, which keeps its name, dims, coordinates and attributes. Or, with `shape` and `dtype`, an iterable of
+            blocks of consecutive rows, any number in each: no more of them are in memory than are under way.
         shape
             Of the whole array.
         dtype
             Of the stored array; each block's has to fit it without loss.
         attrs
-            Attributes: whatever JSON can hold.
+            Attributes: whatever JSON can hold. In place of those of an array of xarray.
         dims
-            Names of the axes.
+            Names of the axes. In place of those of an array of xarray, whose coordinates go with the axes.
         is_shared
             Let every signed-in user of the project read it.
         engine
@@ -204,6 +205,7 @@ class TensorStore(MutableMapping[str, Any]):
             "overwrite": self.allow_overwrite, "quiet": self.quiet,
             "engine": self.engine if engine is None else engine, "chunks": chunks, "shards": shards, "codecs": codecs,
         }  # fmt: skip
+        blocks, how = unwrapped(key, blocks, how)
         if shape is None and dtype is None:
             return Tensor(self, self._stored(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
@@ -225,15 +227,33 @@ class TensorStore(MutableMapping[str, Any]):
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
+        Of a DataArray of xarray, the labels along the first axis are added to the coordinates, too: after the rows, in
+        a step of its own. Whoever looks in between sees coordinates that are shorter than their axis, as they are after
+        rows without labels were appended: `Tensor.to_xarray` leaves them out, with a warning.
+
         Parameters
         ----------
         data
-            Of the array's shape but for the first axis, and of a dtype that fits its own without loss.
+            Of the array's shape but for the first axis, and of a dtype that fits its own without loss. A DataArray has
+            to have the dims and coordinates that are stored.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If it does not fit. Nothing was appended.
+        ChangedError
+            If a DataArray's rows were appended, and their labels were not, as others changed the array in between.
         """
+        if is_labelled(data):
+            self._append_labelled(key, cast("Any", data).data, labels_of(key, data))
+            return
         # The database is asked without looking first: for a small append, that is the only request. To say that the
         # array is in Storage, it would be sent all of the rows.
         known = self.context.open(key) if self.engine == "storage" else None
         self.context.append(key, data, known=known, quiet=self.quiet)
+
+    def _append_labelled(self, key: str, rows: npt.ArrayLike, labels: Labels) -> Dataset:
+        return append_labelled(self.context, key, rows, labels, quiet=self.quiet)
 
     def copy(
         self,
@@ -245,7 +265,7 @@ class TensorStore(MutableMapping[str, Any]):
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Store an array again under another key, with its attributes and dims: of this engine or of another one.
+        """Store an array again under another key, with its attributes, dims and coordinates: of this engine or another.
 
         It is never in memory as a whole. The array may be somebody else's, who shares it; the copy is this user's, and
         shared with nobody.

@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.attributes import Attributes
-from tensorage.errors import CacheError, ChangedError
+from tensorage.backend.coords import Coords, as_coords, replaced
+from tensorage.bridges.labelled import is_labelled, labels_of
+from tensorage.errors import CacheError, ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
     import dask.array
+    import xarray as xr
 
     from tensorage.caching.cached import CachedTensor
     from tensorage.sampling.batches import Batches
@@ -98,6 +101,28 @@ class Tensor:
     @dims.setter
     def dims(self, dims: Sequence[str] | None) -> None:
         self._dataset = self._store.context.name_axes(self._dataset, dims)
+
+    @property
+    def coords(self) -> Coords:
+        """Labels of the axes, arrays by the name of the coordinate. They are kept with the attributes.
+
+        Can be assigned as a whole: for each name labels along the axis of that name, ``(dims, labels)`` or
+        ``(dims, labels, attrs)``, as for xarray. Labels are numbers, truth values, times or text, and take no more
+        than 1 MiB together, compressed. Rows that are appended without labels make coordinates shorter than their axis.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            weather.dims = ("time", "lat", "lon")
+            weather.coords = {"lat": np.linspace(90, -90, 721), "season": ("time", ["winter", "spring"])}
+        """
+        return Coords(self._dataset)
+
+    @coords.setter
+    def coords(self, coords: Mapping[str, Any]) -> None:
+        made = as_coords(coords, self._dataset)
+        self._dataset = self._store.context.label(self._dataset, replaced(self._dataset, made))
 
     @property
     def engine(self) -> Engine:
@@ -290,8 +315,53 @@ class Tensor:
 
         return to_dask(self._store, self._dataset, chunks)
 
+    def to_xarray(self, chunks: Any = None) -> xr.DataArray:
+        """A DataArray of xarray, with the labels that were stored. It reads what it needs, when it needs it.
+
+        These are its name, dims, coordinates and attributes. An array whose axes have no names gets xarray's, and one
+        that did not come from xarray has its key for a name. Assigning to elements changes a copy in memory.
+
+        It is of the array as this handle has seen it last. Once elements of that have changed, reading raises
+        `ChangedError`: then `refresh`, and make another one.
+
+        Parameters
+        ----------
+        chunks
+            Make it one of dask, computed in parts: as for `to_dask`, where ``"auto"`` is its default.
+
+        Raises
+        ------
+        InvalidInputError
+            If xarray, or dask where `chunks` asks for it, is not installed; or if two axes have the same name.
+        CorruptTensorError
+            If the coordinates are damaged.
+
+        Warns
+        -----
+        UserWarning
+            If a coordinate is left out, as rows were appended without labels.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store["t2m"] = xarray.open_dataset("era5.nc")["t2m"]
+            store.open("t2m").to_xarray().sel(lat=52.5, lon=13.4, method="nearest").plot()
+        """
+        try:
+            from tensorage.bridges.xarray import data_array_of
+        except ModuleNotFoundError as error:
+            raise InvalidInputError(
+                f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]'"
+            ) from error
+        return data_array_of(self._store, self._dataset, None if chunks is None else self.to_dask(chunks))
+
     def append(self, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis: all at once, or not at all."""
+        """Add rows at the end of the first axis: all at once, or not at all. See `TensorStore.append`."""
+        if is_labelled(data):
+            rows: Any = data
+            self._dataset = self._store._append_labelled(self.key, rows.data, labels_of(self.key, rows))
+            return
         self._dataset = self._store.context.append(
             self.key, data, known=self._dataset, quiet=self._store.quiet
         )
@@ -309,12 +379,12 @@ class Tensor:
         rows = {
             "shape": self.shape, "dtype": self.dtype, "size": _readable(self.nbytes), "dims": self.dims,
             "owner": self._dataset.owner, "shared": self._dataset.is_shared, "engine": self.engine,
-            "attrs": dict(self.attrs),
+            "attrs": dict(self.attrs), "coords": ", ".join(self.coords),
         }  # fmt: skip
         cells = "".join(
             f"<tr><th style='text-align:left'>{name}</th><td>{escape(str(value))}</td></tr>"
             for name, value in rows.items()
-            if value not in (None, {})
+            if value not in (None, {}, "")
         )
         return f"<table><caption>Tensor <b>{escape(self.key)}</b></caption>{cells}</table>"
 

@@ -31,6 +31,8 @@ __all__ = [
     "Coords",
     "as_coords",
     "as_labels",
+    "check_fit",
+    "check_name",
     "check_room",
     "coords_of",
     "encoded",
@@ -78,6 +80,10 @@ class Coords(Mapping[str, npt.NDArray[Any]]):
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return _decoded(self._entries[name], self._key).values
+
+    def decoded(self) -> list[Coord]:
+        """All of them, with their dims and attributes."""
+        return [_decoded(entry, self._key) for entry in self._entries.values()]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -172,6 +178,11 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
     InvalidInputError, DTypeError
         If they are none, or do not fit the array.
     """
+    if isinstance(coords, Coords):
+        # Of another array: with all that its mapping does not show.
+        made = coords.decoded()
+        check_fit(made, dataset.key, dataset.dims, dataset.shape)
+        return made
     made = []
     for name, given in coords.items():
         attrs: Mapping[str, Any] = {}
@@ -220,6 +231,18 @@ def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
     return labels
 
 
+def check_name(asked: str, name: object) -> None:
+    """Refuse what PostgreSQL can keep no name of.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    # A lone surrogate is in no text of UTF-8.
+    if not isinstance(name, str) or any(char == "\0" or "\ud800" <= char <= "\udfff" for char in name):
+        raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {name!r}")
+
+
 def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, shape: Sequence[int]) -> None:
     """Refuse coordinates that do not fit an array.
 
@@ -233,8 +256,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
         raise InvalidInputError(f"{asked}: they need axes of different names, and the dims are {names}")
     extents = dict(zip(names, shape, strict=bool(names)))
     for coord in coords:
-        if not _is_name(coord.name):
-            raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {coord.name!r}")
+        check_name(asked, coord.name)
         if not set(coord.dims) <= set(names):
             raise InvalidInputError(
                 f"{asked}: {coord.name!r} runs along {coord.dims}, and the array has the dims {dims}"
@@ -317,13 +339,6 @@ def extended(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     else:
         labels = labels.astype(before.dtype)
     return replace(coord, values=np.concatenate([before, labels], axis=axis))
-
-
-def _is_name(name: object) -> bool:
-    if not isinstance(name, str) or "\0" in name:
-        return False
-    # A lone surrogate is in no text of UTF-8.
-    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _keeps(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:

@@ -2,5 +2,8 @@
 
 Modules
 -------
-dask        lazy arrays, computed and stored block by block by its workers
+dask            lazy arrays, computed and stored block by block by its workers
+labelled        arrays of xarray on their way in: elements and labels
+xarray          lazy arrays with the labels that were stored
+xarray_engine   what ``xarray.open_dataset(store, engine="tensorage")`` finds
 """
