@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tensorage.attributes import Attributes
 from tensorage.backend.coords import Coords, as_coords, replaced
+from tensorage.bridges.dask import PinnedArray
 from tensorage.bridges.labelled import is_labelled, labels_of
 from tensorage.errors import CacheError, ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
@@ -369,6 +370,9 @@ class Tensor:
     def refresh(self) -> None:
         """Look at the catalogue again: shape, attributes and version as they are now."""
         self._dataset = self._store.context.open(self.key, self._owner)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return PinnedArray(self._store, self._dataset).__dask_tokenize__()
 
     def __repr__(self) -> str:
         return f"<Tensor {self.key!r}, shape {self.shape}, {self.dtype}, {_readable(self.nbytes)}, {self.engine}>"

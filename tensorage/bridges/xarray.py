@@ -76,7 +76,7 @@ def data_array_of(store: TensorStore, dataset: Dataset, data: Any = None) -> xr.
     """
     dims = dataset.dims or tuple(f"dim_{axis}" for axis in range(dataset.ndim))
     variable = variable_of(store, dataset, dims, data)
-    made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset)))[_ARRAY]
+    made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset, stacklevel=4)))[_ARRAY]
     made.name = name_of(dataset) if is_named(dataset) else dataset.key
     return made
 
@@ -108,8 +108,14 @@ def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data:
     return xr.Variable(dims, data, dict(dataset.attrs), encoding)
 
 
-def fitting_coords(dataset: Dataset) -> list[Coord]:
-    """The coordinates of an array, with a warning instead of each that is shorter than its axis."""
+def fitting_coords(dataset: Dataset, *, stacklevel: int) -> list[Coord]:
+    """The coordinates of an array, with a warning instead of each that is shorter than its axis.
+
+    Parameters
+    ----------
+    stacklevel
+        Whose code the warning is of, as `warnings.warn` counts from here.
+    """
     extents = dict(zip(dataset.dims or (), dataset.shape, strict=False))
     fitting = []
     for coord in coords_of(dataset):
@@ -121,7 +127,7 @@ def fitting_coords(dataset: Dataset) -> list[Coord]:
             f"the coordinate {coord.name!r} of {dataset.key!r} is left out: it has labels of shape "
             f"{coord.values.shape}, and along {coord.dims} the array has shape {wanted}, as rows were appended without "
             "labels. Set tensor.coords = {...}, and append a DataArray the next time",
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
     return fitting
 

@@ -106,7 +106,7 @@ def _shared_coords(arrays: Mapping[str, Dataset], dropped: set[str]) -> dict[str
     coords: dict[str, Coord] = {}
     first: dict[str, str] = {}
     for dataset in arrays.values():
-        for coord in fitting_coords(dataset):
+        for coord in fitting_coords(dataset, stacklevel=5):
             if coord.name in dropped:
                 continue
             known = coords.setdefault(coord.name, coord)
