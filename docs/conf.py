@@ -44,7 +44,7 @@ autoapi_ignore = ["*/tensorage/embedded/*", "*/tensorage/cli.py"]
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm|dask)(\..+)?",
+        r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm|dask|xarray|xr)(\..+)?",
     ),
     (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|datetime|abc)\..+"),
     # Type variables and aliases, and the SDK's types under their two names.
