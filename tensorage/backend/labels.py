@@ -33,6 +33,9 @@ TEXT_KINDS = "UOT"
 #: How often the label before is subtracted: whatever makes the least of it.
 _DELTAS = (0, 1, 2)
 
+#: Of zlib. Higher ones take several times as long, and make little of it, once neighbours are subtracted.
+_LEVEL = 6
+
 _VARIABLE_TEXT = "StringDType"
 
 #: What numpy is asked for, so that it is not asked for records or for what it would have to evaluate.
@@ -53,12 +56,12 @@ def encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
             raise InvalidInputError(
                 f"{len(text)} bytes of labels as JSON, and no more than {MAX_LABELS_BYTES} can be stored"
             )
-        deltas, packed = 0, zlib.compress(text, 9)
+        deltas, packed = 0, zlib.compress(text, _LEVEL)
         dtype = _VARIABLE_TEXT if values.dtype.kind == "T" else values.dtype.newbyteorder("<").str
     else:
         little = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1)
         dtype = little.dtype.str
-        tries = [(n, zlib.compress(_shuffled(_subtracted(little, n)), 9)) for n in _tried(little.dtype)]
+        tries = [(n, zlib.compress(_shuffled(_subtracted(little, n)), _LEVEL)) for n in _tried(little.dtype)]
         deltas, packed = min(tries, key=lambda tried: len(tried[1]))
     data = base64.b64encode(packed).decode()
     return {"shape": list(values.shape), "dtype": dtype, "deltas": deltas, "data": data}
