@@ -1,4 +1,4 @@
-"""Boxes of consecutive elements, next to numpy."""
+"""Boxes of consecutive elements, next to numpy, and grids of boxes near other grids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import example, given
 
-from tensorage.indexing.boxes import consecutive_boxes
+from tensorage.indexing.boxes import Sizes, consecutive_boxes, sizes_of_rows, sizes_of_units
 
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 
@@ -33,3 +33,29 @@ def test_boxes_are_as_large_as_they_may_be() -> None:
         slice(9, 10),
     ]
     assert len(list(consecutive_boxes((1, 1000, 1000), 2**18))) == 4
+
+
+#: Extents of boxes along each axis.
+sizes_of_axes = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=4).map(
+    tuple
+)
+
+
+@given(sizes_of_axes, st.integers(1, 50), st.integers(1, 100))
+def test_boxes_of_rows_are_of_consecutive_elements(sizes: Sizes, least: int, most: int) -> None:
+    grid = sizes_of_rows(sizes, min(least, most), most)
+    shape = [sum(axis) for axis in sizes]
+    assert [sum(axis) for axis in grid] == shape
+    if shape and math.prod(shape):
+        assert math.prod(max(axis) for axis in grid) <= most
+        cut = next((axis for axis in range(len(shape)) if max(grid[axis]) > 1), len(shape) - 1)
+        assert all(len(axis) == 1 for axis in grid[cut + 1 :])
+
+
+@given(sizes_of_axes.filter(len), st.data(), st.integers(1, 200))
+def test_boxes_of_units_begin_where_units_do(sizes: Sizes, data: st.DataObject, most: int) -> None:
+    unit = data.draw(st.tuples(*(st.integers(1, 5) for _ in sizes)))
+    grid = sizes_of_units(sizes, unit, most)
+    assert [sum(axis) for axis in grid] == [sum(axis) for axis in sizes]
+    assert all(size % step == 0 for axis, step in zip(grid, unit, strict=True) for size in axis[:-1])
+    assert math.prod(max(axis) for axis in grid) <= max(most, math.prod(unit))

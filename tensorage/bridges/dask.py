@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
@@ -53,7 +53,7 @@ def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.ar
             raise InvalidInputError(
                 f"chunks={chunks!r} for {dataset.key!r} of shape {dataset.shape}: {error}"
             ) from error
-    pinned = PinnedArray(store, dataset)
+    pinned = PinnedArray(store, _to_travel(dataset))
     made: dask.array.Array = array.from_array(
         pinned,
         chunks=chosen,
@@ -89,7 +89,7 @@ def store_dask(
 
     def fill_all(dataset: Dataset) -> None:
         cut = cast("Any", array).rechunk(store.context.grid_to_fill(dataset, array.chunks))
-        _dask_array().store(cut, _Target(store, dataset), lock=False)
+        _dask_array().store(cut, _Target(store, _to_travel(dataset)), lock=False)
 
     return store.context.write_with(
         key, fill_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
@@ -159,6 +159,11 @@ class _Target:
                 f"said {wanted}. Nothing was stored"
             )
         self.store.context.fill(self.dataset, box, elements)
+
+
+def _to_travel(dataset: Dataset) -> Dataset:
+    """What a task needs to know of an array: each takes it along, and attributes and labels may be large."""
+    return replace(dataset, attrs={}, coords=None)
 
 
 def _dask_array() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -21,10 +22,19 @@ from project import Project, User
 from proxy import Proxy
 
 import tensorage
-from tensorage import BackendSession, ChangedError, DTypeError, InvalidInputError, KeyExistsError, TensorStore
+from tensorage import (
+    BackendSession,
+    ChangedError,
+    DTypeError,
+    InvalidInputError,
+    KeyExistsError,
+    QuotaExceededError,
+    TensorStore,
+)
+from tensorage.backend.declaration import ArrayOptions
 from tensorage.bridges.dask import is_dask
 from tensorage.embedded import control
-from tensorage.types import Engine
+from tensorage.types import Dataset, Engine
 
 ARRAY = np.arange(50 * 30 * 20, dtype="f8").reshape(50, 30, 20)
 
@@ -65,7 +75,7 @@ def cluster() -> Iterator[distributed.Client]:
 
 
 class TestReading:
-    @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+    @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
     def test_as_numpy_does(self, store: TensorStore, scheduler: str) -> None:
         store["x"] = ARRAY
         lazy = store.open("x").to_dask(chunks=(20, 15, 20))
@@ -145,6 +155,10 @@ class TestReading:
         lazy = store.open("x").to_dask(chunks=10)
         store.append("x", ARRAY[:3])
         assert np.array_equal(lazy.compute(), ARRAY)
+
+    def test_it_is_small_when_it_travels(self, store: TensorStore) -> None:
+        store.write("x", ARRAY, attrs={"much": "x" * 100_000})
+        assert len(pickle.dumps(store.open("x").to_dask())) < 10_000
 
     def test_it_keeps_the_login(self, store: TensorStore, project: Project, user: User) -> None:
         store["x"] = ARRAY
@@ -258,7 +272,47 @@ class TestStoring:
         store["x"] = lazy
         assert np.array_equal(store["x"], ARRAY)
 
+    def test_a_quota_that_is_too_small(
+        self, store: TensorStore, database: psycopg.Connection[Any], user: User
+    ) -> None:
+        """That is known before anything is computed, too."""
+
+        def never(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            raise AssertionError("computed")
+
+        database.execute("insert into tensorage.quotas values (%s, 1000)", [user.id])
+        try:
+            with pytest.raises(QuotaExceededError):
+                store["x"] = da.zeros((64, 64)).map_blocks(never, dtype="f8", meta=np.empty((0, 0)))
+        finally:
+            database.execute("delete from tensorage.quotas where user_id = %s", [user.id])
+
+    def test_a_block_that_is_stored_twice_is_there_once(self, store: TensorStore, engine: Engine) -> None:
+        """As by a worker that was taken for dead, and another one after it."""
+
+        def fill_twice(dataset: Dataset) -> None:
+            for turn in range(2):
+                for first in (0, 1024):
+                    box = (slice(first, first + 1024), slice(0, 1024))
+                    store.context.fill(dataset, box, np.full((1024, 1024), turn * (first > 0), "f8"))
+
+        options: ArrayOptions = {"chunks": (1024, 1024), "shards": False} if engine == "storage" else {}
+        store.context.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)
+        assert (store["x", :1024] == 0).all()
+        assert (store["x", 1024:] == 1).all()
+
+    def test_a_box_that_cuts_objects(self, session: BackendSession) -> None:
+        store = TensorStore(session, quiet=True, engine="storage")
+
+        def cut(dataset: Dataset) -> None:
+            store.context.fill(dataset, (slice(0, 4), slice(0, 3)), np.ones((4, 3)))
+
+        with pytest.raises(InvalidInputError, match="only rows can be cut"):
+            store.context.write_with("x", cut, (4, 8), "f8", engine="storage", chunks=(4, 4), shards=False)
+
     def test_bad_input(self, store: TensorStore) -> None:
+        with pytest.raises(InvalidInputError, match="masked"):
+            store["x"] = da.ma.masked_equal(da.arange(3), 1)
         with pytest.raises(InvalidInputError, match="compute_chunk_sizes"):
             store["x"] = da.from_array(np.arange(10), chunks=5)[da.from_array(np.arange(10) > 3, chunks=5)]
         with pytest.raises(DTypeError, match="object"):
@@ -322,12 +376,15 @@ class TestOnACluster:
             return np.broadcast_to(rows, block.shape).copy()
 
         rows = da.zeros(shape, dtype="f4", chunks=(4, 1024, 1024)).map_blocks(fill, dtype="f4")
+        before = set(cluster.run(os.getpid).values())
         with cluster.as_current():
             store["large"] = rows
             tensor = store.open("large")
             assert tensor.nbytes == nbytes
             sums = tensor.to_dask().sum(axis=(1, 2), dtype="f8").compute()
         assert np.array_equal(sums, np.arange(shape[0]) * float(1024 * 1024))
+        # None has died of it, and been replaced.
+        assert set(cluster.run(os.getpid).values()) == before
 
     def test_a_block_that_fails_there(
         self, store: TensorStore, cluster: distributed.Client, database: psycopg.Connection[Any], user: User
