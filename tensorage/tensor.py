@@ -107,9 +107,10 @@ class Tensor:
     def coords(self) -> Coords:
         """Labels of the axes, arrays by the name of the coordinate. They are kept with the attributes.
 
-        Can be assigned as a whole: for each name labels along the axis of that name, ``(dims, labels)`` or
-        ``(dims, labels, attrs)``, as for xarray. Labels are numbers, truth values, times or text, and take no more
-        than 1 MiB together, compressed. Rows that are appended without labels make coordinates shorter than their axis.
+        Can be assigned as a whole: for each name labels along the axis of that name, or along those of the coordinate
+        that is there; ``(dims, labels)``; or ``(dims, labels, attrs)``, as for xarray. ``{**tensor.coords, ...}`` adds
+        some. Labels are numbers, truth values, times or text, and take no more than 1 MiB together, compressed. Rows
+        that are appended without labels make coordinates shorter than their axis.
 
         Examples
         --------
@@ -297,8 +298,8 @@ class Tensor:
         Parameters
         ----------
         chunks
-            As for `dask.array.from_array`. By default blocks of up to 32 MiB that are cheap to read: of Storage, whole
-            objects; of the database, consecutive rows.
+            As for `dask.array.from_array`, also by the names of dims: ``{"time": 24}``. By default blocks of up to
+            32 MiB that are cheap to read: of Storage, whole objects; of the database, consecutive rows.
 
         Raises
         ------

@@ -170,8 +170,9 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
     Parameters
     ----------
     coords
-        By name: labels along the axis of that name; ``(dims, labels)`` or ``(dims, labels, attrs)``; or what has
-        `dims`, `values` and `attrs`, as the coordinates of xarray do.
+        By name: labels along the axis of that name, or along the axes of the coordinate that is there;
+        ``(dims, labels)`` or ``(dims, labels, attrs)``; or what has `dims`, `values` and `attrs`, as the coordinates of
+        xarray do. A coordinate whose labels stay the same stays as it is, so that ``{**tensor.coords, ...}`` adds some.
 
     Raises
     ------
@@ -184,6 +185,7 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
         check_fit(made, dataset.key, dataset.dims, dataset.shape)
         return made
     made = []
+    stored = _stored(dataset)
     for name, given in coords.items():
         attrs: Mapping[str, Any] = {}
         if isinstance(given, tuple):
@@ -198,12 +200,30 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
             attrs = rest[0] if rest else {}
         elif hasattr(given, "dims"):
             dims, values, attrs = tuple(given.dims), given.values, given.attrs
+        elif name in stored:
+            known = stored[name]
+            dims, values = known.dims, given
+            attrs = known.attrs if _is_same(known.values, given) else {}
         else:
             dims, values = (name,), given
         labels = as_labels(name, values)
         made.append(Coord(name, dims, labels, attrs, dims == (name,)))
     check_fit(made, dataset.key, dataset.dims, dataset.shape)
     return made
+
+
+def _is_same(labels: npt.NDArray[Any], given: Any) -> bool:
+    found = as_array(given)
+    has_nan = labels.dtype.kind in "fcmM"
+    return found.dtype == labels.dtype and np.array_equal(labels, found, equal_nan=has_nan)
+
+
+def _stored(dataset: Dataset) -> dict[str, Coord]:
+    try:
+        return {coord.name: coord for coord in coords_of(dataset)}
+    except CorruptTensorError:
+        # They are about to be replaced, which is what the error asks for.
+        return {}
 
 
 def as_labels(name: object, values: Any) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -42,12 +43,12 @@ def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.ar
     from dask.base import tokenize
 
     own = sizes_of(dataset.shape, store.context.extents_to_read(dataset))
-    if chunks is None or chunks == "auto":
-        chosen = own
-    else:
+    chosen = own
+    if chunks is not None and chunks != "auto":
+        by_axis = _by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
         try:
             chosen = array.core.normalize_chunks(
-                chunks, shape=dataset.shape, dtype=dataset.dtype, previous_chunks=own
+                by_axis, shape=dataset.shape, dtype=dataset.dtype, previous_chunks=own
             )
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InvalidInputError(
@@ -63,6 +64,19 @@ def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.ar
         meta=np.empty((0,) * dataset.ndim, dataset.dtype),
     )
     return made
+
+
+def _by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
+    """Chunks by the numbers of axes, where they are given by number or by name. Dask ignores what is neither."""
+    numbers = {name: axis for axis, name in enumerate(dataset.dims or ())}
+    found = {numbers.get(name, name): extent for name, extent in chunks.items()}
+    unknown = [name for name in found if name not in range(-dataset.ndim, dataset.ndim)]
+    if unknown:
+        raise InvalidInputError(
+            f"chunks={dict(chunks)!r} for {dataset.key!r} of shape {dataset.shape} and dims {dataset.dims}: there are "
+            f"no axes {unknown}"
+        )
+    return {axis % dataset.ndim: extent for axis, extent in found.items()}
 
 
 def store_dask(

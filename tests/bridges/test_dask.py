@@ -124,10 +124,12 @@ class TestReading:
     def test_chunks_of_ones_own(self, store: TensorStore) -> None:
         store["x"] = ARRAY
         tensor = store.open("x")
-        assert tensor.to_dask(chunks={0: 25}).chunks[0] == (25, 25)
+        assert tensor.to_dask(chunks={0: 25, -1: 10}).chunks[::2] == ((25, 25), (10, 10))
+        tensor.dims = ("t", "y", "x")
+        assert tensor.to_dask(chunks={"y": 15}).chunks[1] == (15, 15)
         assert tensor.to_dask(chunks=10).chunks == ((10,) * 5, (10,) * 3, (10, 10))
         assert tensor.to_dask("auto").chunks == tensor.to_dask().chunks
-        for chunks in [(50, 30), (50, 30, 20, 1), "nonsense", (60, 31, (20, 20))]:
+        for chunks in [(50, 30), (50, 30, 20, 1), "nonsense", (60, 31, (20, 20)), {"z": 3}, {3: 1}]:
             with pytest.raises(InvalidInputError, match="chunks="):
                 tensor.to_dask(chunks)
 

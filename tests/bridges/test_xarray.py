@@ -337,6 +337,10 @@ def test_coords_of_a_handle(store: TensorStore) -> None:
     other = store.write("other", np.zeros((4, 3, 5)), dims=("time", "lat", "lon"))
     other.coords = tensor.coords
     xr.testing.assert_identical(other.to_xarray().coords.to_dataset(), wanted.coords.to_dataset())
+    other.coords = {**other.coords, "height": ((), 2.0)}
+    found = other.to_xarray().drop_vars("height").coords.to_dataset()
+    xr.testing.assert_identical(found, wanted.coords.to_dataset())
+    assert other.coords["height"] == 2
     with pytest.raises(InvalidInputError, match="the array"):
         tensor.coords = {"lat": [1, 2]}
     tensor.coords = {}
