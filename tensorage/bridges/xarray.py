@@ -101,8 +101,10 @@ def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data:
     extents = store.context.extents_to_read(dataset)
     encoding = {
         "preferred_chunks": {
-            dim: max(min(extent, whole), 1)
+            # Of an axis that is not cut, any chunks would be said to separate what belongs together.
+            dim: extent
             for dim, extent, whole in zip(dims, extents, dataset.shape, strict=True)
+            if extent < whole
         }
     }
     return xr.Variable(dims, data, dict(dataset.attrs), encoding)

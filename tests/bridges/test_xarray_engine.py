@@ -74,16 +74,24 @@ def test_one_array(store: TensorStore, era5: xr.Dataset) -> None:
 
 
 def test_in_chunks_that_are_cheap_to_read(store: TensorStore) -> None:
-    array = np.arange(48.0).reshape(12, 4)
-    chunks = {"chunks": (4, 4), "shards": False} if store.engine == "storage" else {}
-    tensor = store.write("k", array, dims=("n", "x"), **chunks)  # type: ignore[arg-type]
-    extents = store.context.extents_to_read(tensor.dataset)
+    array = np.zeros((40, 2**20), "u1") + np.arange(40, dtype="u1")[:, None]
+    tensor = store.write("k", array, dims=("n", "x"))
+    rows, columns = store.context.extents_to_read(tensor.dataset)
+    assert (rows < 40, columns) == (True, 2**20)
     found = opened(store, chunks={})
-    assert found.k.encoding["preferred_chunks"] == {"n": min(extents[0], 12), "x": min(extents[1], 4)}
-    assert found.k.data.chunksize == tuple(np.minimum(extents, array.shape))
+    # Of the axis that is not cut, any chunks are as good.
+    assert found.k.encoding["preferred_chunks"] == {"n": rows}
+    assert found.k.data.chunksize == (rows, columns)
     with pytest.warns(UserWarning, match="separate the stored chunks"):
-        assert opened(store, chunks={"n": 3}).chunks["n"] == (3, 3, 3, 3)
-    assert np.array_equal(found.k.sum("x").compute(), array.sum(1))
+        assert opened(store, chunks={"n": rows - 1}).chunks["n"][0] == rows - 1
+    assert opened(store, chunks={"n": rows, "x": 2**19}).chunks["x"] == (2**19, 2**19)
+    assert np.array_equal(found.k.max("x").compute(), np.arange(40))
+
+
+def test_a_small_array_is_one_chunk(store: TensorStore) -> None:
+    store.write("k", np.arange(48.0).reshape(12, 4), dims=("n", "x"))
+    assert opened(store, chunks={}).k.data.chunksize == (12, 4)
+    assert opened(store, chunks={"n": 3}).chunks["n"] == (3, 3, 3, 3)
 
 
 def test_a_dataset_stays_on_one_version(store: TensorStore, era5: xr.Dataset) -> None:
