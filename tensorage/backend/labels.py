@@ -95,7 +95,8 @@ def _text(packed: bytes, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]
     labels = json.loads(_unpacked(packed, MAX_LABELS_BYTES))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError("no list of texts")
-    if len(labels) != math.prod(shape) or len(labels) * dtype.itemsize > MAX_LABELS_BYTES:
+    # Of a length that is too large, numpy 2.0 makes a negative one.
+    if len(labels) != math.prod(shape) or not 0 <= len(labels) * dtype.itemsize <= MAX_LABELS_BYTES:
         raise ValueError(f"{len(labels)} texts of {dtype.itemsize} bytes, for the shape {shape}")
     values = np.empty(len(labels), dtype)
     values[:] = labels

@@ -80,12 +80,13 @@ def test_an_array_comes_back_identical(store: TensorStore, array: xr.DataArray) 
 
 
 def test_text_of_any_length_stays_such(store: TensorStore) -> None:
+    """Without xarray, which copies it: that is the end of a process with numpy 2.0."""
     text = np.array(["a", "long"], np.dtypes.StringDType())
-    store["k"] = xr.DataArray([1, 2], dims="x", coords={"c": ("x", text)})
-    got = store.open("k").to_xarray().c
-    # Not every version of xarray can compare it.
-    assert got.dtype == text.dtype
-    assert got.values.tolist() == ["a", "long"]
+    tensor = store.write("k", [1, 2], dims=("x",))
+    tensor.coords = {"c": ("x", text)}
+    found = store.open("k").coords["c"]
+    assert found.dtype == text.dtype
+    assert found.tolist() == ["a", "long"]
 
 
 def test_written_with_options(store: TensorStore) -> None:
