@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from tensorage.backend.arrays import as_array, cast_to
 from tensorage.backend.declaration import ArrayOptions
@@ -146,11 +145,6 @@ class PinnedArray:
             If the array is not what it was when it was opened.
         """
         return self.store.context.read(self.dataset, selection, quiet=True)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        if copy is False:
-            raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
-        return np.asarray(self[...], dtype=dtype)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         now = self.dataset

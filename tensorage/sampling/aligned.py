@@ -117,11 +117,10 @@ def same_length(sources: Sequence[SampleSource]) -> int:
             )
         if not source.ndim:
             raise InvalidInputError(f"{_name(source)} has no axes, and so no samples")
-    lengths = [len(source) for source in sources]
-    if len(set(lengths)) > 1:
-        said = ", ".join(f"{_name(source)} has {length}" for source, length in _pairs(sources, lengths))
+    if len({len(source) for source in sources}) > 1:
+        said = ", ".join(f"{_name(source)} has {len(source)}" for source in sources)
         raise InvalidInputError(f"the arrays do not have the same number of samples: {said}")
-    return lengths[0]
+    return len(sources[0])
 
 
 def read_source(source: SampleSource, selection: Selection) -> Any:
@@ -141,10 +140,6 @@ def read_together(sources: Sequence[SampleSource], selection: Selection) -> tupl
     with ThreadPoolExecutor(len(others), thread_name_prefix="tensorage zip") as pool:
         reading = [pool.submit(read_source, source, selection) for source in others]
         return (read_source(first, selection), *(each.result() for each in reading))
-
-
-def _pairs(sources: Sequence[SampleSource], lengths: Sequence[int]) -> Iterator[tuple[SampleSource, int]]:
-    return ((sources[i], lengths[i]) for i in range(len(sources)))
 
 
 def _name(source: SampleSource) -> str:
