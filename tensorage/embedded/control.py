@@ -90,6 +90,7 @@ def start(
     port: int | None = None,
     timeout_s: float = 60.0,
     jwt_lifetime_s: int | None = None,
+    postgres_bin: str | os.PathLike[str] | None = None,
 ) -> Running:
     """Start the server of a data folder, or join it where it runs.
 
@@ -103,6 +104,9 @@ def start(
         How long to wait until it serves.
     jwt_lifetime_s
         Seconds for which an access token is good; by default as long as hosted Supabase's.
+    postgres_bin
+        Folder of another PostgreSQL's programs, 15 to 18; by default that of the extra ``local``. A data folder works
+        with the major version that made it. A server that already runs keeps its own.
 
     Returns
     -------
@@ -131,7 +135,7 @@ def start(
                 _check_as_asked(running, port, jwt_lifetime_s)
                 return running
             if process is None and state is None:
-                process = _spawn(folder, port, jwt_lifetime_s)
+                process = _spawn(folder, port, jwt_lifetime_s, postgres_bin)
             elif process is not None and process.poll() is not None and state is None:
                 raise StartError(_why_it_ended(folder, process))
             time.sleep(_POLL_S)
@@ -197,13 +201,20 @@ class _Detached(subprocess.Popen[bytes]):
         """Do not warn that it still runs."""
 
 
-def _spawn(folder: DataFolder, port: int | None, jwt_lifetime_s: int | None) -> subprocess.Popen[bytes]:
+def _spawn(
+    folder: DataFolder,
+    port: int | None,
+    jwt_lifetime_s: int | None,
+    postgres_bin: str | os.PathLike[str] | None,
+) -> subprocess.Popen[bytes]:
     # -P: a module in the current folder must not stand in for one that the server imports.
     command = [sys.executable, "-P", "-m", "tensorage.embedded", "--data-dir", str(folder.path)]
     if port is not None:
         command += ["--port", str(port)]
     if jwt_lifetime_s is not None:
         command += ["--jwt-lifetime", str(jwt_lifetime_s)]
+    if postgres_bin is not None:
+        command += ["--postgres-bin", os.fspath(Path(postgres_bin).absolute())]
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
         return _Detached(
