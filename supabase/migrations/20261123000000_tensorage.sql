@@ -166,16 +166,21 @@ begin
 end
 $$;
 
+-- Whether the token is that of a user who is there: one who was deleted may have it for an hour more.
+-- Security definer: nobody else may read auth.users.
+create or replace function tensorage.is_user() returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select exists (select from auth.users u where u.id = auth.uid())
+$$;
+
 -- The signed-in user, or an error: no function below works for nobody.
 create or replace function tensorage.me() returns uuid
 language plpgsql stable set search_path = '' as $$
-declare
-  me uuid := auth.uid();
 begin
-  if me is null then
+  if not tensorage.is_user() then
     raise exception using errcode = '42501', message = 'only a signed-in user can do this';
   end if;
-  return me;
+  return auth.uid();
 end
 $$;
 

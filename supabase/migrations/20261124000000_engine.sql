@@ -71,45 +71,6 @@ begin
 end
 $$;
 
--- The caller's quota, locked until the end of the transaction, since two writers at once must not each find the same
--- room; null without one. Before any row is locked, an expired one by tensorage.sweep or the array of a staged append
--- by its reference too: those who hold this lock wait for rows.
-create or replace function tensorage.lock_quota() returns bigint
-language plpgsql set search_path = '' as $$
-declare
-  allowed bigint := coalesce(
-    (select q.max_bytes from tensorage.quotas q where q.user_id = auth.uid()),
-    (select s.default_quota_bytes from tensorage.settings s));
-begin
-  if allowed is not null then
-    perform pg_advisory_xact_lock(hashtextextended('tensorage quota ' || auth.uid()::text, 0));
-  end if;
-  return allowed;
-end
-$$;
-
-create or replace function tensorage.check_quota(more_bytes numeric, beside bigint default null) returns void
-language plpgsql set search_path = '' as $$
-declare
-  allowed bigint := tensorage.lock_quota();
-  used numeric;
-begin
-  if allowed is null then
-    return;
-  end if;
-  select coalesce(sum(d.nbytes), 0) into used
-    from public.datasets d
-   -- What was replaced, removed or given up counts too, until it is swept: it is still there.
-   where d.user_id = auth.uid() and d.id is distinct from beside;
-  if used + more_bytes > allowed then
-    raise exception using errcode = 'TS005',
-      message = format('%s more bytes do not fit: %s of %s bytes are in use', more_bytes, used, allowed),
-      detail = json_build_object('asked', more_bytes, 'used', used, 'allowed', allowed)::text,
-      hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
-  end if;
-end
-$$;
-
 -- Deletes blocks of the caller's expired datasets, at most max_blocks of them: how many datasets are left. Waits for
 -- nobody: those who write what is to be swept may be waiting for the array that this transaction replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
@@ -154,7 +115,6 @@ declare
   target public.datasets;
   asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
 begin
-  perform tensorage.lock_quota();
   perform tensorage.sweep(64);
   select * into target from public.datasets t
    where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
@@ -179,7 +139,6 @@ begin
       case when (asked ->> 'append')::boolean then target.id end,
       now() + interval '1 day')
     returning * into d;
-  perform tensorage.check_quota(d.nbytes, d.id);
   return d;
 end
 $$;
@@ -206,6 +165,7 @@ begin
   update public.datasets c set state = 'committed', expires_at = null, updated_at = now(),
          version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1
    where c.id = d.id returning * into published;
+  perform tensorage.end_staging(d.id);
   return published;
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', d.key);
@@ -464,9 +424,22 @@ begin
 end
 $$;
 
+-- Raises if a request names more runs than are built at once: a list of n and one of m stand for n * m of them.
+create or replace function tensorage.check_pieces(pieces numeric) returns void
+language plpgsql immutable set search_path = '' as $$
+begin
+  if pieces > 1048576 then
+    raise exception using errcode = 'TS006',
+      message = format('%s runs are too many for one request, which may have 1048576', pieces),
+      hint = 'Ask for fewer at a time.';
+  end if;
+end
+$$;
+
 create or replace function tensorage.positions(list json) returns bigint[]
 language plpgsql immutable set search_path = '' as $$
 begin
+  perform tensorage.check_pieces(case json_typeof(list) when 'array' then json_array_length(list) end);
   return array(select json_array_elements_text(list)::bigint);
 exception when data_exception then
   raise exception using errcode = 'TS006', message = format('the positions of the request are no integers: %s', sqlerrm);
@@ -500,6 +473,7 @@ begin
     rows := tensorage.positions(h.meta -> 'rows');
     runs := tensorage.positions(h.meta -> 'runs');
     -- Before they are multiplied: two short lists may stand for more runs than there is memory.
+    perform tensorage.check_pieces(cardinality(rows)::numeric * cardinality(runs));
     if (cardinality(rows)::numeric * cardinality(runs) * run_length = h.count) is not true then
       raise exception using errcode = 'TS006',
         message = format('%s elements do not fill what is to be assigned', h.count);
@@ -786,6 +760,7 @@ begin
       hint = 'Send the same blocks again, or abort.';
   end if;
   perform tensorage.insert_blocks(d, h.index, h.count, h.chunk, $1, h.elements_at);
+  perform tensorage.settle();
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
 end
 $$;
@@ -872,7 +847,6 @@ begin
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(added));
   end if;
-  perform tensorage.check_quota(h.count::numeric * d.itemsize);
   d := tensorage.extend(d.id, added[1]);
   perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.chunk, $1, h.elements_at);
   perform tensorage.merge_tail(d);
@@ -912,11 +886,7 @@ begin
   select * into d from public.datasets s
    where s.operation = tensorage_begin_assign.operation and s.user_id = tensorage.me();
   if d.id is null then
-    perform tensorage.lock_quota();
-    perform tensorage.sweep(64);
-    -- Not locked: the quota's lock comes first, and the commit looks again.
-    select * into target from public.datasets s where s.id = tensorage_begin_assign.data_id and s.user_id = auth.uid();
-    perform tensorage.check_quota(coalesce(target.nbytes, 0));
+      perform tensorage.sweep(64);
     target := tensorage.assignable(data_id, version);
     insert into public.datasets (
         user_id, owner, key, shape, dtype, chunk, engine, operation, assign_to, assign_version, expires_at)
@@ -946,6 +916,7 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   perform tensorage.patch(target, d.id, tensorage.parse_spans(h), $1, h.elements_at);
+  perform tensorage.settle();
   return json_build_object('id', d.id, 'count', h.count);
 end
 $$;
@@ -1019,6 +990,7 @@ begin
     end if;
     raise exception using errcode = 'TS003', message = 'the array was replaced or deleted';
   end if;
+  perform tensorage.settle();
   return tensorage.describe(d);
 end
 $$;
