@@ -330,23 +330,22 @@ begin
 end
 $$;
 
--- Bytes of an entry of the catalogue, whose attributes, dims and zarr take the given ones. Four rows' worth for its many
--- short columns and indexes.
-create or replace function tensorage.entry_bytes(key text, attrs int, dims int, zarr int) returns int
+-- Bytes of an entry of the catalogue: four rows' worth for its many short columns and indexes, and the text of the long
+-- ones. Not by pg_column_size(), which tells what is stored from what is about to be.
+create or replace function tensorage.entry_bytes(key text, attrs jsonb, dims text[], zarr json) returns int
 language sql immutable as $$
-  select 4 * tensorage.row_bytes() + octet_length(key) + attrs + coalesce(dims, 0) + coalesce(zarr, 0)
+  select 4 * tensorage.row_bytes() + octet_length(key) + octet_length(attrs::text) + coalesce(octet_length(dims::text), 0)
+         + coalesce(octet_length(zarr::text), 0)
 $$;
 
 create or replace function tensorage.count_entry() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   if tg_op <> 'INSERT' then
-    perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(
-      old.key, pg_column_size(old.attrs), pg_column_size(old.dims), pg_column_size(old.zarr)));
+    perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(old.key, old.attrs, old.dims, old.zarr));
   end if;
   if tg_op <> 'DELETE' then
-    perform tensorage.move(new.user_id, 0, tensorage.entry_bytes(
-      new.key, pg_column_size(new.attrs), pg_column_size(new.dims), pg_column_size(new.zarr)));
+    perform tensorage.move(new.user_id, 0, tensorage.entry_bytes(new.key, new.attrs, new.dims, new.zarr));
   end if;
   return null;
 end
@@ -356,10 +355,10 @@ create or replace function tensorage.count_answer() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   if tg_op <> 'INSERT' then
-    perform tensorage.move(old.user_id, 0, -tensorage.row_bytes() - pg_column_size(old.answer));
+    perform tensorage.move(old.user_id, 0, -tensorage.row_bytes() - octet_length(old.answer::text));
   end if;
   if tg_op <> 'DELETE' then
-    perform tensorage.move(new.user_id, 0, tensorage.row_bytes() + pg_column_size(new.answer));
+    perform tensorage.move(new.user_id, 0, tensorage.row_bytes() + octet_length(new.answer::text));
   end if;
   return null;
 end
@@ -445,14 +444,9 @@ create or replace trigger tensorage_recount after update on public.shards for ea
         or old.name is distinct from new.name or old.filled is distinct from new.filled
         or old.based_on is distinct from new.based_on)
   execute function tensorage.count_shard();
-create or replace trigger tensorage_count after insert or delete on public.datasets
+-- Not of the columns that most changes are made to: a long text need not be looked at for each append.
+create or replace trigger tensorage_count after insert or delete or update of user_id, key, attrs, dims, zarr on public.datasets
   for each row execute function tensorage.count_entry();
-create or replace trigger tensorage_recount after update on public.datasets for each row
-  when (octet_length(old.key) <> octet_length(new.key) or old.user_id <> new.user_id
-        or pg_column_size(old.attrs) <> pg_column_size(new.attrs)
-        or pg_column_size(old.dims) is distinct from pg_column_size(new.dims)
-        or pg_column_size(old.zarr) is distinct from pg_column_size(new.zarr))
-  execute function tensorage.count_entry();
 create or replace trigger tensorage_count after insert or update or delete on tensorage.operations
   for each row execute function tensorage.count_answer();
 create or replace trigger tensorage_count after insert or delete on tensorage.reservations
@@ -484,10 +478,9 @@ language sql stable set search_path = '' as $$
        + coalesce((select sum(tensorage.shard_bytes(s.name, s.index, s.filled, s.based_on)::numeric)
                      from public.datasets d join public.shards s on s.data_id = d.id
                     where d.user_id = count_usage.user_id), 0)
-       + coalesce((select sum(tensorage.entry_bytes(d.key, pg_column_size(d.attrs), pg_column_size(d.dims),
-                                                    pg_column_size(d.zarr))::numeric)
+       + coalesce((select sum(tensorage.entry_bytes(d.key, d.attrs, d.dims, d.zarr)::numeric)
                      from public.datasets d where d.user_id = count_usage.user_id), 0)
-       + coalesce((select sum(tensorage.row_bytes() + pg_column_size(o.answer)::numeric)
+       + coalesce((select sum(tensorage.row_bytes() + octet_length(o.answer::text)::numeric)
                      from tensorage.operations o where o.user_id = count_usage.user_id), 0)
        + coalesce((select sum(r.bytes) from tensorage.reservations r where r.user_id = count_usage.user_id), 0)
        -- By Storage's own index of prefixes; '0' comes right after '/'.
