@@ -170,7 +170,7 @@ $$;
 -- Security definer: nobody else may read auth.users.
 create or replace function tensorage.is_user() returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select exists (select from auth.users u where u.id = auth.uid())
+  select exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null)
 $$;
 
 -- The signed-in user, or an error: no function below works for nobody.

@@ -131,7 +131,8 @@ def test_append_is_counted(owner: Caller, database: Connection, state_of: StateO
     refused = owner.call("tensorage_begin", key=key, shape=[1100], dtype="|u1", chunk=11, append=True)
     assert code_of(refused) == "TS005"
     assert state_of(owner) == before
-    allow(database, owner, taken)
+    # It may leave a block more than the other one, and the time in its answer another number of digits.
+    allow(database, owner, taken + 2 * _ROW)
     assert answer_of(owner.append(key, np.zeros(1000, "u1")))["shape"] == [2010]
 
 
