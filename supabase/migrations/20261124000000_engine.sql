@@ -32,7 +32,7 @@ $$;
 -- The answer that this operation of this user gave before, or null. Also makes two requests of one operation wait for
 -- each other, so that the second finds the first one's answer.
 create or replace function tensorage.answered(operation uuid) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is null then
     return null;
@@ -47,7 +47,7 @@ $$;
 
 -- Deletes some of the caller's answers that are older than a day, none that somebody else is deleting.
 create or replace function tensorage.forget(max_operations int) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   delete from tensorage.operations o
    -- An array, not a join, which may ask for the next ones when the first are gone.
    where o.user_id = auth.uid() and o.id = any (array(
@@ -58,7 +58,7 @@ $$;
 
 -- Keeps an operation's answer. Without attributes: a million appends would keep a million copies of them.
 create or replace function tensorage.answer(operation uuid, answer json) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
     insert into tensorage.operations (id, user_id, answer)
@@ -74,7 +74,7 @@ $$;
 -- Deletes blocks of the caller's expired datasets, at most max_blocks of them: how many datasets are left. Waits for
 -- nobody: those who write what is to be swept may be waiting for the array that this transaction replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -109,7 +109,7 @@ $$;
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, is_shared, attrs, dims, operation,
 -- append (rows for an array that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   target public.datasets;
@@ -146,14 +146,14 @@ $$;
 -- Hides the committed array under a key, but for one, to be swept piece by piece: deleting a large array takes longer
 -- than a statement may. Its version, or null if there is none. The caller holds the lock of the key.
 create or replace function tensorage.hide(key text, but bigint) returns bigint
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
    where o.user_id = auth.uid() and o.key = hide.key and o.state = 'committed' and o.id <> but
   returning o.version
 $$;
 
 create or replace function tensorage.publish(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   published public.datasets;
   replaced bigint;
@@ -174,7 +174,7 @@ $$;
 
 -- Raises unless the blocks of d follow each other without a gap from element 0 to its last.
 create or replace function tensorage.check_complete(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   expected bigint := tensorage.elements(d.shape);
   contiguous boolean;
@@ -196,7 +196,7 @@ $$;
 
 create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if target.id is null and exists (select from public.datasets s
                                     where s.key = check_append.key and s.is_shared and s.state = 'committed') then
@@ -221,7 +221,7 @@ $$;
 
 -- As Python writes it.
 create or replace function tensorage.shape_text(shape bigint[]) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select format(case cardinality(shape) when 1 then '(%s,)' else '(%s)' end, array_to_string(shape, ', '))
 $$;
 
@@ -395,7 +395,7 @@ $$;
 
 -- Makes one block of those from `first` to `last`, `total` elements in all.
 create or replace function tensorage.merge_blocks(id bigint, first bigint, last bigint, total bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   with gone as (
     delete from public.tensors t where t.data_id = id and t.index > first and t.index <= last
     returning t.index, t.tensor)
@@ -405,7 +405,7 @@ language sql set search_path = '' as $$
 $$;
 
 create or replace function tensorage.merge_tail(d public.datasets) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   first bigint;
   last bigint;
@@ -426,7 +426,7 @@ $$;
 
 -- Raises if a request names more runs than are built at once: a list of n and one of m stand for n * m of them.
 create or replace function tensorage.check_pieces(pieces numeric) returns void
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if pieces > 1048576 then
     raise exception using errcode = 'TS006',
@@ -437,7 +437,7 @@ end
 $$;
 
 create or replace function tensorage.positions(list json) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   perform tensorage.check_pieces(case json_typeof(list) when 'array' then json_array_length(list) end);
   return array(select json_array_elements_text(list)::bigint);
@@ -448,7 +448,7 @@ $$;
 
 -- rows[i] + runs[j], for every i and j, i outermost.
 create or replace function tensorage.sums(rows bigint[], runs bigint[]) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(select r.at + unnest(runs) from unnest(rows) r(at));
 exception when numeric_value_out_of_range then
@@ -459,7 +459,7 @@ $$;
 -- Where the elements of an assignment belong. Meta: rows, runs and run_length as tensorage_read takes them, or starts
 -- and lengths as tensorage_read_spans does.
 create or replace function tensorage.parse_spans(h tensorage.header) returns tensorage.spans
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   s tensorage.spans;
   rows bigint[];
@@ -503,7 +503,7 @@ $$;
 -- A block with the elements of a request in their places. The spans are those that reach into it.
 create or replace function tensorage.patched(
   old bytea, index bigint, count int, itemsize int, s tensorage.spans, request bytea, elements_at int) returns bytea
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(s.starts);
   block_end bigint := index + count;
@@ -526,7 +526,7 @@ $$;
 -- into copies of them, made where there is none yet.
 create or replace function tensorage.patch(
   d public.datasets, into_id bigint, s tensorage.spans, request bytea, elements_at int) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(s.starts);
   missing bigint := (select sum(length) from unnest(s.lengths) length);
@@ -578,7 +578,7 @@ $$;
 
 -- The caller's array as a writer opened it, locked.
 create or replace function tensorage.assignable(data_id bigint, version bigint) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -596,7 +596,7 @@ $$;
 
 -- Makes the changed copies of a staged assignment blocks of its array, in place of those they were made from.
 create or replace function tensorage.publish_assignment(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
@@ -621,7 +621,7 @@ $$;
 
 -- Notes that elements of an array are others now: those who read it begin anew.
 create or replace function tensorage.changed(id bigint) returns public.datasets
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.datasets t set version = t.version + 1, stable_since = t.version + 1, updated_at = now()
    where t.id = changed.id returning t.*
 $$;
@@ -629,7 +629,7 @@ $$;
 -- Functions of the REST API -----------------------------------------------------------------------------
 
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = '' as $$ select 2 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 2 $$;
 
 -- From the index, the keys of a page come in their order, and no others. PostgreSQL plans for the average user, and for
 -- a prefix that it may not know yet: where these have fewer keys than a page, it would fetch all of them and sort them.
@@ -743,7 +743,7 @@ end
 $$;
 
 create or replace function public.tensorage_put(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   d public.datasets := tensorage.staged(h.data_id);
@@ -767,7 +767,7 @@ $$;
 
 -- A dataset of the caller that is being written, kept from being swept and locked against its commit.
 create or replace function tensorage.staged(data_id bigint) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -791,7 +791,7 @@ $$;
 
 create or replace function public.tensorage_commit(
   data_id bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -829,7 +829,7 @@ $$;
 -- Rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation. The array's own chunk
 -- says where they are cut: the sender need not know it.
 create or replace function public.tensorage_append(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -856,7 +856,7 @@ $$;
 
 -- Changes elements of an array, in one request. Header: data_id. Meta: version, operation, and where they belong.
 create or replace function public.tensorage_assign(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -874,7 +874,7 @@ $$;
 
 -- Begins an assignment of several requests: a staged dataset, for tensorage_patch. Counts in the quota as the array.
 create or replace function public.tensorage_begin_assign(data_id bigint, version bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -901,7 +901,7 @@ $$;
 
 -- Elements of a staged assignment. Header: data_id, of the staged dataset. Meta: where they belong.
 create or replace function public.tensorage_patch(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   d public.datasets := tensorage.staged(h.data_id);
@@ -924,7 +924,7 @@ $$;
 -- Merges small neighbouring blocks of an array of the caller, from element `after` on, at most about 32 MiB of them.
 -- {"merged": blocks that there are no more, "after": where to go on, null at the end}
 create or replace function public.tensorage_compact(key text, after bigint default 0) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   b record;
@@ -974,7 +974,7 @@ $$;
 create or replace function public.tensorage_annotate(
   data_id bigint, attrs jsonb default '{}', removed text[] default '{}', replace boolean default false,
   dims text[] default null, set_dims boolean default false) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -998,7 +998,7 @@ $$;
 -- Gives an array of the caller another key.
 create or replace function public.tensorage_rename(
   key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   replaced bigint;

@@ -77,7 +77,7 @@ grant select, insert, update, delete on public.shards to service_role;
 
 -- Folders that are named by a number hold arrays, all others files.
 create or replace function tensorage.folder_of_array(object_name text) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select case when f.parts[2] ~ '^[0-9]+$' and cardinality(f.parts) > 2 then f.parts[2] end
     from (select string_to_array(object_name, '/') as parts) f
 $$;
@@ -86,7 +86,7 @@ $$;
 -- that a request does late, or somebody by hand, changes an array that can be read.
 -- Raises TS005 where the user has no room at all; an object that is larger than the room is refused when it is there.
 create or replace function tensorage.may_write_object(object_name text) returns boolean
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   folder text := tensorage.folder_of_array(object_name);
 begin
@@ -107,7 +107,7 @@ $$;
 
 -- Whether an object may be deleted: unless it is part of an array.
 create or replace function tensorage.may_delete_object(object_name text) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select not exists (
     select from public.shards s join public.datasets d on d.id = s.data_id
      where s.name = object_name and (d.state = 'committed' or d.expires_at > now()))
@@ -115,7 +115,7 @@ $$;
 
 -- Whether an object is part of an array that is shared with every signed-in user.
 create or replace function tensorage.is_shared_object(object_name text) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (
     select from public.shards s join public.datasets d on d.id = s.data_id
      where s.name = object_name and d.is_shared and d.state = 'committed')
@@ -181,7 +181,7 @@ $$;
 
 -- Notes that a row of a dataset (0: of none) adds bytes to what a user has stored, or takes them away.
 create or replace function tensorage.move(user_id uuid, data_id bigint, bytes numeric) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- A setting of the transaction: rolled back with it, and with each savepoint. Apart for a dataset only where that has
   -- room reserved: it stays short when rows of a hundred thousand datasets go.
@@ -197,14 +197,14 @@ $$;
 
 -- The bytes that a user may store, or null.
 create or replace function tensorage.quota_of(user_id uuid) returns bigint
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
                   (select s.default_quota_bytes from tensorage.settings s))
 $$;
 
 -- Takes bytes that have come from what is reserved for their dataset: how many of them.
 create or replace function tensorage.use_reservation(data_id bigint, bytes numeric) returns numeric
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   used numeric := 0;
 begin
@@ -220,7 +220,7 @@ end
 $$;
 
 create or replace function tensorage.add_to_total(user_id uuid, bytes numeric, must_fit boolean) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   total numeric;
   allowed bigint;
@@ -252,7 +252,7 @@ $$;
 -- Adds what this transaction has moved to the totals of its users, and (unless it only makes room) refuses what does not
 -- fit. An update of one row: of two writers at once, the second sees the total that the first one has left.
 create or replace function tensorage.settle(must_fit boolean default true) returns void
-language plpgsql security definer set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   moves jsonb := nullif(current_setting('tensorage.moves', true), '');
   totals jsonb := '{}';
@@ -278,7 +278,7 @@ $$;
 
 -- Raises where a user's total has reached the quota. For uploads, whose size nobody knows before they are there.
 create or replace function tensorage.check_room(user_id uuid) returns void
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   allowed bigint := tensorage.quota_of(user_id);
   total numeric := (select u.bytes from tensorage.usage u where u.user_id = check_room.user_id);
@@ -293,7 +293,7 @@ end
 $$;
 
 create or replace function tensorage.count_block() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op = 'UPDATE' and new.user_id = old.user_id then
     perform tensorage.move(new.user_id, new.data_id, octet_length(new.tensor) - octet_length(old.tensor));
@@ -317,7 +317,7 @@ language sql immutable as $$
 $$;
 
 create or replace function tensorage.count_shard() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
     perform tensorage.move(old.user_id, old.data_id,
@@ -339,7 +339,7 @@ language sql immutable as $$
 $$;
 
 create or replace function tensorage.count_entry() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
     perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(old.key, old.attrs, old.dims, old.zarr));
@@ -352,7 +352,7 @@ end
 $$;
 
 create or replace function tensorage.count_answer() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
     perform tensorage.move(old.user_id, 0, -tensorage.row_bytes() - octet_length(old.answer::text));
@@ -366,7 +366,7 @@ $$;
 
 -- An update is none: whoever uses a reservation moves its bytes from there to what is stored.
 create or replace function tensorage.count_reservation() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op = 'INSERT' then
     perform tensorage.move(new.user_id, 0, new.bytes);
@@ -379,12 +379,12 @@ $$;
 
 -- The user whose folder an object of the bucket is in, or null.
 create or replace function tensorage.owner_of_object(object_name text) returns uuid
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select case when object_name ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then left(object_name, 36)::uuid end
 $$;
 
 create or replace function tensorage.move_object(object_name text, bytes bigint) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   owner uuid := tensorage.owner_of_object(object_name);
   folder text := tensorage.folder_of_array(object_name);
@@ -398,7 +398,7 @@ $$;
 -- Storage has a transaction of its own for each upload, which waits for nothing after this: what grows is settled at once,
 -- so that an object that does not fit is refused. What goes, perhaps a thousand at a time, is settled at the end.
 create or replace function tensorage.count_object() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before bigint := 0;
   after bigint := 0;
@@ -424,7 +424,7 @@ $$;
 
 -- For whoever changes the tables past the functions: Storage, cascades, the service role. None of these is refused.
 create or replace function tensorage.settle_at_end() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform tensorage.settle(must_fit => false);
   return null;
@@ -471,7 +471,7 @@ $$;
 
 -- The bytes that a user has stored and reserved, added up from all there is.
 create or replace function tensorage.count_usage(user_id uuid) returns numeric
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select sum(tensorage.row_bytes() + octet_length(t.tensor)::numeric)
                      from public.datasets d join public.tensors t on t.data_id = d.id
                     where d.user_id = count_usage.user_id), 0)
@@ -491,7 +491,7 @@ $$;
 
 -- Sets a user's total to what is there, whatever it was: what it is now.
 create or replace function tensorage.recount(user_id uuid) returns numeric
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   total numeric;
 begin
@@ -524,7 +524,7 @@ revoke all on tensorage.stagings from public, anon, authenticated;
 grant select on tensorage.stagings to service_role;
 
 create or replace function tensorage.check_uncrashed(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from tensorage.stagings s where s.data_id = d.id) then
     raise exception using errcode = 'TS003',
@@ -536,14 +536,14 @@ $$;
 
 -- Begins the writing of a staged dataset: reserves room for its bytes.
 create or replace function tensorage.begin_staging(d public.datasets, bytes numeric) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   insert into tensorage.stagings (data_id) values (d.id);
   insert into tensorage.reservations (data_id, user_id, bytes) values (d.id, d.user_id, begin_staging.bytes)
 $$;
 
 -- Gives back the room that a dataset needs no longer, and has it written no further.
 create or replace function tensorage.end_staging(id bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   delete from tensorage.stagings s where s.data_id = end_staging.id;
   delete from tensorage.reservations r where r.data_id = end_staging.id
 $$;
@@ -551,7 +551,7 @@ $$;
 -- The caller's dataset that an operation has begun before. One that was begun before a crash is given up: whoever begins
 -- again has put nothing into it, or means to put it there again.
 create or replace function tensorage.begun(operation uuid) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -568,7 +568,7 @@ $$;
 -- Inner functions: describing, staging, sweeping --------------------------------------------------------
 
 create or replace function tensorage.describe(d public.datasets) returns json
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', d.owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
     'chunk', d.chunk, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
@@ -579,7 +579,7 @@ $$;
 
 -- Without attributes, dims and metadata, which are looked up again: a million appends would keep a million copies.
 create or replace function tensorage.answered(operation uuid) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is null then
     return null;
@@ -595,7 +595,7 @@ $$;
 -- Keeps an operation's answer, and settles what it stored. Whoever makes room may keep an answer, too: then it need not fit.
 drop function if exists tensorage.answer(uuid, json);
 create or replace function tensorage.answer(operation uuid, answer json, must_fit boolean default true) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
     insert into tensorage.operations (id, user_id, answer)
@@ -614,7 +614,7 @@ $$;
 -- are left. Waits for nobody: those who write what is to be swept may be waiting for the array that this transaction
 -- replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -649,7 +649,7 @@ $$;
 
 -- Gives up the staged appends and assignments of an array that is to be swept, but for those that are being committed.
 create or replace function tensorage.give_up(victim bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   with given_up as (
     update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
      where s.id = any (array(select w.id from public.datasets w
@@ -661,7 +661,7 @@ $$;
 -- Deletes a dataset that nothing is left of. Cascading to the staged appends and assignments of an array would delete
 -- all that these hold at once: they are given up, and swept on their own.
 create or replace function tensorage.delete_swept(victim bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select tensorage.give_up(victim);
   delete from public.datasets d where d.id = victim and not exists (
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)
@@ -669,7 +669,7 @@ $$;
 
 -- Whether the caller has datasets whose objects are to be deleted: 1 or 0.
 create or replace function tensorage.objects_left() returns int
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select count(*)::int from (
     select from public.datasets d
      where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'storage' limit 1) x
@@ -678,7 +678,7 @@ $$;
 -- What a writer is told: the dataset, how many datasets (such as the one it replaced) are left to sweep, and whether
 -- there are objects to delete.
 create or replace function tensorage.describe_and_sweep(d public.datasets) returns json
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select (tensorage.describe(d)::jsonb
           || jsonb_build_object('left', tensorage.sweep(64), 'objects_left', tensorage.objects_left()))::json
 $$;
@@ -686,7 +686,7 @@ $$;
 drop function if exists tensorage.check_append(public.datasets, text, bigint[], text);
 create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text, engine text default 'database') returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if target.id is null and exists (select from public.datasets s
                                     where s.key = check_append.key and s.is_shared and s.state = 'committed') then
@@ -715,7 +715,7 @@ $$;
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims,
 -- operation, append (rows for an array of the database that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   target public.datasets;
@@ -766,14 +766,14 @@ $$;
 -- Bytes that a dataset takes at the most if it is written as declared, in blocks of its chunk; objects are mostly smaller.
 -- 1024 are for the answers of what is done to it.
 create or replace function tensorage.bytes_to_reserve(d public.datasets) returns numeric
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select 1024 + d.nbytes + case d.engine when 'database' then
     tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.chunk) else 0 end
 $$;
 
 -- Metadata of Zarr that a request names, if the shape of a shard can be taken from them.
 create or replace function tensorage.zarr_of(metadata text) returns json
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if metadata is not null and exists (
        select from json_array_elements_text(metadata::json -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') extent
@@ -790,7 +790,7 @@ $$;
 
 -- Shards along each axis, of an array of this shape.
 create or replace function tensorage.shard_grid(zarr json, shape bigint[]) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   extents bigint[] := array(
     select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape')::bigint);
@@ -810,7 +810,7 @@ $$;
 -- The shards that a staged dataset has to have: all of a new array, or those from the first that an append adds to. Of an
 -- assignment, those that it may have.
 create or replace function tensorage.staged_shards(d public.datasets) returns int8range
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
   row_shards bigint := tensorage.elements(grid[2:]);
@@ -829,7 +829,7 @@ $$;
 
 -- How many chunks a shard has at the most, which are no more than its elements.
 create or replace function tensorage.chunks_of_shard(zarr json) returns bigint
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   product bigint := 1;
   extent text;
@@ -844,7 +844,7 @@ $$;
 
 -- The rows of axis 0 that a shard of d holds, as far as the array extends. All of it without axes.
 create or replace function tensorage.rows_of_shard(d public.datasets, number bigint) returns int8range
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
   extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
@@ -860,7 +860,7 @@ $$;
 
 -- Whether this is the name of an object in the folder of a dataset.
 create or replace function tensorage.is_object_of(d public.datasets, object_name text) returns boolean
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
 $$;
 
@@ -868,7 +868,7 @@ $$;
 -- shard, the rows of the array that are in it now, and the name that it had before; and of what it takes the place of,
 -- based_on. Sent twice, they are there once.
 create or replace function tensorage.put_shards(d public.datasets, shards json) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   s record;
   old public.shards;
@@ -932,7 +932,7 @@ $$;
 
 -- Raises unless all shards of a staged dataset are there. None but these can be.
 create or replace function tensorage.check_shards(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   numbers int8range := tensorage.staged_shards(d);
   expected bigint := coalesce(upper(numbers) - lower(numbers), 0);
@@ -951,7 +951,7 @@ $$;
 -- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset
 -- of their own, to be swept.
 create or replace function tensorage.publish_shards(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
@@ -990,7 +990,7 @@ $$;
 -- Cuts the elements of a request into blocks of d. Sent twice, the same blocks stay as they are.
 create or replace function tensorage.insert_blocks(
   d public.datasets, at_index bigint, elements bigint, chunk bigint, request bytea, elements_at int) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if d.engine <> 'database' then
     raise exception using errcode = 'TS006', message = format('%L is kept by engine %L, and not as rows', d.key, d.engine);
@@ -1045,7 +1045,7 @@ $$;
 drop function if exists tensorage.assignable(bigint, bigint);
 create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -1064,7 +1064,7 @@ $$;
 -- A dataset of the caller that is being written, kept from being swept and locked against its commit.
 drop function if exists tensorage.staged(bigint);
 create or replace function tensorage.staged(data_id bigint, engine text default 'database') returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -1090,7 +1090,7 @@ $$;
 -- Functions of the REST API -----------------------------------------------------------------------------
 
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = '' as $$ select 3 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 3 $$;
 
 -- Declares an array that comes in several requests: a staged dataset, to be filled by tensorage_put, or by objects and
 -- tensorage_put_shards.
@@ -1099,7 +1099,7 @@ create or replace function public.tensorage_begin(
   key text, shape bigint[], dtype text, chunk int, engine text default 'database', is_shared boolean default false,
   attrs jsonb default '{}', dims text[] default null, overwrite boolean default false, append boolean default false,
   operation uuid default null, zarr text default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -1123,7 +1123,7 @@ $$;
 drop function if exists public.tensorage_begin_assign(bigint, bigint, uuid);
 create or replace function public.tensorage_begin_assign(
   data_id bigint, version bigint, operation uuid default null, engine text default 'database') returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -1153,7 +1153,7 @@ $$;
 -- and tensorage_put_shards.
 create or replace function public.tensorage_begin_append(
   data_id bigint, shape bigint[], base_rows bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -1191,7 +1191,7 @@ $$;
 
 -- Shards of a staged dataset, whose objects are there. See tensorage.put_shards.
 create or replace function public.tensorage_put_shards(data_id bigint, shards json) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets := tensorage.staged(data_id, 'storage');
 begin
@@ -1206,7 +1206,7 @@ $$;
 drop function if exists public.tensorage_commit(bigint, uuid);
 create or replace function public.tensorage_commit(
   data_id bigint, operation uuid default null, shards json default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -1254,7 +1254,7 @@ $$;
 
 -- Gives up a staged dataset. How many datasets are left to sweep.
 create or replace function public.tensorage_abort(data_id bigint) returns int
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   update public.datasets s set expires_at = '-infinity'
    where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
@@ -1327,7 +1327,7 @@ $$;
 -- requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more, or
 -- none among the next 100,000 shards.
 create or replace function public.tensorage_sweep_objects(max_objects int default 1000) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   room int := least(max_objects, 1000);
   -- A statement has but some seconds: of more shards, another request forgets the rest.
@@ -1387,7 +1387,7 @@ $$;
 
 -- Deletes an array of the caller. {"left": datasets still to be swept, "objects_left": whether objects are}
 create or replace function public.tensorage_remove(key text, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   removed bigint;
