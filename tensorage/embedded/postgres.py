@@ -56,6 +56,9 @@ SETTINGS = {
 #: Names of our processes that may outlive a killed server.
 _PROGRAMS = frozenset({"postgres", "initdb", "setpriv"})
 
+#: Unix sockets of PostgreSQL in its data folder, and their lock files.
+_SOCKET_FILES = ".s.PGSQL.*"
+
 #: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
 _MAX_SOCKET_NAME_BYTES = 103
 
@@ -285,9 +288,10 @@ def stop_leftovers(data: Path) -> None:
     Only for the holder of the folder's lock.
     """
     _remove_unfinished(_unfinished(data))
-    pid_file = data / "postmaster.pid"
-    if not pid_file.exists():
+    if not data.exists():
         return
+    pid_file = data / "postmaster.pid"
+    # Looked for even without that file: a postmaster whose server was killed may not have written it yet.
     running = _processes_of(data)
     postmaster = [process for process in running if str(process.pid) == _first_line(pid_file)]
     for stop_signal, targets, patience_s in (
@@ -301,9 +305,10 @@ def stop_leftovers(data: Path) -> None:
     if running:
         pids = ", ".join(str(process.pid) for process in running)
         raise PostgresError(f"processes {pids} of an earlier PostgreSQL in {data} cannot be stopped")
-    # Nothing of this folder runs, so that the file is stale, even where its pid is now somebody else's:
-    # PostgreSQL would take that for a postmaster.
-    pid_file.unlink(missing_ok=True)
+    # Nothing of this folder runs, so that these files are stale, even where their pid is now somebody else's or
+    # waits as a zombie: PostgreSQL would take either for a postmaster. Sockets may be of any earlier port.
+    for stale in (pid_file, *data.glob(_SOCKET_FILES)):
+        stale.unlink(missing_ok=True)
 
 
 def _unfinished(data: Path) -> Path:
