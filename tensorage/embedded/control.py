@@ -19,6 +19,7 @@ from tensorage.embedded.folder import DataFolder, EmbeddedError, Secrets, Server
 from tensorage.embedded.postgres import HOST, SUPERUSER, has_ended, stop_leftovers
 
 _POLL_S = 0.01
+_HEALTH_TIMEOUT_S = 10.0
 #: A process of the same pid that began at another time is another process.
 _SAME_TIME_S = 1.0
 
@@ -126,7 +127,7 @@ def start(
         process: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
             state = _live_state(folder)
-            if state is not None and state.ready:
+            if state is not None and state.ready and _is_healthy(state):
                 if process is not None and process.pid != state.pid:
                     # Another server was on its way, unseen: ours would wait for its place.
                     process.terminate()
@@ -266,6 +267,20 @@ def _take_note_of_end(process: psutil.Process) -> None:
     """Let go of a process that has ended: if it was a child of ours, nobody else will."""
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(timeout=0)
+
+
+def _is_healthy(state: ServerState) -> bool:
+    """Whether the server answers, and its PostgreSQL does: that one may have died, and be on its way back."""
+    import http.client
+
+    connection = http.client.HTTPConnection(HOST, state.api_port, timeout=_HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _running(folder: DataFolder, state: ServerState) -> Running:

@@ -158,7 +158,7 @@ class _Service:
                 await self._cluster.create()
                 await self._start_cluster(last.postgres)
                 await loading
-                await self._prepare_database()
+                await self._prepare_database_whatever_happens()
                 await self._serve_http(listener, replace(state, postgres_port=self._cluster.port, ready=True))
             finally:
                 self._folder.remove_state()
@@ -174,6 +174,24 @@ class _Service:
             if (another := free_port(port)) == port:
                 raise
             await self._cluster.start(another)
+
+    async def _prepare_database_whatever_happens(self) -> None:
+        """Prepare it, once more where PostgreSQL is killed meanwhile: each step is done as a whole or not at all."""
+        from tensorage.embedded.database import is_outage
+
+        for attempt in range(1, _RESTARTS + 1):
+            try:
+                await self._prepare_database()
+            except Exception as error:
+                if not is_outage(error) or attempt == _RESTARTS:
+                    raise
+                log.warning(
+                    "PostgreSQL was lost while its database was prepared, starting it again: %s", error
+                )
+                await self._cluster.stop()
+                await self._start_cluster(self._cluster.port)
+            else:
+                return
 
     async def _prepare_database(self) -> None:
         from tensorage.embedded.migrate import bootstrap, migrate

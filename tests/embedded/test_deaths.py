@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -71,11 +73,15 @@ class Backend:
 
     @property
     def postmaster(self) -> psutil.Process:
-        return psutil.Process(int((self.data_dir / "postgres" / "postmaster.pid").read_text().split()[0]))
+        return postmaster_of(self.data_dir)
 
     def _execute(self, sql: str) -> None:
         with psycopg.connect(self.running.db_url, autocommit=True) as connection:
             connection.execute(sql)
+
+
+def postmaster_of(data_dir: Path) -> psutil.Process:
+    return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0]))
 
 
 def sockets(data_dir: Path) -> set[str]:
@@ -158,3 +164,107 @@ def test_a_postmaster_without_its_pid_file_is_stopped(
     postgres.stop_leftovers(data_dir / "postgres")
     assert all(has_ended(process) for process in [orphan, *children])
     backend.start_again()
+
+
+# PostgreSQL alone
+
+
+def test_who_starts_while_postgresql_is_away_waits_for_it(data_dir: Path) -> None:
+    backend = Backend(data_dir)
+    server = backend.server
+    for _ in range(2):
+        kill(backend.postmaster)
+        backend.start_again()
+    assert backend.server == server
+
+
+@pytest.mark.parametrize("moment", ["roles", "migrations"])
+def test_postgresql_killed_while_its_database_is_prepared(data_dir: Path, moment: str) -> None:
+    """The start that is on its way succeeds."""
+    said = {"roles": "ready to accept connections", "migrations": "made the roles"}[moment]
+    with ThreadPoolExecutor(1) as starter:
+        starting = starter.submit(Backend, data_dir)
+        until(lambda: said in log_of(data_dir))
+        postmaster_of(data_dir).kill()
+        backend = starting.result()
+    kill(backend.postmaster)
+    backend.start_again()
+
+
+def log_of(data_dir: Path) -> str:
+    log = data_dir / "server.log"
+    return log.read_text() if log.exists() else ""
+
+
+@contextlib.contextmanager
+def outage(backend: Backend) -> Iterator[None]:
+    """PostgreSQL is away: one of its processes does not end, and the server waits some seconds before it kills it."""
+    postmaster = backend.postmaster
+    stuck = postmaster.children()[0]
+    stuck.suspend()
+    kill(postmaster)
+    yield
+    assert not has_ended(stuck), "the outage was over before the requests had been made"
+    until(lambda: httpx.get(f"{backend.running.api_url}/health").status_code == 200)
+
+
+def test_an_outage_is_told_in_the_words_of_each_api(data_dir: Path) -> None:
+    backend = Backend(data_dir)
+    with httpx.Client(base_url=backend.running.api_url, timeout=PATIENCE_S) as http:
+        http.headers.update(
+            {
+                "apikey": backend.running.anon_key,
+                "Authorization": f"Bearer {backend.running.service_role_key}",
+            }
+        )
+        credentials = {"email": "a@example.com", "password": "password-7"}
+        session = http.post("/auth/v1/signup", json=credentials).json()
+        file = "/storage/v1/object/tensors/somebody/file"
+        assert http.post(file, content=b"old").status_code == 200
+        files = stored_files(data_dir)
+        # The second of each finds a pool whose connections are known to be lost.
+        with outage(backend):
+            for _ in range(2):
+                rest = http.get("/rest/v1/datasets?limit=0")
+                assert (rest.status_code, rest.json()["code"][:5]) == (503, "PGRST")
+                for answer in (
+                    http.post("/auth/v1/token?grant_type=password", json=credentials),
+                    http.post(
+                        "/auth/v1/token?grant_type=refresh_token",
+                        json={"refresh_token": session["refresh_token"]},
+                    ),
+                    http.post("/auth/v1/signup", json=credentials),
+                    http.get("/auth/v1/user", headers={"Authorization": f"Bearer {session['access_token']}"}),
+                ):
+                    assert answer.status_code == 503, answer.text
+                    assert answer.json()["error_code"] == "unexpected_failure"
+                for answer in (
+                    http.get(file),
+                    http.post(file, content=b"new", headers={"x-upsert": "true"}),
+                    http.put(file, content=b"new"),
+                    http.request(
+                        "DELETE", "/storage/v1/object/tensors", json={"prefixes": ["somebody/file"]}
+                    ),
+                    http.post("/storage/v1/object/list/tensors", json={"prefix": ""}),
+                    http.post(
+                        "/storage/v1/object/copy",
+                        json={
+                            "bucketId": "tensors",
+                            "sourceKey": "somebody/file",
+                            "destinationKey": "somebody/copy",
+                        },
+                    ),
+                    http.post("/storage/v1/object/sign/tensors/somebody/file", json={"expiresIn": 60}),
+                    http.get("/storage/v1/bucket"),
+                ):
+                    assert answer.status_code == 503, (answer.request, answer.text)
+                    assert (answer.json()["statusCode"], answer.json()["code"]) == ("503", "DatabaseError")
+                assert http.get("/health").status_code == 503
+        assert http.get(file).content == b"old"
+        # No content of a refused upload is kept.
+        assert stored_files(data_dir) == files
+        assert http.post("/auth/v1/token?grant_type=password", json=credentials).status_code == 200
+
+
+def stored_files(data_dir: Path) -> set[Path]:
+    return {path for path in (data_dir / "storage").rglob("*") if path.is_file()}
