@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from tensorage.embedded import lifetime
 from tensorage.embedded.folder import DataFolder, EmbeddedError, Secrets, ServerState
 from tensorage.embedded.postgres import HOST, SUPERUSER, has_ended, stop_leftovers
 
@@ -92,6 +93,7 @@ def start(
     timeout_s: float = 60.0,
     jwt_lifetime_s: int | None = None,
     postgres_bin: str | os.PathLike[str] | None = None,
+    ends_with: int | None = None,
 ) -> Running:
     """Start the server of a data folder, or join it where it runs.
 
@@ -108,11 +110,14 @@ def start(
     postgres_bin
         Folder of another PostgreSQL's programs, 15 to 18; by default that of the extra ``local``. A data folder works
         with the major version that made it. A server that already runs keeps its own.
+    ends_with
+        Process (its pid) with which the server ends, even if that is killed: ``os.getpid()`` for this one. By default
+        the one that ``TENSORAGE_ENDS_WITH`` names, or none. A server that already runs ends as its own starter said.
 
     Returns
     -------
     Running
-        The server. It outlives this process, until :func:`stop`.
+        The server. It outlives this process, until :func:`stop`, unless `ends_with` says otherwise.
 
     Raises
     ------
@@ -120,7 +125,10 @@ def start(
         The folder cannot be used.
     StartError
         The server did not start, or runs with another port or lifetime than asked for.
+    LifetimeError
+        The process with which it is to end does not run.
     """
+    companion = lifetime.companion(ends_with)
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
     with _control(folder, timeout_s):
@@ -136,7 +144,7 @@ def start(
                 _check_as_asked(running, port, jwt_lifetime_s)
                 return running
             if process is None and state is None:
-                process = _spawn(folder, port, jwt_lifetime_s, postgres_bin)
+                process = _spawn(folder, port, jwt_lifetime_s, postgres_bin, companion)
             elif process is not None and process.poll() is not None and state is None:
                 raise StartError(_why_it_ended(folder, process))
             time.sleep(_POLL_S)
@@ -207,6 +215,7 @@ def _spawn(
     port: int | None,
     jwt_lifetime_s: int | None,
     postgres_bin: str | os.PathLike[str] | None,
+    companion: lifetime.Companion | None,
 ) -> subprocess.Popen[bytes]:
     # -P: a module in the current folder must not stand in for one that the server imports.
     command = [sys.executable, "-P", "-m", "tensorage.embedded", "--data-dir", str(folder.path)]
@@ -216,6 +225,8 @@ def _spawn(
         command += ["--jwt-lifetime", str(jwt_lifetime_s)]
     if postgres_bin is not None:
         command += ["--postgres-bin", os.fspath(Path(postgres_bin).absolute())]
+    if companion is not None:
+        command += ["--ends-with", str(companion.pid), "--began-at", repr(companion.create_time)]
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
         return _Detached(

@@ -22,6 +22,7 @@ from filelock import Timeout
 
 from tensorage.embedded import memory
 from tensorage.embedded.folder import DataFolder, EmbeddedError, Ports, Secrets, ServerState
+from tensorage.embedded.lifetime import Companion, wait_for_end
 from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, PostgresError, free_port
 from tensorage.migrations import migration_files
 
@@ -65,6 +66,8 @@ class Options:
         Log to the terminal, too.
     bin_dir
         Programs of another PostgreSQL than the one that the extra ``local`` installs.
+    ends_with
+        Process with which the server ends, even if that is killed.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -72,6 +75,7 @@ class Options:
     jwt_lifetime_s: int = DEFAULT_JWT_LIFETIME_S
     foreground: bool = False
     bin_dir: Path | None = None
+    ends_with: Companion | None = None
 
 
 def run(options: Options) -> None:
@@ -83,6 +87,8 @@ def run(options: Options) -> None:
         It could not start, or PostgreSQL failed for good.
     """
     memory.keep_memory()
+    # Before anything is made: a server whose companion has ended is wanted by nobody.
+    companion = options.ends_with.process() if options.ends_with else None
     folder = DataFolder.open(options.data_dir)
     try:
         with (
@@ -90,7 +96,7 @@ def run(options: Options) -> None:
             _logging(folder) as terminal,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            runner.run(_Service(folder, options, terminal).run())
+            runner.run(_Service(folder, options, terminal).run(companion))
     except Timeout as error:
         raise ServerError(f"another server holds the data folder {folder.path}") from error
     except OSError as error:
@@ -114,17 +120,26 @@ class _Service:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
-    async def run(self) -> None:
+    async def run(self, companion: psutil.Process | None) -> None:
         loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._serve())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        watch = asyncio.create_task(self._end_with(companion)) if companion else None
         try:
             await self._task
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
+        finally:
+            if watch is not None:
+                watch.cancel()
         log.info("stopped")
+
+    async def _end_with(self, companion: psutil.Process) -> None:
+        await wait_for_end(companion)
+        log.info("process %s has ended, and with it this server", companion.pid)
+        self._stop()
 
     def _stop(self) -> None:
         """Begin to stop; told again, do not wait for requests to end."""
