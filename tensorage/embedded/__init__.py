@@ -9,6 +9,7 @@ Modules
 -------
 folder      the data folder: its files, its secrets, its locks
 postgres    the PostgreSQL cluster in it: initdb, start, stop, roles
+segments    removes the shared memory of a cluster that was killed
 migrate     applies ``supabase/migrations`` as hosted Supabase's ``postgres`` role would
 server      the process that owns the cluster and serves HTTP (``python -m tensorage.embedded``)
 control     starts, joins, stops and resets that process from any other one

@@ -167,10 +167,12 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     Returns
     -------
     bool
-        False where none ran.
+        False where none ran. What a killed one left behind is stopped all the same.
 
     Raises
     ------
+    PostgresError
+        Processes that a killed server left cannot be stopped.
     StopError
         It still runs after `timeout_s` seconds.
     """
@@ -178,7 +180,11 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     if folder is None:
         return False
     with _control(folder, timeout_s):
-        return _stop(folder, timeout_s)
+        stopped = _stop(folder, timeout_s)
+        # A killed server may have left PostgreSQL behind. Whoever holds the lock is about to end by itself.
+        with contextlib.suppress(Timeout), folder.server_lock().acquire(timeout=0):
+            stop_leftovers(folder.postgres_dir, starts_again=False)
+        return stopped
 
 
 def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 60.0) -> bool:
@@ -196,7 +202,7 @@ def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 
         _stop(folder, timeout_s)
         try:
             with folder.server_lock().acquire(timeout=timeout_s):
-                stop_leftovers(folder.postgres_dir)
+                stop_leftovers(folder.postgres_dir, starts_again=False)
                 folder.remove()
         except Timeout as error:
             raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from tensorage.embedded import memory
+from tensorage.embedded import memory, segments
 from tensorage.embedded.folder import EmbeddedError, sync_names, write_private
 
 log = logging.getLogger(__name__)
@@ -282,10 +282,15 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def stop_leftovers(data: Path) -> None:
+def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
     """Stop what still runs on a cluster whose server is dead, or makes one for it.
 
     Only for the holder of the folder's lock.
+
+    Parameters
+    ----------
+    starts_again
+        If false, the shared memory of a killed cluster goes as well, which its next start would remove.
     """
     _remove_unfinished(_unfinished(data))
     if not data.exists():
@@ -305,6 +310,8 @@ def stop_leftovers(data: Path) -> None:
     if running:
         pids = ", ".join(str(process.pid) for process in running)
         raise PostgresError(f"processes {pids} of an earlier PostgreSQL in {data} cannot be stopped")
+    if not starts_again:
+        segments.release(pid_file)
     # Nothing of this folder runs, so that these files are stale, even where their pid is now somebody else's or
     # waits as a zombie: PostgreSQL would take either for a postmaster. Sockets may be of any earlier port.
     for stale in (pid_file, *data.glob(_SOCKET_FILES)):

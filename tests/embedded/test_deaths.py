@@ -6,9 +6,11 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -45,6 +47,9 @@ class Backend:
     def __init__(self, data_dir: Path, postgres_bin: Path | None = None) -> None:
         self.data_dir = data_dir
         self._postgres_bin = postgres_bin
+        self.begin()
+
+    def begin(self) -> None:
         self._rows = 0
         self.running = self.start()
         self._execute("create table public.starts (n int)")
@@ -96,10 +101,11 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def kill(*processes: psutil.Process) -> None:
-    """Kill at once, and wait until the last has ended."""
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    """Kill all at once, so that none does anything on another's death, and wait until the last has ended."""
+    for act in (psutil.Process.suspend, psutil.Process.kill):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                act(process)
     until(lambda: all(has_ended(process) for process in processes))
 
 
@@ -268,3 +274,61 @@ def test_an_outage_is_told_in_the_words_of_each_api(data_dir: Path) -> None:
 
 def stored_files(data_dir: Path) -> set[Path]:
     return {path for path in (data_dir / "storage").rglob("*") if path.is_file()}
+
+
+# Leftovers outside the folder
+
+
+@dataclass(frozen=True)
+class SharedMemory:
+    """Segments of a running cluster."""
+
+    system_v: str
+    posix: frozenset[Path]
+
+    @classmethod
+    def of(cls, data_dir: Path) -> SharedMemory:
+        system_v = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[6].split()[1]
+        mapped = set()
+        for process in [postmaster_of(data_dir), *postmaster_of(data_dir).children()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                mapped |= {Path(part.path) for part in process.memory_maps()}
+        return cls(system_v, frozenset(path for path in mapped if path.parent == Path("/dev/shm")))
+
+    def left(self) -> set[str | Path]:
+        listed = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+        left = {self.system_v} & {line.split()[1] for line in listed}
+        return left | {path for path in self.posix if path.exists()}
+
+
+def sleep_in_parallel(backend: Backend) -> None:
+    """A query whose worker needs a segment, which is not one of those that every cluster has."""
+    with (
+        contextlib.suppress(psycopg.OperationalError),
+        psycopg.connect(backend.running.superuser_url, autocommit=True) as connection,
+    ):
+        name = "debug_parallel_query" if connection.info.server_version >= 160000 else "force_parallel_mode"
+        connection.execute(f"set {name} = on")
+        connection.execute("select pg_sleep(600)")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is looked for in Linux's own files")
+@pytest.mark.parametrize("end", [control.start, control.stop, control.reset])
+def test_shared_memory_of_the_killed_does_not_pile_up(
+    of_version: Backend, end: Callable[..., object]
+) -> None:
+    of_version.start_again()
+    usual = SharedMemory.of(of_version.data_dir)
+    with ThreadPoolExecutor(1) as query:
+        query.submit(sleep_in_parallel, of_version)
+        until(lambda: len(SharedMemory.of(of_version.data_dir).posix) > len(usual.posix))
+        killed = SharedMemory.of(of_version.data_dir)
+        kill(*everything(of_version))
+    assert killed.left() == {killed.system_v, *killed.posix}
+    if end is control.start:
+        of_version.start_again()
+    else:
+        end(of_version.data_dir)
+    assert killed.left() == set()
+    if end is control.reset:
+        of_version.begin()
