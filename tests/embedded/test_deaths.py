@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -47,9 +48,6 @@ class Backend:
     def __init__(self, data_dir: Path, postgres_bin: Path | None = None) -> None:
         self.data_dir = data_dir
         self._postgres_bin = postgres_bin
-        self.begin()
-
-    def begin(self) -> None:
         self._rows = 0
         self.running = self.start()
         self._execute("create table public.starts (n int)")
@@ -122,9 +120,63 @@ DEATHS: dict[str, Callable[[Backend], None]] = {
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_starts_again_with_what_was_committed(of_version: Backend, death: str) -> None:
-    for _ in range(2):
-        DEATHS[death](of_version)
-        of_version.start_again()
+    DEATHS[death](of_version)
+    of_version.start_again()
+
+
+def test_killed_while_clients_write(of_version: Backend) -> None:
+    """Every insert that was acknowledged is there, whatever else is."""
+    url = of_version.running.db_url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("create table if not exists public.written (n int)")
+    acknowledged: list[int] = []
+
+    def write(first: int) -> None:
+        with (
+            contextlib.suppress(psycopg.OperationalError),
+            psycopg.connect(url, autocommit=True) as connection,
+        ):
+            for n in itertools.count(first, 2):
+                connection.execute("insert into public.written values (%s)", [n])
+                acknowledged.append(n)
+
+    with ThreadPoolExecutor(2) as writers:
+        writing = [writers.submit(write, first) for first in (0, 1)]
+        until(lambda: len(acknowledged) > 50)
+        kill(*everything(of_version))
+    for writer in writing:
+        writer.result()
+    of_version.start_again()
+    with psycopg.connect(of_version.running.db_url, autocommit=True) as connection:
+        kept = {n for (n,) in connection.execute("select n from public.written")}
+        connection.execute("drop table public.written")
+    assert set(acknowledged) <= kept
+
+
+STARTS = "import sys; from tensorage.embedded import control; control.start(sys.argv[1])"
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("secrets.json", "postgres.new/PG_VERSION"),
+        ("postgres.new/base/1/PG_VERSION", "postgres/PG_VERSION"),
+        ("postgres/postmaster.pid", "postgres/postmaster.pid"),
+        ("server.json", "postgres/postmaster.pid"),
+    ],
+    ids=" then ".join,
+)
+def test_killed_twice_while_it_starts(data_dir: Path, moment: tuple[str, str]) -> None:
+    for name, is_starter_killed in zip(moment, (False, True), strict=True):
+        (data_dir / "postgres" / "postmaster.pid").unlink(missing_ok=True)
+        with subprocess.Popen([sys.executable, "-c", STARTS, data_dir], stderr=subprocess.DEVNULL) as starter:
+            until((data_dir / name).exists)
+            started = psutil.Process(starter.pid)
+            below = started.children(recursive=True)
+            kill(*([started] if is_starter_killed else []), *below)
+    backend = Backend(data_dir)
+    backend.start_again()
+    assert not list(data_dir.glob("postgres.new*"))
 
 
 def test_the_pid_of_a_bystander_is_no_postmaster(data_dir: Path) -> None:
@@ -313,7 +365,7 @@ def sleep_in_parallel(backend: Backend) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is looked for in Linux's own files")
-@pytest.mark.parametrize("end", [control.start, control.stop, control.reset])
+@pytest.mark.parametrize("end", [control.start, control.stop])
 def test_shared_memory_of_the_killed_does_not_pile_up(
     of_version: Backend, end: Callable[..., object]
 ) -> None:
@@ -330,5 +382,3 @@ def test_shared_memory_of_the_killed_does_not_pile_up(
     else:
         end(of_version.data_dir)
     assert killed.left() == set()
-    if end is control.reset:
-        of_version.begin()
