@@ -21,6 +21,7 @@ from tensorage.embedded.postgres import HOST, SUPERUSER, has_ended, stop_leftove
 
 _POLL_S = 0.01
 _HEALTH_TIMEOUT_S = 10.0
+_LOCK_POLL_S = 0.1
 #: A process of the same pid that began at another time is another process.
 _SAME_TIME_S = 1.0
 
@@ -179,11 +180,7 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s):
-        stopped = _stop(folder, timeout_s)
-        # A killed server may have left PostgreSQL behind. Whoever holds the lock is about to end by itself.
-        with contextlib.suppress(Timeout), folder.server_lock().acquire(timeout=0):
-            stop_leftovers(folder.postgres_dir, starts_again=False)
+    with _control(folder, timeout_s), _held(folder, timeout_s) as stopped:
         return stopped
 
 
@@ -198,15 +195,31 @@ def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s):
-        _stop(folder, timeout_s)
-        try:
-            with folder.server_lock().acquire(timeout=timeout_s):
-                stop_leftovers(folder.postgres_dir, starts_again=False)
-                folder.remove()
-        except Timeout as error:
-            raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error
+    with _control(folder, timeout_s), _held(folder, timeout_s):
+        folder.remove()
     return True
+
+
+@contextmanager
+def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
+    """Keep the folder from every server, while nothing of one runs. Yields whether one had to be stopped."""
+    lock, deadline, stopped = folder.server_lock(), time.monotonic() + timeout_s, False
+    while True:
+        stopped |= _stop(folder, timeout_s)
+        try:
+            lock.acquire(timeout=_LOCK_POLL_S)
+        except Timeout as error:
+            # Threads of a killed server outlive its pid for a moment; one that starts will soon say where it is.
+            if time.monotonic() > deadline:
+                raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error
+        else:
+            break
+    try:
+        # What a killed server left.
+        stop_leftovers(folder.postgres_dir, starts_again=False)
+        yield stopped
+    finally:
+        lock.release()
 
 
 class _Detached(subprocess.Popen[bytes]):
