@@ -76,6 +76,8 @@ def local(
     data_dir: str | os.PathLike[str] | None = None,
     email: str | None = None,
     password: str | None = None,
+    *,
+    keep_running: bool = True,
 ) -> BackendSession:
     """Start, or join, the embedded backend of a data folder, and log in to it.
 
@@ -89,6 +91,9 @@ def local(
         Folder of the backend; by default one of this user of the machine.
     email, password
         Who logs in; registered if need be. By default a user that is made with the folder.
+    keep_running
+        If false, a backend that this call starts ends with this process, even if that is killed; its data stays.
+        One that runs already goes on as whoever started it said.
 
     Returns
     -------
@@ -106,7 +111,7 @@ def local(
         raise ConfigurationError(
             "give an e-mail and a password, or neither: the folder has a user of its own"
         )
-    running = control.start(data_dir)
+    running = control.start(data_dir, ends_with=None if keep_running else os.getpid())
     session = BackendSession(
         email or running.email, password or running.password, running.api_url, running.anon_key
     )

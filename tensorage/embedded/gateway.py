@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from tensorage.embedded.auth import AuthApi
-from tensorage.embedded.database import Database
+from tensorage.embedded.database import Database, is_outage
 from tensorage.embedded.rest import RestApi
 from tensorage.embedded.storage import StorageApi
 from tensorage.embedded.tokens import Tokens
@@ -74,6 +74,13 @@ def build_app(settings: Settings) -> Starlette:
             await auth_database.close()
 
     async def health(_request: Request) -> JSONResponse:
+        try:
+            async with rest_database.connection() as connection:
+                await connection.execute("select 1")
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            return JSONResponse({"name": "tensorage", "status": "its database is down"}, 503)
         return JSONResponse({"name": "tensorage", "status": "ok"})
 
     return Starlette(

@@ -28,7 +28,7 @@ from tensorage.embedded.auth.answers import (
 )
 from tensorage.embedded.auth.bearer import Bearer, read_bearer, session_not_found
 from tensorage.embedded.auth.params import Params, checked_email, read_params
-from tensorage.embedded.database import Database
+from tensorage.embedded.database import Database, UnreachableError, is_outage
 from tensorage.embedded.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class AuthApi:
                 ClientDisconnect: _answer_nobody,
                 asyncpg.PostgresError: _answer_database_error,
                 asyncpg.InterfaceError: _answer_database_error,
+                asyncpg.InternalClientError: _answer_database_error,
                 OSError: _answer_database_error,
                 Exception: _answer_fault,
             },
@@ -316,8 +317,13 @@ async def _answer_nobody(_request: Request, _error: Exception) -> Response:
 
 async def _answer_database_error(request: Request, error: Exception) -> Response:
     # Neither the error's details nor its trace: they may quote values, such as a token.
-    sqlstate = getattr(error, "sqlstate", None)
-    logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(error).__name__, sqlstate)
+    cause = error.__cause__ if isinstance(error, UnreachableError) else error
+    sqlstate = getattr(cause, "sqlstate", None)
+    logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(cause).__name__, sqlstate)
+    if is_outage(error):
+        # Clients repeat a 503. After a 500 the SDK gives up renewing its token, and the user is logged out.
+        refusal = AuthError(503, "unexpected_failure", "The connection to the database was lost")
+        return error_answer(refusal, request.headers.get(API_VERSION_HEADER))
     return await _answer_fault(request, error)
 
 

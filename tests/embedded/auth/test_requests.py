@@ -178,7 +178,7 @@ class TestSecretsStaySecret:
                     assert not [secret for secret in secrets if secret in repr(thing)]
                 # And when the database is gone.
                 database._pool.terminate()
-                refused(await http.post("/signup", json=body), 500, "unexpected_failure")
+                refused(await http.post("/signup", json=body), 503, "unexpected_failure")
                 await database.close()
                 refused(await http.post("/signup", json=body), 500, "unexpected_failure")
 
