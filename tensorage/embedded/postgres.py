@@ -14,6 +14,7 @@ import logging
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -356,11 +357,13 @@ def _user_to_run_as(data: Path) -> tuple[int, int] | None:
     """User and group that PostgreSQL must run as, where that cannot be ourselves."""
     if os.geteuid() != 0:
         return None
-    owner = data.stat()
-    if owner.st_uid != 0:
-        # Somebody's own cluster, now used by root: PostgreSQL wants to be its owner.
-        return owner.st_uid, owner.st_gid
-    nobody = pwd.getpwnam("nobody")
+    nobody, owner = pwd.getpwnam("nobody"), data.stat().st_uid
+    if owner not in (0, nobody.pw_uid):
+        # Its configuration names programs to run, and they would run with more rights than their owner has.
+        raise PostgresError(
+            f"the database in {data} belongs to another user (uid {owner}), and root does not run it: work as that "
+            f"user, or take it over with `chown -R nobody {shlex.quote(str(data))}` if you trust all that is in it"
+        )
     return nobody.pw_uid, nobody.pw_gid
 
 
