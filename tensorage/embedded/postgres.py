@@ -60,6 +60,10 @@ _PROGRAMS = frozenset({"postgres", "initdb", "setpriv"})
 #: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
 _MAX_SOCKET_NAME_BYTES = 103
 
+#: Variables that PostgreSQL's programs get, and the beginnings of those that the system loads libraries by.
+_INHERITED = frozenset({"PATH", "HOME", "TMPDIR", "TZ"})
+_LOADERS = ("LD_", "DYLD_")
+
 _POLL_S = 0.01
 _FAST_SHUTDOWN_S = 20.0
 _IMMEDIATE_SHUTDOWN_S = 5.0
@@ -392,6 +396,11 @@ def _run_as(data: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Our environment without the variables that would tell PostgreSQL another folder or port."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Variables that programs need to run: not those that hold secrets, or name another folder or port to PostgreSQL.
+
+    As root it runs as nobody, whose processes may look at each other's environment.
+    """
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_LOADERS)
+    }
     return {**inherited, **memory.ENVIRONMENT, "LC_ALL": "C"}
