@@ -99,10 +99,13 @@ class TestTheNextToken:
         # One for each life of a token, and not for each process.
         assert refreshes <= 8
 
-    def test_comes_from_the_process_that_pickled(self, session: BackendSession, events: Events) -> None:
+    @pytest.mark.parametrize("kind", ["spawn", "forkserver"])
+    def test_comes_from_the_process_that_pickled(
+        self, session: BackendSession, events: Events, kind: str
+    ) -> None:
         store = session()
         store["x"] = np.arange(10)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context(kind).Pool(1) as pool:
             assert int(pool.apply(read_across_expiry, (store.open("x"),))) == 3
         assert events()[0] == 1
 
