@@ -65,7 +65,8 @@ def _read(path: Path, names: frozenset[str]) -> DotEnv | None:
         flaw = flaw_of_file(path, status)
         if flaw is None or not flaw.is_foreign:
             flaw = flaw_on_way(path) or flaw
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        # In a folder above that this user may not enter, there is no file for this user either.
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -75,7 +76,7 @@ def _read(path: Path, names: frozenset[str]) -> DotEnv | None:
     try:
         with path.open("rb") as file:
             # Nobody else can have put another file there since it was looked at.
-            return DotEnv(path, _parsed(file.read()))
+            return DotEnv(path, _parsed(file.read().decode("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 
@@ -103,14 +104,14 @@ def _names_in(path: Path) -> frozenset[str]:
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return frozenset()
-            return frozenset(_parsed(file.read(_MAX_DOUBTFUL_BYTES)))
-    except (OSError, UnicodeDecodeError):
-        # Nothing of such a file would have been used either.
+            return frozenset(_parsed(file.read(_MAX_DOUBTFUL_BYTES).decode("utf-8", "replace")))
+    except OSError:
+        # It could not have been used either.
         return frozenset()
 
 
-def _parsed(content: bytes) -> dict[str, str]:
-    values = dotenv_values(stream=StringIO(content.decode("utf-8")), interpolate=False)
+def _parsed(text: str) -> dict[str, str]:
+    values = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in values.items() if value}
 
 

@@ -158,6 +158,21 @@ class TestDotEnv:
         with pytest.raises(ConfigurationError, match=r"\.env cannot be read"):
             configure()
 
+    @others.needs_root
+    def test_folders_above_that_cannot_be_entered(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(folder.parent / ".env", backend_url=OURS)
+        folder.parent.chmod(0o700)
+        monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
+        assert others.fork_as_other(lambda: repr(configure()))() == repr(Configuration())
+
+    def test_a_long_file_that_others_can_write_is_refused(self, folder: Path) -> None:
+        (folder / ".env").write_bytes(b"SUPABASE_URL=https://theirs.example\n#" + "\u20ac".encode() * 2**19)
+        (folder / ".env").chmod(0o666)
+        with pytest.raises(ConfigurationError, match="sets SUPABASE_URL and is not read"):
+            configure()
+
     def test_a_working_directory_that_is_gone(self, folder: Path) -> None:
         folder.rmdir()
         assert configure() == Configuration()
