@@ -58,15 +58,19 @@ def link_to(
     """Remember a project for this user of the machine: later sessions need no arguments.
 
     The file is readable by this user of the machine only (mode 0600). It holds the e-mail and the password
-    if they are given.
+    if they are given. They are used with this URL only: see `tensorage.config`.
 
     Returns
     -------
     TensorStore or None
         The store, if an e-mail and a password are given: they are tried before anything is saved.
+
+    Raises
+    ------
+    ConfigurationError
+        If the URL is none, or if others could replace the file.
     """
-    if not backend_url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"the backend URL {backend_url!r} does not begin with https:// or http://")
+    config.check_url(backend_url)
     store = login(email, password, backend_url, backend_key) if email and password else None
     config.save(config.Configuration(backend_url, backend_key, email, password))
     return store

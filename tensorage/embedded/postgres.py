@@ -14,6 +14,7 @@ import logging
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -61,6 +62,10 @@ _SOCKET_FILES = ".s.PGSQL.*"
 
 #: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
 _MAX_SOCKET_NAME_BYTES = 103
+
+#: Variables that PostgreSQL's programs get, and the beginnings of those that the system loads libraries by.
+_INHERITED = frozenset({"PATH", "HOME", "TMPDIR", "TZ"})
+_LOADERS = ("LD_", "DYLD_")
 
 _POLL_S = 0.01
 _FAST_SHUTDOWN_S = 20.0
@@ -373,11 +378,13 @@ def _user_to_run_as(data: Path) -> tuple[int, int] | None:
     """User and group that PostgreSQL must run as, where that cannot be ourselves."""
     if os.geteuid() != 0:
         return None
-    owner = data.stat()
-    if owner.st_uid != 0:
-        # Somebody's own cluster, now used by root: PostgreSQL wants to be its owner.
-        return owner.st_uid, owner.st_gid
-    nobody = pwd.getpwnam("nobody")
+    nobody, owner = pwd.getpwnam("nobody"), data.stat().st_uid
+    if owner not in (0, nobody.pw_uid):
+        # Its configuration names programs to run, and they would run with more rights than their owner has.
+        raise PostgresError(
+            f"the database in {data} belongs to another user (uid {owner}), and root does not run it: work as that "
+            f"user, or take it over with `chown -R nobody {shlex.quote(str(data))}` if you trust all that is in it"
+        )
     return nobody.pw_uid, nobody.pw_gid
 
 
@@ -406,6 +413,11 @@ def _run_as(data: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Our environment without the variables that would tell PostgreSQL another folder or port."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Variables that programs need to run: not those that hold secrets, or name another folder or port to PostgreSQL.
+
+    As root it runs as nobody, whose processes may look at each other's environment.
+    """
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_LOADERS)
+    }
     return {**inherited, **memory.ENVIRONMENT, "LC_ALL": "C"}
