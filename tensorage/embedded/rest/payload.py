@@ -154,26 +154,30 @@ def _look(value: Any) -> JsonLook:
     return JsonLook("array", frozenset(value[0] if value else ()), len(value), is_even)
 
 
-#: Tells of the JSON in its parameter what `JsonLook` does.
+#: Tells of the JSON in its parameter what `JsonLook` does. A key that an object has twice counts once.
 LOOK: Final = """
     with body as materialized (select $1::json as value),
     elements as materialized (
-      select count(*) as size,
-             coalesce(bool_and(keys is not null), true) as are_objects,
-             min(keys) is not distinct from max(keys) as is_even
-      from (select case pg_catalog.json_typeof(e.value) when 'object' then
-                     array(select distinct key collate "C" from pg_catalog.json_object_keys(e.value) as key
-                           order by 1) end as keys
-            from body, pg_catalog.json_array_elements(
-                   case pg_catalog.json_typeof(value) when 'array' then value else '[]' end) as e(value)) each)
+      select e.n, e.value, pg_catalog.json_typeof(e.value) = 'object' as is_object
+      from body, pg_catalog.json_array_elements(
+             case pg_catalog.json_typeof(value) when 'array' then value else '[]' end)
+             with ordinality as e(value, n)),
+    summary as materialized (
+      select count(*) as size, coalesce(bool_and(is_object), true) as are_objects from elements),
+    uses as (
+      select count(*) as objects
+      from (select distinct n, key
+            from elements, pg_catalog.json_object_keys(case when is_object then value else '{}' end) as key) u
+      group by key)
     select case when pg_catalog.json_typeof(value) = 'object' then 'object'
                 when pg_catalog.json_typeof(value) <> 'array' then 'other'
                 when are_objects then 'array' else 'list' end as shape,
-           size, is_even,
+           size,
+           (select coalesce(bool_and(objects = size), true) from uses) as is_even,
            array(select pg_catalog.json_object_keys(
                    case when pg_catalog.json_typeof(value) = 'object' then value
                         when size > 0 and are_objects then value -> 0 else '{}' end)) as keys
-    from body, elements
+    from body, summary
 """
 
 

@@ -92,6 +92,13 @@ def test_large_json_is_taken_as_small_json_is(rest: Rest) -> None:
     )
 
 
+def test_a_key_that_is_there_twice_counts_once(database: psycopg.Connection[tuple[Any, ...]]) -> None:
+    for text in ('[{"a":1,"a":2},{}]', '[{"a":1,"a":2},{"b":1,"b":2}]', '[{"a":1,"a":2},{"a":1}]'):
+        _, size, is_even, keys = database.execute(LOOK.replace("$1", "%s"), [text]).fetchone()
+        own = _look(json.loads(text))
+        assert (size, is_even, frozenset(keys)) == (own.size, own.is_even, own.keys)
+
+
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | texts,
@@ -106,7 +113,7 @@ values = st.recursive(
 @example([{}, {}])
 @example([{"b": 1, "a": 2}, {"a": 1, "b": 2}])
 @example([])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_postgresql_looks_at_json_as_the_server_does(
     database: psycopg.Connection[tuple[Any, ...]], value: Any
 ) -> None:
