@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
+from tensorage.embedded.access import ApiKeys, OwnHosts
 from tensorage.embedded.auth import AuthApi
 from tensorage.embedded.database import Database, is_outage
 from tensorage.embedded.rest import RestApi
@@ -56,7 +57,7 @@ def build_app(settings: Settings) -> Starlette:
     auth_database = Database(settings.auth_dsn, max_size=4)
     keys = frozenset({settings.anon_key, settings.service_role_key})
     rest = RestApi(rest_database, tokens)
-    auth = AuthApi(auth_database, tokens, api_keys=keys, jwt_lifetime_s=settings.jwt_lifetime_s)
+    auth = AuthApi(auth_database, tokens, jwt_lifetime_s=settings.jwt_lifetime_s)
 
     storage = StorageApi(rest_database, tokens, settings.storage_dir)
 
@@ -86,18 +87,19 @@ def build_app(settings: Settings) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health),
-            Mount("/auth/v1", app=auth),
-            Mount("/rest/v1", app=rest),
+            Mount("/auth/v1", app=ApiKeys(auth, keys)),
+            Mount("/rest/v1", app=ApiKeys(rest, keys)),
             Mount("/storage/v1", app=storage),
         ],
         middleware=[
+            Middleware(OwnHosts),
             Middleware(
                 CORSMiddleware,
                 allow_origins=["*"],
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=["Content-Range", "Content-Location", "Proxy-Status", "Preference-Applied"],
-            )
+            ),
         ],
         lifespan=lifespan,
     )

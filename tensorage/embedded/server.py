@@ -284,10 +284,8 @@ def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
 
 def _load_application() -> None:
     """Import what takes long."""
-    # uvicorn loads its protocol by name, when it serves.
-    for name in ("gateway", "migrate"):
+    for name in ("connections", "gateway", "migrate"):
         importlib.import_module(f"tensorage.embedded.{name}")
-    importlib.import_module("uvicorn.protocols.http.httptools_impl")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -331,6 +329,7 @@ def _http_server(
 ) -> uvicorn.Server:
     import uvicorn
 
+    from tensorage.embedded.connections import Limits, protocol
     from tensorage.embedded.gateway import Settings, build_app
 
     class Server(uvicorn.Server):
@@ -359,7 +358,7 @@ def _http_server(
     return Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=protocol(Limits.of_this_process()),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -13,7 +13,7 @@ import asyncpg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -56,18 +56,13 @@ class AuthApi:
         A pool logged in as ``supabase_auth_admin``, which owns the schema.
     tokens
         Signs and verifies the access tokens.
-    api_keys
-        The project's keys; every request has to name one.
     jwt_lifetime_s
         Seconds for which an access token is good.
     """
 
-    def __init__(
-        self, database: Database, tokens: Tokens, *, api_keys: frozenset[str], jwt_lifetime_s: int
-    ) -> None:
+    def __init__(self, database: Database, tokens: Tokens, *, jwt_lifetime_s: int) -> None:
         self._database = database
         self._tokens = tokens
-        self._api_keys = api_keys
         self._jwt_lifetime_s = jwt_lifetime_s
         self._app = Starlette(
             routes=[
@@ -94,29 +89,7 @@ class AuthApi:
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal_of_key(Request(scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal_of_key(self, request: Request) -> Response | None:
-        """Refuse a request without a known API key, as hosted Supabase's gateway does in front of GoTrue."""
-        key = request.headers.get("apikey") or request.query_params.get("apikey")
-        if not key:
-            return JSONResponse(
-                {
-                    "message": "No API key found in request",
-                    "hint": "No `apikey` request header or url param was found.",
-                },
-                401,
-            )
-        if key not in self._api_keys:
-            return JSONResponse(
-                {
-                    "message": "Invalid API key",
-                    "hint": "Double check your Supabase `anon` or `service_role` API key.",
-                },
-                401,
-            )
-        return None
+        await self._app(scope, receive, send)
 
     # -- Getting a session ------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from starlette.requests import Request
 
 from tensorage.embedded.auth.answers import AuthError
 
-MAX_BODY_BYTES = 1 << 20
+#: A user's metadata, the largest part of any body, is part of every token, and heads of requests have a bound too.
+MAX_BODY_BYTES = 1 << 16
 
 #: What the types of JSON are called in a message to those who sent the wrong one.
 _JSON_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}

@@ -42,8 +42,8 @@ class TestHostileRequests:
             b'{"email": "a@x.org", "password": "correct-horse-1", "data": {"a": "\\u0000"}}',
             b'{"email": "a@x.org", "password": "correct-horse-1", "data": {"a\\ud800": 1}}',
             b'{"email": "a@x.org", "password": "correct-horse\\u0000-1"}',
-            b'{"a":' * 100_000,
-            b"[" * 500_000,
+            b'{"a":' * 10_000,
+            b"[" * 50_000,
             b'{"a": ' + b"9" * 10_000 + b"}",
         ],
         ids=lambda body: body[:60].decode("latin-1"),
@@ -158,7 +158,7 @@ class TestSecretsStaySecret:
 
         async def live() -> None:
             database, tokens = Database(backend.db_url), Tokens(backend.jwt_secret)
-            app = AuthApi(database, tokens, api_keys=frozenset({backend.anon_key}), jwt_lifetime_s=60)
+            app = AuthApi(database, tokens, jwt_lifetime_s=60)
             await database.open()
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             headers = {"apikey": backend.anon_key}
