@@ -27,7 +27,7 @@ from tensorage.embedded.auth.answers import (
     settings_json,
 )
 from tensorage.embedded.auth.bearer import Bearer, read_bearer, session_not_found
-from tensorage.embedded.auth.params import Params, checked_email, read_params
+from tensorage.embedded.auth.params import Params, checked_email, checked_metadata, read_params
 from tensorage.embedded.database import Database, UnreachableError, is_outage
 from tensorage.embedded.tokens import Tokens
 
@@ -105,7 +105,7 @@ class AuthApi:
         if params.text("phone"):
             raise AuthError(400, "phone_provider_disabled", "Phone signups are disabled")
         email = checked_email(params.text("email") or "")
-        metadata = params.object("data") or {}
+        metadata = checked_metadata(params.object("data") or {})
         async with self._database.connection() as connection:
             if await users.find_login(connection, email) is not None:
                 raise users.user_already_exists()
@@ -191,7 +191,11 @@ class AuthApi:
                 await users.change_metadata(connection, user.id, metadata)
             if email is not None and email != user.json["email"]:
                 await users.change_email(connection, user.id, email)
-            return json_answer((await _existing_user(connection, user.id)).json)
+            changed = (await _existing_user(connection, user.id)).json
+            if metadata is not None:
+                # With what was there before; refused, nothing is changed.
+                checked_metadata(changed["user_metadata"])
+            return json_answer(changed)
 
     async def _new_password(self, user: users.User, password: str | None) -> str | None:
         """Check and hash the password that is asked for, if one is."""

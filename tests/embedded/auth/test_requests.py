@@ -75,6 +75,19 @@ class TestHostileRequests:
         refused(api.http.post("/signup", content=chunks), 413, "request_entity_too_large")
         assert api.http.get("/health").status_code == 200
 
+    def test_metadata_that_no_token_can_hold(self, api):
+        # In a token, a letter that is not ASCII takes six bytes.
+        for large in ({"a": "x" * (1 << 15)}, {"a": "\u00fc" * 6000}):
+            body = {"email": new_email(), "password": PASSWORD, "data": large}
+            refused(api.http.post("/signup", json=body), 400, "validation_failed")
+            refused(api.login(body["email"]), 400, "invalid_credentials")
+        account = api.signup(data={"a": "x" * 32_000})
+        refused(api.update(account.access_token, data={"b": "x" * 2000}), 400, "validation_failed")
+        token = api.login(account.email).json()["access_token"]
+        kept = api.user(token).json()["user_metadata"]
+        assert (len(kept["a"]), "b" in kept) == (32_000, False)
+        assert api.update(token, data={"a": None}).status_code == 200
+
     @pytest.mark.parametrize(
         "text", ["'; drop table auth.users; --", "' or '1'='1", "\\'; --", "%", "$1", "{}"]
     )
