@@ -57,6 +57,7 @@ BUILTINS = {
     "ChangedError": RuntimeError,
     "ClosedError": ValueError,
     "BackendUnavailableError": ConnectionError,
+    "TooLargeError": MemoryError,
     "TensorageError": Exception,
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import time
 
 from tensorage.backend.faults import Fault, error_of
@@ -30,6 +31,8 @@ MAX_FAILURES = 8
 _FIRST_PAUSE = 2
 
 _PATH = "/upload/resumable"
+#: Last part of the address of an upload: something, and not only dots.
+_UPLOAD = re.compile(r"\.*[A-Za-z0-9_~=%+-][A-Za-z0-9_~.=%+-]*", re.ASCII)
 _PROTOCOL = {"Tus-Resumable": "1.0.0"}
 
 #: Such a server does not know the protocol.
@@ -100,8 +103,8 @@ class ResumableUpload:
         answer = self._requests.ask("POST", _PATH, self._asked, headers=headers)
         # Behind proxies, servers are often wrong about their own address; and the token is for nobody else.
         upload = answer.headers.get("Location", "").rstrip("/").rpartition("/")[2]
-        if not upload:
-            raise self._nonsense("named no place for the upload")
+        if _UPLOAD.fullmatch(upload) is None:
+            raise self._nonsense(f"named no place for the upload, but {upload[:80]!r}")
         return f"{_PATH}/{upload}"
 
     def _advance(self, offset: int) -> int:

@@ -10,8 +10,9 @@ from urllib.parse import quote
 from tensorage.backend.faults import Fault
 from tensorage.backend.http import Answer, Http, Request
 from tensorage.backend.storage_faults import read_fault
+from tensorage.errors import InvalidInputError
 
-__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests"]
+__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
 
 #: The private bucket that the migrations make.
 BUCKET = "tensors"
@@ -82,5 +83,27 @@ class StorageRequests:
 
 
 def object_path(name: str, route: str = "/object") -> str:
-    """Path of an object of the bucket, below ``/storage/v1``."""
+    """Path of an object of the bucket, below ``/storage/v1``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name would lead out of its folder: HTTP clients take ``..`` for the folder above.
+    """
+    check_object_name(name)
     return f"{route}/{BUCKET}/{quote(name)}"
+
+
+def check_object_name(name: str) -> None:
+    """Refuse a name that is none of an object, whoever says it: empty or dot segments, backslashes, control characters.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    is_plain = name.isprintable() and "\\" not in name
+    if not is_plain or any(part in {"", ".", ".."} for part in name.split("/")):
+        raise InvalidInputError(
+            f"{name!r} is no name of an object: its parts are separated by single slashes, none of them is '.' or "
+            "'..', and there are no backslashes or control characters. Nothing was asked for"
+        )

@@ -246,7 +246,8 @@ class ZarrChain:
         """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
         nbytes = math.prod(self._shape) * self._dtype.itemsize
         if self._nested is not None:
-            return self._nested.encoded_room
+            room: int = self._nested.encoded_room
+            return room
         if not self._is_exact:
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.memory import new_array
 from tensorage.backend.objects.chains import Chain, chain_of, fill_value_of
 from tensorage.backend.objects.compressors import CorruptChunkError
 from tensorage.backend.objects.layout import Layout
@@ -127,7 +128,7 @@ class ShardCodec:
             If these are no encoded chunk, or not a whole one. What is in `out` is then of no use.
         """
         if out is None:
-            out = np.empty(self.layout.chunks, self.layout.dtype)
+            out = new_array(self.layout.chunks, self.layout.dtype, "decoding a chunk")
         elif out.shape != self.layout.chunks or out.dtype != self.layout.dtype or not out.flags.carray:
             raise ValueError(
                 f"out has to be a writable C-contiguous array of {self.layout.chunks} {self.layout.dtype}, not of "
