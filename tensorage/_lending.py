@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
 from typing import Any
 
-from tensorage.errors import AuthenticationError, TensorageError
+from tensorage.errors import AuthenticationError, BackendUnavailableError, TensorageError
 
 __all__ = ["Lender", "Loan", "Whereabouts"]
 
@@ -84,6 +84,8 @@ class Loan:
         ------
         AuthenticationError
             If the process that holds the login is gone, has logged out, or cannot renew it.
+        BackendUnavailableError
+            If it cannot renew it now, because the backend is away.
         """
         if self.lender is None:
             raise _gone("it cannot be asked for another one")
@@ -96,6 +98,10 @@ class Loan:
                 answer = json.loads(asking.recv_bytes())
         except (OSError, EOFError) as error:
             raise _gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+        if answer.get("is_passing"):
+            raise BackendUnavailableError(
+                f"the process that holds the login cannot renew it now: {answer['error']}"
+            )
         if "error" in answer:
             raise _gone(f"it has no other one: {answer['error']}")
         return Loan(**answer, lender=self.lender)
@@ -202,6 +208,8 @@ class Lender:
     def _said(self, refused: str | None) -> dict[str, Any]:
         try:
             loan = asdict(self._lend(refused))
+        except BackendUnavailableError as error:
+            return {"error": str(error), "is_passing": True}
         except TensorageError as error:
             return {"error": str(error)}
         del loan["lender"]

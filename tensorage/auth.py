@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tensorage import config
+from tensorage.backend.patience import PATIENCE_S
 from tensorage.errors import ConfigurationError
 from tensorage.session import BackendSession
 
@@ -21,12 +22,14 @@ def login(
     password: str | None = None,
     backend_url: str | None = None,
     backend_key: str | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> TensorStore:
     """Log in to a project: the user's store.
 
     Parameters
     ----------
-    email, password, backend_url, backend_key
+    email, password, backend_url, backend_key, patience_s
         As those of `BackendSession`: what is not given is looked up in the configuration.
 
     Raises
@@ -34,7 +37,7 @@ def login(
     AuthenticationError
         If the login is refused, or nothing is known to log in with.
     """
-    session = BackendSession(email, password, backend_url, backend_key)
+    session = BackendSession(email, password, backend_url, backend_key, patience_s=patience_s)
     session.login_by_mail()
     return session()
 
@@ -76,6 +79,8 @@ def local(
     data_dir: str | os.PathLike[str] | None = None,
     email: str | None = None,
     password: str | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> BackendSession:
     """Start, or join, the embedded backend of a data folder, and log in to it.
 
@@ -89,6 +94,8 @@ def local(
         Folder of the backend; by default one of this user of the machine.
     email, password
         Who logs in; registered if need be. By default a user that is made with the folder.
+    patience_s
+        As that of `BackendSession`.
 
     Returns
     -------
@@ -108,8 +115,9 @@ def local(
         )
     running = control.start(data_dir)
     session = BackendSession(
-        email or running.email, password or running.password, running.api_url, running.anon_key
-    )
+        email or running.email, password or running.password, running.api_url, running.anon_key,
+        patience_s=patience_s,
+    )  # fmt: skip
     _login_or_register(session)
     return session
 

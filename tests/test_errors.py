@@ -19,7 +19,7 @@ import pytest
 
 import tensorage
 from tensorage import TensorStore, errors
-from tensorage.backend import http as http_module
+from tensorage.backend import patience
 from tensorage.backend.faults import (
     _BY_CODE,
     _SCHEMA_CODES,
@@ -231,7 +231,7 @@ class Flaky:
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
-    monkeypatch.setattr(http_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
     answers: deque[Answer] = deque()
     asked: list[tuple[str, dict[str, str], bytes]] = []
 
@@ -306,12 +306,12 @@ class TestPauses:
     def test_they_grow_up_to_a_bound(self) -> None:
         fault = Fault(503, "", "busy")
         for attempt in range(1, 40):
-            grown = min(http_module.FIRST_WAIT_S * 2 ** (attempt - 1), http_module.LONGEST_WAIT_S)
-            assert 0.5 * grown <= http_module.pause_s(attempt, fault) <= 1.5 * grown
+            grown = min(patience.FIRST_WAIT_S * 2 ** (attempt - 1), patience.LONGEST_WAIT_S)
+            assert 0.5 * grown <= patience.pause_s(attempt, fault) <= 1.5 * grown
 
     @pytest.mark.parametrize(("asked", "waits"), [("7", 7.0), ("3600", 60.0)])
     def test_they_are_as_long_as_the_backend_asks(self, asked: str, waits: float) -> None:
-        assert http_module.pause_s(1, Fault.parse(429, b"{}", asked)) == waits
+        assert patience.pause_s(1, Fault.parse(429, b"{}", asked)) == waits
 
     @pytest.mark.parametrize("asked", [None, "", "soon", "-1", "Wed, 21 Oct 2026 07:28:00 GMT"])
     def test_what_is_no_number_of_seconds_asks_for_nothing(self, asked: str | None) -> None:
@@ -334,7 +334,7 @@ class TestTransfer:
         flaky.answers.extend([BUSY] * 20)
         with pytest.raises(BackendUnavailableError, match=r"reading 'x'.*503"):
             transfer.call("f", {}, "reading 'x'")
-        assert len(flaky.asked) == http_module.ATTEMPTS
+        assert len(flaky.asked) == patience.ATTEMPTS
 
     @pytest.mark.parametrize("status", [400, 404, 409, 403])
     def test_what_lasts_is_not_tried_again(self, flaky: Flaky, transfer: Transfer, status: int) -> None:
@@ -402,7 +402,7 @@ class TestTransfer:
         assert len(flaky.asked) == 1
 
     def test_nobody_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(http_module, "FIRST_WAIT_S", 0.001)
+        monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
         with pytest.raises(BackendUnavailableError, match=r"project\.invalid cannot be reached"):
             Transfer("http://project.invalid", Login()).call("f", {}, "asking")
 

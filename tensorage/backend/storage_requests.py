@@ -52,6 +52,7 @@ class StorageRequests:
         method: str,
         path: str,
         *,
+        asked: str,
         headers: Mapping[str, str],
         body: Iterable[bytes | memoryview] | None = None,
     ) -> Answer | Fault:
@@ -61,7 +62,7 @@ class StorageRequests:
         """
         import urllib3
 
-        sent = {**self.http.login.headers(), **headers}
+        sent = {**self.http.headers(asked), **headers}
         try:
             response = self.http.connections().request(
                 method,
@@ -72,8 +73,7 @@ class StorageRequests:
                 redirect=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            return Fault(503, "", f"{self.http.base_url} cannot be reached: {reason}")
+            return Fault.unreachable(self.http.base_url, error)
         if 200 <= response.status < 300:
             return Answer(response.status, response.headers, response.data)
         fault = read_fault(response.status, response.data, response.headers.get("Retry-After"))

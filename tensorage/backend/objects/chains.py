@@ -244,10 +244,9 @@ class ZarrChain:
     @cached_property
     def _inner_room(self) -> int:
         """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
-        nbytes = math.prod(self._shape) * self._dtype.itemsize
+        nbytes: int = math.prod(self._shape) * self._dtype.itemsize
         if self._nested is not None:
-            room: int = self._nested.encoded_room
-            return room
+            return self._nested.encoded_room
         if not self._is_exact:
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:
@@ -304,8 +303,7 @@ class _NestedShards:
     @property
     def encoded_room(self) -> int:
         layout = self.codec.layout
-        room: int = self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
-        return room
+        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
 
 
 def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:

@@ -127,7 +127,9 @@ def with_entries(
         yield from zip(page, map(entries.__getitem__, numbers), strict=True)
 
 
-def _fetch(transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str) -> list[ShardEntry]:
+def _fetch(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
+) -> list[ShardEntry]:
     """Ask in one request, or where that is too much, in smaller ones."""
     version = dataset.version if dataset.state == "committed" else None
     arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
