@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import pickle
@@ -360,6 +361,23 @@ class TestTransfer:
         assert len(flaky.asked) == 1
         flaky.answers.append(GOOD)
         assert transfer.call("f", {}, "asking") == {"a": 1}
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+    def test_a_compressed_answer_is_not_decompressed(
+        self, flaky: Flaky, transfer: Transfer, encoding: str
+    ) -> None:
+        body = gzip.compress(gzip.compress(bytes(10_000_000)))
+        headers = {"Content-Encoding": encoding}
+        for read in (
+            lambda: transfer.read_into("f", {}, memoryview(bytearray(8)), "reading 'x'"),
+            lambda: transfer.read("f", {}, "reading 'x'"),
+            lambda: transfer.call("f", {}, "reading 'x'"),
+        ):
+            flaky.answers.append(Answer(body=body, headers=headers))
+            with pytest.raises(
+                BackendUnavailableError, match=r"reading 'x'.*Content-Encoding.*was not asked for"
+            ):
+                read()
 
     def test_an_answer_without_a_length(self, flaky: Flaky, transfer: Transfer) -> None:
         chunked = {"Transfer-Encoding": "chunked"}

@@ -219,11 +219,13 @@ class Http:
                 retries=False,
                 redirect=False,
                 preload_content=False,
+                decode_content=False,
             )
             try:
                 if not 200 <= response.status < 300:
                     retry_after = response.headers.get("Retry-After")
                     return request.read_fault(response.status, response.read(), retry_after)
+                _check_plain(response, asked)
                 if request.out is None:
                     return Answer(response.status, response.headers, response.read())
                 _fill(request.out, response, asked)
@@ -241,6 +243,16 @@ class Http:
             return Fault.unreachable(self.base_url, error)
 
 
+def _check_plain(response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    """Refuse an answer that is compressed, since nobody asked for that: how much it is would show too late."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BackendUnavailableError(
+            f"{asked}: the answer has Content-Encoding {encoding[:40]!r}, which was not asked for: it is not "
+            "decompressed. What stands between this client and the project has to leave answers as they are."
+        )
+
+
 def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
     announced = response.headers.get("Content-Length")
     if announced is not None and int(announced) != len(out):
@@ -250,7 +262,7 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
         _fill_straight(out, socket_file)
         return
     filled = 0
-    for part in response.stream(_READ_BYTES, decode_content=True):
+    for part in response.stream(_READ_BYTES, decode_content=False):
         if filled + len(part) > len(out):
             raise _wrong_size(asked, filled + len(part), len(out))
         out[filled : filled + len(part)] = part

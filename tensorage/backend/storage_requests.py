@@ -71,6 +71,7 @@ class StorageRequests:
                 headers=sent,
                 retries=False,
                 redirect=False,
+                decode_content=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return Fault.unreachable(self.http.base_url, error)
