@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         QuotaExceededError,
         SchemaError,
         TensorageError,
+        TooLargeError,
     )
     from tensorage.sampling.aligned import zip as zip  # noqa: A004 - written tensorage.zip
     from tensorage.sampling.batches import batches
@@ -59,6 +60,7 @@ __all__ = [
     "Tensor",
     "TensorStore",
     "TensorageError",
+    "TooLargeError",
     "__version__",
     "batches",
     "link_to",

@@ -24,7 +24,7 @@ from multiprocessing import connection
 from typing import Any
 
 from tensorage._peers import NotThePeerError, prove_as_asker, prove_as_lender
-from tensorage.errors import AuthenticationError, TensorageError
+from tensorage.errors import AuthenticationError, BackendUnavailableError, TensorageError
 
 __all__ = ["Lender", "Loan", "Whereabouts"]
 
@@ -90,6 +90,8 @@ class Loan:
         AuthenticationError
             If the process that holds the login is gone, has logged out, or cannot renew it; or if another one answers
             in its place, which is told nothing.
+        BackendUnavailableError
+            If it cannot renew it now, because the backend is away.
         """
         if self.lender is None:
             raise _gone("it cannot be asked for another one")
@@ -104,6 +106,10 @@ class Loan:
             raise _gone(f"what answers at {self.lender.address} is not that process: {error}") from error
         except (OSError, EOFError) as error:
             raise _gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+        if answer.get("is_passing"):
+            raise BackendUnavailableError(
+                f"the process that holds the login cannot renew it now: {answer['error']}"
+            )
         if "error" in answer:
             raise _gone(f"it has no other one: {answer['error']}")
         return Loan(**answer, lender=self.lender)
@@ -211,6 +217,8 @@ class Lender:
     def _said(self, refused: str | None) -> dict[str, Any]:
         try:
             loan = asdict(self._lend(refused))
+        except BackendUnavailableError as error:
+            return {"error": str(error), "is_passing": True}
         except TensorageError as error:
             return {"error": str(error)}
         del loan["lender"]

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tensorage import config
+from tensorage.backend.patience import PATIENCE_S
 from tensorage.errors import ConfigurationError
 from tensorage.session import BackendSession
 
@@ -21,12 +22,14 @@ def login(
     password: str | None = None,
     backend_url: str | None = None,
     backend_key: str | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> TensorStore:
     """Log in to a project: the user's store.
 
     Parameters
     ----------
-    email, password, backend_url, backend_key
+    email, password, backend_url, backend_key, patience_s
         As those of `BackendSession`: what is not given is looked up in the configuration.
 
     Raises
@@ -34,7 +37,7 @@ def login(
     AuthenticationError
         If the login is refused, or nothing is known to log in with.
     """
-    session = BackendSession(email, password, backend_url, backend_key)
+    session = BackendSession(email, password, backend_url, backend_key, patience_s=patience_s)
     session.login_by_mail()
     return session()
 
@@ -82,6 +85,7 @@ def local(
     password: str | None = None,
     *,
     keep_running: bool = True,
+    patience_s: float = PATIENCE_S,
 ) -> BackendSession:
     """Start, or join, the embedded backend of a data folder, and log in to it.
 
@@ -98,6 +102,8 @@ def local(
     keep_running
         If false, a backend that this call starts ends with this process, even if that is killed; its data stays.
         One that runs already goes on as whoever started it said.
+    patience_s
+        As that of `BackendSession`.
 
     Returns
     -------
@@ -117,8 +123,9 @@ def local(
         )
     running = control.start(data_dir, ends_with=None if keep_running else os.getpid())
     session = BackendSession(
-        email or running.email, password or running.password, running.api_url, running.anon_key
-    )
+        email or running.email, password or running.password, running.api_url, running.anon_key,
+        patience_s=patience_s,
+    )  # fmt: skip
     _login_or_register(session)
     return session
 

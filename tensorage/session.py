@@ -24,14 +24,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tensorage._lending import Lender, Loan
-from tensorage._login import Ending, TransferLogin, auth_errors, last_logout
+from tensorage._login import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
 from tensorage._processes import borrowed, watch
 from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
+from tensorage.backend.patience import PATIENCE_S, Patience, check_seconds
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
 from tensorage.config import ENVIRONMENT, check_url, configure, required, shown_url
-from tensorage.errors import AuthenticationError, ConfigurationError, TensorageError
+from tensorage.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    ConfigurationError,
+    TensorageError,
+)
 
 if TYPE_CHECKING:
     import supabase
@@ -108,6 +114,9 @@ class BackendSession:
         What is not given comes from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
         ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order. A key or a password
         that is not meant for the URL is held back: see `tensorage.config`.
+    patience_s
+        Seconds for which a login that has worked waits for a backend that is away, before it raises an error. With 0,
+        a few quick tries have to do, as they always do for a first contact. It can be changed at any time.
 
     Attributes
     ----------
@@ -141,7 +150,10 @@ class BackendSession:
         password: str | None = None,
         backend_url: str | None = None,
         backend_key: str | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
+        self._patience = Patience(patience_s)
         known = configure(email=email, password=password, backend_url=backend_url, backend_key=backend_key)
         self.email, self.password = known.email, known.password
         self.backend_url = known.backend_url.rstrip("/") if known.backend_url else None
@@ -155,6 +167,8 @@ class BackendSession:
         self._expires_at = 0.0
         #: The token of another process, which alone renews and ends that login.
         self._loan = loan
+        #: A refresh token whose use got no answer. It may be spent, and can be used once.
+        self._doubtful: str | None = None
         self._store: weakref.ref[TensorStore] | None = None
         self._holders = 0
         self._connect()
@@ -163,6 +177,10 @@ class BackendSession:
     def _connect(self) -> None:
         """Begin without connections, in this process."""
         self._lock = threading.RLock()
+        before = self._patience
+        self._patience = Patience(
+            before.seconds, self.backend_url, has_worked=before.has_worked or self._loan is not None
+        )
         self._client = None
         self._transfer: Transfer | None = None
         self._lender = Lender(partial(_lend, weakref.ref(self)))
@@ -187,10 +205,19 @@ class BackendSession:
             client = session.client()
             response = client.table('datasets').select('*').execute()
         """
+        if self._loan is not None or self._session is not None:
+            _ = self.token
         with self._lock:
-            if self._loan is not None or self._session is not None:
-                _ = self.token
             return self._sdk()
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which a backend that is away is waited for, once a login has worked."""
+        return self._patience.seconds
+
+    @patience_s.setter
+    def patience_s(self, seconds: float) -> None:
+        self._patience.seconds = check_seconds(seconds)
 
     @property
     def token(self) -> str:
@@ -204,7 +231,13 @@ class BackendSession:
         AuthenticationError
             If there is no login, and none can be made of what is configured; or if the process that holds the login is
             gone, and its token has expired.
+        BackendUnavailableError
+            If a new one is needed, and the backend stays away for longer than it is waited for.
         """
+        return self._patience.keep_trying(self._token_now, "getting a token")
+
+    def _token_now(self) -> str:
+        """The token, without waiting for a backend that is away."""
         with self._lock:
             if self._loan is not None:
                 self._borrow_again_in_time(self._loan)
@@ -220,7 +253,10 @@ class BackendSession:
     def user_id(self) -> str:
         """Id of the logged-in user."""
         with self._lock:
+            is_known = self._loan is not None or self._user is not None
+        if not is_known:
             _ = self.token
+        with self._lock:
             if self._loan is not None:
                 return self._loan.user_id
             assert self._user is not None
@@ -325,8 +361,19 @@ class BackendSession:
                 )
             if self._session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
-            with auth_errors("refreshing the login", self.backend_url):
-                response = self._sdk().auth.refresh_session(self._session.refresh_token)
+            token = self._session.refresh_token
+            if token == self._doubtful:
+                raise AuthenticationError(
+                    "the backend was away when the login was last refreshed, and may have spent the refresh token, "
+                    "which can be used once: log in again with session.login_by_mail(email, password)"
+                )
+            try:
+                with auth_errors("refreshing the login", self.backend_url):
+                    response = self._sdk().auth.refresh_session(token)
+            except BackendUnavailableError as error:
+                if not was_refused_unread(error):
+                    self._doubtful = token
+                raise
             self._accept(response)
             return response
 
@@ -406,7 +453,7 @@ class BackendSession:
         """The byte mover of this session: its requests are those of the logged-in user."""
         with self._lock:
             if self._transfer is None:
-                self._transfer = Transfer(self._required_url(), TransferLogin(self))
+                self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self._patience)
                 self._ending.connections.append(self._transfer)
             return self._transfer
 
@@ -435,13 +482,13 @@ class BackendSession:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
-        with self._lock:
-            loan = self._loan_for_others()
+        loan = self._patience.keep_trying(self._loan_for_others, "lending the login to another process")
         return {
             "email": self.email,
             "backend_url": self.backend_url,
             "backend_key": self.backend_key,
             "loan": loan,
+            "patience_s": self.patience_s,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -451,15 +498,21 @@ class BackendSession:
         self.email, self.password = state["email"], None
         self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
         self._held_back = {}
+        self._patience = Patience(state["patience_s"])
         self._prepare(state["loan"])
 
     # Inner parts --------------------------------------------------------------------------------------
 
     def _hold(self) -> None:
         """One more user of the login: log in if nobody is."""
-        with self._lock:
-            _ = self.token
-            self._holders += 1
+
+        def hold() -> None:
+            with self._lock:
+                if self._loan is None and self._session is None:
+                    self._login()
+                self._holders += 1
+
+        self._patience.keep_trying(hold, "logging in")
 
     def _release(self) -> None:
         """One user less: the last one logs out. What was done is done, if logging out fails or not."""
@@ -498,6 +551,7 @@ class BackendSession:
         # By this machine's clock, which need not be the server's.
         self._expires_at = time.time() + response.session.expires_in
         self._loan = None
+        self._patience.has_worked = True
         key = required("backend_key", self.backend_key)
         self._ending.login = (self._required_url(), key, response.session.access_token)
 
@@ -563,7 +617,7 @@ class BackendSession:
             return
         try:
             self._use(loan.next())
-        except AuthenticationError as error:
+        except (AuthenticationError, BackendUnavailableError) as error:
             if time.time() >= loan.expires_at:
                 raise
             logger.debug("going on with the token of before: %s", error)
@@ -585,12 +639,13 @@ class BackendSession:
             return True
 
     def _loan_for_others(self) -> Loan:
-        token = self.token
-        if self._loan is not None:
-            return self._loan
-        lender = self._lender.open()
-        self._lender.start()
-        return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
+        with self._lock:
+            token = self._token_now()
+            if self._loan is not None:
+                return self._loan
+            lender = self._lender.open()
+            self._lender.start()
+            return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
 
     def _before_fork(self) -> None:
         """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""

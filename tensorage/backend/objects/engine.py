@@ -178,7 +178,7 @@ class ObjectsEngine:
     ) -> Any:
         codec = codec_of(dataset)
         reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
-        result = Result(reading, dataset.dtype, out)
+        result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
             box = result.box.reshape(reading.box_shape)
             with progress(box.nbytes, dataset.key, quiet=quiet) as advance:

@@ -14,6 +14,7 @@ from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.declaration import Declaration
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
 from tensorage.backend.faults import StoredElsewhereError
+from tensorage.backend.memory import new_array
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.rows.assigning import assign
@@ -103,7 +104,7 @@ class RowsEngine:
         self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
     ) -> Any:
         reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
-        result = Result(reading, dataset.dtype, out)
+        result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
                 fetch_box(self._transfer, dataset, reading.source, result.box, advance)
@@ -120,7 +121,7 @@ class RowsEngine:
         starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
         runs = runs_of(numbers)
         starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
-        box = np.empty(int(lengths.sum()), dataset.dtype)
+        box = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
         # Of one length, as those of a shuffled batch: a grid is half as many numbers.
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
