@@ -23,19 +23,28 @@ from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and (
 #: What `authenticated` may do with relations. Nothing else is granted to them, to anon or to everybody.
 _GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 
-#: Inner functions which policies call, and functions that run as their caller; and what a column of `datasets` is
-#: computed with.
-_CALLED = {
-    "are_apart", "are_in_order", "check_answer", "check_wanted", "describe", "elements", "folder_of_array", "gather",
-    "gather_dense", "gather_grid", "is_dense", "is_shared_object", "may_delete_object", "may_write_object",
-    "of_engine", "readable",
+#: Inner functions which policies call; and what a column of `datasets` is computed with.
+_CALLED = {"elements", "folder_of_array", "is_shared_object", "may_delete_object", "may_write_object"}
+
+#: Functions that read, and all that they call.
+_READING = {
+    "check_answer", "check_pieces", "check_wanted", "gather", "gather_dense", "gather_grid", "of_engine", "readable",
+    "tensorage_count", "tensorage_dataset", "tensorage_has_object", "tensorage_list", "tensorage_open",
+    "tensorage_read", "tensorage_read_spans", "tensorage_shards",
 }  # fmt: skip
 
 
-def test_definers_set_an_empty_search_path(database: Connection) -> None:
-    definers = database.execute(f"select p.proname, p.proconfig {_FUNCTIONS} and p.prosecdef").fetchall()
-    assert {name: config for name, config in definers if config != ['search_path=""']} == {}
-    assert "tensorage_put" in {name for name, _ in definers}
+def test_definers_set_a_search_path_without_schemas_of_others(database: Connection) -> None:
+    definers = database.execute(f"select p.proname, p.proconfig[1] {_FUNCTIONS} and p.prosecdef").fetchall()
+    safe = {'search_path=""', "search_path=pg_catalog, pg_temp"}
+    assert {name: config for name, config in definers if config not in safe} == {}
+    assert {"tensorage_put", "tensorage_read"} <= {name for name, _ in definers}
+
+
+def test_functions_that_read_look_for_types_in_temporary_schemas_last(database: Connection) -> None:
+    """An empty search path has `pg_temp` first for types: a domain of the caller's would run code as the owner."""
+    found = database.execute(f"select p.proname, p.proconfig[1] {_FUNCTIONS}").fetchall()
+    assert {name for name, path in found if path == "search_path=pg_catalog, pg_temp"} >= _READING
 
 
 def test_definers_belong_to_nobody_more_powerful_than_the_owner_of_the_tables(database: Connection) -> None:
