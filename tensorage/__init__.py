@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         QuotaExceededError,
         SchemaError,
         TensorageError,
+        TooLargeError,
     )
     from tensorage.sampling.aligned import zip as zip  # noqa: A004 - written tensorage.zip
     from tensorage.sampling.batches import batches
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tensorage.store import TensorStore
     from tensorage.tensor import Tensor
     from tensorage.types import Dataset
+    from tensorage.warnings import SecurityWarning
 
 __version__ = "0.2.0"
 
@@ -54,9 +56,11 @@ __all__ = [
     "PermissionDeniedError",
     "QuotaExceededError",
     "SchemaError",
+    "SecurityWarning",
     "Tensor",
     "TensorStore",
     "TensorageError",
+    "TooLargeError",
     "__version__",
     "batches",
     "link_to",
@@ -73,6 +77,7 @@ _NAMED_LIKE_BUILTINS = ["zip"]
 _HOMES = {
     "BackendSession": "session",
     "Dataset": "types",
+    "SecurityWarning": "warnings",
     "Tensor": "tensor",
     "TensorStore": "store",
     "batches": "sampling.batches",

@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from tensorage.backend.http import new_pool
+from tensorage.backend.patience import start_hint
 from tensorage.config import required
 from tensorage.errors import AuthenticationError, BackendUnavailableError
 
 if TYPE_CHECKING:
     from tensorage.session import BackendSession
 
-__all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout"]
+__all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused_unread"]
 
 #: Seconds that a logout may take when the session is dropped or the interpreter ends.
 LAST_LOGOUT_TIMEOUT_S = 2.0
+
+
+#: Statuses of those who have passed nothing on: too many requests, no server, and Cloudflare's two of its own.
+_NOT_LET_IN = frozenset({429, 503, 521, 523})
 
 
 class Connections(Protocol):
@@ -57,7 +62,8 @@ class TransferLogin:
 
     def headers(self) -> dict[str, str]:
         session = self._get()
-        token = session.token
+        # Whoever makes the request waits, if that is to be done: no lock of the session is held for so long.
+        token = session._token_now()
         return {"apikey": required("backend_key", session.backend_key), "Authorization": f"Bearer {token}"}
 
     def renew(self, refused: str) -> None:
@@ -83,7 +89,7 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
         yield
     except (httpx.HTTPError, AuthRetryableError) as error:
         raise BackendUnavailableError(
-            f"{asked}: {url} cannot be reached ({error}). Check the URL, the network and the backend"
+            f"{asked}: {url} cannot be reached ({error}). Check the URL, the network and the backend{start_hint(url)}"
         ) from error
     except (AuthUnknownError, ValueError, TypeError, AttributeError) as error:
         # The SDK trips, in one way or another, over what is no answer of an Auth server.
@@ -97,6 +103,20 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
                 f"{asked}: {url} does not serve now ({error}). Try again later"
             ) from error
         raise AuthenticationError(f"{asked}: {error}. Check the e-mail, the password and the key") from error
+
+
+def was_refused_unread(error: BackendUnavailableError) -> bool:
+    """Tell whether the Auth server cannot have done what it was asked: nobody was reached, or a gateway refused."""
+    import httpx
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+            return True
+        if getattr(cause, "status", None) in _NOT_LET_IN:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def last_logout(url: str, key: str, token: str) -> None:

@@ -12,6 +12,7 @@ import threading
 import warnings
 
 from tensorage._operations import MAX_UNDER_WAY, Failure, Operation, Operations, error_to_raise, listed
+from tensorage.backend.patience import Hurry, hurried
 from tensorage.errors import ClosedError
 from tensorage.tensor import _readable
 
@@ -43,6 +44,8 @@ class Workers:
         # Guards all of the above. No `threading.Condition`: that is written in Python, and Ctrl-C at the wrong moment
         # leaves its lock held. Reentrant, as is the other one: a signal handler may write, too.
         self._lock = threading.RLock()
+        # Begins when closing was interrupted: what is under way waits for no backend any more.
+        self._hurry = Hurry()
         # Of those who wait for a change: each is held until there is one.
         self._waiters: list[threading.Lock] = []
         # Held by the one who waits for room: what is small must not take it from what is large again and again.
@@ -203,6 +206,7 @@ class Workers:
             for failure in failures:
                 failure.is_told = True
             self._is_left = True
+        self._hurry.begin()
         if dropped:
             interrupt.add_note(f"background writer: not written: {dropped}")
         if unfinished:
@@ -265,7 +269,8 @@ class Workers:
                 operation.is_under_way = True
             # The end of the one before may have made room for several.
             self._start_thread()
-            error = _outcome(operation)
+            with hurried(self._hurry):
+                error = _outcome(operation)
             with self._lock:
                 self._operations.end(operation)
                 if error is not None:

@@ -18,6 +18,7 @@
     ├── ChangedError                (RuntimeError)      somebody changed the array meanwhile
     ├── CacheError                  (OSError)           the folder of a local cache cannot be used
     ├── ClosedError                 (ValueError)        a background writer that takes nothing any more
+    ├── TooLargeError               (MemoryError)       more elements than there is memory for
     └── BackendUnavailableError     (ConnectionError)   unreachable, overloaded, or broken
 
 The backend's own error, where there is one, is chained as ``__cause__``.
@@ -43,6 +44,7 @@ __all__ = [
     "QuotaExceededError",
     "SchemaError",
     "TensorageError",
+    "TooLargeError",
 ]
 
 
@@ -112,6 +114,10 @@ class CacheError(TensorageError, OSError):
 
 class ClosedError(TensorageError, ValueError):
     """The background writer has been closed, or belongs to another process: nothing was written."""
+
+
+class TooLargeError(TensorageError, MemoryError):
+    """More elements were asked for than this machine has memory for. Nothing was fetched."""
 
 
 class BackendUnavailableError(TensorageError, ConnectionError):

@@ -24,14 +24,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tensorage._lending import Lender, Loan
-from tensorage._login import Ending, TransferLogin, auth_errors, last_logout
+from tensorage._login import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
 from tensorage._processes import borrowed, watch
 from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
+from tensorage.backend.patience import PATIENCE_S, Patience, check_seconds
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
-from tensorage.config import ENVIRONMENT, configure, required
-from tensorage.errors import AuthenticationError, ConfigurationError, TensorageError
+from tensorage.config import ENVIRONMENT, check_url, configure, required, shown_url
+from tensorage.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    ConfigurationError,
+    TensorageError,
+)
 
 if TYPE_CHECKING:
     import supabase
@@ -106,7 +112,11 @@ class BackendSession:
         URL and (publishable or ``anon``) key of the project.
 
         What is not given comes from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
-        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order.
+        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order. A key or a password
+        that is not meant for the URL is held back: see `tensorage.config`.
+    patience_s
+        Seconds for which a login that has worked waits for a backend that is away, before it raises an error. With 0,
+        a few quick tries have to do, as they always do for a first contact. It can be changed at any time.
 
     Attributes
     ----------
@@ -129,6 +139,7 @@ class BackendSession:
     password: str | None
     backend_url: str | None
     backend_key: str | None
+    _held_back: Mapping[str, str]
     _client: supabase.Client | None
     _user: User | None
     _session: Session | None
@@ -139,11 +150,15 @@ class BackendSession:
         password: str | None = None,
         backend_url: str | None = None,
         backend_key: str | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
     ) -> None:
+        self._patience = Patience(patience_s)
         known = configure(email=email, password=password, backend_url=backend_url, backend_key=backend_key)
         self.email, self.password = known.email, known.password
         self.backend_url = known.backend_url.rstrip("/") if known.backend_url else None
         self.backend_key = known.backend_key
+        self._held_back = known.held_back
         self._prepare()
 
     def _prepare(self, loan: Loan | None = None) -> None:
@@ -152,6 +167,8 @@ class BackendSession:
         self._expires_at = 0.0
         #: The token of another process, which alone renews and ends that login.
         self._loan = loan
+        #: A refresh token whose use got no answer. It may be spent, and can be used once.
+        self._doubtful: str | None = None
         self._store: weakref.ref[TensorStore] | None = None
         self._holders = 0
         self._connect()
@@ -160,6 +177,10 @@ class BackendSession:
     def _connect(self) -> None:
         """Begin without connections, in this process."""
         self._lock = threading.RLock()
+        before = self._patience
+        self._patience = Patience(
+            before.seconds, self.backend_url, has_worked=before.has_worked or self._loan is not None
+        )
         self._client = None
         self._transfer: Transfer | None = None
         self._lender = Lender(partial(_lend, weakref.ref(self)))
@@ -184,10 +205,19 @@ class BackendSession:
             client = session.client()
             response = client.table('datasets').select('*').execute()
         """
+        if self._loan is not None or self._session is not None:
+            _ = self.token
         with self._lock:
-            if self._loan is not None or self._session is not None:
-                _ = self.token
             return self._sdk()
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which a backend that is away is waited for, once a login has worked."""
+        return self._patience.seconds
+
+    @patience_s.setter
+    def patience_s(self, seconds: float) -> None:
+        self._patience.seconds = check_seconds(seconds)
 
     @property
     def token(self) -> str:
@@ -201,7 +231,13 @@ class BackendSession:
         AuthenticationError
             If there is no login, and none can be made of what is configured; or if the process that holds the login is
             gone, and its token has expired.
+        BackendUnavailableError
+            If a new one is needed, and the backend stays away for longer than it is waited for.
         """
+        return self._patience.keep_trying(self._token_now, "getting a token")
+
+    def _token_now(self) -> str:
+        """The token, without waiting for a backend that is away."""
         with self._lock:
             if self._loan is not None:
                 self._borrow_again_in_time(self._loan)
@@ -217,7 +253,10 @@ class BackendSession:
     def user_id(self) -> str:
         """Id of the logged-in user."""
         with self._lock:
+            is_known = self._loan is not None or self._user is not None
+        if not is_known:
             _ = self.token
+        with self._lock:
             if self._loan is not None:
                 return self._loan.user_id
             assert self._user is not None
@@ -248,7 +287,10 @@ class BackendSession:
         """
         with self._lock:
             email, password = email or self.email, password or self.password
-            credentials = {"email": required("email", email), "password": required("password", password)}
+            credentials = {
+                "email": required("email", email, self._held_back),
+                "password": required("password", password, self._held_back),
+            }
             try:
                 with auth_errors(f"logging in as {email}", self.backend_url):
                     response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
@@ -319,8 +361,19 @@ class BackendSession:
                 )
             if self._session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
-            with auth_errors("refreshing the login", self.backend_url):
-                response = self._sdk().auth.refresh_session(self._session.refresh_token)
+            token = self._session.refresh_token
+            if token == self._doubtful:
+                raise AuthenticationError(
+                    "the backend was away when the login was last refreshed, and may have spent the refresh token, "
+                    "which can be used once: log in again with session.login_by_mail(email, password)"
+                )
+            try:
+                with auth_errors("refreshing the login", self.backend_url):
+                    response = self._sdk().auth.refresh_session(token)
+            except BackendUnavailableError as error:
+                if not was_refused_unread(error):
+                    self._doubtful = token
+                raise
             self._accept(response)
             return response
 
@@ -400,7 +453,7 @@ class BackendSession:
         """The byte mover of this session: its requests are those of the logged-in user."""
         with self._lock:
             if self._transfer is None:
-                self._transfer = Transfer(self._required_url(), TransferLogin(self))
+                self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self._patience)
                 self._ending.connections.append(self._transfer)
             return self._transfer
 
@@ -424,17 +477,18 @@ class BackendSession:
 
     def __repr__(self) -> str:
         state = f"logged in as {self._user.email}" if self._user is not None else "not logged in"
-        return f"<BackendSession {self.backend_url or 'without a project'}, {state}>"
+        url = shown_url(self.backend_url) if self.backend_url else "without a project"
+        return f"<BackendSession {url}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
-        with self._lock:
-            loan = self._loan_for_others()
+        loan = self._patience.keep_trying(self._loan_for_others, "lending the login to another process")
         return {
             "email": self.email,
             "backend_url": self.backend_url,
             "backend_key": self.backend_key,
             "loan": loan,
+            "patience_s": self.patience_s,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -443,15 +497,22 @@ class BackendSession:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.email, self.password = state["email"], None
         self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
+        self._held_back = {}
+        self._patience = Patience(state["patience_s"])
         self._prepare(state["loan"])
 
     # Inner parts --------------------------------------------------------------------------------------
 
     def _hold(self) -> None:
         """One more user of the login: log in if nobody is."""
-        with self._lock:
-            _ = self.token
-            self._holders += 1
+
+        def hold() -> None:
+            with self._lock:
+                if self._loan is None and self._session is None:
+                    self._login()
+                self._holders += 1
+
+        self._patience.keep_trying(hold, "logging in")
 
     def _release(self) -> None:
         """One user less: the last one logs out. What was done is done, if logging out fails or not."""
@@ -468,7 +529,7 @@ class BackendSession:
         if self._client is None:
             from tensorage._client import make_client
 
-            url, key = self._required_url(), required("backend_key", self.backend_key)
+            url, key = self._required_url(), required("backend_key", self.backend_key, self._held_back)
             self._client, http = make_client(url, key)
             self._ending.connections.append(http)
             if self._loan is not None:
@@ -477,9 +538,8 @@ class BackendSession:
 
     def _required_url(self) -> str:
         url = required("backend_url", self.backend_url)
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"the backend URL {url!r} does not begin with https:// or http://")
-        return url
+        # The process that a login is borrowed from has checked it, and warned if need be.
+        return url if self._loan is not None else check_url(url)
 
     def _accept(self, response: AuthResponse) -> None:
         if response.session is None:
@@ -491,6 +551,7 @@ class BackendSession:
         # By this machine's clock, which need not be the server's.
         self._expires_at = time.time() + response.session.expires_in
         self._loan = None
+        self._patience.has_worked = True
         key = required("backend_key", self.backend_key)
         self._ending.login = (self._required_url(), key, response.session.access_token)
 
@@ -515,6 +576,7 @@ class BackendSession:
             raise ConfigurationError(
                 f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
                 f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
+                + "".join(f". Also, {self._held_back[name]}" for name in missing if name in self._held_back)
             )
         self.login_by_mail()
 
@@ -555,7 +617,7 @@ class BackendSession:
             return
         try:
             self._use(loan.next())
-        except AuthenticationError as error:
+        except (AuthenticationError, BackendUnavailableError) as error:
             if time.time() >= loan.expires_at:
                 raise
             logger.debug("going on with the token of before: %s", error)
@@ -577,12 +639,13 @@ class BackendSession:
             return True
 
     def _loan_for_others(self) -> Loan:
-        token = self.token
-        if self._loan is not None:
-            return self._loan
-        lender = self._lender.open()
-        self._lender.start()
-        return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
+        with self._lock:
+            token = self._token_now()
+            if self._loan is not None:
+                return self._loan
+            lender = self._lender.open()
+            self._lender.start()
+            return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
 
     def _before_fork(self) -> None:
         """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""

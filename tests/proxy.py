@@ -62,6 +62,8 @@ class Proxy:
         Tells of an exchange, of which something has just passed, whether the connection breaks now.
     changes
         Makes what the server gets of the beginning of a request.
+    port
+        Of its own; by default one that is free.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Proxy:
         loses_answer: Callable[[Exchange], bool] = lambda _: False,
         breaks: Callable[[Exchange], bool] = lambda _: False,
         changes: Callable[[bytes], bytes] = lambda head: head,
+        port: int = 0,
     ) -> None:
         address = urlsplit(url)
         if address.scheme != "http" or address.hostname is None:
@@ -78,7 +81,7 @@ class Proxy:
         self._loses_answer = loses_answer
         self._breaks = breaks
         self._changes = changes
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         #: In the order in which they began, without those of signing in and out.
         self.exchanges: list[Exchange] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import pickle
@@ -19,7 +20,7 @@ import pytest
 
 import tensorage
 from tensorage import TensorStore, errors
-from tensorage.backend import http as http_module
+from tensorage.backend import patience
 from tensorage.backend.faults import (
     _BY_CODE,
     _SCHEMA_CODES,
@@ -57,6 +58,7 @@ BUILTINS = {
     "ChangedError": RuntimeError,
     "ClosedError": ValueError,
     "BackendUnavailableError": ConnectionError,
+    "TooLargeError": MemoryError,
     "TensorageError": Exception,
 }
 
@@ -230,7 +232,7 @@ class Flaky:
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
-    monkeypatch.setattr(http_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
     answers: deque[Answer] = deque()
     asked: list[tuple[str, dict[str, str], bytes]] = []
 
@@ -305,12 +307,12 @@ class TestPauses:
     def test_they_grow_up_to_a_bound(self) -> None:
         fault = Fault(503, "", "busy")
         for attempt in range(1, 40):
-            grown = min(http_module.FIRST_WAIT_S * 2 ** (attempt - 1), http_module.LONGEST_WAIT_S)
-            assert 0.5 * grown <= http_module.pause_s(attempt, fault) <= 1.5 * grown
+            grown = min(patience.FIRST_WAIT_S * 2 ** (attempt - 1), patience.LONGEST_WAIT_S)
+            assert 0.5 * grown <= patience.pause_s(attempt, fault) <= 1.5 * grown
 
     @pytest.mark.parametrize(("asked", "waits"), [("7", 7.0), ("3600", 60.0)])
     def test_they_are_as_long_as_the_backend_asks(self, asked: str, waits: float) -> None:
-        assert http_module.pause_s(1, Fault.parse(429, b"{}", asked)) == waits
+        assert patience.pause_s(1, Fault.parse(429, b"{}", asked)) == waits
 
     @pytest.mark.parametrize("asked", [None, "", "soon", "-1", "Wed, 21 Oct 2026 07:28:00 GMT"])
     def test_what_is_no_number_of_seconds_asks_for_nothing(self, asked: str | None) -> None:
@@ -333,7 +335,7 @@ class TestTransfer:
         flaky.answers.extend([BUSY] * 20)
         with pytest.raises(BackendUnavailableError, match=r"reading 'x'.*503"):
             transfer.call("f", {}, "reading 'x'")
-        assert len(flaky.asked) == http_module.ATTEMPTS
+        assert len(flaky.asked) == patience.ATTEMPTS
 
     @pytest.mark.parametrize("status", [400, 404, 409, 403])
     def test_what_lasts_is_not_tried_again(self, flaky: Flaky, transfer: Transfer, status: int) -> None:
@@ -359,6 +361,23 @@ class TestTransfer:
         assert len(flaky.asked) == 1
         flaky.answers.append(GOOD)
         assert transfer.call("f", {}, "asking") == {"a": 1}
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+    def test_a_compressed_answer_is_not_decompressed(
+        self, flaky: Flaky, transfer: Transfer, encoding: str
+    ) -> None:
+        body = gzip.compress(gzip.compress(bytes(10_000_000)))
+        headers = {"Content-Encoding": encoding}
+        for read in (
+            lambda: transfer.read_into("f", {}, memoryview(bytearray(8)), "reading 'x'"),
+            lambda: transfer.read("f", {}, "reading 'x'"),
+            lambda: transfer.call("f", {}, "reading 'x'"),
+        ):
+            flaky.answers.append(Answer(body=body, headers=headers))
+            with pytest.raises(
+                BackendUnavailableError, match=r"reading 'x'.*Content-Encoding.*was not asked for"
+            ):
+                read()
 
     def test_an_answer_without_a_length(self, flaky: Flaky, transfer: Transfer) -> None:
         chunked = {"Transfer-Encoding": "chunked"}
@@ -401,7 +420,7 @@ class TestTransfer:
         assert len(flaky.asked) == 1
 
     def test_nobody_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(http_module, "FIRST_WAIT_S", 0.001)
+        monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
         with pytest.raises(BackendUnavailableError, match=r"project\.invalid cannot be reached"):
             Transfer("http://project.invalid", Login()).call("f", {}, "asking")
 

@@ -235,6 +235,7 @@ class TestServers:
         self, own: Files, separate: control.Running, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         own.upload_file("x", b"before")
+        own._backend.patience_s = 0
         monkeypatch.setattr(resumable, "MAX_FAILURES", 2)
         with pytest.raises(tensorage.BackendUnavailableError, match=r"uploading 'x'.*cannot be reached"):
             own.upload_file("x", Hooked(CONTENT, PIECE_BYTES, lambda: kill(separate)))

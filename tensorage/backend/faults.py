@@ -28,7 +28,15 @@ from tensorage.errors import (
     TensorageError,
 )
 
-__all__ = ["BackendAnswerError", "Fault", "check_version", "error_of", "missing_schema"]
+__all__ = [
+    "UNREACHABLE",
+    "BackendAnswerError",
+    "Fault",
+    "RestartedError",
+    "check_version",
+    "error_of",
+    "missing_schema",
+]
 
 
 class BackendAnswerError(Exception):
@@ -59,6 +67,10 @@ class StoredElsewhereError(InvalidInputError):
     description: Mapping[str, Any] | None = None
 
 
+class RestartedError(ChangedError):
+    """The database failed and came back while an array was being written. A writer that can begins anew."""
+
+
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS001": (KeyNotFoundError, "list(store) shows what there is."),
     "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
@@ -77,6 +89,16 @@ _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
 
 #: A function, table or column of ours is not known to this project.
 _SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
+
+
+#: In place of an HTTP status, where there was no answer.
+UNREACHABLE = 599
+
+#: Of gateways whose server is away, Cloudflare's among them, of Storage whose database is, and of too many requests.
+_OUTAGE_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 524, 530, 544, UNREACHABLE})
+
+#: PostgREST has no connection, or PostgreSQL starts or stops.
+_OUTAGE_CODES = frozenset({"PGRST000", "PGRST001", "PGRST002", "PGRST003", "57P01", "57P02", "57P03"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +155,25 @@ class Fault:
         is_full = self.code[:2] == "53" and self.code != "53300"
         return self.status == 429 or (self.status >= 500 and not self.is_too_much and not is_full)
 
+    @property
+    def is_unreachable(self) -> bool:
+        """Nobody answered."""
+        return self.status == UNREACHABLE
+
+    @property
+    def is_outage(self) -> bool:
+        """The backend as a whole does not serve, or asks to be left alone: it may come back in a minute."""
+        return self.is_passing and (self.status in _OUTAGE_STATUSES or self.code in _OUTAGE_CODES)
+
+    @classmethod
+    def unreachable(cls, base_url: str, error: BaseException) -> Fault:
+        """What it is that no answer came."""
+        reason = getattr(error, "reason", None) or error
+        return cls(UNREACHABLE, "", f"{base_url} cannot be reached: {reason}")
+
     def __str__(self) -> str:
+        if self.is_unreachable:
+            return self.message
         code = f" {self.code}" if self.code else ""
         return f"HTTP {self.status}{code}: {self.message}" + (f" ({self.details})" if self.details else "")
 
@@ -153,6 +193,8 @@ def error_of(fault: Fault, asked: str) -> TensorageError:
 
 def _error_of(fault: Fault, asked: str) -> TensorageError:
     known = _BY_CODE.get(fault.code)
+    if fault.code == "TS003" and fault.details == "restarted":
+        return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
     if known is not None:
         kind, advice = known
         error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())

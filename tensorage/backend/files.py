@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from tensorage.backend.downloads import read_pieces
 from tensorage.backend.faults import Fault, error_of
-from tensorage.backend.http import ATTEMPTS, Answer, pause_s
+from tensorage.backend.http import Answer
 from tensorage.backend.resumable import PIECE_BYTES, ResumableUpload
 from tensorage.backend.sources import Content, Source, open_source
 from tensorage.backend.storage_faults import refusals_as_errors
@@ -211,27 +210,27 @@ class Files:
         if len(beginning) <= PIECE_BYTES:
             self._upload_small(name, beginning, asked)
             return
-        outcome = self._send(name, chain([beginning], source.pieces(PIECE_BYTES)), {})
+        outcome = self._send(name, chain([beginning], source.pieces(PIECE_BYTES)), {}, asked)
         if isinstance(outcome, Fault):
             raise error_of(outcome, asked)
 
     def _upload_whole(self, name: str, source: Source, asked: str) -> None:
         """Upload in one request, again from the beginning if it does not get through."""
-        attempt = 0
+        tries = self._backend.transfer.http.patience.tries(asked)
         while True:
+            tries.begin()
             source.seek(0)
             length = {"Content-Length": str(source.length)}
-            outcome = self._send(name, source.pieces(PIECE_BYTES), length)
+            outcome = self._send(name, source.pieces(PIECE_BYTES), length, asked)
             if not isinstance(outcome, Fault):
                 return
-            attempt += 1
-            if attempt >= ATTEMPTS:
-                raise error_of(outcome, asked)
-            time.sleep(pause_s(attempt, outcome))
+            tries.wait(outcome)
 
-    def _send(self, name: str, body: Iterator[bytes | memoryview], headers: dict[str, str]) -> Answer | Fault:
+    def _send(
+        self, name: str, body: Iterator[bytes | memoryview], headers: dict[str, str], asked: str
+    ) -> Answer | Fault:
         headers = {"x-upsert": "true", "Content-Type": OCTETS} | headers
-        return self._requests.send("POST", object_path(name), headers=headers, body=body)
+        return self._requests.send("POST", object_path(name), asked=asked, headers=headers, body=body)
 
     def _walk(self, folder: str) -> Iterator[str]:
         asked = f"listing {folder!r}"

@@ -6,9 +6,7 @@ operation id where that matters, and an object is stored under a name of its own
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from urllib.request import getproxies, proxy_bypass
 
 from tensorage.backend.faults import Fault, error_of
+from tensorage.backend.patience import Patience, Tries
 from tensorage.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -31,19 +30,10 @@ __all__ = [
     "TooMuchError",
     "WrongSizeError",
     "new_pool",
-    "pause_s",
 ]
 
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
 PARALLEL = 4
-
-#: Tries of one request, and seconds before the second one; each further wait is twice as long.
-ATTEMPTS = 5
-FIRST_WAIT_S = 0.1
-LONGEST_WAIT_S = 10.0
-
-#: A backend that asks to be left alone for longer is asked again after this.
-LONGEST_ASKED_WAIT_S = 60.0
 
 CONNECT_TIMEOUT_S = 5.0
 #: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
@@ -125,11 +115,15 @@ class Http:
         Whose requests they are.
     max_connections
         Connections, and so requests at once, whoever makes them: a read, a loop's prefetching, background writes.
+        A request that waits for the end of an outage has none of them.
+    patience
+        Says how long that is waited for. By default it is not: a few quick tries have to do.
     """
 
     base_url: str
     login: Login
     max_connections: int = 2 * PARALLEL
+    patience: Patience = field(default_factory=Patience, repr=False)
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
@@ -153,27 +147,47 @@ class Http:
             What the backend's last fault means.
         """
         renewed = False
-        attempt = 0
+        tries = self.patience.tries(asked)
         while True:
+            tries.begin()
             headers = {
-                **self.login.headers(),
+                **self._login_headers(tries),
                 "Content-Length": str(sum(len(part) for part in request.body)),
                 **request.headers,
             }
             with self._room:
                 outcome = self._attempt(request, headers, asked)
             if not isinstance(outcome, Fault):
+                self.patience.answered()
                 return outcome
             if outcome.is_expired_login and not renewed:
+                self._renew(headers["Authorization"], tries)
                 renewed = True
-                self.login.renew(headers["Authorization"])
                 continue
             if outcome.is_too_much:
                 raise TooMuchError(outcome, asked)
-            attempt += 1
-            if not outcome.is_passing or attempt >= ATTEMPTS:
+            if not outcome.is_passing:
+                self.patience.answered()
                 raise error_of(outcome, asked)
-            time.sleep(pause_s(attempt, outcome))
+            tries.wait(outcome)
+
+    def headers(self, asked: str) -> Mapping[str, str]:
+        """The login's headers, also if the login has to be renewed first and its backend is away for a while."""
+        return self._login_headers(self.patience.tries(asked))
+
+    def _login_headers(self, tries: Tries) -> Mapping[str, str]:
+        while True:
+            try:
+                return self.login.headers()
+            except BackendUnavailableError as error:
+                self.patience.wait_for_login(error, tries)
+
+    def _renew(self, refused: str, tries: Tries) -> None:
+        while True:
+            try:
+                return self.login.renew(refused)
+            except BackendUnavailableError as error:
+                self.patience.wait_for_login(error, tries)
 
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""
@@ -205,11 +219,13 @@ class Http:
                 retries=False,
                 redirect=False,
                 preload_content=False,
+                decode_content=False,
             )
             try:
                 if not 200 <= response.status < 300:
                     retry_after = response.headers.get("Retry-After")
                     return request.read_fault(response.status, response.read(), retry_after)
+                _check_plain(response, asked)
                 if request.out is None:
                     return Answer(response.status, response.headers, response.read())
                 _fill(request.out, response, asked)
@@ -224,17 +240,17 @@ class Http:
             # It is an OSError too; a complete answer of the wrong size comes again.
             raise
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            return Fault(503, "", f"{self.base_url} cannot be reached: {reason}")
+            return Fault.unreachable(self.base_url, error)
 
 
-def pause_s(attempt: int, fault: Fault) -> float:
-    """Seconds to wait after a failed attempt (1, 2, ...): as the backend asks, or longer and longer.
-
-    At random within a factor of three, so that clients that failed together do not come again together.
-    """
-    backing_off = min(FIRST_WAIT_S * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-    return max(backing_off, min(fault.retry_after_s or 0.0, LONGEST_ASKED_WAIT_S))
+def _check_plain(response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    """Refuse an answer that is compressed, since nobody asked for that: how much it is would show too late."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BackendUnavailableError(
+            f"{asked}: the answer has Content-Encoding {encoding[:40]!r}, which was not asked for: it is not "
+            "decompressed. What stands between this client and the project has to leave answers as they are."
+        )
 
 
 def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
@@ -246,7 +262,7 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
         _fill_straight(out, socket_file)
         return
     filled = 0
-    for part in response.stream(_READ_BYTES, decode_content=True):
+    for part in response.stream(_READ_BYTES, decode_content=False):
         if filled + len(part) > len(out):
             raise _wrong_size(asked, filled + len(part), len(out))
         out[filled : filled + len(part)] = part

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.memory import check_fits, new_array
 from tensorage.errors import InvalidInputError
 
 __all__ = ["Plan", "Result", "check_out"]
@@ -48,23 +49,33 @@ class Result:
     ----------
     out
         Where the caller wants it, or None.
+    key
+        Of the array, for messages.
 
     Raises
     ------
     InvalidInputError
         If `out` is not of the result's shape and dtype.
+    TooLargeError
+        If there is no memory for it.
     """
 
-    def __init__(self, plan: Plan, dtype: np.dtype[Any], out: npt.NDArray[Any] | None) -> None:
+    def __init__(self, plan: Plan, dtype: np.dtype[Any], out: npt.NDArray[Any] | None, key: str) -> None:
         if out is not None:
             check_out(plan.shape, dtype, out)
+        else:
+            check_fits(plan.shape, dtype, f"reading {key!r}")
         self._plan = plan
         self._out = out
         self._is_direct = out is not None and bool(
             plan.is_whole_box and out.flags.c_contiguous and out.flags.writeable
         )
         #: Of one axis, contiguous: what travels goes here.
-        self.box = out.reshape(-1) if out is not None and self._is_direct else np.empty(plan.size, dtype)
+        self.box = (
+            out.reshape(-1)
+            if out is not None and self._is_direct
+            else new_array((plan.size,), dtype, f"reading {key!r}")
+        )
 
     def take(self) -> Any:
         """What numpy gives for the selection, in `out` if there is one."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import logging
-import time
+import re
 
-from tensorage.backend.faults import Fault, error_of
-from tensorage.backend.http import Answer, pause_s
+from tensorage.backend.faults import Fault
+from tensorage.backend.http import Answer
 from tensorage.backend.sources import Source
 from tensorage.backend.storage_faults import StorageRefusal, is_missing_bucket
 from tensorage.backend.storage_requests import BUCKET, OCTETS, StorageRequests
@@ -30,6 +30,8 @@ MAX_FAILURES = 8
 _FIRST_PAUSE = 2
 
 _PATH = "/upload/resumable"
+#: Last part of the address of an upload: something, and not only dots.
+_UPLOAD = re.compile(r"\.*[A-Za-z0-9_~=%+-][A-Za-z0-9_~.=%+-]*", re.ASCII)
 _PROTOCOL = {"Tus-Resumable": "1.0.0"}
 
 #: Such a server does not know the protocol.
@@ -58,6 +60,7 @@ class ResumableUpload:
         self._asked = asked
         self._path = ""
         self._furthest = 0
+        self._tries = requests.http.patience.tries(asked, MAX_FAILURES)
         self._failures = 0
 
     def run(self) -> bool:
@@ -100,8 +103,8 @@ class ResumableUpload:
         answer = self._requests.ask("POST", _PATH, self._asked, headers=headers)
         # Behind proxies, servers are often wrong about their own address; and the token is for nobody else.
         upload = answer.headers.get("Location", "").rstrip("/").rpartition("/")[2]
-        if not upload:
-            raise self._nonsense("named no place for the upload")
+        if _UPLOAD.fullmatch(upload) is None:
+            raise self._nonsense(f"named no place for the upload, but {upload[:80]!r}")
         return f"{_PATH}/{upload}"
 
     def _advance(self, offset: int) -> int:
@@ -147,7 +150,7 @@ class ResumableUpload:
             "Content-Type": "application/offset+octet-stream",
             "Content-Length": str(len(piece)),
         }
-        return self._requests.send("PATCH", self._path, headers=headers, body=[piece])
+        return self._requests.send("PATCH", self._path, asked=self._asked, headers=headers, body=[piece])
 
     def _offset_of(self, answer: Answer) -> int:
         said = answer.headers.get("Upload-Offset", "")
@@ -158,22 +161,22 @@ class ResumableUpload:
     def _note_progress(self, offset: int) -> None:
         if offset > self._furthest:
             self._furthest, self._failures = offset, 0
+            self._tries.reset()
 
     def _wait(self, fault: Fault, error: BackendUnavailableError | None = None) -> None:
         """Wait after a failure, unless there were too many."""
         self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            if error is not None:
-                raise error
-            if fault.status in _ELSEWHERE:
-                raise self._nonsense(f"does not go on with the upload ({fault})")
-            raise error_of(fault, self._asked)
-        time.sleep(pause_s(_FIRST_PAUSE + self._failures, fault))
+        # The request that raised it has waited as long as is waited.
+        if error is not None and (self._failures >= MAX_FAILURES or self._requests.http.patience.is_patient):
+            raise error
+        if self._failures >= MAX_FAILURES and fault.status in _ELSEWHERE:
+            raise self._nonsense(f"does not go on with the upload ({fault})")
+        self._tries.wait(fault, _FIRST_PAUSE + self._failures)
 
     def _give_up(self) -> None:
         """Tell the server that nothing more comes. Where even that fails, it deletes the upload after a day."""
         try:
-            outcome = self._requests.send("DELETE", self._path, headers=_PROTOCOL)
+            outcome = self._requests.send("DELETE", self._path, asked=self._asked, headers=_PROTOCOL)
         except StorageRefusal as refusal:
             outcome = refusal.fault
         if isinstance(outcome, Fault):

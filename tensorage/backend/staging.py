@@ -9,16 +9,23 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from tensorage.backend.faults import RestartedError
+from tensorage.backend.patience import Hurry, current_hurry, hurried
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import QuotaExceededError
+from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
-__all__ = ["begin", "commit", "new_operation", "stage", "sweep", "with_room", "written"]
+__all__ = ["begin", "commit", "from_the_beginning", "new_operation", "stage", "sweep", "with_room", "written"]
 
 logger = logging.getLogger(__name__)
+
+#: A database that fails more often while one array is written has another trouble than bad luck.
+MAX_RESTARTS = 5
+
+_Written = TypeVar("_Written")
 
 
 def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
@@ -51,9 +58,27 @@ def stage(
         with progress(nbytes, dataset.key, quiet=quiet) as advance:
             send(advance)
         return commit(transfer, dataset, None if shards is None else shards())
-    except BaseException:
-        _abort(transfer, dataset)
+    except BaseException as error:
+        _abort(transfer, dataset, error)
         raise
+
+
+def from_the_beginning(write: Callable[[], _Written]) -> _Written:
+    """Write something, and once more from the beginning each time that the database failed on the way.
+
+    The database refuses to commit what was begun before a failure, since it may have lost a part of that.
+
+    Parameters
+    ----------
+    write
+        Begins, fills and commits. Called again, it has to have all that it needs.
+    """
+    for _ in range(MAX_RESTARTS):
+        try:
+            return write()
+        except RestartedError as error:
+            logger.info("beginning anew: %s", error)
+    return write()
 
 
 def commit(transfer: Transfer, dataset: Dataset, shards: list[dict[str, Any]] | None = None) -> Dataset:
@@ -104,11 +129,16 @@ def new_operation() -> str:
     return str(uuid.uuid4())
 
 
-def _abort(transfer: Transfer, dataset: Dataset) -> None:
+def _abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
     """Give up what was staged. Where even that fails, it is swept a day later."""
+    hurry = Hurry(current_hurry())
+    if isinstance(reason, BackendUnavailableError) or not isinstance(reason, Exception):
+        # The backend has been waited for, or somebody has pressed Ctrl-C: it is asked once.
+        hurry.begin()
     try:
-        transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
-        sweep(transfer, {"objects_left": dataset.engine == "storage"})
+        with hurried(hurry):
+            transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
+            sweep(transfer, {"objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:
         # The caller is about to be told why the write failed: that is the error which matters.
         logger.warning("what was staged of %r stays for a day: %s", dataset.key, error)

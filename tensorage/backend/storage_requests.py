@@ -10,8 +10,9 @@ from urllib.parse import quote
 from tensorage.backend.faults import Fault
 from tensorage.backend.http import Answer, Http, Request
 from tensorage.backend.storage_faults import read_fault
+from tensorage.errors import InvalidInputError
 
-__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests"]
+__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
 
 #: The private bucket that the migrations make.
 BUCKET = "tensors"
@@ -51,6 +52,7 @@ class StorageRequests:
         method: str,
         path: str,
         *,
+        asked: str,
         headers: Mapping[str, str],
         body: Iterable[bytes | memoryview] | None = None,
     ) -> Answer | Fault:
@@ -60,7 +62,7 @@ class StorageRequests:
         """
         import urllib3
 
-        sent = {**self.http.login.headers(), **headers}
+        sent = {**self.http.headers(asked), **headers}
         try:
             response = self.http.connections().request(
                 method,
@@ -69,10 +71,10 @@ class StorageRequests:
                 headers=sent,
                 retries=False,
                 redirect=False,
+                decode_content=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            return Fault(503, "", f"{self.http.base_url} cannot be reached: {reason}")
+            return Fault.unreachable(self.http.base_url, error)
         if 200 <= response.status < 300:
             return Answer(response.status, response.headers, response.data)
         fault = read_fault(response.status, response.data, response.headers.get("Retry-After"))
@@ -82,5 +84,27 @@ class StorageRequests:
 
 
 def object_path(name: str, route: str = "/object") -> str:
-    """Path of an object of the bucket, below ``/storage/v1``."""
+    """Path of an object of the bucket, below ``/storage/v1``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name would lead out of its folder: HTTP clients take ``..`` for the folder above.
+    """
+    check_object_name(name)
     return f"{route}/{BUCKET}/{quote(name)}"
+
+
+def check_object_name(name: str) -> None:
+    """Refuse a name that is none of an object, whoever says it: empty or dot segments, backslashes, control characters.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    is_plain = name.isprintable() and "\\" not in name
+    if not is_plain or any(part in {"", ".", ".."} for part in name.split("/")):
+        raise InvalidInputError(
+            f"{name!r} is no name of an object: its parts are separated by single slashes, none of them is '.' or "
+            "'..', and there are no backslashes or control characters. Nothing was asked for"
+        )

@@ -15,6 +15,7 @@ from typing import Any
 
 from tensorage.backend.faults import check_version, error_of
 from tensorage.backend.http import PARALLEL, Http, Login, Request, TooMuchError
+from tensorage.backend.patience import Hurry, Patience, current_hurry, hurried
 from tensorage.backend.protocol import as_json
 from tensorage.errors import BackendUnavailableError
 
@@ -44,11 +45,14 @@ class Transfer:
         Whose requests they are.
     parallel
         Jobs at once in `run`.
+    patience
+        Of its requests: see `tensorage.backend.http.Http`.
     """
 
     base_url: str
     login: Login
     parallel: int = PARALLEL
+    patience: Patience = field(default_factory=Patience, repr=False)
     http: Http = field(init=False, repr=False)
     #: Grows with every request that may have changed what is under a key, also with one that failed.
     changes: int = field(default=0, init=False, repr=False)
@@ -56,7 +60,7 @@ class Transfer:
     _version_fits: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.http = Http(self.base_url, self.login)
+        self.http = Http(self.base_url, self.login, patience=self.patience)
 
     def call(self, function: str, arguments: Mapping[str, Any], asked: str) -> Any:
         """Call a function with JSON arguments: its JSON answer.
@@ -91,7 +95,8 @@ class Transfer:
     def run(self, jobs: Iterable[Callable[[], None]]) -> None:
         """Do jobs in parallel, taking no more of them from the iterable than are under way.
 
-        The first error ends it: no further job begins, those under way are waited for, and it is raised.
+        The first error ends it: no further job begins, those under way are waited for, which wait for no outage any
+        more, and it is raised.
         """
         source = iter(jobs)
         first, second = next(source, None), next(source, None)
@@ -101,16 +106,22 @@ class Transfer:
             first()
             return
         waiting = chain((first, second), source)
+        hurry = Hurry(current_hurry())
         with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
-            running = {_begin(pool, job) for job in islice(waiting, self.parallel)}
+            running: set[Future[None]] = set()
             try:
+                running |= {_begin(pool, _under(hurry, job)) for job in islice(waiting, self.parallel)}
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for finished in done:
                         finished.result()
                     # Even if nothing runs any more: all may have finished at once, with jobs left.
-                    running |= {_begin(pool, job) for job in islice(waiting, self.parallel - len(running))}
+                    running |= {
+                        _begin(pool, _under(hurry, job))
+                        for job in islice(waiting, self.parallel - len(running))
+                    }
             except BaseException:
+                hurry.begin()
                 for unfinished in running:
                     unfinished.cancel()
                 raise
@@ -152,6 +163,16 @@ class Transfer:
             if not self._version_fits:
                 check_version(self.schema_version())
                 self._version_fits = True
+
+
+def _under(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:
+    """The job, whose waits end when the hurry begins."""
+
+    def do() -> None:
+        with hurried(hurry):
+            job()
+
+    return do
 
 
 def _begin(pool: ThreadPoolExecutor, job: Callable[[], None]) -> Future[None]:

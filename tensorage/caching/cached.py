@@ -265,7 +265,7 @@ def _taken(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] |
 
 def _gathered(entry: Entry, loose: Loose, reading: ChunkReading, out: npt.NDArray[Any] | None) -> Any:
     """What numpy gives for a selection, put together of pieces."""
-    result = Result(reading, entry.dataset.dtype, out)
+    result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
     if reading.size:
         box = result.box.reshape(reading.box_shape)
         for part in reading.parts():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorage.backend.http import PARALLEL
+from tensorage.backend.patience import Hurry, current_hurry, hurried
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.sampling.aligned import AlignedTensors, SampleSource, read_source, same_length
@@ -205,17 +206,24 @@ class _Reads:
                 yield tuple(read(selection) for read in self._jobs)
             return
         threads = min(ahead * len(self._jobs), PARALLEL)
+        hurry = Hurry(current_hurry())
+
+        def read_one(read: Callable[[Selection], Any], selection: Selection) -> Any:
+            with hurried(hurry):
+                return read(selection)
+
         pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
         reading: deque[list[Future[Any]]] = deque()
         try:
             for selection in selections:
-                reading.append([pool.submit(read, selection) for read in self._jobs])
+                reading.append([pool.submit(read_one, read, selection) for read in self._jobs])
                 if len(reading) > ahead:
                     yield _results(reading.popleft())
             while reading:
                 yield _results(reading.popleft())
         finally:
-            # Also when the loop is left: what is under way ends before it goes on.
+            # Also when the loop is left: what is under way ends before it goes on, and waits for no backend.
+            hurry.begin()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

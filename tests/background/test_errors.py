@@ -17,7 +17,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend import http
+from tensorage.backend import patience
 from tensorage.background import BackgroundWriter
 from tensorage.types import Engine
 
@@ -366,10 +366,11 @@ class TestClosed:
 def test_a_server_that_is_gone(
     project: Project, user: User, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
     is_gone = threading.Event()
     proxy = Proxy(project.url, breaks=lambda exchange: is_gone.is_set() and "/auth/" not in exchange.target)
     session = Project(proxy.url, project.key).session(user)
+    session.patience_s = 0
     session.login_by_mail()
     with TensorStore(session, quiet=True, engine=engine).background(max_in_flight=2) as bg:
         bg["before"] = [1]

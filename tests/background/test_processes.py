@@ -150,8 +150,9 @@ def test_a_server_that_is_gone_at_the_end(project: Project, user: User) -> None:
         user,
         "database",
         """
-import tensorage.backend.http
-tensorage.backend.http.FIRST_WAIT_S = 0.01
+import tensorage.backend.patience
+tensorage.backend.patience.FIRST_WAIT_S = 0.01
+session.patience_s = 0
 bg = store.background()
 bg["x"] = 0
 bg.flush()

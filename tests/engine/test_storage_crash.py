@@ -24,7 +24,7 @@ from workers import LARGE
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend import http
+from tensorage.backend import patience
 from tensorage.backend.http import Answer, Request
 from tensorage.embedded import control
 
@@ -149,7 +149,7 @@ def lossy(project: Project, user: User, losing: Losing) -> Iterator[TensorStore]
 
 @pytest.fixture
 def _is_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
 
 
 def fill(store: TensorStore) -> None:

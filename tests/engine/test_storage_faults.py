@@ -22,7 +22,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
-from tensorage.backend import http
+from tensorage.backend import patience
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
 
@@ -58,7 +58,7 @@ def database(backend: control.Running) -> Iterator[Sql]:
 @pytest.fixture(autouse=True)
 def _is_patient_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails for good is asked for again as often as ever, but sooner."""
-    monkeypatch.setattr(http, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
 
 
 @pytest.fixture

@@ -10,7 +10,14 @@ from tensorage.backend.faults import BackendAnswerError
 from tensorage.backend.http import WrongSizeError
 from tensorage.backend.objects.entries import ShardEntry
 from tensorage.backend.storage_faults import StorageRefusal, is_missing_bucket, refusals_as_errors
-from tensorage.backend.storage_requests import BUCKET, FOR_READING, OCTETS, StorageRequests, object_path
+from tensorage.backend.storage_requests import (
+    BUCKET,
+    FOR_READING,
+    OCTETS,
+    StorageRequests,
+    check_object_name,
+    object_path,
+)
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import (
     ChangedError,
@@ -77,6 +84,8 @@ class Bucket:
             As for `put`.
         """
         asked = f"copying {source!r} to {dataset.key!r}"
+        for either in (source, name):
+            check_object_name(either)
         body = json.dumps({"bucketId": BUCKET, "sourceKey": source, "destinationKey": name}).encode()
         headers = {"x-upsert": "true", "Content-Type": "application/json"}
         with refusals_as_errors(asked):
@@ -118,6 +127,8 @@ class Bucket:
     def remove(self, names: Sequence[str], asked: str) -> None:
         """Delete objects, as many as there are of them."""
         headers = {"Content-Type": "application/json"}
+        for name in names:
+            check_object_name(name)
         for first in range(0, len(names), MAX_REMOVED):
             body = json.dumps({"prefixes": list(names[first : first + MAX_REMOVED])}).encode()
             with refusals_as_errors(asked):

@@ -13,14 +13,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.objects.compressors import BloscBuffers, Compressor, CorruptChunkError, ZstdFrames
+from tensorage.backend.objects.inflating import Inflater, encoded_room, inflater_of
 from tensorage.backend.objects.metadata import (
+    SHARDING,
     Codec,
     array_metadata,
     chunk_key,
@@ -33,6 +36,8 @@ from tensorage.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import zarr
+
+    from tensorage.backend.objects.codec import ShardCodec
 
 __all__ = [
     "CRC32C_BYTES",
@@ -81,6 +86,9 @@ class Chain(Protocol):
         CorruptChunkError
             What is in `out` is then of no use.
         """
+
+    def encoded_room(self, nbytes: int) -> int:
+        """Most bytes that a chunk of so many bytes of elements is encoded in."""
 
 
 def chain_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> Chain:
@@ -142,9 +150,16 @@ class PlainChain:
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
 
+    def encoded_room(self, nbytes: int) -> int:
+        return encoded_room(nbytes)
+
 
 class ZarrChain:
     """Any codecs that zarr knows: an array of a single chunk, in memory, that zarr writes and reads.
+
+    Codecs between bytes are undone by `tensorage.backend.objects.inflating`, each within the bound that the chunk sets,
+    and shards within a chunk by a `ShardCodec` of their own. Zarr decodes what is left, which is no longer than the
+    elements. A codec that somebody else has registered with zarr is that one's code, and zarr runs it as it is.
 
     Parameters
     ----------
@@ -173,17 +188,17 @@ class ZarrChain:
                 f"fill_value={metadata['fill_value']!r}: {error}"
             ) from error
         self.fill_value = np.asarray(array.fill_value, dtype)
-        self._shape, self._dtype, self._codecs = tuple(shape), dtype, metadata["codecs"]
+        self._shape, self._dtype, self._codecs = tuple(shape), dtype, list(metadata["codecs"])
         self._key = chunk_key([0] * len(shape))
+        self._inflaters = _trailing_inflaters(self._codecs)
+        self._inner_codecs = self._codecs[: len(self._codecs) - len(self._inflaters)]
+        self._nested = _nested_shards(metadata, self._inner_codecs, self._shape, dtype)
         # Each is used by one thread at a time.
         self._idle: deque[_Slot] = deque()
+        self._idle_inner: deque[_Slot] = self._idle if not self._inflaters else deque()
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
-        slot = self._take()
-        slot.array[...] = chunk
-        encoded = slot.objects.pop(self._key)
-        self._idle.append(slot)
-        return [encoded.as_numpy_array().data]
+        return [self._encoded(chunk, self._idle, self._codecs)]
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
         from zarr.buffer.cpu import Buffer, NDBuffer
@@ -191,22 +206,69 @@ class ZarrChain:
         if not data:
             # Some codecs take this for a chunk that was never written.
             raise CorruptChunkError("there are no bytes")
-        slot = self._take()
-        slot.objects[self._key] = Buffer.from_bytes(data)
+        payload = data
+        for position in reversed(range(len(self._inflaters))):
+            payload = self._inflaters[position](
+                payload, self._room(position), self._is_exact and not position
+            )
+        if self._nested is not None:
+            self._nested.decode(payload, out)
+            return
+        if self._is_exact and len(payload) != self._inner_room:
+            raise CorruptChunkError(f"a chunk of {self._inner_room} bytes has {len(payload)}")
+        slot = self._take(self._idle_inner, self._inner_codecs)
+        slot.objects[self._key] = Buffer.from_bytes(payload)
         try:
             slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out))
         except Exception as error:
             raise CorruptChunkError(f"zarr does not decode {len(data)} bytes: {error!r}") from error
         del slot.objects[self._key]
-        self._idle.append(slot)
+        self._idle_inner.append(slot)
 
-    def _take(self) -> _Slot:
+    def encoded_room(self, nbytes: int) -> int:
+        del nbytes
+        return self._room(len(self._inflaters))
+
+    def _room(self, count: int) -> int:
+        """Most bytes that stand before so many of the codecs that are undone here have been at work."""
+        nbytes = self._inner_room
+        for _ in range(count):
+            nbytes = encoded_room(nbytes)
+        return nbytes
+
+    @cached_property
+    def _is_exact(self) -> bool:
+        """Whether elements become the same number of bytes in every chunk."""
+        return bool(self._inner_codecs) and name_of(self._inner_codecs[-1]) == "bytes"
+
+    @cached_property
+    def _inner_room(self) -> int:
+        """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
+        nbytes: int = math.prod(self._shape) * self._dtype.itemsize
+        if self._nested is not None:
+            return self._nested.encoded_room
+        if not self._is_exact:
+            return 2 * encoded_room(nbytes)
+        if len(self._inner_codecs) == 1:
+            return nbytes
+        # Codecs between arrays may make other elements of them.
+        blank = np.full(self._shape, self.fill_value, self._dtype)
+        return len(self._encoded(blank, self._idle_inner, self._inner_codecs))
+
+    def _encoded(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
+        slot = self._take(idle, codecs)
+        slot.array[...] = chunk
+        encoded = slot.objects.pop(self._key)
+        idle.append(slot)
+        return memoryview(encoded.as_numpy_array().data)
+
+    def _take(self, idle: deque[_Slot], codecs: list[Codec]) -> _Slot:
         try:
-            return self._idle.pop()
+            return idle.pop()
         except IndexError:
-            return self._open()
+            return self._open(codecs)
 
-    def _open(self) -> _Slot:
+    def _open(self, codecs: list[Codec]) -> _Slot:
         import zarr
         from zarr.storage import MemoryStore
 
@@ -216,13 +278,71 @@ class ZarrChain:
             chunks=self._shape,
             dtype=self._dtype,
             fill_value=self.fill_value[()],
-            codecs=self._codecs,
+            codecs=cast("Any", codecs),
             zarr_format=3,
             store=MemoryStore(objects),
             # Whether a chunk is written has been decided, and by bytes, not by values.
             config={"write_empty_chunks": True},
         )
         return _Slot(array, objects)
+
+
+@dataclass(frozen=True)
+class _NestedShards:
+    """Shards within a chunk: the codec that gives their chunks back, and where the axes went before."""
+
+    codec: ShardCodec
+    #: For each axis of the chunk, the one of the shards that it is.
+    axes: tuple[int, ...]
+
+    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
+        whole = np.empty(self.codec.layout.shards, self.codec.layout.dtype)
+        self.codec.decode_object(payload, whole)
+        out[...] = whole.transpose(self.axes)
+
+    @property
+    def encoded_room(self) -> int:
+        layout = self.codec.layout
+        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
+
+
+def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
+    """The ways to undo the last codecs, in the order in which they encode: as many as can be undone within a bound."""
+    found: deque[Inflater] = deque()
+    for codec in reversed(codecs):
+        inflater = inflater_of(codec)
+        if inflater is None:
+            break
+        found.appendleft(inflater)
+    return list(found)
+
+
+def _nested_shards(
+    metadata: Mapping[str, Any], codecs: Sequence[Codec], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> _NestedShards | None:
+    """The codec of the shards that a chunk consists of, if these are its codecs.
+
+    Raises
+    ------
+    InvalidInputError
+        If they stand behind codecs that make other elements.
+    """
+    if not codecs or name_of(codecs[-1]) != SHARDING:
+        return None
+    # They know this module.
+    from tensorage.backend.objects.codec import ShardCodec
+    from tensorage.backend.objects.layout import Layout
+
+    axes = list(range(len(shape)))
+    for codec in codecs[:-1]:
+        if name_of(codec) != "transpose":
+            raise InvalidInputError(
+                f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
+            )
+        axes = [axes[axis] for axis in configuration_of(codec)["order"]]
+    shards = [shape[axis] for axis in axes]
+    kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])
+    return _NestedShards(ShardCodec(Layout.parse(kept, shards, dtype)), tuple(np.argsort(axes).tolist()))
 
 
 class _Slot(NamedTuple):

@@ -13,6 +13,7 @@ one of -0.0 is stored, one of 0.0 is not. What was stored and is lost or damaged
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.memory import new_array
 from tensorage.backend.objects.chains import Chain, chain_of, fill_value_of
 from tensorage.backend.objects.compressors import CorruptChunkError
 from tensorage.backend.objects.layout import Layout
@@ -126,7 +128,7 @@ class ShardCodec:
             If these are no encoded chunk, or not a whole one. What is in `out` is then of no use.
         """
         if out is None:
-            out = np.empty(self.layout.chunks, self.layout.dtype)
+            out = new_array(self.layout.chunks, self.layout.dtype, "decoding a chunk")
         elif out.shape != self.layout.chunks or out.dtype != self.layout.dtype or not out.flags.carray:
             raise ValueError(
                 f"out has to be a writable C-contiguous array of {self.layout.chunks} {self.layout.dtype}, not of "
@@ -134,6 +136,38 @@ class ShardCodec:
             )
         self._chain.decode(memoryview(data).cast("B"), out)
         return out
+
+    def decode_object(self, blob: Bytes, out: npt.NDArray[Any]) -> None:
+        """The elements of a whole object.
+
+        Parameters
+        ----------
+        out
+            Where they are put: of a shard's full shape, in the layout's dtype.
+
+        Raises
+        ------
+        CorruptChunkError
+            If its index or a chunk is damaged. What is in `out` is then of no use.
+        """
+        data = memoryview(blob).cast("B")
+        ranges = self.ranges(self.index_of(data), len(data)).tolist()
+        chunk = None
+        for coords, (offset, length) in zip(np.ndindex(*self.layout.chunks_per_shard), ranges, strict=True):
+            where = tuple(
+                slice(coord * extent, (coord + 1) * extent)
+                for coord, extent in zip(coords, self.layout.chunks, strict=True)
+            )
+            if offset == EMPTY:
+                out[where] = self.fill_value
+            else:
+                chunk = self.decode(data[offset : offset + length], chunk)
+                out[where] = chunk
+
+    @cached_property
+    def encoded_room(self) -> int:
+        """Most bytes that a chunk is encoded in. What is longer is not looked at."""
+        return self._chain.encoded_room(math.prod(self.layout.chunks) * self.layout.dtype.itemsize)
 
     def ranges(self, index: bytes, nbytes: int) -> npt.NDArray[np.uint64]:
         """Offset and length of each chunk of a shard, in C order, by what the catalogue says of it.
@@ -151,12 +185,13 @@ class ShardCodec:
         Raises
         ------
         CorruptChunkError
-            If the index is none of such an object.
+            If the index is none of such an object, or a chunk is longer than its elements can become.
         """
         count = self.layout.chunk_count_per_shard
         if nbytes == 0 and not index:
             return self._no_chunks().reshape(count, 2)
         if not self.layout.is_sharded and not index:
+            self._check_length(nbytes)
             return np.array([[0, nbytes]], INDEX_DTYPE)
         entries = parse_index(index)
         if len(entries) != (count if self.layout.is_sharded else 0):
@@ -165,6 +200,8 @@ class ShardCodec:
         # Their sum might be more than such a number holds.
         if np.any(stored[:, 1] > nbytes) or np.any(stored[:, 0] > nbytes - stored[:, 1]):
             raise CorruptChunkError(f"an index names chunks outside of their object of {nbytes} bytes")
+        if len(stored):
+            self._check_length(int(stored[:, 1].max()))
         return entries
 
     def index_of(self, blob: Bytes) -> bytes:
@@ -213,6 +250,14 @@ class ShardCodec:
                 f"an index of {self.layout.chunk_count_per_shard} chunks has {len(entries)} entries"
             )
         return b"".join(self._index_chain.encode(entries.reshape(self._no_chunks().shape)))
+
+    def _check_length(self, nbytes: int) -> None:
+        """Refuse a chunk of so many bytes, if its elements never take as many."""
+        if nbytes > self.encoded_room:
+            raise CorruptChunkError(
+                f"a chunk of {nbytes} bytes is longer than the {self.encoded_room} that {self.layout.chunks} elements "
+                f"of {self.layout.dtype} take at most"
+            )
 
     @cached_property
     def index_nbytes(self) -> int:

@@ -14,17 +14,31 @@ from numcodecs.zstd import Zstd
 
 __all__ = [
     "BLOSC_HEADER",
-    "ZSTD_MAGIC",
+    "CUT_OFF",
     "BloscBuffers",
     "Compressor",
     "CorruptChunkError",
     "ZstdFrames",
-    "content_size_field",
+    "check_blosc_header",
+    "end_of_frame",
     "frame_content_size",
+    "frames_content_size",
+    "inflate_frames",
 ]
 
 #: What a frame of zstd begins with.
 ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
+
+#: What frames of zstd begin with whose content is not for the decoder, but for the last four bits.
+SKIPPABLE_MAGIC = 0x184D2A50
+
+CUT_OFF = "it ends too early, or is none that its codecs write"
+
+#: A frame without content that does not say so: one empty block.
+_EMPTY_FRAME = ZSTD_MAGIC + bytes.fromhex("0058010000")
+
+#: Decompresses whatever the level.
+_ZSTD = Zstd()
 
 #: Levels of compression that zstd has.
 ZSTD_LEVELS = range(-131072, 23)
@@ -84,23 +98,9 @@ class ZstdFrames:
 
     def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
         content_size = frame_content_size(payload)
-        if content_size == out.nbytes:
-            self._inflate(payload, out)
-        elif content_size is not None and content_size > out.nbytes:
+        if content_size is not None and content_size > out.nbytes:
             raise CorruptChunkError(f"a chunk of {out.nbytes} bytes claims to have {content_size}")
-        else:
-            # Several frames, or one that doesn't say its length. Decompressed into `out`, they might leave some of
-            # it as it was.
-            elements = self._inflate(payload, None)
-            if len(elements) != out.nbytes:
-                raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(elements)}")
-            out[:] = np.frombuffer(elements, np.uint8)
-
-    def _inflate(self, frames: memoryview, out: npt.NDArray[np.uint8] | None) -> memoryview:
-        try:
-            return memoryview(self.zstd.decode(frames, out=out))
-        except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
-            raise CorruptChunkError(f"zstd does not decompress {len(frames)} bytes: {error}") from error
+        inflate_frames(payload, out, has_one_size=content_size == out.nbytes)
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,103 @@ class BloscBuffers:
         return encoded
 
     def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
-        if len(payload) < BLOSC_HEADER.size:
-            raise CorruptChunkError(f"{len(payload)} bytes have no room for the header of a Blosc buffer")
-        *_, content_bytes, _, payload_bytes = BLOSC_HEADER.unpack_from(payload)
-        if content_bytes != out.nbytes or payload_bytes != len(payload):
+        content_bytes = check_blosc_header(payload)
+        if content_bytes != out.nbytes:
             raise CorruptChunkError(
-                f"a Blosc buffer of {len(payload)} bytes, for a chunk of {out.nbytes}, claims to have {payload_bytes} "
-                f"and to hold {content_bytes}"
+                f"a Blosc buffer of {len(payload)} bytes, for a chunk of {out.nbytes}, claims to hold {content_bytes}"
             )
         try:
             self.blosc.decode(payload, out=out)
         except (RuntimeError, ValueError) as error:
             raise CorruptChunkError(f"Blosc does not decompress {len(payload)} bytes: {error}") from error
+
+
+def check_blosc_header(payload: memoryview) -> int:
+    """How many bytes a Blosc buffer claims to decompress to.
+
+    Raises
+    ------
+    CorruptChunkError
+        If it is no buffer, or of another length than it claims to have.
+    """
+    if len(payload) < BLOSC_HEADER.size:
+        raise CorruptChunkError(f"{len(payload)} bytes have no room for the header of a Blosc buffer")
+    *_, content_bytes, _, payload_bytes = BLOSC_HEADER.unpack_from(payload)
+    if payload_bytes != len(payload):
+        raise CorruptChunkError(f"a Blosc buffer of {len(payload)} bytes claims to have {payload_bytes}")
+    return int(content_bytes)
+
+
+def inflate_frames(payload: memoryview, out: npt.NDArray[np.uint8], *, has_one_size: bool = False) -> None:
+    """Decompress frames of zstd, as many as there are, which have to fill `out` exactly. No other memory is taken.
+
+    Parameters
+    ----------
+    has_one_size
+        The first frame says that it has as many bytes as `out`.
+
+    Raises
+    ------
+    CorruptChunkError
+        If they have fewer bytes, or more.
+    """
+    # numcodecs decompresses to the size that the first frame says, and leaves the rest of `out` as it was. To a first
+    # frame that does not say its size, it fills `out`, or raises.
+    frames = payload if has_one_size else b"".join([_EMPTY_FRAME, payload])
+    try:
+        _ZSTD.decode(frames, out=out)
+    except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+        raise CorruptChunkError(
+            f"zstd does not decompress {len(payload)} bytes to a chunk's {out.nbytes}: {error}"
+        ) from error
+
+
+def frames_content_size(payload: memoryview) -> int | None:
+    """How many bytes frames of zstd decompress to together, if each of them says so."""
+    total = at = 0
+    while at < len(payload):
+        if not is_skippable(payload, at):
+            size = frame_content_size(payload[at:])
+            if size is None:
+                return None
+            total += size
+        at = end_of_frame(payload, at)
+    return total
+
+
+def is_skippable(data: memoryview, at: int) -> bool:
+    """Whether the frame of zstd that begins at a byte has content that is not for the decoder."""
+    return int.from_bytes(data[at : at + 4], "little") & ~0xF == SKIPPABLE_MAGIC
+
+
+def end_of_frame(data: memoryview, at: int) -> int:
+    """Where a frame of zstd ends, by the lengths of its blocks (RFC 8878, section 3.1.1).
+
+    Raises
+    ------
+    CorruptChunkError
+        If none begins there, or its headers are cut off.
+    """
+    if is_skippable(data, at):
+        return at + 8 + _number(data, at + 4, 4)
+    if data[at : at + 4] != ZSTD_MAGIC:
+        raise CorruptChunkError(f"no frame of zstd begins at byte {at} of {len(data)}")
+    descriptor = _number(data, at + 4, 1)
+    at += sum(content_size_field(descriptor))
+    is_last = False
+    while not is_last:
+        block = _number(data, at, 3)
+        is_last = bool(block & 1)
+        is_repeated_byte = block >> 1 & 3 == 1
+        at += 3 + (1 if is_repeated_byte else block >> 3)
+    return at + (4 if descriptor & 4 else 0)
+
+
+def _number(data: memoryview, at: int, nbytes: int) -> int:
+    field = data[at : at + nbytes]
+    if len(field) < nbytes:
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
+    return int.from_bytes(field, "little")
 
 
 def content_size_field(descriptor: int) -> tuple[int, int]:

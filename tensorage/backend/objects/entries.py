@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tensorage.backend.faults import error_of
 from tensorage.backend.http import TooMuchError
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import BackendUnavailableError, IncompleteTensorError
+from tensorage.errors import BackendUnavailableError, CorruptTensorError, IncompleteTensorError
 from tensorage.types import Dataset
 
 __all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries", "with_entries"]
@@ -28,6 +29,12 @@ _ANSWER_BYTES = 4 * 1024 * 1024
 
 #: And tells of no more shards than this.
 MAX_NUMBERS = 4096
+
+#: Parts of an object's name: the folder of its owner, that of the dataset which it was written for, and what tells it
+#: from one that it takes the place of.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_DATASET = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+_SUFFIX = re.compile(r"(\.[0-9a-f]+)?", re.ASCII)
 
 #: Of an object, with some room.
 _NAME_BYTES = 100
@@ -76,6 +83,8 @@ def fetch_entries(
         If the array is not what it was when `dataset` was opened.
     IncompleteTensorError
         If the catalogue lacks some of them.
+    CorruptTensorError
+        If it names objects that are none of the array's.
     """
     entries: dict[int, ShardEntry] = {}
     asked = f"reading {dataset.key!r}"
@@ -83,9 +92,11 @@ def fetch_entries(
     for first in range(0, len(numbers), most):
         some = list(numbers[first : first + most])
         try:
-            found = _fetch(transfer, dataset, some, asked)
+            found = _fetch(transfer, dataset, layout, some, asked)
+        except CorruptTensorError:
+            raise
         except IncompleteTensorError as error:
-            unknown = _first_unknown(transfer, dataset, some, asked)
+            unknown = _first_unknown(transfer, dataset, layout, some, asked)
             raise IncompleteTensorError(
                 f"{asked}: the catalogue does not know the object of {extent_of(layout, unknown)}, which was deleted "
                 "behind its back. Nothing is returned; store the array again, or read other parts."
@@ -116,32 +127,76 @@ def with_entries(
         yield from zip(page, map(entries.__getitem__, numbers), strict=True)
 
 
-def _fetch(transfer: Transfer, dataset: Dataset, numbers: list[int], asked: str) -> list[ShardEntry]:
+def _fetch(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
+) -> list[ShardEntry]:
     """Ask in one request, or where that is too much, in smaller ones."""
     version = dataset.version if dataset.state == "committed" else None
     arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
     try:
-        return list(parse_entries(transfer.read("tensorage_shards", arguments, asked), asked))
+        entries = list(parse_entries(transfer.read("tensorage_shards", arguments, asked), asked))
     except TooMuchError as error:
         if len(numbers) <= 1:
             raise error_of(error.fault, asked) from error
+    else:
+        for entry in entries:
+            _check_name(entry, dataset, layout, asked)
+        return entries
     half = len(numbers) // 2
     return [
-        part for some in (numbers[:half], numbers[half:]) for part in _fetch(transfer, dataset, some, asked)
+        part
+        for some in (numbers[:half], numbers[half:])
+        for part in _fetch(transfer, dataset, layout, some, asked)
     ]
 
 
-def _first_unknown(transfer: Transfer, dataset: Dataset, numbers: list[int], asked: str) -> int:
+def _first_unknown(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
+) -> int:
     """Number of a shard that the catalogue lacks, of some that it does not have all of."""
     while len(numbers) > 1:
         half = numbers[: len(numbers) // 2]
         try:
-            _fetch(transfer, dataset, half, asked)
+            _fetch(transfer, dataset, layout, half, asked)
         except IncompleteTensorError:
             numbers = half
         else:
             numbers = numbers[len(half) :]
     return numbers[0]
+
+
+def _check_name(entry: ShardEntry, dataset: Dataset, layout: Layout, asked: str) -> None:
+    """Refuse an object that this shard's writer would not have named so.
+
+    The array's owner says which objects it has, and its readers fetch them with their own tokens: a name that leads
+    elsewhere, as by ``..``, would have them fetch what they may read and the owner may not.
+
+    Raises
+    ------
+    CorruptTensorError
+    """
+    if not 0 <= entry.number < layout.shard_count:
+        raise CorruptTensorError(
+            f"{asked}: the catalogue names shard {entry.number}, and the array has {layout.shard_count}. Nothing was "
+            "fetched"
+        )
+    if not entry.name:
+        return
+    folder, _, rest = entry.name.partition("/")
+    written_by, _, key = rest.partition("/")
+    is_ours = (
+        folder == dataset.user_id
+        and _UUID.fullmatch(folder) is not None
+        and _DATASET.fullmatch(written_by) is not None
+        and key.startswith(layout.key_of(entry.number))
+        and _SUFFIX.fullmatch(key.removeprefix(layout.key_of(entry.number))) is not None
+    )
+    if not is_ours:
+        raise CorruptTensorError(
+            f"{asked}: the catalogue names the object {entry.name!r} for {extent_of(layout, entry.number)}, and its "
+            f"owner's are named {dataset.user_id}/<number>/{layout.key_of(entry.number)}. Nothing was fetched; whoever "
+            "stored the array has to store it again"
+        )
 
 
 def extent_of(layout: Layout, number: int) -> str:
@@ -174,4 +229,5 @@ def parse_entries(answer: bytes, asked: str) -> Iterator[ShardEntry]:
         at = index_at + index_bytes
         if at > len(answer):
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
-        yield ShardEntry(number, answer[name_at:index_at].decode(), nbytes, answer[index_at:at])
+        name = answer[name_at:index_at].decode("utf-8", "replace")
+        yield ShardEntry(number, name, nbytes, answer[index_at:at])

@@ -37,6 +37,9 @@ SHARD_BYTES = 8 * 1024 * 1024
 #: Largest buffer of common codecs: what Blosc takes, whose header is within it.
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
 
+#: A reader has memory for a whole chunk. One that is larger than this has to be half full at least.
+ROOMY_CHUNK_BYTES = 256 * 1024 * 1024
+
 #: The catalogue holds 16 bytes for each.
 MAX_CHUNKS_PER_SHARD = 65536
 
@@ -102,6 +105,13 @@ def check_chunks(chunks: Sequence[int], shape: Sequence[int], itemsize: int) -> 
         raise InvalidInputError(
             f"chunks={extents} of {itemsize} bytes an element are {nbytes} bytes each, and {MAX_CHUNK_BYTES} is "
             f"the most; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
+        )
+    array_nbytes = math.prod(shape) * itemsize
+    if nbytes > max(ROOMY_CHUNK_BYTES, 2 * array_nbytes):
+        raise InvalidInputError(
+            f"chunks={extents} of {itemsize} bytes an element are {nbytes} bytes each, for an array of {array_nbytes}: "
+            f"its readers have to make room for a whole chunk, and {ROOMY_CHUNK_BYTES} is the most for one that is not "
+            f"half full; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
         )
     return extents
 

@@ -10,21 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from tensorage.backend.objects.chains import CRC32C_BYTES, crc32c
-from tensorage.backend.objects.compressors import (
-    BLOSC_HEADER,
-    ZSTD_MAGIC,
-    CorruptChunkError,
-    content_size_field,
-)
+from tensorage.backend.objects.compressors import BLOSC_HEADER, CUT_OFF, CorruptChunkError, end_of_frame
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.metadata import name_of
 
 __all__ = ["check_intact"]
-
-#: What frames of zstd begin with whose content is not for the decoder, but for the last four bits.
-SKIPPABLE_MAGIC = 0x184D2A50
-
-_CUT_OFF = "it ends too early, or is none that its codecs write"
 
 
 def check_intact(data: memoryview, layout: Layout) -> None:
@@ -54,40 +44,15 @@ def _check_crc32c(data: memoryview) -> None:
 
 def _check_blosc(data: memoryview) -> None:
     if len(data) < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(data)[-1] != len(data):
-        raise CorruptChunkError(f"of {len(data)} bytes: {_CUT_OFF}")
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
 
 
 def _check_zstd(data: memoryview) -> None:
     at = 0
     while at < len(data):
-        at = _end_of_frame(data, at)
+        at = end_of_frame(data, at)
     if at > len(data):
-        raise CorruptChunkError(f"of {len(data)} bytes: {_CUT_OFF}")
-
-
-def _end_of_frame(data: memoryview, at: int) -> int:
-    """Where a frame of zstd ends, by the lengths of its blocks (RFC 8878, section 3.1.1)."""
-    magic = data[at : at + 4]
-    if int.from_bytes(magic, "little") & ~0xF == SKIPPABLE_MAGIC:
-        return at + 8 + _number(data, at + 4, 4)
-    if magic != ZSTD_MAGIC:
-        raise CorruptChunkError(f"no frame of zstd begins at byte {at} of {len(data)}")
-    descriptor = _number(data, at + 4, 1)
-    at += sum(content_size_field(descriptor))
-    is_last = False
-    while not is_last:
-        block = _number(data, at, 3)
-        is_last = bool(block & 1)
-        is_repeated_byte = block >> 1 & 3 == 1
-        at += 3 + (1 if is_repeated_byte else block >> 3)
-    return at + (4 if descriptor & 4 else 0)
-
-
-def _number(data: memoryview, at: int, nbytes: int) -> int:
-    field = data[at : at + nbytes]
-    if len(field) < nbytes:
-        raise CorruptChunkError(f"of {len(data)} bytes: {_CUT_OFF}")
-    return int.from_bytes(field, "little")
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
 
 
 _CHECKS: Mapping[str, Callable[[memoryview], None]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.memory import new_array
 from tensorage.backend.objects.codec import EMPTY
 from tensorage.backend.objects.layout import Layout
 from tensorage.backend.objects.reading import Reader
@@ -62,7 +63,8 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     # On top of each other, along the first axis: without axes there is one chunk. Of zeros, so that what is behind
     # the end of the array is the same whoever reads it.
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
-    box = np.zeros(shape, layout.dtype)
+    box = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
+    box[...] = np.zeros((), layout.dtype)
     reader.fill(_by_shard(layout, grid, numbers), box, advance)
     if not grid.is_flat:
         return box.reshape(-1)

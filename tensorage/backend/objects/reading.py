@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.memory import new_array
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import EMPTY, CorruptChunkError, ShardCodec
 from tensorage.backend.objects.entries import ShardEntry, extent_of, fetch_entries, with_entries
@@ -80,7 +81,7 @@ class _Memory:
 
     def for_bytes(self, nbytes: int) -> memoryview:
         if self.fetched.size < nbytes:
-            self.fetched = np.empty(nbytes, np.uint8)
+            self.fetched = new_array((nbytes,), self.fetched.dtype, "reading a range of an object")
         return self.fetched[:nbytes].data
 
 
@@ -121,7 +122,7 @@ class Reader:
         """
         layout = self.codec.layout
         reading = plan_chunks(layout.shape, layout.region(entry.number), layout.shards)
-        box = np.empty(reading.box_shape, layout.dtype)
+        box = new_array(reading.box_shape, layout.dtype, f"reading {entry.name!r} of {self.dataset.key!r}")
         for part in reading.parts():
             for job in self._jobs_of(part, entry, _Target(box, lambda _bytes: None)):
                 job()

@@ -24,6 +24,7 @@ import numpy as np
 from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
+from tensorage.backend.memory import new_array
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import ShardCodec
 from tensorage.backend.objects.engine import codec_of
@@ -309,7 +310,8 @@ class _Shards:
             self._reader.ranges(entry)
             return self._reader.codec.encode_index(entry.index)
         first, after = extent_of(byte_range, entry.nbytes)
-        data = np.empty(after - first, np.uint8).data
+        asked = f"reading {entry.name!r} of {self._reader.dataset.key!r}"
+        data = new_array((after - first,), np.dtype(np.uint8), asked).data
         if not data:
             return data
         try:

@@ -14,12 +14,13 @@ from tensorage.backend.arrays import flat_blocks
 from tensorage.backend.declaration import Declaration
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
 from tensorage.backend.faults import StoredElsewhereError
+from tensorage.backend.memory import new_array
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
 from tensorage.backend.rows.assigning import assign
 from tensorage.backend.rows.blocks import fetch_box
 from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_parts
-from tensorage.backend.staging import begin, commit, new_operation
+from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.boxes import Sizes, consecutive_boxes, grown, sizes_of_rows
@@ -82,7 +83,7 @@ class RowsEngine:
             for box in consecutive_boxes(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
                 yield read(box).reshape(-1)
 
-        return store_parts(self._transfer, parts, _meta(new), quiet=quiet)
+        return from_the_beginning(lambda: store_parts(self._transfer, parts, _meta(new), quiet=quiet))
 
     def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
         """There is no function that copies rows: a large array would not be done within a statement's time."""
@@ -103,7 +104,7 @@ class RowsEngine:
         self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
     ) -> Any:
         reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
-        result = Result(reading, dataset.dtype, out)
+        result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
                 fetch_box(self._transfer, dataset, reading.source, result.box, advance)
@@ -120,7 +121,7 @@ class RowsEngine:
         starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
         runs = runs_of(numbers)
         starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
-        box = np.empty(int(lengths.sum()), dataset.dtype)
+        box = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
         # Of one length, as those of a shuffled batch: a grid is half as many numbers.
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
