@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clusters
 import psycopg
 import pytest
+from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
 from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE
+from tensorage.embedded.postgres import Cluster
 from tensorage.types import Engine
 
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
@@ -41,6 +44,13 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Runnin
     data_dir = tmp_path_factory.mktemp("backend")
     yield control.start(data_dir)
     control.stop(data_dir)
+
+
+@pytest.fixture(params=VERSIONS, scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A bare PostgreSQL of each major version: leave its database `postgres` without anything of ours."""
+    with clusters.running(request.param, tmp_path_factory.mktemp(f"postgres{request.param}")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -13,17 +13,15 @@ import numpy as np
 import psycopg
 import pytest
 from click.testing import CliRunner
-from postgres_versions import VERSIONS, bin_dir
+from clusters import dsn
 from sql.api import binary, whole
 
 from tensorage.cli import main
-from tensorage.embedded.migrate import bootstrap, migrate
-from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, free_port
+from tensorage.embedded.migrate import migrate
+from tensorage.embedded.postgres import SUPERUSER, Cluster
 from tensorage.migrations import migration_files
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-
-_PASSWORD = "of this test"
 
 #: What projects that were made before 2026-10-30 do with whatever is made in `public`.
 _GRANTS_OF_OLD_PROJECTS = """
@@ -59,28 +57,10 @@ select c.oid::regclass::text || ' of authenticated' from pg_class c, aclexplode(
 """
 
 
-@pytest.fixture(params=VERSIONS, scope="module")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A running PostgreSQL with what a hosted project comes with, and nothing of ours."""
-    data = tmp_path_factory.mktemp(f"postgres{request.param}") / "data"
-    cluster = Cluster(data, _PASSWORD, bin_dir=bin_dir(request.param))
-    with asyncio.Runner() as runner:
-        runner.run(cluster.create())
-        runner.run(cluster.start(free_port()))
-        try:
-            runner.run(bootstrap(_dsn(cluster, SUPERUSER), {"postgres": _PASSWORD}))
-            with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
-                major = connection.info.server_version // 10000
-            assert major == request.param
-            yield cluster
-        finally:
-            runner.run(cluster.stop())
-
-
 @pytest.fixture
 def owner(cluster: Cluster) -> Iterator[Connection]:
     """The project's database as hosted projects give it to their owner: not as a superuser."""
-    with psycopg.connect(_dsn(cluster, "postgres"), autocommit=True) as connection:
+    with psycopg.connect(dsn(cluster, "postgres"), autocommit=True) as connection:
         assert connection.info.parameter_status("is_superuser") == "off"
         connection.execute(_GRANTS_OF_OLD_PROJECTS)
         yield connection
@@ -96,10 +76,10 @@ def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
     owner.execute(_UNINSTALL)
 
     files = migration_files()
-    assert asyncio.run(migrate(_dsn(cluster, "postgres"), files)) == [file.name for file in files]
+    assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == [file.name for file in files]
     made = _objects(owner)
     _check(cluster, owner)
-    assert asyncio.run(migrate(_dsn(cluster, "postgres"), files)) == []
+    assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == []
     for file in files:
         owner.execute(file.read_text("utf-8"))
     assert _objects(owner) == made
@@ -163,7 +143,7 @@ _AS_APPEND = ("database", False, "{}", None, False, True)
 @contextmanager
 def _as_user(cluster: Cluster, user_id: str) -> Iterator[Connection]:
     """A transaction as a signed-in user, who is made if there is none of that id."""
-    with psycopg.connect(_dsn(cluster, SUPERUSER)) as connection:
+    with psycopg.connect(dsn(cluster, SUPERUSER)) as connection:
         connection.execute(
             "insert into auth.users (id, email) values (%s, %s) on conflict do nothing", (user_id, user_id)
         )
@@ -182,10 +162,6 @@ def _read(connection: Connection, dataset: Any, count: int) -> bytes:
     )
     (elements,) = answer.fetchone() or (b"",)
     return bytes(elements)
-
-
-def _dsn(cluster: Cluster, role: str) -> str:
-    return f"postgresql://{role}:{_PASSWORD.replace(' ', '%20')}@{HOST}:{cluster.port}/postgres"
 
 
 def _check(cluster: Cluster, owner: Connection) -> None:

@@ -13,6 +13,7 @@ from benchmarks.cases.loops import waiting
 from benchmarks.cases.memory import memory
 from benchmarks.cases.objects import engines, objects
 from benchmarks.cases.peers import hsds_nodes
+from benchmarks.cases.postgres import postgres
 from benchmarks.cases.scale import scale
 from benchmarks.cases.selections import last_axis, samples
 from benchmarks.cases.server import bodies, small_calls, starts
@@ -42,5 +43,5 @@ CASES: tuple[Case, ...] = (
     starts,
 )
 
-#: How the peers' configuration was found: no part of a run.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes,)
+#: How the peers' configuration was found, and what takes minutes of its own: no part of a run.
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres)

@@ -4,7 +4,10 @@
 -- through `supabase db push`, in an SQL editor, and again on top of itself.
 --
 -- Who may do what:
---   * reading goes by row-level security: `authenticated` may select, the policies say what;
+--   * tables are read by row-level security: `authenticated` may select, the policies say what;
+--   * the reading functions run as the owner of the tables (`security definer`), and each compares the owner with
+--     the caller before it reads. Row-level security may keep a bound out of an index condition, since its
+--     arithmetic can raise: PostgreSQL 15 then walks the whole array for each sample;
 --   * writing goes through the functions below, and nothing else: no role but the owner has a grant to
 --     write the tables. A user who could write the tables could store past the quota, or change a
 --     committed block under a reader. So the writing functions are `security definer`, each with a
@@ -72,7 +75,7 @@ create table if not exists public.datasets (
   unique (user_id, operation)
 );
 create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
-create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
+create index if not exists datasets_shared_key on public.datasets (key, owner) where state = 'committed' and is_shared;
 create index if not exists datasets_staged on public.datasets (user_id, expires_at) where state = 'staged';
 create index if not exists datasets_append_to on public.datasets (append_to) where append_to is not null;
 
@@ -128,8 +131,9 @@ drop policy if exists "blocks of own and shared datasets are visible" on public.
 create policy "blocks of own and shared datasets are visible" on public.tensors for select to authenticated
   using (
     user_id = (select auth.uid())
-    -- Only reached for the blocks of somebody else.
-    or data_id in (select d.id from public.datasets d where d.is_shared and d.state = 'committed')
+    -- Only reached for the blocks of somebody else. "offset 0" has each of them looked up: all datasets that are shared
+    -- in the project would be read for a single block otherwise.
+    or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
   );
 
 revoke all on public.datasets, public.tensors from public, anon, authenticated;
@@ -515,29 +519,42 @@ create or replace function public.tensorage_version() returns int
 language sql stable set search_path = pg_catalog, pg_temp as $$ select 1 $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
--- What a key stands for: the caller's own array, or else the one array that somebody shares under this key.
+-- The array under a key: the caller's own, or else the one that somebody shares under this key. Security definer, as all
+-- reading functions: see the top of this file. Planned at each call: a plan that was made when the table was nearly empty,
+-- where one index is as good as another, would be kept while it grows.
 create or replace function public.tensorage_open(key text, owner text default null) returns json
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
 declare
+  me uuid := tensorage.me();
   found public.datasets;
   owners text[];
+  shared bigint[];
 begin
   select * into found from public.datasets d
-   where d.user_id = (select auth.uid()) and d.key = tensorage_open.key and d.state = 'committed'
+   where d.user_id = me and d.key = tensorage_open.key and d.state = 'committed'
      and (tensorage_open.owner is null or d.owner = tensorage_open.owner);
   if found.id is null then
-    owners := array(select d.owner from public.datasets d
-                     where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
-                       and (tensorage_open.owner is null or d.owner = tensorage_open.owner) order by d.owner limit 10);
-    if cardinality(owners) = 0 then
+    -- Two statements, each with a condition that the index answers: many users may share one key.
+    if tensorage_open.owner is null then
+      select array_agg(s.owner), array_agg(s.id) into owners, shared
+        from (select d.owner, d.id from public.datasets d
+               where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
+               order by d.owner limit 10) s;
+    else
+      select array_agg(s.owner), array_agg(s.id) into owners, shared
+        from (select d.owner, d.id from public.datasets d
+               where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
+                 and d.owner = tensorage_open.owner
+               limit 10) s;
+    end if;
+    if shared is null then
       raise exception using errcode = 'TS001', message = format('there is no array %L', key);
-    elsif cardinality(owners) > 1 then
+    elsif cardinality(shared) > 1 then
       raise exception using errcode = 'TS008',
         message = format('several users share an array %L: %s', key, array_to_string(owners, ', '));
     end if;
-    select * into found from public.datasets d
-     where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
-       and (tensorage_open.owner is null or d.owner = tensorage_open.owner);
+    select * into found from public.datasets d where d.id = shared[1];
   end if;
   return tensorage.describe(found);
 end
@@ -545,13 +562,15 @@ $$;
 
 -- A dataset of the caller by its id, staged ones too.
 create or replace function public.tensorage_dataset(data_id bigint) returns json
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
+  me uuid := tensorage.me();
   found public.datasets;
 begin
-  select * into found from public.datasets d
-   where d.id = data_id and d.user_id = (select auth.uid()) and (d.expires_at is null or d.expires_at > now());
-  if found.id is null then
+  -- By the number alone: no other index answers that, whatever PostgreSQL thinks of the size of the table.
+  select * into found from public.datasets d where d.id = data_id;
+  if (found.user_id = me and (found.expires_at is null or found.expires_at > now())) is not true then
     raise exception using errcode = 'TS001', message = format('you have no dataset with id %s', data_id);
   end if;
   return tensorage.describe(found);
@@ -575,10 +594,15 @@ language sql stable set search_path = '' as $$
     order by 1 limit least(max_rows, 1000)) k
 $$;
 
+-- How many keys tensorage_list would list. Each of the two indexes is read by itself: "or" would have all users' datasets
+-- read.
 create or replace function public.tensorage_count() returns bigint
-language sql stable set search_path = '' as $$
-  select count(distinct d.key) from public.datasets d
-   where d.state = 'committed' and (d.is_shared or d.user_id = (select auth.uid()))
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  select count(*) from (
+    select d.key from public.datasets d where d.user_id = (select tensorage.me()) and d.state = 'committed'
+    union
+    select d.key from public.datasets d where d.is_shared and d.state = 'committed') k
 $$;
 
 -- The elements at rows[i] + runs[j] .. + run_length - 1, for every i and j, i outermost.
@@ -837,8 +861,7 @@ begin
     execute format('revoke all on function %s from public, anon, authenticated', f);
   end loop;
   for f in select p.oid from pg_proc p
-            where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
-               or p.oid in ('tensorage.describe(public.datasets)'::regprocedure) loop
+            where p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_') loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
 end

@@ -1,7 +1,7 @@
 -- tensorage, schema version 2: dense reads, assignment into stored arrays, compaction, attributes, renaming.
 --
--- Changes what 20261123000000_tensorage.sql made, under the same rules: reading goes by row-level security, writing
--- through functions that begin by comparing the owner with auth.uid(), and it may run twice.
+-- Changes what 20261123000000_tensorage.sql made, under the same rules: functions begin by comparing the owner with the
+-- caller, and it may run twice.
 --
 -- A further SQLSTATE of class TS:
 --   TS009 the rows have another dtype than the array (its description is the error's detail)
@@ -241,7 +241,7 @@ $$;
 
 -- The elements at starts[i] .. + lengths[i] - 1, for every i, each piece looked up on its own.
 create or replace function tensorage.gather(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   -- No block is longer than d.chunk, so that one which reaches into a piece begins within that distance of it. The
   -- "order by" keeps the subquery one: it is answered for one piece after the other, in the order of the index.
@@ -261,7 +261,7 @@ $$;
 
 -- The same from blocks that are read whole, once each. The spans are in order, and none overlaps the next.
 create or replace function tensorage.gather_dense(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(starts);
   answer bytea;
@@ -292,7 +292,7 @@ $$;
 -- whole, once each. In order, and none overlaps the next.
 create or replace function tensorage.gather_grid(
   d public.datasets, rows bigint[], runs bigint[], run_length bigint) returns bytea
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   row_first bigint := runs[1];
   row_end bigint := runs[cardinality(runs)] + run_length;
@@ -364,11 +364,12 @@ $$;
 -- these are computed from may be any numbers: hence numerics, and no sum of positions overflows after this.
 create or replace function tensorage.check_wanted(
   d public.datasets, elements numeric, first numeric, behind numeric) returns void
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if elements is null then
     raise exception using errcode = 'TS006', message = 'the selection has rows, runs or lengths that are none';
-  elsif elements * d.itemsize > 268435456 then
+  -- The answer is in memory several times, and the same few bytes may be asked for again and again.
+  elsif elements * d.itemsize > 16777216 then
     raise exception using errcode = 'TS006',
       message = format('%s elements are too many for one request', elements), hint = 'Ask for less at a time.';
   elsif first < 0 or behind * d.itemsize > d.nbytes then
@@ -380,7 +381,7 @@ end
 $$;
 
 create or replace function tensorage.check_answer(d public.datasets, elements numeric, answer bytea) returns bytea
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(octet_length(answer), 0) <> elements * d.itemsize then
     raise exception using errcode = 'TS004',
@@ -635,14 +636,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$ select 2 $$;
 -- a prefix that it may not know yet: where these have fewer keys than a page, it would fetch all of them and sort them.
 create or replace function public.tensorage_list(
   prefix text default '', after text default '', max_rows int default 1000) returns json
-language sql stable set search_path = ''
+language sql stable security definer set search_path = pg_catalog, pg_temp
 set enable_bitmapscan = off set enable_seqscan = off set enable_sort = off as $$
   -- The last string that begins with the prefix is no greater than the prefix and as many of the greatest character
   -- as a key has room for, and none between the two begins otherwise: no more is asked for, since PostgreSQL thinks that
   -- few keys pass starts_with(), and that it has to look at all of them for a page.
   select coalesce(json_agg(k.key order by k.key), '[]') from (
     (select d.key from public.datasets d
-      where d.user_id = (select auth.uid()) and d.state = 'committed'
+      where d.user_id = (select tensorage.me()) and d.state = 'committed'
         and d.key >= prefix and d.key > after and d.key <= prefix || repeat(chr(1114111), 256)
         order by d.key limit least(max_rows, 1000))
     union
@@ -657,7 +658,7 @@ $$;
 create or replace function public.tensorage_read(
   data_id bigint, version bigint, rows bigint[], runs bigint[], run_length bigint)
 returns public."application/vnd.tensorage"
-language plpgsql stable set search_path = ''
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   d public.datasets := tensorage.readable(data_id, version);
@@ -673,6 +674,7 @@ declare
   blocks numeric;
   starts bigint[];
 begin
+  perform tensorage.check_pieces(greatest(n, m, pieces));
   select r.low::numeric + u.low, r.high::numeric + u.high + run_length, r.there = n and u.there = m
     into first, behind, is_whole
     from (select min(at) as low, max(at) as high, count(at) as there from unnest(rows) at) r,
@@ -712,7 +714,7 @@ $$;
 create or replace function public.tensorage_read_spans(
   data_id bigint, version bigint, starts bigint[], lengths bigint[])
 returns public."application/vnd.tensorage"
-language plpgsql stable set search_path = ''
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   d public.datasets := tensorage.readable(data_id, version);
@@ -724,6 +726,7 @@ declare
   are_spans boolean;
   answer bytea;
 begin
+  perform tensorage.check_pieces(greatest(n, cardinality(lengths)));
   select coalesce(sum(length), 0), min(at), max(at::numeric + length), count(*) = count(at) filter (where length >= 1)
     into wanted, first, behind, are_spans
     from unnest(starts, lengths) s(at, length);
@@ -1043,13 +1046,10 @@ begin
                or (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')) loop
     execute format('revoke all on function %s from public, anon, authenticated', f);
   end loop;
-  -- Beside the functions of the API: those which the reading ones, security invoker, call, and what datasets.nbytes is
-  -- computed with, for service_role, which may write the table.
+  -- Beside the functions of the API: what datasets.nbytes is computed with, for service_role, which may write the table.
   for f in select p.oid from pg_proc p
             where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
-               or (p.pronamespace = 'tensorage'::regnamespace
-                   and p.proname in ('elements', 'describe', 'readable', 'check_wanted', 'check_answer', 'is_dense', 'are_apart',
-                                     'are_in_order', 'gather', 'gather_dense', 'gather_grid')) loop
+               or (p.pronamespace = 'tensorage'::regnamespace and p.proname in ('elements')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
 end

@@ -1,7 +1,7 @@
 -- tensorage, schema version 3: arrays that are kept as objects of Storage.
 --
--- Changes what the migrations before it made, under the same rules: reading goes by row-level security, writing
--- through functions that begin by comparing the owner with auth.uid(), and it may run twice.
+-- Changes what the migrations before it made, under the same rules: functions begin by comparing the owner with the
+-- caller, and it may run twice.
 --
 -- An array of Storage is cut into shards, each of which is one object, or none if all its elements are the fill value.
 -- The catalogue, here, says which objects these are; nothing ever lists them to find out. An object is never written
@@ -1012,16 +1012,20 @@ begin
 end
 $$;
 
--- The array that a reader opened, if its elements are still what they were.
+-- The array that a reader opened, if the caller may read it and its elements are still what they were. The one check of
+-- every reading function: all that it reads afterwards is found by the id that is returned here. Whoever may not read it
+-- is told the same as of an array that is not there.
 drop function if exists tensorage.readable(bigint, bigint);
 create or replace function tensorage.readable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
+  me uuid := tensorage.me();
   d public.datasets;
 begin
+  -- By the number alone: no other index answers that, whatever PostgreSQL thinks of the size of the table.
   select * into d from public.datasets s where s.id = readable.data_id;
-  if d.id is null or d.state <> 'committed'
+  if d.id is null or d.state <> 'committed' or (d.user_id = me or d.is_shared) is not true
      or (readable.version between d.stable_since and d.version) is not true then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
@@ -1031,7 +1035,7 @@ $$;
 
 -- The same dataset, unless it is kept by another engine.
 create or replace function tensorage.of_engine(d public.datasets, engine text) returns public.datasets
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if d.engine is distinct from engine then
     raise exception using errcode = 'TS010',
@@ -1272,27 +1276,33 @@ $$;
 -- there are any.
 create or replace function public.tensorage_shards(data_id bigint, version bigint, numbers bigint[])
 returns public."application/vnd.tensorage"
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
+  me uuid := tensorage.me();
   d public.datasets;
-  wanted bigint := (select count(distinct n) from unnest(numbers) n);
+  wanted bigint;
   there bigint;
   answer_bytes bigint;
 begin
   if version is not null then
     d := tensorage.readable(data_id, version, 'storage');
   else
-    select * into d from public.datasets s
-     where s.id = tensorage_shards.data_id and s.user_id = (select auth.uid()) and s.state = 'staged'
-       and s.expires_at > now();
-    if d.id is null then
+    select * into d from public.datasets s where s.id = tensorage_shards.data_id;
+    if (d.user_id = me and d.state = 'staged' and d.expires_at > now()) is not true then
       raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
     end if;
     d := tensorage.of_engine(d, 'storage');
   end if;
-  select count(*), sum(24 + coalesce(octet_length(s.name), 0) + octet_length(s.index)) into there, answer_bytes
-    from public.shards s where s.data_id = d.id and s.number = any (numbers);
-  if answer_bytes > 268435456 then
+  perform tensorage.check_pieces(cardinality(numbers));
+  -- "offset 0" has each shard looked up by its number. For "number = any (numbers)", PostgreSQL may read all shards of
+  -- the array.
+  select count(w.number), count(s.number), sum(24 + coalesce(octet_length(s.name), 0) + octet_length(s.index))
+    into wanted, there, answer_bytes
+    from (select distinct number from unnest(numbers) number) w left join lateral (
+      select t.number, t.name, t.index from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s
+      on true;
+  if answer_bytes > 16777216 then
     raise exception using errcode = 'TS006',
       message = format('%s shards are too many for one request', wanted), hint = 'Ask for less at a time.';
   elsif version is not null and there <> wanted then
@@ -1304,22 +1314,30 @@ begin
     select string_agg(int8send(s.number) || int8send(s.nbytes) || int4send(coalesce(octet_length(s.name), 0))
                       || int4send(octet_length(s.index)) || convert_to(coalesce(s.name, ''), 'UTF8') || s.index,
                       '' order by s.number)
-      from public.shards s where s.data_id = d.id and s.number = any (numbers)), '');
+      from (select distinct number from unnest(numbers) number) w, lateral (
+        select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s), '');
 end
 $$;
 
 -- Whether the bucket has the object of a shard that the caller may read: that Storage says otherwise is then for want of
--- a policy. Security definer: it is what the policies do not show that is asked for.
+-- a policy.
 create or replace function public.tensorage_has_object(data_id bigint, number bigint) returns boolean
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  me uuid := tensorage.me();
+  d public.datasets;
+  object_name text;
 begin
+  -- One look after the other, each by one index: a join may begin at either end.
+  select * into d from public.datasets s where s.id = tensorage_has_object.data_id;
+  if (d.user_id = me or (d.is_shared and d.state = 'committed')) is not true then
+    return false;
+  end if;
+  select s.name into object_name from public.shards s where s.data_id = d.id and s.number = tensorage_has_object.number;
+  -- With the collation of Storage's index: a look by "C" would read all objects of the project.
   return exists (
-    select from public.shards s
-      join public.datasets d on d.id = s.data_id
-      -- With the collation of Storage's index: a join by "C" would read all objects of the project.
-      join storage.objects o on o.bucket_id = 'tensors' and o.name = s.name collate "default"
-     where s.data_id = tensorage_has_object.data_id and s.number = tensorage_has_object.number
-       and (d.user_id = tensorage.me() or (d.is_shared and d.state = 'committed')));
+    select from storage.objects o where o.bucket_id = 'tensors' and o.name = object_name collate "default");
 end
 $$;
 
@@ -1428,14 +1446,13 @@ begin
                or (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')) loop
     execute format('revoke all on function %s from public, anon, authenticated', f);
   end loop;
-  -- Beside the functions of the API: those which the reading ones, security invoker, and the policies call, and what
-  -- datasets.nbytes is computed with, for service_role, which may write the table.
+  -- Beside the functions of the API: those which the policies call, and what datasets.nbytes is computed with, for
+  -- service_role, which may write the table.
   for f in select p.oid from pg_proc p
             where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
                or (p.pronamespace = 'tensorage'::regnamespace
-                   and p.proname in ('elements', 'describe', 'readable', 'of_engine', 'check_wanted', 'check_answer',
-                                     'is_dense', 'are_apart', 'are_in_order', 'gather', 'gather_dense', 'gather_grid',
-                                     'folder_of_array', 'may_write_object', 'may_delete_object', 'is_shared_object', 'is_user')) loop
+                   and p.proname in ('elements', 'folder_of_array', 'may_write_object', 'may_delete_object',
+                                     'is_shared_object', 'is_user')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
 end

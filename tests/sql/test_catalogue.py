@@ -26,12 +26,21 @@ from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and (
 #: What `authenticated` may do with relations. Nothing else is granted to them, to anon or to everybody.
 _GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 
-#: Inner functions which policies call, and functions that run as their caller; and what a column of `datasets` is
-#: computed with.
+#: Inner functions which policies call; and what a column of `datasets` is computed with.
 _CALLED = {
-    "are_apart", "are_in_order", "check_answer", "check_wanted", "describe", "elements", "folder_of_array", "gather",
-    "gather_dense", "gather_grid", "is_dense", "is_shared_object", "is_user", "may_delete_object", "may_write_object",
-    "of_engine", "readable",
+    "elements",
+    "folder_of_array",
+    "is_shared_object",
+    "is_user",
+    "may_delete_object",
+    "may_write_object",
+}
+
+#: Functions that read, and all that they call.
+_READING = {
+    "check_answer", "check_pieces", "check_wanted", "gather", "gather_dense", "gather_grid", "of_engine", "readable",
+    "tensorage_count", "tensorage_dataset", "tensorage_has_object", "tensorage_list", "tensorage_open",
+    "tensorage_read", "tensorage_read_spans", "tensorage_shards",
 }  # fmt: skip
 
 
@@ -42,6 +51,12 @@ def test_definers_look_up_no_temporary_names(database: Connection) -> None:
         name: config for name, config in definers if "search_path=pg_catalog, pg_temp" not in (config or [])
     } == {}
     assert "tensorage_put" in {name for name, _ in definers}
+
+
+def test_functions_that_read_look_for_types_in_temporary_schemas_last(database: Connection) -> None:
+    """An empty search path has `pg_temp` first for types: a domain of the caller's would run code as the owner."""
+    found = database.execute(f"select p.proname, p.proconfig[1] {_FUNCTIONS}").fetchall()
+    assert {name for name, path in found if path == "search_path=pg_catalog, pg_temp"} >= _READING
 
 
 def test_types_of_a_caller_s_own_are_not_taken_for_postgresql_s(

@@ -1,0 +1,39 @@
+"""Bare PostgreSQL clusters of every major version, with what a hosted project comes with and nothing of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from postgres_versions import bin_dir
+
+from tensorage.embedded.migrate import bootstrap
+from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, free_port
+
+_PASSWORD = "of this test"
+
+
+@contextmanager
+def running(version: int, folder: Path) -> Iterator[Cluster]:
+    """Run PostgreSQL of a major version in a folder."""
+    cluster = Cluster(folder / "data", _PASSWORD, bin_dir=bin_dir(version))
+    with asyncio.Runner() as runner:
+        runner.run(cluster.create())
+        runner.run(cluster.start(free_port()))
+        try:
+            runner.run(bootstrap(dsn(cluster, SUPERUSER), {"postgres": _PASSWORD}))
+            with psycopg.connect(dsn(cluster, SUPERUSER)) as connection:
+                major = connection.info.server_version // 10000
+            assert major == version
+            yield cluster
+        finally:
+            runner.run(cluster.stop())
+
+
+def dsn(cluster: Cluster, role: str, database: str = "postgres") -> str:
+    """Reach a database of a cluster as one of its roles."""
+    password = _PASSWORD.replace(" ", "%20")
+    return f"postgresql://{role}:{password}@{HOST}:{cluster.port}/{database}"
