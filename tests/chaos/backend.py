@@ -39,7 +39,10 @@ class Backend:
         self._postgres_bin = postgres_bin
         # A kill and a start exclude each other: whoever revives it finds all of it dead, or none.
         self._lock = threading.Lock()
+        self._http = httpx.Client(timeout=PATIENCE_S)
         self.running = self._start()
+        #: Servers that have been started.
+        self.starts = 1
 
     @property
     def project(self) -> Project:
@@ -53,8 +56,11 @@ class Backend:
 
     def files(self) -> set[str]:
         """Names of the files that hold the bytes of objects."""
-        folder = self._data_dir / "storage" / "objects"
-        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return self._names("objects")
+
+    def undecided(self) -> set[str]:
+        """Names of those of which the server will know when it starts again whether they are an object's."""
+        return self._names("pending")
 
     def kill_postgres(self) -> None:
         """Kill the postmaster and all of its processes at once. The server starts it again."""
@@ -89,6 +95,7 @@ class Backend:
                 assert time.monotonic() < deadline, f"the backend of {self._data_dir} does not come back"
                 if has_ended_by_pid(self.running.pid):
                     self.running = self._start()
+                    self.starts += 1
                 time.sleep(_POLL_S)
 
     def wait_until_idle(self) -> None:
@@ -107,10 +114,14 @@ class Backend:
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
+        self._http.close()
         control.stop(self._data_dir)
 
     def _start(self) -> control.Running:
         return control.start(self._data_dir, postgres_bin=self._postgres_bin)
+
+    def _names(self, folder: str) -> set[str]:
+        return {path.name for path in (self._data_dir / "storage" / folder).iterdir()}
 
     def _postgres_processes(self) -> list[psutil.Process]:
         """List the postmaster first, so that it starts no others in place of those that are killed."""
@@ -129,7 +140,7 @@ class Backend:
         paths = ("/rest/v1/rpc/tensorage_version", "/storage/v1/bucket/tensors")
         for path in paths:
             try:
-                answer = httpx.get(self.running.api_url + path, headers=headers, timeout=PATIENCE_S)
+                answer = self._http.get(self.running.api_url + path, headers=headers)
             except httpx.TransportError:
                 return False
             if answer.status_code != 200:

@@ -248,10 +248,13 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
 
 _NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "sweep"})
 
-#: Those that end with a commit, in each engine; in Storage, appends and assignments of any size do.
+#: Those that end with a commit, in each engine.
 _STAGED = frozenset(
     {"staged write", "write from blocks", "fill", "staged append", "staged assign", "copy", "overwrite"}
 )
+
+#: Those that end with a commit only in Storage.
+_STAGED_IN_STORAGE = frozenset({"store", "append", "assign"})
 
 KINDS = tuple(_MAKERS)
 
@@ -259,7 +262,13 @@ KINDS = tuple(_MAKERS)
 SUBJECTS: tuple[tuple[str, Engine], ...] = tuple((kind, engine) for kind in KINDS for engine in ENGINES)
 
 
-def draw_plan(seed: str, number: int, kill: Kill | None = None, writers: Sequence[int] | None = None) -> Plan:
+def draw_plan(
+    seed: str,
+    number: int,
+    kill: Kill | None = None,
+    writers: Sequence[int] | None = None,
+    parallel: int | None = None,
+) -> Plan:
     """Draw round `number` of a seed: every row of the table has its turn to be what is met by the kill.
 
     Parameters
@@ -268,6 +277,8 @@ def draw_plan(seed: str, number: int, kill: Kill | None = None, writers: Sequenc
         In place of one that is drawn.
     writers
         In place of those that are drawn. The first one is the victim.
+    parallel
+        Requests at once, in place of what is drawn.
     """
     rng = random.Random(f"{seed}/{number}")
     prefix = f"{seed}-{number}/"
@@ -286,7 +297,7 @@ def draw_plan(seed: str, number: int, kill: Kill | None = None, writers: Sequenc
             needed, operation = drawer.draw(kind, engine)
             initial += needed
             operations.append(operation)
-        parts.append(Part(writer, tuple(initial), tuple(operations), rng.choice([1, 4])))
+        parts.append(Part(writer, tuple(initial), tuple(operations), parallel or rng.choice([1, 4])))
     logs = {
         (USER_OF_WRITER[part.writer], operation.engine)
         for part in parts
@@ -298,14 +309,17 @@ def draw_plan(seed: str, number: int, kill: Kill | None = None, writers: Sequenc
 
 
 def _draw_kill(rng: random.Random, victim: int, subject: tuple[str, Engine]) -> Kill:
-    target = rng.choices(list(Target), [4, 2, 2, 2])[0]
+    target = rng.choices(list(Target), [5, 2, 2, 2])[0]
     holds = rng.random() < 0.5
-    freezes = target in {Target.POSTGRES, Target.ALL} and rng.random() < 0.5
+    freezes = target in {Target.POSTGRES, Target.ALL} and rng.random() < 0.6
     drawn = rng.random()
     if drawn < 0.2:
         return Kill(target, victim, None, delay_s=rng.uniform(0, 0.2), holds=holds, freezes=freezes)
     phase = rng.choice(list(Phase))
     kind, engine = subject
-    if drawn < 0.4 and (kind in _STAGED or (engine == "storage" and kind in {"store", "append", "assign"})):
-        return Kill(target, victim, phase, "commit", 1, holds=holds, freezes=freezes)
+    if drawn < 0.55 and (kind in _STAGED or (engine == "storage" and kind in _STAGED_IN_STORAGE)):
+        staging = "put_shards" if engine == "storage" else "patch" if kind == "staged assign" else "put"
+        function = "commit" if drawn < 0.35 else staging
+        count = 1 if function == "commit" else rng.randint(1, 2)
+        return Kill(target, victim, phase, function, count, holds=holds, freezes=freezes)
     return Kill(target, victim, phase, None, rng.randint(1, 10), holds=holds, freezes=freezes)

@@ -143,6 +143,7 @@ class Arena:
     def _let_them_write(self, plan: Plan, result: Result) -> dict[int, list[End]]:
         """Give each writer its operations, and kill: the ends of what each began."""
         victim = self.writers[plan.kill.victim]
+        starts = self.backend.starts
         killer = Killer(plan.kill, self.backend, victim)
         killer.begin()
         for part in plan.parts:
@@ -164,6 +165,8 @@ class Arena:
             thread.join()
         result.requests = victim.relay.seen()
         self.backend.wait_until_idle()
+        if self.backend.starts > starts and (undecided := self.backend.undecided()):
+            result.problems.append(f"a new server has not decided about the files {sorted(undecided)}")
         return ends
 
     def _hear(self, part: Part, ends: dict[int, list[End]]) -> None:

@@ -81,7 +81,7 @@ class Writer:
             self._forget()
         context = multiprocessing.get_context("forkserver")
         # It loads what takes long, once.
-        context.set_forkserver_preload(["numpy", "zarr", "urllib3", "tensorage"])
+        context.set_forkserver_preload(["numpy", "zarr", "numcodecs", "urllib3", "tensorage"])
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, self._through, self._user, self._fault)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
