@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import time
@@ -159,7 +158,7 @@ def _kill(processes: list[psutil.Process]) -> None:
     """Kill all of them, and then wait for the end of each."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
     until(lambda: all(has_ended(process) for process in processes))
 
 

@@ -114,19 +114,16 @@ def _wrong_files(backend: Backend, database: Sql) -> list[str]:
 
 
 def _wrong_totals(database: Sql, user_id: str) -> list[str]:
-    """Compare the running total of stored bytes with one that is counted anew, in projects that keep one."""
-    has_total = (
-        "select to_regclass('tensorage.totals') is not null and to_regproc('tensorage.recount') is not null"
-    )
-    if database.execute(has_total).fetchone() != (True,):
-        return []
-    total = _number(database, "select bytes from tensorage.totals where user_id = %s", user_id)
+    """Compare the running total of a user's bytes with one counted anew, and look for room that is kept free."""
+    total = _number(database, "select bytes from tensorage.usage where user_id = %s", user_id)
     counted = _number(database, "select tensorage.recount(%s)", user_id)
-    return (
-        []
-        if total == counted
-        else [f"the total of user {user_id} is {total} bytes, and counted anew {counted}"]
-    )
+    reserved = _number(database, "select count(*) from tensorage.reservations where user_id = %s", user_id)
+    found = []
+    if total != counted:
+        found.append(f"the total of user {user_id} is {total} bytes, and counted anew {counted}")
+    if reserved:
+        found.append(f"room is reserved for {reserved} arrays of user {user_id} that nobody writes")
+    return found
 
 
 def _number(database: Sql, query: str, user_id: str) -> int:

@@ -163,6 +163,11 @@ def judge(
         after = states[-1] if at is None else states[at + 1]
         before = initial if at is None else states[at]
         verdict = _fault(before.get(key), after.get(key), seen.get(key), [state.get(key) for state in states])
+        if verdict is Verdict.WRONG and _is_mix(
+            seen.get(key), [stored for state in states for stored in state.values()]
+        ):
+            # Torn before it came to this key.
+            verdict = Verdict.TORN
         if outcomes:
             # Of a key that none of them touches, it is told of the last one.
             verdicts[-1 if at is None else at] = verdict
@@ -213,6 +218,19 @@ def _fault(
         if is_of_either.all() or (len(added) and is_of_either[: len(old)].all()):
             return Verdict.TORN
     return Verdict.WRONG
+
+
+def _is_mix(seen: Stored | Unreadable | None, versions: Sequence[Stored]) -> bool:
+    """Whether each element is that of some version of the writer's arrays, though none of them as a whole."""
+    if not isinstance(seen, Stored):
+        return False
+    arrays = [stored.array for stored in versions]
+    same = [array for array in arrays if array.shape == seen.array.shape and array.dtype == seen.array.dtype]
+    return (
+        len(same) > 1
+        and not any(np.array_equal(array, seen.array) for array in same)
+        and bool(np.any([array == seen.array for array in same], axis=0).all())
+    )
 
 
 def _in_words(seen: Stored | Unreadable | None, before: Stored | None, after: Stored | None) -> str:

@@ -1,6 +1,6 @@
 """Staged work of which PostgreSQL has lost a part, by a kill between two requests: no commit makes the rest visible.
 
-What is staged is not waited for until it is on disk. The requests here are all answered with 200.
+What is staged is not waited for until it is on disk. What is sent afterwards may be taken, or refused already.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def rows_kept(mortal: Backend, table: str, data_id: int) -> int:
     return int(row[0])
 
 
+def goes_on(answer: httpx.Response) -> None:
+    """A further part is stored beside the lost one, or refused as what was begun before the kill."""
+    assert answer.status_code == 200 or code_of(answer) == "TS003", answer.text
+
+
 # Rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -47,9 +52,8 @@ def patched(mortal: Backend, owner: Caller, stored: Json, loses: Loses) -> Json:
     return begun
 
 
-def test_a_staged_assignment(mortal: Backend, owner: Caller, stored: Json, patched: Json) -> None:
-    answer_of(owner.patch(patched["id"], -NUMBERS_OLD[50:], [50], [50]))
-    assert rows_kept(mortal, "tensors", patched["id"]) == 5
+def test_a_staged_assignment(owner: Caller, stored: Json, patched: Json) -> None:
+    goes_on(owner.patch(patched["id"], -NUMBERS_OLD[50:], [50], [50]))
     assert code_of(owner.commit(patched["id"])) == "TS003"
     assert np.array_equal(owner.read(stored), NUMBERS_OLD)
 
@@ -85,7 +89,7 @@ def test_a_staged_append(mortal: Backend, owner: Caller, stored: Json, loses: Lo
     begun = owner.begin(stored["key"], [40], append=True)
     loses(lambda: owner.put(begun["id"], NUMBERS_OLD[:20]))
     assert rows_kept(mortal, "tensors", begun["id"]) == 0, "nothing was lost: this proves nothing"
-    answer_of(owner.put(begun["id"], NUMBERS_OLD[20:40], 20))
+    goes_on(owner.put(begun["id"], NUMBERS_OLD[20:40], 20))
     assert code_of(owner.commit(begun["id"])) in {"TS003", "TS004"}
     assert owner.open(stored["key"])["shape"] == [100]
     assert np.array_equal(owner.read(stored), NUMBERS_OLD)
@@ -96,7 +100,7 @@ def test_a_staged_array(mortal: Backend, owner: Caller, loses: Loses) -> None:
     begun = owner.begin(key, [40])
     loses(lambda: owner.put(begun["id"], NUMBERS_OLD[:20]))
     assert rows_kept(mortal, "tensors", begun["id"]) == 0, "nothing was lost: this proves nothing"
-    answer_of(owner.put(begun["id"], NUMBERS_OLD[20:40], 20))
+    goes_on(owner.put(begun["id"], NUMBERS_OLD[20:40], 20))
     assert code_of(owner.commit(begun["id"])) in {"TS003", "TS004"}
     assert code_of(owner.call("tensorage_open", key=key)) == "TS001"
 
@@ -123,7 +127,7 @@ def test_a_staged_assignment_of_objects(mortal: Backend, owner: Caller, array: J
     first = fill(owner, begun, [0, 1], **based_on)
     loses(lambda: put(owner, begun, *first))
     assert rows_kept(mortal, "shards", begun["id"]) == 0, "nothing was lost: this proves nothing"
-    answer_of(put(owner, begun, *fill(owner, begun, [2, 3], **based_on)))
+    goes_on(put(owner, begun, *fill(owner, begun, [2, 3], **based_on)))
     last = fill(owner, begun, [4], **based_on)
     assert code_of(owner.commit(begun["id"], shards=last)) == "TS003"
     assert shards_of(mortal, array["id"]) == before
@@ -135,7 +139,7 @@ def test_a_staged_append_of_objects(mortal: Backend, owner: Caller, array: Json,
     based_on = {"of_4": name_of(array, 4)}
     loses(lambda: put(owner, begun, *fill(owner, begun, [4], **based_on)))
     assert rows_kept(mortal, "shards", begun["id"]) == 0, "nothing was lost: this proves nothing"
-    answer_of(put(owner, begun, *fill(owner, begun, [5, 6])))
+    goes_on(put(owner, begun, *fill(owner, begun, [5, 6])))
     assert code_of(owner.commit(begun["id"])) in {"TS003", "TS004"}
     assert shards_of(mortal, array["id"]) == before
 

@@ -82,6 +82,12 @@ def test_torn(outcome: Outcome) -> None:
     assert verdict_of(RENAME, outcome, {}) in {Verdict.TORN, Verdict.LOST, Verdict.WRONG}
 
 
+def test_torn_before_a_renaming() -> None:
+    half = np.concatenate([ASSIGN.then(THERE)["x"].array[:3], OLD.array[3:]])
+    verdicts, _ = judge(THERE, [ASSIGN, RENAME], [ACKNOWLEDGED, ACKNOWLEDGED], with_array(half, "z"))
+    assert verdicts[-1] is Verdict.TORN
+
+
 def test_half_of_a_renaming() -> None:
     both = {"x": OLD, "z": OLD}
     assert verdict_of(RENAME, UNKNOWN, both) is Verdict.TORN
