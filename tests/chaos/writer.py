@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
@@ -82,10 +83,12 @@ class Writer:
         context = multiprocessing.get_context("forkserver")
         # It loads what takes long, once.
         context.set_forkserver_preload(["numpy", "zarr", "numcodecs", "urllib3", "tensorage"])
-        self._pipe, theirs = context.Pipe()
+        pipe, theirs = context.Pipe()
         arguments = (theirs, self._through, self._user, self._fault)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        with _without_complaints():
+            process.start()
+        self._process, self._pipe = process, pipe
         theirs.close()
         assert self._pipe.poll(60), "a writer does not start"
         assert self._pipe.recv() == "ready"
@@ -117,10 +120,13 @@ class Writer:
             self._process.kill()
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._forget()
-        self.relay.close()
+        try:
+            if self._process is not None:
+                self._process.kill()
+                self._forget()
+        finally:
+            # Its threads would keep this process alive.
+            self.relay.close()
 
     def _forget(self) -> None:
         assert self._process is not None
@@ -131,6 +137,21 @@ class Writer:
         self._pipe.close()
         self._process = self._pipe = None
         self._is_killed = False
+
+
+@contextlib.contextmanager
+def _without_complaints() -> Iterator[None]:
+    """Start processes that may be killed: the semaphore of a codec is then left to others, who would warn of it."""
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "ignore:resource_tracker:UserWarning"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _serve(pipe: Connection, project: Project, user: User, fault: str | None) -> None:
