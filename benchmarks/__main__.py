@@ -20,6 +20,7 @@ from benchmarks.bench import Bench
 from benchmarks.cases import CASES, ONLY_WHEN_NAMED, Case
 from benchmarks.measure import Result
 from tensorage.embedded import control
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 
@@ -34,7 +35,8 @@ def main() -> int:
     asked = parser.parse_args().cases
     if unknown := sorted(set(asked) - set(cases)):
         parser.error(f"there is no case {', '.join(unknown)}: choose of {', '.join(cases)}")
-    # Ended from outside, it still stops what it started.
+    # Ended from outside, it still stops what it started; killed, its backends end by themselves.
+    os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     begin = time.perf_counter()
     results = _measure([cases[name] for name in asked] or CASES)

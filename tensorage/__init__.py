@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tensorage.store import TensorStore
     from tensorage.tensor import Tensor
     from tensorage.types import Dataset
+    from tensorage.warnings import SecurityWarning
 
 __version__ = "0.2.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "PermissionDeniedError",
     "QuotaExceededError",
     "SchemaError",
+    "SecurityWarning",
     "Tensor",
     "TensorStore",
     "TensorageError",
@@ -73,6 +75,7 @@ _NAMED_LIKE_BUILTINS = ["zip"]
 _HOMES = {
     "BackendSession": "session",
     "Dataset": "types",
+    "SecurityWarning": "warnings",
     "Tensor": "tensor",
     "TensorStore": "store",
     "batches": "sampling.batches",

@@ -27,8 +27,9 @@ def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     Tokens are neither refreshed in the background, by a thread that nobody asked for, nor kept on disk: the
     session renews its login when it is used.
     """
+    # A redirection would carry passwords and the key to wherever it says.
     http = httpx.Client(
-        http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=True
+        http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=False
     )
     options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
     return SessionClient(url, key, options), http

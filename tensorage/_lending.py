@@ -2,17 +2,17 @@
 
 A child process, or one that a session was pickled for, never logs in. The refresh token of a login can be used once,
 so one process refreshes it. The process that holds the login answers the others on a local socket, one question and
-one answer a connection, each a line of JSON::
+one answer a connection, each a line of JSON, once both have proved who they are (see `tensorage._peers`)::
 
-    {"secret": ..., "refused": the token that does not work any more, or null}
+    {"refused": the token that does not work any more, or null}
     {"token": ..., "fresh_until": ..., "expires_at": ..., "user_id": ...}   or   {"error": ...}
 
-The socket lies in a folder that only this user of the machine can enter; the secret is as well kept as the token.
+The socket lies in a folder that only this user of the machine can enter. That folder goes with its process, and another
+user may make one of the same name: hence the proof.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import secrets
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
 from typing import Any
 
+from tensorage._peers import NotThePeerError, prove_as_asker, prove_as_lender
 from tensorage.errors import AuthenticationError, TensorageError
 
 __all__ = ["Lender", "Loan", "Whereabouts"]
@@ -41,15 +42,19 @@ BACKLOG = 256
 #: After a connection failed, which may be for want of file descriptors.
 PAUSE_S = 0.1
 
-_MAX_QUESTION_BYTES = 64 * 1024
+_MAX_MESSAGE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where a lender is asked, and what by."""
+    """Address of a lender, and the key that it and its askers share."""
 
     address: str
     secret: str = field(repr=False)
+
+    @property
+    def key(self) -> bytes:
+        return self.secret.encode()
 
 
 @dataclass(frozen=True)
@@ -83,17 +88,20 @@ class Loan:
         Raises
         ------
         AuthenticationError
-            If the process that holds the login is gone, has logged out, or cannot renew it.
+            If the process that holds the login is gone, has logged out, or cannot renew it; or if another one answers
+            in its place, which is told nothing.
         """
         if self.lender is None:
             raise _gone("it cannot be asked for another one")
-        question = {"secret": self.lender.secret, "refused": refused}
         try:
             with connection.Client(self.lender.address) as asking:
-                asking.send_bytes(json.dumps(question).encode())
+                prove_as_asker(asking, self.lender.key, ANSWER_TIMEOUT_S)
+                asking.send_bytes(json.dumps({"refused": refused}).encode())
                 if not asking.poll(ANSWER_TIMEOUT_S):
                     raise _gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
-                answer = json.loads(asking.recv_bytes())
+                answer = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
+        except NotThePeerError as error:
+            raise _gone(f"what answers at {self.lender.address} is not that process: {error}") from error
         except (OSError, EOFError) as error:
             raise _gone(f"it cannot be asked for another one ({type(error).__name__})") from error
         if "error" in answer:
@@ -188,16 +196,17 @@ class Lender:
     def _answer(self, asking: connection.Connection[Any, Any]) -> None:
         try:
             with asking:
+                if self.whereabouts is None:
+                    return
+                prove_as_lender(asking, self.whereabouts.key, QUESTION_TIMEOUT_S)
                 if not asking.poll(QUESTION_TIMEOUT_S):
                     return
-                question = json.loads(asking.recv_bytes(_MAX_QUESTION_BYTES))
-                if self.whereabouts is None or not hmac.compare_digest(
-                    str(question["secret"]).encode(), self.whereabouts.secret.encode()
-                ):
-                    return
+                question = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
                 asking.send_bytes(json.dumps(self._said(question["refused"])).encode())
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            logger.debug("a process that asked for a token is gone, or asked for nothing: %s", error)
+            logger.debug(
+                "a process that asked for a token is gone, may not have it, or asked for nothing: %s", error
+            )
 
     def _said(self, refused: str | None) -> dict[str, Any]:
         try:

@@ -58,15 +58,19 @@ def link_to(
     """Remember a project for this user of the machine: later sessions need no arguments.
 
     The file is readable by this user of the machine only (mode 0600). It holds the e-mail and the password
-    if they are given.
+    if they are given. They are used with this URL only: see `tensorage.config`.
 
     Returns
     -------
     TensorStore or None
         The store, if an e-mail and a password are given: they are tried before anything is saved.
+
+    Raises
+    ------
+    ConfigurationError
+        If the URL is none, or if others could replace the file.
     """
-    if not backend_url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"the backend URL {backend_url!r} does not begin with https:// or http://")
+    config.check_url(backend_url)
     store = login(email, password, backend_url, backend_key) if email and password else None
     config.save(config.Configuration(backend_url, backend_key, email, password))
     return store
@@ -76,6 +80,8 @@ def local(
     data_dir: str | os.PathLike[str] | None = None,
     email: str | None = None,
     password: str | None = None,
+    *,
+    keep_running: bool = True,
 ) -> BackendSession:
     """Start, or join, the embedded backend of a data folder, and log in to it.
 
@@ -89,6 +95,9 @@ def local(
         Folder of the backend; by default one of this user of the machine.
     email, password
         Who logs in; registered if need be. By default a user that is made with the folder.
+    keep_running
+        If false, a backend that this call starts ends with this process, even if that is killed; its data stays.
+        One that runs already goes on as whoever started it said.
 
     Returns
     -------
@@ -106,7 +115,7 @@ def local(
         raise ConfigurationError(
             "give an e-mail and a password, or neither: the folder has a user of its own"
         )
-    running = control.start(data_dir)
+    running = control.start(data_dir, ends_with=None if keep_running else os.getpid())
     session = BackendSession(
         email or running.email, password or running.password, running.api_url, running.anon_key
     )

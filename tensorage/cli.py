@@ -63,19 +63,24 @@ def _data_dir_option(command: _Command) -> _Command:
     "--port", type=click.IntRange(0, 65535), help="Port of the API.  [default: the last one, or any]"
 )
 @click.option("--foreground", is_flag=True, help="Stay here, logging to the terminal, until Ctrl-C.")
-def start(data_dir: str | None, port: int | None, foreground: bool) -> None:
+@click.option(
+    "--ends-with", type=click.IntRange(1), metavar="PID",
+    help="Process with which the backend ends.  [default: $TENSORAGE_ENDS_WITH, or none]",
+)  # fmt: skip
+def start(data_dir: str | None, port: int | None, foreground: bool, ends_with: int | None) -> None:
     r"""Start the backend, or find that it runs.
 
     \b
-    Example:
+    Examples:
       tensorage local start --data-dir ./data --port 54321
+      tensorage local start --ends-with $$
     """
     from tensorage.embedded import control
 
     if foreground:
-        _serve_here(data_dir, port)
+        _serve_here(data_dir, port, ends_with)
     else:
-        click.echo(_as_text(control.start(data_dir, port=port)))
+        click.echo(_as_text(control.start(data_dir, port=port, ends_with=ends_with)))
 
 
 @local.command()
@@ -157,13 +162,14 @@ def migrations(sql: bool) -> None:
         click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}" if sql else file)
 
 
-def _serve_here(data_dir: str | None, port: int | None) -> None:
-    from tensorage.embedded import control, server
+def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -> None:
+    from tensorage.embedded import control, lifetime, server
 
+    companion = lifetime.companion(ends_with)
     running = control.status(data_dir)
     if running is not None:
         raise click.ClickException(f"it already runs, as process {running.pid}: {running.api_url}")
-    server.run(server.Options(data_dir, port, foreground=True))
+    server.run(server.Options(data_dir, port, foreground=True, ends_with=companion))
 
 
 def _as_text(running: Running) -> str:

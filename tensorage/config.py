@@ -2,24 +2,47 @@
 
 An explicit argument beats the environment, which beats a ``.env`` file, which beats what
 `tensorage.link_to` saved.
+
+A key or a password must not reach a server that somebody else has chosen. An argument, the environment and the saved
+project are the user's own words. A ``.env`` belongs to the folder that the program is in, and may have come with a
+copy of somebody's files. Hence these rules:
+
+1. Keys and passwords of the environment are not sent to a URL of a ``.env``.
+2. What is saved belongs to the URL that it was saved with, and is used with no other one.
+3. An argument says what to do with the project that is configured, wherever that is.
+
+A value that is held back by 1 or 2 is missing, and whoever needs it is told why. None takes its place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import platformdirs
-from dotenv import dotenv_values, find_dotenv
 
+from tensorage import _dotenv
+from tensorage._ownership import flaw_of_file, flaw_on_way, make_private_folder
 from tensorage.errors import ConfigurationError
+from tensorage.warnings import warn_once
 
-__all__ = ["ENVIRONMENT", "Configuration", "configure", "required", "save", "saved_path"]
+__all__ = [
+    "ENVIRONMENT",
+    "Configuration",
+    "check_url",
+    "configure",
+    "required",
+    "save",
+    "saved_path",
+    "shown_url",
+]
 
 #: Environment variable of each value.
 ENVIRONMENT = {
@@ -29,15 +52,41 @@ ENVIRONMENT = {
     "password": "USER_PASSWORD",
 }
 
+_SECRETS = frozenset({"backend_key", "password"})
+
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is known of the project and the user; ``None`` where nothing is."""
+    """What is known of the project and the user; ``None`` where nothing is.
+
+    Parameters
+    ----------
+    held_back
+        Why a value is ``None`` although one is configured, by its name.
+    """
 
     backend_url: str | None = None
     backend_key: str | None = field(default=None, repr=False)
     email: str | None = None
     password: str | None = field(default=None, repr=False)
+    held_back: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place that values come from.
+
+    Parameters
+    ----------
+    kind
+        "argument", "environment", ".env" or "saved".
+    words
+        Its name for people.
+    """
+
+    kind: str
+    words: str
+    values: Mapping[str, str] = field(repr=False)
 
 
 def configure(**explicit: str | None) -> Configuration:
@@ -47,16 +96,29 @@ def configure(**explicit: str | None) -> Configuration:
     ----------
     explicit
         `backend_url`, `backend_key`, `email`, `password`; ``None`` is "not given".
+
+    Raises
+    ------
+    ConfigurationError
+        If a ``.env`` or the saved project is needed, and others can change it or it cannot be read.
     """
-    environment: Mapping[str, str | None] = os.environ
-    # From the working directory upwards, as python-dotenv's own command line does: not from this file's folder.
-    dotenv = dotenv_values(find_dotenv(usecwd=True))
-    saved = _read_saved()
-    values = {}
-    for name, variable in ENVIRONMENT.items():
-        candidates = (explicit.get(name), environment.get(variable), dotenv.get(variable), saved.get(name))
-        values[name] = next((value for value in candidates if value), None)
-    return Configuration(**values)
+    given = {name: value for name, value in explicit.items() if value}
+    places = [_Place("argument", "an argument", given)]
+    for look in (_environment, _dotenv_file, _saved):
+        # The files behind are not looked at where they make no difference.
+        if not all(any(name in place.values for place in places) for name in ENVIRONMENT):
+            places.append(look())
+    values, held_back = {}, {}
+    url_place = _first(places, "backend_url")
+    for name in ENVIRONMENT:
+        place = _first(places, name)
+        if place is None:
+            continue
+        if url_place is not None and (why := _why_held_back(name, place, url_place)):
+            held_back[name] = why
+        else:
+            values[name] = place.values[name]
+    return Configuration(**values, held_back=held_back)
 
 
 def saved_path() -> Path:
@@ -64,20 +126,71 @@ def saved_path() -> Path:
     return platformdirs.user_config_path("tensorage") / "project.json"
 
 
-def required(name: str, value: str | None) -> str:
+def required(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
     """The value, or an error that says how to configure it."""
     if value:
         return value
+    if held_back and name in held_back:
+        raise ConfigurationError(held_back[name])
     remedy = f"set {ENVIRONMENT[name]} in the environment or in a .env file, or give {name}="
     if name in {"backend_url", "backend_key"}:
         remedy += ". tensorage.link_to(url, key) remembers both; tensorage.local() needs neither"
     raise ConfigurationError(f"no {name} is configured: {remedy}")
 
 
+def check_url(url: str) -> str:
+    """Refuse what is no URL of a project, and warn of one that sends passwords for everybody to read.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not one of HTTP, or carries a user name or password, which errors and logs would show.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"the backend URL {shown_url(url)!r} does not begin with https:// or http://"
+        )
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise ConfigurationError(f"the backend URL {shown_url(url)!r} is no URL ({error})") from error
+    if "@" in parts.netloc:
+        raise ConfigurationError(
+            f"the backend URL {shown_url(url)!r} has a user name or a password in it, which errors and logs would "
+            "show: leave them out"
+        )
+    if parts.scheme == "http" and not _is_this_machine(host):
+        warn_once(
+            f"{url} is not encrypted: whoever is on the way to it can read and change passwords, tokens and arrays. "
+            "Use https://, or a tunnel that ends at a port of this machine"
+        )
+    return url
+
+
+def shown_url(url: str) -> str:
+    """A URL without a user name and password that may be in it, for messages."""
+    scheme, separator, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
 def save(configuration: Configuration) -> Path:
-    """Remember a project, readable by this user of the machine only."""
+    """Remember a project, readable by this user of the machine only.
+
+    Raises
+    ------
+    ConfigurationError
+        If others could replace the file. Nothing is written then.
+    """
     path = saved_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if flaw := flaw_on_way(path):
+        otherwise = f"set {', '.join(ENVIRONMENT.values())} in the environment instead"
+        raise ConfigurationError(
+            f"the project is not saved in {path}: {flaw}, so that others could replace what is saved. "
+            f"{flaw.advice(otherwise)}"
+        )
+    make_private_folder(path.parent)
     known = {name: getattr(configuration, name) for name in ENVIRONMENT}
     # Made with mode 0600 and renamed: neither half a file nor a readable one exists at any time.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -92,17 +205,83 @@ def save(configuration: Configuration) -> Path:
     return path
 
 
-def _read_saved() -> dict[str, str]:
+# Places --------------------------------------------------------------------------------------------------
+
+
+def _environment() -> _Place:
+    values = {
+        name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)
+    }
+    return _Place("environment", "the environment", values)
+
+
+def _dotenv_file() -> _Place:
+    found = _dotenv.find(frozenset(ENVIRONMENT.values()))
+    if found is None:
+        return _Place(".env", "no file", {})
+    values = {
+        name: found.values[variable] for name, variable in ENVIRONMENT.items() if variable in found.values
+    }
+    return _Place(".env", str(found.path), values)
+
+
+def _saved() -> _Place:
     path = saved_path()
+    otherwise = "call tensorage.link_to(url, key) again, or delete the file"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        flaw = flaw_on_way(path)
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read()
+        values = json.loads(content)
     except FileNotFoundError:
-        return {}
+        return _Place("saved", "no file", {})
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"the saved project in {path} cannot be read ({error}): call tensorage.link_to(url, key) again, "
-            "or delete the file"
+            f"the saved project in {path} cannot be read ({error}): {otherwise}"
         ) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} does not hold a saved project: delete it, or link_to again")
-    return {name: str(value) for name, value in values.items() if name in ENVIRONMENT and value}
+    flaw = flaw or flaw_of_file(path, status, is_private="password" in values)
+    if flaw is not None:
+        raise ConfigurationError(
+            f"the saved project in {path} is not used: {flaw}, and it says where passwords are sent. "
+            f"{flaw.advice('delete it and call tensorage.link_to(url, key) again')}"
+        )
+    known = {name: str(value) for name, value in values.items() if name in ENVIRONMENT and value}
+    return _Place("saved", f"what tensorage.link_to saved in {path}", known)
+
+
+def _first(places: list[_Place], name: str) -> _Place | None:
+    return next((place for place in places if name in place.values), None)
+
+
+def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
+    """Say why a value must not be used with the URL; None if it may be."""
+    url, own_url = url_place.values["backend_url"], place.values.get("backend_url")
+    is_from_dotenv = url_place.kind == ".env"
+    if place.kind == "saved" and own_url is not None and not _is_same(url, own_url):
+        pair = f"It is for {shown_url(own_url)}, with which it was saved"
+    elif place.kind == "saved" and own_url is None and is_from_dotenv:
+        pair = "It was saved without a URL"
+    elif place.kind == "environment" and name in _SECRETS and is_from_dotenv:
+        pair = "A .env may be anybody's, and your environment is yours"
+    else:
+        return None
+    return (
+        f"the {name} in {place.words} is not sent to {shown_url(url)}, the URL in {url_place.words}. {pair}. If it "
+        f"belongs to that URL, put both in one place: set {ENVIRONMENT['backend_url']} and {ENVIRONMENT[name]} in the "
+        f"environment, or give backend_url= and {name}="
+    )
+
+
+def _is_same(url: str, other: str) -> bool:
+    return url.rstrip("/") == other.rstrip("/")
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether what is sent to a host stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -30,7 +30,7 @@ from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
-from tensorage.config import ENVIRONMENT, configure, required
+from tensorage.config import ENVIRONMENT, check_url, configure, required, shown_url
 from tensorage.errors import AuthenticationError, ConfigurationError, TensorageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class BackendSession:
         URL and (publishable or ``anon``) key of the project.
 
         What is not given comes from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
-        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order.
+        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order. A key or a password
+        that is not meant for the URL is held back: see `tensorage.config`.
 
     Attributes
     ----------
@@ -129,6 +130,7 @@ class BackendSession:
     password: str | None
     backend_url: str | None
     backend_key: str | None
+    _held_back: Mapping[str, str]
     _client: supabase.Client | None
     _user: User | None
     _session: Session | None
@@ -144,6 +146,7 @@ class BackendSession:
         self.email, self.password = known.email, known.password
         self.backend_url = known.backend_url.rstrip("/") if known.backend_url else None
         self.backend_key = known.backend_key
+        self._held_back = known.held_back
         self._prepare()
 
     def _prepare(self, loan: Loan | None = None) -> None:
@@ -248,7 +251,10 @@ class BackendSession:
         """
         with self._lock:
             email, password = email or self.email, password or self.password
-            credentials = {"email": required("email", email), "password": required("password", password)}
+            credentials = {
+                "email": required("email", email, self._held_back),
+                "password": required("password", password, self._held_back),
+            }
             try:
                 with auth_errors(f"logging in as {email}", self.backend_url):
                     response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
@@ -424,7 +430,8 @@ class BackendSession:
 
     def __repr__(self) -> str:
         state = f"logged in as {self._user.email}" if self._user is not None else "not logged in"
-        return f"<BackendSession {self.backend_url or 'without a project'}, {state}>"
+        url = shown_url(self.backend_url) if self.backend_url else "without a project"
+        return f"<BackendSession {url}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
@@ -443,6 +450,7 @@ class BackendSession:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.email, self.password = state["email"], None
         self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
+        self._held_back = {}
         self._prepare(state["loan"])
 
     # Inner parts --------------------------------------------------------------------------------------
@@ -468,7 +476,7 @@ class BackendSession:
         if self._client is None:
             from tensorage._client import make_client
 
-            url, key = self._required_url(), required("backend_key", self.backend_key)
+            url, key = self._required_url(), required("backend_key", self.backend_key, self._held_back)
             self._client, http = make_client(url, key)
             self._ending.connections.append(http)
             if self._loan is not None:
@@ -477,9 +485,8 @@ class BackendSession:
 
     def _required_url(self) -> str:
         url = required("backend_url", self.backend_url)
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"the backend URL {url!r} does not begin with https:// or http://")
-        return url
+        # The process that a login is borrowed from has checked it, and warned if need be.
+        return url if self._loan is not None else check_url(url)
 
     def _accept(self, response: AuthResponse) -> None:
         if response.session is None:
@@ -515,6 +522,7 @@ class BackendSession:
             raise ConfigurationError(
                 f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
                 f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
+                + "".join(f". Also, {self._held_back[name]}" for name in missing if name in self._held_back)
             )
         self.login_by_mail()
 

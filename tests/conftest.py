@@ -7,6 +7,7 @@ SQL too unless ``DB_URL`` says where PostgreSQL is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, U
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE
 from tensorage.types import Engine
+
+# Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
+os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
 
 
 @pytest.fixture(autouse=True)

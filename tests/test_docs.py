@@ -21,6 +21,7 @@ from run_page import blocks
 
 import tensorage
 from tensorage import cli, errors
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE
 
 if TYPE_CHECKING:
     from tensorage.embedded.control import Running
@@ -50,6 +51,7 @@ def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "XDG_DATA_HOME": str(tmp_path / "data"),
         "TENSORAGE_DATA_DIR": str(backend.data_dir),
+        ENDS_WITH_VARIABLE: os.environ[ENDS_WITH_VARIABLE],
         "SUPABASE_URL": backend.api_url,
         "SUPABASE_KEY": backend.anon_key,
         "USER_EMAIL": email,

@@ -7,21 +7,28 @@ import json
 import multiprocessing
 import os
 import pickle
+import secrets
+import shutil
 import signal
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import others
 import psycopg
 import pytest
 from forks import fork
 from project import Project
 
-from tensorage import AuthenticationError, BackendSession
+from tensorage import AuthenticationError, BackendSession, _peers
+from tensorage._lending import Loan, Whereabouts
 from tensorage.embedded import control
 
 #: Tokens of the backend of these tests live so long, in seconds.
@@ -92,10 +99,13 @@ class TestTheNextToken:
         # One for each life of a token, and not for each process.
         assert refreshes <= 8
 
-    def test_comes_from_the_process_that_pickled(self, session: BackendSession, events: Events) -> None:
+    @pytest.mark.parametrize("kind", ["spawn", "forkserver"])
+    def test_comes_from_the_process_that_pickled(
+        self, session: BackendSession, events: Events, kind: str
+    ) -> None:
         store = session()
         store["x"] = np.arange(10)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context(kind).Pool(1) as pool:
             assert int(pool.apply(read_across_expiry, (store.open("x"),))) == 3
         assert events()[0] == 1
 
@@ -175,6 +185,40 @@ class TestALoginThatIsGone:
         with pytest.raises(AuthenticationError, match="cannot be asked"):
             list(copied())
 
+    def test_after_somebody_else_made_the_socket_of_the_killed_process_anew(
+        self, short: control.Running
+    ) -> None:
+        project = Project(short.api_url, short.anon_key)
+        user = project.register()
+        ours, theirs = multiprocessing.Pipe()
+        lender = multiprocessing.get_context("spawn").Process(
+            target=lend_and_wait, args=(project, user, theirs)
+        )
+        lender.start()
+        copied = pickle.loads(ours.recv_bytes())
+        token = copied._loan.token
+        assert lender.pid is not None
+        os.kill(lender.pid, signal.SIGKILL)
+        lender.join()
+        address = copied._loan.lender.address
+        Path(address).unlink()
+        heard: list[bytes] = []
+
+        def answer(asking: connection.Connection[Any, Any]) -> None:
+            asking.send_bytes(bytes(32))
+            heard.append(asking.recv_bytes())
+            asking.send_bytes(bytes(32))
+            heard.append(asking.recv_bytes())
+
+        time.sleep(LIFETIME_S)
+        with (
+            listening(address, answer),
+            pytest.raises(AuthenticationError, match=r"is not that process.*login_by_mail"),
+        ):
+            list(copied())
+        assert [len(words) for words in heard] == [64]
+        assert token.encode() not in heard[0]
+
     def test_a_child_says_so_too_and_does_not_log_in(self, session: BackendSession, events: Events) -> None:
         """It was forked with the password in its memory."""
         ready, go = multiprocessing.Pipe()
@@ -253,16 +297,22 @@ class TestTheSocket:
             b"nonsense",
             b"{}",
             b"[]",
-            b'{"secret": "x", "refused": null}',
-            b'{"secret": 1}',
+            b'{"refused": null}',
+            b"x" * 64,
             b"x" * 100_000,
         ],
     )
+    @pytest.mark.parametrize("is_proved", [False, True])
     def test_what_is_no_question_gets_no_answer(
-        self, session: BackendSession, address: str, question: bytes
+        self, session: BackendSession, address: str, question: bytes, is_proved: bool
     ) -> None:
-        with pytest.raises((EOFError, ConnectionError)):
-            answer_to(address, question)
+        assert session._lender.whereabouts is not None
+        key = session._lender.whereabouts.key if is_proved else None
+        if is_proved and question == b'{"refused": null}':
+            assert session.token.encode() in answer_to(address, question, key)
+        else:
+            with pytest.raises((EOFError, ConnectionError)):
+                answer_to(address, question, key)
         assert list(pickle.loads(pickle.dumps(session))()) == []
 
     def test_who_asks_nothing_keeps_nobody_waiting(self, session: BackendSession, address: str) -> None:
@@ -280,8 +330,8 @@ class TestTheSocket:
     def test_the_answer_holds_no_more_than_the_token(self, session: BackendSession, address: str) -> None:
         assert session._lender.whereabouts is not None
         assert session._session is not None
-        question = {"secret": session._lender.whereabouts.secret, "refused": None}
-        answer = answer_to(address, json.dumps(question).encode())
+        question = json.dumps({"refused": None}).encode()
+        answer = answer_to(address, question, session._lender.whereabouts.key)
         assert session.token.encode() in answer
         assert session._session.refresh_token.encode() not in answer
         assert session.password is not None
@@ -305,10 +355,188 @@ class TestTheSocket:
         child()
 
 
-def answer_to(address: str, question: bytes) -> bytes:
+def answer_to(address: str, question: bytes, key: bytes | None) -> bytes:
+    """Answer to a question, asked with or without a proof that one may ask."""
     with connection.Client(address) as asking:
+        if key is None:
+            assert len(asking.recv_bytes()) == 32
+        else:
+            _peers.prove_as_asker(asking, key, 10)
         asking.send_bytes(question)
         return asking.recv_bytes()
+
+
+@contextmanager
+def listening(
+    address: str, answer: Callable[[connection.Connection[Any, Any]], None]
+) -> Iterator[list[BaseException]]:
+    """Somebody else at an address, who answers one asker: the errors that this met."""
+    met: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            with listener.accept() as asking:
+                answer(asking)
+        except (OSError, EOFError) as error:
+            met.append(error)
+
+    with connection.Listener(address) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield met
+        finally:
+            thread.join()
+
+
+KEY = b"the key"
+
+
+def reflect(asking: connection.Connection[Any, Any]) -> None:
+    """Have the asker's own code stand in for the lender's."""
+    asking.send_bytes(secrets.token_bytes(32))
+    asking.send_bytes(asking.recv_bytes()[32:])
+
+
+def as_with_another_key(asking: connection.Connection[Any, Any]) -> None:
+    _peers.prove_as_lender(asking, b"another key", 10)
+
+
+def say_yes(asking: connection.Connection[Any, Any]) -> None:
+    asking.send_bytes(bytes(32))
+    asking.send_bytes(bytes(32))
+
+
+def say_much(asking: connection.Connection[Any, Any]) -> None:
+    asking.send_bytes(bytes(1_000_000))
+
+
+def say_little(asking: connection.Connection[Any, Any]) -> None:
+    asking.send_bytes(bytes(31))
+
+
+class TestWhoIsThere:
+    """Both sides prove that they are those whom the other means."""
+
+    @pytest.fixture
+    def address(self, tmp_path: Path) -> Iterator[str]:
+        # Names of sockets are short.
+        folder = Path(f"/tmp/{secrets.token_hex(8)}")
+        folder.mkdir(mode=0o700)
+        yield str(folder / "socket")
+        shutil.rmtree(folder)
+
+    def test_both_know_the_key(self, address: str) -> None:
+        def answer(asking: connection.Connection[Any, Any]) -> None:
+            _peers.prove_as_lender(asking, KEY, 10)
+            asking.send_bytes(b"come in")
+
+        with listening(address, answer) as met, connection.Client(address) as lender:
+            _peers.prove_as_asker(lender, KEY, 10)
+            assert lender.recv_bytes() == b"come in"
+        assert met == []
+
+    @pytest.mark.parametrize("impostor", [reflect, as_with_another_key, say_yes, say_much, say_little])
+    def test_an_impostor_is_told_nothing(
+        self, address: str, impostor: Callable[[connection.Connection[Any, Any]], None]
+    ) -> None:
+        """A process outlives its parent, and another program has made the parent's folder and socket anew."""
+        heard: list[bytes] = []
+
+        def answer(asking: connection.Connection[Any, Any]) -> None:
+            impostor(asking)
+            heard.append(asking.recv_bytes())
+
+        loan = Loan("TOKEN", 0.0, 0.0, "someone", Whereabouts(address, KEY.decode()))
+        with (
+            listening(address, answer),
+            pytest.raises(AuthenticationError, match=r"login_by_mail"),
+        ):
+            loan.next("TOKEN")
+        # At most what the impostor's own nonce makes of the key.
+        assert all(len(words) == 64 and KEY not in words for words in heard)
+
+    def test_who_has_heard_everything_cannot_say_it_again(self, session: BackendSession) -> None:
+        pickle.dumps(session)
+        whereabouts = session._lender.whereabouts
+        assert whereabouts is not None
+        with connection.Client(whereabouts.address) as asking:
+            recorder = Recorder(asking)
+            _peers.prove_as_asker(recorder, whereabouts.key, 10)  # type: ignore[arg-type]
+        assert len(recorder.sent) == 1
+        with connection.Client(whereabouts.address) as asking:
+            asking.recv_bytes()
+            asking.send_bytes(recorder.sent[0])
+            with pytest.raises((EOFError, ConnectionError)):
+                asking.recv_bytes()
+
+    @others.needs_root
+    def test_another_user_who_knows_the_key_gets_nothing(self, session: BackendSession) -> None:
+        pickle.dumps(session)
+        whereabouts = session._lender.whereabouts
+        assert whereabouts is not None
+        assert session.token
+        # Even where the folder lets others in.
+        folder = Path(whereabouts.address).parent
+        folder.chmod(0o755)
+        Path(whereabouts.address).chmod(0o777)
+
+        def ask() -> str:
+            try:
+                return answer_to(whereabouts.address, b'{"refused": null}', whereabouts.key).decode()
+            except (EOFError, ConnectionError):
+                return "no answer"
+
+        try:
+            assert session.token in fork(ask)()
+            assert others.fork_as_other(ask)() == "no answer"
+        finally:
+            folder.chmod(0o700)
+
+    @others.needs_root
+    def test_a_lender_of_another_user_who_knows_the_key_is_told_nothing(self, address: str) -> None:
+        others.give_away(Path(address).parent)
+        ready, go = multiprocessing.Pipe()
+
+        def impersonate() -> str:
+            with connection.Listener(address) as listener:
+                go.send_bytes(b"go")
+                with listener.accept() as asking:
+                    try:
+                        asking.send_bytes(bytes(32))
+                        return asking.recv_bytes().decode("latin-1")
+                    except (EOFError, ConnectionError):
+                        return "nothing"
+
+        impostor = others.fork_as_other(impersonate)
+        ready.recv_bytes()
+        loan = Loan("TOKEN", 0.0, 0.0, "someone", Whereabouts(address, KEY.decode()))
+        with pytest.raises(AuthenticationError, match=rf"another user \(uid {others.UID}\).*login_by_mail"):
+            loan.next("TOKEN")
+        assert impostor() == "nothing"
+
+    def test_the_user_of_macos(self) -> None:
+        """Version, user, number of groups, 16 groups."""
+        credentials = struct.pack("=IIh2x16I", 0, 501, 1, *range(16))
+        assert len(credentials) == _peers._XUCRED_BYTES
+        assert _peers._uid_of_xucred(credentials) == 501
+        with pytest.raises(_peers.NotThePeerError):
+            _peers._uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
+
+
+class Recorder:
+    """A connection that remembers what was sent through it."""
+
+    def __init__(self, there: connection.Connection[Any, Any]) -> None:
+        self._there = there
+        self.sent: list[bytes] = []
+
+    def send_bytes(self, message: bytes) -> None:
+        self.sent.append(message)
+        self._there.send_bytes(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._there, name)
 
 
 def lend_and_wait(project: Project, user: Any, pipe: Any) -> None:

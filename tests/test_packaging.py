@@ -62,6 +62,7 @@ def run(*command: str | Path, cwd: Path) -> str:
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SUPABASE", "TENSORAGE"))
     }
+    environment["TENSORAGE_ENDS_WITH"] = str(os.getpid())
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -238,7 +238,7 @@ class TestNoSupabaseThere:
             pytest.fail("nobody is logged in")
 
     def test_unknown_host(self) -> None:
-        session = BackendSession("ada@example.com", "password", "http://project.invalid", "key")
+        session = BackendSession("ada@example.com", "password", "https://project.invalid", "key")
         with pytest.raises(BackendUnavailableError, match=r"project\.invalid cannot be reached"):
             session.login_by_mail()
 

@@ -7,8 +7,9 @@
 --   * reading goes by row-level security: `authenticated` may select, the policies say what;
 --   * writing goes through the functions below, and nothing else: no role but the owner has a grant to
 --     write the tables. A user who could write the tables could store past the quota, or change a
---     committed block under a reader. So the writing functions are `security definer`, each with an
---     empty search_path, and each begins by comparing the owner with auth.uid();
+--     committed block under a reader. So the writing functions are `security definer`, each with a
+--     search_path in which no temporary type comes before PostgreSQL's (as it does in an empty one), and each begins by
+--     comparing the owner with auth.uid();
 --   * `anon` may do nothing.
 --
 -- Errors that the client tells apart carry SQLSTATEs of class TS:
@@ -143,7 +144,7 @@ grant select, insert, update, delete on tensorage.quotas, tensorage.settings, te
 -- Inner functions -----------------------------------------------------------------------------------
 
 create or replace function tensorage.describe(d public.datasets) returns json
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', d.owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
     'chunk', d.chunk, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
@@ -151,7 +152,7 @@ language sql stable set search_path = '' as $$
 $$;
 
 create or replace function tensorage.elements(shape bigint[]) returns bigint
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   product numeric := 1;
   extent bigint;
@@ -166,16 +167,21 @@ begin
 end
 $$;
 
+-- Whether the token is that of a user who is there: one who was deleted may have it for an hour more.
+-- Security definer: nobody else may read auth.users.
+create or replace function tensorage.is_user() returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null)
+$$;
+
 -- The signed-in user, or an error: no function below works for nobody.
 create or replace function tensorage.me() returns uuid
-language plpgsql stable set search_path = '' as $$
-declare
-  me uuid := auth.uid();
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  if me is null then
+  if not tensorage.is_user() then
     raise exception using errcode = '42501', message = 'only a signed-in user can do this';
   end if;
-  return me;
+  return auth.uid();
 end
 $$;
 
@@ -198,7 +204,7 @@ end
 $$;
 
 create or replace function tensorage.meta(encoded bytea) returns json
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   return convert_from(encoded, 'UTF8')::json;
 exception when data_exception or program_limit_exceeded then
@@ -207,7 +213,7 @@ end
 $$;
 
 create or replace function tensorage.parse(request bytea) returns tensorage.header
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header;
   meta_bytes bigint;
@@ -243,7 +249,7 @@ $$;
 -- Cuts the elements of a request into blocks of d. Sent twice, the same blocks stay as they are.
 create or replace function tensorage.insert_blocks(
   d public.datasets, at_index bigint, elements bigint, chunk bigint, request bytea, elements_at int) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if octet_length(request) - elements_at <> elements * d.itemsize then
     raise exception using errcode = 'TS006',
@@ -267,7 +273,7 @@ $$;
 -- could hold any number of times the bytes that the quota was asked for.
 create or replace function tensorage.cuts_blocks(
   d public.datasets, at_index bigint, elements bigint, chunk bigint) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (
     select from public.tensors t
      where t.data_id = d.id and t.index > at_index - d.chunk and t.index < at_index + elements
@@ -278,7 +284,7 @@ $$;
 -- The answer that this operation of this user gave before, or null. Also makes two requests of one operation
 -- wait for each other, so that the second finds the first one's answer.
 create or replace function tensorage.answered(operation uuid) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is null then
     return null;
@@ -289,7 +295,7 @@ end
 $$;
 
 create or replace function tensorage.answer(operation uuid, answer json) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
     insert into tensorage.operations (id, user_id, answer) values (operation, auth.uid(), answer);
@@ -301,7 +307,7 @@ $$;
 -- Refuses bytes over the caller's quota, beside those of every dataset but one. Staged arrays count from their
 -- beginning.
 create or replace function tensorage.check_quota(more_bytes numeric, beside bigint default null) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   allowed bigint := coalesce(
     (select q.max_bytes from tensorage.quotas q where q.user_id = auth.uid()),
@@ -327,7 +333,7 @@ $$;
 
 -- Deletes blocks of the caller's expired datasets, at most max_blocks of them: how many datasets are left.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -355,21 +361,21 @@ $$;
 
 -- What a writer is told: the dataset, and how many datasets (such as the one it replaced) are left to sweep.
 create or replace function tensorage.describe_and_sweep(d public.datasets) returns json
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select (tensorage.describe(d)::jsonb || jsonb_build_object('left', tensorage.sweep(64)))::json
 $$;
 
 -- Makes one writer after the other replace the array under a key. Taken after the lock of the quota, before any
 -- array's row: all writers lock in this order, so that none waits for another in a circle.
 create or replace function tensorage.lock_key(key text) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select pg_advisory_xact_lock(hashtextextended(format('tensorage key %s of %s', key, auth.uid()), 0))
 $$;
 
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, is_shared, attrs, dims, operation,
 -- append (rows for an array that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   target public.datasets;
@@ -401,7 +407,7 @@ $$;
 
 create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if target.id is null then
     raise exception using errcode = 'TS001', message = format('there is no array %L to append to', key);
@@ -417,7 +423,7 @@ $$;
 
 -- Raises unless the blocks of d follow each other without a gap from element 0 to its last.
 create or replace function tensorage.check_complete(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   expected bigint := tensorage.elements(d.shape);
   stored bigint;
@@ -439,7 +445,7 @@ $$;
 
 -- Makes the complete, locked, staged dataset d what its key stands for.
 create or replace function tensorage.publish(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   published public.datasets;
   replaced bigint;
@@ -462,7 +468,7 @@ $$;
 
 -- Room for `rows` more rows at the end of the array: its row, locked and already of its new shape.
 create or replace function tensorage.extend(target_id bigint, rows bigint) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
 begin
@@ -478,7 +484,7 @@ $$;
 -- Merges the last blocks of an array while the last one is at least as large as the one before it: many small
 -- appends then leave about log2 of them as blocks, and each element is rewritten about as many times.
 create or replace function tensorage.merge_tail(d public.datasets) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   first bigint;
   total bigint;
@@ -506,7 +512,7 @@ $$;
 
 -- Not immutable: a plan that was cached with its answer in it would give it to those who may not ask.
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = '' as $$ select 1 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 1 $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
 -- What a key stands for: the caller's own array, or else the one array that somebody shares under this key.
@@ -627,7 +633,7 @@ create or replace function public.tensorage_begin(
   key text, shape bigint[], dtype text, chunk int, engine text default 'database', is_shared boolean default false,
   attrs jsonb default '{}', dims text[] default null, overwrite boolean default false, append boolean default false,
   operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -647,7 +653,7 @@ $$;
 
 -- Blocks of a staged dataset. Sent twice, they are stored once.
 create or replace function public.tensorage_put(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   d public.datasets;
@@ -678,7 +684,7 @@ $$;
 -- Makes a complete staged dataset visible in one step (or, begun as an append, the end of its array).
 create or replace function public.tensorage_commit(
   data_id bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -713,7 +719,7 @@ $$;
 
 -- Gives up a staged dataset. How many datasets are left to sweep.
 create or replace function public.tensorage_abort(data_id bigint) returns int
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   update public.datasets s set expires_at = '-infinity'
    where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
@@ -723,7 +729,7 @@ $$;
 
 -- A whole small array in one request. Its meta is what tensorage_begin takes.
 create or replace function public.tensorage_store(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -747,7 +753,7 @@ $$;
 
 -- Rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation.
 create or replace function public.tensorage_append(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -774,7 +780,7 @@ $$;
 
 -- Deletes an array of the caller. {"left": datasets still to be swept}
 create or replace function public.tensorage_remove(key text, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   removed bigint;
@@ -797,7 +803,7 @@ $$;
 
 -- Deletes a further piece of what the caller removed, replaced or left behind. How many datasets are left.
 create or replace function public.tensorage_sweep() returns int
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform tensorage.me();
   return tensorage.sweep(256);
@@ -806,7 +812,7 @@ $$;
 
 -- Shares an array of the caller with every signed-in user, for reading, or ends that.
 create or replace function public.tensorage_share(key text, is_shared boolean) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin

@@ -32,7 +32,7 @@ $$;
 -- The answer that this operation of this user gave before, or null. Also makes two requests of one operation wait for
 -- each other, so that the second finds the first one's answer.
 create or replace function tensorage.answered(operation uuid) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is null then
     return null;
@@ -47,7 +47,7 @@ $$;
 
 -- Deletes some of the caller's answers that are older than a day, none that somebody else is deleting.
 create or replace function tensorage.forget(max_operations int) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   delete from tensorage.operations o
    -- An array, not a join, which may ask for the next ones when the first are gone.
    where o.user_id = auth.uid() and o.id = any (array(
@@ -58,7 +58,7 @@ $$;
 
 -- Keeps an operation's answer. Without attributes: a million appends would keep a million copies of them.
 create or replace function tensorage.answer(operation uuid, answer json) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
     insert into tensorage.operations (id, user_id, answer)
@@ -71,49 +71,10 @@ begin
 end
 $$;
 
--- The caller's quota, locked until the end of the transaction, since two writers at once must not each find the same
--- room; null without one. Before any row is locked, an expired one by tensorage.sweep or the array of a staged append
--- by its reference too: those who hold this lock wait for rows.
-create or replace function tensorage.lock_quota() returns bigint
-language plpgsql set search_path = '' as $$
-declare
-  allowed bigint := coalesce(
-    (select q.max_bytes from tensorage.quotas q where q.user_id = auth.uid()),
-    (select s.default_quota_bytes from tensorage.settings s));
-begin
-  if allowed is not null then
-    perform pg_advisory_xact_lock(hashtextextended('tensorage quota ' || auth.uid()::text, 0));
-  end if;
-  return allowed;
-end
-$$;
-
-create or replace function tensorage.check_quota(more_bytes numeric, beside bigint default null) returns void
-language plpgsql set search_path = '' as $$
-declare
-  allowed bigint := tensorage.lock_quota();
-  used numeric;
-begin
-  if allowed is null then
-    return;
-  end if;
-  select coalesce(sum(d.nbytes), 0) into used
-    from public.datasets d
-   -- What was replaced, removed or given up counts too, until it is swept: it is still there.
-   where d.user_id = auth.uid() and d.id is distinct from beside;
-  if used + more_bytes > allowed then
-    raise exception using errcode = 'TS005',
-      message = format('%s more bytes do not fit: %s of %s bytes are in use', more_bytes, used, allowed),
-      detail = json_build_object('asked', more_bytes, 'used', used, 'allowed', allowed)::text,
-      hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
-  end if;
-end
-$$;
-
 -- Deletes blocks of the caller's expired datasets, at most max_blocks of them: how many datasets are left. Waits for
 -- nobody: those who write what is to be swept may be waiting for the array that this transaction replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -148,13 +109,12 @@ $$;
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, is_shared, attrs, dims, operation,
 -- append (rows for an array that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   target public.datasets;
   asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
 begin
-  perform tensorage.lock_quota();
   perform tensorage.sweep(64);
   select * into target from public.datasets t
    where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
@@ -179,7 +139,6 @@ begin
       case when (asked ->> 'append')::boolean then target.id end,
       now() + interval '1 day')
     returning * into d;
-  perform tensorage.check_quota(d.nbytes, d.id);
   return d;
 end
 $$;
@@ -187,14 +146,14 @@ $$;
 -- Hides the committed array under a key, but for one, to be swept piece by piece: deleting a large array takes longer
 -- than a statement may. Its version, or null if there is none. The caller holds the lock of the key.
 create or replace function tensorage.hide(key text, but bigint) returns bigint
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
    where o.user_id = auth.uid() and o.key = hide.key and o.state = 'committed' and o.id <> but
   returning o.version
 $$;
 
 create or replace function tensorage.publish(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   published public.datasets;
   replaced bigint;
@@ -206,6 +165,7 @@ begin
   update public.datasets c set state = 'committed', expires_at = null, updated_at = now(),
          version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1
    where c.id = d.id returning * into published;
+  perform tensorage.end_staging(d.id);
   return published;
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', d.key);
@@ -214,7 +174,7 @@ $$;
 
 -- Raises unless the blocks of d follow each other without a gap from element 0 to its last.
 create or replace function tensorage.check_complete(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   expected bigint := tensorage.elements(d.shape);
   contiguous boolean;
@@ -236,7 +196,7 @@ $$;
 
 create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if target.id is null and exists (select from public.datasets s
                                     where s.key = check_append.key and s.is_shared and s.state = 'committed') then
@@ -261,7 +221,7 @@ $$;
 
 -- As Python writes it.
 create or replace function tensorage.shape_text(shape bigint[]) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select format(case cardinality(shape) when 1 then '(%s,)' else '(%s)' end, array_to_string(shape, ', '))
 $$;
 
@@ -435,7 +395,7 @@ $$;
 
 -- Makes one block of those from `first` to `last`, `total` elements in all.
 create or replace function tensorage.merge_blocks(id bigint, first bigint, last bigint, total bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   with gone as (
     delete from public.tensors t where t.data_id = id and t.index > first and t.index <= last
     returning t.index, t.tensor)
@@ -445,7 +405,7 @@ language sql set search_path = '' as $$
 $$;
 
 create or replace function tensorage.merge_tail(d public.datasets) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   first bigint;
   last bigint;
@@ -464,9 +424,22 @@ begin
 end
 $$;
 
-create or replace function tensorage.positions(list json) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+-- Raises if a request names more runs than are built at once: a list of n and one of m stand for n * m of them.
+create or replace function tensorage.check_pieces(pieces numeric) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
+  if pieces > 1048576 then
+    raise exception using errcode = 'TS006',
+      message = format('%s runs are too many for one request, which may have 1048576', pieces),
+      hint = 'Ask for fewer at a time.';
+  end if;
+end
+$$;
+
+create or replace function tensorage.positions(list json) returns bigint[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  perform tensorage.check_pieces(case json_typeof(list) when 'array' then json_array_length(list) end);
   return array(select json_array_elements_text(list)::bigint);
 exception when data_exception then
   raise exception using errcode = 'TS006', message = format('the positions of the request are no integers: %s', sqlerrm);
@@ -475,7 +448,7 @@ $$;
 
 -- rows[i] + runs[j], for every i and j, i outermost.
 create or replace function tensorage.sums(rows bigint[], runs bigint[]) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(select r.at + unnest(runs) from unnest(rows) r(at));
 exception when numeric_value_out_of_range then
@@ -486,7 +459,7 @@ $$;
 -- Where the elements of an assignment belong. Meta: rows, runs and run_length as tensorage_read takes them, or starts
 -- and lengths as tensorage_read_spans does.
 create or replace function tensorage.parse_spans(h tensorage.header) returns tensorage.spans
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   s tensorage.spans;
   rows bigint[];
@@ -500,6 +473,7 @@ begin
     rows := tensorage.positions(h.meta -> 'rows');
     runs := tensorage.positions(h.meta -> 'runs');
     -- Before they are multiplied: two short lists may stand for more runs than there is memory.
+    perform tensorage.check_pieces(cardinality(rows)::numeric * cardinality(runs));
     if (cardinality(rows)::numeric * cardinality(runs) * run_length = h.count) is not true then
       raise exception using errcode = 'TS006',
         message = format('%s elements do not fill what is to be assigned', h.count);
@@ -529,7 +503,7 @@ $$;
 -- A block with the elements of a request in their places. The spans are those that reach into it.
 create or replace function tensorage.patched(
   old bytea, index bigint, count int, itemsize int, s tensorage.spans, request bytea, elements_at int) returns bytea
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(s.starts);
   block_end bigint := index + count;
@@ -552,7 +526,7 @@ $$;
 -- into copies of them, made where there is none yet.
 create or replace function tensorage.patch(
   d public.datasets, into_id bigint, s tensorage.spans, request bytea, elements_at int) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(s.starts);
   missing bigint := (select sum(length) from unnest(s.lengths) length);
@@ -604,7 +578,7 @@ $$;
 
 -- The caller's array as a writer opened it, locked.
 create or replace function tensorage.assignable(data_id bigint, version bigint) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -622,7 +596,7 @@ $$;
 
 -- Makes the changed copies of a staged assignment blocks of its array, in place of those they were made from.
 create or replace function tensorage.publish_assignment(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
@@ -647,7 +621,7 @@ $$;
 
 -- Notes that elements of an array are others now: those who read it begin anew.
 create or replace function tensorage.changed(id bigint) returns public.datasets
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.datasets t set version = t.version + 1, stable_since = t.version + 1, updated_at = now()
    where t.id = changed.id returning t.*
 $$;
@@ -655,7 +629,7 @@ $$;
 -- Functions of the REST API -----------------------------------------------------------------------------
 
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = '' as $$ select 2 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 2 $$;
 
 -- From the index, the keys of a page come in their order, and no others. PostgreSQL plans for the average user, and for
 -- a prefix that it may not know yet: where these have fewer keys than a page, it would fetch all of them and sort them.
@@ -769,7 +743,7 @@ end
 $$;
 
 create or replace function public.tensorage_put(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   d public.datasets := tensorage.staged(h.data_id);
@@ -786,13 +760,14 @@ begin
       hint = 'Send the same blocks again, or abort.';
   end if;
   perform tensorage.insert_blocks(d, h.index, h.count, h.chunk, $1, h.elements_at);
+  perform tensorage.settle();
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
 end
 $$;
 
 -- A dataset of the caller that is being written, kept from being swept and locked against its commit.
 create or replace function tensorage.staged(data_id bigint) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -816,7 +791,7 @@ $$;
 
 create or replace function public.tensorage_commit(
   data_id bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -854,7 +829,7 @@ $$;
 -- Rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation. The array's own chunk
 -- says where they are cut: the sender need not know it.
 create or replace function public.tensorage_append(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -872,7 +847,6 @@ begin
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(added));
   end if;
-  perform tensorage.check_quota(h.count::numeric * d.itemsize);
   d := tensorage.extend(d.id, added[1]);
   perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.chunk, $1, h.elements_at);
   perform tensorage.merge_tail(d);
@@ -882,7 +856,7 @@ $$;
 
 -- Changes elements of an array, in one request. Header: data_id. Meta: version, operation, and where they belong.
 create or replace function public.tensorage_assign(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   operation uuid := (h.meta ->> 'operation')::uuid;
@@ -900,7 +874,7 @@ $$;
 
 -- Begins an assignment of several requests: a staged dataset, for tensorage_patch. Counts in the quota as the array.
 create or replace function public.tensorage_begin_assign(data_id bigint, version bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -912,11 +886,7 @@ begin
   select * into d from public.datasets s
    where s.operation = tensorage_begin_assign.operation and s.user_id = tensorage.me();
   if d.id is null then
-    perform tensorage.lock_quota();
-    perform tensorage.sweep(64);
-    -- Not locked: the quota's lock comes first, and the commit looks again.
-    select * into target from public.datasets s where s.id = tensorage_begin_assign.data_id and s.user_id = auth.uid();
-    perform tensorage.check_quota(coalesce(target.nbytes, 0));
+      perform tensorage.sweep(64);
     target := tensorage.assignable(data_id, version);
     insert into public.datasets (
         user_id, owner, key, shape, dtype, chunk, engine, operation, assign_to, assign_version, expires_at)
@@ -931,7 +901,7 @@ $$;
 
 -- Elements of a staged assignment. Header: data_id, of the staged dataset. Meta: where they belong.
 create or replace function public.tensorage_patch(bytea) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   h tensorage.header := tensorage.parse($1);
   d public.datasets := tensorage.staged(h.data_id);
@@ -946,6 +916,7 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   perform tensorage.patch(target, d.id, tensorage.parse_spans(h), $1, h.elements_at);
+  perform tensorage.settle();
   return json_build_object('id', d.id, 'count', h.count);
 end
 $$;
@@ -953,7 +924,7 @@ $$;
 -- Merges small neighbouring blocks of an array of the caller, from element `after` on, at most about 32 MiB of them.
 -- {"merged": blocks that there are no more, "after": where to go on, null at the end}
 create or replace function public.tensorage_compact(key text, after bigint default 0) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   b record;
@@ -1003,7 +974,7 @@ $$;
 create or replace function public.tensorage_annotate(
   data_id bigint, attrs jsonb default '{}', removed text[] default '{}', replace boolean default false,
   dims text[] default null, set_dims boolean default false) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -1019,6 +990,7 @@ begin
     end if;
     raise exception using errcode = 'TS003', message = 'the array was replaced or deleted';
   end if;
+  perform tensorage.settle();
   return tensorage.describe(d);
 end
 $$;
@@ -1026,7 +998,7 @@ $$;
 -- Gives an array of the caller another key.
 create or replace function public.tensorage_rename(
   key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   replaced bigint;

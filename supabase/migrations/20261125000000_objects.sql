@@ -49,6 +49,17 @@ create table if not exists public.shards (
 );
 create unique index if not exists shards_name on public.shards (name);
 
+-- Whether the name of an object leads nowhere else as part of a URL: it has no empty part, and none of dots alone.
+create or replace function tensorage.is_plain_name(object_name text) returns boolean
+language sql immutable as $$
+  select object_name !~ '(^|/)\.{0,2}(/|$)' and object_name !~ '[[:cntrl:]\\?#%]'
+$$;
+alter table public.shards
+  drop constraint if exists objects_have_plain_names,
+  add constraint objects_have_plain_names check (tensorage.is_plain_name(name)),
+  drop constraint if exists based_on_is_a_name,
+  add constraint based_on_is_a_name check (octet_length(based_on) <= 1024);
+
 alter table public.shards enable row level security;
 drop policy if exists "shards of own and shared datasets are visible" on public.shards;
 create policy "shards of own and shared datasets are visible" on public.shards for select to authenticated
@@ -66,19 +77,23 @@ grant select, insert, update, delete on public.shards to service_role;
 
 -- Folders that are named by a number hold arrays, all others files.
 create or replace function tensorage.folder_of_array(object_name text) returns text
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select case when f.parts[2] ~ '^[0-9]+$' and cardinality(f.parts) > 2 then f.parts[2] end
     from (select string_to_array(object_name, '/') as parts) f
 $$;
 
 -- Whether an object may be made or written over: a file always, one of an array while that is being written. Nothing
 -- that a request does late, or somebody by hand, changes an array that can be read.
+-- Raises TS005 where the user has no room at all; an object that is larger than the room is refused when it is there.
 create or replace function tensorage.may_write_object(object_name text) returns boolean
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   folder text := tensorage.folder_of_array(object_name);
 begin
-  if folder is null then
+  if not tensorage.is_user() then
+    return false;
+  elsif folder is null then
+    perform tensorage.check_room(auth.uid());
     return true;
   elsif folder !~ '^[1-9][0-9]{0,17}$' then
     return false;
@@ -92,7 +107,7 @@ $$;
 
 -- Whether an object may be deleted: unless it is part of an array.
 create or replace function tensorage.may_delete_object(object_name text) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select not exists (
     select from public.shards s join public.datasets d on d.id = s.data_id
      where s.name = object_name and (d.state = 'committed' or d.expires_at > now()))
@@ -100,7 +115,7 @@ $$;
 
 -- Whether an object is part of an array that is shared with every signed-in user.
 create or replace function tensorage.is_shared_object(object_name text) returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (
     select from public.shards s join public.datasets d on d.id = s.data_id
      where s.name = object_name and d.is_shared and d.state = 'committed')
@@ -108,7 +123,7 @@ $$;
 
 drop policy if exists "tensorage: read arrays that are shared" on storage.objects;
 create policy "tensorage: read arrays that are shared" on storage.objects for select to authenticated
-  using (bucket_id = 'tensors' and tensorage.is_shared_object(name));
+  using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name));
 
 drop policy if exists "tensorage: add to own folder" on storage.objects;
 create policy "tensorage: add to own folder" on storage.objects for insert to authenticated
@@ -125,12 +140,435 @@ create policy "tensorage: change in own folder" on storage.objects for update to
 drop policy if exists "tensorage: delete from own folder" on storage.objects;
 create policy "tensorage: delete from own folder" on storage.objects for delete to authenticated
   using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
-         and tensorage.may_delete_object(name));
+         and (select tensorage.is_user()) and tensorage.may_delete_object(name));
+
+-- Usage ---------------------------------------------------------------------------------------------
+--
+-- A quota counts what is stored: blocks and shards with their rows, entries of the catalogue with their attributes,
+-- answers that are kept, and objects and files by the size that Storage says they have. tensorage.usage has one total a
+-- user. Triggers note what each row adds or takes away (tensorage.move), and the transaction adds their sum to the total as
+-- the last thing that it does (tensorage.settle): nobody who holds the lock of a total waits for anything else.
+
+create table if not exists tensorage.usage (
+  user_id uuid primary key references auth.users on delete cascade,
+  bytes numeric not null default 0
+) with (fillfactor = 50);
+comment on table tensorage.usage is 'Bytes that count against a user''s quota: what is stored and what is reserved.';
+
+-- Room for what was declared and has not come yet. What is stored of a dataset uses up its reservation first.
+create table if not exists tensorage.reservations (
+  data_id bigint primary key references public.datasets on delete cascade,
+  user_id uuid not null,
+  bytes numeric not null check (bytes >= 0)
+) with (fillfactor = 50);
+create index if not exists reservations_user on tensorage.reservations (user_id);
+
+alter table tensorage.usage enable row level security;
+alter table tensorage.reservations enable row level security;
+revoke all on tensorage.usage, tensorage.reservations from public, anon, authenticated;
+grant select on tensorage.usage, tensorage.reservations to service_role;
+
+-- Bytes of a row beside its values: its header, its place in the page and in the index. Like the other functions of sizes,
+-- it has no search_path of its own, so that its text is put in place of each call.
+create or replace function tensorage.row_bytes() returns int
+language sql immutable as $$ select 128 $$;
+
+-- Size of an object of Storage, 0 of one whose upload is only being tried.
+create or replace function tensorage.object_bytes(metadata jsonb) returns bigint
+language sql immutable as $$
+  select case when metadata ->> 'size' ~ '^[0-9]{1,18}$' then (metadata ->> 'size')::bigint else 0 end
+$$;
+
+-- Notes that a row of a dataset (0: of none) adds bytes to what a user has stored, or takes them away.
+create or replace function tensorage.move(user_id uuid, data_id bigint, bytes numeric) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  -- A setting of the transaction: rolled back with it, and with each savepoint. Apart for a dataset only where that has
+  -- room reserved: it stays short when rows of a hundred thousand datasets go.
+  moves jsonb := coalesce(nullif(current_setting('tensorage.moves', true), ''), '{}');
+  name text := move.user_id || '/' || case
+    when move.bytes > 0 and exists (select from tensorage.reservations r where r.data_id = move.data_id)
+    then move.data_id else 0 end;
+begin
+  perform set_config(
+    'tensorage.moves', (moves || jsonb_build_object(name, coalesce((moves ->> name)::numeric, 0) + move.bytes))::text, true);
+end
+$$;
+
+-- The bytes that a user may store, or null.
+create or replace function tensorage.quota_of(user_id uuid) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
+                  (select s.default_quota_bytes from tensorage.settings s))
+$$;
+
+-- Takes bytes that have come from what is reserved for their dataset: how many of them.
+create or replace function tensorage.use_reservation(data_id bigint, bytes numeric) returns numeric
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  used numeric := 0;
+begin
+  if data_id > 0 and bytes > 0 then
+    select least(r.bytes, use_reservation.bytes) into used
+      from tensorage.reservations r where r.data_id = use_reservation.data_id for update;
+    if used > 0 then
+      update tensorage.reservations r set bytes = r.bytes - used where r.data_id = use_reservation.data_id;
+    end if;
+  end if;
+  return coalesce(used, 0);
+end
+$$;
+
+create or replace function tensorage.add_to_total(user_id uuid, bytes numeric, must_fit boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  total numeric;
+  allowed bigint;
+begin
+  if bytes = 0 then
+    return;
+  end if;
+  update tensorage.usage u set bytes = u.bytes + add_to_total.bytes where u.user_id = add_to_total.user_id
+  returning u.bytes into total;
+  if not found then
+    -- Nobody's, if the user is just being deleted.
+    insert into tensorage.usage as u (user_id, bytes)
+      select a.id, add_to_total.bytes from auth.users a where a.id = add_to_total.user_id
+      on conflict on constraint usage_pkey do update set bytes = u.bytes + excluded.bytes
+    returning u.bytes into total;
+  end if;
+  if must_fit and bytes > 0 then
+    allowed := tensorage.quota_of(user_id);
+    if total > allowed then
+      raise exception using errcode = 'TS005',
+        message = format('%s more bytes do not fit: %s of %s bytes are in use', bytes, total - bytes, allowed),
+        detail = json_build_object('asked', bytes, 'used', total - bytes, 'allowed', allowed)::text,
+        hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
+    end if;
+  end if;
+end
+$$;
+
+-- Adds what this transaction has moved to the totals of its users, and (unless it only makes room) refuses what does not
+-- fit. An update of one row: of two writers at once, the second sees the total that the first one has left.
+create or replace function tensorage.settle(must_fit boolean default true) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  moves jsonb := nullif(current_setting('tensorage.moves', true), '');
+  totals jsonb := '{}';
+  m record;
+begin
+  if moves is null then
+    return;
+  end if;
+  perform set_config('tensorage.moves', '', true);
+  -- Each in one order for all: reservations, then totals.
+  for m in
+    select split_part(e.key, '/', 1) as user_id, split_part(e.key, '/', 2)::bigint as data_id, e.value::numeric as bytes
+      from jsonb_each_text(moves) e order by 2, 1
+  loop
+    totals := totals || jsonb_build_object(
+      m.user_id, coalesce((totals ->> m.user_id)::numeric, 0) + m.bytes - tensorage.use_reservation(m.data_id, m.bytes));
+  end loop;
+  for m in select t.key::uuid as user_id, t.value::numeric as bytes from jsonb_each_text(totals) t order by 1 loop
+    perform tensorage.add_to_total(m.user_id, m.bytes, must_fit);
+  end loop;
+end
+$$;
+
+-- Raises where a user's total has reached the quota. For uploads, whose size nobody knows before they are there.
+create or replace function tensorage.check_room(user_id uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  allowed bigint := tensorage.quota_of(user_id);
+  total numeric := (select u.bytes from tensorage.usage u where u.user_id = check_room.user_id);
+begin
+  if total >= allowed then
+    raise exception using errcode = 'TS005',
+      message = format('more bytes do not fit: %s of %s bytes are in use', total, allowed),
+      detail = json_build_object('asked', null, 'used', total, 'allowed', allowed)::text,
+      hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
+  end if;
+end
+$$;
+
+create or replace function tensorage.count_block() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'UPDATE' and new.user_id = old.user_id then
+    perform tensorage.move(new.user_id, new.data_id, octet_length(new.tensor) - octet_length(old.tensor));
+    return null;
+  end if;
+  if tg_op <> 'INSERT' then
+    perform tensorage.move(old.user_id, old.data_id, -tensorage.row_bytes() - octet_length(old.tensor));
+  end if;
+  if tg_op <> 'DELETE' then
+    perform tensorage.move(new.user_id, new.data_id, tensorage.row_bytes() + octet_length(new.tensor));
+  end if;
+  return null;
+end
+$$;
+
+-- Bytes of a shard's row. Its object is counted with the other objects.
+create or replace function tensorage.shard_bytes(name text, index bytea, filled int8multirange, based_on text) returns int
+language sql immutable as $$
+  select tensorage.row_bytes() + coalesce(octet_length(name), 0) + octet_length(index)
+         + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
+$$;
+
+create or replace function tensorage.count_shard() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform tensorage.move(old.user_id, old.data_id,
+                           -tensorage.shard_bytes(old.name, old.index, old.filled, old.based_on));
+  end if;
+  if tg_op <> 'DELETE' then
+    perform tensorage.move(new.user_id, new.data_id, tensorage.shard_bytes(new.name, new.index, new.filled, new.based_on));
+  end if;
+  return null;
+end
+$$;
+
+-- Bytes of an entry of the catalogue: four rows' worth for its many short columns and indexes, and the text of the long
+-- ones. Not by pg_column_size(), which tells what is stored from what is about to be.
+create or replace function tensorage.entry_bytes(key text, attrs jsonb, dims text[], zarr json) returns int
+language sql immutable as $$
+  select 4 * tensorage.row_bytes() + octet_length(key) + octet_length(attrs::text) + coalesce(octet_length(dims::text), 0)
+         + coalesce(octet_length(zarr::text), 0)
+$$;
+
+create or replace function tensorage.count_entry() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(old.key, old.attrs, old.dims, old.zarr));
+  end if;
+  if tg_op <> 'DELETE' then
+    perform tensorage.move(new.user_id, 0, tensorage.entry_bytes(new.key, new.attrs, new.dims, new.zarr));
+  end if;
+  return null;
+end
+$$;
+
+create or replace function tensorage.count_answer() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform tensorage.move(old.user_id, 0, -tensorage.row_bytes() - octet_length(old.answer::text));
+  end if;
+  if tg_op <> 'DELETE' then
+    perform tensorage.move(new.user_id, 0, tensorage.row_bytes() + octet_length(new.answer::text));
+  end if;
+  return null;
+end
+$$;
+
+-- An update is none: whoever uses a reservation moves its bytes from there to what is stored.
+create or replace function tensorage.count_reservation() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'INSERT' then
+    perform tensorage.move(new.user_id, 0, new.bytes);
+  else
+    perform tensorage.move(old.user_id, 0, -old.bytes);
+  end if;
+  return null;
+end
+$$;
+
+-- The user whose folder an object of the bucket is in, or null.
+create or replace function tensorage.owner_of_object(object_name text) returns uuid
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case when object_name ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then left(object_name, 36)::uuid end
+$$;
+
+create or replace function tensorage.move_object(object_name text, bytes bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  owner uuid := tensorage.owner_of_object(object_name);
+  folder text := tensorage.folder_of_array(object_name);
+begin
+  if owner is not null and bytes <> 0 then
+    perform tensorage.move(owner, case when folder ~ '^[1-9][0-9]{0,17}$' then folder::bigint else 0 end, bytes);
+  end if;
+end
+$$;
+
+-- Storage has a transaction of its own for each upload, which waits for nothing after this: what grows is settled at once,
+-- so that an object that does not fit is refused. What goes, perhaps a thousand at a time, is settled at the end.
+create or replace function tensorage.count_object() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before bigint := 0;
+  after bigint := 0;
+begin
+  if tg_op <> 'INSERT' then
+    if old.bucket_id = 'tensors' then
+      before := tensorage.object_bytes(old.metadata);
+      perform tensorage.move_object(old.name, -before);
+    end if;
+  end if;
+  if tg_op <> 'DELETE' then
+    if new.bucket_id = 'tensors' then
+      after := tensorage.object_bytes(new.metadata);
+      perform tensorage.move_object(new.name, after);
+    end if;
+  end if;
+  if after > before then
+    perform tensorage.settle();
+  end if;
+  return null;
+end
+$$;
+
+-- For whoever changes the tables past the functions: Storage, cascades, the service role. None of these is refused.
+create or replace function tensorage.settle_at_end() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform tensorage.settle(must_fit => false);
+  return null;
+end
+$$;
+
+create or replace trigger tensorage_count after insert or delete on public.tensors
+  for each row execute function tensorage.count_block();
+-- Blocks that only go to another array are looked at by nobody.
+create or replace trigger tensorage_recount after update on public.tensors for each row
+  when (octet_length(old.tensor) <> octet_length(new.tensor) or old.user_id <> new.user_id)
+  execute function tensorage.count_block();
+create or replace trigger tensorage_count after insert or delete on public.shards
+  for each row execute function tensorage.count_shard();
+create or replace trigger tensorage_recount after update on public.shards for each row
+  when (octet_length(old.index) <> octet_length(new.index) or old.user_id <> new.user_id
+        or old.name is distinct from new.name or old.filled is distinct from new.filled
+        or old.based_on is distinct from new.based_on)
+  execute function tensorage.count_shard();
+-- Not of the columns that most changes are made to: a long text need not be looked at for each append.
+create or replace trigger tensorage_count after insert or delete or update of user_id, key, attrs, dims, zarr on public.datasets
+  for each row execute function tensorage.count_entry();
+create or replace trigger tensorage_count after insert or update or delete on tensorage.operations
+  for each row execute function tensorage.count_answer();
+create or replace trigger tensorage_count after insert or delete on tensorage.reservations
+  for each row execute function tensorage.count_reservation();
+create or replace trigger tensorage_count after insert or delete or update of bucket_id, name, metadata on storage.objects
+  for each row execute function tensorage.count_object();
+
+do $$
+declare
+  counted regclass;
+begin
+  foreach counted in array array['public.tensors', 'public.shards', 'public.datasets', 'tensorage.operations',
+                                 'tensorage.reservations', 'storage.objects']::regclass[] loop
+    -- It cannot be replaced, and only its owner may drop one of storage.objects.
+    if not exists (select from pg_trigger t where t.tgrelid = counted and t.tgname = 'tensorage_settle') then
+      execute format('create constraint trigger tensorage_settle after insert or update or delete on %s '
+                     'deferrable initially deferred for each row execute function tensorage.settle_at_end()', counted);
+    end if;
+  end loop;
+end
+$$;
+
+-- The bytes that a user has stored and reserved, added up from all there is.
+create or replace function tensorage.count_usage(user_id uuid) returns numeric
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce((select sum(tensorage.row_bytes() + octet_length(t.tensor)::numeric)
+                     from public.datasets d join public.tensors t on t.data_id = d.id
+                    where d.user_id = count_usage.user_id), 0)
+       + coalesce((select sum(tensorage.shard_bytes(s.name, s.index, s.filled, s.based_on)::numeric)
+                     from public.datasets d join public.shards s on s.data_id = d.id
+                    where d.user_id = count_usage.user_id), 0)
+       + coalesce((select sum(tensorage.entry_bytes(d.key, d.attrs, d.dims, d.zarr)::numeric)
+                     from public.datasets d where d.user_id = count_usage.user_id), 0)
+       + coalesce((select sum(tensorage.row_bytes() + octet_length(o.answer::text)::numeric)
+                     from tensorage.operations o where o.user_id = count_usage.user_id), 0)
+       + coalesce((select sum(r.bytes) from tensorage.reservations r where r.user_id = count_usage.user_id), 0)
+       -- By Storage's own index of prefixes; '0' comes right after '/'.
+       + coalesce((select sum(tensorage.object_bytes(o.metadata)::numeric) from storage.objects o
+                    where o.bucket_id = 'tensors' and o.name ~>=~ (count_usage.user_id || '/')
+                      and o.name ~<~ (count_usage.user_id || '0')), 0)
+$$;
+
+-- Sets a user's total to what is there, whatever it was: what it is now.
+create or replace function tensorage.recount(user_id uuid) returns numeric
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  total numeric;
+begin
+  insert into tensorage.usage (user_id)
+    select u.id from auth.users u where u.id = recount.user_id on conflict on constraint usage_pkey do nothing;
+  -- Whoever has settled has committed when this lock is had; whoever has not yet will add to what is counted here.
+  perform from tensorage.usage u where u.user_id = recount.user_id for update;
+  total := tensorage.count_usage(recount.user_id);
+  update tensorage.usage u set bytes = total where u.user_id = recount.user_id;
+  return total;
+end
+$$;
+
+-- Datasets that are being written ----------------------------------------------------------------------
+
+-- Puts into staged datasets do not wait for the disk, so that a crash of PostgreSQL may lose some that were answered. Its
+-- coming back is told by this table: being unlogged, it is empty then. A dataset without a row here is written no further,
+-- and is never committed. Every function that adds to a staged dataset, and each commit, asks tensorage.check_uncrashed.
+do $$
+begin
+  if to_regclass('tensorage.stagings') is null then
+    create unlogged table tensorage.stagings (data_id bigint primary key references public.datasets on delete cascade);
+    insert into tensorage.stagings select d.id from public.datasets d where d.state = 'staged';
+  end if;
+end
+$$;
+comment on table tensorage.stagings is 'Datasets that are being written since the last crash. Unlogged on purpose.';
+alter table tensorage.stagings enable row level security;
+revoke all on tensorage.stagings from public, anon, authenticated;
+grant select on tensorage.stagings to service_role;
+
+create or replace function tensorage.check_uncrashed(d public.datasets) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if not exists (select from tensorage.stagings s where s.data_id = d.id) then
+    raise exception using errcode = 'TS003',
+      message = format('PostgreSQL failed and came back while %L was being written', d.key),
+      detail = 'restarted', hint = 'Write it again from the beginning: nothing has changed.';
+  end if;
+end
+$$;
+
+-- Begins the writing of a staged dataset: reserves room for its bytes.
+create or replace function tensorage.begin_staging(d public.datasets, bytes numeric) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  insert into tensorage.stagings (data_id) values (d.id);
+  insert into tensorage.reservations (data_id, user_id, bytes) values (d.id, d.user_id, begin_staging.bytes)
+$$;
+
+-- Gives back the room that a dataset needs no longer, and has it written no further.
+create or replace function tensorage.end_staging(id bigint) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  delete from tensorage.stagings s where s.data_id = end_staging.id;
+  delete from tensorage.reservations r where r.data_id = end_staging.id
+$$;
+
+-- The caller's dataset that an operation has begun before. One that was begun before a crash is given up: whoever begins
+-- again has put nothing into it, or means to put it there again.
+create or replace function tensorage.begun(operation uuid) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets;
+begin
+  select * into d from public.datasets s where s.operation = begun.operation and s.user_id = tensorage.me();
+  if d.state = 'staged' and not exists (select from tensorage.stagings s where s.data_id = d.id) then
+    update public.datasets s set operation = null, expires_at = '-infinity' where s.id = d.id and s.state = 'staged';
+    perform tensorage.end_staging(d.id);
+    return null;
+  end if;
+  return d;
+end
+$$;
 
 -- Inner functions: describing, staging, sweeping --------------------------------------------------------
 
 create or replace function tensorage.describe(d public.datasets) returns json
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', d.owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
     'chunk', d.chunk, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
@@ -139,32 +577,35 @@ language sql stable set search_path = '' as $$
     'zarr', d.zarr::text)
 $$;
 
--- Neither attributes nor metadata: a million appends would keep a million copies of them.
+-- Without attributes, dims and metadata, which are looked up again: a million appends would keep a million copies.
 create or replace function tensorage.answered(operation uuid) returns json
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is null then
     return null;
   end if;
   perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
   return (select o.answer::jsonb || coalesce(
-                   (select jsonb_build_object('attrs', d.attrs, 'zarr', d.zarr::text) from public.datasets d
+                   (select jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text) from public.datasets d
                      where o.answer -> 'attrs' is not null and d.id = (o.answer ->> 'id')::bigint), '{}')
             from tensorage.operations o where o.id = operation and o.user_id = auth.uid());
 end
 $$;
 
-create or replace function tensorage.answer(operation uuid, answer json) returns json
-language plpgsql set search_path = '' as $$
+-- Keeps an operation's answer, and settles what it stored. Whoever makes room may keep an answer, too: then it need not fit.
+drop function if exists tensorage.answer(uuid, json);
+create or replace function tensorage.answer(operation uuid, answer json, must_fit boolean default true) returns json
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
     insert into tensorage.operations (id, user_id, answer)
       values (operation, auth.uid(),
               case when answer -> 'attrs' is null then answer
-                   else (answer::jsonb || '{"attrs": {}, "zarr": null}')::json end);
+                   else (answer::jsonb || '{"attrs": {}, "dims": null, "zarr": null}')::json end);
     -- Two for the one: appends sweep nothing, and whoever does nothing else would keep all answers for ever.
     perform tensorage.forget(2);
   end if;
+  perform tensorage.settle(must_fit);
   return answer;
 end
 $$;
@@ -173,7 +614,7 @@ $$;
 -- are left. Waits for nobody: those who write what is to be swept may be waiting for the array that this transaction
 -- replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -185,6 +626,7 @@ begin
      order by d.expires_at for update skip locked
   loop
     exit when room <= 0;
+    perform tensorage.end_staging(victim);
     delete from public.tensors t where t.data_id = victim and t.index in (
       select v.index from public.tensors v where v.data_id = victim order by v.index limit room);
     get diagnostics deleted = row_count;
@@ -193,6 +635,11 @@ begin
       perform tensorage.delete_swept(victim);
     end if;
   end loop;
+  -- Objects are for the client to delete; what is reserved for them is not needed any more.
+  perform tensorage.end_staging(e.id) from (
+    select d.id from tensorage.reservations r join public.datasets d on d.id = r.data_id
+     where r.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'storage'
+     limit 64 for update of d skip locked) e;
   -- A piece at a time, here too: whoever appended a million times yesterday need not wait for it today.
   perform tensorage.forget(256);
   return (select count(*) from public.datasets d
@@ -202,16 +649,19 @@ $$;
 
 -- Gives up the staged appends and assignments of an array that is to be swept, but for those that are being committed.
 create or replace function tensorage.give_up(victim bigint) returns void
-language sql set search_path = '' as $$
-  update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
-   where s.id = any (array(select w.id from public.datasets w
-                            where w.append_to = victim or w.assign_to = victim for update skip locked))
+language sql set search_path = pg_catalog, pg_temp as $$
+  with given_up as (
+    update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
+     where s.id = any (array(select w.id from public.datasets w
+                              where w.append_to = victim or w.assign_to = victim for update skip locked))
+    returning s.id)
+  select tensorage.end_staging(g.id) from given_up g
 $$;
 
 -- Deletes a dataset that nothing is left of. Cascading to the staged appends and assignments of an array would delete
 -- all that these hold at once: they are given up, and swept on their own.
 create or replace function tensorage.delete_swept(victim bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select tensorage.give_up(victim);
   delete from public.datasets d where d.id = victim and not exists (
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)
@@ -219,7 +669,7 @@ $$;
 
 -- Whether the caller has datasets whose objects are to be deleted: 1 or 0.
 create or replace function tensorage.objects_left() returns int
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select count(*)::int from (
     select from public.datasets d
      where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'storage' limit 1) x
@@ -228,7 +678,7 @@ $$;
 -- What a writer is told: the dataset, how many datasets (such as the one it replaced) are left to sweep, and whether
 -- there are objects to delete.
 create or replace function tensorage.describe_and_sweep(d public.datasets) returns json
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select (tensorage.describe(d)::jsonb
           || jsonb_build_object('left', tensorage.sweep(64), 'objects_left', tensorage.objects_left()))::json
 $$;
@@ -236,7 +686,7 @@ $$;
 drop function if exists tensorage.check_append(public.datasets, text, bigint[], text);
 create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text, engine text default 'database') returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if target.id is null and exists (select from public.datasets s
                                     where s.key = check_append.key and s.is_shared and s.state = 'committed') then
@@ -265,13 +715,16 @@ $$;
 -- Makes a staged dataset with what `asked` says: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims,
 -- operation, append (rows for an array of the database that is there), overwrite (an array that is there may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
   target public.datasets;
   asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
 begin
-  perform tensorage.lock_quota();
+  if exists (select from json_each(asked) m
+              where m.key in ('append', 'overwrite', 'is_shared') and json_typeof(m.value) not in ('boolean', 'null')) then
+    raise exception using errcode = 'TS006', message = 'append, overwrite and is_shared are true or false, and nothing else';
+  end if;
   perform tensorage.sweep(64);
   select * into target from public.datasets t
    where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
@@ -305,14 +758,22 @@ begin
     -- Now, not at the commit, when all of the objects have been uploaded.
     perform tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
   end if;
-  perform tensorage.check_quota(d.nbytes, d.id);
+  perform tensorage.begin_staging(d, tensorage.bytes_to_reserve(d));
   return d;
 end
 $$;
 
+-- Bytes that a dataset takes at the most if it is written as declared, in blocks of its chunk; objects are mostly smaller.
+-- 1024 are for the answers of what is done to it.
+create or replace function tensorage.bytes_to_reserve(d public.datasets) returns numeric
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select 1024 + d.nbytes + case d.engine when 'database' then
+    tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.chunk) else 0 end
+$$;
+
 -- Metadata of Zarr that a request names, if the shape of a shard can be taken from them.
 create or replace function tensorage.zarr_of(metadata text) returns json
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if metadata is not null and exists (
        select from json_array_elements_text(metadata::json -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') extent
@@ -329,7 +790,7 @@ $$;
 
 -- Shards along each axis, of an array of this shape.
 create or replace function tensorage.shard_grid(zarr json, shape bigint[]) returns bigint[]
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   extents bigint[] := array(
     select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape')::bigint);
@@ -349,7 +810,7 @@ $$;
 -- The shards that a staged dataset has to have: all of a new array, or those from the first that an append adds to. Of an
 -- assignment, those that it may have.
 create or replace function tensorage.staged_shards(d public.datasets) returns int8range
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
   row_shards bigint := tensorage.elements(grid[2:]);
@@ -368,7 +829,7 @@ $$;
 
 -- How many chunks a shard has at the most, which are no more than its elements.
 create or replace function tensorage.chunks_of_shard(zarr json) returns bigint
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   product bigint := 1;
   extent text;
@@ -383,7 +844,7 @@ $$;
 
 -- The rows of axis 0 that a shard of d holds, as far as the array extends. All of it without axes.
 create or replace function tensorage.rows_of_shard(d public.datasets, number bigint) returns int8range
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
   extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
@@ -397,11 +858,17 @@ begin
 end
 $$;
 
+-- Whether this is the name of an object in the folder of a dataset.
+create or replace function tensorage.is_object_of(d public.datasets, object_name text) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
+$$;
+
 -- Puts shards into a staged dataset. Each of them says its number, name, nbytes and index (base64); of a part of a
 -- shard, the rows of the array that are in it now, and the name that it had before; and of what it takes the place of,
 -- based_on. Sent twice, they are there once.
 create or replace function tensorage.put_shards(d public.datasets, shards json) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   s record;
   old public.shards;
@@ -415,8 +882,11 @@ begin
     select * from json_to_recordset(shards)
       as s(number bigint, name text, nbytes bigint, index text, low bigint, high bigint, before text, based_on text)
   loop
-    if s.name is not null and tensorage.folder_of_array(s.name) is distinct from d.id::text then
-      raise exception using errcode = 'TS006', message = format('%L is no name of an object of dataset %s', s.name, d.id);
+    if s.name is not null and not tensorage.is_object_of(d, s.name) then
+      raise exception using errcode = 'TS006',
+        message = format('%L is no name of an object of dataset %s', left(s.name, 200), d.id);
+    elsif s.based_on is not null and d.append_to is null and d.assign_to is null then
+      raise exception using errcode = 'TS006', message = format('shard %s of a new array takes the place of none', s.number);
     elsif not s.number <@ numbers or length(s.index) / 4 * 3 > 16 * max_chunks + 2 then
       -- The quota counts elements: they are the bound of what is kept here for them, too.
       raise exception using errcode = 'TS006',
@@ -462,7 +932,7 @@ $$;
 
 -- Raises unless all shards of a staged dataset are there. None but these can be.
 create or replace function tensorage.check_shards(d public.datasets) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   numbers int8range := tensorage.staged_shards(d);
   expected bigint := coalesce(upper(numbers) - lower(numbers), 0);
@@ -481,7 +951,7 @@ $$;
 -- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset
 -- of their own, to be swept.
 create or replace function tensorage.publish_shards(d public.datasets) returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
@@ -520,7 +990,7 @@ $$;
 -- Cuts the elements of a request into blocks of d. Sent twice, the same blocks stay as they are.
 create or replace function tensorage.insert_blocks(
   d public.datasets, at_index bigint, elements bigint, chunk bigint, request bytea, elements_at int) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if d.engine <> 'database' then
     raise exception using errcode = 'TS006', message = format('%L is kept by engine %L, and not as rows', d.key, d.engine);
@@ -575,7 +1045,7 @@ $$;
 drop function if exists tensorage.assignable(bigint, bigint);
 create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
@@ -594,12 +1064,12 @@ $$;
 -- A dataset of the caller that is being written, kept from being swept and locked against its commit.
 drop function if exists tensorage.staged(bigint);
 create or replace function tensorage.staged(data_id bigint, engine text default 'database') returns public.datasets
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
-  -- What is staged need not be on disk before its commit, which waits for all that was written before it, too. Should
-  -- the server fail in between, blocks are missing, and the commit says so.
+  -- What is staged need not be on disk before its commit, which waits for all that was written before it, too. This leans
+  -- on one thing: no dataset is committed that was begun before a crash. tensorage.check_uncrashed sees to it.
   perform set_config('synchronous_commit', 'off', true);
   -- Before the shared lock below, which two writers hold at once: neither could then update the row.
   update public.datasets s set expires_at = now() + interval '1 day'
@@ -612,6 +1082,7 @@ begin
   elsif d.state <> 'staged' or d.expires_at <= now() then
     raise exception using errcode = 'TS003', message = format('the array %L is no longer being written', d.key);
   end if;
+  perform tensorage.check_uncrashed(d);
   return tensorage.of_engine(d, engine);
 end
 $$;
@@ -619,7 +1090,7 @@ $$;
 -- Functions of the REST API -----------------------------------------------------------------------------
 
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = '' as $$ select 3 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 3 $$;
 
 -- Declares an array that comes in several requests: a staged dataset, to be filled by tensorage_put, or by objects and
 -- tensorage_put_shards.
@@ -628,7 +1099,7 @@ create or replace function public.tensorage_begin(
   key text, shape bigint[], dtype text, chunk int, engine text default 'database', is_shared boolean default false,
   attrs jsonb default '{}', dims text[] default null, overwrite boolean default false, append boolean default false,
   operation uuid default null, zarr text default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -636,12 +1107,13 @@ begin
   if before is not null then
     return before;
   end if;
-  select * into d from public.datasets s where s.operation = tensorage_begin.operation and s.user_id = tensorage.me();
+  d := tensorage.begun(operation);
   if d.id is null then
     d := tensorage.stage(json_build_object(
       'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
       'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr));
   end if;
+  perform tensorage.settle();
   return tensorage.describe(d);
 end
 $$;
@@ -651,7 +1123,7 @@ $$;
 drop function if exists public.tensorage_begin_assign(bigint, bigint, uuid);
 create or replace function public.tensorage_begin_assign(
   data_id bigint, version bigint, operation uuid default null, engine text default 'database') returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -660,14 +1132,9 @@ begin
   if before is not null then
     return before;
   end if;
-  select * into d from public.datasets s
-   where s.operation = tensorage_begin_assign.operation and s.user_id = tensorage.me();
+  d := tensorage.begun(operation);
   if d.id is null then
-    perform tensorage.lock_quota();
     perform tensorage.sweep(64);
-    -- Not locked: the quota's lock comes first, and the commit looks again.
-    select * into target from public.datasets s where s.id = tensorage_begin_assign.data_id and s.user_id = auth.uid();
-    perform tensorage.check_quota(coalesce(target.nbytes, 0));
     target := tensorage.assignable(data_id, version, engine);
     insert into public.datasets (
         user_id, owner, key, shape, dtype, chunk, engine, zarr, operation, assign_to, assign_version, expires_at)
@@ -675,7 +1142,9 @@ begin
         target.user_id, target.owner, target.key, target.shape, target.dtype, target.chunk, target.engine, target.zarr,
         tensorage_begin_assign.operation, target.id, target.version, now() + interval '1 day')
       returning * into d;
+    perform tensorage.begin_staging(d, tensorage.bytes_to_reserve(d));
   end if;
+  perform tensorage.settle();
   return tensorage.describe(d);
 end
 $$;
@@ -684,7 +1153,7 @@ $$;
 -- and tensorage_put_shards.
 create or replace function public.tensorage_begin_append(
   data_id bigint, shape bigint[], base_rows bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   target public.datasets;
@@ -693,16 +1162,17 @@ begin
   if before is not null then
     return before;
   end if;
-  select * into d from public.datasets s
-   where s.operation = tensorage_begin_append.operation and s.user_id = tensorage.me();
+  d := tensorage.begun(operation);
   if d.id is null then
-    perform tensorage.lock_quota();
     perform tensorage.sweep(64);
-    select * into target from public.datasets s where s.id = tensorage_begin_append.data_id for key share;
+    -- Asked without a lock: nobody may lock somebody else's array.
+    select * into target from public.datasets s where s.id = tensorage_begin_append.data_id;
     if target.user_id <> tensorage.me() and target.is_shared and target.state = 'committed' then
       raise exception using errcode = 'TS007', message = format('the array %L belongs to somebody else', target.key);
-    elsif target.user_id is distinct from tensorage.me() or target.state <> 'committed'
-          or target.shape[1] is distinct from base_rows then
+    end if;
+    select * into target from public.datasets s
+     where s.id = tensorage_begin_append.data_id and s.user_id = tensorage.me() for key share;
+    if target.id is null or target.state <> 'committed' or target.shape[1] is distinct from base_rows then
       raise exception using errcode = 'TS003', message = 'the array to append to has changed since it was opened';
     end if;
     perform tensorage.check_append(target, target.key, shape, target.dtype, 'storage');
@@ -712,19 +1182,21 @@ begin
         target.user_id, target.owner, target.key, tensorage_begin_append.shape, target.dtype, target.chunk, target.engine,
         target.zarr, tensorage_begin_append.operation, target.id, target.shape[1], now() + interval '1 day')
       returning * into d;
-    perform tensorage.check_quota(d.nbytes, d.id);
+    perform tensorage.begin_staging(d, tensorage.bytes_to_reserve(d));
   end if;
+  perform tensorage.settle();
   return tensorage.describe(d);
 end
 $$;
 
 -- Shards of a staged dataset, whose objects are there. See tensorage.put_shards.
 create or replace function public.tensorage_put_shards(data_id bigint, shards json) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets := tensorage.staged(data_id, 'storage');
 begin
   perform tensorage.put_shards(d, shards);
+  perform tensorage.settle();
   return json_build_object('id', d.id);
 end
 $$;
@@ -734,7 +1206,7 @@ $$;
 drop function if exists public.tensorage_commit(bigint, uuid);
 create or replace function public.tensorage_commit(
   data_id bigint, operation uuid default null, shards json default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   d public.datasets;
@@ -751,7 +1223,9 @@ begin
     return tensorage.describe(d);
   elsif d.expires_at <= now() then
     raise exception using errcode = 'TS003', message = format('the array %L was aborted', d.key);
-  elsif shards is not null then
+  end if;
+  perform tensorage.check_uncrashed(d);
+  if shards is not null then
     perform tensorage.put_shards(tensorage.of_engine(d, 'storage'), shards);
   end if;
   if d.engine = 'storage' then
@@ -775,6 +1249,19 @@ begin
   delete from public.datasets s where s.id = d.id;
   perform tensorage.merge_tail(target);
   return tensorage.answer(operation, tensorage.describe(target));
+end
+$$;
+
+-- Gives up a staged dataset. How many datasets are left to sweep.
+create or replace function public.tensorage_abort(data_id bigint) returns int
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update public.datasets s set expires_at = '-infinity'
+   where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
+  if found then
+    perform tensorage.end_staging(data_id);
+  end if;
+  return tensorage.sweep(256);
 end
 $$;
 
@@ -840,7 +1327,7 @@ $$;
 -- requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more, or
 -- none among the next 100,000 shards.
 create or replace function public.tensorage_sweep_objects(max_objects int default 1000) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   room int := least(max_objects, 1000);
   -- A statement has but some seconds: of more shards, another request forgets the rest.
@@ -900,7 +1387,7 @@ $$;
 
 -- Deletes an array of the caller. {"left": datasets still to be swept, "objects_left": whether objects are}
 create or replace function public.tensorage_remove(key text, operation uuid default null) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.answered(operation);
   removed bigint;
@@ -918,9 +1405,17 @@ begin
     raise exception using errcode = 'TS001', message = format('there is no array %L', key);
   end if;
   return tensorage.answer(operation, json_build_object(
-    'id', removed, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()));
+    'id', removed, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
 end
 $$;
+
+drop function if exists tensorage.check_quota(numeric, bigint), tensorage.lock_quota();
+
+-- What was stored before there were totals.
+select tensorage.recount(u.id) from auth.users u
+ where not exists (select from tensorage.usage t where t.user_id = u.id)
+   and (exists (select from public.datasets d where d.user_id = u.id)
+        or exists (select from storage.objects o where o.bucket_id = 'tensors' and starts_with(o.name, u.id || '/')));
 
 -- Execution rights: PostgreSQL gives every new function to everybody. --------------------------------------
 
@@ -940,7 +1435,7 @@ begin
                or (p.pronamespace = 'tensorage'::regnamespace
                    and p.proname in ('elements', 'describe', 'readable', 'of_engine', 'check_wanted', 'check_answer',
                                      'is_dense', 'are_apart', 'are_in_order', 'gather', 'gather_dense', 'gather_grid',
-                                     'folder_of_array', 'may_write_object', 'may_delete_object', 'is_shared_object')) loop
+                                     'folder_of_array', 'may_write_object', 'may_delete_object', 'is_shared_object', 'is_user')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
 end

@@ -28,7 +28,7 @@ from tensorage.errors import (
     TensorageError,
 )
 
-__all__ = ["BackendAnswerError", "Fault", "check_version", "error_of", "missing_schema"]
+__all__ = ["BackendAnswerError", "Fault", "RestartedError", "check_version", "error_of", "missing_schema"]
 
 
 class BackendAnswerError(Exception):
@@ -57,6 +57,10 @@ class StoredElsewhereError(InvalidInputError):
     """
 
     description: Mapping[str, Any] | None = None
+
+
+class RestartedError(ChangedError):
+    """The database failed and came back while an array was being written. A writer that can begins anew."""
 
 
 _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
@@ -153,6 +157,8 @@ def error_of(fault: Fault, asked: str) -> TensorageError:
 
 def _error_of(fault: Fault, asked: str) -> TensorageError:
     known = _BY_CODE.get(fault.code)
+    if fault.code == "TS003" and fault.details == "restarted":
+        return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
     if known is not None:
         kind, advice = known
         error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())

@@ -9,16 +9,22 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from tensorage.backend.faults import RestartedError
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import QuotaExceededError
 from tensorage.types import Dataset
 
-__all__ = ["begin", "commit", "new_operation", "stage", "sweep", "with_room", "written"]
+__all__ = ["begin", "commit", "from_the_beginning", "new_operation", "stage", "sweep", "with_room", "written"]
 
 logger = logging.getLogger(__name__)
+
+#: A database that fails more often while one array is written has another trouble than bad luck.
+MAX_RESTARTS = 5
+
+_Written = TypeVar("_Written")
 
 
 def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
@@ -54,6 +60,24 @@ def stage(
     except BaseException:
         _abort(transfer, dataset)
         raise
+
+
+def from_the_beginning(write: Callable[[], _Written]) -> _Written:
+    """Write something, and once more from the beginning each time that the database failed on the way.
+
+    The database refuses to commit what was begun before a failure, since it may have lost a part of that.
+
+    Parameters
+    ----------
+    write
+        Begins, fills and commits. Called again, it has to have all that it needs.
+    """
+    for _ in range(MAX_RESTARTS):
+        try:
+            return write()
+        except RestartedError as error:
+            logger.info("beginning anew: %s", error)
+    return write()
 
 
 def commit(transfer: Transfer, dataset: Dataset, shards: list[dict[str, Any]] | None = None) -> Dataset:

@@ -7,6 +7,7 @@ have true statuses, and words for a body.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +41,9 @@ _LASTING = frozenset({501, 507})
 #: What PostgreSQL says when it is the policies, and not the token, that refuse.
 _OF_POLICIES = ("row-level security", "permission denied")
 
+#: What the database says of an object for which the quota has no room: Storage passes its words on, but no code.
+_OVER_QUOTA = re.compile(r"more bytes do not fit: \d+ of \d+ bytes are in use")
+
 
 class StorageRefusal(Exception):  # noqa: N818 - an answer, which its caller may have expected
     """Storage refused a request for good. Never leaves the backend's modules."""
@@ -69,7 +73,7 @@ def read_fault(status: int, body: bytes, retry_after: str | None) -> Fault:
     fault = replace(fault, status=_true_status(status, body))
     if _is_about_the_token(fault, body):
         return LoginFault(fault.status, fault.code, fault.message, retry_after_s=fault.retry_after_s)
-    if fault.is_passing and fault.status not in _LASTING:
+    if fault.is_passing and fault.status not in _LASTING and not _OVER_QUOTA.search(fault.message):
         return fault
     raise StorageRefusal(fault)
 
@@ -97,6 +101,10 @@ def is_missing_bucket(fault: Fault) -> bool:
 def _error_of(fault: Fault, asked: str) -> TensorageError:
     if is_missing_bucket(fault):
         return missing_schema(f"{asked}: there is no bucket of tensorage")
+    if _OVER_QUOTA.search(fault.message):
+        return QuotaExceededError(
+            f"{asked}: {fault.message}. Delete arrays or files, or ask the project's administrator for more room."
+        )
     kind, advice = _BY_STATUS.get(fault.status, (BackendUnavailableError, "Try again later."))
     return kind(f"{asked}: {fault.message}. {advice}".strip())
 

@@ -23,6 +23,13 @@ from typing import Any
 
 import numpy.typing as npt
 
+from tensorage._ownership import (
+    Flaw,
+    flaw_of_file,
+    flaw_of_private_folder,
+    flaw_on_way,
+    make_private_folder,
+)
 from tensorage.caching.entry import Entry, OpenFile
 from tensorage.caching.faults import cache_errors
 from tensorage.caching.layout import ENTRY_NAME, EntryLayout
@@ -70,25 +77,30 @@ class Folder:
         Raises
         ------
         CacheError
-            If that is not possible, or if it holds something else than a cache.
+            If that is not possible, if it holds something else than a cache, or if others can enter or replace it.
         """
         with cache_errors(self.path):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_way()
+            make_private_folder(self.path)
             names = os.listdir(self.path)  # noqa: PTH208 - names alone, without looking at each
             if names and MARKER not in names:
                 raise CacheError(
                     f"the folder {self.path} holds other files, such as {min(names)!r}, and is no cache of tensorage, "
                     "which would be free to delete what is in it. Give a new folder, or an empty one."
                 )
+            if MARKER in names:
+                # Not waited for, should others have put a pipe there.
+                fd = os.open(self.path / MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+                with os.fdopen(fd, "rb") as file:
+                    self._check_marker(file.read(len(_MARK) + 1) or b"")
+            self._check_private()
             with self._locked() as marker:
+                if flaw := flaw_of_file(self.path / MARKER, os.fstat(marker)):
+                    raise self._unsafe(flaw)
                 found = os.pread(marker, len(_MARK) + 1, 0)
+                self._check_marker(found)
                 if not found:
                     os.pwrite(marker, _MARK, 0)
-                elif not _MARK.startswith(found):
-                    raise CacheError(
-                        f"the file {self.path / MARKER} is not what makes a folder a cache of tensorage. Give another "
-                        "folder."
-                    )
 
     def open(self, layout: EntryLayout, still_stands: Callable[[Dataset], bool]) -> Entry | None:
         """The entry of a version of an array, made if there is none. None if there is no room for one.
@@ -99,6 +111,10 @@ class Folder:
             Whether an older version has the elements of the one that is there now, as after its attributes were
             changed: then its entry goes on being used.
         """
+        with cache_errors(self.path):
+            # Also in a process that a handle was sent to, where another folder may be at this path.
+            self._check_way()
+            self._check_private()
         with cache_errors(self.path), self._locked():
             file = self._opened(layout)
             older = [] if file is not None else self._older(layout)
@@ -154,6 +170,26 @@ class Folder:
         with cache_errors(self.path), self._locked():
             room = self._room(entry.layout, growth)
             return room is None or room >= growth
+
+    def _check_marker(self, found: bytes) -> None:
+        if not _MARK.startswith(found):
+            raise CacheError(
+                f"the file {self.path / MARKER} is not what makes a folder a cache of tensorage. Give another folder."
+            )
+
+    def _check_way(self) -> None:
+        if flaw := flaw_on_way(self.path):
+            raise self._unsafe(flaw)
+
+    def _check_private(self) -> None:
+        if flaw := flaw_of_private_folder(self.path):
+            raise self._unsafe(flaw)
+
+    def _unsafe(self, flaw: Flaw) -> CacheError:
+        return CacheError(
+            f"the cache in {self.path} is not used: {flaw}, so that others could read or change what is kept in it. "
+            f"{flaw.advice('give another folder, such as a new one in a folder of your own')}"
+        )
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -299,7 +335,9 @@ def _is_sound(file: OpenFile, layout: EntryLayout) -> bool:
     """Whether it is the entry that its name says. A map that ends behind the file would end the process."""
     status = os.fstat(file.fd)
     is_file = stat.S_ISREG(status.st_mode) and status.st_size == layout.nbytes
-    return is_file and file.identity() == layout.identity
+    # Others may have put it there before the folder was private.
+    is_own = flaw_of_file(file.path, status, is_private=True) is None
+    return is_file and is_own and file.identity() == layout.identity
 
 
 def _taken(status: os.stat_result) -> int:

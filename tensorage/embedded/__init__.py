@@ -9,9 +9,11 @@ Modules
 -------
 folder      the data folder: its files, its secrets, its locks
 postgres    the PostgreSQL cluster in it: initdb, start, stop, roles
+segments    removes the shared memory of a cluster that was killed
 migrate     applies ``supabase/migrations`` as hosted Supabase's ``postgres`` role would
 server      the process that owns the cluster and serves HTTP (``python -m tensorage.embedded``)
 control     starts, joins, stops and resets that process from any other one
+lifetime    ends the server with another process
 database    connections and transactions as the calling user's role
 tokens      JSON Web Tokens: made and verified
 gateway     the routes, and what hosted Supabase's API gateway does in front of them

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tensorage.embedded.folder import EmbeddedError
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE, companion
 from tensorage.embedded.server import DEFAULT_JWT_LIFETIME_S, Options, run
 
 
@@ -19,14 +21,30 @@ def main() -> int:
     parser.add_argument(
         "--postgres-bin", type=Path, metavar="DIR", help="programs of another PostgreSQL (default: our own)"
     )
+    parser.add_argument(
+        "--ends-with",
+        type=int,
+        metavar="PID",
+        help=f"process with which the server ends, even if that is killed (default: {ENDS_WITH_VARIABLE}, or none)",
+    )
+    parser.add_argument(
+        "--began-at",
+        type=float,
+        metavar="SECONDS",
+        help="when that process began, to tell it from a later one of the same pid",
+    )
     arguments = parser.parse_args()
     try:
+        ends_with = companion(arguments.ends_with)
+        if ends_with is not None and arguments.began_at is not None:
+            ends_with = replace(ends_with, create_time=arguments.began_at)
         run(
             Options(
                 arguments.data_dir,
                 arguments.port,
                 arguments.jwt_lifetime,
                 bin_dir=arguments.postgres_bin,
+                ends_with=ends_with,
             )
         )
     except EmbeddedError as error:

@@ -15,10 +15,13 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from tensorage.embedded import lifetime
 from tensorage.embedded.folder import DataFolder, EmbeddedError, Secrets, ServerState
 from tensorage.embedded.postgres import HOST, SUPERUSER, has_ended, stop_leftovers
 
 _POLL_S = 0.01
+_HEALTH_TIMEOUT_S = 10.0
+_LOCK_POLL_S = 0.1
 #: A process of the same pid that began at another time is another process.
 _SAME_TIME_S = 1.0
 
@@ -91,6 +94,7 @@ def start(
     timeout_s: float = 60.0,
     jwt_lifetime_s: int | None = None,
     postgres_bin: str | os.PathLike[str] | None = None,
+    ends_with: int | None = None,
 ) -> Running:
     """Start the server of a data folder, or join it where it runs.
 
@@ -107,11 +111,14 @@ def start(
     postgres_bin
         Folder of another PostgreSQL's programs, 15 to 18; by default that of the extra ``local``. A data folder works
         with the major version that made it. A server that already runs keeps its own.
+    ends_with
+        Process (its pid) with which the server ends, even if that is killed: ``os.getpid()`` for this one. By default
+        the one that ``TENSORAGE_ENDS_WITH`` names, or none. A server that already runs ends as its own starter said.
 
     Returns
     -------
     Running
-        The server. It outlives this process, until :func:`stop`.
+        The server. It outlives this process, until :func:`stop`, unless `ends_with` says otherwise.
 
     Raises
     ------
@@ -119,14 +126,17 @@ def start(
         The folder cannot be used.
     StartError
         The server did not start, or runs with another port or lifetime than asked for.
+    LifetimeError
+        The process with which it is to end does not run.
     """
+    companion = lifetime.companion(ends_with)
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
     with _control(folder, timeout_s):
         process: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
             state = _live_state(folder)
-            if state is not None and state.ready:
+            if state is not None and state.ready and _is_healthy(state):
                 if process is not None and process.pid != state.pid:
                     # Another server was on its way, unseen: ours would wait for its place.
                     process.terminate()
@@ -135,7 +145,7 @@ def start(
                 _check_as_asked(running, port, jwt_lifetime_s)
                 return running
             if process is None and state is None:
-                process = _spawn(folder, port, jwt_lifetime_s, postgres_bin)
+                process = _spawn(folder, port, jwt_lifetime_s, postgres_bin, companion)
             elif process is not None and process.poll() is not None and state is None:
                 raise StartError(_why_it_ended(folder, process))
             time.sleep(_POLL_S)
@@ -158,18 +168,20 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     Returns
     -------
     bool
-        False where none ran.
+        False where none ran. What a killed one left behind is stopped all the same.
 
     Raises
     ------
+    PostgresError
+        Processes that a killed server left cannot be stopped.
     StopError
         It still runs after `timeout_s` seconds.
     """
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s):
-        return _stop(folder, timeout_s)
+    with _control(folder, timeout_s), _held(folder, timeout_s) as stopped:
+        return stopped
 
 
 def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 60.0) -> bool:
@@ -183,15 +195,31 @@ def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s):
-        _stop(folder, timeout_s)
-        try:
-            with folder.server_lock().acquire(timeout=timeout_s):
-                stop_leftovers(folder.postgres_dir)
-                folder.remove()
-        except Timeout as error:
-            raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error
+    with _control(folder, timeout_s), _held(folder, timeout_s):
+        folder.remove()
     return True
+
+
+@contextmanager
+def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
+    """Keep the folder from every server, while nothing of one runs. Yields whether one had to be stopped."""
+    lock, deadline, stopped = folder.server_lock(), time.monotonic() + timeout_s, False
+    while True:
+        stopped |= _stop(folder, timeout_s)
+        try:
+            lock.acquire(timeout=_LOCK_POLL_S)
+        except Timeout as error:
+            # Threads of a killed server outlive its pid for a moment; one that starts will soon say where it is.
+            if time.monotonic() > deadline:
+                raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error
+        else:
+            break
+    try:
+        # What a killed server left.
+        stop_leftovers(folder.postgres_dir, starts_again=False)
+        yield stopped
+    finally:
+        lock.release()
 
 
 class _Detached(subprocess.Popen[bytes]):
@@ -206,6 +234,7 @@ def _spawn(
     port: int | None,
     jwt_lifetime_s: int | None,
     postgres_bin: str | os.PathLike[str] | None,
+    companion: lifetime.Companion | None,
 ) -> subprocess.Popen[bytes]:
     # -P: a module in the current folder must not stand in for one that the server imports.
     command = [sys.executable, "-P", "-m", "tensorage.embedded", "--data-dir", str(folder.path)]
@@ -215,6 +244,8 @@ def _spawn(
         command += ["--jwt-lifetime", str(jwt_lifetime_s)]
     if postgres_bin is not None:
         command += ["--postgres-bin", os.fspath(Path(postgres_bin).absolute())]
+    if companion is not None:
+        command += ["--ends-with", str(companion.pid), "--began-at", repr(companion.create_time)]
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
         return _Detached(
@@ -266,6 +297,20 @@ def _take_note_of_end(process: psutil.Process) -> None:
     """Let go of a process that has ended: if it was a child of ours, nobody else will."""
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(timeout=0)
+
+
+def _is_healthy(state: ServerState) -> bool:
+    """Whether the server answers, and its PostgreSQL does: that one may have died, and be on its way back."""
+    import http.client
+
+    connection = http.client.HTTPConnection(HOST, state.api_port, timeout=_HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _running(folder: DataFolder, state: ServerState) -> Running:

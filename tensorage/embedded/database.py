@@ -37,6 +37,14 @@ class Caller:
         return json.dumps({"role": self.role, **self.claims}, separators=(",", ":"))
 
 
+#: Too many connections; shutting down, crashed, starting.
+_OUTAGE_SQLSTATES = frozenset({"53300", "57P01", "57P02", "57P03"})
+
+
+class UnreachableError(ConnectionError):
+    """PostgreSQL takes no connection: it is down, or between its end and its restart."""
+
+
 class Database:
     """A pool of connections to one cluster, logged in as one role.
 
@@ -61,10 +69,24 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection as the pool's own role, outside any transaction."""
+        """A connection as the pool's own role, outside any transaction.
+
+        Raises
+        ------
+        UnreachableError
+            There is none to be had, and nothing has been done.
+        """
         assert self._pool is not None, "the pool is opened when the server starts"
-        async with self._pool.acquire() as connection:
+        try:
+            connection = await self._pool.acquire()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            raise UnreachableError(f"PostgreSQL takes no connection: {error}") from error
+        try:
             yield connection
+        finally:
+            await self._pool.release(connection)
 
     @asynccontextmanager
     async def transaction(
@@ -93,6 +115,17 @@ class Database:
                 if not connection.is_closed():
                     await connection.execute("rollback")
                 raise
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of a connection says that PostgreSQL is away or went away, and not that it refused."""
+    if isinstance(error, asyncpg.PostgresError):
+        sqlstate = error.sqlstate or ""
+        return sqlstate.startswith("08") or sqlstate in _OUTAGE_SQLSTATES
+    # A parameter of the wrong type is an InterfaceError, too, and a fault of ours.
+    return isinstance(
+        error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError
+    ) and not isinstance(error, ValueError)
 
 
 async def _leave_as_it_is(_connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -25,13 +25,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import platformdirs
 from filelock import FileLock
+
+from tensorage._ownership import (
+    Flaw,
+    flaw_of_file,
+    flaw_of_private_folder,
+    flaw_on_way,
+    make_private_folder,
+)
 
 #: Where the backend lives when nobody says where.
 DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"
@@ -148,13 +156,16 @@ class DataFolder:
         Raises
         ------
         FolderError
-            It is somebody else's, of a newer release, a file, or cannot be written.
+            It is somebody else's, others can enter it or replace it, it is of a newer release, a file, or cannot be
+            written.
         """
-        folder = cls(data_dir_path(data_dir))
+        folder = cls(_safe_path(data_dir))
         with _refusals_explained(folder.path):
-            folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder.path)
             if not folder.is_ours():
                 folder.check_empty()
+            folder.check_private()
+            if not folder.is_ours():
                 write_private(folder.path / "tensorage.json", json.dumps({"format": FORMAT_VERSION}))
             folder.check_format()
             if not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK):
@@ -163,11 +174,18 @@ class DataFolder:
 
     @classmethod
     def find(cls, data_dir: str | os.PathLike[str] | None = None) -> DataFolder | None:
-        """Take the folder if it is there and ours; nothing is created."""
-        folder = cls(data_dir_path(data_dir))
+        """Take the folder if it is there and ours; nothing is created.
+
+        Raises
+        ------
+        FolderError
+            As those of :meth:`open`.
+        """
+        folder = cls(_safe_path(data_dir))
         with _refusals_explained(folder.path):
             if not folder.is_ours():
                 return None
+            folder.check_private()
             folder.check_format()
             return folder
 
@@ -185,6 +203,11 @@ class DataFolder:
                 f"{self.path} holds other files ({min(strangers)!r}, ...) and is no data folder of "
                 "tensorage: choose an empty or a new one"
             )
+
+    def check_private(self) -> None:
+        """Refuse the folder unless it is this user's alone: who is in it reads every password that is sent to it."""
+        if flaw := flaw_of_private_folder(self.path):
+            raise _unsafe(self.path, flaw)
 
     def check_format(self) -> None:
         found = self._read_json("tensorage.json").get("format")
@@ -275,7 +298,11 @@ class DataFolder:
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            content = json.loads(path.read_text("utf-8"))
+            with path.open("rb") as file:
+                # Others may have put it here when the folder was not private yet.
+                if flaw := flaw_of_file(path, os.fstat(file.fileno())):
+                    raise _unsafe(self.path, replace(flaw, remedy=None) if flaw.is_foreign else flaw)
+                content = json.loads(file.read().decode("utf-8"))
         except ValueError as error:
             raise FolderError(f"{path} is damaged: {error}") from error
         if not isinstance(content, dict):
@@ -286,22 +313,45 @@ class DataFolder:
         write_private(self.path / name, json.dumps(asdict(record), indent=2))
 
 
+_CHOOSE_ANOTHER = f"choose another one, with --data-dir, data_dir= or {DATA_DIR_VARIABLE}"
+
+
 @contextmanager
 def _refusals_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise FolderError(
-            f"the data folder {path} cannot be used ({error.strerror}): choose another one, with --data-dir, "
-            f"data_dir= or {DATA_DIR_VARIABLE}"
+            f"the data folder {path} cannot be used ({error.strerror}): {_CHOOSE_ANOTHER}"
         ) from error
+
+
+def _unsafe(path: Path, flaw: Flaw) -> FolderError:
+    return FolderError(
+        f"the data folder {path} is not used: {flaw}, so that others could read the passwords in it, or have new ones "
+        f"sent to a server of theirs. {flaw.advice(_CHOOSE_ANOTHER)}"
+    )
 
 
 def data_dir_path(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Absolute path of the data folder: as told, as the environment says, or the user's own."""
+    return _chosen_path(data_dir).resolve()
+
+
+def _chosen_path(data_dir: str | os.PathLike[str] | None) -> Path:
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     path = Path(chosen) if chosen else platformdirs.user_data_path("tensorage") / "local"
-    return path.expanduser().resolve()
+    return path.expanduser()
+
+
+def _safe_path(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Absolute path of the data folder, unless others could put another folder there."""
+    path = _chosen_path(data_dir)
+    with _refusals_explained(path):
+        # Links are looked at, and are not in the path that is used from here on.
+        if flaw := flaw_on_way(path):
+            raise _unsafe(path, flaw)
+        return path.resolve()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
+from tensorage.embedded.access import ApiKeys, OwnHosts
 from tensorage.embedded.auth import AuthApi
-from tensorage.embedded.database import Database
+from tensorage.embedded.database import Database, is_outage
 from tensorage.embedded.rest import RestApi
 from tensorage.embedded.storage import StorageApi
 from tensorage.embedded.tokens import Tokens
@@ -56,7 +57,7 @@ def build_app(settings: Settings) -> Starlette:
     auth_database = Database(settings.auth_dsn, max_size=4)
     keys = frozenset({settings.anon_key, settings.service_role_key})
     rest = RestApi(rest_database, tokens)
-    auth = AuthApi(auth_database, tokens, api_keys=keys, jwt_lifetime_s=settings.jwt_lifetime_s)
+    auth = AuthApi(auth_database, tokens, jwt_lifetime_s=settings.jwt_lifetime_s)
 
     storage = StorageApi(rest_database, tokens, settings.storage_dir)
 
@@ -74,23 +75,31 @@ def build_app(settings: Settings) -> Starlette:
             await auth_database.close()
 
     async def health(_request: Request) -> JSONResponse:
+        try:
+            async with rest_database.connection() as connection:
+                await connection.execute("select 1")
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            return JSONResponse({"name": "tensorage", "status": "its database is down"}, 503)
         return JSONResponse({"name": "tensorage", "status": "ok"})
 
     return Starlette(
         routes=[
             Route("/health", health),
-            Mount("/auth/v1", app=auth),
-            Mount("/rest/v1", app=rest),
+            Mount("/auth/v1", app=ApiKeys(auth, keys)),
+            Mount("/rest/v1", app=ApiKeys(rest, keys)),
             Mount("/storage/v1", app=storage),
         ],
         middleware=[
+            Middleware(OwnHosts),
             Middleware(
                 CORSMiddleware,
                 allow_origins=["*"],
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=["Content-Range", "Content-Location", "Proxy-Status", "Preference-Applied"],
-            )
+            ),
         ],
         lifespan=lifespan,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 
+from tensorage.embedded.database import is_outage
 from tensorage.embedded.folder import EmbeddedError
 
 _BOOTSTRAP_FILES = Path(__file__).parent / "sql"
@@ -105,6 +106,8 @@ async def _execute(connection: asyncpg.Connection[asyncpg.Record], file: Path, s
     try:
         await connection.execute(sql)
     except asyncpg.PostgresError as error:
+        if is_outage(error):
+            raise
         raise MigrationError(f"{file} cannot be applied: {_explain(error)}") from error
 
 

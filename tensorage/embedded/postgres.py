@@ -14,6 +14,7 @@ import logging
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from tensorage.embedded import memory
+from tensorage.embedded import memory, segments
 from tensorage.embedded.folder import EmbeddedError, sync_names, write_private
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,15 @@ SETTINGS = {
 #: Names of our processes that may outlive a killed server.
 _PROGRAMS = frozenset({"postgres", "initdb", "setpriv"})
 
+#: Unix sockets of PostgreSQL in its data folder, and their lock files.
+_SOCKET_FILES = ".s.PGSQL.*"
+
 #: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
 _MAX_SOCKET_NAME_BYTES = 103
+
+#: Variables that PostgreSQL's programs get, and the beginnings of those that the system loads libraries by.
+_INHERITED = frozenset({"PATH", "HOME", "TMPDIR", "TZ"})
+_LOADERS = ("LD_", "DYLD_")
 
 _POLL_S = 0.01
 _FAST_SHUTDOWN_S = 20.0
@@ -66,6 +74,10 @@ _IMMEDIATE_SHUTDOWN_S = 5.0
 
 class PostgresError(EmbeddedError):
     """PostgreSQL is missing, or does not do what it should."""
+
+
+class PostgresKilledError(PostgresError):
+    """PostgreSQL was killed while it started: it may do so the next time."""
 
 
 def installed_bin_dir() -> Path:
@@ -199,7 +211,8 @@ class Cluster:
         while not self._is_ready():
             if self._postmaster.returncode is not None:
                 await log_copy
-                raise PostgresError("PostgreSQL does not start:\n" + "\n".join(self._last_lines))
+                kind = PostgresKilledError if self._postmaster.returncode < 0 else PostgresError
+                raise kind("PostgreSQL does not start:\n" + "\n".join(self._last_lines))
             await asyncio.sleep(_POLL_S)
 
     async def wait(self) -> int:
@@ -279,15 +292,21 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def stop_leftovers(data: Path) -> None:
+def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
     """Stop what still runs on a cluster whose server is dead, or makes one for it.
 
     Only for the holder of the folder's lock.
+
+    Parameters
+    ----------
+    starts_again
+        If false, the shared memory of a killed cluster goes as well, which its next start would remove.
     """
     _remove_unfinished(_unfinished(data))
-    pid_file = data / "postmaster.pid"
-    if not pid_file.exists():
+    if not data.exists():
         return
+    pid_file = data / "postmaster.pid"
+    # Looked for even without that file: a postmaster whose server was killed may not have written it yet.
     running = _processes_of(data)
     postmaster = [process for process in running if str(process.pid) == _first_line(pid_file)]
     for stop_signal, targets, patience_s in (
@@ -301,9 +320,12 @@ def stop_leftovers(data: Path) -> None:
     if running:
         pids = ", ".join(str(process.pid) for process in running)
         raise PostgresError(f"processes {pids} of an earlier PostgreSQL in {data} cannot be stopped")
-    # Nothing of this folder runs, so that the file is stale, even where its pid is now somebody else's:
-    # PostgreSQL would take that for a postmaster.
-    pid_file.unlink(missing_ok=True)
+    if not starts_again:
+        segments.release(pid_file)
+    # Nothing of this folder runs, so that these files are stale, even where their pid is now somebody else's or
+    # waits as a zombie: PostgreSQL would take either for a postmaster. Sockets may be of any earlier port.
+    for stale in (pid_file, *data.glob(_SOCKET_FILES)):
+        stale.unlink(missing_ok=True)
 
 
 def _unfinished(data: Path) -> Path:
@@ -356,11 +378,13 @@ def _user_to_run_as(data: Path) -> tuple[int, int] | None:
     """User and group that PostgreSQL must run as, where that cannot be ourselves."""
     if os.geteuid() != 0:
         return None
-    owner = data.stat()
-    if owner.st_uid != 0:
-        # Somebody's own cluster, now used by root: PostgreSQL wants to be its owner.
-        return owner.st_uid, owner.st_gid
-    nobody = pwd.getpwnam("nobody")
+    nobody, owner = pwd.getpwnam("nobody"), data.stat().st_uid
+    if owner not in (0, nobody.pw_uid):
+        # Its configuration names programs to run, and they would run with more rights than their owner has.
+        raise PostgresError(
+            f"the database in {data} belongs to another user (uid {owner}), and root does not run it: work as that "
+            f"user, or take it over with `chown -R nobody {shlex.quote(str(data))}` if you trust all that is in it"
+        )
     return nobody.pw_uid, nobody.pw_gid
 
 
@@ -389,6 +413,11 @@ def _run_as(data: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Our environment without the variables that would tell PostgreSQL another folder or port."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Variables that programs need to run: not those that hold secrets, or name another folder or port to PostgreSQL.
+
+    As root it runs as nobody, whose processes may look at each other's environment.
+    """
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_LOADERS)
+    }
     return {**inherited, **memory.ENVIRONMENT, "LC_ALL": "C"}

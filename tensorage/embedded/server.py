@@ -22,7 +22,15 @@ from filelock import Timeout
 
 from tensorage.embedded import memory
 from tensorage.embedded.folder import DataFolder, EmbeddedError, Ports, Secrets, ServerState
-from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, PostgresError, free_port
+from tensorage.embedded.lifetime import Companion, wait_for_end
+from tensorage.embedded.postgres import (
+    HOST,
+    SUPERUSER,
+    Cluster,
+    PostgresError,
+    PostgresKilledError,
+    free_port,
+)
 from tensorage.migrations import migration_files
 
 if TYPE_CHECKING:
@@ -65,6 +73,8 @@ class Options:
         Log to the terminal, too.
     bin_dir
         Programs of another PostgreSQL than the one that the extra ``local`` installs.
+    ends_with
+        Process with which the server ends, even if that is killed.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -72,6 +82,7 @@ class Options:
     jwt_lifetime_s: int = DEFAULT_JWT_LIFETIME_S
     foreground: bool = False
     bin_dir: Path | None = None
+    ends_with: Companion | None = None
 
 
 def run(options: Options) -> None:
@@ -83,6 +94,8 @@ def run(options: Options) -> None:
         It could not start, or PostgreSQL failed for good.
     """
     memory.keep_memory()
+    # Before anything is made: a server whose companion has ended is wanted by nobody.
+    companion = options.ends_with.process() if options.ends_with else None
     folder = DataFolder.open(options.data_dir)
     try:
         with (
@@ -90,7 +103,7 @@ def run(options: Options) -> None:
             _logging(folder) as terminal,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            runner.run(_Service(folder, options, terminal).run())
+            runner.run(_Service(folder, options, terminal).run(companion))
     except Timeout as error:
         raise ServerError(f"another server holds the data folder {folder.path}") from error
     except OSError as error:
@@ -114,17 +127,26 @@ class _Service:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
-    async def run(self) -> None:
+    async def run(self, companion: psutil.Process | None) -> None:
         loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._serve())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        watch = asyncio.create_task(self._end_with(companion)) if companion else None
         try:
             await self._task
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
+        finally:
+            if watch is not None:
+                watch.cancel()
         log.info("stopped")
+
+    async def _end_with(self, companion: psutil.Process) -> None:
+        await wait_for_end(companion)
+        log.info("process %s has ended, and with it this server", companion.pid)
+        self._stop()
 
     def _stop(self) -> None:
         """Begin to stop; told again, do not wait for requests to end."""
@@ -158,7 +180,7 @@ class _Service:
                 await self._cluster.create()
                 await self._start_cluster(last.postgres)
                 await loading
-                await self._prepare_database()
+                await self._prepare_database_whatever_happens()
                 await self._serve_http(listener, replace(state, postgres_port=self._cluster.port, ready=True))
             finally:
                 self._folder.remove_state()
@@ -167,13 +189,36 @@ class _Service:
 
     async def _start_cluster(self, last_port: int) -> None:
         port = free_port(last_port)
-        try:
-            await self._cluster.start(port)
-        except PostgresError:
-            # Somebody may have taken the port between our look and PostgreSQL's.
-            if (another := free_port(port)) == port:
-                raise
-            await self._cluster.start(another)
+        for attempt in range(1, _RESTARTS + 1):
+            try:
+                return await self._cluster.start(port)
+            except PostgresError as error:
+                # Somebody may have taken the port between our look and PostgreSQL's, or have killed it.
+                another = free_port(port)
+                may_pass = another != port or isinstance(error, PostgresKilledError)
+                if not may_pass or attempt == _RESTARTS:
+                    raise
+                log.warning("attempt %s of %s: %s", attempt, _RESTARTS, error)
+                port = another
+        return None
+
+    async def _prepare_database_whatever_happens(self) -> None:
+        """Prepare it, once more where PostgreSQL is killed meanwhile: each step is done as a whole or not at all."""
+        from tensorage.embedded.database import is_outage
+
+        for attempt in range(1, _RESTARTS + 1):
+            try:
+                await self._prepare_database()
+            except Exception as error:
+                if not is_outage(error) or attempt == _RESTARTS:
+                    raise
+                log.warning(
+                    "PostgreSQL was lost while its database was prepared, starting it again: %s", error
+                )
+                await self._cluster.stop()
+                await self._start_cluster(self._cluster.port)
+            else:
+                return
 
     async def _prepare_database(self) -> None:
         from tensorage.embedded.migrate import bootstrap, migrate
@@ -239,10 +284,8 @@ def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
 
 def _load_application() -> None:
     """Import what takes long."""
-    # uvicorn loads its protocol by name, when it serves.
-    for name in ("gateway", "migrate"):
+    for name in ("connections", "gateway", "migrate"):
         importlib.import_module(f"tensorage.embedded.{name}")
-    importlib.import_module("uvicorn.protocols.http.httptools_impl")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -286,6 +329,7 @@ def _http_server(
 ) -> uvicorn.Server:
     import uvicorn
 
+    from tensorage.embedded.connections import Limits, protocol
     from tensorage.embedded.gateway import Settings, build_app
 
     class Server(uvicorn.Server):
@@ -314,7 +358,7 @@ def _http_server(
     return Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=protocol(Limits.of_this_process()),
             ws="none",
             lifespan="on",
             log_config=None,

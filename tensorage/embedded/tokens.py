@@ -17,6 +17,9 @@ CLOCK_SKEW_S = 30
 #: How many verified tokens are remembered, so that a busy client's token is not verified every time.
 _REMEMBERED = 1024
 
+#: Longest token that is remembered. A usual one has 1,000 characters; what its user writes into it makes it longer.
+_MAX_REMEMBERED_LENGTH = 4096
+
 
 @dataclass
 class Tokens:
@@ -59,9 +62,10 @@ class Tokens:
             # Whom a token is for is told by its role, and roles are PostgreSQL's to check.
             options={"verify_aud": False},
         )
-        if len(self._verified) >= _REMEMBERED:
-            self._verified.clear()
-        self._verified[token] = claims
+        if len(token) <= _MAX_REMEMBERED_LENGTH:
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            self._verified[token] = claims
         return claims
 
     def access_token(

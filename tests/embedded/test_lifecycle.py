@@ -502,5 +502,11 @@ def test_environment_names_the_folder(data_dir: Path, monkeypatch: pytest.Monkey
     # Variables that would lead PostgreSQL and its clients elsewhere.
     for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere.invalid"}.items():
         monkeypatch.setenv(name, value)
-    assert control.start().data_dir == data_dir
+    monkeypatch.setenv("USER_PASSWORD", "SECRET")
+    running = control.start()
+    assert running.data_dir == data_dir
+    # As root PostgreSQL runs as nobody, and is not to have what is root's.
+    inherited = postmaster(running).environ()
+    assert "PATH" in inherited
+    assert "USER_PASSWORD" not in inherited
     assert control.stop()

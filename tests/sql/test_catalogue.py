@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import psycopg
+from sql.api import Caller, new_key, new_operation, whole
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -27,15 +30,63 @@ _GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 #: computed with.
 _CALLED = {
     "are_apart", "are_in_order", "check_answer", "check_wanted", "describe", "elements", "folder_of_array", "gather",
-    "gather_dense", "gather_grid", "is_dense", "is_shared_object", "may_delete_object", "may_write_object",
+    "gather_dense", "gather_grid", "is_dense", "is_shared_object", "is_user", "may_delete_object", "may_write_object",
     "of_engine", "readable",
 }  # fmt: skip
 
 
-def test_definers_set_an_empty_search_path(database: Connection) -> None:
+def test_definers_look_up_no_temporary_names(database: Connection) -> None:
+    """An empty search_path would not do: types are then looked up among a caller's temporary ones first."""
     definers = database.execute(f"select p.proname, p.proconfig {_FUNCTIONS} and p.prosecdef").fetchall()
-    assert {name: config for name, config in definers if config != ['search_path=""']} == {}
+    assert {
+        name: config for name, config in definers if "search_path=pg_catalog, pg_temp" not in (config or [])
+    } == {}
     assert "tensorage_put" in {name for name, _ in definers}
+
+
+def test_types_of_a_caller_s_own_are_not_taken_for_postgresql_s(
+    database: Connection, owner: Caller, other: Caller
+) -> None:
+    """A domain may run code when a value becomes one: as whoever makes it one."""
+    stored = owner.store(new_key(), np.arange(10, dtype="<i4"), operation=new_operation())
+    body = whole(np.arange(3, dtype="<i4"), key=new_key(), operation=new_operation())
+    calls = [
+        ("tensorage_store(%s)", body),
+        (
+            "tensorage_append(%s)",
+            whole(np.arange(3, dtype="<i4"), key=stored["key"], operation=new_operation()),
+        ),
+        ("tensorage_begin(%s, '{3}', '<i4', 3)", new_key()),
+        ("tensorage_begin_assign(%s, 1)", stored["id"]),
+        ("tensorage_annotate(%s, '{\"a\": 1}')", stored["id"]),
+        ("tensorage_open(%s)", stored["key"]),
+        ("tensorage_list(%s)", ""),
+        ("tensorage_rename(%s, 'another')", stored["key"]),
+        ("tensorage_remove('another', %s)", new_operation()),
+        ("tensorage_sweep_objects(%s)", 10),
+    ]
+    with database.transaction(force_rollback=True):
+        database.execute("set local role authenticated")
+        claims = json.dumps({"sub": owner.id, "email": owner.email})
+        database.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        database.execute(
+            "create function pg_temp.spy() returns boolean language plpgsql as "
+            "$$ begin raise exception 'code of a caller ran as %', current_user; end $$"
+        )
+        for kind in (
+            "uuid",
+            "json",
+            "jsonb",
+            "text",
+            "bytea",
+            "timestamptz",
+            "regclass",
+            "int8range",
+            "bool",
+        ):
+            database.execute(f"create domain pg_temp.{kind} as pg_catalog.{kind} check (pg_temp.spy())")  # type: ignore[call-overload]
+        for call, argument in calls:
+            database.execute(f"select public.{call}", (argument,))  # type: ignore[call-overload]
 
 
 def test_definers_belong_to_nobody_more_powerful_than_the_owner_of_the_tables(database: Connection) -> None:
@@ -59,9 +110,15 @@ def test_only_signed_in_users_and_the_service_may_execute(database: Connection) 
 def test_inner_functions_that_are_granted_run_as_their_caller(database: Connection) -> None:
     """So that who calls one gets no more by it than by reading the tables."""
     definers = database.execute(
-        "select proname from pg_proc where pronamespace = 'tensorage'::regnamespace and prosecdef"
+        "select p.proname, p.prorettype::regtype::text, "
+        "has_function_privilege('authenticated', p.oid, 'execute') from pg_proc p "
+        "where pronamespace = 'tensorage'::regnamespace and prosecdef"
     ).fetchall()
-    assert definers == []
+    # Two tell policies what no policy may read: whether the caller's account is there, and whether there is room for an
+    # object of theirs. A trigger is called by nobody.
+    granted = {name for name, _, is_granted in definers if is_granted}
+    assert granted == {"is_user", "may_write_object"}
+    assert {name for name, returns, _ in definers if returns != "trigger"} - granted == {"recount"}
 
 
 def test_no_relation_is_granted_to_others_than_thought(database: Connection) -> None:
@@ -84,6 +141,7 @@ def test_every_table_has_row_level_security(database: Connection) -> None:
     rows = database.execute(f"select c.relname, c.relrowsecurity {_RELATIONS} and c.relkind in ('r', 'p')")
     assert dict(rows.fetchall()) == {
         "datasets": True, "tensors": True, "shards": True, "quotas": True, "settings": True, "operations": True,
+        "usage": True, "reservations": True, "stagings": True,
     }  # fmt: skip
 
 

@@ -224,22 +224,37 @@ def test_commit_that_waits_for_a_replacement_does_not_stop_it(
     assert owner.request("GET", f"/datasets?user_id=eq.{owner.id}").json() == []
 
 
-def test_staged_append_and_replacement_take_the_quota_in_one_order(
-    limited: Caller, backend: control.Running
-) -> None:
-    """What is appended to is locked after the quota: a replacement that has the quota waits for the array."""
+def test_staged_append_and_replacement_take_the_total_last(limited: Caller, backend: control.Running) -> None:
+    """A replacement has the array locked before the total: an append waits for the array, with no total in hand."""
     owner = limited
     stored = owner.store(new_key(), _NUMBERS, operation=new_operation())
     with psycopg.connect(backend.superuser_url) as replacing, ThreadPoolExecutor(1) as pool:
         replacing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
-        replacing.execute("select tensorage.lock_quota()")
+        replacing.execute("select tensorage.hide(%s, 0)", (stored["key"],))
         asked = {"key": stored["key"], "shape": [1], "dtype": "<i4", "chunk": 1, "append": True}
         beginning = pool.submit(owner.call, "tensorage_begin", asked)
         wait_for_waiter(replacing)
-        replacing.execute("select tensorage.hide(%s, 0)", (stored["key"],))
         replacing.execute("select tensorage.sweep(64)")
+        replacing.execute("select tensorage.settle()")
         replacing.commit()
         assert code_of(beginning.result()) in ("TS001", "TS003")
+
+
+def test_whoever_has_the_total_waits_for_nothing_else(limited: Caller, backend: control.Running) -> None:
+    """One that is about to end lets the next one end: with the array that both append to in nobody's hands."""
+    owner = limited
+    stored = owner.store(new_key(), _NUMBERS, operation=new_operation())
+    with psycopg.connect(backend.superuser_url) as settling, ThreadPoolExecutor(1) as pool:
+        settling.execute("select from tensorage.usage where user_id = %s for update", (owner.id,))
+        asked = {"key": stored["key"], "shape": [1], "dtype": "<i4", "chunk": 1, "append": True}
+        beginning = pool.submit(owner.call, "tensorage_begin", asked)
+        wait_for_waiter(settling)
+        # All that the waiting one holds of the array leaves it to be read, appended to and assigned to.
+        assert settling.execute(
+            "select id from public.datasets where id = %s for no key update nowait", (stored["id"],)
+        ).fetchone() == (stored["id"],)
+        settling.commit()
+        answer_of(beginning.result())
 
 
 def test_renaming_in_both_directions_at_once(owner: Caller) -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from sql.api import Caller, Json, answer_of, code_of, new_key, new_operation
 from sql.conftest import State, wait_for_waiter
+from sql.test_quota import allow
 
 from tensorage.embedded import control
 
@@ -285,27 +286,28 @@ def test_what_was_staged_for_a_removed_array_is_swept_in_pieces(
 
 
 def test_quota_counts_an_assignment_as_the_array_while_it_lasts(owner: Caller, database: Connection) -> None:
-    database.execute("insert into tensorage.quotas values (%s, 1000)", (owner.id,))
-    stored = owner.store(new_key(), _NUMBERS, chunk=10)
+    numbers = np.arange(10_000, dtype="<i4")
+    stored = owner.store(new_key(), numbers, chunk=1000)
+    allow(database, owner, numbers.nbytes + 10_000)
     begun = owner.begin_assign(stored)
     for end in ("abort", "commit"):
-        assert not _fits(owner, 201)
-        assert _fits(owner, 200)
+        assert not _fits(owner, 10_000)
+        assert _fits(owner, 2000)
         answer_of(owner.call(f"tensorage_{end}", data_id=begun["id"]))
-        assert _fits(owner, 600)
+        assert _fits(owner, 40_000)
         begun = owner.begin_assign(stored) if end == "abort" else begun
     changed = owner.open(stored["key"])
-    taken = owner.store(new_key(), np.zeros(300, "u1"))
+    taken = owner.store(new_key(), np.zeros(20_000, "u1"))
     assert code_of(owner.ask_to_assign(changed)) == "TS005"
     # In one request, nothing is copied.
-    answer_of(owner.assign(changed, -_NUMBERS, [0], [100]))
+    answer_of(owner.assign(changed, -numbers, [0], [10_000]))
     answer_of(owner.call("tensorage_remove", key=taken["key"]))
     owner.begin_assign(owner.open(stored["key"]))
 
 
 def _fits(owner: Caller, nbytes: int) -> bool:
-    """Whether so many bytes may still be stored."""
-    answer = owner.call("tensorage_begin", key=new_key(), shape=[nbytes], dtype="|u1", chunk=100)
+    """Whether an array of so many bytes may still be begun."""
+    answer = owner.call("tensorage_begin", key=new_key(), shape=[nbytes], dtype="|u1", chunk=10_000)
     if answer.status_code == 200:
         answer_of(owner.call("tensorage_abort", data_id=answer.json()["id"]))
         return True

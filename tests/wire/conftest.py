@@ -38,7 +38,7 @@ def _wait_until_known(running: control.Running, path: str, timeout_s: float = 20
     connection = http.client.HTTPConnection(urlsplit(running.api_url).netloc)
     deadline = time.monotonic() + timeout_s
     while True:
-        connection.request("OPTIONS", path)
+        connection.request("OPTIONS", path, headers={"apikey": running.anon_key})
         answer = connection.getresponse()
         body = answer.read()
         if answer.status == 200:

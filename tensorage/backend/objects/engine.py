@@ -32,7 +32,7 @@ from tensorage.backend.objects.writing import (
 )
 from tensorage.backend.progress import Advance, progress
 from tensorage.backend.results import Result
-from tensorage.backend.staging import begin, commit, new_operation
+from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError
 from tensorage.indexing.boxes import Sizes, grown, sizes_of_units
@@ -90,26 +90,37 @@ class ObjectsEngine:
         return grown(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
-        dataset, codec = self._begin(new)
-        little = array.astype(dataset.dtype, copy=False)
-        return self._write(dataset, codec, shards_of_array(little, codec.layout), quiet=quiet)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+        def write() -> Dataset:
+            dataset, codec = self._begin(new)
+            return self._write(dataset, codec, shards_of_array(little, codec.layout), quiet=quiet)
+
+        return from_the_beginning(write)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
         dataset, codec = self._begin(new)
         return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout), quiet=quiet)
 
     def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
-        dataset, codec = self._begin(new)
-        return self._write(dataset, codec, shards_of_boxes(read, codec.layout), quiet=quiet)
+        def write() -> Dataset:
+            dataset, codec = self._begin(new)
+            return self._write(dataset, codec, shards_of_boxes(read, codec.layout), quiet=quiet)
+
+        return from_the_beginning(write)
 
     def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
         if _is_laid_out(new):
             return None
         source = codec_of(dataset)
-        staged, codec = self._begin(new, source.layout)
-        writer = ShardWriter(self._transfer, staged, codec)
-        reader = Reader(self._transfer, dataset, source)
-        return writer.commit(partial(copy_objects, reader, writer), staged.nbytes, quiet=quiet)
+
+        def write() -> Dataset:
+            staged, codec = self._begin(new, source.layout)
+            writer = ShardWriter(self._transfer, staged, codec)
+            reader = Reader(self._transfer, dataset, source)
+            return writer.commit(partial(copy_objects, reader, writer), staged.nbytes, quiet=quiet)
+
+        return from_the_beginning(write)
 
     def import_zarr(self, source: zarr.Array[Any], new: Declaration, *, quiet: bool) -> Dataset:
         """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
@@ -135,9 +146,13 @@ class ObjectsEngine:
         )
 
         taken = None if _is_laid_out(new) else layout_of(source)
-        dataset, codec = self._begin(new, taken or layout_like(source, new))
-        shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
-        return self._write(dataset, codec, shards, quiet=quiet)
+
+        def write() -> Dataset:
+            dataset, codec = self._begin(new, taken or layout_like(source, new))
+            shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
+            return self._write(dataset, codec, shards, quiet=quiet)
+
+        return from_the_beginning(write)
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
         restarts, until = 0, time.monotonic() + RESTART_FOR_S

@@ -19,7 +19,7 @@ from tensorage.backend.results import Result
 from tensorage.backend.rows.assigning import assign
 from tensorage.backend.rows.blocks import fetch_box
 from tensorage.backend.rows.writing import append_rows, send_rows, store_array, store_parts
-from tensorage.backend.staging import begin, commit, new_operation
+from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.boxes import Sizes, consecutive_boxes, grown, sizes_of_rows
@@ -82,7 +82,7 @@ class RowsEngine:
             for box in consecutive_boxes(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
                 yield read(box).reshape(-1)
 
-        return store_parts(self._transfer, parts, _meta(new), quiet=quiet)
+        return from_the_beginning(lambda: store_parts(self._transfer, parts, _meta(new), quiet=quiet))
 
     def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
         """There is no function that copies rows: a large array would not be done within a statement's time."""

@@ -20,7 +20,7 @@ from tensorage.backend.progress import Advance
 from tensorage.backend.protocol import bytes_of, header
 from tensorage.backend.rows.blocks import send_pieces
 from tensorage.backend.rows.pieces import pieces_of_flat, pieces_to_send
-from tensorage.backend.staging import begin, new_operation, stage, with_room, written
+from tensorage.backend.staging import begin, from_the_beginning, new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
@@ -37,7 +37,7 @@ def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any
         try:
             return _store_at_once(transfer, "tensorage_store", array, meta, f"storing {meta['key']!r}")
         except TooMuchError:
-            meta = {**meta, "operation": new_operation()}
+            logger.debug("storing %r in several requests: one was too much", meta["key"])
     return _store_staged(transfer, array, meta, quiet=quiet)
 
 
@@ -106,7 +106,6 @@ def append_rows(
     check_rows(rows, target)
     staged_meta = {
         "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.chunk, "append": True,
-        "operation": new_operation(),
     }  # fmt: skip
     try:
         return _store_staged(transfer, rows, staged_meta, quiet=quiet)
@@ -139,11 +138,14 @@ def _store_at_once(
 def _store_staged(
     transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any], *, quiet: bool
 ) -> Dataset:
-    dataset = begin(transfer, meta)
-    return stage(
-        transfer,
-        dataset,
-        lambda advance: send_rows(transfer, dataset, array, 0, advance),
-        array.nbytes,
-        quiet=quiet,
-    )
+    def write() -> Dataset:
+        dataset = begin(transfer, {**meta, "operation": new_operation()})
+        return stage(
+            transfer,
+            dataset,
+            lambda advance: send_rows(transfer, dataset, array, 0, advance),
+            array.nbytes,
+            quiet=quiet,
+        )
+
+    return from_the_beginning(write)

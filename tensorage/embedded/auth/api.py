@@ -13,7 +13,7 @@ import asyncpg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,8 +27,8 @@ from tensorage.embedded.auth.answers import (
     settings_json,
 )
 from tensorage.embedded.auth.bearer import Bearer, read_bearer, session_not_found
-from tensorage.embedded.auth.params import Params, checked_email, read_params
-from tensorage.embedded.database import Database
+from tensorage.embedded.auth.params import Params, checked_email, checked_metadata, read_params
+from tensorage.embedded.database import Database, UnreachableError, is_outage
 from tensorage.embedded.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -56,18 +56,13 @@ class AuthApi:
         A pool logged in as ``supabase_auth_admin``, which owns the schema.
     tokens
         Signs and verifies the access tokens.
-    api_keys
-        The project's keys; every request has to name one.
     jwt_lifetime_s
         Seconds for which an access token is good.
     """
 
-    def __init__(
-        self, database: Database, tokens: Tokens, *, api_keys: frozenset[str], jwt_lifetime_s: int
-    ) -> None:
+    def __init__(self, database: Database, tokens: Tokens, *, jwt_lifetime_s: int) -> None:
         self._database = database
         self._tokens = tokens
-        self._api_keys = api_keys
         self._jwt_lifetime_s = jwt_lifetime_s
         self._app = Starlette(
             routes=[
@@ -86,6 +81,7 @@ class AuthApi:
                 ClientDisconnect: _answer_nobody,
                 asyncpg.PostgresError: _answer_database_error,
                 asyncpg.InterfaceError: _answer_database_error,
+                asyncpg.InternalClientError: _answer_database_error,
                 OSError: _answer_database_error,
                 Exception: _answer_fault,
             },
@@ -93,29 +89,7 @@ class AuthApi:
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal_of_key(Request(scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal_of_key(self, request: Request) -> Response | None:
-        """Refuse a request without a known API key, as hosted Supabase's gateway does in front of GoTrue."""
-        key = request.headers.get("apikey") or request.query_params.get("apikey")
-        if not key:
-            return JSONResponse(
-                {
-                    "message": "No API key found in request",
-                    "hint": "No `apikey` request header or url param was found.",
-                },
-                401,
-            )
-        if key not in self._api_keys:
-            return JSONResponse(
-                {
-                    "message": "Invalid API key",
-                    "hint": "Double check your Supabase `anon` or `service_role` API key.",
-                },
-                401,
-            )
-        return None
+        await self._app(scope, receive, send)
 
     # -- Getting a session ------------------------------------------------------------------------------
 
@@ -131,7 +105,7 @@ class AuthApi:
         if params.text("phone"):
             raise AuthError(400, "phone_provider_disabled", "Phone signups are disabled")
         email = checked_email(params.text("email") or "")
-        metadata = params.object("data") or {}
+        metadata = checked_metadata(params.object("data") or {})
         async with self._database.connection() as connection:
             if await users.find_login(connection, email) is not None:
                 raise users.user_already_exists()
@@ -217,7 +191,11 @@ class AuthApi:
                 await users.change_metadata(connection, user.id, metadata)
             if email is not None and email != user.json["email"]:
                 await users.change_email(connection, user.id, email)
-            return json_answer((await _existing_user(connection, user.id)).json)
+            changed = (await _existing_user(connection, user.id)).json
+            if metadata is not None:
+                # With what was there before; refused, nothing is changed.
+                checked_metadata(changed["user_metadata"])
+            return json_answer(changed)
 
     async def _new_password(self, user: users.User, password: str | None) -> str | None:
         """Check and hash the password that is asked for, if one is."""
@@ -316,8 +294,13 @@ async def _answer_nobody(_request: Request, _error: Exception) -> Response:
 
 async def _answer_database_error(request: Request, error: Exception) -> Response:
     # Neither the error's details nor its trace: they may quote values, such as a token.
-    sqlstate = getattr(error, "sqlstate", None)
-    logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(error).__name__, sqlstate)
+    cause = error.__cause__ if isinstance(error, UnreachableError) else error
+    sqlstate = getattr(cause, "sqlstate", None)
+    logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(cause).__name__, sqlstate)
+    if is_outage(error):
+        # Clients repeat a 503. After a 500 the SDK gives up renewing its token, and the user is logged out.
+        refusal = AuthError(503, "unexpected_failure", "The connection to the database was lost")
+        return error_answer(refusal, request.headers.get(API_VERSION_HEADER))
     return await _answer_fault(request, error)
 
 

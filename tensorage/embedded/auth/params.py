@@ -11,10 +11,14 @@ from starlette.requests import Request
 
 from tensorage.embedded.auth.answers import AuthError
 
-MAX_BODY_BYTES = 1 << 20
+#: A user's metadata, the largest part of any body, is part of every token, and heads of requests have a bound too.
+MAX_BODY_BYTES = 1 << 16
 
 #: What the types of JSON are called in a message to those who sent the wrong one.
 _JSON_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+
+#: A user's metadata as it stands in their tokens, which come in the heads of requests: larger, no token would be taken.
+MAX_METADATA_BYTES = 1 << 15
 
 _EMAIL_MAX_LENGTH = 255
 # The addresses which HTML's <input type=email> takes, as GoTrue does: no quoted local parts, no comments.
@@ -90,6 +94,15 @@ def checked_email(email: str) -> str:
     if not _EMAIL.fullmatch(email):
         raise AuthError(400, "validation_failed", "Unable to validate email address: invalid format")
     return email.lower()
+
+
+def checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """`metadata`, if the tokens of a user who has it are of use."""
+    nbytes = len(json.dumps(metadata))
+    if nbytes > MAX_METADATA_BYTES:
+        message = f"The user's metadata would have {nbytes} bytes: it may have {MAX_METADATA_BYTES} at most"
+        raise AuthError(400, "validation_failed", message)
+    return metadata
 
 
 def _bad_json(reason: str) -> NoReturn:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
 from tensorage.embedded.database import Caller, Database
+from tensorage.embedded.inflight import BusyError, Room
 from tensorage.embedded.rest import errors
 from tensorage.embedded.rest.answers import (
     Answer,
@@ -24,12 +27,13 @@ from tensorage.embedded.rest.calls import CallPlan, CallRequest, plan_call
 from tensorage.embedded.rest.catalogue import Catalogue
 from tensorage.embedded.rest.errors import ApiError
 from tensorage.embedded.rest.headers import Format, Preferences
-from tensorage.embedded.rest.payload import ClientGoneError, Receive
+from tensorage.embedded.rest.payload import LOOK, ClientGoneError, JsonLook, Receive, invalid_json
 from tensorage.embedded.rest.query import parse_query
 from tensorage.embedded.rest.request import (
     METHODS,
     MUTATIONS,
     SCHEMA,
+    Look,
     Request,
     Scope,
     Send,
@@ -46,10 +50,20 @@ from tensorage.embedded.rest.tables import Write, check_put_happened, read_state
 from tensorage.embedded.rest.terms import Query
 from tensorage.embedded.tokens import Tokens
 
+if TYPE_CHECKING:
+    from tensorage.embedded.database import Connection
+
 _NO_QUERY: Final = Query()
 
-#: How many different calls are remembered, with their SQL.
+#: How many different calls are remembered, with their SQL, and the longest that is: all its texts together.
 _REMEMBERED_CALLS: Final = 1024
+_MAX_REMEMBERED_LENGTH: Final = 1024
+
+#: JSON that PostgreSQL does not take for any: not valid, or nested too deeply.
+_NOT_JSON: Final[dict[type[Exception], Callable[[], ApiError]]] = {
+    asyncpg.DataError: invalid_json,
+    asyncpg.StatementTooComplexError: invalid_json,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class RestApi:
     def __init__(self, database: Database, tokens: Tokens) -> None:
         self._database = database
         self._tokens = tokens
+        self._room = Room()
         self._schema_cache = SchemaCache(database, SCHEMA)
         self._planned_for: Catalogue | None = None
         self._call_plans: dict[CallRequest, CallPlan] = {}
@@ -90,16 +105,23 @@ class RestApi:
         await self._schema_cache.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self._answer(read_request(scope, receive))
-        except ClientGoneError:
-            return
-        except ApiError as error:
-            answer = error_answer(error)
-        await send_answer(send, answer, head=scope["method"] == "HEAD")
+        with self._room.share() as share:
+            try:
+                answer = await self._answer(read_request(scope, receive, share))
+            except ClientGoneError:
+                return
+            except BusyError:
+                answer = error_answer(errors.busy())
+            except ApiError as error:
+                answer = error_answer(error)
+            # The body is done with; the answer stays until the client has taken it.
+            share.release()
+            share.hold(len(answer.body))
+            await send_answer(send, answer, head=scope["method"] == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
         caller = identify(request.headers, self._tokens)
+        await request.share.add(0)
         if request.method not in METHODS:
             raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {request.method}")
         profile = named_schema(request)
@@ -132,7 +154,9 @@ class RestApi:
             result = await self._run(request, caller, read)
             return read_answer(name, query, rows, preferences=preferences, form=form, result=result)
         method = MUTATIONS[request.method]
-        payload = None if method == "DELETE" else await table_payload(request, query)
+        payload = (
+            None if method == "DELETE" else await table_payload(request, query, self._look(request, caller))
+        )
         write = Write(method, table, query, preferences, payload)
         work = _Work(write_statement(write, form), form, preferences, is_put=method == "PUT")
         return write_answer(write, form, await self._run(request, caller, work))
@@ -143,7 +167,7 @@ class RestApi:
         if not request.is_read and request.method != "POST":
             raise ApiError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
         query, preferences = parse_query(request.query_string, arguments=request.is_read), request.preferences
-        arguments, body = await call_arguments(request, query)
+        arguments, body = await call_arguments(request, query, self._look(request, caller))
         rows, accept = request.rows(query), request.headers.get("accept", "")
         plan = self._call_plan(CallRequest(name, arguments, query, preferences, rows, accept))
         work = _Work(
@@ -159,7 +183,7 @@ class RestApi:
     def _call_plan(self, asked: CallRequest) -> CallPlan:
         """Plan a call; what most calls of a busy client have in common is worked out once."""
         catalogue = self._schema_cache.catalogue
-        if asked.query != _NO_QUERY:
+        if asked.query != _NO_QUERY or asked.length > _MAX_REMEMBERED_LENGTH:
             return plan_call(catalogue, asked)
         if self._planned_for is not catalogue or len(self._call_plans) >= _REMEMBERED_CALLS:
             self._planned_for, self._call_plans = catalogue, {}
@@ -168,24 +192,59 @@ class RestApi:
             plan = self._call_plans[asked] = plan_call(catalogue, asked)
         return plan
 
+    def _look(self, request: Request, caller: Caller) -> Look:
+        """Give a way to look at the request's JSON, within the time that its caller has for a statement."""
+
+        async def look(text: str) -> JsonLook:
+            async with self._transaction(request, caller, read_only=True, refusals=_NOT_JSON) as connection:
+                (row,) = await connection.fetch(LOOK, text)
+            return JsonLook(row["shape"], frozenset(row["keys"]), row["size"], row["is_even"])
+
+        return look
+
     async def _run(self, request: Request, caller: Caller, work: _Work) -> Result:
         """Run the statement in a transaction of its own, and give the one row that it answers."""
+        async with self._transaction(
+            request, caller, read_only=work.read_only, settings=dict(work.settings)
+        ) as connection:
+            (row,) = await connection.fetch(work.statement.text, *work.statement.values)
+            result = dict(row)
+            # What is not as the request insists is rolled back.
+            check_result(work.form, work.preferences, result)
+            if work.is_put:
+                check_put_happened(result["page_total"])
+            return result
+
+    @asynccontextmanager
+    async def _transaction(
+        self,
+        request: Request,
+        caller: Caller,
+        *,
+        read_only: bool,
+        settings: Mapping[str, str] | None = None,
+        refusals: Mapping[type[Exception], Callable[[], ApiError]] | None = None,
+    ) -> AsyncIterator[Connection]:
+        """One transaction as the caller; what PostgreSQL refuses is raised as PostgREST says it.
+
+        Parameters
+        ----------
+        refusals
+            What errors of PostgreSQL mean in this transaction, where it is not what they usually do.
+        """
         role_settings = self._schema_cache.catalogue.role_settings.get(caller.role, {})
-        settings = request.settings | role_settings | dict(work.settings)
+        everything = request.settings | role_settings | dict(settings or {})
         try:
             async with self._database.transaction(
-                caller, read_only=work.read_only, settings=settings
+                caller, read_only=read_only, settings=everything
             ) as connection:
-                (row,) = await connection.fetch(work.statement.text, *work.statement.values)
-                result = dict(row)
-                # What is not as the request insists is rolled back.
-                check_result(work.form, work.preferences, result)
-                if work.is_put:
-                    check_put_happened(result["page_total"])
-                return result
+                yield connection
         except errors.CONNECTION_ERRORS as error:
             if isinstance(error, ValueError):
                 raise  # a parameter of the wrong type is a fault of ours, not of the connection
             raise errors.unavailable(error) from error
         except asyncpg.PostgresError as error:
-            raise errors.from_postgres(error, authenticated=caller.role != ANONYMOUS) from error
+            refusal = next((r for kind, r in (refusals or {}).items() if isinstance(error, kind)), None)
+            raise (
+                refusal() if refusal else errors.from_postgres(error, authenticated=caller.role != ANONYMOUS)
+            ) from error

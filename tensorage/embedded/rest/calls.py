@@ -38,6 +38,11 @@ class CallRequest:
     rows: RowRange
     accept: str
 
+    @property
+    def length(self) -> int:
+        """Characters of all its texts that may have any length."""
+        return len(self.name) + sum(map(len, self.arguments.names)) + len(self.accept)
+
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:

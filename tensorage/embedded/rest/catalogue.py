@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Settings of a function that cannot take effect any more once it runs: they are made before it is called.
 _HOISTED_SETTINGS = frozenset({"statement_timeout"})
 
+#: No name is longer, nor are the names of a function's parameters: the time to guess grows with the length.
+_MAX_GUESSED_LENGTH = 500
+
 _INSERT, _UPDATE, _DELETE = 8, 4, 16  # bits of pg_relation_is_updatable
 
 
@@ -138,6 +141,8 @@ class Catalogue:
 
 def closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
     """Guess what somebody who wrote `name` meant."""
+    if len(name) > _MAX_GUESSED_LENGTH:
+        return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 

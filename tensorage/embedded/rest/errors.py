@@ -134,6 +134,18 @@ def unavailable(error: Exception) -> ApiError:
     return ApiError(503, code, message, details=str(error))
 
 
+def busy() -> ApiError:
+    """Answer to whoever found no memory for its request within a reasonable time."""
+    message = "The server holds as many bytes of requests and answers in memory as it may"
+    return ApiError(503, "53200", message, hint="Try again in a moment", headers={"retry-after": "1"})
+
+
+def unfiltered(method: str) -> ApiError:
+    """Refusal of a change to every row: hosted Supabase loads PostgreSQL's `safeupdate` for requests of the API."""
+    command = {"PATCH": "UPDATE", "DELETE": "DELETE"}[method]
+    return ApiError(400, "21000", f"{command} requires a WHERE clause")
+
+
 def from_postgres(error: asyncpg.PostgresError, *, authenticated: bool) -> ApiError:
     """Answer to an error that PostgreSQL raised.
 
@@ -158,6 +170,8 @@ def _status(sqlstate: str, message: str, *, authenticated: bool) -> int:
         return 403 if authenticated else 401
     if sqlstate == "22023" and message.startswith("role ") and message.endswith("does not exist"):
         return 401  # the token's role, not something in the request
+    if sqlstate == "21000" and message.endswith("requires a WHERE clause"):
+        return 400  # of `safeupdate`, where PostgreSQL has it
     for length in (5, 2):
         status = _STATUS_BY_PREFIX.get(sqlstate[:length])
         if status is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
+from functools import lru_cache, wraps
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from tensorage.embedded.rest.errors import ApiError, not_implemented
 
@@ -15,6 +15,13 @@ CSV: Final = "text/csv"
 _ARRAY = frozenset({"application/vnd.pgrst.array+json", "application/vnd.pgrst.array"})
 _OBJECT = frozenset({"application/vnd.pgrst.object+json", "application/vnd.pgrst.object"})
 _NULLS_STRIPPED = ";nulls=stripped"
+
+#: How many headers of a kind are remembered with their meaning, and the longest that is.
+_REMEMBERED: Final = 256
+MAX_REMEMBERED_LENGTH: Final = 256
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _RANGE = re.compile(r"^(\d{1,18})-(\d{1,18})?$", re.ASCII)
 
@@ -61,7 +68,19 @@ class Preferences:
         return ", ".join(said) or None
 
 
-@lru_cache(maxsize=256)
+def _remembered(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+    """Remember what the usual headers mean; one of any length may come from anybody, and is parsed each time."""
+    remembering: Callable[..., _T] = lru_cache(maxsize=_REMEMBERED)(parse)
+
+    @wraps(parse)
+    def parse_or_remember(text: str, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        known = len(text) <= MAX_REMEMBERED_LENGTH
+        return remembering(text, *args, **kwargs) if known else parse(text, *args, **kwargs)
+
+    return parse_or_remember
+
+
+@_remembered
 def parse_prefer(text: str) -> Preferences:
     """Parse ``Prefer``. The first of several values counts.
 
@@ -152,7 +171,7 @@ class Format:
         return self.media_type if self.raw else f"{self.media_type}; charset=utf-8"
 
 
-@lru_cache(maxsize=256)
+@_remembered
 def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Format:
     """Choose the format of an answer.
 

@@ -1,4 +1,8 @@
-"""Request bodies: read from the connection in one piece, and looked at no further than SQL needs."""
+"""Request bodies: read from the connection in one piece, and looked at no further than SQL needs.
+
+Buffers grow with what comes: what a header announces costs nothing. Small JSON is parsed here. Large JSON is parsed by
+PostgreSQL, whose processes serve one request each, while here everybody would wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +11,61 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tensorage.embedded.inflight import Share
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-#: No value in PostgreSQL can be larger than this.
-MAX_BODY_BYTES: Final = 2**30 - 1
+#: Largest body that is binary. Supabase's own server was seen to take as much; a value of PostgreSQL has at most 1 GiB.
+MAX_BODY_BYTES: Final = 128 * 1024 * 1024
+
+#: Largest body that is text: it is many times as large when it is parsed.
+MAX_TEXT_BYTES: Final = 16 * 1024 * 1024
+
+#: Largest JSON that is parsed here. The slowest takes about 15 ms, in which nobody else is served.
+MAX_PARSED_HERE_BYTES: Final = 64 * 1024
 
 
 class ClientGoneError(Exception):
     """The client went away before its request was complete: there is nothing to do and nobody to answer."""
 
 
-async def read_body(receive: Receive, declared_nbytes: int | None) -> bytearray:
-    """Receive the whole body into one buffer.
+async def read_body(
+    receive: Receive, declared_nbytes: int | None, share: Share, *, max_nbytes: int = MAX_BODY_BYTES
+) -> bytes:
+    """Receive a whole body.
 
     Parameters
     ----------
     declared_nbytes
         ``Content-Length``; None for a chunked body.
+    share
+        Of the memory: it holds the bytes as they come.
+    max_nbytes
+        More is refused, before it comes if it is announced.
     """
-    if declared_nbytes is not None and declared_nbytes > MAX_BODY_BYTES:
-        raise _too_large()
-    body, end = bytearray(declared_nbytes or 0), 0
+    if declared_nbytes is not None and declared_nbytes > max_nbytes:
+        raise _too_large(max_nbytes)
+    pieces, nbytes = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         piece = message.get("body", b"")
-        # Within the declared length this writes in place, beyond it the buffer grows.
-        body[end : end + len(piece)] = piece
-        end += len(piece)
-        if end > MAX_BODY_BYTES:
-            raise _too_large()
+        nbytes += len(piece)
+        if nbytes > max_nbytes:
+            raise _too_large(max_nbytes)
+        await share.add(len(piece))
+        pieces.append(piece)
         if not message.get("more_body"):
-            return body
+            return b"".join(pieces)
 
 
-def _too_large() -> ApiError:
-    return ApiError(413, "54000", f"A request body can have at most {MAX_BODY_BYTES} bytes")
+def _too_large(max_nbytes: int) -> ApiError:
+    hint = "Send less at a time"
+    return ApiError(
+        413, "54000", f"A request body of this type can have at most {max_nbytes} bytes", hint=hint
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +86,7 @@ class JsonPayload:
     size: int = 1
 
 
-def parse_json(body: bytearray, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
+def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
     """Look at a JSON body's keys.
 
     Parameters
@@ -81,24 +101,95 @@ def parse_json(body: bytearray, *, any_shape: bool = False, any_keys: bool = Fal
     ApiError
         ``PGRST102``.
     """
+    text = decoded_json(body)
     try:
-        text = body.decode()
         # Numbers are PostgreSQL's to read: an int of any length is good enough as a float here.
         value = json.loads(text, parse_int=float)
     except (ValueError, RecursionError) as error:
-        raise invalid_body("Empty or invalid json") from error
+        raise invalid_json() from error
+    return checked_json(text, _look(value), any_shape=any_shape, any_keys=any_keys)
+
+
+def decoded_json(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise invalid_json() from error
+
+
+def invalid_json() -> ApiError:
+    return invalid_body("Empty or invalid json")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLook:
+    """What is to be known of a JSON body before there is a statement for it.
+
+    Parameters
+    ----------
+    shape
+        "array" only for an array of objects, "list" for any other.
+    keys
+        Of the object, or of the array's first one.
+    size
+        Number of the array's elements.
+    is_even
+        Whether the array's objects all have the same keys.
+    """
+
+    shape: Literal["object", "array", "list", "other"]
+    keys: frozenset[str] = frozenset()
+    size: int = 1
+    is_even: bool = True
+
+
+def _look(value: Any) -> JsonLook:
     if isinstance(value, dict):
-        return JsonPayload(text, "object", _keys(value))
-    if isinstance(value, list) and all(isinstance(element, dict) for element in value):
-        uneven = any(element.keys() != value[0].keys() for element in value)
-        if not uneven or any_keys:
-            return JsonPayload(text, "array", _keys(value[0]) if value else (), len(value))
+        return JsonLook("object", frozenset(value))
+    if not isinstance(value, list):
+        return JsonLook("other")
+    if not all(isinstance(element, dict) for element in value):
+        return JsonLook("list", size=len(value))
+    is_even = all(element.keys() == value[0].keys() for element in value)
+    return JsonLook("array", frozenset(value[0] if value else ()), len(value), is_even)
+
+
+#: Tells of the JSON in its parameter what `JsonLook` does. A key that an object has twice counts once.
+LOOK: Final = """
+    with body as materialized (select $1::json as value),
+    elements as materialized (
+      select e.n, e.value, pg_catalog.json_typeof(e.value) = 'object' as is_object
+      from body, pg_catalog.json_array_elements(
+             case pg_catalog.json_typeof(value) when 'array' then value else '[]' end)
+             with ordinality as e(value, n)),
+    summary as materialized (
+      select count(*) as size, coalesce(bool_and(is_object), true) as are_objects from elements),
+    uses as (
+      select count(*) as objects
+      from (select distinct n, key
+            from elements, pg_catalog.json_object_keys(case when is_object then value else '{}' end) as key) u
+      group by key)
+    select case when pg_catalog.json_typeof(value) = 'object' then 'object'
+                when pg_catalog.json_typeof(value) <> 'array' then 'other'
+                when are_objects then 'array' else 'list' end as shape,
+           size,
+           (select coalesce(bool_and(objects = size), true) from uses) as is_even,
+           array(select pg_catalog.json_object_keys(
+                   case when pg_catalog.json_typeof(value) = 'object' then value
+                        when size > 0 and are_objects then value -> 0 else '{}' end)) as keys
+    from body, summary
+"""
+
+
+def checked_json(text: str, look: JsonLook, *, any_shape: bool, any_keys: bool) -> JsonPayload:
+    """Take a body that was looked at, if it has the shape that is wanted: see `parse_json`."""
+    keys = tuple(sorted(look.keys))
+    if look.shape == "object":
+        return JsonPayload(text, "object", keys)
+    if look.shape == "array" and (look.is_even or any_keys):
+        return JsonPayload(text, "array", keys, look.size)
     if any_shape:
         return JsonPayload(text, "other")
-    if isinstance(value, list):
+    if look.shape in ("array", "list"):
         raise invalid_body("All object keys must match")
-    raise invalid_body("Empty or invalid json")
-
-
-def _keys(value: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(sorted(value))
+    raise invalid_json()

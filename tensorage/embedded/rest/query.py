@@ -35,6 +35,7 @@ _OPERATOR = re.compile(
     r"|cs|cd|ov|sl|sr|nxr|nxl|adj|plfts|phfts|wfts|fts)"
     r"(?:\((?P<argument>[^()]*)\))?\."
 )
+_AGGREGATE = re.compile(r"\.\w+\(\)")
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _RESERVED = frozenset({"select", "order", "limit", "offset", "columns", "on_conflict"})
 _LOGIC = frozenset({"and", "or"})
@@ -189,7 +190,7 @@ def _select_item(scanner: Scanner) -> SelectItem:
         alias, target = target.label, _field(scanner)
     if scanner.peek("(") or scanner.peek("!"):
         raise not_implemented(f"Embedded resources, such as {target.name}(...), are not supported")
-    if re.match(r"\.\w+\(\)", scanner.text[scanner.position :]):
+    if _AGGREGATE.match(scanner.text, scanner.position):
         raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
     cast = None
     if scanner.take("::"):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tensorage.embedded.inflight import Share
 from tensorage.embedded.rest.answers import Answer
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 from tensorage.embedded.rest.headers import (
@@ -19,13 +20,27 @@ from tensorage.embedded.rest.headers import (
     parse_prefer,
     parse_range,
 )
-from tensorage.embedded.rest.payload import JsonPayload, Receive, parse_json, read_body
+from tensorage.embedded.rest.payload import (
+    MAX_BODY_BYTES,
+    MAX_PARSED_HERE_BYTES,
+    MAX_TEXT_BYTES,
+    JsonLook,
+    JsonPayload,
+    Receive,
+    checked_json,
+    decoded_json,
+    parse_json,
+    read_body,
+)
 from tensorage.embedded.rest.routines import WHOLE_BODY_TYPES, Arguments
 from tensorage.embedded.rest.tables import Mutation
 from tensorage.embedded.rest.terms import Query
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+#: Has PostgreSQL look at JSON.
+Look = Callable[[str], Awaitable[JsonLook]]
 
 #: The exposed schema; and, as on hosted Supabase, where functions look for names, and the rows of one answer.
 SCHEMA: Final = "public"
@@ -48,6 +63,7 @@ class Request:
     query_string: str
     headers: Mapping[str, str]
     receive: Receive = field(repr=False)
+    share: Share = field(repr=False)
 
     @property
     def is_read(self) -> bool:
@@ -69,9 +85,10 @@ class Request:
         asked = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
         return asked.narrowed(query.offset, query.limit).capped(MAX_ROWS)
 
-    async def body(self) -> bytearray:
+    async def body(self, max_nbytes: int = MAX_TEXT_BYTES) -> bytes:
         declared = self.headers.get("content-length")
-        return await read_body(self.receive, None if declared is None else int(declared))
+        nbytes = None if declared is None else int(declared)
+        return await read_body(self.receive, nbytes, self.share, max_nbytes=max_nbytes)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -85,40 +102,48 @@ class Request:
         }
 
 
-def read_request(scope: Scope, receive: Receive) -> Request:
+def read_request(scope: Scope, receive: Receive, share: Share) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-    return Request(scope["method"], path, scope["query_string"].decode("utf-8", "replace"), headers, receive)
+    query_string = scope["query_string"].decode("utf-8", "replace")
+    return Request(scope["method"], path, query_string, headers, receive, share)
 
 
-async def table_payload(request: Request, query: Query) -> JsonPayload:
+async def _json(body: bytes, look: Look, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
+    if len(body) <= MAX_PARSED_HERE_BYTES:
+        return parse_json(body, any_shape=any_shape, any_keys=any_keys)
+    text = decoded_json(body)
+    return checked_json(text, await look(text), any_shape=any_shape, any_keys=any_keys)
+
+
+async def table_payload(request: Request, query: Query, look: Look) -> JsonPayload:
     if request.content_type != JSON:
         raise invalid_body(f"Content-Type not acceptable: {request.content_type}")
     # The columns parameter says which keys count: the others may differ.
-    return parse_json(await request.body(), any_keys=query.columns is not None)
+    return await _json(await request.body(), look, any_keys=query.columns is not None)
 
 
-async def call_arguments(request: Request, query: Query) -> tuple[Arguments, str | bytearray]:
+async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Arguments, str | bytes]:
     """Names of a call's arguments, and the body as it is handed to PostgreSQL."""
     if request.is_read:
         return Arguments(tuple(sorted({name for name, _ in query.arguments}))), ""
     media_type = request.content_type
     if media_type not in WHOLE_BODY_TYPES:
         raise invalid_body(f"Content-Type not acceptable: {media_type}")
-    body = await request.body()
     if media_type == "application/octet-stream":
-        return Arguments((), media_type, named=False), body
+        return Arguments((), media_type, named=False), await request.body(MAX_BODY_BYTES)
+    body = await request.body()
     if media_type != JSON:
         return Arguments((), media_type, named=False), _text(body)
-    payload = parse_json(body or bytearray(b"{}"), any_shape=True)
+    payload = await _json(body or b"{}", look, any_shape=True)
     names = payload.keys if query.columns is None else tuple(sorted(set(query.columns)))
     return Arguments(names, JSON, payload.shape == "array", payload.shape != "other"), payload.text
 
 
-def _text(body: bytearray) -> str:
+def _text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:

@@ -18,6 +18,10 @@ WHOLE_BODY_TYPES: Final = {
 }
 
 
+#: How much of the names of a call's arguments a message repeats.
+_MAX_LISTED_LENGTH: Final = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What a call is given.
@@ -117,7 +121,7 @@ def _ambiguous(found: Sequence[Routine]) -> ApiError:
 
 
 def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiError:
-    function, listed = f"{catalogue.schema}.{name}", ", ".join(arguments.names)
+    function, listed = f"{catalogue.schema}.{name}", _listed(arguments.names)
     types = "/".join(WHOLE_BODY_TYPES[arguments.media_type]) if arguments.media_type else None
     if not arguments.named:
         searched, shown = f"with a single unnamed {types} parameter", ""
@@ -134,6 +138,12 @@ def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiErro
         " in the schema cache.",
         hint=_hint(catalogue, name, listed) if arguments.named else None,
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """List names for a message; a body may have any number of them, of any length."""
+    listed = ", ".join(names)
+    return listed if len(listed) <= _MAX_LISTED_LENGTH else f"{listed[:_MAX_LISTED_LENGTH]}..."
 
 
 def _hint(catalogue: Catalogue, name: str, listed: str) -> str | None:

@@ -63,7 +63,7 @@ class Statement:
     text: str
     values: tuple[Any, ...] = ()
 
-    def with_body(self, body: str | bytearray) -> Statement:
+    def with_body(self, body: str | bytes) -> Statement:
         return Statement(self.text, tuple(body if value is BODY else value for value in self.values))
 
 

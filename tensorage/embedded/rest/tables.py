@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tensorage.embedded.rest.catalogue import Table
-from tensorage.embedded.rest.errors import ApiError, invalid_body, not_implemented
+from tensorage.embedded.rest.errors import ApiError, invalid_body, not_implemented, unfiltered
 from tensorage.embedded.rest.headers import Format, Preferences, RowRange
 from tensorage.embedded.rest.payload import JsonPayload
 from tensorage.embedded.rest.sql import (
@@ -99,6 +99,8 @@ def write_statement(write: Write, form: Format) -> Statement:
         change = _update(write, source)
     else:
         change = _insert(write, source)
+    if change and write.method in ("PATCH", "DELETE") and not write.query.conditions:
+        raise unfiltered(write.method)
     returning = _returning(write, source)
     # With no columns to write there is nothing to do, but what is to be returned is still checked.
     text = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from tensorage.embedded.database import Caller, Database
+from tensorage.embedded.database import Caller, Database, UnreachableError
 from tensorage.embedded.storage.blobs import Blobs, is_version
 from tensorage.embedded.storage.database import known_versions, transaction
 from tensorage.embedded.storage.errors import UNAVAILABLE, StorageError
@@ -97,10 +97,16 @@ class Custody:
         try:
             yield
         except Exception as error:
-            if isinstance(error, StorageError) and error.status == UNAVAILABLE:
+            if _is_outcome_unknown(error):
                 # PostgreSQL may have committed before it was lost. The next start finds the mark, and asks.
                 log.warning("whether the object of version %s was stored is not known yet", version)
             else:
                 await self.drop([version])
             raise
         await asyncio.to_thread(self.blobs.unmark, [version])
+
+
+def _is_outcome_unknown(error: Exception) -> bool:
+    """Whether PostgreSQL was lost in a transaction, and not before it."""
+    lost = isinstance(error, StorageError) and error.status == UNAVAILABLE
+    return lost and not isinstance(error.__cause__, UnreachableError)

@@ -50,6 +50,10 @@ _FIND: Final = (
 #: How often a row is looked up again whose file an overwrite has just taken away.
 _ATTEMPTS: Final = 5
 _MAX_SIGNED_AT_ONCE: Final = 500
+
+#: Longest life of a signed URL: ten years, as long as the project's own keys. It outlives every change of the rights to
+#: its object. Supabase Storage knows no bound.
+_MAX_LIFETIME_S: Final = 10 * 365 * 86_400
 #: What of a name needs no escape in a signed URL.
 _URL_SAFE: Final = "/!$&'()*+,;=:@"
 _NOT_SIGNED: Final = "Either the object does not exist or you do not have access to it"
@@ -175,7 +179,7 @@ class DownloadRoutes:
 
     async def _sign(self, request: Request) -> Response:
         caller = identify(request.headers, self._tokens)
-        lifetime_s = (await read_fields(request)).integer("expiresIn", minimum=1)
+        lifetime_s = (await read_fields(request)).integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         bucket_id, name = _asked(request)
         async with transaction(self._database, caller, read_only=True) as connection:
             _found(await _find_object(connection, storable(bucket_id, "params/bucketName"), name))
@@ -184,7 +188,7 @@ class DownloadRoutes:
     async def _sign_many(self, request: Request) -> Response:
         caller = identify(request.headers, self._tokens)
         fields = await read_fields(request)
-        lifetime_s = fields.integer("expiresIn", minimum=1)
+        lifetime_s = fields.integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         paths = fields.texts("paths", maximum=_MAX_SIGNED_AT_ONCE)
         bucket_id = storable(request.path_params["bucket"], "params/bucketName")
         async with transaction(self._database, caller, read_only=True) as connection:

@@ -9,8 +9,15 @@ from typing import Final
 
 import asyncpg
 
-#: What asyncpg raises when PostgreSQL is not there (any more).
-CONNECTION_ERRORS = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+from tensorage.embedded.database import UnreachableError
+
+#: What asyncpg raises when PostgreSQL is not there (any more). Other errors of the operating system are the disk's.
+CONNECTION_ERRORS = (
+    UnreachableError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 #: Status of an answer that PostgreSQL could not be asked for.
 UNAVAILABLE: Final = 503

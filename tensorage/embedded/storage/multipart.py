@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MAX_FIELD_BYTES: Final = 1 << 20
 _MAX_FIELDS: Final = 100
 
+#: Bytes of the headers of all parts together.
+_MAX_HEADER_BYTES: Final = 64 * 1024
+
 
 @dataclass
 class _Part:
@@ -49,6 +52,7 @@ class FormUpload:
 
         self._part = _Part()
         self._header = [b"", b""]
+        self._header_nbytes = 0
         self._content: list[bytes] = []
         self._has_file = self._is_complete = False
         callbacks: MultipartCallbacks = {
@@ -84,6 +88,9 @@ class FormUpload:
         self._part = _Part()
 
     def _add_to_header(self, position: int, data: bytes) -> None:
+        self._header_nbytes += len(data)
+        if self._header_nbytes > _MAX_HEADER_BYTES:
+            raise invalid_request("The headers of the form's parts are too large")
         self._header[position] += data
 
     def _end_header(self) -> None:

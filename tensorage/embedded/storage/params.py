@@ -13,6 +13,10 @@ from tensorage.embedded.storage.errors import StorageError, invalid_request, too
 
 MAX_JSON_BYTES: Final = 1 << 20
 
+#: Lists and objects in a body. No request of Storage has ten, no name of an object has their brackets, and they take
+#: most of the time that JSON takes, in which nobody else is served.
+_MAX_CONTAINERS: Final = 100
+
 #: Largest value of an integer in PostgreSQL's `bigint`.
 _MAX_INTEGER: Final = 2**63 - 1
 
@@ -46,7 +50,9 @@ class Fields:
     def object(self, name: str) -> Fields:
         return Fields(self._required(name, {}, dict), f"{self.where}/{name}")
 
-    def integer(self, name: str, default: int | None = None, *, minimum: int) -> int:
+    def integer(
+        self, name: str, default: int | None = None, *, minimum: int, maximum: int = _MAX_INTEGER
+    ) -> int:
         """Take the integer called `name`, which may be written as text."""
         value = self._get(name, default)
         if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
@@ -55,6 +61,8 @@ class Fields:
             raise invalid_request(f"{self.where}/{name} must be integer")
         if value < minimum:
             raise invalid_request(f"{self.where}/{name} must be >= {minimum}")
+        if value > maximum:
+            raise invalid_request(f"{self.where}/{name} must be <= {maximum}")
         return value
 
     def texts(self, name: str, *, maximum: int) -> list[str]:
@@ -95,6 +103,8 @@ async def read_fields(request: Request, *, required: bool = True) -> Fields:
         body += piece
         if len(body) > MAX_JSON_BYTES:
             raise too_large("Request body is too large")
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+        raise invalid_request(f"body must NOT have more than {_MAX_CONTAINERS} objects and arrays")
     if not body and not required:
         return Fields({})
     if not body:

@@ -116,6 +116,23 @@ class TestAccessTokens:
         refused(api.login(account.email), 400, "invalid_credentials")
         assert api.signup(account.email).id != account.id
 
+    @pytest.mark.parametrize(
+        "deletion",
+        ["delete from auth.users where id = %s", "update auth.users set deleted_at = now() where id = %s"],
+    )
+    def test_the_token_of_a_deleted_user_is_nobodys(self, api, sql, deletion):
+        account = api.signup()
+        sql.execute(deletion, [account.id])
+        for answer in (
+            api.user(account.access_token),
+            api.update(account.access_token, data={"a": 1}),
+            api.update(account.access_token, password="another-horse-1"),
+            *(api.logout(account.access_token, scope) for scope in ("local", "others", "global")),
+        ):
+            refused(answer, 403, "user_not_found")
+        refused(api.refresh(account.refresh_token), 400, "refresh_token_not_found")
+        refused(api.login(account.email), 400, "invalid_credentials")
+
     def test_a_banned_user(self, api, sql):
         account = api.signup()
         sql.execute("update auth.users set banned_until = now() + '1 h' where id = %s", [account.id])

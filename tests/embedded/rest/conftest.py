@@ -35,7 +35,12 @@ def _api(backend: control.Running) -> Iterator[Rest]:
     with psycopg.connect(backend.superuser_url, autocommit=True) as connection:
         connection.execute(Path(__file__).with_name("schema.sql").read_text())
         limits = httpx.Limits(max_connections=40, max_keepalive_connections=40)
-        with httpx.Client(base_url=f"{backend.api_url}/rest/v1", timeout=60, limits=limits) as http:
+        with httpx.Client(
+            base_url=f"{backend.api_url}/rest/v1",
+            headers={"apikey": backend.anon_key},
+            timeout=60,
+            limits=limits,
+        ) as http:
             api = Rest(http, backend.jwt_secret, None)
             wait_until_known(api, "/rpc/rest_private")
             yield api
@@ -56,5 +61,5 @@ def other(_api: Rest) -> Rest:
 
 @pytest.fixture
 def nobody(_api: Rest) -> Rest:
-    """The REST API without a token."""
+    """The REST API without a token, but with the project's public key, as everybody has to have it."""
     return _api.as_nobody()

@@ -140,7 +140,7 @@ def test_functions_that_promise_not_to_write_cannot(rest: Rest):
 
 
 def test_what_a_function_can_know_of_the_request(rest: Rest):
-    headers = {"X-Own": "ü 'q' \\".encode("latin-1"), "apikey": "k"}
+    headers = {"X-Own": "ü 'q' \\".encode("latin-1")}
     answer = rest.post("/rpc/rest_settings", json={}, headers=headers)
     seen = answer.json()
     assert (seen["method"], seen["path"]) == ("POST", "/rpc/rest_settings")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensorage.embedded.inflight import Room
 from tensorage.embedded.rest.errors import ApiError
 from tensorage.embedded.rest.headers import (
     Format,
@@ -338,13 +339,17 @@ def test_a_body_is_read_into_one_buffer():
     pieces = [{"type": "http.request", "body": bytes([n]) * n, "more_body": n < 5} for n in range(1, 6)]
     whole = b"".join(piece["body"] for piece in pieces)
     for declared in (len(whole), None):
-        assert asyncio.run(read_body(received(*pieces), declared)) == whole
+        with Room().share() as share:
+            assert asyncio.run(read_body(received(*pieces), declared, share)) == whole
 
 
 def test_a_body_that_ends_early_or_is_too_large_is_none():
     pieces = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.disconnect"}]
-    with pytest.raises(ClientGoneError):
-        asyncio.run(read_body(received(*pieces), 10))
-    with pytest.raises(ApiError, match="at most") as caught:
-        asyncio.run(read_body(received(), MAX_BODY_BYTES + 1))
-    assert caught.value.status == 413
+    with Room().share() as share, pytest.raises(ClientGoneError):
+        asyncio.run(read_body(received(*pieces), 10, share))
+    # Announced, it is refused before it comes; else when it does.
+    for declared, message in ((MAX_BODY_BYTES + 1, []), (None, [{"type": "http.request", "body": b"abc"}])):
+        most = MAX_BODY_BYTES if declared else 2
+        with Room().share() as share, pytest.raises(ApiError, match="at most") as caught:
+            asyncio.run(read_body(received(*message), declared, share, max_nbytes=most))
+        assert caught.value.status == 413

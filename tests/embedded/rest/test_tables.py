@@ -203,7 +203,7 @@ def test_location_of_what_was_created(rest: Rest):
 def test_what_is_not_as_asked_is_not_done(rest: Rest):
     rest.insert({"name": "a", "size": 1}, {"name": "b", "size": 1})
     single = {"Accept": "application/vnd.pgrst.object+json", **REPRESENTATION}
-    assert error_of(rest.request("PATCH", "/rest_items", json={"size": 2}, headers=single)) == (
+    assert error_of(rest.request("PATCH", "/rest_items?size=gte.0", json={"size": 2}, headers=single)) == (
         406,
         "PGRST116",
     )

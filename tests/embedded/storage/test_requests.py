@@ -270,3 +270,37 @@ def test_an_upload_begins_only_where_it_may_end(owner: Storage, other: Storage, 
 
     path = f"/object/{BUCKET}/{owner.mine('x')}"
     refused(other.send("POST", path, content=body(), headers=OCTETS), 403, "AccessDenied")
+
+
+class TestBounds:
+    def test_the_life_of_a_signed_url(self, owner: Storage):
+        assert owner.upload("a").status_code == 200
+        longest = 10 * 365 * 86_400
+        for path, more in ((f"/{owner.mine('a')}", {}), ("", {"paths": [owner.mine("a")]})):
+            asked = f"/object/sign/{BUCKET}{path}"
+            for seconds in (1, longest):
+                assert owner.send("POST", asked, json={"expiresIn": seconds, **more}).status_code == 200
+            for seconds in (longest + 1, 10**15, str(longest + 1)):
+                answer = owner.send("POST", asked, json={"expiresIn": seconds, **more})
+                refused(answer, 400, "InvalidRequest")
+                assert answer.json()["message"] == f"body/expiresIn must be <= {longest}"
+
+    def test_lists_in_lists(self, owner: Storage):
+        body = b'{"prefix": "", "x": [' + b"[]," * 100_000 + b"[]]}"
+        answer = owner.send(
+            "POST", f"/object/list/{BUCKET}", content=body, headers={"Content-Type": "application/json"}
+        )
+        refused(answer, 400, "InvalidRequest")
+        assert "more than 100 objects and arrays" in answer.json()["message"]
+
+    def test_the_headers_of_a_forms_parts(self, owner: Storage, files: Files):
+        before = files.all()
+        for part in (b"X-Long: " + b"x" * 100_000, b"\r\n".join(b"X-%d: x" % n for n in range(20_000))):
+            body = (
+                b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n'
+                + part
+                + b"\r\n\r\nx\r\n--b--"
+            )
+            answer = owner.upload("form", body, Content_Type="multipart/form-data; boundary=b")
+            refused(answer, 400, "InvalidRequest")
+        assert files.all() == before

@@ -1,0 +1,127 @@
+"""Proof, between two processes of this machine, that each is the one that the other means to talk to.
+
+Two questions are asked. The system is asked which user has the other end of a Unix socket. The other end is asked for a
+code that only who knows the shared key can make, over numbers that both have just drawn::
+
+    lender -> asker    nonce of the lender
+    asker  -> lender   nonce of the asker, code of ("asker", both nonces)
+    lender -> asker    code of ("lender", both nonces)
+
+The key itself is never sent. Codes name the role, so that neither side's can be used as the other's; and no nonce
+comes twice, so that an old code is worth nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import socket
+import struct
+import sys
+from multiprocessing import connection
+from typing import Any, TypeAlias
+
+__all__ = ["NotThePeerError", "prove_as_asker", "prove_as_lender"]
+
+_NONCE_BYTES = 32
+_CODE = "sha256"
+_CODE_BYTES = 32
+
+#: `struct ucred` of Linux: process, user, group.
+_UCRED = struct.Struct("3i")
+
+#: The beginning of `struct xucred` of macOS and FreeBSD: version, user. Python has no names for its option.
+_XUCRED = struct.Struct("=II")
+_XUCRED_BYTES = 76
+_XUCRED_VERSION = 0
+_SOL_LOCAL = 0
+_LOCAL_PEERCRED = 1
+
+#: It takes its parameters from type checkers alone.
+_Connection: TypeAlias = "connection.Connection[Any, Any]"
+
+
+class NotThePeerError(OSError):
+    """The other end of a connection is another user's, or does not know the key."""
+
+
+def prove_as_asker(there: _Connection, key: bytes, patience_s: float) -> None:
+    """Prove to a lender that this process may ask, and have it prove that it is the one that is meant.
+
+    Raises
+    ------
+    NotThePeerError
+        If it is not. It has learned nothing that would help it elsewhere.
+    OSError, EOFError
+        If it hangs up.
+    """
+    _check_user(there)
+    theirs = _receive(there, _NONCE_BYTES, patience_s)
+    nonces = theirs + secrets.token_bytes(_NONCE_BYTES)
+    there.send_bytes(nonces[_NONCE_BYTES:] + _code(key, b"asker", nonces))
+    if not hmac.compare_digest(_receive(there, _CODE_BYTES, patience_s), _code(key, b"lender", nonces)):
+        raise NotThePeerError("it does not know the key")
+
+
+def prove_as_lender(there: _Connection, key: bytes, patience_s: float) -> None:
+    """Have an asker prove that it may ask, and prove to it that this is the lender.
+
+    Raises
+    ------
+    NotThePeerError
+        If it may not. It has been told nothing.
+    OSError, EOFError
+        If it hangs up.
+    """
+    _check_user(there)
+    ours = secrets.token_bytes(_NONCE_BYTES)
+    there.send_bytes(ours)
+    said = _receive(there, _NONCE_BYTES + _CODE_BYTES, patience_s)
+    nonces = ours + said[:_NONCE_BYTES]
+    if not hmac.compare_digest(said[_NONCE_BYTES:], _code(key, b"asker", nonces)):
+        raise NotThePeerError("it does not know the key")
+    there.send_bytes(_code(key, b"lender", nonces))
+
+
+def _code(key: bytes, role: bytes, nonces: bytes) -> bytes:
+    # The nonces have a fixed length: no two roles and nonces make the same message.
+    return hmac.digest(key, b"tensorage " + role + nonces, _CODE)
+
+
+def _receive(there: _Connection, nbytes: int, patience_s: float) -> bytes:
+    if not there.poll(patience_s):
+        raise NotThePeerError(f"it said nothing for {patience_s:.0f} s")
+    message = there.recv_bytes(nbytes)
+    if len(message) != nbytes:
+        raise NotThePeerError("it does not speak as this program does")
+    return message
+
+
+def _check_user(there: _Connection) -> None:
+    uid = _user_of(there)
+    # Root could read the key out of this process's memory anyhow.
+    if uid is not None and uid not in (0, os.geteuid()):
+        raise NotThePeerError(f"it is a process of another user (uid {uid})")
+
+
+def _user_of(there: _Connection) -> int | None:
+    """User at the other end of a Unix socket; None where the system cannot tell."""
+    if sys.platform == "win32":
+        # A named pipe.
+        return None
+    # A duplicate, which the socket's object may close.
+    with socket.fromfd(there.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        if hasattr(socket, "SO_PEERCRED"):
+            _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return int(uid)
+        if sys.platform == "darwin" or sys.platform.startswith("freebsd"):
+            return _uid_of_xucred(end.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES))
+    return None
+
+
+def _uid_of_xucred(credentials: bytes) -> int:
+    version, uid = _XUCRED.unpack_from(credentials)
+    if version != _XUCRED_VERSION:
+        raise NotThePeerError(f"this system tells users in a form that is not known here (version {version})")
+    return int(uid)

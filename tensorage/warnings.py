@@ -1,0 +1,27 @@
+"""Warnings of the package."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+__all__ = ["SecurityWarning"]
+
+
+class SecurityWarning(UserWarning):
+    """Something works, or was left out, because others could read or change it. Given once in a process."""
+
+
+_given: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Give a `SecurityWarning` once in a process, at the caller's line outside of this package."""
+    if message in _given:
+        return
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "tensorage":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SecurityWarning, stacklevel=level)
+    # Not before: where warnings are errors, each attempt is one.
+    _given.add(message)
