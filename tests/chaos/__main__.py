@@ -16,6 +16,8 @@ from chaos.plan import draw_plan
 from chaos.rounds import Arena
 from chaos.table import Table
 
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE
+
 
 def main() -> int:
     """Run rounds and print the table. Fails if anything acknowledged is not there, or anything is there in part."""
@@ -23,7 +25,7 @@ def main() -> int:
     bin_dir = None if given.postgres is None else postgres_versions.bin_dir(given.postgres)
     numbers = [given.round] if given.round is not None else range(given.rounds)
     # The server ends with this process, also if it is killed.
-    os.environ["TENSORAGE_ENDS_WITH"] = str(os.getpid())
+    os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
     print(f"seed {given.seed}: the same choices again with --seed {given.seed}", flush=True)
     table, began = Table(), time.monotonic()
     with (

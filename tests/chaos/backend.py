@@ -112,6 +112,15 @@ class Backend:
                 quiet = quiet + 1 if is_quiet else 0
                 time.sleep(_POLL_S)
 
+    def activity(self) -> str:
+        """Tell of what PostgreSQL does, and waits for."""
+        query = (
+            "select state, wait_event_type, wait_event, now() - xact_start, pg_blocking_pids(pid), left(query, 80) "
+            "from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        )
+        with self.sql() as database:
+            return "; ".join(map(str, database.execute(query).fetchall()))
+
     def stop(self) -> None:
         self._http.close()
         control.stop(self._data_dir)

@@ -170,8 +170,12 @@ class Arena:
         return ends
 
     def _hear(self, part: Part, ends: dict[int, list[End]]) -> None:
-        heard = self.writers[part.writer].ends(2 * _ROUND_S)
-        assert heard is not None, f"writer {part.writer} does not come to an end"
+        writer = self.writers[part.writer]
+        heard = writer.ends(2 * _ROUND_S)
+        if heard is None:
+            hangs = f"hangs; PostgreSQL: {self.backend.activity()}"
+            writer.kill()
+            heard = [*(writer.ends(_ROUND_S) or [])[:-1], End(Outcome.UNKNOWN, hangs, is_expected=False)]
         # Killed after its last operation, it says one end more.
         ends[part.writer] = heard[: len(part.operations)]
 

@@ -72,6 +72,7 @@ class Writer:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._is_killed = False
+        self._heard: list[End] = []
 
     def ensure(self) -> None:
         """Start it if it does not run, and wait until it has logged in."""
@@ -95,12 +96,13 @@ class Writer:
 
     def give(self, order: Order) -> None:
         assert self._pipe is not None
+        self._heard = []
         self._pipe.send(order)
 
     def ends(self, timeout_s: float) -> list[End] | None:
-        """Wait for the ends of what was begun, if it comes to one within the time."""
+        """Wait for the ends of what was begun. None if it does not come to one in time: it may be asked again."""
         assert self._pipe is not None
-        ends: list[End] = []
+        ends = self._heard
         try:
             while True:
                 if not self._pipe.poll(timeout_s):
