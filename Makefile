@@ -13,12 +13,13 @@ DEMO_DATA := build/demo
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-.PHONY: help demo test test-oldest check lint types docs bench clean
+.PHONY: help demo test test-oldest chaos check lint types docs bench clean
 
 help:
 	@echo "make demo         run examples/train_digits.py on an embedded backend of its own"
 	@echo "make test         run the whole test suite (PYTEST_ARGS='-k name -x' to choose)"
 	@echo "make test-oldest  run the client's tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make chaos        kill backends and writers, a thousand times, and look at what is there; CHAOS_ARGS='--rounds 50'"
 	@echo "make check        lint, types and documentation"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure, next to peers that it installs; BENCH_ARGS='bulk samples' to choose"
@@ -38,6 +39,9 @@ test: $(VENV)/.installed-test
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS) \
 	    -W 'ignore:The `supafunc` package is deprecated:DeprecationWarning'
+
+chaos: $(VENV)/.installed-test
+	PYTHONPATH=tests $(VENV)/bin/python -m chaos $(CHAOS_ARGS)
 
 check: lint types docs
 

@@ -24,15 +24,27 @@ def shards_of(database: Sql, user_id: str, key: str) -> list[str | None]:
     return [row[0] for row in database.execute(query, [user_id, key])]
 
 
-def assert_only_arrays_are_kept(database: Sql, user_id: str) -> None:
-    """Fail on anything that is no part of an array that is there."""
-    staged = "select count(*) from public.datasets where user_id = %s and state = 'staged'"
-    assert database.execute(staged, [user_id]).fetchone() == (0,)
+def beyond_arrays(database: Sql, user_id: str) -> list[str]:
+    """Whatever is no part of an array that is there, in words; and objects that should be there and are not."""
+    found = []
+    staged = "select id, key, shape from public.datasets where user_id = %s and state = 'staged' order by id"
+    found += [f"staged dataset {row}" for row in database.execute(staged, [user_id])]
     for table in ("tensors", "shards"):
         orphans = (
-            f"select count(*) from public.{table} t left join public.datasets d on d.id = t.data_id "
-            "where t.user_id = %s and d.state is distinct from 'committed'"
+            f"select t.data_id, count(*) from public.{table} t left join public.datasets d on d.id = t.data_id "
+            "where t.user_id = %s and d.state is distinct from 'committed' group by t.data_id"
         )
-        assert database.execute(orphans, [user_id]).fetchone() == (0,), table
+        found += [
+            f"{row[1]} rows of {table} of dataset {row[0]}" for row in database.execute(orphans, [user_id])
+        ]
     named = "select name from public.shards where user_id = %s and name is not null order by name"
-    assert objects_of(database, user_id) == [row[0] for row in database.execute(named, [user_id])]
+    of_shards = {row[0] for row in database.execute(named, [user_id])}
+    of_bucket = set(objects_of(database, user_id))
+    found += [f"object {name} of no shard" for name in sorted(of_bucket - of_shards)]
+    found += [f"shard without its object {name}" for name in sorted(of_shards - of_bucket)]
+    return found
+
+
+def assert_only_arrays_are_kept(database: Sql, user_id: str) -> None:
+    """Fail on anything that is no part of an array that is there."""
+    assert beyond_arrays(database, user_id) == []

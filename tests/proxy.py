@@ -112,7 +112,8 @@ class Proxy:
 
     def _pass_on(self, client: socket.socket) -> None:
         exchange, is_answering, owed_bytes = Exchange(""), True, 0
-        with client, socket.create_connection(self._server) as server:
+        # A server that is down refuses: whoever asks finds the connection closed.
+        with client, contextlib.suppress(ConnectionError), socket.create_connection(self._server) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A process that is killed resets its connections.
