@@ -36,7 +36,8 @@ $$;
 create table if not exists public.datasets (
   id bigint generated always as identity primary key,
   user_id uuid not null default auth.uid() references auth.users on delete cascade,
-  owner text default (auth.jwt() ->> 'email'),
+  -- The owner's address when the array was made. It may be somebody else's by now: functions look up the present one.
+  owner text,
   -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.
   key text collate "C" not null check (octet_length(key) between 1 and 1024),
   -- numpy has no more than 64 axes.
@@ -75,7 +76,7 @@ create table if not exists public.datasets (
   unique (user_id, operation)
 );
 create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
-create index if not exists datasets_shared_key on public.datasets (key, owner) where state = 'committed' and is_shared;
+create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
 create index if not exists datasets_staged on public.datasets (user_id, expires_at) where state = 'staged';
 create index if not exists datasets_append_to on public.datasets (append_to) where append_to is not null;
 
@@ -117,6 +118,13 @@ create index if not exists operations_finished on tensorage.operations (user_id,
 
 -- Row-level security ------------------------------------------------------------------------------
 
+-- Whether the token is that of a user who is there: one who was deleted may have it for an hour more.
+-- Security definer: nobody else may read auth.users.
+create or replace function tensorage.is_user() returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null)
+$$;
+
 alter table public.datasets enable row level security;
 alter table public.tensors enable row level security;
 alter table tensorage.quotas enable row level security;
@@ -125,16 +133,16 @@ alter table tensorage.operations enable row level security;
 
 drop policy if exists "own and shared datasets are visible" on public.datasets;
 create policy "own and shared datasets are visible" on public.datasets for select to authenticated
-  using (user_id = (select auth.uid()) or (is_shared and state = 'committed'));
+  using ((select tensorage.is_user()) and (user_id = (select auth.uid()) or (is_shared and state = 'committed')));
 
 drop policy if exists "blocks of own and shared datasets are visible" on public.tensors;
 create policy "blocks of own and shared datasets are visible" on public.tensors for select to authenticated
-  using (
+  using ((select tensorage.is_user()) and (
     user_id = (select auth.uid())
     -- Only reached for the blocks of somebody else. "offset 0" has each of them looked up: all datasets that are shared
     -- in the project would be read for a single block otherwise.
     or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
-  );
+  ));
 
 revoke all on public.datasets, public.tensors from public, anon, authenticated;
 revoke all on tensorage.quotas, tensorage.settings, tensorage.operations from public, anon, authenticated;
@@ -171,11 +179,10 @@ begin
 end
 $$;
 
--- Whether the token is that of a user who is there: one who was deleted may have it for an hour more.
--- Security definer: nobody else may read auth.users.
-create or replace function tensorage.is_user() returns boolean
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null)
+-- The address that a user's account has now. A token tells the one that it had when the token was made.
+create or replace function tensorage.address_of(user_id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select u.email from auth.users u where u.id = address_of.user_id
 $$;
 
 -- The signed-in user, or an error: no function below works for nobody.
@@ -519,40 +526,44 @@ create or replace function public.tensorage_version() returns int
 language sql stable set search_path = pg_catalog, pg_temp as $$ select 1 $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
--- The array under a key: the caller's own, or else the one that somebody shares under this key. Security definer, as all
--- reading functions: see the top of this file. Planned at each call: a plan that was made when the table was nearly empty,
--- where one index is as good as another, would be kept while it grows.
+-- The array under a key: the caller's own, or else the one that somebody shares under this key. An owner is named by the
+-- address that their account has now. Security definer, as all reading functions: see the top of this file. Planned at each
+-- call: a plan that was made when the table was nearly empty, where one index is as good as another, would be kept while
+-- it grows.
 create or replace function public.tensorage_open(key text, owner text default null) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
 declare
   me uuid := tensorage.me();
   found public.datasets;
-  owners text[];
+  whose uuid[];
   shared bigint[];
 begin
-  select * into found from public.datasets d
-   where d.user_id = me and d.key = tensorage_open.key and d.state = 'committed'
-     and (tensorage_open.owner is null or d.owner = tensorage_open.owner);
+  if owner is not null then
+    -- Auth keeps addresses in lower case. Projects have an index of the one form or of the other.
+    whose := array(select u.id from auth.users u
+                    where u.email = lower(tensorage_open.owner) and lower(u.email) = lower(tensorage_open.owner));
+  end if;
+  if owner is null or me = any (whose) then
+    select * into found from public.datasets d
+     where d.user_id = me and d.key = tensorage_open.key and d.state = 'committed';
+  end if;
   if found.id is null then
-    -- Two statements, each with a condition that the index answers: many users may share one key.
-    if tensorage_open.owner is null then
-      select array_agg(s.owner), array_agg(s.id) into owners, shared
-        from (select d.owner, d.id from public.datasets d
-               where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
-               order by d.owner limit 10) s;
+    -- Two statements, each with a condition that an index answers: many users may share one key.
+    if owner is null then
+      shared := array(select d.id from public.datasets d
+                       where d.key = tensorage_open.key and d.is_shared and d.state = 'committed' order by d.id limit 10);
     else
-      select array_agg(s.owner), array_agg(s.id) into owners, shared
-        from (select d.owner, d.id from public.datasets d
-               where d.key = tensorage_open.key and d.is_shared and d.state = 'committed'
-                 and d.owner = tensorage_open.owner
-               limit 10) s;
+      shared := array(select d.id from unnest(whose) w(id) join public.datasets d on d.user_id = w.id
+                       where d.key = tensorage_open.key and d.is_shared and d.state = 'committed' limit 10);
     end if;
-    if shared is null then
+    if cardinality(shared) = 0 then
       raise exception using errcode = 'TS001', message = format('there is no array %L', key);
     elsif cardinality(shared) > 1 then
       raise exception using errcode = 'TS008',
-        message = format('several users share an array %L: %s', key, array_to_string(owners, ', '));
+        message = format('several users share an array %L: %s', key, (
+          select string_agg(tensorage.address_of(d.user_id), ', ' order by tensorage.address_of(d.user_id))
+            from public.datasets d where d.id = any (shared)));
     end if;
     select * into found from public.datasets d where d.id = shared[1];
   end if;

@@ -63,12 +63,12 @@ alter table public.shards
 alter table public.shards enable row level security;
 drop policy if exists "shards of own and shared datasets are visible" on public.shards;
 create policy "shards of own and shared datasets are visible" on public.shards for select to authenticated
-  using (
+  using ((select tensorage.is_user()) and (
     user_id = (select auth.uid())
     -- Only reached for the shards of somebody else. "offset 0" has each of them looked up: for a page of them,
     -- PostgreSQL would rather read all datasets that are shared in the project.
     or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
-  );
+  ));
 revoke all on public.shards from public, anon, authenticated;
 grant select on public.shards to authenticated;
 grant select, insert, update, delete on public.shards to service_role;
@@ -570,7 +570,7 @@ $$;
 create or replace function tensorage.describe(d public.datasets) returns json
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
-    'id', d.id, 'user_id', d.user_id, 'owner', d.owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
+    'id', d.id, 'user_id', d.user_id, 'owner', tensorage.address_of(d.user_id), 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
     'chunk', d.chunk, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
     -- As text: on its way through jsonb, a number could change.
@@ -744,9 +744,9 @@ begin
     raise exception using errcode = 'TS002', message = format('the key %L is taken', asked ->> 'key');
   end if;
   insert into public.datasets (
-      user_id, key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
+      user_id, owner, key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
     values (
-      tensorage.me(), asked ->> 'key', asked_shape, asked ->> 'dtype', (asked ->> 'chunk')::int,
+      tensorage.me(), tensorage.address_of(tensorage.me()), asked ->> 'key', asked_shape, asked ->> 'dtype', (asked ->> 'chunk')::int,
       coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
       coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
       case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,

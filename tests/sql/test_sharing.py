@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from sql.api import Caller, Json, answer_of, binary, code_of, new_key, new_operation, whole
 from sql.conftest import State
+from sql.objects import content_of, remove, upload
 
 _ARRAY = np.arange(12, dtype="<i4").reshape(4, 3)
 
@@ -142,3 +145,50 @@ def test_array_cannot_be_given_away(owner: Caller, other: Caller) -> None:
     )
     assert code_of(refused) == "PGRST202"
     assert code_of(other.call("tensorage_open", key=key)) == "TS001"
+
+
+def test_owner_is_named_by_the_address_of_now(
+    shared: Json, owner: Caller, other: Caller, database: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    """An address that an account has had before may be another one's, and a token tells the old one for an hour."""
+    new_address = f"new-{owner.email}"
+    database.execute("update auth.users set email = %s where id = %s", (new_address, owner.id))
+    by_new = answer_of(other.call("tensorage_open", key=shared["key"], owner=new_address))
+    assert (by_new["id"], by_new["owner"]) == (shared["id"], new_address)
+    # However it is spelt.
+    assert answer_of(other.call("tensorage_open", key=shared["key"], owner=new_address.upper())) == by_new
+    # The token still says the old address: what is made by it does not.
+    made = owner.store(new_key(), _ARRAY, is_shared=True)
+    assert made["owner"] == new_address
+    assert code_of(other.call("tensorage_open", key=shared["key"], owner=owner.email)) == "TS001"
+    database.execute("update auth.users set email = %s where id = %s", (owner.email, other.id))
+    assert code_of(other.call("tensorage_open", key=shared["key"], owner=owner.email)) == "TS001"
+    assert answer_of(owner.call("tensorage_open", key=shared["key"], owner=new_address))["id"] == shared["id"]
+
+
+def test_deleted_user_s_token_is_nobody_s(
+    shared: Json, owner: Caller, new_user: Callable[[], Caller], database: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    """It is good for an hour, as far as the token says."""
+    leaving = new_user()
+    leaving.store(new_key(), _ARRAY)
+    assert answer_of(leaving.call("tensorage_open", key=shared["key"]))["id"] == shared["id"]
+    assert upload(leaving, f"{leaving.id}/a file").status_code == 200
+    database.execute("delete from auth.users where id = %s", (leaving.id,))
+    for function, arguments in (
+        ("tensorage_open", {"key": shared["key"]}),
+        ("tensorage_list", {}),
+        ("tensorage_count", {}),
+        ("tensorage_sweep", {}),
+        ("tensorage_begin", {"key": "a", "shape": [1], "dtype": "<i4", "chunk": 1}),
+    ):
+        assert code_of(leaving.call(function, arguments)) == "42501", function
+    assert leaving.ask(shared, [0]).status_code in {401, 403}
+    for table in ("datasets", "tensors", "shards"):
+        assert (
+            leaving.request("GET", f"/{table}?select=data_id" if table != "datasets" else "/datasets").json()
+            == []
+        )
+    assert upload(leaving, f"{leaving.id}/another file").status_code != 200
+    assert remove(leaving, [f"{leaving.id}/a file"]) == []
+    assert content_of(leaving, f"{leaving.id}/a file") is None
