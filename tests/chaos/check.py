@@ -115,7 +115,9 @@ def _wrong_files(backend: Backend, database: Sql) -> list[str]:
 
 def _wrong_totals(database: Sql, user_id: str) -> list[str]:
     """Compare the running total of a user's bytes with one counted anew, and look for room that is kept free."""
-    total = _number(database, "select bytes from tensorage.usage where user_id = %s", user_id)
+    total = _number(
+        database, "select coalesce((select bytes from tensorage.usage where user_id = %s), 0)", user_id
+    )
     counted = _number(database, "select tensorage.recount(%s)", user_id)
     reserved = _number(database, "select count(*) from tensorage.reservations where user_id = %s", user_id)
     found = []

@@ -47,6 +47,8 @@ STAGED: list[tuple[str, Engine, str]] = [
     ("staged write", "database", "put"),
     ("staged write", "storage", "put_shards"),
     ("write from blocks", "database", "put"),
+    ("fill", "database", "put"),
+    ("fill", "storage", "put_shards"),
     ("staged append", "database", "put"),
     ("staged append", "storage", "put_shards"),
     ("staged assign", "database", "patch"),

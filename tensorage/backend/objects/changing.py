@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import as_assigned, check_rows
+from tensorage.backend.faults import RestartedError
 from tensorage.backend.objects.bucket import Bucket, LostObjectError
 from tensorage.backend.objects.codec import ShardCodec
 from tensorage.backend.objects.entries import ShardEntry, fetch_entries
@@ -151,6 +152,9 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
         rows = {"low": first, "high": first + part.shape[0]}
         try:
             writer.tell([entry.as_json(**rows, before=None if before is None else before.name)])
+        except RestartedError:
+            # Nothing more is taken of what was begun before: to try again would never end.
+            raise
         except ChangedError:
             # Also raised if the dataset is not being written any more: then this raises KeyNotFoundError.
             writer.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
