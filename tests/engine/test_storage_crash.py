@@ -263,6 +263,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def on_server(server: Server) -> Iterator[TensorStore]:
     user = server.project.register()
     with workers.store_of(server.project, user, engine="storage", allow_overwrite=True) as store:
+        # The server stays away for as long as somebody waits for it.
+        store.backend.patience_s = 0
         yield store
 
 
