@@ -72,8 +72,9 @@ create table if not exists public.datasets (
   constraint only_staged_rows_are_appended check (append_to is null or state = 'staged'),
   -- Appends merge blocks up to this size, again and again.
   constraint blocks_are_small check (chunk::bigint * itemsize <= 67108864),
-  -- Of the user: another user's operations are not to be met, not even as a conflict.
-  unique (user_id, operation)
+  -- Of the user: another user's operations are not to be met, not even as a conflict. The operation first: an index that
+  -- begins with the user is taken, for want of statistics, for one of all kinds of a user's datasets.
+  unique (operation, user_id)
 );
 create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
 create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
@@ -540,9 +541,13 @@ declare
   shared bigint[];
 begin
   if owner is not null then
-    -- Auth keeps addresses in lower case. Projects have an index of the one form or of the other.
-    whose := array(select u.id from auth.users u
-                    where u.email = lower(tensorage_open.owner) and lower(u.email) = lower(tensorage_open.owner));
+    -- Auth keeps addresses in lower case. Projects have an index of the one form or of the other, without the accounts of
+    -- single sign-on, of which several may have one address: these are only looked for where there is no other.
+    whose := array(select u.id from auth.users u where u.email = lower(tensorage_open.owner)
+                      and lower(u.email) = lower(tensorage_open.owner) and not u.is_sso_user);
+    if cardinality(whose) = 0 then
+      whose := array(select u.id from auth.users u where u.email = lower(tensorage_open.owner) and u.is_sso_user);
+    end if;
   end if;
   if owner is null or me = any (whose) then
     select * into found from public.datasets d
@@ -554,16 +559,20 @@ begin
       shared := array(select d.id from public.datasets d
                        where d.key = tensorage_open.key and d.is_shared and d.state = 'committed' order by d.id limit 10);
     else
-      shared := array(select d.id from unnest(whose) w(id) join public.datasets d on d.user_id = w.id
-                       where d.key = tensorage_open.key and d.is_shared and d.state = 'committed' limit 10);
+      -- Whether it is shared is asked afterwards: the index of shared keys has an entry for each user who shares this one.
+      shared := array(select s.id from unnest(whose) w(id), lateral (
+                        select d.id, d.is_shared from public.datasets d
+                         where d.user_id = w.id and d.key = tensorage_open.key and d.state = 'committed' offset 0) s
+                       where s.is_shared limit 10);
     end if;
     if cardinality(shared) = 0 then
       raise exception using errcode = 'TS001', message = format('there is no array %L', key);
     elsif cardinality(shared) > 1 then
       raise exception using errcode = 'TS008',
         message = format('several users share an array %L: %s', key, (
-          select string_agg(tensorage.address_of(d.user_id), ', ' order by tensorage.address_of(d.user_id))
-            from public.datasets d where d.id = any (shared)));
+          select string_agg(a.address, ', ' order by a.address)
+            from (select tensorage.address_of(d.user_id) as address from public.datasets d
+                   where d.id = any (shared) offset 0) a));
     end if;
     select * into found from public.datasets d where d.id = shared[1];
   end if;

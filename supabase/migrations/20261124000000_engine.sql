@@ -406,7 +406,9 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 
 create or replace function tensorage.merge_tail(d public.datasets) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+-- The last blocks first, along the index: without statistics, PostgreSQL would rather sort all of them.
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
   first bigint;
   last bigint;
@@ -523,6 +525,31 @@ begin
 end
 $$;
 
+-- Blocks that spans may reach into: those from the first span to the last, or, where there would be many between few
+-- spans, those that each reaches into. A lookup takes about 15 us, passing by a block 2 us.
+create or replace function tensorage.blocks_between(d public.datasets, s tensorage.spans)
+returns table (index bigint, count int)
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+  n int := cardinality(s.starts);
+  behind bigint := s.starts[n] + s.lengths[n];
+begin
+  if n * 15 > ((behind - s.starts[1]) / d.chunk + 1) * 2 then
+    return query
+      select t.index, t.count from public.tensors t
+       where t.data_id = d.id and t.index > s.starts[1] - d.chunk and t.index < behind;
+  else
+    return query
+      select distinct b.index, b.count
+        from unnest(s.starts, s.lengths) p(at, length), lateral (
+          select t.index, t.count from public.tensors t
+           where t.data_id = d.id and t.index > p.at - d.chunk and t.index < p.at + p.length
+           order by t.index) b;
+  end if;
+end
+$$;
+
 -- Puts the elements of a request in their places: into the blocks of d itself, or (into another, staged dataset)
 -- into copies of them, made where there is none yet.
 create or replace function tensorage.patch(
@@ -541,12 +568,11 @@ begin
   end if;
   for b in
     select t.index, t.count, w.low, w.high
-      from public.tensors t, lateral (
+      from tensorage.blocks_between(d, s) t, lateral (
         select i.at + (case when i.at = 0 or s.starts[i.at] + s.lengths[i.at] <= t.index then 1 else 0 end) as low,
                width_bucket(t.index + t.count - 1, s.starts) as high
           from width_bucket(t.index, s.starts) i(at)) w
-     where t.data_id = d.id and t.index > s.starts[1] - d.chunk and t.index < s.starts[n] + s.lengths[n]
-       and w.low <= w.high
+     where w.low <= w.high
      order by t.index
   loop
     touched := row(s.starts[b.low:b.high], s.lengths[b.low:b.high], s.offsets[b.low:b.high])::tensorage.spans;
@@ -604,16 +630,18 @@ declare
 begin
   select * into target from public.datasets t where t.id = d.assign_to and t.state = 'committed' for update;
   -- Rows may have been appended meanwhile, as long as that left the blocks alone that were copied.
+  -- A subquery for each block, not a join: PostgreSQL might read all blocks of the array for one.
   if target.id is null or target.stable_since > d.assign_version or exists (
-       select from public.tensors s left join public.tensors t on t.data_id = target.id and t.index = s.index
-        where s.data_id = d.id and t.count is distinct from s.count) then
+       select from public.tensors s
+        where s.data_id = d.id and s.count is distinct from (
+          select t.count from public.tensors t where t.data_id = target.id and t.index = s.index)) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   -- The old blocks go to a dataset that is swept piece by piece: deleting many takes longer than a statement may.
   insert into public.datasets (user_id, owner, key, shape, dtype, chunk, expires_at)
     values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.chunk, '-infinity') returning id into replaced;
   update public.tensors t set data_id = replaced
-   where t.data_id = target.id and t.index in (select s.index from public.tensors s where s.data_id = d.id);
+   where t.data_id = target.id and t.index = any (array(select s.index from public.tensors s where s.data_id = d.id));
   update public.tensors t set data_id = target.id where t.data_id = d.id;
   delete from public.datasets s where s.id = d.id;
   return tensorage.changed(target.id);

@@ -98,27 +98,28 @@ begin
   elsif folder !~ '^[1-9][0-9]{0,17}$' then
     return false;
   end if;
-  return exists (
-    select from public.datasets d
-     where d.id = folder::bigint and d.user_id = (select auth.uid()) and d.engine = 'storage' and d.state = 'staged'
-       and d.expires_at > now());
+  -- By the number alone: no other index answers that.
+  return coalesce((
+    select d.user_id = (select auth.uid()) and d.engine = 'storage' and d.state = 'staged' and d.expires_at > now()
+      from public.datasets d where d.id = folder::bigint), false);
 end
 $$;
 
 -- Whether an object may be deleted: unless it is part of an array.
 create or replace function tensorage.may_delete_object(object_name text) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select not exists (
-    select from public.shards s join public.datasets d on d.id = s.data_id
-     where s.name = object_name and (d.state = 'committed' or d.expires_at > now()))
+  -- A subquery in the other, each by a unique index: a join may be planned otherwise, and kept so.
+  select not coalesce((
+    select d.state = 'committed' or d.expires_at > now() from public.datasets d
+     where d.id = (select s.data_id from public.shards s where s.name = object_name)), false)
 $$;
 
 -- Whether an object is part of an array that is shared with every signed-in user.
 create or replace function tensorage.is_shared_object(object_name text) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select exists (
-    select from public.shards s join public.datasets d on d.id = s.data_id
-     where s.name = object_name and d.is_shared and d.state = 'committed')
+  select coalesce((
+    select d.is_shared and d.state = 'committed' from public.datasets d
+     where d.id = (select s.data_id from public.shards s where s.name = object_name)), false)
 $$;
 
 drop policy if exists "tensorage: read arrays that are shared" on storage.objects;
@@ -614,7 +615,9 @@ $$;
 -- are left. Waits for nobody: those who write what is to be swept may be waiting for the array that this transaction
 -- replaces.
 create or replace function tensorage.sweep(max_blocks int) returns int
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+-- Whether a block is left is not to be found out by reading all blocks of all arrays, which are large on the average.
+set enable_seqscan = off as $$
 declare
   room int := max_blocks;
   victim bigint;
@@ -959,9 +962,9 @@ begin
   select * into target from public.datasets t
    where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
   if target.id is null or target.shape[1] <> d.base_rows or exists (
-       select from public.shards s left join public.shards t on t.data_id = target.id and t.number = s.number
-        where s.data_id = d.id
-          and (case when t.number is not null then coalesce(t.name, '') end) is distinct from s.based_on) then
+       select from public.shards s
+        where s.data_id = d.id and s.based_on is distinct from (
+          select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number)) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
   if d.append_to is not null then
@@ -977,7 +980,8 @@ begin
     insert into public.datasets (user_id, owner, key, shape, dtype, chunk, engine, zarr, expires_at)
       values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.chunk, d.engine, d.zarr, '-infinity') returning id into replaced;
     update public.shards t set data_id = replaced
-     where t.data_id = target.id and t.number in (select s.number from public.shards s where s.data_id = d.id);
+     where t.data_id = target.id
+       and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
   end if;
   update public.shards t set data_id = target.id, based_on = null where t.data_id = d.id;
   delete from public.datasets s where s.id = d.id;
@@ -1345,7 +1349,7 @@ $$;
 -- requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more, or
 -- none among the next 100,000 shards.
 create or replace function public.tensorage_sweep_objects(max_objects int default 1000) returns json
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   room int := least(max_objects, 1000);
   -- A statement has but some seconds: of more shards, another request forgets the rest.
