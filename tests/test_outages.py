@@ -191,6 +191,31 @@ def test_what_meets_one_outage_shares_the_patience(monkeypatch: pytest.MonkeyPat
     assert spend() == pytest.approx(60)
 
 
+def test_the_end_of_an_outage_and_a_hurry_may_end_one_wait() -> None:
+    """Whichever comes first: the other one finds that nobody waits any more, or somebody who is just waking up."""
+    shared, hurry = patience.Patience(60, has_worked=True), patience.Hurry()
+    shared.met(patience.Fault.unreachable("http://x", OSError("refused")), time.monotonic())
+    results: list[bool] = []
+
+    def wait() -> None:
+        with patience.hurried(hurry):
+            results.append(shared.wait(30, may_be_cut_short=True))
+
+    threads = [threading.Thread(target=wait) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    while len(shared._waiting) < len(threads):
+        time.sleep(0.001)
+    shared.answered()
+    hurry.begin()
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == len(threads)
+    # Nor does it matter that nobody is there.
+    shared.answered()
+    hurry.begin()
+
+
 def test_others_that_are_answered_do_not_make_the_wait_endless(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])

@@ -13,8 +13,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -63,9 +64,9 @@ class Hurry:
     def __init__(self, above: Hurry | None = None) -> None:
         self.is_on: bool = above is not None and above.is_on
         self._lock = threading.Lock()
-        # What waits, each for a lock of its own: `threading.Event` is written in Python, and Ctrl-C at the wrong moment
-        # leaves its lock held.
-        self._waiting: set[threading.Lock] = set()
+        # A queue for each that waits, and not a `threading.Event`: that is written in Python, and Ctrl-C at the wrong
+        # moment leaves its lock held. Nor a lock: the end of an outage and a hurry may both end one wait.
+        self._waiting: set[SimpleQueue[None]] = set()
         self._below: list[Hurry] = []
         if above is not None:
             with above._lock:
@@ -78,19 +79,19 @@ class Hurry:
             self.is_on = True
             waiting, self._waiting = self._waiting, set()
             below, self._below = self._below, []
-        for lock in waiting:
-            lock.release()
+        for queue in waiting:
+            queue.put(None)
         for hurry in below:
             hurry.begin()
 
-    def add(self, waiting: threading.Lock) -> bool:
-        """Release the lock when it begins. False if it has begun."""
+    def add(self, waiting: SimpleQueue[None]) -> bool:
+        """Put something into the queue when it begins. False if it has begun."""
         with self._lock:
             if not self.is_on:
                 self._waiting.add(waiting)
             return not self.is_on
 
-    def discard(self, waiting: threading.Lock) -> None:
+    def discard(self, waiting: SimpleQueue[None]) -> None:
         with self._lock:
             self._waiting.discard(waiting)
 
@@ -139,7 +140,7 @@ class Patience:
         self._began: float | None = None
         self._last = 0.0
         self._is_told = False
-        self._waiting: set[threading.Lock] = set()
+        self._waiting: set[SimpleQueue[None]] = set()
 
     @property
     def is_patient(self) -> bool:
@@ -198,8 +199,8 @@ class Patience:
             began, self._began = self._began, None
             was_told, self._is_told = self._is_told, False
             waiting, self._waiting = self._waiting, set()
-        for lock in waiting:
-            lock.release()
+        for queue in waiting:
+            queue.put(None)
         if was_told and began is not None:
             logger.info("%s serves again, after %.1f s", self.url or "the backend", time.monotonic() - began)
 
@@ -212,23 +213,23 @@ class Patience:
             Whether the end of the outage ends the wait: not one that the backend has asked for.
         """
         until = time.monotonic() + seconds
-        lock = threading.Lock()
-        lock.acquire()
+        queue: SimpleQueue[None] = SimpleQueue()
         hurry = _hurry.get()
-        if hurry is not None and not hurry.add(lock):
+        if hurry is not None and not hurry.add(queue):
             return False
         try:
             with self._lock:
                 if may_be_cut_short and self._began is not None:
-                    self._waiting.add(lock)
+                    self._waiting.add(queue)
             while (left := until - time.monotonic()) > 0:
-                if lock.acquire(timeout=min(left, _SLICE_S)):
+                with suppress(Empty):
+                    queue.get(timeout=min(left, _SLICE_S))
                     break
         finally:
             with self._lock:
-                self._waiting.discard(lock)
+                self._waiting.discard(queue)
             if hurry is not None:
-                hurry.discard(lock)
+                hurry.discard(queue)
         return hurry is None or not hurry.is_on
 
 
