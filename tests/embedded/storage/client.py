@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import jwt
+import psycopg
 
 from tensorage.embedded import control
 
@@ -28,6 +29,9 @@ class Storage:
 
     def __post_init__(self) -> None:
         if not self.token:
+            # The policies ask whether the account is there: a token of a deleted user is nobody's.
+            with psycopg.connect(self.running.superuser_url, autocommit=True) as connection:
+                connection.execute("insert into auth.users (id) values (%s)", (self.user_id,))
             claims = {"sub": self.user_id, "role": "authenticated", "exp": int(time.time()) + 3600}
             self.token = jwt.encode(claims, self.running.jwt_secret, algorithm="HS256")
 
