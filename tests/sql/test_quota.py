@@ -6,9 +6,12 @@ with the total of its users compared with what there is.
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +41,8 @@ from sql.objects import (
     sweep,
     upload,
 )
+
+from tensorage.embedded import control
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 StateOf = Callable[[Caller], State]
@@ -494,6 +499,47 @@ def test_files_are_counted(owner: Caller, other: Caller, database: Connection) -
     assert remove(owner, [f"{folder}/c.pdf", f"{folder}/d.pdf"]) == [f"{folder}/c.pdf", f"{folder}/d.pdf"]
     assert used(database, owner) == 0
     assert used(database, other) == 0
+
+
+def test_resumable_upload_that_will_not_fit_is_refused_before_its_bytes_come(
+    owner: Caller, backend: control.Running, database: Connection
+) -> None:
+    """They would lie on the disk for a day, whatever the quota is."""
+    allow(database, owner, 10_000)
+    fields = {"bucketName": "tensors", "objectName": f"{owner.id}/a.pdf"}
+    said = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in fields.items())
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5000000", "Upload-Metadata": said}
+    unfinished = Path(backend.data_dir) / "storage" / "resumable"
+    before = list(unfinished.iterdir())
+    refused = storage(owner, "POST", "/upload/resumable", headers=headers)
+    assert refused.status_code == 500
+    assert "more bytes do not fit" in refused.text
+    assert list(unfinished.iterdir()) == before
+    small = storage(owner, "POST", "/upload/resumable", headers=headers | {"Upload-Length": "5000"})
+    assert small.status_code == 201
+
+
+@pytest.mark.parametrize("how", ["names", "metadata"])
+def test_quota_is_not_got_round_by_files_without_bytes(how: str, owner: Caller, database: Connection) -> None:
+    """Their rows take room: with a long name, or with what their sender says of them."""
+    allow(database, owner, 50_000)
+    for number in range(60):
+        name = f"f{number}/{secrets.token_hex(90)}" if how == "names" else str(number)
+        said = {} if how == "names" else {"x-metadata": secrets.token_hex(2000)}
+        headers = {"x-metadata": base64.b64encode(json.dumps(said).encode()).decode()}
+        answer = storage(owner, "POST", f"{PREFIX}/{owner.id}/{name}", content=b"", headers=headers)
+        if answer.status_code != 200:
+            assert "more bytes do not fit" in answer.json()["message"]
+            break
+    else:
+        pytest.fail(f"no limit to files without bytes: {used(database, owner)} of 50000 bytes are counted")
+    row = database.execute(
+        "select sum(pg_column_size(o.*) + 3 * octet_length(o.name)) from storage.objects o "
+        "where starts_with(o.name, %s)",
+        (owner.id,),
+    ).fetchone()
+    assert row is not None
+    assert 0 < row[0] <= used(database, owner) <= 50_000
 
 
 # Totals ------------------------------------------------------------------------------------------------------------
