@@ -233,6 +233,25 @@ def test_others_that_are_answered_do_not_make_the_wait_endless(monkeypatch: pyte
     assert clock[0] == pytest.approx(60)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_no_wait_that_is_asked_for_is_longer_than_the_patience(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that asks for a day must not make 4 s of patience 4 minutes."""
+    clock = [0.0]
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+
+    def wait(seconds: float, *, may_be_cut_short: bool) -> bool:
+        clock[0] += seconds
+        return True
+
+    shared = patience.Patience(4, has_worked=True)
+    monkeypatch.setattr(shared, "wait", wait)
+    with pytest.raises(tensorage.BackendUnavailableError):
+        fail_for_good(shared, patience.Fault(status, "", "come back tomorrow", retry_after_s=86400.0))
+    assert clock[0] == pytest.approx(4)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "is_outage"),
     [

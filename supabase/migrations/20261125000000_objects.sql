@@ -174,10 +174,14 @@ grant select on tensorage.usage, tensorage.reservations to service_role;
 create or replace function tensorage.row_bytes() returns int
 language sql immutable as $$ select 128 $$;
 
--- Size of an object of Storage, 0 of one whose upload is only being tried.
-create or replace function tensorage.object_bytes(metadata jsonb) returns bigint
+-- Bytes of an object of Storage: its size, and Storage's row of it, whose name stands in two columns and two indexes. An
+-- object without bytes takes room, too, and its sender may say up to a mebibyte of it. Of one whose upload is only being
+-- tried, the row.
+create or replace function tensorage.object_bytes(name text, metadata jsonb, user_metadata jsonb) returns bigint
 language sql immutable as $$
   select case when metadata ->> 'size' ~ '^[0-9]{1,18}$' then (metadata ->> 'size')::bigint else 0 end
+         + 4 * (tensorage.row_bytes() + octet_length(name))
+         + coalesce(octet_length(metadata::text), 0) + coalesce(octet_length(user_metadata::text), 0)
 $$;
 
 -- Notes that a row of a dataset (0: of none) adds bytes to what a user has stored, or takes them away.
@@ -406,13 +410,13 @@ declare
 begin
   if tg_op <> 'INSERT' then
     if old.bucket_id = 'tensors' then
-      before := tensorage.object_bytes(old.metadata);
+      before := tensorage.object_bytes(old.name, old.metadata, old.user_metadata);
       perform tensorage.move_object(old.name, -before);
     end if;
   end if;
   if tg_op <> 'DELETE' then
     if new.bucket_id = 'tensors' then
-      after := tensorage.object_bytes(new.metadata);
+      after := tensorage.object_bytes(new.name, new.metadata, new.user_metadata);
       perform tensorage.move_object(new.name, after);
     end if;
   end if;
@@ -452,8 +456,8 @@ create or replace trigger tensorage_count after insert or update or delete on te
   for each row execute function tensorage.count_answer();
 create or replace trigger tensorage_count after insert or delete on tensorage.reservations
   for each row execute function tensorage.count_reservation();
-create or replace trigger tensorage_count after insert or delete or update of bucket_id, name, metadata on storage.objects
-  for each row execute function tensorage.count_object();
+create or replace trigger tensorage_count
+  after insert or delete or update of bucket_id, name, metadata, user_metadata on storage.objects for each row execute function tensorage.count_object();
 
 do $$
 declare
@@ -485,7 +489,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                      from tensorage.operations o where o.user_id = count_usage.user_id), 0)
        + coalesce((select sum(r.bytes) from tensorage.reservations r where r.user_id = count_usage.user_id), 0)
        -- By Storage's own index of prefixes; '0' comes right after '/'.
-       + coalesce((select sum(tensorage.object_bytes(o.metadata)::numeric) from storage.objects o
+       + coalesce((select sum(tensorage.object_bytes(o.name, o.metadata, o.user_metadata)::numeric) from storage.objects o
                     where o.bucket_id = 'tensors' and o.name ~>=~ (count_usage.user_id || '/')
                       and o.name ~<~ (count_usage.user_id || '0')), 0)
 $$;

@@ -286,10 +286,12 @@ class Tries:
             began = min(patience.met(fault, self._first_failed), self._first_failed)
             if patience.is_patient:
                 until = began + patience.seconds
-        if self._failed >= self._least and now >= until:
+        # What a backend asks for, be it a day, counts in the patience: each try could take a minute.
+        is_asked_for = fault.retry_after_s is not None and until > -math.inf
+        if now >= until and (self._failed >= self._least or is_asked_for):
             raise self._given_up(fault, now)
         pause = pause_s(self._failed if attempt is None else attempt, fault)
-        if self._failed >= self._least:
+        if self._failed >= self._least or is_asked_for:
             pause = min(pause, until - now)
         if not patience.wait(pause, may_be_cut_short=fault.retry_after_s is None):
             raise self._given_up(fault, time.monotonic())

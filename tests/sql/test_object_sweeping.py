@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -27,6 +29,8 @@ from sql.objects import (
     sweep,
     upload,
 )
+
+from tensorage.embedded import control
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -295,3 +299,44 @@ def test_sweeping_of_blocks_leaves_objects_to_those_who_can(owner: Caller, datab
     assert _left(database, owner) == ([dataset["id"]], [name_of(dataset, number) for number in NUMBERS])
     answer_of(owner.call("tensorage_abort", data_id=dataset["id"]))
     assert len(sweep(owner)) == 5
+
+
+def test_object_that_comes_while_its_array_is_swept_is_not_left_behind(
+    owner: Caller, backend: control.Running, database: Connection
+) -> None:
+    """Nobody would ever name it, and it would count against the quota for ever."""
+    begun = begin(owner, new_key())
+    claims = json.dumps({"sub": owner.id, "role": "authenticated"})
+    # An upload as Storage does it, whose transaction has not ended yet.
+    with psycopg.connect(backend.superuser_url) as upload_under_way:
+        upload_under_way.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+        upload_under_way.execute("set local role authenticated")
+        upload_under_way.execute(
+            "insert into storage.objects (bucket_id, name, owner_id, metadata) "
+            "values ('tensors', %s, %s, '{\"size\": 1000}')",
+            (name_of(begun, 0), owner.id),
+        )
+        # It would wait for the other one to end, if it had to.
+        with ThreadPoolExecutor(1) as pool:
+            given_up = pool.submit(_give_up, owner, begun)
+            _wait_for_end_or_waiter(upload_under_way, given_up)
+            upload_under_way.commit()
+            given_up.result()
+    ask_to_sweep(owner)
+    datasets, objects = _left(database, owner)
+    assert datasets != [] or objects == []
+
+
+def _give_up(owner: Caller, begun: Json) -> None:
+    answer_of(owner.call("tensorage_abort", data_id=begun["id"]))
+    ask_to_sweep(owner)
+
+
+def _wait_for_end_or_waiter(holder: psycopg.Connection[tuple[Any, ...]], other: Future[None]) -> None:
+    """Return when the other one has ended, or waits for a lock that `holder` has."""
+    asked = (
+        "select exists (select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid)))"
+    )
+    holder.execute("reset role")
+    while not other.done() and holder.execute(asked).fetchone() != (True,):
+        holder.execute("select pg_stat_clear_snapshot(), pg_sleep(0.01)")

@@ -6,9 +6,12 @@ with the total of its users compared with what there is.
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +41,8 @@ from sql.objects import (
     sweep,
     upload,
 )
+
+from tensorage.embedded import control
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 StateOf = Callable[[Caller], State]
@@ -461,39 +466,89 @@ def test_objects_that_are_given_up_are_counted_until_they_are_swept(
     begun = begin(owner, new_key())
     fill(owner, begun)
     there = used(database, owner)
+    unused = database.execute(
+        "select bytes from tensorage.reservations where data_id = %s", (begun["id"],)
+    ).fetchone()
+    assert unused is not None
     answer_of(owner.call("tensorage_remove", key=dataset["key"]))
     answer_of(owner.call("tensorage_abort", data_id=begun["id"]))
+    there -= unused[0]
     for _ in range(2):
-        left = used(database, owner)
-        assert there - 2000 < left < there
-        _store(owner, 0)
+        assert used(database, owner) == there
+        there += cost(database, owner, lambda: _store(owner, 0))
     assert len(sweep(owner)) == 10
     assert used(database, owner) < there - 10 * 16
 
 
 def test_files_are_counted(owner: Caller, other: Caller, database: Connection) -> None:
-    allow(database, owner, 10_000)
     folder = f"{owner.id}/papers"
     assert upload(owner, f"{folder}/a.pdf", bytes(6000)).status_code == 200
-    assert used(database, owner) == 6000
+    # Of each file, as all have names of one length.
+    row = used(database, owner) - 6000
+    assert 4 * _ROW < row < 10 * _ROW
+    quota = 10_000 + 2 * row
+    allow(database, owner, quota - used(database, owner))
     refused = upload(owner, f"{folder}/b.pdf", bytes(6000))
     assert refused.status_code == 500
-    assert refused.json()["message"] == "6000 more bytes do not fit: 6000 of 10000 bytes are in use"
-    assert used(database, owner) == 6000
+    assert refused.json()["message"] == (
+        f"{6000 + row} more bytes do not fit: {6000 + row} of {quota} bytes are in use"
+    )
+    assert used(database, owner) == 6000 + row
     moved = storage(
         owner, "POST", "/object/move",
         json={"bucketId": "tensors", "sourceKey": f"{folder}/a.pdf", "destinationKey": f"{folder}/c.pdf"},
     )  # fmt: skip
     answer_of(moved)
-    assert used(database, owner) == 6000
+    assert used(database, owner) == 6000 + row
     assert upload(owner, f"{folder}/c.pdf", bytes(9000)).status_code == 200
     assert upload(owner, f"{folder}/d.pdf", bytes(1000)).status_code == 200
     # With no room at all, it is refused before its bytes are received.
     refused = storage(owner, "POST", f"{PREFIX}/{folder}/e.pdf", content=b"x")
-    assert refused.json()["message"] == "more bytes do not fit: 10000 of 10000 bytes are in use"
+    assert refused.json()["message"] == f"more bytes do not fit: {quota} of {quota} bytes are in use"
     assert remove(owner, [f"{folder}/c.pdf", f"{folder}/d.pdf"]) == [f"{folder}/c.pdf", f"{folder}/d.pdf"]
     assert used(database, owner) == 0
     assert used(database, other) == 0
+
+
+def test_resumable_upload_that_will_not_fit_is_refused_before_its_bytes_come(
+    owner: Caller, backend: control.Running, database: Connection
+) -> None:
+    """They would lie on the disk for a day, whatever the quota is."""
+    allow(database, owner, 10_000)
+    fields = {"bucketName": "tensors", "objectName": f"{owner.id}/a.pdf"}
+    said = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in fields.items())
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "5000000", "Upload-Metadata": said}
+    unfinished = Path(backend.data_dir) / "storage" / "resumable"
+    before = list(unfinished.iterdir())
+    refused = storage(owner, "POST", "/upload/resumable", headers=headers)
+    assert refused.status_code == 500
+    assert "more bytes do not fit" in refused.text
+    assert list(unfinished.iterdir()) == before
+    small = storage(owner, "POST", "/upload/resumable", headers=headers | {"Upload-Length": "5000"})
+    assert small.status_code == 201
+
+
+@pytest.mark.parametrize("how", ["names", "metadata"])
+def test_quota_is_not_got_round_by_files_without_bytes(how: str, owner: Caller, database: Connection) -> None:
+    """Their rows take room: with a long name, or with what their sender says of them."""
+    allow(database, owner, 50_000)
+    for number in range(60):
+        name = f"f{number}/{secrets.token_hex(90)}" if how == "names" else str(number)
+        said = {} if how == "names" else {"x-metadata": secrets.token_hex(2000)}
+        headers = {"x-metadata": base64.b64encode(json.dumps(said).encode()).decode()}
+        answer = storage(owner, "POST", f"{PREFIX}/{owner.id}/{name}", content=b"", headers=headers)
+        if answer.status_code != 200:
+            assert "more bytes do not fit" in answer.json()["message"]
+            break
+    else:
+        pytest.fail(f"no limit to files without bytes: {used(database, owner)} of 50000 bytes are counted")
+    row = database.execute(
+        "select sum(pg_column_size(o.*) + 3 * octet_length(o.name)) from storage.objects o "
+        "where starts_with(o.name, %s)",
+        (owner.id,),
+    ).fetchone()
+    assert row is not None
+    assert 0 < row[0] <= used(database, owner) <= 50_000
 
 
 # Totals ------------------------------------------------------------------------------------------------------------

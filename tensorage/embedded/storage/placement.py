@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -83,9 +84,10 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
 
 
 async def try_to_place(
-    connection: Connection, caller: Caller, bucket_id: str, name: str, *, upsert: bool
+    connection: Connection, caller: Caller, bucket_id: str, name: str, *, upsert: bool, size: int | None
 ) -> None:
     """Ask the policies about a row, and take it back, before any bytes are received."""
     await connection.execute("savepoint trial")
-    await place(connection, caller, NewObject(bucket_id, name, new_version(), "{}", "{}"), upsert=upsert)
+    metadata = "{}" if size is None else json.dumps({"size": size})
+    await place(connection, caller, NewObject(bucket_id, name, new_version(), metadata, "{}"), upsert=upsert)
     await connection.execute("rollback to savepoint trial")

@@ -161,7 +161,7 @@ class ResumableRoutes:
         name = checked_object_name(tus.metadata_text(pairs, "objectName"))
         content_type = tus.metadata_text(pairs, "contentType") or OCTETS
         user_metadata = user_metadata_json(pairs["metadata"]) if pairs.get("metadata") else "{}"
-        bucket = await self._storing.check(caller, bucket_id, name, upsert=_is_upsert(request))
+        bucket = await self._storing.check(caller, bucket_id, name, upsert=_is_upsert(request), size=size)
         if bucket.file_size_limit and size > bucket.file_size_limit:
             raise too_large()
         return Declared(

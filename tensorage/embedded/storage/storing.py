@@ -21,12 +21,20 @@ class Storing:
         self._database = database
         self._custody = custody
 
-    async def check(self, caller: Caller, bucket_id: str, name: str, *, upsert: bool) -> Bucket:
-        """Refuse what will be refused, before its bytes are received."""
+    async def check(
+        self, caller: Caller, bucket_id: str, name: str, *, upsert: bool, size: int | None = None
+    ) -> Bucket:
+        """Refuse what will be refused, before its bytes are received.
+
+        Parameters
+        ----------
+        size
+            Of the object, where that is known: triggers may find it too large.
+        """
         async with transaction(self._database, SERVICE, refusals=_REFUSALS) as connection:
             bucket = await find_bucket(connection, bucket_id)
             await become(connection, caller)
-            await try_to_place(connection, caller, bucket_id, name, upsert=upsert)
+            await try_to_place(connection, caller, bucket_id, name, upsert=upsert, size=size)
         return bucket
 
     async def store(self, caller: Caller, new: NewObject, *, upsert: bool) -> Placed:
