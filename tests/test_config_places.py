@@ -273,7 +273,7 @@ class TestMixes:
         with pytest.raises(ConfigurationError, match="the password in the environment is not sent to"):
             tensorage.login()
         # It is set, so that asking for it would mislead.
-        with pytest.raises(ConfigurationError, match="^the password in the environment is not sent to"):
+        with pytest.raises(ConfigurationError, match=r"^the password in the environment is not sent to"):
             BackendSession()()
         assert taken == []
         # An argument is meant for the project that is configured.

@@ -351,7 +351,9 @@ class TestPaths:
                 lambda: watched.download_file(swapped),
                 lambda: watched.remove_file(swapped),
             ):
-                with pytest.raises(tensorage.InvalidInputError, match="first the path, then the content") as caught:
+                with pytest.raises(
+                    tensorage.InvalidInputError, match="first the path, then the content"
+                ) as caught:
                     attempt()
                 assert len(str(caught.value)) < 200
         assert exchanges == []

@@ -499,7 +499,10 @@ class TestTheEnd:
 
     @pytest.mark.parametrize(
         ("email", "password", "says"),
-        [("new-here@example.com", "short", "at least 6"), ("no address", "a-good-password", "invalid format")],
+        [
+            ("new-here@example.com", "short", "at least 6"),
+            ("no address", "a-good-password", "invalid format"),
+        ],
     )
     def test_a_new_user_of_the_backend_is_told_what_will_not_do(
         self, backend: control.Running, email: str, password: str, says: str

@@ -44,7 +44,9 @@ class Catalogue:
         try:
             check_key(key)
         except InvalidInputError as error:
-            raise KeyNotFoundError(f"opening {reprlib.repr(key)}: there is no such array, because {error}") from error
+            raise KeyNotFoundError(
+                f"opening {reprlib.repr(key)}: there is no such array, because {error}"
+            ) from error
         if owner is None:
             return self._entry("tensorage_open", {"key": key}, f"opening {key!r}")
         return self._entry("tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}")
