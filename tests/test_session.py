@@ -500,7 +500,7 @@ class TestTheEnd:
     @pytest.mark.parametrize(
         ("email", "password", "says"),
         [
-            ("new-here@example.com", "short", "at least 6"),
+            ("new-here@example.com", "short", r"at least 6 characters\. Check"),
             ("no address", "a-good-password", "invalid format"),
         ],
     )
