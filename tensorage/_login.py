@@ -102,7 +102,9 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
             raise BackendUnavailableError(
                 f"{asked}: {url} does not serve now ({error}). Try again later"
             ) from error
-        raise AuthenticationError(f"{asked}: {error}. Check the e-mail, the password and the key") from error
+        # Auth ends some of its messages with a full stop.
+        said = str(error).rstrip(".")
+        raise AuthenticationError(f"{asked}: {said}. Check the e-mail, the password and the key") from error
 
 
 def was_refused_unread(error: BackendUnavailableError) -> bool:

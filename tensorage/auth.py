@@ -140,6 +140,9 @@ def _login_or_register(session: BackendSession) -> None:
         assert session.password is not None
         try:
             session.register_by_mail(session.email, session.password)
-        except AuthenticationError:
-            # The user exists: the password was wrong, which is what the caller has to know.
+        except AuthenticationError as unregistered:
+            if getattr(unregistered.__cause__, "code", None) != "user_already_exists":
+                # A new user whose address or password will not do.
+                raise
+            # The password was wrong, which is what the caller has to know.
             raise refused from None

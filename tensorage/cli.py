@@ -80,7 +80,7 @@ def start(data_dir: str | None, port: int | None, foreground: bool, ends_with: i
     if foreground:
         _serve_here(data_dir, port, ends_with)
     else:
-        click.echo(_as_text(control.start(data_dir, port=port, ends_with=ends_with)))
+        click.echo(_as_text(control.start(data_dir, port=port, ends_with=ends_with), data_dir))
 
 
 @local.command()
@@ -115,8 +115,10 @@ def status(data_dir: str | None, output: str) -> None:
 
     running = control.status(data_dir)
     if running is None:
-        raise click.ClickException("the backend is not running: start it with `tensorage local start`")
-    click.echo(_FORMATS[output](running))
+        raise click.ClickException(
+            f"the backend is not running: start it with `tensorage local start{_same_folder(data_dir)}`"
+        )
+    click.echo(_as_text(running, data_dir) if output == "text" else _FORMATS[output](running))
 
 
 @local.command()
@@ -172,13 +174,18 @@ def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -
     server.run(server.Options(data_dir, port, foreground=True, ends_with=companion))
 
 
-def _as_text(running: Running) -> str:
+def _same_folder(data_dir: str | None) -> str:
+    """The option that makes a suggested command act on the folder that this one was called with."""
+    return "" if data_dir is None else f" --data-dir {shlex.quote(data_dir)}"
+
+
+def _as_text(running: Running, data_dir: str | None) -> str:
     """Say where the backend is. Keys and passwords are for those who ask for them."""
     return (
         f"API URL: {running.api_url}\n"
         f"Data folder: {running.data_dir}\n"
         f"Process: {running.pid}\n"
-        "Keys and passwords: tensorage local status -o env"
+        f"Keys and passwords: tensorage local status -o env{_same_folder(data_dir)}"
     )
 
 
@@ -190,7 +197,7 @@ def _as_env(running: Running) -> str:
     return "\n".join(f"{name}={shlex.quote(value)}" for name, value in running.as_dict().items())
 
 
-_FORMATS = {"text": _as_text, "json": _as_json, "env": _as_env}
+_FORMATS = {"json": _as_json, "env": _as_env}
 
 
 if __name__ == "__main__":

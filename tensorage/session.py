@@ -50,6 +50,11 @@ C = TypeVar("C", bound=BaseContext)
 
 logger = logging.getLogger(__name__)
 
+_NO_PROJECT = (
+    ". No project is known either: set SUPABASE_URL and SUPABASE_KEY as well, or use tensorage.local(), which needs "
+    "none of them"
+)
+
 #: A token that expires within this many seconds is renewed before it is used.
 RENEW_BEFORE_S = 60
 
@@ -572,11 +577,15 @@ class BackendSession:
     def _login(self) -> None:
         missing = [name for name in ("email", "password") if not getattr(self, name)]
         if missing:
+            if all(name in self._held_back for name in missing):
+                # They are set: to ask for them would send the reader the wrong way.
+                raise ConfigurationError(". ".join(self._held_back[name] for name in missing))
             variables = " and ".join(ENVIRONMENT[name] for name in missing)
             raise ConfigurationError(
                 f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
                 f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
                 + "".join(f". Also, {self._held_back[name]}" for name in missing if name in self._held_back)
+                + ("" if self.backend_url else _NO_PROJECT)
             )
         self.login_by_mail()
 

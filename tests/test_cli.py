@@ -37,6 +37,7 @@ def test_start_status_stop_reset(data_dir: Path) -> None:
     assert running is not None
     assert started.returncode == 0, started.stderr
     assert running.api_url in started.stdout
+    assert started.stdout.endswith(f"tensorage local status -o env --data-dir {data_dir}\n")
     assert tensorage("local", "start", "--data-dir", data_dir).stdout == started.stdout
     assert tensorage("local", "status", "--data-dir", data_dir).stdout == started.stdout
 
@@ -44,7 +45,7 @@ def test_start_status_stop_reset(data_dir: Path) -> None:
     assert stopped == ["stopped\n", "it was not running\n"]
     status = tensorage("local", "status", "--data-dir", data_dir)
     assert status.returncode == 1
-    assert "not running" in status.stderr
+    assert f"not running: start it with `tensorage local start --data-dir {data_dir}`" in status.stderr
 
     asked = tensorage("local", "reset", "--data-dir", data_dir, stdin="n\n")
     assert asked.returncode == 1

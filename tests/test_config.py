@@ -106,6 +106,8 @@ def test_nothing_is_configured(folder: Path) -> None:
     session = BackendSession()
     with pytest.raises(ConfigurationError, match=r"(?s)USER_EMAIL.*USER_PASSWORD.*\.env"):
         session()
+    with pytest.raises(ConfigurationError, match=r"(?s)USER_EMAIL.*SUPABASE_URL.*tensorage\.local\(\)"):
+        session()
     with pytest.raises(ConfigurationError, match=r"(?s)SUPABASE_URL.*\.env.*link_to.*local"):
         session.login_by_mail("ada@example.com", "password")
     with pytest.raises(ConfigurationError, match="SUPABASE_URL"):

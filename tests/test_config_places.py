@@ -272,6 +272,9 @@ class TestMixes:
         monkeypatch.setenv("USER_PASSWORD", "SECRET")
         with pytest.raises(ConfigurationError, match="the password in the environment is not sent to"):
             tensorage.login()
+        # It is set, so that asking for it would mislead.
+        with pytest.raises(ConfigurationError, match=r"^the password in the environment is not sent to"):
+            BackendSession()()
         assert taken == []
         # An argument is meant for the project that is configured.
         with pytest.raises(tensorage.BackendUnavailableError):

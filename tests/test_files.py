@@ -343,6 +343,21 @@ class TestPaths:
                     watched.download_file(path)
         assert exchanges == []
 
+    def test_a_content_in_the_place_of_the_path_is_not_repeated(self, watched: Files, proxy: Proxy) -> None:
+        swapped: Any = LARGE
+        with proxy.counted() as exchanges:
+            for attempt in (
+                lambda: watched.upload_file(swapped, "a/path"),
+                lambda: watched.download_file(swapped),
+                lambda: watched.remove_file(swapped),
+            ):
+                with pytest.raises(
+                    tensorage.InvalidInputError, match="first the path, then the content"
+                ) as caught:
+                    attempt()
+                assert len(str(caught.value)) < 200
+        assert exchanges == []
+
     @pytest.mark.parametrize("content", [None, 7, [b"x"], {"a": 1}, "lone \ud800"])
     def test_content_that_cannot_be(self, watched: Files, proxy: Proxy, content: Any) -> None:
         with proxy.counted() as exchanges, pytest.raises(tensorage.InvalidInputError, match="not of"):

@@ -497,6 +497,25 @@ class TestTheEnd:
         gc.collect()
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.parametrize(
+        ("email", "password", "says"),
+        [
+            ("new-here@example.com", "short", r"at least 6 characters\. Check"),
+            ("no address", "a-good-password", "invalid format"),
+        ],
+    )
+    def test_a_new_user_of_the_backend_is_told_what_will_not_do(
+        self, backend: control.Running, email: str, password: str, says: str
+    ) -> None:
+        with pytest.raises(AuthenticationError, match=says) as caught:
+            tensorage.local(backend.data_dir, email, password)
+        assert "Invalid login credentials" not in str(caught.value)
+
+    def test_a_wrong_password_of_the_backend(self, backend: control.Running) -> None:
+        tensorage.local(backend.data_dir, "known-here@example.com", "password-7").logout()
+        with pytest.raises(AuthenticationError, match="Invalid login credentials"):
+            tensorage.local(backend.data_dir, "known-here@example.com", "another-guess")
+
     def test_a_script_ends_at_once(self, backend: control.Running, tmp_path: Path, database: Any) -> None:
         script = (
             "import sys, numpy as np, tensorage\n"

@@ -387,6 +387,11 @@ def test_what_cannot_be_appended(store: TensorStore, rows: Any, error: type[Exce
         (np.array([b"a"]), tensorage.DTypeError, "S1"),
         ([[1], [2, 3]], tensorage.InvalidInputError, "no array"),
         (np.ma.masked_array([1, 2], [True, False]), tensorage.InvalidInputError, "filled"),
+        (
+            iter([[1, 2], [3, 4]]),
+            tensorage.InvalidInputError,
+            r"store\.write\(key, blocks, shape=\.\.\., dtype=",
+        ),
         (None, tensorage.DTypeError, "object"),
     ],
 )
@@ -417,6 +422,24 @@ def test_an_unknown_key(store: TensorStore) -> None:
     ):
         with pytest.raises(tensorage.KeyNotFoundError, match=r"missing.*list\(store\)"):
             attempt()
+
+
+def test_an_owner_who_has_no_such_array_is_named(store: TensorStore) -> None:
+    store["x"] = 1
+    with pytest.raises(
+        tensorage.KeyNotFoundError, match=r"opening .x. of nobody@example\.com: there is no array"
+    ):
+        store.open("x", owner="nobody@example.com")
+
+
+def test_a_key_that_is_no_text_is_not_repeated_at_length(store: TensorStore) -> None:
+    key: Any = bytes(10_000)
+    for attempt in (lambda: store[key], lambda: store.__setitem__(key, 1)):
+        with pytest.raises(
+            (tensorage.InvalidInputError, KeyError), match="a key is a string, not b'"
+        ) as caught:
+            attempt()
+        assert len(str(caught.value)) < 200
 
 
 def test_bad_arguments_of_a_store(session: BackendSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ MAX_KEY_BYTES = 1024
 def check_key(key: str) -> None:
     """Refuse what cannot be a key."""
     if not isinstance(key, str):
-        raise InvalidInputError(f"a key is a string, not {key!r}")
+        raise InvalidInputError(f"a key is a string, not {reprlib.repr(key)}")
     try:
         length = len(key.encode())
     except UnicodeEncodeError as error:
@@ -51,6 +52,12 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
     if isinstance(data, np.ma.MaskedArray):
         raise InvalidInputError(
             "a masked array has no elements where it is masked: store data.filled(...) and, if needed, data.mask"
+        )
+    if isinstance(data, Iterator) and not hasattr(data, "__array__"):
+        # numpy would take the iterator itself for a single object.
+        raise InvalidInputError(
+            "an iterator does not tell its shape: store its blocks of rows with store.write(key, blocks, shape=..., "
+            "dtype=...), or np.stack(list(...)) of them"
         )
     try:
         return np.asarray(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,9 +44,12 @@ class Catalogue:
         try:
             check_key(key)
         except InvalidInputError as error:
-            raise KeyNotFoundError(f"opening {key!r}: there is no such array, because {error}") from error
-        arguments = {"key": key} if owner is None else {"key": key, "owner": owner}
-        return self._entry("tensorage_open", arguments, f"opening {key!r}")
+            raise KeyNotFoundError(
+                f"opening {reprlib.repr(key)}: there is no such array, because {error}"
+            ) from error
+        if owner is None:
+            return self._entry("tensorage_open", {"key": key}, f"opening {key!r}")
+        return self._entry("tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}")
 
     def dataset(self, data_id: int) -> Dataset:
         """The entry with an id, of this user; also of an array that is being written."""

@@ -162,9 +162,14 @@ class Files:
 
     def _name(self, path: object) -> str:
         """Name of the object of a file."""
-        if not isinstance(path, str) or any(part in {"", ".", ".."} for part in path.split("/")):
+        if not isinstance(path, str):
+            # The content, if arguments were swapped: it may be long, or nobody's to see in a log.
             raise InvalidInputError(
-                f"{path!r} is no path of a file: name its parts, separated by single slashes"
+                f"the path of a file is a string, not {type(path).__name__}: first the path, then the content"
+            )
+        if any(part in {"", ".", ".."} for part in path.split("/")):
+            raise InvalidInputError(
+                f"{path[:80]!r} is no path of a file: name its parts, separated by single slashes"
             )
         if _PATH.fullmatch(path) is None:
             raise InvalidInputError(

@@ -40,6 +40,7 @@ from tensorage._ownership import (
     flaw_on_way,
     make_private_folder,
 )
+from tensorage.errors import TensorageError
 
 #: Where the backend lives when nobody says where.
 DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"
@@ -54,7 +55,7 @@ _TEMPORARY_PREFIX = ".tensorage-"
 _DEFAULT_EMAIL = "local@tensorage.localhost"
 
 
-class EmbeddedError(RuntimeError):
+class EmbeddedError(TensorageError, RuntimeError):
     """Something about the embedded backend that its message explains."""
 
 
