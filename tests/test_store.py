@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -510,13 +511,17 @@ def test_an_array_over_the_quota_is_refused_before_anything_is_sent(
 
 def test_quota(store: TensorStore, limit: Callable[[int], None]) -> None:
     store["small"] = np.zeros(10)
-    limit(1000)
-    for array in (np.zeros(1000), several_requests(20)):
-        says = f" {array.nbytes} more bytes do not fit: 80 of 1000 bytes are in use"
-        with pytest.raises(tensorage.QuotaExceededError, match=says):
+    limit(20_000)
+    for array in (np.zeros(10_000), several_requests(20)):
+        says = r"(\d+) more bytes do not fit: (\d+) of 20000 bytes are in use"
+        with pytest.raises(tensorage.QuotaExceededError, match=says) as raised:
             store["large"] = array
+        found = re.search(says, str(raised.value))
+        assert found is not None
+        assert int(found[1]) >= array.nbytes
+        assert 80 < int(found[2]) < 5000
     with pytest.raises(tensorage.QuotaExceededError):
-        store.append("small", np.zeros(200))
+        store.append("small", np.zeros(10_000))
     assert store.keys() == ["small"]
     assert store["small"].shape == (10,)
     store["fits"] = np.zeros(100)
@@ -528,7 +533,12 @@ def test_what_somebody_left_behind_takes_no_room(
     """Given up by a client that died before it had swept, and too much for what one write sweeps."""
     store.chunk_size = 1
     store["x"] = np.ones(900, "u1")
-    limit(1000)
+    row = database.execute(
+        "select bytes::bigint from tensorage.usage where user_id = %s", (store.backend.user_id,)
+    ).fetchone()
+    assert row is not None
+    # Room for its like only once it is gone, and for the answers to both.
+    limit(row[0] + 1500)
     database.execute(
         "update datasets set state = 'staged', expires_at = '-infinity' where user_id = %s",
         (store.backend.user_id,),

@@ -133,6 +133,9 @@ def start(
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
     with _control(folder, timeout_s):
+        # Before a server is waited for: a folder whose secrets others could have written is refused at once.
+        with contextlib.suppress(FileNotFoundError):
+            folder.read_secrets()
         process: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
             state = _live_state(folder)
