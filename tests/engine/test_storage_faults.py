@@ -312,9 +312,16 @@ def test_a_database_without_room(
 
 def test_an_array_over_the_quota(store: TensorStore, handle: Tensor, database: Sql) -> None:
     user_id = store.backend.user_id
-    database.execute("insert into tensorage.quotas values (%s, %s)", [user_id, ARRAY.nbytes + 100])
+    # Less than an entry of the catalogue, a reservation and an object take.
+    database.execute(
+        "insert into tensorage.quotas select user_id, bytes + 2000 from tensorage.usage where user_id = %s",
+        [user_id],
+    )
     try:
         assert_nothing_changes(store, database, tensorage.QuotaExceededError, "'(x|new)'.*do not fit")
+        database.execute(
+            "update tensorage.quotas set max_bytes = max_bytes + 10000 where user_id = %s", [user_id]
+        )
         handle.append(ARRAY[:1])
     finally:
         database.execute("delete from tensorage.quotas where user_id = %s", [user_id])
