@@ -281,7 +281,7 @@ def test_a_first_contact_fails_at_once() -> None:
             tensorage.BackendUnavailableError, match=r"cannot be reached.*tensorage local start"
         ):
             ask()
-    elsewhere = BackendSession("a@example.com", "password", "http://project.invalid", "key", patience_s=1000)
+    elsewhere = BackendSession("a@example.com", "password", "https://project.invalid", "key", patience_s=1000)
     with pytest.raises(tensorage.BackendUnavailableError) as raised:
         elsewhere.login_by_mail()
     assert "local start" not in str(raised.value)
