@@ -21,7 +21,7 @@ from tensorage.warnings import warn_once
 
 __all__ = ["DotEnv", "find"]
 
-#: Of a file that is only looked into for names.
+#: Bytes read of a file that is only looked into for names.
 _MAX_DOUBTFUL_BYTES = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""Who else can change, replace or read a file: the owners and modes of it, and of all that leads to it.
+"""Tell who else can change, replace or read a file: the owners and modes of it, and of all that leads to it.
 
 A file is as safe as the folders and links on the way to it: whoever can write to one of these can put something of
 their own in its place. Trusted are this user and root, who can do everything anyhow.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["Flaw", "flaw_of_file", "flaw_of_private_folder", "flaw_on_way", "make_private_folder"]
 
-#: As many as Linux follows.
+#: Links that are followed at the most, as Linux does.
 _MAX_LINKS = 40
 
 _HAS_OWNERS = hasattr(os, "geteuid")

@@ -116,7 +116,8 @@ class ClosedError(TensorageError, ValueError):
     """The background writer has been closed, or belongs to another process: nothing was written."""
 
 
-class TooLargeError(MemoryError, TensorageError):  # in this order: MemoryError makes its instances in a way of its own
+# In this order: MemoryError makes its instances in a way of its own, which pickle asks for.
+class TooLargeError(MemoryError, TensorageError):
     """More elements were asked for than this machine has memory for. Nothing was fetched."""
 
 

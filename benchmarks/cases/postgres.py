@@ -30,7 +30,7 @@ BATCHES = {1: 60, 64: 60, 1024: 15}
 CALLS = 60
 BULKS = 5
 
-#: How many times as long a batch may take of 15,000 blocks as of 180.
+#: Largest ratio of a batch's time with 15,000 blocks to its time with 180.
 TARGET = ("<=", 1.5)
 
 

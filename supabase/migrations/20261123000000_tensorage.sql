@@ -72,7 +72,7 @@ create table if not exists public.datasets (
   constraint only_staged_rows_are_appended check (append_to is null or state = 'staged'),
   -- Appends merge blocks up to this size, again and again.
   constraint blocks_are_small check (chunk::bigint * itemsize <= 67108864),
-  -- Of the user: another user's operations are not to be met, not even as a conflict. The operation first: an index that
+  -- With the user: another user's operations are not to be met, not even as a conflict. The operation first: an index that
   -- begins with the user is taken, for want of statistics, for one of all kinds of a user's datasets.
   unique (operation, user_id)
 );
@@ -614,7 +614,7 @@ language sql stable set search_path = '' as $$
     order by 1 limit least(max_rows, 1000)) k
 $$;
 
--- How many keys tensorage_list would list. Each of the two indexes is read by itself: "or" would have all users' datasets
+-- Number of keys that tensorage_list would list. Each of the two indexes is read by itself: "or" would have all users' datasets
 -- read.
 create or replace function public.tensorage_count() returns bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp

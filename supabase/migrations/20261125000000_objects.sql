@@ -1080,7 +1080,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
 begin
-  -- What is staged need not be on disk before its commit, which waits for all that was written before it, too. This leans
+  -- Staged rows need not be on disk before their commit, which waits for all that was written before it, too. This leans
   -- on one thing: no dataset is committed that was begun before a crash. tensorage.check_uncrashed sees to it.
   perform set_config('synchronous_commit', 'off', true);
   -- Before the shared lock below, which two writers hold at once: neither could then update the row.
@@ -1437,7 +1437,7 @@ $$;
 
 drop function if exists tensorage.check_quota(numeric, bigint), tensorage.lock_quota();
 
--- What was stored before there were totals.
+-- Totals of users who stored something before there were any.
 select tensorage.recount(u.id) from auth.users u
  where not exists (select from tensorage.usage t where t.user_id = u.id)
    and (exists (select from public.datasets d where d.user_id = u.id)

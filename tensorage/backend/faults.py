@@ -94,7 +94,7 @@ _SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883",
 #: In place of an HTTP status, where there was no answer.
 UNREACHABLE = 599
 
-#: Of gateways whose server is away, Cloudflare's among them, of Storage whose database is, and of too many requests.
+#: Statuses of gateways whose server is away (Cloudflare's, too), of Storage without its database, of too many requests.
 _OUTAGE_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 524, 530, 544, UNREACHABLE})
 
 #: PostgREST has no connection, or PostgreSQL starts or stops.
@@ -167,7 +167,7 @@ class Fault:
 
     @classmethod
     def unreachable(cls, base_url: str, error: BaseException) -> Fault:
-        """What it is that no answer came."""
+        """Make the fault of a request that got no answer."""
         reason = getattr(error, "reason", None) or error
         return cls(UNREACHABLE, "", f"{base_url} cannot be reached: {reason}")
 

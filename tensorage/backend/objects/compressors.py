@@ -29,7 +29,7 @@ __all__ = [
 #: What a frame of zstd begins with.
 ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
 
-#: What frames of zstd begin with whose content is not for the decoder, but for the last four bits.
+#: First bytes of zstd's skippable frames, without the last four bits.
 SKIPPABLE_MAGIC = 0x184D2A50
 
 CUT_OFF = "it ends too early, or is none that its codecs write"
@@ -150,7 +150,7 @@ class BloscBuffers:
 
 
 def check_blosc_header(payload: memoryview) -> int:
-    """How many bytes a Blosc buffer claims to decompress to.
+    """Read the number of bytes that a Blosc buffer claims to decompress to.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def inflate_frames(payload: memoryview, out: npt.NDArray[np.uint8], *, has_one_s
 
 
 def frames_content_size(payload: memoryview) -> int | None:
-    """How many bytes frames of zstd decompress to together, if each of them says so."""
+    """Add up the bytes that frames of zstd decompress to, if each of them says so."""
     total = at = 0
     while at < len(payload):
         if not is_skippable(payload, at):
@@ -208,7 +208,7 @@ def is_skippable(data: memoryview, at: int) -> bool:
 
 
 def end_of_frame(data: memoryview, at: int) -> int:
-    """Where a frame of zstd ends, by the lengths of its blocks (RFC 8878, section 3.1.1).
+    """Find the end of a frame of zstd, by the lengths of its blocks (RFC 8878, section 3.1.1).
 
     Raises
     ------
