@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,8 @@ def main() -> int:
     given = _parser().parse_args()
     bin_dir = None if given.postgres is None else postgres_versions.bin_dir(given.postgres)
     numbers = [given.round] if given.round is not None else range(given.rounds)
+    # A shell has what it starts in the background ignore Ctrl-C, which is how the table is asked for before the end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The server ends with this process, also if it is killed.
     os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
     print(f"seed {given.seed}: the same choices again with --seed {given.seed}", flush=True)
