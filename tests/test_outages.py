@@ -314,6 +314,15 @@ def ctrl_c_while(thread_waits: Callable[[], bool]) -> threading.Thread:
     return thread
 
 
+@pytest.fixture
+def _hears_ctrl_c() -> Iterator[None]:
+    """Whoever runs the tests in the background of a shell has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_hears_ctrl_c")
 @pytest.mark.parametrize("nbytes", [10, 40_000_000])
 def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, nbytes: int) -> None:
     store = TensorStore(far, quiet=True, engine=engine)
