@@ -390,7 +390,7 @@ def test_what_cannot_be_appended(store: TensorStore, rows: Any, error: type[Exce
         (np.ma.masked_array([1, 2], [True, False]), tensorage.InvalidInputError, "filled"),
         (
             iter([[1, 2], [3, 4]]),
-            tensorage.InvalidInputError,
+            tensorage.DTypeError,
             r"store\.write\(key, blocks, shape=\.\.\., dtype=",
         ),
         (None, tensorage.DTypeError, "object"),

@@ -55,7 +55,7 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
         )
     if isinstance(data, Iterator) and not hasattr(data, "__array__"):
         # numpy would take the iterator itself for a single object.
-        raise InvalidInputError(
+        raise DTypeError(
             "an iterator does not tell its shape: store its blocks of rows with store.write(key, blocks, shape=..., "
             "dtype=...), or np.stack(list(...)) of them"
         )
