@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm|dask|xarray|xr)(\..+)?",
     ),
-    (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|datetime|abc)\..+"),
+    (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|queue|datetime|abc)\..+"),
     # Type variables and aliases, and the SDK's types under their two names.
     (r"py:.*", r"(C|T|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
 ]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 #: A database that fails more often while one array is written has another trouble than bad luck.
 MAX_RESTARTS = 5
 
-_Written = TypeVar("_Written")
+T = TypeVar("T")
 
 
 def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
@@ -63,7 +63,7 @@ def stage(
         raise
 
 
-def from_the_beginning(write: Callable[[], _Written]) -> _Written:
+def from_the_beginning(write: Callable[[], T]) -> T:
     """Write something, and once more from the beginning each time that the database failed on the way.
 
     The database refuses to commit what was begun before a failure, since it may have lost a part of that.
