@@ -18,12 +18,19 @@ _INSERT: Final = (
     "insert into storage.objects (id, bucket_id, name, owner, owner_id, version, metadata, user_metadata) "
     "values ($1, $2, $3, $4, $5, $6, $7, $8)"
 )
-#: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
-_UPSERT: Final = f"""{_INSERT}
+_OR_UPDATE: Final = f"""{_INSERT}
     on conflict (bucket_id, name) do update set
         owner = excluded.owner, owner_id = excluded.owner_id, version = excluded.version,
         metadata = excluded.metadata, user_metadata = excluded.user_metadata
-    returning id, old.version as replaced"""
+    returning id, """
+#: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
+_UPSERT: Final = _OR_UPDATE + "old.version as replaced"
+#: Before 18, the row as it was when the statement began. One that is made just then leaves its file until the next start.
+_UPSERT_BEFORE_18: Final = (
+    "with before as (select version from storage.objects where bucket_id = $2 and name = $3 for update) "  # noqa: S608
+    + _OR_UPDATE
+    + "(select version from before) as replaced"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
         # Returns nothing: whoever may add and not look is told no more than that it worked.
         await connection.execute(_INSERT, *values)
         return Placed(str(values[0]))
-    row = await connection.fetchrow(_UPSERT, *values)
+    has_old = connection.get_server_version().major >= 18
+    row = await connection.fetchrow(_UPSERT if has_old else _UPSERT_BEFORE_18, *values)
     assert row is not None, "an upsert returns its row, or fails"
     return Placed(str(row["id"]), row["replaced"])
 
