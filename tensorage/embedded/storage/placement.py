@@ -25,7 +25,7 @@ _OR_UPDATE: Final = f"""{_INSERT}
     returning id, """
 #: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
 _UPSERT: Final = _OR_UPDATE + "old.version as replaced"
-#: Before 18, the row as it was when the statement began: one that is made just then leaves its file until the next start.
+#: Before 18, the row as it was when the statement began. One that is made just then leaves its file on the disk.
 _UPSERT_BEFORE_18: Final = (
     "with before as (select version from storage.objects where bucket_id = $2 and name = $3 for update) "  # noqa: S608
     + _OR_UPDATE
