@@ -25,12 +25,10 @@ _OR_UPDATE: Final = f"""{_INSERT}
     returning id, """
 #: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
 _UPSERT: Final = _OR_UPDATE + "old.version as replaced"
-#: Before 18, the row as it was when the statement began. One that is made just then leaves its file on the disk.
-_UPSERT_BEFORE_18: Final = (
-    "with before as (select version from storage.objects where bucket_id = $2 and name = $3 for update) "  # noqa: S608
-    + _OR_UPDATE
-    + "(select version from before) as replaced"
-)
+#: Before 18, it is looked up beforehand, while nobody else may make one.
+_UPSERT_BEFORE_18: Final = _OR_UPDATE + "$9::text as replaced"
+_LOOK_UP: Final = "select version from storage.objects where bucket_id = $1 and name = $2"
+_TAKE_TURNS: Final = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,12 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
         # Returns nothing: whoever may add and not look is told no more than that it worked.
         await connection.execute(_INSERT, *values)
         return Placed(str(values[0]))
-    has_old = connection.get_server_version().major >= 18
-    row = await connection.fetchrow(_UPSERT if has_old else _UPSERT_BEFORE_18, *values)
+    if connection.get_server_version().major >= 18:
+        row = await connection.fetchrow(_UPSERT, *values)
+    else:
+        await connection.execute(_TAKE_TURNS, f"{new.bucket_id}/{new.name}")
+        replaced = await connection.fetchval(_LOOK_UP, new.bucket_id, new.name)
+        row = await connection.fetchrow(_UPSERT_BEFORE_18, *values, replaced)
     assert row is not None, "an upsert returns its row, or fails"
     return Placed(str(row["id"]), row["replaced"])
 
