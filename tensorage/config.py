@@ -57,7 +57,7 @@ _SECRETS = frozenset({"backend_key", "password"})
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is known of the project and the user; ``None`` where nothing is.
+    """Settings of the project and the user, as far as they are known; ``None`` where nothing is.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How long requests are tried again: for some moments, or as long as an outage is to be waited out.
+"""Decide for how long requests are tried again: for some moments, or as long as an outage is to be waited out.
 
 All requests of a login share one `Patience`. The first of them that fails begins an outage, the first that is answered
 ends it, and all that meet it wait until the same moment, however many they are. Ctrl-C ends the wait of the main thread
@@ -96,7 +96,7 @@ class Hurry:
             self._waiting.discard(waiting)
 
 
-#: What the requests of this thread are under.
+#: The hurry that requests of this thread are under.
 _hurry: ContextVar[Hurry | None] = ContextVar("tensorage_hurry", default=None)
 
 
@@ -111,12 +111,12 @@ def hurried(hurry: Hurry) -> Iterator[None]:
 
 
 def current_hurry() -> Hurry | None:
-    """What the requests of this thread are under."""
+    """Get the hurry that requests of this thread are under."""
     return _hurry.get()
 
 
 class Patience:
-    """What the requests of one login know of an outage. Safe to use from many threads; after a fork, make another.
+    """Knowledge of an outage that the requests of one login share. Safe for many threads; after a fork, make another.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Patience:
         """Note an outage that was met by a request: when it began."""
         now = time.monotonic()
         with self._lock:
-            # What nobody has met for as long as it would be waited out is another one.
+            # An outage that nobody has met for as long as it would be waited out is over: this is another one.
             if self._began is None or now - self._last > max(self.seconds, 1.0):
                 self._began, self._is_told = since, False
             self._last = now
@@ -286,7 +286,7 @@ class Tries:
             began = min(patience.met(fault, self._first_failed), self._first_failed)
             if patience.is_patient:
                 until = began + patience.seconds
-        # What a backend asks for, be it a day, counts in the patience: each try could take a minute.
+        # A wait that a backend asks for, be it a day, counts in the patience: each try could take a minute.
         is_asked_for = fault.retry_after_s is not None and until > -math.inf
         if now >= until and (self._failed >= self._least or is_asked_for):
             raise self._given_up(fault, now)

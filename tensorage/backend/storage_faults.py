@@ -41,7 +41,7 @@ _LASTING = frozenset({501, 507})
 #: What PostgreSQL says when it is the policies, and not the token, that refuse.
 _OF_POLICIES = ("row-level security", "permission denied")
 
-#: What the database says of an object for which the quota has no room: Storage passes its words on, but no code.
+#: Words of the database about an object for which the quota has no room: Storage passes its words on, but no code.
 _OVER_QUOTA = re.compile(r"more bytes do not fit: \d+ of \d+ bytes are in use")
 
 

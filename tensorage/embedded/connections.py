@@ -29,7 +29,7 @@ _CLOSE: Final = (b"connection", b"close")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the server one client, or all of them together, can have.
+    """Bounds on what one client, or all of them together, can have of the server.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        # Those that come after a body count, too.
+        # Trailers, which come after a body, count, too.
         self._head_fields += 1
         self._count_head(len(name) + len(value) + len(": \r\n"))
 

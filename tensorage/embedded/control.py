@@ -218,7 +218,7 @@ def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
         else:
             break
     try:
-        # What a killed server left.
+        # A killed server may have left some of it.
         stop_leftovers(folder.postgres_dir, starts_again=False)
         yield stopped
     finally:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _NO_QUERY: Final = Query()
 
-#: How many different calls are remembered, with their SQL, and the longest that is: all its texts together.
+#: Number of different calls that are remembered, with their SQL, and the length of the longest: all its texts together.
 _REMEMBERED_CALLS: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 1024
 
@@ -209,7 +209,7 @@ class RestApi:
         ) as connection:
             (row,) = await connection.fetch(work.statement.text, *work.statement.values)
             result = dict(row)
-            # What is not as the request insists is rolled back.
+            # An answer that is not as the request insists is rolled back.
             check_result(work.form, work.preferences, result)
             if work.is_put:
                 check_put_happened(result["page_total"])

@@ -16,7 +16,7 @@ _ARRAY = frozenset({"application/vnd.pgrst.array+json", "application/vnd.pgrst.a
 _OBJECT = frozenset({"application/vnd.pgrst.object+json", "application/vnd.pgrst.object"})
 _NULLS_STRIPPED = ";nulls=stripped"
 
-#: How many headers of a kind are remembered with their meaning, and the longest that is.
+#: Number of headers of a kind that are remembered with their meaning, and the length of the longest.
 _REMEMBERED: Final = 256
 MAX_REMEMBERED_LENGTH: Final = 256
 
