@@ -5,7 +5,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 HSDS := .venv-hsds
 OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py \
-    tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/bridges tests/sampling/test_aligned.py
+    tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/training/test_aligned.py
 DEMO_DATA := build/demo
 
 # Two pips must not write into one virtual environment.

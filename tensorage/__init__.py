@@ -27,11 +27,11 @@ if TYPE_CHECKING:
         TensorageError,
         TooLargeError,
     )
-    from tensorage.sampling.aligned import zip as zip  # noqa: A004 - written tensorage.zip
-    from tensorage.sampling.batches import batches
     from tensorage.session import BackendSession
     from tensorage.store import TensorStore
     from tensorage.tensor import Tensor
+    from tensorage.training.aligned import zip as zip  # noqa: A004 - written tensorage.zip
+    from tensorage.training.batches import batches
     from tensorage.types import Dataset
     from tensorage.warnings import SecurityWarning
 
@@ -80,12 +80,12 @@ _HOMES = {
     "SecurityWarning": "warnings",
     "Tensor": "tensor",
     "TensorStore": "store",
-    "batches": "sampling.batches",
+    "batches": "training.batches",
     "link_to": "auth",
     "local": "auth",
     "login": "auth",
     "signup": "auth",
-    "zip": "sampling.aligned",
+    "zip": "training.aligned",
 }
 
 

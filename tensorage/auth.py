@@ -6,12 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from tensorage import config
-from tensorage.backend.patience import PATIENCE_S
+from tensorage.backend.wire.patience import PATIENCE_S
 from tensorage.errors import ConfigurationError
 from tensorage.session import BackendSession
 
 if TYPE_CHECKING:
-    from tensorage._auth_sdk import AuthResponse
+    from tensorage.signin.sdk import AuthResponse
     from tensorage.store import TensorStore
 
 __all__ = ["link_to", "local", "login", "signup"]

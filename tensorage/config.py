@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from tensorage import _dotenv
-from tensorage._ownership import flaw_of_file, flaw_on_way, make_private_folder
+from tensorage import dotenv
 from tensorage.errors import ConfigurationError
+from tensorage.ownership import flaw_of_file, flaw_on_way, make_private_folder
 from tensorage.warnings import warn_once
 
 __all__ = [
@@ -216,7 +216,7 @@ def _environment() -> _Place:
 
 
 def _dotenv_file() -> _Place:
-    found = _dotenv.find(frozenset(ENVIRONMENT.values()))
+    found = dotenv.find(frozenset(ENVIRONMENT.values()))
     if found is None:
         return _Place(".env", "no file", {})
     values = {

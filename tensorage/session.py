@@ -23,14 +23,11 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tensorage._lending import Lender, Loan
-from tensorage._login import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
-from tensorage._processes import borrowed, watch
 from tensorage.backend.base import BaseContext
 from tensorage.backend.database import DatabaseContext
-from tensorage.backend.patience import PATIENCE_S, Patience, check_seconds
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.patience import PATIENCE_S, Patience, check_seconds
 from tensorage.config import ENVIRONMENT, check_url, configure, required, shown_url
 from tensorage.errors import (
     AuthenticationError,
@@ -38,10 +35,13 @@ from tensorage.errors import (
     ConfigurationError,
     TensorageError,
 )
+from tensorage.signin.lending import Lender, Loan
+from tensorage.signin.processes import borrowed, watch
+from tensorage.signin.state import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
 
 if TYPE_CHECKING:
     import supabase
-    from tensorage._auth_sdk import AuthResponse, Session, User
+    from tensorage.signin.sdk import AuthResponse, Session, User
     from tensorage.store import TensorStore
 
 __all__ = ["BackendSession", "ContextWrapper"]
@@ -532,7 +532,7 @@ class BackendSession:
 
     def _sdk(self) -> supabase.Client:
         if self._client is None:
-            from tensorage._client import make_client
+            from tensorage.signin.client import make_client
 
             url, key = self._required_url(), required("backend_key", self.backend_key, self._held_back)
             self._client, http = make_client(url, key)

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.choosing import check_engine
+from tensorage.adapters.dask import is_dask, store_dask
+from tensorage.adapters.labelled import Labels, append_labelled, is_labelled, labels_of, unwrapped
 from tensorage.backend.database import DatabaseContext
-from tensorage.backend.declaration import ArrayOptions
-from tensorage.bridges.dask import is_dask, store_dask
-from tensorage.bridges.labelled import Labels, append_labelled, is_labelled, labels_of, unwrapped
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.indexing.selection import Selection
+from tensorage.model.declaration import ArrayOptions
+from tensorage.model.engine_choice import check_engine
 from tensorage.tensor import Tensor
 from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
     import zarr.abc.store
 
-    from tensorage.background import BackgroundWriter
+    from tensorage.background.writer import BackgroundWriter
     from tensorage.session import BackendSession
 
 __all__ = ["TensorStore"]
@@ -404,7 +404,7 @@ class TensorStore(MutableMapping[str, Any]):
                     weights = train(weights)
                     bg[f"run/3/weights/{step}"] = weights
         """
-        from tensorage.background import BackgroundWriter
+        from tensorage.background.writer import BackgroundWriter
 
         return BackgroundWriter(self, max_in_flight=max_in_flight, max_bytes=max_bytes)
 

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.attributes import Attributes
-from tensorage.backend.coords import Coords, as_coords, replaced
-from tensorage.bridges.dask import PinnedArray
-from tensorage.bridges.labelled import is_labelled, labels_of
+from tensorage.adapters.dask import PinnedArray
+from tensorage.adapters.labelled import is_labelled, labels_of
 from tensorage.errors import CacheError, ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
+from tensorage.model.attributes import Attributes
+from tensorage.model.coords import Coords, as_coords, replaced
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
     import dask.array
     import xarray as xr
 
-    from tensorage.caching.cached import CachedTensor
-    from tensorage.sampling.batches import Batches
+    from tensorage.cache.cached import CachedTensor
     from tensorage.store import TensorStore
+    from tensorage.training.batches import Batches
 
 __all__ = ["Tensor"]
 
@@ -194,7 +194,7 @@ class Tensor:
             for batch in store.open("images").batches(64, shuffle=True, seed=0):
                 step(batch)
         """
-        from tensorage.sampling.batches import batches
+        from tensorage.training.batches import batches
 
         return batches(
             self, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, prefetch=prefetch,
@@ -266,7 +266,7 @@ class Tensor:
                     step(images[batch])
         """
         try:
-            from tensorage.caching.cached import CachedTensor
+            from tensorage.cache.cached import CachedTensor
         except ModuleNotFoundError as error:
             if error.name != "fcntl":
                 raise
@@ -313,7 +313,7 @@ class Tensor:
             means = store.open("era5").to_dask().mean(axis=0)
             store["era5/mean"] = means
         """
-        from tensorage.bridges.dask import to_dask
+        from tensorage.adapters.dask import to_dask
 
         return to_dask(self._store, self._dataset, chunks)
 
@@ -351,7 +351,7 @@ class Tensor:
             store.open("t2m").to_xarray().sel(lat=52.5, lon=13.4, method="nearest").plot()
         """
         try:
-            from tensorage.bridges.xarray import data_array_of
+            from tensorage.adapters.xarray import data_array_of
         except ModuleNotFoundError as error:
             raise InvalidInputError(
                 f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]'"

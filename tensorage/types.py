@@ -14,7 +14,7 @@ from tensorage.errors import DTypeError
 
 __all__ = ["COORDS_ATTRIBUTE", "Dataset", "Engine", "EngineChoice", "storable_dtype"]
 
-#: The attribute that coordinates are kept under: see `tensorage.backend.coords`. No user's attribute has this name.
+#: The attribute that coordinates are kept under: see `tensorage.model.coords`. No user's attribute has this name.
 COORDS_ATTRIBUTE = "tensorage.coords"
 
 #: Where an array is kept: as rows of the database, or as objects of Supabase Storage.
@@ -48,7 +48,7 @@ class Dataset:
     owner
         E-mail address of the user who stored it.
     coords
-        Labels of its axes, as the catalogue keeps them: `tensorage.backend.coords` decodes them.
+        Labels of its axes, as the catalogue keeps them: `tensorage.model.coords` decodes them.
     zarr
         Of an array of Storage: its metadata of Zarr v3 as JSON, without its shape, attributes and dims.
     """

@@ -20,9 +20,9 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from tensorage.backend.objects.codec import ShardCodec
-from tensorage.backend.objects.compressors import CorruptChunkError
-from tensorage.backend.objects.layout import Layout
+from tensorage.backend.zarr.codec import ShardCodec
+from tensorage.backend.zarr.compressors import CorruptChunkError
+from tensorage.backend.zarr.layout import Layout
 
 #: Bytes that each of the bombs decompresses to, or says that it does.
 NBYTES = 32 * 1024 * 1024

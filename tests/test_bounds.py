@@ -20,9 +20,9 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import TensorStore
-from tensorage.backend.memory import new_array
-from tensorage.backend.objects.layout import Layout
-from tensorage.backend.storage_requests import object_path
+from tensorage.backend.wire.storage_requests import object_path
+from tensorage.backend.zarr.layout import Layout
+from tensorage.model.memory import new_array
 from tensorage.types import Engine
 
 Sql = psycopg.Connection[tuple[Any, ...]]

@@ -10,7 +10,7 @@ import pytest
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.choosing import LARGE_BYTES, SAMPLE_BYTES, SMALL_BYTES, choose_engine
+from tensorage.model.engine_choice import LARGE_BYTES, SAMPLE_BYTES, SMALL_BYTES, choose_engine
 
 Name = Literal["database", "storage"]
 ENGINES: tuple[Name, ...] = ("database", "storage")

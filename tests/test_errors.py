@@ -20,8 +20,9 @@ import pytest
 
 import tensorage
 from tensorage import TensorStore, errors
-from tensorage.backend import patience
-from tensorage.backend.faults import (
+from tensorage.backend.transfer import MEDIA_TYPE, Transfer
+from tensorage.backend.wire import patience
+from tensorage.backend.wire.faults import (
     _BY_CODE,
     _SCHEMA_CODES,
     BackendAnswerError,
@@ -29,9 +30,8 @@ from tensorage.backend.faults import (
     check_version,
     error_of,
 )
-from tensorage.backend.http import TooMuchError
-from tensorage.backend.protocol import SCHEMA_VERSION
-from tensorage.backend.transfer import MEDIA_TYPE, Transfer
+from tensorage.backend.wire.header import SCHEMA_VERSION
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.errors import (
     AuthenticationError,
     BackendUnavailableError,

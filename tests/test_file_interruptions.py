@@ -21,10 +21,10 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import BackendSession
-from tensorage.backend import resumable
-from tensorage.backend.downloads import PIECE_BYTES as DOWNLOAD_BYTES
-from tensorage.backend.files import Files
-from tensorage.backend.resumable import PIECE_BYTES
+from tensorage.backend.files import resumable
+from tensorage.backend.files.downloads import PIECE_BYTES as DOWNLOAD_BYTES
+from tensorage.backend.files.folder import Files
+from tensorage.backend.files.resumable import PIECE_BYTES
 from tensorage.embedded import control
 
 MIB = 1 << 20

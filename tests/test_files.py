@@ -19,9 +19,9 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import BackendSession
-from tensorage.backend.downloads import PIECE_BYTES as DOWNLOAD_BYTES
-from tensorage.backend.files import MAX_PATH_BYTES, Files
-from tensorage.backend.resumable import PIECE_BYTES
+from tensorage.backend.files.downloads import PIECE_BYTES as DOWNLOAD_BYTES
+from tensorage.backend.files.folder import MAX_PATH_BYTES, Files
+from tensorage.backend.files.resumable import PIECE_BYTES
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
 

@@ -35,14 +35,14 @@ from tensorage import (
     Tensor,
     TensorStore,
 )
-from tensorage.backend.objects.bucket import Bucket
-from tensorage.backend.objects.chains import crc32c
-from tensorage.backend.objects.codec import CorruptChunkError
-from tensorage.backend.objects.engine import codec_of
-from tensorage.backend.objects.entries import fetch_entries
-from tensorage.backend.objects.importing import blocks_of, layout_of
-from tensorage.backend.objects.intact import check_intact
-from tensorage.backend.objects.layout import Layout
+from tensorage.backend.zarr.bucket import Bucket
+from tensorage.backend.zarr.chains import crc32c
+from tensorage.backend.zarr.codec import CorruptChunkError
+from tensorage.backend.zarr.engine import codec_of
+from tensorage.backend.zarr.entries import fetch_entries
+from tensorage.backend.zarr.importing import blocks_of, layout_of
+from tensorage.backend.zarr.intact import check_intact
+from tensorage.backend.zarr.layout import Layout
 
 Array = npt.NDArray[Any]
 Database = psycopg.Connection[tuple[Any, ...]]
@@ -737,6 +737,6 @@ def test_no_more_is_in_memory_than_is_under_way(project: Project, user: User) ->
 
 
 def test_zarr_is_loaded_when_it_is_needed() -> None:
-    script = "import sys, tensorage.backend.objects.engine; print('zarr' in sys.modules)"
+    script = "import sys, tensorage.backend.zarr.engine; print('zarr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

@@ -27,9 +27,10 @@ import pytest
 from forks import fork
 from project import Project
 
-from tensorage import AuthenticationError, BackendSession, _peers
-from tensorage._lending import Loan, Whereabouts
+from tensorage import AuthenticationError, BackendSession
 from tensorage.embedded import control
+from tensorage.signin import peers
+from tensorage.signin.lending import Loan, Whereabouts
 
 #: Tokens of the backend of these tests live so long, in seconds.
 LIFETIME_S = 2
@@ -361,7 +362,7 @@ def answer_to(address: str, question: bytes, key: bytes | None) -> bytes:
         if key is None:
             assert len(asking.recv_bytes()) == 32
         else:
-            _peers.prove_as_asker(asking, key, 10)
+            peers.prove_as_asker(asking, key, 10)
         asking.send_bytes(question)
         return asking.recv_bytes()
 
@@ -399,7 +400,7 @@ def reflect(asking: connection.Connection[Any, Any]) -> None:
 
 
 def as_with_another_key(asking: connection.Connection[Any, Any]) -> None:
-    _peers.prove_as_lender(asking, b"another key", 10)
+    peers.prove_as_lender(asking, b"another key", 10)
 
 
 def say_yes(asking: connection.Connection[Any, Any]) -> None:
@@ -428,11 +429,11 @@ class TestWhoIsThere:
 
     def test_both_know_the_key(self, address: str) -> None:
         def answer(asking: connection.Connection[Any, Any]) -> None:
-            _peers.prove_as_lender(asking, KEY, 10)
+            peers.prove_as_lender(asking, KEY, 10)
             asking.send_bytes(b"come in")
 
         with listening(address, answer) as met, connection.Client(address) as lender:
-            _peers.prove_as_asker(lender, KEY, 10)
+            peers.prove_as_asker(lender, KEY, 10)
             assert lender.recv_bytes() == b"come in"
         assert met == []
 
@@ -462,7 +463,7 @@ class TestWhoIsThere:
         assert whereabouts is not None
         with connection.Client(whereabouts.address) as asking:
             recorder = Recorder(asking)
-            _peers.prove_as_asker(recorder, whereabouts.key, 10)  # type: ignore[arg-type]
+            peers.prove_as_asker(recorder, whereabouts.key, 10)  # type: ignore[arg-type]
         assert len(recorder.sent) == 1
         with connection.Client(whereabouts.address) as asking:
             asking.recv_bytes()
@@ -518,10 +519,10 @@ class TestWhoIsThere:
     def test_the_user_of_macos(self) -> None:
         """Version, user, number of groups, 16 groups."""
         credentials = struct.pack("=IIh2x16I", 0, 501, 1, *range(16))
-        assert len(credentials) == _peers._XUCRED_BYTES
-        assert _peers._uid_of_xucred(credentials) == 501
-        with pytest.raises(_peers.NotThePeerError):
-            _peers._uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
+        assert len(credentials) == peers._XUCRED_BYTES
+        assert peers._uid_of_xucred(credentials) == 501
+        with pytest.raises(peers.NotThePeerError):
+            peers._uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
 
 
 class Recorder:

@@ -19,7 +19,7 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend import patience
+from tensorage.backend.wire import patience
 from tensorage.types import Engine
 
 #: How long the outages of these tests are: longer than the quick tries take.

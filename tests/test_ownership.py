@@ -12,8 +12,8 @@ from pathlib import Path
 import others
 import pytest
 
-from tensorage import _ownership
-from tensorage._ownership import (
+from tensorage import ownership as _ownership
+from tensorage.ownership import (
     Flaw,
     flaw_of_file,
     flaw_of_private_folder,

@@ -9,7 +9,7 @@ import termios
 
 SCRIPT = """
 import time
-from tensorage.backend.progress import progress
+from tensorage.backend.wire.progress import progress
 with progress(8_000_000, "weather", quiet={quiet}) as advance:
     for _ in range(4):
         time.sleep({pause})

@@ -33,11 +33,11 @@ from tensorage import (
     BackendUnavailableError,
     SchemaError,
     TensorStore,
-    _auth_sdk,
 )
 from tensorage.backend.database import DatabaseContext
-from tensorage.backend.protocol import SCHEMA_VERSION
+from tensorage.backend.wire.header import SCHEMA_VERSION
 from tensorage.embedded import control
+from tensorage.signin import sdk
 
 Logins = Callable[[], int]
 
@@ -157,7 +157,7 @@ class TestWhoIsLoggedIn:
         for email, password in [(user.email, "wrong-password"), ("nobody@example.com", "another-guess")]:
             with pytest.raises(AuthenticationError, match="Invalid login credentials") as caught:
                 session.login_by_mail(email, password)
-            assert isinstance(caught.value.__cause__, _auth_sdk.AuthApiError)
+            assert isinstance(caught.value.__cause__, sdk.AuthApiError)
             assert password not in str(caught.value)
         assert (session.token, session.email, session.password) == (before, user.email, user.password)
         session.refresh()
@@ -168,7 +168,7 @@ class TestWhoIsLoggedIn:
     def test_register(self, project: Project, user: User) -> None:
         session = BackendSession(None, None, project.url, project.key)
         response = session.register_by_mail("new-" + user.email, "a-good-password")
-        assert isinstance(response, _auth_sdk.AuthResponse)
+        assert isinstance(response, sdk.AuthResponse)
         assert response.user is not None
         assert session.user_id == response.user.id
         with pytest.raises(AuthenticationError, match="registered"):
@@ -181,7 +181,7 @@ class TestWhoIsLoggedIn:
     def test_refresh(self, session: BackendSession, logins: Logins) -> None:
         before = session.token
         response = session.refresh()
-        assert isinstance(response, _auth_sdk.AuthResponse)
+        assert isinstance(response, sdk.AuthResponse)
         assert response.session is not None
         assert response.session.access_token == session.token != before
         assert logins() == 1
@@ -225,8 +225,8 @@ class TestClientOfTheSdk:
         assert ended not in str(client.options.headers)
 
     def test_auth_sdk_is_the_one_that_the_sdk_uses(self, session: BackendSession) -> None:
-        assert supabase.AuthApiError is _auth_sdk.AuthApiError
-        assert type(session.login_by_mail()) is _auth_sdk.AuthResponse
+        assert supabase.AuthApiError is sdk.AuthApiError
+        assert type(session.login_by_mail()) is sdk.AuthResponse
 
 
 class TestNoSupabaseThere:

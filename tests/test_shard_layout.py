@@ -20,9 +20,10 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from tensorage import DTypeError, InvalidInputError
-from tensorage.backend.objects import extents, layout, metadata
-from tensorage.backend.objects.extents import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
-from tensorage.backend.objects.layout import Layout
+from tensorage.backend.zarr import extents, layout
+from tensorage.backend.zarr.extents import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
+from tensorage.backend.zarr.layout import Layout
+from tensorage.model import zarr_metadata
 
 Shape = tuple[int, ...]
 
@@ -55,7 +56,7 @@ def opened(document: dict[str, Any]) -> zarr.Array[Any]:
     )
 
 
-@pytest.mark.parametrize("module", [extents, layout, metadata])
+@pytest.mark.parametrize("module", [extents, layout, zarr_metadata])
 def test_examples_of_docstrings(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -322,8 +323,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(node_type="group"), "node_type 'group'"),
         (broken(data_type="float64"), "data_type 'float64'; readable is 'float32' only"),
         (broken(chunk_grid={"name": "rectilinear", "configuration": {}}), "chunk_grid 'rectilinear'"),
-        (broken(chunk_grid=metadata.regular_grid((4, 5))), r"\(4, 5\) do not hold whole chunks of \(2, 3\)"),
-        (broken(chunk_grid=metadata.regular_grid((4,))), "has 1 extents"),
+        (broken(chunk_grid=zarr_metadata.regular_grid((4, 5))), r"\(4, 5\) do not hold whole chunks of \(2, 3\)"),
+        (broken(chunk_grid=zarr_metadata.regular_grid((4,))), "has 1 extents"),
         (broken(storage_transformers=[{"name": "x"}]), "storage_transformers"),
         (broken(codecs=3), "no metadata of a Zarr v3 array"),
         (broken(codecs=[{"name": "sharding_indexed"}]), "no metadata of a Zarr v3 array .*'chunk_shape'"),
@@ -409,7 +410,7 @@ def test_codecs_that_fail_only_at_work_are_refused(codec: dict[str, Any]) -> Non
 def test_layouts_need_no_zarr() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from tensorage.backend.objects.layout import Layout\n"
+        "from tensorage.backend.zarr.layout import Layout\n"
         "chosen = Layout.choose((3, 4), np.dtype('<f4'))\n"
         "assert Layout.parse(chosen.metadata(), chosen.shape, chosen.dtype) == chosen\n"
         "print(*{'zarr', 'numcodecs', 'google_crc32c'} & sys.modules.keys())"

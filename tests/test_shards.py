@@ -27,11 +27,11 @@ from zarr.buffer.cpu import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from tensorage import InvalidInputError
-from tensorage.backend.objects.chains import PlainChain, ZarrChain, chain_of
-from tensorage.backend.objects.codec import EMPTY, EncodedShard, ShardCodec, parse_index
-from tensorage.backend.objects.compressors import CorruptChunkError, frame_content_size
-from tensorage.backend.objects.layout import Layout
-from tensorage.backend.objects.metadata import array_metadata
+from tensorage.backend.zarr.chains import PlainChain, ZarrChain, chain_of
+from tensorage.backend.zarr.codec import EMPTY, EncodedShard, ShardCodec, parse_index
+from tensorage.backend.zarr.compressors import CorruptChunkError, frame_content_size
+from tensorage.backend.zarr.layout import Layout
+from tensorage.model.zarr_metadata import array_metadata
 
 Array = npt.NDArray[Any]
 
@@ -460,8 +460,8 @@ def test_codecs_of_zarr_work_within_a_running_event_loop() -> None:
 def test_default_codecs_need_no_zarr() -> None:
     script = (
         "import sys, numpy as np\n"
-        "from tensorage.backend.objects.codec import ShardCodec\n"
-        "from tensorage.backend.objects.layout import Layout\n"
+        "from tensorage.backend.zarr.codec import ShardCodec\n"
+        "from tensorage.backend.zarr.layout import Layout\n"
         "codec = ShardCodec(Layout.choose((3, 4), np.dtype('<f4')))\n"
         "shard = codec.encode(np.ones((3, 4), 'f4'))\n"
         "length = codec.ranges(shard.index, shard.nbytes)[0, 1]\n"

@@ -30,11 +30,11 @@ from tensorage import (
     InvalidInputError,
     TensorStore,
 )
-from tensorage.backend.objects.engine import codec_of
-from tensorage.backend.objects.entries import ShardEntry, fetch_entries
-from tensorage.backend.objects.layout import Layout
-from tensorage.backend.objects.zarr_keys import extent_of, number_at
-from tensorage.backend.objects.zarr_store import CatalogueStore
+from tensorage.backend.zarr.engine import codec_of
+from tensorage.backend.zarr.entries import ShardEntry, fetch_entries
+from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.zarr_keys import extent_of, number_at
+from tensorage.backend.zarr.zarr_store import CatalogueStore
 from tensorage.types import Dataset
 
 Array = npt.NDArray[Any]
@@ -190,8 +190,8 @@ def test_an_object_that_an_append_replaced_is_not_mixed_with_its_successor(
 def test_an_object_that_was_used_is_used_again_or_not_at_all(
     store: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorage.backend.objects.zarr_store._PAGES_PER_REQUEST", 10**9)
-    monkeypatch.setattr("tensorage.backend.objects.zarr_store._MAX_PAGES", 1)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._PAGES_PER_REQUEST", 10**9)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._MAX_PAGES", 1)
     array = numbers((10, 7))
     write(store, "a", array, chunks=(2, 7), shards=(4, 7))
     source = opened(store, "a")
@@ -331,8 +331,8 @@ def test_metadata_are_not_asked_for(project: Project, user: User, store: TensorS
 
 
 def test_no_more_is_kept_than_a_few_pages(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensorage.backend.objects.zarr_store._PAGES_PER_REQUEST", 2048)
-    monkeypatch.setattr("tensorage.backend.objects.zarr_store._MAX_PAGES", 3)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._PAGES_PER_REQUEST", 2048)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._MAX_PAGES", 3)
     array = numbers((20, 2))
     write(store, "a", array, chunks=(1, 2), shards=(1, 2))
     source = opened(store, "a")

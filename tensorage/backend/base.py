@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.arrays import as_array, cast_to
+from tensorage.backend.blocks.engine import RowsEngine
 from tensorage.backend.catalogue import Catalogue
-from tensorage.backend.choosing import resolve_engine
 from tensorage.backend.copying import copy_array
-from tensorage.backend.declaration import ArrayOptions, Declaration, declare
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
-from tensorage.backend.faults import check_version, missing_schema
-from tensorage.backend.progress import Advance
-from tensorage.backend.rows.engine import RowsEngine
 from tensorage.backend.staging import commit, stage
+from tensorage.backend.wire.faults import check_version, missing_schema
+from tensorage.backend.wire.progress import Advance
 from tensorage.errors import IncompleteTensorError, InvalidInputError, SchemaError
 from tensorage.indexing.boxes import Sizes
 from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.model.declaration import ArrayOptions, Declaration, declare
+from tensorage.model.engine_choice import resolve_engine
+from tensorage.model.values import as_array, cast_to
 from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
     import zarr.abc.store
 
-    from tensorage.backend.objects.engine import ObjectsEngine
     from tensorage.backend.transfer import Transfer
+    from tensorage.backend.zarr.engine import ObjectsEngine
     from tensorage.session import BackendSession
 
 __all__ = ["BaseContext"]
@@ -108,7 +108,7 @@ class BaseContext:
         is_shared
             Let every signed-in user of the project read it.
         options
-            See `tensorage.backend.declaration.ArrayOptions`.
+            See `tensorage.model.declaration.ArrayOptions`.
 
         Raises
         ------
@@ -262,7 +262,7 @@ class BaseContext:
         return self._catalogue.name_axes(dataset, dims)
 
     def label(self, dataset: Dataset, coords: Mapping[str, Any] | None) -> Dataset:
-        """Replace the coordinates by others, as `tensorage.backend.coords` encodes them, or by none."""
+        """Replace the coordinates by others, as `tensorage.model.coords` encodes them, or by none."""
         return self._catalogue.label(dataset, coords)
 
     def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
@@ -394,7 +394,7 @@ class BaseContext:
             If it is damaged. Nothing is stored.
         """
         storage = self._storage_engine()
-        from tensorage.backend.objects.importing import blocks_of, declaration_of, open_source
+        from tensorage.backend.zarr.importing import blocks_of, declaration_of, open_source
 
         array = open_source(source)
         new = declaration_of(array, key, is_shared, options)
@@ -405,9 +405,9 @@ class BaseContext:
         return self._engine(engine).store_blocks(blocks_of(array), new, quiet=quiet)
 
     def zarr_store(self, dataset: Dataset, *, as_group: str | None = None) -> zarr.abc.store.Store:
-        """An array of Storage as it was opened, as a store of zarr: see `tensorage.backend.objects.zarr_store`."""
+        """An array of Storage as it was opened, as a store of zarr: see `tensorage.backend.zarr.zarr_store`."""
         self._storage_engine()
-        from tensorage.backend.objects.zarr_store import CatalogueStore
+        from tensorage.backend.zarr.zarr_store import CatalogueStore
 
         return CatalogueStore(TransferOf(self.backend), dataset, as_group=as_group)
 
@@ -506,7 +506,7 @@ class BaseContext:
         if name == "database":
             return RowsEngine(transfer, self.open)
         try:
-            from tensorage.backend.objects.engine import ObjectsEngine
+            from tensorage.backend.zarr.engine import ObjectsEngine
         except ModuleNotFoundError as error:
             raise InvalidInputError(
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"

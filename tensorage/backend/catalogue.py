@@ -6,11 +6,11 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tensorage.backend.arrays import as_attrs, as_dims, check_key
-from tensorage.backend.coords import check_room, renamed
 from tensorage.backend.staging import new_operation, sweep, written
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.model.coords import check_room, renamed
+from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = ["Catalogue"]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.declaration import Declaration
 from tensorage.backend.engine import ArrayEngine
+from tensorage.model.declaration import Declaration
 from tensorage.types import Dataset
 
 __all__ = ["copy_array"]

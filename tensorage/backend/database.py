@@ -13,7 +13,7 @@ __all__ = ["DatabaseContext"]
 class DatabaseContext(BaseContext):
     """New arrays as rows of the database, as the user of one session.
 
-    See `tensorage.backend.rows` for how.
+    See `tensorage.backend.blocks` for how.
     """
 
     engine: ClassVar[Engine] = "database"

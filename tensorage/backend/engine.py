@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from tensorage.backend.declaration import Declaration
-from tensorage.backend.progress import Advance
+from tensorage.backend.wire.progress import Advance
 from tensorage.indexing.boxes import Sizes
 from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.model.declaration import Declaration
 from tensorage.types import Dataset
 
 __all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadBox"]

@@ -11,10 +11,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from tensorage.backend.faults import RestartedError
-from tensorage.backend.patience import Hurry, current_hurry, hurried
-from tensorage.backend.progress import Advance, progress
 from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import RestartedError
+from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
+from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
@@ -119,7 +119,7 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
         left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
     if answer.get("objects_left", 0):
         # Arrays of Storage are needed by few.
-        from tensorage.backend.objects.sweeping import sweep_objects
+        from tensorage.backend.zarr.sweeping import sweep_objects
 
         sweep_objects(transfer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tensorage.backend.base import BaseContext
-from tensorage.backend.files import Files
+from tensorage.backend.files.folder import Files
 from tensorage.types import Engine
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ __all__ = ["StorageContext"]
 class StorageContext(BaseContext, Files):
     """New arrays as objects of Storage, and files beside them, as the user of one session.
 
-    See `tensorage.backend.objects` for how arrays are kept. All objects are in the user's own folder of the private
+    See `tensorage.backend.zarr` for how arrays are kept. All objects are in the user's own folder of the private
     bucket ``tensors``.
     """
 

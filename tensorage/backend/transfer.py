@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from tensorage.backend.faults import check_version, error_of
-from tensorage.backend.http import PARALLEL, Http, Login, Request, TooMuchError
-from tensorage.backend.patience import Hurry, Patience, current_hurry, hurried
-from tensorage.backend.protocol import as_json
+from tensorage.backend.wire.faults import check_version, error_of
+from tensorage.backend.wire.header import as_json
+from tensorage.backend.wire.http import PARALLEL, Http, Login, Request, TooMuchError
+from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, hurried
 from tensorage.errors import BackendUnavailableError
 
 __all__ = ["MEDIA_TYPE", "Transfer"]
@@ -46,7 +46,7 @@ class Transfer:
     parallel
         Jobs at once in `run`.
     patience
-        Of its requests: see `tensorage.backend.http.Http`.
+        Of its requests: see `tensorage.backend.wire.http.Http`.
     """
 
     base_url: str

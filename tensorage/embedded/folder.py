@@ -33,14 +33,14 @@ from urllib.parse import quote
 import platformdirs
 from filelock import FileLock
 
-from tensorage._ownership import (
+from tensorage.errors import TensorageError
+from tensorage.ownership import (
     Flaw,
     flaw_of_file,
     flaw_of_private_folder,
     flaw_on_way,
     make_private_folder,
 )
-from tensorage.errors import TensorageError
 
 #: Where the backend lives when nobody says where.
 DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"

@@ -17,8 +17,8 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend import patience
-from tensorage.background import BackgroundWriter
+from tensorage.backend.wire import patience
+from tensorage.background.writer import BackgroundWriter
 from tensorage.types import Engine
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tensorage._operations import Failure, Operation, Operations, error_to_raise, listed
+from tensorage.background.operations import Failure, Operation, Operations, error_to_raise, listed
 
 
 def operation(key: str, nbytes: int = 1) -> Operation:

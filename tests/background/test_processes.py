@@ -150,8 +150,8 @@ def test_a_server_that_is_gone_at_the_end(project: Project, user: User) -> None:
         user,
         "database",
         """
-import tensorage.backend.patience
-tensorage.backend.patience.FIRST_WAIT_S = 0.01
+import tensorage.backend.wire.patience
+tensorage.backend.wire.patience.FIRST_WAIT_S = 0.01
 session.patience_s = 0
 bg = store.background()
 bg["x"] = 0
@@ -233,7 +233,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(gated: TensorStore, ga
     assert gated.keys() == ["x", "y"]
 
 
-def _refusals(bg: tensorage.background.BackgroundWriter) -> str:
+def _refusals(bg: tensorage.background.writer.BackgroundWriter) -> str:
     said = ""
     try:
         for give in (

@@ -14,7 +14,7 @@ from project import Project, User
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.background import BackgroundWriter
+from tensorage.background.writer import BackgroundWriter
 from tensorage.types import Engine
 
 

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tensorage.backend.faults import Fault
-from tensorage.backend.http import Answer, Http, Request
+from tensorage.backend.wire.faults import Fault
+from tensorage.backend.wire.http import Answer, Http, Request
 
 __all__ = ["FAULTS", "commit"]
 
@@ -33,7 +33,7 @@ def _resends_under_another_id() -> None:
 
 def _answers_before_the_commit() -> None:
     """Take an array for stored whose commit has not been asked for."""
-    from tensorage.backend.rows import writing
+    from tensorage.backend.blocks import writing
 
     def stage(transfer, dataset, send, nbytes, *, quiet, shards=None):  # type: ignore[no-untyped-def]
         send(lambda _bytes: None)

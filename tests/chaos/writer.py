@@ -19,9 +19,9 @@ from project import Project, User
 
 import tensorage
 from tensorage import TensorStore
-from tensorage.backend.objects import writing as objects_writing
-from tensorage.backend.rows import engine as rows_engine
-from tensorage.backend.rows import writing as rows_writing
+from tensorage.backend.blocks import engine as rows_engine
+from tensorage.backend.blocks import writing as rows_writing
+from tensorage.backend.zarr import writing as objects_writing
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.indexing import runs
 

@@ -16,7 +16,7 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.protocol import header
+from tensorage.backend.wire.header import header
 from tensorage.types import Engine
 
 Sql = psycopg.Connection[tuple[Any, ...]]

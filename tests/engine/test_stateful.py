@@ -18,9 +18,9 @@ from selections import selections
 
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
-from tensorage.backend.objects import entries, reading
-from tensorage.backend.objects import writing as objects_writing
-from tensorage.backend.rows import assigning, writing
+from tensorage.backend.blocks import assigning, writing
+from tensorage.backend.zarr import entries, reading
+from tensorage.backend.zarr import writing as objects_writing
 from tensorage.indexing import runs
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.declaration import ArrayOptions
+from tensorage.model.declaration import ArrayOptions
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]

@@ -24,8 +24,8 @@ from workers import LARGE
 
 import tensorage
 from tensorage import BackendSession, TensorStore
-from tensorage.backend import patience
-from tensorage.backend.http import Answer, Request
+from tensorage.backend.wire import patience
+from tensorage.backend.wire.http import Answer, Request
 from tensorage.embedded import control
 
 Sql = psycopg.Connection[tuple[Any, ...]]

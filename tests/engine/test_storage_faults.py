@@ -22,7 +22,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
-from tensorage.backend import patience
+from tensorage.backend.wire import patience
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
 

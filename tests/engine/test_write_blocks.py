@@ -14,7 +14,7 @@ import workers
 
 import tensorage
 from tensorage import TensorStore
-from tensorage.backend.http import Answer, Request
+from tensorage.backend.wire.http import Answer, Request
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]

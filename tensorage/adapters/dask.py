@@ -1,0 +1,184 @@
+"""Stored arrays as arrays of dask, and arrays of dask stored by the workers that compute them.
+
+Reading, each task reads the box that it needs, of the version that was opened: a graph never mixes two. Storing, the
+blocks are cut so that each can be stored on its own, each worker stores those that it has computed, and whoever asked
+for it makes all of them visible by one commit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+import numpy as np
+
+from tensorage.errors import InvalidInputError
+from tensorage.indexing.boxes import sizes_of
+from tensorage.indexing.selection import Selection
+from tensorage.model.declaration import ArrayOptions
+from tensorage.model.values import as_array, cast_to
+from tensorage.types import Dataset, EngineChoice
+
+if TYPE_CHECKING:
+    import dask.array
+
+    from tensorage.store import TensorStore
+
+__all__ = ["PinnedArray", "is_dask", "store_dask", "to_dask"]
+
+
+def is_dask(value: object) -> bool:
+    """Whether it is an array of dask. Where nobody has imported dask, nothing is."""
+    loaded = sys.modules.get("dask.array")
+    return loaded is not None and isinstance(value, loaded.Array)
+
+
+def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.array.Array:
+    """A stored array as an array of dask: see `tensorage.tensor.Tensor.to_dask`."""
+    array = _dask_array()
+    from dask.base import tokenize
+
+    own = sizes_of(dataset.shape, store.context.extents_to_read(dataset))
+    chosen = own
+    if chunks is not None and chunks != "auto":
+        by_axis = _by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
+        try:
+            chosen = array.core.normalize_chunks(
+                by_axis, shape=dataset.shape, dtype=dataset.dtype, previous_chunks=own
+            )
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise InvalidInputError(
+                f"chunks={chunks!r} for {dataset.key!r} of shape {dataset.shape}: {error}"
+            ) from error
+    pinned = PinnedArray(store, _to_travel(dataset))
+    made: dask.array.Array = array.from_array(
+        pinned,
+        chunks=chosen,
+        name=f"tensorage-{tokenize(pinned, chosen)}",
+        # The task takes it along: as a task of its own, it would be sent from the one worker that has it.
+        inline_array=True,
+        meta=np.empty((0,) * dataset.ndim, dataset.dtype),
+    )
+    return made
+
+
+def _by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
+    """Chunks by the numbers of axes, where they are given by number or by name. Dask ignores what is neither."""
+    numbers = {name: axis for axis, name in enumerate(dataset.dims or ())}
+    found = {numbers.get(name, name): extent for name, extent in chunks.items()}
+    unknown = [name for name in found if name not in range(-dataset.ndim, dataset.ndim)]
+    if unknown:
+        raise InvalidInputError(
+            f"chunks={dict(chunks)!r} for {dataset.key!r} of shape {dataset.shape} and dims {dataset.dims}: there are "
+            f"no axes {unknown}"
+        )
+    return {axis % dataset.ndim: extent for axis, extent in found.items()}
+
+
+def store_dask(
+    store: TensorStore,
+    key: str,
+    array: dask.array.Array,
+    *,
+    engine: EngineChoice,
+    is_shared: bool = False,
+    **options: Unpack[ArrayOptions],
+) -> Dataset:
+    """Store an array of dask: each block by the worker that computes it, and all of them visible in one step.
+
+    Raises
+    ------
+    InvalidInputError
+        If the extents of its blocks are not known.
+    """
+    if any(math.isnan(extent) for extent in array.shape):
+        raise InvalidInputError(
+            f"storing {key!r}: the extents of some blocks of the dask array are not known yet, its shape is "
+            f"{array.shape}. Call its compute_chunk_sizes() first"
+        )
+
+    def fill_all(dataset: Dataset) -> None:
+        cut = cast("Any", array).rechunk(store.context.grid_to_fill(dataset, array.chunks))
+        _dask_array().store(cut, _Target(store, _to_travel(dataset)), lock=False)
+
+    return store.context.write_with(
+        key, fill_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
+    )
+
+
+@dataclass(frozen=True)
+class PinnedArray:
+    """One version of a stored array, as other libraries read arrays. It can be sent to other processes.
+
+    Parameters
+    ----------
+    store
+        Held for as long as this is, so that the login is.
+    dataset
+        The version.
+    """
+
+    store: TensorStore
+    dataset: Dataset
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataset.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.dataset.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.dataset.ndim
+
+    def __getitem__(self, selection: Selection) -> Any:
+        """``array[selection]``, as numpy gives it.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when it was opened.
+        """
+        return self.store.context.read(self.dataset, selection, quiet=True)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        now = self.dataset
+        return self.store.backend.backend_url, now.id, now.version, now.created_at, now.shape, now.dtype.str
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Takes the blocks of one declared array, wherever they are computed."""
+
+    store: TensorStore
+    dataset: Dataset
+
+    def __setitem__(self, box: tuple[slice, ...], block: Any) -> None:
+        elements = cast_to(as_array(block), self.dataset)
+        wanted = tuple(axis.stop - axis.start for axis in box)
+        if elements.shape != wanted:
+            raise InvalidInputError(
+                f"storing {self.dataset.key!r}: a block of the dask array has shape {elements.shape} where the array "
+                f"said {wanted}. Nothing was stored"
+            )
+        self.store.context.fill(self.dataset, box, elements)
+
+
+def _to_travel(dataset: Dataset) -> Dataset:
+    """What a task needs to know of an array: each takes it along, and attributes and labels may be large."""
+    return replace(dataset, attrs={}, coords=None)
+
+
+def _dask_array() -> Any:
+    try:
+        import dask.array
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"arrays of dask need the package {error.name!r}: pip install 'tensorage[dask]'"
+        ) from error
+    return dask.array

@@ -1,0 +1,226 @@
+"""Arrays of xarray on their way in: taken apart into elements and labels. xarray is not imported for that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.base import BaseContext
+from tensorage.errors import ChangedError, DTypeError, InvalidInputError
+from tensorage.model.coords import (
+    Coord,
+    as_labels,
+    check_fit,
+    check_name,
+    check_room,
+    coords_of,
+    encoded,
+    extended,
+    replaced,
+    with_axes,
+)
+from tensorage.model.values import as_dims
+from tensorage.types import Dataset
+
+__all__ = ["Labels", "append_labelled", "is_labelled", "labels_of", "unwrapped"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What an array of xarray is, beside its elements and its attributes."""
+
+    name: str | None
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    coords: Sequence[Coord]
+
+    def copied(self) -> Labels:
+        """The same, whatever becomes of the array."""
+        coords = [replace(coord, values=coord.values.copy()) for coord in self.coords]
+        return replace(self, coords=coords)
+
+
+def is_labelled(value: object) -> bool:
+    """Whether this is a DataArray of xarray. Where nobody has imported xarray, nothing is."""
+    return _is_a(value, "DataArray")
+
+
+def unwrapped(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The elements of an array that is to be stored, and what is said of it: with the labels, if it has any.
+
+    Parameters
+    ----------
+    value
+        A DataArray; anything else stays as it is.
+    options
+        What is said of it. `attrs` and `dims` are taken from the DataArray where they are None.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If the labels cannot be stored.
+    """
+    if _is_a(value, "Dataset"):
+        raise InvalidInputError(
+            f"storing {key!r}: a Dataset of xarray is several arrays. Store each variable under a key of its own: "
+            f"for name, array in dataset.data_vars.items(): store[f'{key}/{{name}}'] = array"
+        )
+    if not is_labelled(value):
+        return value, dict(options)
+    labels = labels_of(key, value)
+    coords = encoded(labels.coords, name=labels.name)
+    dims = options.get("dims")
+    if dims is None:
+        dims = labels.dims
+    else:
+        dims = cast("Sequence[str]", as_dims(dims, value.ndim))
+        coords["coords"] = with_axes(coords["coords"], labels.dims, dims, key)
+    attrs = options.get("attrs")
+    attrs = dict(value.attrs) if attrs is None else attrs
+    return value.data, {**options, "attrs": attrs, "dims": dims, "coords": coords}
+
+
+def labels_of(key: str, array: Any) -> Labels:
+    """The labels of a DataArray.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If one cannot be stored. It says what to do.
+    """
+    if array.name is not None:
+        check_name(f"storing {key!r}", array.name)
+    dims = tuple(cast("Sequence[str]", as_dims(array.dims, array.ndim)))
+    coords = [_coord(key, array, name) for name in array.coords]
+    check_fit(coords, key, dims, array.shape)
+    return Labels(array.name, dims, tuple(array.shape), coords)
+
+
+def append_labelled(
+    context: BaseContext, key: str, rows: npt.ArrayLike, labels: Labels, *, quiet: bool
+) -> Dataset:
+    """Add rows at the end of the first axis of an array, and their labels at the end of its coordinates.
+
+    The rows first, all at once, and then the labels.
+
+    Raises
+    ------
+    InvalidInputError
+        If dims or coordinates are others than those that are stored. Nothing was appended.
+    ChangedError
+        If others appended meanwhile. The rows are there, their labels are not.
+    """
+    before = context.open(key)
+    if before.dims != labels.dims:
+        raise InvalidInputError(
+            f"appending to {key!r}: its dims are {before.dims}, and those of the DataArray {labels.dims}. Nothing was "
+            "appended: rename or transpose it, or append its .values"
+        )
+    made = _appended(before, labels)
+    if made is None:
+        return context.append(key, rows, known=before, quiet=quiet)
+    check_room(key, before.attrs, cast("Mapping[str, Any]", replaced(before, made)))
+    after = context.append(key, rows, known=before, quiet=quiet)
+    count = labels.shape[0]
+    first = after.shape[0] - count
+    try:
+        made = _appended(replace(after, shape=(first, *after.shape[1:])), labels)
+    except InvalidInputError as error:
+        raise ChangedError(
+            f"appending to {key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as the "
+            "coordinates were changed meanwhile, or rows were appended by others. Set tensor.coords anew"
+        ) from error
+    return after if made is None else context.label(after, replaced(after, made))
+
+
+def _appended(before: Dataset, labels: Labels) -> list[Coord] | None:
+    """The coordinates with those of more rows, None if none runs along the first axis."""
+    key, kept, more = before.key, coords_of(before), {coord.name: coord for coord in labels.coords}
+    names = {coord.name for coord in kept}
+    if names != more.keys():
+        raise InvalidInputError(
+            f"appending to {key!r}: its coordinates are {sorted(names)}, and those of the DataArray {sorted(more)}. "
+            "Nothing was appended: give those that are stored, or append its .values"
+        )
+    grown = [_grown(before, coord, more[coord.name], labels.dims[:1]) for coord in kept]
+    return grown if any(set(coord.dims) & set(labels.dims[:1]) for coord in kept) else None
+
+
+def _grown(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -> Coord:
+    if not set(coord.dims) & set(first):
+        _check_same(before.key, coord, more)
+        return coord
+    if coord.dims != more.dims:
+        raise InvalidInputError(
+            f"appending to {before.key!r}: the coordinate {coord.name!r} runs along {coord.dims}, and that of the "
+            f"DataArray along {more.dims}. Nothing was appended"
+        )
+    axis = coord.dims.index(first[0])
+    have = coord.values.shape[axis]
+    if have != before.shape[0]:
+        raise InvalidInputError(
+            f"appending to {before.key!r}: its coordinate {coord.name!r} has {have} labels for {before.shape[0]} rows, "
+            "as rows were appended without labels. Nothing was appended: set tensor.coords first"
+        )
+    others = [extent for i, extent in enumerate(coord.values.shape) if i != axis]
+    if others != [extent for i, extent in enumerate(more.values.shape) if i != axis]:
+        raise InvalidInputError(
+            f"appending to {before.key!r}: the coordinate {coord.name!r} has shape {coord.values.shape}, and that of "
+            f"the DataArray {more.values.shape}. Nothing was appended"
+        )
+    return extended(coord, axis, more, before.key)
+
+
+def _check_same(key: str, coord: Coord, more: Coord) -> None:
+    """Refuse rows whose other axes are labelled otherwise: latitudes the other way round, say."""
+    if coord.dims != more.dims or not _is_equal(coord.values, more.values):
+        raise InvalidInputError(
+            f"appending to {key!r}: the coordinate {coord.name!r} of the DataArray is not the stored one. Nothing was "
+            "appended: select or sort the DataArray by that, or append its .values"
+        )
+
+
+def _is_equal(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
+    has_nan = left.dtype.kind in "fcmM" and right.dtype.kind == left.dtype.kind
+    return bool(np.array_equal(left, right, equal_nan=has_nan))
+
+
+def _coord(key: str, array: Any, name: Any) -> Coord:
+    coord = array.coords[name]
+    _check_index(key, array, name)
+    if not isinstance(coord.dtype, np.dtype):
+        raise DTypeError(
+            f"storing {key!r}: the coordinate {name!r} is of dtype {coord.dtype}, which is one of pandas: convert it "
+            f"to one of numpy, by .assign_coords({name}=...), or leave it out, by .drop_vars({name!r}). Nothing was "
+            "stored"
+        )
+    return Coord(name, tuple(coord.dims), as_labels(name, coord.values), coord.attrs, name in array.xindexes)
+
+
+def _check_index(key: str, array: Any, name: Any) -> None:
+    from xarray.core.indexes import PandasMultiIndex
+    from xarray.indexes import PandasIndex
+
+    index = array.xindexes.get(name)
+    if index is None or type(index) is PandasIndex:
+        return
+    if isinstance(index, PandasMultiIndex):
+        raise InvalidInputError(
+            f"storing {key!r}: the coordinate {name!r} belongs to a MultiIndex, which cannot be stored: "
+            f".reset_index({index.dim!r}) makes plain coordinates of it, .drop_vars({index.dim!r}) leaves it out. "
+            "Nothing was stored"
+        )
+    raise InvalidInputError(
+        f"storing {key!r}: the coordinate {name!r} has an index of the type {type(index).__name__}, which cannot be "
+        f"stored: .drop_indexes({name!r}) leaves plain labels, .drop_vars({name!r}) none. Nothing was stored"
+    )
+
+
+def _is_a(value: object, name: str) -> bool:
+    # Without the name while another thread imports it: then there can be no such value either.
+    return isinstance(value, getattr(sys.modules.get("xarray"), name, ()))

@@ -1,0 +1,183 @@
+"""Stored arrays as arrays of xarray: the labels are there at once, elements are read when they are needed.
+
+All of it is of the version that was opened: reading raises `ChangedError` once the array is another one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+from xarray.indexes import PandasIndex
+
+from tensorage.adapters.dask import PinnedArray
+from tensorage.errors import InvalidInputError
+from tensorage.model.coords import Coord, coords_of, is_named, name_of
+from tensorage.types import Dataset
+
+if TYPE_CHECKING:
+    from tensorage.store import TensorStore
+
+__all__ = ["StoredArray", "coordinates", "data_array_of", "fitting_coords", "variable_of"]
+
+#: The name of the variable while a DataArray is made. No coordinate has a NUL in its name.
+_ARRAY = "\0"
+
+
+class StoredArray(BackendArray):
+    """One version of a stored array, as xarray reads arrays. It can be pickled.
+
+    Parameters
+    ----------
+    pinned
+        The version.
+    """
+
+    __slots__ = ("_pinned", "dtype", "shape")
+
+    def __init__(self, pinned: PinnedArray) -> None:
+        self._pinned = pinned
+        self.shape = pinned.shape
+        self.dtype = pinned.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
+        """The elements that xarray asks for, and no others.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when it was opened.
+        """
+        if isinstance(key, indexing.VectorizedIndexer):
+            return _pointwise(self._pinned, key.tuple)
+        return _orthogonal(self._pinned, key.tuple)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredArray:
+        # Nothing of it changes, and a copy of the session would be another login.
+        return self
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self._pinned.__dask_tokenize__()
+
+
+def data_array_of(store: TensorStore, dataset: Dataset, data: Any = None) -> xr.DataArray:
+    """A stored array as a DataArray.
+
+    Parameters
+    ----------
+    data
+        What the elements are taken from, by default the store.
+    """
+    dims = dataset.dims or tuple(f"dim_{axis}" for axis in range(dataset.ndim))
+    variable = variable_of(store, dataset, dims, data)
+    made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset, stacklevel=4)))[_ARRAY]
+    made.name = name_of(dataset) if is_named(dataset) else dataset.key
+    return made
+
+
+def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data: Any = None) -> xr.Variable:
+    """The elements of a stored array, with names of the axes and attributes, without coordinates.
+
+    Raises
+    ------
+    InvalidInputError
+        If two axes have the same name.
+    """
+    if len(set(dims)) < len(dims):
+        raise InvalidInputError(
+            f"{dataset.key!r} has the dims {tuple(dims)}, and xarray needs a name of its own for each axis: "
+            "set tensor.dims"
+        )
+    if data is None:
+        # Assigned to, a copy in memory is made. Nothing writes to the stored array.
+        lazy: Any = indexing.LazilyIndexedArray(StoredArray(PinnedArray(store, dataset)))
+        data = indexing.CopyOnWriteArray(lazy)
+    extents = store.context.extents_to_read(dataset)
+    encoding = {
+        "preferred_chunks": {
+            # Of an axis that is not cut, any chunks would be said to separate what belongs together.
+            dim: extent
+            for dim, extent, whole in zip(dims, extents, dataset.shape, strict=True)
+            if extent < whole
+        }
+    }
+    return xr.Variable(dims, data, dict(dataset.attrs), encoding)
+
+
+def fitting_coords(dataset: Dataset, *, stacklevel: int) -> list[Coord]:
+    """The coordinates of an array, with a warning instead of each that is shorter than its axis.
+
+    Parameters
+    ----------
+    stacklevel
+        Whose code the warning is of, as `warnings.warn` counts from here.
+    """
+    extents = dict(zip(dataset.dims or (), dataset.shape, strict=False))
+    fitting = []
+    for coord in coords_of(dataset):
+        wanted = tuple(extents.get(dim, -1) for dim in coord.dims)
+        if coord.values.shape == wanted:
+            fitting.append(coord)
+            continue
+        warnings.warn(
+            f"the coordinate {coord.name!r} of {dataset.key!r} is left out: it has labels of shape "
+            f"{coord.values.shape}, and along {coord.dims} the array has shape {wanted}, as rows were appended without "
+            "labels. Set tensor.coords = {...}, and append a DataArray the next time",
+            stacklevel=stacklevel,
+        )
+    return fitting
+
+
+def coordinates(coords: Iterable[Coord]) -> xr.Coordinates:
+    """Coordinates of xarray, with an index where there was one."""
+    variables: dict[Any, xr.Variable] = {}
+    indexes: dict[Any, PandasIndex] = {}
+    for coord in coords:
+        variable = xr.Variable(coord.dims, coord.values, dict(coord.attrs))
+        if coord.is_index and variable.ndim == 1:
+            index = PandasIndex.from_variables({coord.name: variable}, options={})
+            indexes[coord.name] = index
+            variables.update(index.create_variables({coord.name: variable}))
+        else:
+            variables[coord.name] = variable
+    return xr.Coordinates(variables, indexes)
+
+
+def _orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
+    """Elements of an index for each axis: a number, a slice, or an array that picks along this axis alone."""
+    picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]
+    if not picked:
+        return _read(array, tuple(key))
+    # To numpy, a number beside an array is an array, too, and would change the order of the axes.
+    single = tuple(axis for axis, item in enumerate(key) if not isinstance(item, np.ndarray | slice))
+    picked = sorted([*picked, *single])
+    selection = list(key)
+    for place, axis in enumerate(picked):
+        extents = [1] * len(picked)
+        extents[place] = -1
+        selection[axis] = np.asarray(key[axis]).reshape(extents)
+    elements = _read(array, tuple(selection))
+    if picked != list(range(picked[0], picked[-1] + 1)):
+        elements = np.moveaxis(elements, range(len(picked)), picked)
+    return np.squeeze(elements, axis=single)
+
+
+def _pointwise(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
+    """Elements of slices, and of arrays that pick together. The axes of the arrays come first."""
+    elements = _read(array, tuple(key))
+    picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]
+    if picked != list(range(picked[0], picked[-1] + 1)):
+        # Numpy has put them there.
+        return elements
+    count = max(key[axis].ndim for axis in picked)
+    return np.moveaxis(elements, range(picked[0], picked[0] + count), range(count))
+
+
+def _read(array: PinnedArray, selection: tuple[Any, ...]) -> npt.NDArray[Any]:
+    return np.asarray(array[selection], array.dtype)

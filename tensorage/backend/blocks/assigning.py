@@ -1,0 +1,98 @@
+"""``array[selection] = value`` for a stored array: in one request where that has room for it, else staged.
+
+The backend puts the elements into their blocks, so that none of them has to be read first. Readers see all of
+it or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.blocks.blocks import send_parts, whereabouts
+from tensorage.backend.staging import new_operation, stage, with_room, written
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.header import bytes_of, header
+from tensorage.backend.wire.http import TooMuchError
+from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.indexing.reading import Reading, plan
+from tensorage.indexing.runs import Part, requests
+from tensorage.indexing.selection import Selection
+from tensorage.model.values import as_assigned
+from tensorage.types import Dataset
+
+__all__ = ["assign"]
+
+#: Blocks that one request changes: each is rewritten whole.
+MAX_BLOCKS = 64
+
+
+def assign(
+    transfer: Transfer, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool
+) -> Dataset:
+    """Assign to a part of a stored array, as numpy does.
+
+    Returns
+    -------
+    Dataset
+        The array's entry, as it is now.
+
+    Raises
+    ------
+    IndexError
+        As numpy's.
+    InvalidInputError
+        If the value does not broadcast to the selection; nothing has changed.
+    ChangedError
+        If the array is not what it was when `dataset` was opened, or changed meanwhile; nothing has changed.
+    """
+    reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk, exact=True)
+    elements_of = _elements(as_assigned(value, dataset), reading, dataset)
+    if not reading.size:
+        return dataset
+    parts = requests(reading.source, dataset.dtype.itemsize, dataset.chunk, max_blocks=MAX_BLOCKS)
+    first = next(parts)
+    if first.size == reading.size:
+        try:
+            return _assign_at_once(transfer, dataset, first, elements_of(first))
+        except TooMuchError:
+            pass  # Staged, it is halved until it is not.
+    arguments = {"data_id": dataset.id, "version": dataset.version, "operation": new_operation()}
+    asked = f"assigning to {dataset.key!r}"
+    answer = with_room(transfer, lambda: transfer.call("tensorage_begin_assign", arguments, asked))
+    staged = Dataset.from_json(answer)
+
+    def send(advance: Callable[[int], object]) -> None:
+        send_parts(transfer, staged, chain([first], parts), elements_of, advance)
+
+    try:
+        return stage(transfer, staged, send, reading.size * dataset.dtype.itemsize, quiet=quiet)
+    except KeyNotFoundError as error:
+        # What is staged for an array goes along with it.
+        raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
+
+
+def _elements(value: npt.NDArray[Any], reading: Reading, dataset: Dataset) -> Callable[[Part], memoryview]:
+    """What belongs to a part of the selection, as bytes. Of a single value, no more than a part is ever made."""
+    if value.size == 1:
+        return lambda part: bytes_of(np.full(part.size, value.reshape(()), dataset.dtype))
+    if reading.is_whole_box and value.shape == reading.shape and value.flags.c_contiguous:
+        box = value.reshape(-1)
+    else:
+        box = np.empty(reading.size, dataset.dtype)
+        try:
+            reading.place(value, box)
+        except ValueError as error:
+            raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
+    return lambda part: bytes_of(box[part.out_first : part.out_first + part.size])
+
+
+def _assign_at_once(transfer: Transfer, dataset: Dataset, part: Part, elements: memoryview) -> Dataset:
+    meta = {"version": dataset.version, "operation": new_operation(), **whereabouts(part.source)}
+    head = header(count=part.size, chunk=dataset.chunk, data_id=dataset.id, meta=meta)
+    answer = transfer.send("tensorage_assign", [head, elements], f"assigning to {dataset.key!r}")
+    return written(transfer, answer)

@@ -1,0 +1,159 @@
+"""What the database engine can do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.blocks.assigning import assign
+from tensorage.backend.blocks.blocks import fetch_box
+from tensorage.backend.blocks.writing import append_rows, send_rows, store_array, store_parts
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
+from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import StoredElsewhereError
+from tensorage.backend.wire.progress import Advance, progress
+from tensorage.errors import InvalidInputError
+from tensorage.indexing.boxes import Sizes, consecutive_boxes, grown, sizes_of_rows
+from tensorage.indexing.pieces import PieceGrid, row_pieces, runs_of
+from tensorage.indexing.reading import plan
+from tensorage.indexing.runs import MAX_REQUEST_BYTES, Grid, Spans
+from tensorage.indexing.selection import Positions, Selection
+from tensorage.model.declaration import Declaration
+from tensorage.model.memory import new_array
+from tensorage.model.results import Result
+from tensorage.model.values import flat_blocks
+from tensorage.types import Dataset
+
+__all__ = ["RowsEngine"]
+
+
+class RowsEngine:
+    """Arrays as rows, by calls of one project's functions.
+
+    Parameters
+    ----------
+    open_array
+        Looks up the catalogue's entry under a key.
+    """
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset]) -> None:
+        self._transfer = transfer
+        self._open = open_array
+
+    def begin(self, new: Declaration) -> Dataset:
+        dataset = begin(self._transfer, _meta(new))
+        return commit(self._transfer, dataset) if dataset.size == 0 else dataset
+
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        if not elements.size:
+            return
+        first = 0
+        for axis, extent in zip(box, dataset.shape, strict=True):
+            first = first * extent + axis.start
+        send_rows(self._transfer, dataset, elements, first, lambda _bytes: None)
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        # Blocks may begin anywhere, as those of appends do: a box ends with a short one, and has a request's bytes.
+        itemsize = dataset.dtype.itemsize
+        return sizes_of_rows(sizes, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        shape = dataset.shape
+        extents = grown(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
+        row = math.prod(shape[1:])
+        if shape and 0 < row <= dataset.chunk:
+            rows_per_block = dataset.chunk // row
+            return (max(extents[0] // rows_per_block, 1) * rows_per_block, *extents[1:])
+        return extents
+
+    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        return store_array(self._transfer, array, _meta(new), quiet=quiet)
+
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+        return store_parts(self._transfer, partial(flat_blocks, blocks), _meta(new), quiet=quiet)
+
+    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+        def parts(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+            for box in consecutive_boxes(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
+                yield read(box).reshape(-1)
+
+        return from_the_beginning(lambda: store_parts(self._transfer, parts, _meta(new), quiet=quiet))
+
+    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
+        """There is no function that copies rows: a large array would not be done within a statement's time."""
+        del dataset, new, quiet
+
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+        try:
+            return append_rows(self._transfer, key, data, known, lambda: self._own(key), quiet=quiet)
+        except StoredElsewhereError as error:
+            if not error.description:
+                raise
+            raise OtherEngineError(Dataset.from_json(error.description)) from error
+
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
+        return assign(self._transfer, dataset, selection, value, quiet=quiet)
+
+    def read(
+        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
+    ) -> Any:
+        reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
+        result = Result(reading, dataset.dtype, out, dataset.key)
+        if reading.size:
+            with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
+                fetch_box(self._transfer, dataset, reading.source, result.box, advance)
+        return result.take()
+
+    def check_unchanged(self, dataset: Dataset) -> None:
+        self.read(dataset, (0,) * dataset.ndim, None, quiet=True)
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        return row_pieces(dataset.shape, dataset.dtype)
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        grid = self.pieces(dataset)
+        starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
+        runs = runs_of(numbers)
+        starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
+        box = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
+        # Of one length, as those of a shuffled batch: a grid is half as many numbers.
+        is_even = bool((lengths == lengths[0]).all())
+        one = np.zeros(1, np.int64)
+        source = Grid(starts, one, int(lengths[0])) if is_even else Spans(starts, lengths)
+        fetch_box(self._transfer, dataset, source, box, advance)
+        return box
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        if numbers is None:
+            return dataset.nbytes
+        return int(self.pieces(dataset).lengths(numbers).sum()) * dataset.dtype.itemsize
+
+    def compact(self, key: str) -> int:
+        merged, after = 0, 0
+        while after is not None:
+            answer = self._transfer.call(
+                "tensorage_compact", {"key": key, "after": after}, f"compacting {key!r}"
+            )
+            merged, after = merged + answer["merged"], answer["after"]
+        return merged
+
+    def _own(self, key: str) -> Dataset:
+        dataset = self._open(key)
+        if dataset.engine != "database":
+            raise OtherEngineError(dataset)
+        return dataset
+
+
+def _meta(new: Declaration) -> dict[str, Any]:
+    for name in ("chunks", "shards", "codecs"):
+        if new.options.get(name) is not None:
+            raise InvalidInputError(
+                f"{name}= is for engine='storage'; engine='database' cuts arrays into blocks of chunk_size elements"
+            )
+    return {**new.meta, "operation": new_operation()}

@@ -1,0 +1,1 @@
+"""Files of a user, beside the arrays, in Supabase Storage."""

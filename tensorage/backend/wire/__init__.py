@@ -1,0 +1,1 @@
+"""HTTP requests to a Supabase project, and what can go wrong with them."""

@@ -1,0 +1,258 @@
+"""What the backend's error answers mean, as errors of ours. No I/O.
+
+SQLSTATEs of class TS are those that tensorage's own SQL raises; the rest are PostgreSQL's, PostgREST's
+(``PGRSTnnn``) and those of the gateway in front of them, which has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tensorage.backend.wire.header import SCHEMA_VERSION
+from tensorage.errors import (
+    AmbiguousKeyError,
+    AuthenticationError,
+    BackendUnavailableError,
+    ChangedError,
+    DTypeError,
+    IncompleteTensorError,
+    InvalidInputError,
+    KeyExistsError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    SchemaError,
+    TensorageError,
+)
+
+__all__ = [
+    "UNREACHABLE",
+    "BackendAnswerError",
+    "Fault",
+    "RestartedError",
+    "check_version",
+    "error_of",
+    "missing_schema",
+]
+
+
+class BackendAnswerError(Exception):
+    """The backend's own error, chained to ours as its cause."""
+
+
+class OtherDTypeError(DTypeError):
+    """Rows were sent in another dtype than their array has. Never leaves the engine.
+
+    Attributes
+    ----------
+    description
+        The array, as the functions of the database describe it.
+    """
+
+    description: Mapping[str, Any] | None = None
+
+
+class StoredElsewhereError(InvalidInputError):
+    """Rows were sent for an array that is kept in Storage. Never leaves the engine.
+
+    Attributes
+    ----------
+    description
+        The array, as the functions of the database describe it.
+    """
+
+    description: Mapping[str, Any] | None = None
+
+
+class RestartedError(ChangedError):
+    """The database failed and came back while an array was being written. A writer that can begins anew."""
+
+
+_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
+    "TS001": (KeyNotFoundError, "list(store) shows what there is."),
+    "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
+    "TS003": (ChangedError, "Open it again."),
+    "TS004": (IncompleteTensorError, ""),
+    "TS005": (QuotaExceededError, "Delete arrays, or ask the project's administrator for more room."),
+    "TS006": (InvalidInputError, ""),
+    "TS007": (PermissionDeniedError, "Only its owner can change or delete it."),
+    "TS008": (AmbiguousKeyError, "Say whose: store.open(key, owner='...')."),
+    "TS009": (OtherDTypeError, ""),
+    "TS010": (StoredElsewhereError, ""),
+    "42501": (PermissionDeniedError, "Log in as a user who may."),
+    "23514": (InvalidInputError, ""),
+    "23505": (KeyExistsError, ""),
+}
+
+#: A function, table or column of ours is not known to this project.
+_SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
+
+
+#: In place of an HTTP status, where there was no answer.
+UNREACHABLE = 599
+
+#: Statuses of gateways whose server is away (Cloudflare's, too), of Storage without its database, of too many requests.
+_OUTAGE_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 524, 530, 544, UNREACHABLE})
+
+#: PostgREST has no connection, or PostgreSQL starts or stops.
+_OUTAGE_CODES = frozenset({"PGRST000", "PGRST001", "PGRST002", "PGRST003", "57P01", "57P02", "57P03"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error answer of the backend.
+
+    Parameters
+    ----------
+    status
+        HTTP status.
+    code
+        SQLSTATE or PGRST code, ``""`` where the answer has none.
+    retry_after_s
+        What ``Retry-After`` asks for, if it is there and in seconds.
+    """
+
+    status: int
+    code: str
+    message: str
+    details: str = ""
+    hint: str = ""
+    retry_after_s: float | None = None
+
+    @classmethod
+    def parse(cls, status: int, body: bytes, retry_after: str | None = None) -> Fault:
+        """Read an answer: its status, its body, and its header ``Retry-After``."""
+        wait_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
+        try:
+            answer: Any = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            message = body[:200].decode("utf-8", "replace").strip() or "an empty answer"
+            return cls(status, "", message, retry_after_s=wait_s)
+        text = {name: str(value) for name, value in answer.items() if value is not None}
+        message = text.get("message") or text.get("msg") or text.get("error") or "no message"
+        code, details, hint = text.get("code", ""), text.get("details", ""), text.get("hint", "")
+        return cls(status, code, message, details, hint, wait_s)
+
+    @property
+    def is_expired_login(self) -> bool:
+        """The token is not, or no longer, good: a new one may help."""
+        return self.status == 401 and self.code in {"PGRST301", "PGRST302", "PGRST303"}
+
+    @property
+    def is_too_much(self) -> bool:
+        """The request was too large or took too long: a smaller one may pass."""
+        return self.status == 413 or self.code == "57014"
+
+    @property
+    def is_passing(self) -> bool:
+        """The same request may pass a moment later."""
+        # Class 53: the disk or the memory is full. That passes only for 53300, too many connections.
+        is_full = self.code[:2] == "53" and self.code != "53300"
+        return self.status == 429 or (self.status >= 500 and not self.is_too_much and not is_full)
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Nobody answered."""
+        return self.status == UNREACHABLE
+
+    @property
+    def is_outage(self) -> bool:
+        """The backend as a whole does not serve, or asks to be left alone: it may come back in a minute."""
+        return self.is_passing and (self.status in _OUTAGE_STATUSES or self.code in _OUTAGE_CODES)
+
+    @classmethod
+    def unreachable(cls, base_url: str, error: BaseException) -> Fault:
+        """Make the fault of a request that got no answer."""
+        reason = getattr(error, "reason", None) or error
+        return cls(UNREACHABLE, "", f"{base_url} cannot be reached: {reason}")
+
+    def __str__(self) -> str:
+        if self.is_unreachable:
+            return self.message
+        code = f" {self.code}" if self.code else ""
+        return f"HTTP {self.status}{code}: {self.message}" + (f" ({self.details})" if self.details else "")
+
+
+def error_of(fault: Fault, asked: str) -> TensorageError:
+    """The error of ours that a fault is, with the backend's own as its cause.
+
+    Parameters
+    ----------
+    asked
+        What was asked, for the message: ``reading 'weather'``.
+    """
+    error = _error_of(fault, asked)
+    error.__cause__ = BackendAnswerError(str(fault))
+    return error
+
+
+def _error_of(fault: Fault, asked: str) -> TensorageError:
+    known = _BY_CODE.get(fault.code)
+    if fault.code == "TS003" and fault.details == "restarted":
+        return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
+    if known is not None:
+        kind, advice = known
+        error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
+        if isinstance(error, OtherDTypeError | StoredElsewhereError):
+            error.description = json.loads(fault.details or "null")
+        return error
+    if fault.code in _SCHEMA_CODES:
+        return missing_schema(fault.message)
+    return _error_of_status(fault, asked)
+
+
+def _error_of_status(fault: Fault, asked: str) -> TensorageError:
+    if fault.status in {401, 403} or fault.is_expired_login:
+        return AuthenticationError(
+            f"{asked}: the backend refuses the login ({fault.message}). Check the key of the project, and log in again."
+        )
+    if fault.is_too_much:
+        return BackendUnavailableError(
+            f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
+            "Use a smaller chunk_size, or raise the statement timeout of the project."
+        )
+    if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
+        return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
+    if fault.status < 500 and fault.status != 429:
+        return BackendUnavailableError(
+            f"{asked}: this is not what a Supabase project answers ({fault}). Check the URL of the project."
+        )
+    return BackendUnavailableError(f"{asked}: the backend fails ({fault}). Try again later.")
+
+
+def check_version(version: Any) -> None:
+    """Refuse what ``tensorage_version()`` of a project answers, unless it is this client's version.
+
+    Raises
+    ------
+    SchemaError
+        The message says which of the two is older, and how to bring it up to the other.
+    """
+    if version == SCHEMA_VERSION:
+        return
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        age, remedy = "newer", "Upgrade the client: pip install -U tensorage"
+    else:
+        age, remedy = "older", f"Apply the new migrations: {_HOW_TO_MIGRATE}"
+    raise SchemaError(
+        f"the project's schema has version {version}, {age} than this client's {SCHEMA_VERSION}. {remedy}"
+    )
+
+
+_HOW_TO_MIGRATE = (
+    "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
+    "`tensorage migrations --sql` into the SQL editor of the project"
+)
+
+
+def missing_schema(why: str) -> SchemaError:
+    """The error that tells how to migrate."""
+    return SchemaError(
+        f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: "
+        + _HOW_TO_MIGRATE
+    )

@@ -1,0 +1,315 @@
+"""HTTP requests to one project as one login: connections that are reused, retries, renewal of the login.
+
+Every request that is made here is idempotent, so that it may be repeated: functions of tensorage carry an
+operation id where that matters, and an object is stored under a name of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from urllib.request import getproxies, proxy_bypass
+
+from tensorage.backend.wire.faults import Fault, error_of
+from tensorage.backend.wire.patience import Patience, Tries
+from tensorage.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    import urllib3
+
+__all__ = [
+    "PARALLEL",
+    "Answer",
+    "Http",
+    "Login",
+    "Request",
+    "TooMuchError",
+    "WrongSizeError",
+    "new_pool",
+]
+
+#: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
+PARALLEL = 4
+
+CONNECT_TIMEOUT_S = 5.0
+#: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
+READ_TIMEOUT_S = 60.0
+
+#: Read from the socket at a time where it is then copied: large enough to be cheap, small enough to stay in the cache.
+_READ_BYTES = 256 * 1024
+
+#: And where it is not.
+_READ_INTO_BYTES = 1024 * 1024
+
+
+class Login(Protocol):
+    """What requests need of a session: the headers of its user, and new ones when they expire."""
+
+    def headers(self) -> Mapping[str, str]:
+        """``apikey`` and ``Authorization``."""
+        ...
+
+    def renew(self, refused: str) -> None:
+        """See to it that the next headers hold another token than the `refused` ``Authorization``."""
+        ...
+
+
+class TooMuchError(Exception):
+    """The request was too large, or took too long: ask for less. Never leaves the engine."""
+
+    def __init__(self, fault: Fault, asked: str) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+        self.asked = asked
+
+
+class WrongSizeError(BackendUnavailableError):
+    """A good answer has another number of bytes than were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, without what all requests of a login have in common.
+
+    Parameters
+    ----------
+    path
+        Behind the URL of the project, with its leading slash.
+    body
+        Sent one part after the other.
+    out
+        Takes the bytes of a good answer, which have to be exactly as many.
+    read_fault
+        Makes a fault of an error answer: its status, its body, and its header ``Retry-After``.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Sequence[bytes | memoryview] = ()
+    out: memoryview | None = None
+    read_fault: Callable[[int, bytes, str | None], Fault] = Fault.parse
+
+
+class Answer(NamedTuple):
+    """A good answer. The body is empty where it went elsewhere."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class Http:
+    """Requests to one project as one login. Safe to use from many threads; after a fork, make another.
+
+    Parameters
+    ----------
+    base_url
+        URL of the project, without a path.
+    login
+        Whose requests they are.
+    max_connections
+        Connections, and so requests at once, whoever makes them: a read, a loop's prefetching, background writes.
+        A request that waits for the end of an outage has none of them.
+    patience
+        Says how long that is waited for. By default it is not: a few quick tries have to do.
+    """
+
+    base_url: str
+    login: Login
+    max_connections: int = 2 * PARALLEL
+    patience: Patience = field(default_factory=Patience, repr=False)
+    _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _room: threading.BoundedSemaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._room = threading.BoundedSemaphore(self.max_connections)
+
+    def ask(self, request: Request, asked: str) -> Answer:
+        """Make a request, again where that may help, until there is a good answer.
+
+        Parameters
+        ----------
+        asked
+            What the caller wanted, for error messages: ``opening 'weather'``.
+
+        Raises
+        ------
+        TooMuchError
+            If a smaller request may pass.
+        TensorageError
+            What the backend's last fault means.
+        """
+        renewed = False
+        tries = self.patience.tries(asked)
+        while True:
+            tries.begin()
+            headers = {
+                **self._login_headers(tries),
+                "Content-Length": str(sum(len(part) for part in request.body)),
+                **request.headers,
+            }
+            with self._room:
+                outcome = self._attempt(request, headers, asked)
+            if not isinstance(outcome, Fault):
+                self.patience.answered()
+                return outcome
+            if outcome.is_expired_login and not renewed:
+                self._renew(headers["Authorization"], tries)
+                renewed = True
+                continue
+            if outcome.is_too_much:
+                raise TooMuchError(outcome, asked)
+            if not outcome.is_passing:
+                self.patience.answered()
+                raise error_of(outcome, asked)
+            tries.wait(outcome)
+
+    def headers(self, asked: str) -> Mapping[str, str]:
+        """The login's headers, also if the login has to be renewed first and its backend is away for a while."""
+        return self._login_headers(self.patience.tries(asked))
+
+    def _login_headers(self, tries: Tries) -> Mapping[str, str]:
+        while True:
+            try:
+                return self.login.headers()
+            except BackendUnavailableError as error:
+                self.patience.wait_for_login(error, tries)
+
+    def _renew(self, refused: str, tries: Tries) -> None:
+        while True:
+            try:
+                return self.login.renew(refused)
+            except BackendUnavailableError as error:
+                self.patience.wait_for_login(error, tries)
+
+    def close(self) -> None:
+        """Close the connections. The next request opens new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.clear()
+
+    def connections(self) -> urllib3.PoolManager:
+        """The connections that requests are made on."""
+        import urllib3
+
+        with self._lock:
+            if self._pool is None:
+                timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+                self._pool = new_pool(self.base_url, self.max_connections, timeout)
+            return self._pool
+
+    def _attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
+        """One try."""
+        import urllib3
+
+        try:
+            response = self.connections().request(
+                request.method,
+                self.base_url + request.path,
+                body=cast("Iterable[bytes]", request.body) if request.body else None,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                if not 200 <= response.status < 300:
+                    retry_after = response.headers.get("Retry-After")
+                    return request.read_fault(response.status, response.read(), retry_after)
+                _check_plain(response, asked)
+                if request.out is None:
+                    return Answer(response.status, response.headers, response.read())
+                _fill(request.out, response, asked)
+                return Answer(response.status, response.headers, b"")
+            except BaseException:
+                # Not read to its end: what is left of it must not be taken for the next answer.
+                response.close()
+                raise
+            finally:
+                response.release_conn()
+        except BackendUnavailableError:
+            # It is an OSError too; a complete answer of the wrong size comes again.
+            raise
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            return Fault.unreachable(self.base_url, error)
+
+
+def _check_plain(response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    """Refuse an answer that is compressed, since nobody asked for that: how much it is would show too late."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BackendUnavailableError(
+            f"{asked}: the answer has Content-Encoding {encoding[:40]!r}, which was not asked for: it is not "
+            "decompressed. What stands between this client and the project has to leave answers as they are."
+        )
+
+
+def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    announced = response.headers.get("Content-Length")
+    if announced is not None and int(announced) != len(out):
+        raise _wrong_size(asked, int(announced), len(out))
+    socket_file = _socket_file(response)
+    if announced is not None and socket_file is not None:
+        _fill_straight(out, socket_file)
+        return
+    filled = 0
+    for part in response.stream(_READ_BYTES, decode_content=False):
+        if filled + len(part) > len(out):
+            raise _wrong_size(asked, filled + len(part), len(out))
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled != len(out):
+        raise _wrong_size(asked, filled, len(out))
+
+
+def _socket_file(response: urllib3.BaseHTTPResponse) -> HTTPResponse | None:
+    """What urllib3 reads from, if it would change nothing of that.
+
+    It has no way of its own to read into memory that is there, and copying takes a sixth of a large read's time.
+    """
+    below = getattr(response, "_fp", None)
+    if not isinstance(below, HTTPResponse) or below.chunked or "Content-Encoding" in response.headers:
+        return None
+    return below
+
+
+def _fill_straight(out: memoryview, socket_file: HTTPResponse) -> None:
+    filled = 0
+    while filled < len(out):
+        received = socket_file.readinto(out[filled : filled + _READ_INTO_BYTES])
+        if not received:
+            raise ConnectionResetError(f"the connection ended after {filled} of {len(out)} bytes")
+        filled += received
+
+
+def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
+    return WrongSizeError(
+        f"{asked}: the backend sent {received} bytes where {expected} were asked for; nothing is returned"
+    )
+
+
+def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.PoolManager:
+    """Connections to a project, through the proxy that the environment names for it, if any."""
+    import httpx
+    import urllib3
+
+    scheme, _, rest = base_url.partition("://")
+    host = rest.partition("/")[0]
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
+    return make(
+        maxsize=maxsize,
+        block=False,
+        timeout=timeout,
+        # The roots that the SDK's own client trusts, so that both reach the same hosts.
+        ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
+    )

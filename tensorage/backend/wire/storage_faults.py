@@ -1,0 +1,127 @@
+"""What error answers of Storage mean. No I/O.
+
+Storage answers HTTP 400 to nearly everything and says the true status in the body, as text; its resumable uploads
+have true statuses, and words for a body.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from tensorage.backend.wire.faults import BackendAnswerError, Fault, missing_schema
+from tensorage.errors import (
+    BackendUnavailableError,
+    InvalidInputError,
+    KeyExistsError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    TensorageError,
+)
+
+__all__ = ["LoginFault", "StorageRefusal", "read_fault", "refusals_as_errors"]
+
+_BY_STATUS: dict[int, tuple[type[TensorageError], str]] = {
+    400: (InvalidInputError, ""),
+    403: (PermissionDeniedError, "Files are kept in the user's own folder."),
+    404: (KeyNotFoundError, "list_files() shows what there is."),
+    409: (KeyExistsError, ""),
+    413: (QuotaExceededError, "It is larger than the project allows."),
+    415: (InvalidInputError, ""),
+    507: (QuotaExceededError, "The backend's disk is full."),
+}
+
+#: Not supported, and a full disk: asking again does not help.
+_LASTING = frozenset({501, 507})
+
+#: What PostgreSQL says when it is the policies, and not the token, that refuse.
+_OF_POLICIES = ("row-level security", "permission denied")
+
+#: Words of the database about an object for which the quota has no room: Storage passes its words on, but no code.
+_OVER_QUOTA = re.compile(r"more bytes do not fit: \d+ of \d+ bytes are in use")
+
+
+class StorageRefusal(Exception):  # noqa: N818 - an answer, which its caller may have expected
+    """Storage refused a request for good. Never leaves the backend's modules."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(str(fault))
+        self.fault = fault
+
+
+class LoginFault(Fault):
+    """Storage refused the token."""
+
+    @property
+    def is_expired_login(self) -> bool:
+        return True
+
+
+def read_fault(status: int, body: bytes, retry_after: str | None) -> Fault:
+    """Take an error answer: one after which the request may be made again, with another token or a moment later.
+
+    Raises
+    ------
+    StorageRefusal
+        The answer would be the same.
+    """
+    fault = Fault.parse(status, body, retry_after)
+    fault = replace(fault, status=_true_status(status, body))
+    if _is_about_the_token(fault, body):
+        return LoginFault(fault.status, fault.code, fault.message, retry_after_s=fault.retry_after_s)
+    if fault.is_passing and fault.status not in _LASTING and not _OVER_QUOTA.search(fault.message):
+        return fault
+    raise StorageRefusal(fault)
+
+
+@contextmanager
+def refusals_as_errors(asked: str) -> Iterator[None]:
+    """Raise refusals as errors of ours.
+
+    Parameters
+    ----------
+    asked
+        What was asked, for the message: ``downloading 'a.txt'``.
+    """
+    try:
+        yield
+    except StorageRefusal as refusal:
+        raise _error_of(refusal.fault, asked) from BackendAnswerError(str(refusal.fault))
+
+
+def is_missing_bucket(fault: Fault) -> bool:
+    """Whether it is the bucket that is not there."""
+    return fault.code == "NoSuchBucket" or (fault.status == 404 and fault.message == "Bucket not found")
+
+
+def _error_of(fault: Fault, asked: str) -> TensorageError:
+    if is_missing_bucket(fault):
+        return missing_schema(f"{asked}: there is no bucket of tensorage")
+    if _OVER_QUOTA.search(fault.message):
+        return QuotaExceededError(
+            f"{asked}: {fault.message}. Delete arrays or files, or ask the project's administrator for more room."
+        )
+    kind, advice = _BY_STATUS.get(fault.status, (BackendUnavailableError, "Try again later."))
+    return kind(f"{asked}: {fault.message}. {advice}".strip())
+
+
+def _true_status(status: int, body: bytes) -> int:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return status
+    said = str(answer.get("statusCode", "")) if isinstance(answer, dict) else ""
+    return int(said) if said.isdecimal() and len(said) == 3 else status
+
+
+def _is_about_the_token(fault: Fault, body: bytes) -> bool:
+    if not body:
+        # An answer to HEAD has no body to say what is wrong. The request was well formed: it is the token.
+        return fault.status in {400, 401, 403}
+    return fault.status == 401 or (
+        fault.status == 403 and not any(words in fault.message for words in _OF_POLICIES)
+    )

@@ -1,0 +1,110 @@
+"""Requests to Storage as one login: objects' addresses, requests that are repeated, and those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import quote
+
+from tensorage.backend.wire.faults import Fault
+from tensorage.backend.wire.http import Answer, Http, Request
+from tensorage.backend.wire.storage_faults import read_fault
+from tensorage.errors import InvalidInputError
+
+__all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
+
+#: The private bucket that the migrations make.
+BUCKET = "tensors"
+
+#: Content of any kind.
+OCTETS = "application/octet-stream"
+
+#: Route of downloads. Unlike the shorter one, it looks at the token first, and does not take a bad one for a missing
+#: bucket.
+FOR_READING = "/object/authenticated"
+
+_ROOT = "/storage/v1"
+
+
+@dataclass(frozen=True)
+class StorageRequests:
+    """Requests below ``/storage/v1``. Their refusals are raised as `StorageRefusal`."""
+
+    http: Http
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        asked: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[bytes | memoryview] = (),
+        out: memoryview | None = None,
+    ) -> Answer:
+        """Make a request that may be repeated, until there is an answer; `out` takes its bytes."""
+        request = Request(method, _ROOT + path, headers or {}, body, out, read_fault)
+        return self.http.ask(request, asked)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        asked: str,
+        headers: Mapping[str, str],
+        body: Iterable[bytes | memoryview] | None = None,
+    ) -> Answer | Fault:
+        """Make a request once, with a body that may come from anywhere; the token is renewed if that is refused.
+
+        What the body raises while it is read ends the request, of which the backend then keeps nothing.
+        """
+        import urllib3
+
+        sent = {**self.http.headers(asked), **headers}
+        try:
+            response = self.http.connections().request(
+                method,
+                self.http.base_url + _ROOT + path,
+                body=cast("Iterable[bytes] | None", body),
+                headers=sent,
+                retries=False,
+                redirect=False,
+                decode_content=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            return Fault.unreachable(self.http.base_url, error)
+        if 200 <= response.status < 300:
+            return Answer(response.status, response.headers, response.data)
+        fault = read_fault(response.status, response.data, response.headers.get("Retry-After"))
+        if fault.is_expired_login:
+            self.http.login.renew(sent["Authorization"])
+        return fault
+
+
+def object_path(name: str, route: str = "/object") -> str:
+    """Path of an object of the bucket, below ``/storage/v1``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name would lead out of its folder: HTTP clients take ``..`` for the folder above.
+    """
+    check_object_name(name)
+    return f"{route}/{BUCKET}/{quote(name)}"
+
+
+def check_object_name(name: str) -> None:
+    """Refuse a name that is none of an object, whoever says it: empty or dot segments, backslashes, control characters.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    is_plain = name.isprintable() and "\\" not in name
+    if not is_plain or any(part in {"", ".", ".."} for part in name.split("/")):
+        raise InvalidInputError(
+            f"{name!r} is no name of an object: its parts are separated by single slashes, none of them is '.' or "
+            "'..', and there are no backslashes or control characters. Nothing was asked for"
+        )

@@ -1,0 +1,186 @@
+"""Objects of arrays in and out of the bucket, and what it means when that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import BackendAnswerError
+from tensorage.backend.wire.http import WrongSizeError
+from tensorage.backend.wire.storage_faults import StorageRefusal, is_missing_bucket, refusals_as_errors
+from tensorage.backend.wire.storage_requests import (
+    BUCKET,
+    FOR_READING,
+    OCTETS,
+    StorageRequests,
+    check_object_name,
+    object_path,
+)
+from tensorage.backend.zarr.entries import ShardEntry
+from tensorage.errors import (
+    ChangedError,
+    CorruptTensorError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+)
+from tensorage.types import Dataset
+
+__all__ = ["MAX_REMOVED", "Bucket", "LostObjectError"]
+
+#: An object is written once, and never over: whatever caches it may keep it.
+_FOR_EVER = "max-age=31536000"
+
+#: Objects that one request deletes.
+MAX_REMOVED = 1000
+
+
+class LostObjectError(Exception):
+    """Storage has no object of this name, for this user. Never leaves the engine."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The bucket, as one login sees it."""
+
+    transfer: Transfer
+
+    def put(self, dataset: Dataset, name: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Store an object of an array that is being written.
+
+        Parameters
+        ----------
+        parts
+            Its bytes, one part after the other.
+
+        Raises
+        ------
+        ChangedError
+            If the array is no longer being written.
+        QuotaExceededError
+            If the project takes no object of that size, or has no room for it.
+        PermissionDeniedError, SchemaError
+            If the bucket or its policies are not there.
+        """
+        asked = f"storing {name!r} of {dataset.key!r}"
+        headers = {"x-upsert": "true", "Content-Type": OCTETS, "Cache-Control": _FOR_EVER}
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("POST", object_path(name), asked, headers=headers, body=parts)
+            except StorageRefusal as refusal:
+                self._explain(refusal, dataset, asked)
+                raise
+
+    def copy(self, dataset: Dataset, source: str, name: str) -> None:
+        """Store the content of another object as one of an array that is being written. It stays with the server.
+
+        Raises
+        ------
+        LostObjectError
+            If there is no object `source`.
+        ChangedError, QuotaExceededError, PermissionDeniedError, SchemaError
+            As for `put`.
+        """
+        asked = f"copying {source!r} to {dataset.key!r}"
+        for either in (source, name):
+            check_object_name(either)
+        body = json.dumps({"bucketId": BUCKET, "sourceKey": source, "destinationKey": name}).encode()
+        headers = {"x-upsert": "true", "Content-Type": "application/json"}
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("POST", "/object/copy", asked, headers=headers, body=[body])
+            except StorageRefusal as refusal:
+                if _is_missing(refusal):
+                    raise LostObjectError(source) from BackendAnswerError(str(refusal.fault))
+                self._explain(refusal, dataset, asked)
+                raise
+
+    def get_into(self, dataset: Dataset, entry: ShardEntry, first: int, out: memoryview) -> None:
+        """Read bytes of an object, from `first` on and as many as `out` holds.
+
+        Raises
+        ------
+        LostObjectError
+            If it is not there.
+        CorruptTensorError
+            If it is shorter than the catalogue says.
+        """
+        asked = f"reading {entry.name!r} of {dataset.key!r}"
+        path = object_path(entry.name, FOR_READING)
+        is_whole = first == 0 and len(out) == entry.nbytes
+        headers = {} if is_whole else {"Range": f"bytes={first}-{first + len(out) - 1}"}
+        try:
+            with refusals_as_errors(asked):
+                try:
+                    self._requests.ask("GET", path, asked, headers=headers, out=out)
+                except StorageRefusal as refusal:
+                    if _is_missing(refusal):
+                        raise LostObjectError(entry.name) from BackendAnswerError(str(refusal.fault))
+                    if refusal.fault.status == 416:
+                        raise _too_short(asked, entry) from BackendAnswerError(str(refusal.fault))
+                    raise
+        except WrongSizeError as error:
+            raise _too_short(asked, entry) from error
+
+    def remove(self, names: Sequence[str], asked: str) -> None:
+        """Delete objects, as many as there are of them."""
+        headers = {"Content-Type": "application/json"}
+        for name in names:
+            check_object_name(name)
+        for first in range(0, len(names), MAX_REMOVED):
+            body = json.dumps({"prefixes": list(names[first : first + MAX_REMOVED])}).encode()
+            with refusals_as_errors(asked):
+                self._requests.ask("DELETE", f"/object/{BUCKET}", asked, headers=headers, body=[body])
+
+    def can_see(self, name: str, asked: str) -> bool:
+        """Whether the caller may read an object that the bucket has, by its entry there: its bytes may be lost."""
+        path = object_path(name, "/object/info/authenticated")
+        with refusals_as_errors(asked):
+            try:
+                self._requests.ask("GET", path, asked)
+            except StorageRefusal as refusal:
+                if _is_missing(refusal):
+                    return False
+                raise
+        return True
+
+    @property
+    def _requests(self) -> StorageRequests:
+        return StorageRequests(self.transfer.http)
+
+    def _explain(self, refusal: StorageRefusal, dataset: Dataset, asked: str) -> None:
+        """Raise what it means that an object of an array was refused, where the answer alone does not tell."""
+        cause = BackendAnswerError(str(refusal.fault))
+        if refusal.fault.status == 413:
+            raise QuotaExceededError(
+                f"{asked}: the project takes no object of that size ({refusal.fault.message}). Give smaller shards=, "
+                "or raise the size limit of the bucket 'tensors'."
+            ) from cause
+        if refusal.fault.status == 403:
+            self._check_staged(dataset, asked)
+            raise PermissionDeniedError(
+                f"{asked}: the policies of the bucket 'tensors' refuse it ({refusal.fault.message}). Apply the "
+                "migrations, which make them."
+            ) from cause
+
+    def _check_staged(self, dataset: Dataset, asked: str) -> None:
+        over = f"{asked}: it is no longer being written. Nothing was stored."
+        try:
+            now = self.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
+        except KeyNotFoundError as error:
+            raise ChangedError(over) from error
+        if now["state"] != "staged":
+            raise ChangedError(over)
+
+
+def _is_missing(refusal: StorageRefusal) -> bool:
+    """Whether it is the object that is not there, and not the bucket."""
+    return refusal.fault.status == 404 and not is_missing_bucket(refusal.fault)
+
+
+def _too_short(asked: str, entry: ShardEntry) -> CorruptTensorError:
+    return CorruptTensorError(
+        f"{asked}: the object does not have the {entry.nbytes} bytes that were written. Store the array again."
+    )

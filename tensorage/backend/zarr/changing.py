@@ -1,0 +1,239 @@
+"""Changes of stored arrays: appends, assignments, and arrays that are filled piece by piece.
+
+A shard that changes is written anew, as another object. What it is made from is told along with it, so that the
+catalogue refuses what somebody else has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.staging import new_operation, with_room
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import RestartedError
+from tensorage.backend.zarr.bucket import Bucket, LostObjectError
+from tensorage.backend.zarr.codec import ShardCodec
+from tensorage.backend.zarr.entries import ShardEntry, fetch_entries
+from tensorage.backend.zarr.reading import Reader
+from tensorage.backend.zarr.writing import NewShard, ShardWriter, as_it_is
+from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.indexing.chunks import ChunkPart, ChunkReading, plan_chunks
+from tensorage.indexing.selection import Selection
+from tensorage.model.values import as_assigned, check_rows
+from tensorage.types import Dataset
+
+__all__ = ["append_rows", "assign", "fill_box"]
+
+
+def append_rows(
+    transfer: Transfer, dataset: Dataset, codec: ShardCodec, rows: npt.NDArray[Any], *, quiet: bool
+) -> Dataset:
+    """Add rows at the end of axis 0 of an array, as it was opened.
+
+    Raises
+    ------
+    ChangedError
+        If it has changed; nothing was appended.
+    """
+    check_rows(rows, dataset)
+    arguments = {"data_id": dataset.id, "shape": rows.shape, "base_rows": dataset.shape[0]}
+    staged = _begin(transfer, "tensorage_begin_append", arguments, f"appending to {dataset.key!r}")
+    grown = ShardCodec(codec.layout.grown(rows.shape[0]))
+    writer = ShardWriter(transfer, staged, grown)
+    shards = _appended(Reader(transfer, dataset, codec), grown, rows)
+    return _staged(writer, shards, rows.nbytes, f"appending to {dataset.key!r}", quiet=quiet)
+
+
+def assign(
+    transfer: Transfer,
+    dataset: Dataset,
+    codec: ShardCodec,
+    selection: Selection,
+    value: npt.ArrayLike,
+    *,
+    quiet: bool,
+) -> Dataset:
+    """``array[selection] = value`` for an array, as it was opened.
+
+    Raises
+    ------
+    ChangedError
+        If it has changed; nothing was assigned.
+    """
+    reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
+    box = _box_of(as_assigned(value, dataset), reading, dataset)
+    if not reading.size:
+        return dataset
+    asked = f"assigning to {dataset.key!r}"
+    arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
+    staged = _begin(transfer, "tensorage_begin_assign", arguments, asked)
+    writer = ShardWriter(transfer, staged, codec)
+    shards = _assigned(Reader(transfer, dataset, codec), reading, box)
+    return _staged(writer, shards, reading.size * dataset.dtype.itemsize, asked, quiet=quiet)
+
+
+def fill_box(
+    transfer: Transfer,
+    dataset: Dataset,
+    codec: ShardCodec,
+    box: tuple[slice, ...],
+    elements: npt.NDArray[Any],
+) -> None:
+    """Store the elements of a box of a staged dataset: whole shards, or whole rows.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is neither.
+    """
+    layout, writer = codec.layout, ShardWriter(transfer, dataset, codec)
+    whole = []
+    for number in layout.shards_in(box):
+        region = layout.region(number)
+        shared = [
+            slice(max(part.start, axis.start), min(part.stop, axis.stop))
+            for part, axis in zip(region, box, strict=True)
+        ]
+        if shared == list(region):
+            whole.append(number)
+        elif shared[1:] == list(region[1:]):
+            _fill_part(writer, number, _within(elements, box, shared), shared[0].start)
+        else:
+            raise InvalidInputError(
+                f"storing {dataset.key!r}: a box of {box} cuts the object of {region}, and only rows can be cut"
+            )
+    # What was uploaded by somebody who filled the same box before stays until the array goes: that one may still be
+    # alive, and tell the catalogue of it once more.
+    transfer.run(partial(_fill_whole, writer, number, elements, box) for number in whole)
+
+
+def _fill_whole(writer: ShardWriter, number: int, elements: npt.NDArray[Any], box: Sequence[slice]) -> None:
+    part = _within(elements, box, writer.codec.layout.region(number))
+    writer.tell([writer.upload(number, part, _suffix()).as_json()])
+
+
+def _within(elements: npt.NDArray[Any], box: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
+    """Of the elements of a box, those of a part of it."""
+    index: Any = [
+        slice(wanted.start - axis.start, wanted.stop - axis.start)
+        for wanted, axis in zip(part, box, strict=True)
+    ]
+    # The ellipsis makes it an array where there are no axes.
+    found: npt.NDArray[Any] = elements[(*index, ...)]
+    return found
+
+
+def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
+    """Store some rows of a shard, beside those that others store at the same time."""
+    codec, dataset, bucket = writer.codec, writer.dataset, Bucket(writer.transfer)
+    region = codec.layout.region(number)
+    at = first - region[0].start
+    asked = f"storing {dataset.key!r}"
+    while True:
+        before = fetch_entries(writer.transfer, dataset, codec.layout, [number]).get(number)
+        if before is None:
+            shape = tuple(axis.stop - axis.start for axis in region)
+            elements = np.full(shape, codec.fill_value, codec.layout.dtype)
+        else:
+            reader = Reader(writer.transfer, dataset, codec)
+            try:
+                elements = reader.read(before)
+            except LostObjectError as error:
+                reader.changed(before, error)  # Somebody has just replaced it, or this raises.
+                continue
+        elements[at : at + part.shape[0]] = part
+        entry = writer.upload(number, elements, _suffix())
+        rows = {"low": first, "high": first + part.shape[0]}
+        try:
+            writer.tell([entry.as_json(**rows, before=None if before is None else before.name)])
+        except RestartedError:
+            # Nothing more is taken of what was begun before: to try again would never end.
+            raise
+        except ChangedError:
+            # Also raised if the dataset is not being written any more: then this raises KeyNotFoundError.
+            writer.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
+            if entry.name:
+                bucket.remove([entry.name], asked)
+            continue
+        if before is not None and before.name:
+            bucket.remove([before.name], asked)
+        return
+
+
+def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iterator[NewShard]:
+    base = reader.dataset.shape[0]
+    numbers = grown.layout.shards_of(base, base + rows.shape[0])
+    # Of those, only the first ones are there already, with rows of their own.
+    has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
+    old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
+    entries = fetch_entries(reader.transfer, reader.dataset, reader.codec.layout, old)
+    for number in numbers:
+        region = grown.layout.region(number)
+        first = max(region[0].start, base)
+        added = rows[(slice(first - base, region[0].stop - base), *region[1:])]
+        entry = entries.get(number)
+        if entry is None:
+            yield NewShard(number, partial(as_it_is, added))
+        else:
+            yield NewShard(number, partial(_behind, reader, entry, added), entry.name)
+
+
+def _behind(reader: Reader, entry: ShardEntry, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    try:
+        return np.concatenate([reader.read(entry), added])
+    except LostObjectError as error:
+        raise reader.changed(entry, error) from error
+
+
+def _assigned(reader: Reader, reading: ChunkReading, box: npt.NDArray[Any]) -> Iterator[NewShard]:
+    for part, entry in reader.with_entries(reading.parts()):
+        yield NewShard(entry.number, partial(_patched, reader, entry, part, box), entry.name)
+
+
+def _patched(reader: Reader, entry: ShardEntry, part: ChunkPart, box: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if part.is_whole:
+        elements = np.empty(part.shape, reader.codec.layout.dtype)
+    else:
+        try:
+            elements = reader.read(entry)
+        except LostObjectError as error:
+            raise reader.changed(entry, error) from error
+    part.put(box, elements)
+    return elements
+
+
+def _box_of(value: npt.NDArray[Any], reading: ChunkReading, dataset: Dataset) -> npt.NDArray[Any]:
+    """What is assigned to each element of the box. A single value is not repeated in memory."""
+    if value.size == 1 and value.ndim <= len(reading.shape):
+        return np.broadcast_to(value.reshape(()), reading.box_shape)
+    box = np.empty(reading.size, dataset.dtype)
+    try:
+        reading.place(value, box)
+    except ValueError as error:
+        raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
+    return box.reshape(reading.box_shape)
+
+
+def _begin(transfer: Transfer, function: str, arguments: dict[str, Any], asked: str) -> Dataset:
+    named = {**arguments, "operation": new_operation()}
+    return Dataset.from_json(with_room(transfer, lambda: transfer.call(function, named, asked)))
+
+
+def _staged(
+    writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str, *, quiet: bool
+) -> Dataset:
+    try:
+        return writer.commit(partial(writer.write, shards), nbytes, quiet=quiet)
+    except KeyNotFoundError as error:
+        # What is staged for an array goes along with it.
+        raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
+
+
+def _suffix() -> str:
+    return f".{secrets.token_hex(4)}"

@@ -1,0 +1,252 @@
+"""What the storage engine can do."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
+from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.progress import Advance, progress
+from tensorage.backend.zarr.changing import append_rows, assign, fill_box
+from tensorage.backend.zarr.codec import ShardCodec
+from tensorage.backend.zarr.copying import copy_objects
+from tensorage.backend.zarr.entries import fetch_entries
+from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.pieces import encoded_bytes, grid_of, read_chunks
+from tensorage.backend.zarr.reading import Reader
+from tensorage.backend.zarr.writing import (
+    NewShard,
+    ShardWriter,
+    shards_of_array,
+    shards_of_blocks,
+    shards_of_boxes,
+)
+from tensorage.errors import ChangedError
+from tensorage.indexing.boxes import Sizes, grown, sizes_of_units
+from tensorage.indexing.chunks import plan_chunks
+from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.selection import Positions, Selection
+from tensorage.model.declaration import Declaration
+from tensorage.model.results import Result
+from tensorage.model.values import cast_to
+from tensorage.types import Dataset
+
+if TYPE_CHECKING:
+    import zarr
+
+__all__ = ["ObjectsEngine", "codec_of"]
+
+#: The catalogue keeps a chunk's elements for what reads rows, and takes no more bytes of them than this.
+_MAX_CHUNK_BYTES = 64 * 1024 * 1024
+
+#: Options that say how an array is laid out.
+_LAYOUT_OPTIONS = ("chunks", "shards", "codecs", "chunk_size")
+
+#: An append that finds the array changed begins anew, so many times and for so long at least.
+MIN_RESTARTS = 20
+RESTART_FOR_S = 60.0
+FIRST_PAUSE_S = 0.01
+LONGEST_PAUSE_S = 1.0
+
+
+class ObjectsEngine:
+    """Arrays as objects of Storage, which the catalogue names.
+
+    Parameters
+    ----------
+    open_array
+        Looks up the catalogue's entry under a key.
+    """
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset]) -> None:
+        self._transfer = transfer
+        self._open = open_array
+
+    def begin(self, new: Declaration) -> Dataset:
+        dataset, _ = self._begin(new)
+        return commit(self._transfer, dataset) if dataset.size == 0 else dataset
+
+    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        fill_box(self._transfer, dataset, codec_of(dataset), box, elements)
+
+    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+        return sizes_of_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+
+    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
+        # Of an object that is too large, parts are fetched by Range.
+        is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
+        unit = layout.shards if is_small else layout.chunks
+        return grown(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
+
+    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+        def write() -> Dataset:
+            dataset, codec = self._begin(new)
+            return self._write(dataset, codec, shards_of_array(little, codec.layout), quiet=quiet)
+
+        return from_the_beginning(write)
+
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+        dataset, codec = self._begin(new)
+        return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout), quiet=quiet)
+
+    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+        def write() -> Dataset:
+            dataset, codec = self._begin(new)
+            return self._write(dataset, codec, shards_of_boxes(read, codec.layout), quiet=quiet)
+
+        return from_the_beginning(write)
+
+    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
+        if _is_laid_out(new):
+            return None
+        source = codec_of(dataset)
+
+        def write() -> Dataset:
+            staged, codec = self._begin(new, source.layout)
+            writer = ShardWriter(self._transfer, staged, codec)
+            reader = Reader(self._transfer, dataset, source)
+            return writer.commit(partial(copy_objects, reader, writer), staged.nbytes, quiet=quiet)
+
+        return from_the_beginning(write)
+
+    def import_zarr(self, source: zarr.Array[Any], new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
+
+        Parameters
+        ----------
+        source
+            As `tensorage.backend.zarr.importing.open_source` gives it.
+        new
+            As `tensorage.backend.zarr.importing.declaration_of` gives it. With `chunks`, `shards`, `codecs` or
+            `chunk_size` among its options, the array is encoded anew.
+
+        Raises
+        ------
+        CorruptTensorError, InvalidInputError
+            If the source is damaged or cannot be read. Nothing is stored.
+        """
+        from tensorage.backend.zarr.importing import (
+            decoded_shards,
+            imported_shards,
+            layout_like,
+            layout_of,
+        )
+
+        taken = None if _is_laid_out(new) else layout_of(source)
+
+        def write() -> Dataset:
+            dataset, codec = self._begin(new, taken or layout_like(source, new))
+            shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
+            return self._write(dataset, codec, shards, quiet=quiet)
+
+        return from_the_beginning(write)
+
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+        restarts, until = 0, time.monotonic() + RESTART_FOR_S
+        dataset = self._own(key) if known is None else known
+        while True:
+            rows = cast_to(data, dataset)
+            try:
+                return append_rows(self._transfer, dataset, codec_of(dataset), rows, quiet=quiet)
+            except ChangedError:
+                restarts += 1
+                if restarts > MIN_RESTARTS and time.monotonic() > until:
+                    raise
+            # At random, so that those who append at the same time do not meet again at once.
+            longest = min(FIRST_PAUSE_S * 2**restarts, LONGEST_PAUSE_S)
+            time.sleep(random.uniform(0, longest))  # noqa: S311 - no secret
+            dataset = self._own(key)
+
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
+        return assign(self._transfer, dataset, codec_of(dataset), selection, value, quiet=quiet)
+
+    def read(
+        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
+    ) -> Any:
+        codec = codec_of(dataset)
+        reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
+        result = Result(reading, dataset.dtype, out, dataset.key)
+        if reading.size:
+            box = result.box.reshape(reading.box_shape)
+            with progress(box.nbytes, dataset.key, quiet=quiet) as advance:
+                Reader(self._transfer, dataset, codec).fill(reading.parts(), box, advance)
+        return result.take()
+
+    def check_unchanged(self, dataset: Dataset) -> None:
+        fetch_entries(self._transfer, dataset, codec_of(dataset).layout, [0])
+
+    def pieces(self, dataset: Dataset) -> PieceGrid:
+        return grid_of(codec_of(dataset).layout)
+
+    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        return read_chunks(Reader(self._transfer, dataset, codec_of(dataset)), numbers, advance)
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        if numbers is None:
+            numbers = np.arange(self.pieces(dataset).count)
+        return encoded_bytes(Reader(self._transfer, dataset, codec_of(dataset)), numbers)
+
+    def compact(self, key: str) -> int:
+        """Nothing to merge: an append leaves no small shards."""
+        self._own(key)
+        return 0
+
+    def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
+        chosen = layout or Layout.choose(
+            new.shape,
+            new.dtype,
+            chunks=new.options.get("chunks"),
+            shards=new.options.get("shards"),
+            codecs=new.options.get("codecs"),
+            chunk_size=new.options.get("chunk_size"),
+        )
+        chunk = min(math.prod(chosen.chunks), _MAX_CHUNK_BYTES // new.dtype.itemsize)
+        meta = {
+            **new.meta,
+            "engine": "storage",
+            "zarr": json.dumps(chosen.metadata()),
+            "chunk": chunk,
+            "operation": new_operation(),
+        }
+        return begin(self._transfer, meta), ShardCodec(chosen)
+
+    def _write(
+        self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard], *, quiet: bool
+    ) -> Dataset:
+        writer = ShardWriter(self._transfer, dataset, codec)
+        return writer.commit(partial(writer.write, shards), dataset.nbytes, quiet=quiet)
+
+    def _own(self, key: str) -> Dataset:
+        dataset = self._open(key)
+        if dataset.engine != "storage":
+            raise OtherEngineError(dataset)
+        return dataset
+
+
+def _is_laid_out(new: Declaration) -> bool:
+    """Whether somebody said how it is to be laid out."""
+    return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
+
+
+@lru_cache(maxsize=64)
+def _codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCodec:
+    return ShardCodec(Layout.parse(json.loads(zarr), shape, dtype))
+
+
+def codec_of(dataset: Dataset) -> ShardCodec:
+    """The codec of an array of Storage, with its layout."""
+    assert dataset.zarr is not None, "the catalogue has metadata of every array of Storage"
+    return _codec(dataset.zarr, dataset.shape, dataset.dtype)

@@ -1,0 +1,233 @@
+"""What the catalogue says of shards: which objects they are, and where in them their chunks."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import error_of
+from tensorage.backend.wire.http import TooMuchError
+from tensorage.backend.zarr.layout import Layout
+from tensorage.errors import BackendUnavailableError, CorruptTensorError, IncompleteTensorError
+from tensorage.types import Dataset
+
+__all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries", "with_entries"]
+
+T = TypeVar("T")
+
+#: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
+_HEAD = struct.Struct(">qqII")
+
+#: An answer of the catalogue is about this large at the most.
+_ANSWER_BYTES = 4 * 1024 * 1024
+
+#: And tells of no more shards than this.
+MAX_NUMBERS = 4096
+
+#: Parts of an object's name: the folder of its owner, that of the dataset which it was written for, and what tells it
+#: from one that it takes the place of.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_DATASET = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+_SUFFIX = re.compile(r"(\.[0-9a-f]+)?", re.ASCII)
+
+#: Of an object, with some room.
+_NAME_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A shard of an array.
+
+    Parameters
+    ----------
+    number
+        In C order of the grid of shards.
+    name
+        Of its object in the bucket; ``""`` if it has none, because all its elements are the fill value.
+    nbytes
+        Of the object.
+    index
+        Where its chunks are: see `tensorage.backend.zarr.codec`.
+    """
+
+    number: int
+    name: str
+    nbytes: int
+    index: bytes
+
+    def as_json(self, **more: Any) -> dict[str, Any]:
+        """What the catalogue is told."""
+        return {
+            "number": self.number,
+            "name": self.name or None,
+            "nbytes": self.nbytes,
+            "index": base64.b64encode(self.index).decode(),
+            **more,
+        }
+
+
+def fetch_entries(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: Sequence[int]
+) -> dict[int, ShardEntry]:
+    """Ask the catalogue for shards: all of them, of an array; of one that is being written, those there are.
+
+    Raises
+    ------
+    ChangedError
+        If the array is not what it was when `dataset` was opened.
+    IncompleteTensorError
+        If the catalogue lacks some of them.
+    CorruptTensorError
+        If it names objects that are none of the array's.
+    """
+    entries: dict[int, ShardEntry] = {}
+    asked = f"reading {dataset.key!r}"
+    most = numbers_per_request(layout)
+    for first in range(0, len(numbers), most):
+        some = list(numbers[first : first + most])
+        try:
+            found = _fetch(transfer, dataset, layout, some, asked)
+        except CorruptTensorError:
+            raise
+        except IncompleteTensorError as error:
+            unknown = _first_unknown(transfer, dataset, layout, some, asked)
+            raise IncompleteTensorError(
+                f"{asked}: the catalogue does not know the object of {extent_of(layout, unknown)}, which was deleted "
+                "behind its back. Nothing is returned; store the array again, or read other parts."
+            ) from error
+        entries.update((entry.number, entry) for entry in found)
+    return entries
+
+
+def with_entries(
+    transfer: Transfer, dataset: Dataset, layout: Layout, things: Iterable[T], number_of: Callable[[T], int]
+) -> Iterator[tuple[T, ShardEntry]]:
+    """Things that belong to shards, each with the entry of its shard. The catalogue is asked for a page at a time.
+
+    Parameters
+    ----------
+    number_of
+        Number of a thing's shard. No two things are of one.
+
+    Raises
+    ------
+    ChangedError, IncompleteTensorError
+        As `fetch_entries` does.
+    """
+    source = iter(things)
+    while page := list(islice(source, numbers_per_request(layout))):
+        numbers = [number_of(thing) for thing in page]
+        entries = fetch_entries(transfer, dataset, layout, numbers)
+        yield from zip(page, map(entries.__getitem__, numbers), strict=True)
+
+
+def _fetch(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
+) -> list[ShardEntry]:
+    """Ask in one request, or where that is too much, in smaller ones."""
+    version = dataset.version if dataset.state == "committed" else None
+    arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
+    try:
+        entries = list(parse_entries(transfer.read("tensorage_shards", arguments, asked), asked))
+    except TooMuchError as error:
+        if len(numbers) <= 1:
+            raise error_of(error.fault, asked) from error
+    else:
+        for entry in entries:
+            _check_name(entry, dataset, layout, asked)
+        return entries
+    half = len(numbers) // 2
+    return [
+        part
+        for some in (numbers[:half], numbers[half:])
+        for part in _fetch(transfer, dataset, layout, some, asked)
+    ]
+
+
+def _first_unknown(
+    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
+) -> int:
+    """Number of a shard that the catalogue lacks, of some that it does not have all of."""
+    while len(numbers) > 1:
+        half = numbers[: len(numbers) // 2]
+        try:
+            _fetch(transfer, dataset, layout, half, asked)
+        except IncompleteTensorError:
+            numbers = half
+        else:
+            numbers = numbers[len(half) :]
+    return numbers[0]
+
+
+def _check_name(entry: ShardEntry, dataset: Dataset, layout: Layout, asked: str) -> None:
+    """Refuse an object that this shard's writer would not have named so.
+
+    The array's owner says which objects it has, and its readers fetch them with their own tokens: a name that leads
+    elsewhere, as by ``..``, would have them fetch what they may read and the owner may not.
+
+    Raises
+    ------
+    CorruptTensorError
+    """
+    if not 0 <= entry.number < layout.shard_count:
+        raise CorruptTensorError(
+            f"{asked}: the catalogue names shard {entry.number}, and the array has {layout.shard_count}. Nothing was "
+            "fetched"
+        )
+    if not entry.name:
+        return
+    folder, _, rest = entry.name.partition("/")
+    written_by, _, key = rest.partition("/")
+    is_ours = (
+        folder == dataset.user_id
+        and _UUID.fullmatch(folder) is not None
+        and _DATASET.fullmatch(written_by) is not None
+        and key.startswith(layout.key_of(entry.number))
+        and _SUFFIX.fullmatch(key.removeprefix(layout.key_of(entry.number))) is not None
+    )
+    if not is_ours:
+        raise CorruptTensorError(
+            f"{asked}: the catalogue names the object {entry.name!r} for {extent_of(layout, entry.number)}, and its "
+            f"owner's are named {dataset.user_id}/<number>/{layout.key_of(entry.number)}. Nothing was fetched; whoever "
+            "stored the array has to store it again"
+        )
+
+
+def extent_of(layout: Layout, number: int) -> str:
+    """Which elements a shard holds, for messages: ``elements [0:100, 0:28]``."""
+    return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in layout.region(number)) + "]"
+
+
+def numbers_per_request(layout: Layout) -> int:
+    """How many shards to ask for at once."""
+    index_bytes = 16 * layout.chunk_count_per_shard
+    return max(min(_ANSWER_BYTES // (_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
+
+
+def parse_entries(answer: bytes, asked: str) -> Iterator[ShardEntry]:
+    """Read an answer of ``tensorage_shards``.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If it is none.
+    """
+    at = 0
+    while at < len(answer):
+        try:
+            number, nbytes, name_bytes, index_bytes = _HEAD.unpack_from(answer, at)
+        except struct.error as error:
+            raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early") from error
+        name_at = at + _HEAD.size
+        index_at = name_at + name_bytes
+        at = index_at + index_bytes
+        if at > len(answer):
+            raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
+        name = answer[name_at:index_at].decode("utf-8", "replace")
+        yield ShardEntry(number, name, nbytes, answer[index_at:at])

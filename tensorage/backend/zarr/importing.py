@@ -1,0 +1,283 @@
+"""Zarr arrays that somebody else wrote, taken in.
+
+An array of Zarr v3 is taken over as it is: its objects are copied, whatever their names there, and nothing is decoded
+but the indexes of shards. These, or the lengths and checksums that chunks have, say whether an object is whole.
+`layout_of` says which arrays those are.
+
+The others, those of Zarr v2 among them, are decoded by zarr and encoded anew, in parts that are chunks of the
+source where those are of a sensible size, so that each is decoded once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.buffer.cpu import buffer_prototype
+from zarr.core.sync import sync
+
+from tensorage.backend.wire.header import bytes_of
+from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec
+from tensorage.backend.zarr.extents import SHARD_BYTES
+from tensorage.backend.zarr.intact import check_intact
+from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.writing import NewShard
+from tensorage.errors import CorruptTensorError, InvalidInputError, TensorageError
+from tensorage.model.declaration import ArrayOptions, Declaration, declare
+from tensorage.model.values import as_attrs
+from tensorage.types import storable_dtype
+
+__all__ = [
+    "blocks_of",
+    "declaration_of",
+    "decoded_shards",
+    "imported_shards",
+    "layout_like",
+    "layout_of",
+    "open_source",
+]
+
+#: Names of the dimensions where the metadata have no place for them, as in Zarr v2: xarray's convention.
+V2_DIMENSIONS = "_ARRAY_DIMENSIONS"
+
+#: Chunks of fewer bytes than this are not kept where they have to be encoded anew.
+MIN_CHUNK_BYTES = 1024
+
+#: Arrays of a group that an error names.
+_MAX_NAMES = 10
+
+
+def open_source(source: Any) -> zarr.Array[Any]:
+    """The array that is to be taken in.
+
+    Parameters
+    ----------
+    source
+        An array of zarr, or whatever zarr opens: a path, a URL, a store.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no array of Zarr.
+    """
+    node = source
+    if not isinstance(source, zarr.Array | zarr.Group):
+        try:
+            node = zarr.open(source, mode="r")
+        except Exception as error:
+            # Each store has errors of its own.
+            raise InvalidInputError(
+                f"{source!r} is no array of Zarr that can be opened ({type(error).__name__}: {error})"
+            ) from error
+    if isinstance(node, zarr.Group):
+        names = [name for name, _ in zip(node.array_keys(), range(_MAX_NAMES), strict=False)]
+        raise InvalidInputError(
+            f"{source!r} is a group of Zarr: give one of its arrays, such as zarr.open(...)[name]; of its own it has "
+            f"{', '.join(map(repr, names)) or 'none'}"
+        )
+    return cast("zarr.Array[Any]", node)
+
+
+def declaration_of(array: zarr.Array[Any], key: str, is_shared: bool, options: ArrayOptions) -> Declaration:
+    """What is said of the new array: what its source says of itself, unless the options say otherwise.
+
+    Raises
+    ------
+    DTypeError
+        If arrays of its dtype cannot be stored.
+    InvalidInputError
+        If the key, the options or the source's attributes make no sense.
+    """
+    attrs, dims = attributes_of(array)
+    said: ArrayOptions = {**options}
+    if said.get("dims") is None:
+        said["dims"] = dims
+    if said.get("attrs") is None:
+        try:
+            said["attrs"] = as_attrs(attrs)
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"importing {key!r}: {error}. Give attrs= that take the place of the source's"
+            ) from error
+    return declare(key, array.shape, array.dtype, is_shared, said)
+
+
+def attributes_of(array: zarr.Array[Any]) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """The attributes of an array, and the names of its dimensions, which may be among the attributes."""
+    attrs = dict(array.attrs.asdict())
+    names: Any = getattr(array.metadata, "dimension_names", None)
+    if names is None:
+        names = attrs.get(V2_DIMENSIONS)
+        if not _are_names(names, array.ndim):
+            return attrs, None
+        del attrs[V2_DIMENSIONS]
+    if all(name is None for name in names):
+        return attrs, None
+    # As xarray names those that have none.
+    return attrs, tuple(f"dim_{axis}" if name is None else name for axis, name in enumerate(names))
+
+
+def layout_of(array: zarr.Array[Any]) -> Layout | None:
+    """The layout of an array whose objects can be taken over as they are; None if they cannot.
+
+    They cannot be if the array is one of Zarr v2, or if chunks, shards, codecs or dtype are such as this engine does
+    not read.
+
+    Raises
+    ------
+    DTypeError
+        If arrays of its dtype cannot be stored.
+    """
+    dtype = storable_dtype(array.dtype)
+    if array.metadata.zarr_format != 3:
+        return None
+    document = json.loads(array.metadata.to_buffer_dict(buffer_prototype)["zarr.json"].to_bytes())
+    try:
+        layout = Layout.parse(document, array.shape, dtype)
+        ShardCodec(layout)
+    except InvalidInputError:
+        return None
+    return layout
+
+
+def layout_like(array: zarr.Array[Any], new: Declaration) -> Layout:
+    """The layout of an array that is encoded anew: chunks as the source has them, and its fill value.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        As for any new array.
+    """
+    options = new.options
+    chunks = options.get("chunks")
+    if chunks is None and options.get("shards") is None and options.get("chunk_size") is None:
+        own = chunks_of(array)
+        if own and MIN_CHUNK_BYTES <= math.prod(own) * new.dtype.itemsize <= SHARD_BYTES:
+            chunks = own
+    layout = Layout.choose(
+        new.shape,
+        new.dtype,
+        chunks=chunks,
+        shards=options.get("shards"),
+        codecs=options.get("codecs"),
+        chunk_size=options.get("chunk_size"),
+    )
+    return replace(layout, fill_value=_fill_value_of(array, layout.fill_value))
+
+
+def imported_shards(array: zarr.Array[Any], codec: ShardCodec) -> Iterator[NewShard]:
+    """The shards of a new array, each an object of the source or, where that has none, without one.
+
+    Parameters
+    ----------
+    codec
+        Of the layout that `layout_of` gives.
+
+    Raises
+    ------
+    CorruptTensorError
+        Once a shard is made whose object is damaged, as far as that shows without decoding: an index is read, and
+        the length and checksum that a chunk says it has.
+    InvalidInputError
+        Once an object cannot be read.
+    """
+    for number in range(codec.layout.shard_count):
+        yield NewShard(number, partial(_taken_over, array, codec, number))
+
+
+def decoded_shards(array: zarr.Array[Any], layout: Layout) -> Iterator[NewShard]:
+    """The shards of a new array of any layout, each of elements that zarr reads.
+
+    Raises
+    ------
+    CorruptTensorError, InvalidInputError
+        Once a shard is made of what zarr cannot read.
+    """
+    for number in range(layout.shard_count):
+        yield NewShard(number, partial(_decoded, array, layout.region(number)))
+
+
+def blocks_of(array: zarr.Array[Any]) -> Iterator[npt.NDArray[Any]]:
+    """All rows of an array, in blocks of whole rows of chunks: about 8 MiB, and more only where such a row is larger.
+
+    Parameters
+    ----------
+    array
+        With dimensions.
+
+    Raises
+    ------
+    CorruptTensorError, InvalidInputError
+        If zarr cannot read it.
+    """
+    chunks = chunks_of(array) or (1,)
+    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+    rows = chunks[0] * max(SHARD_BYTES // max(chunks[0] * row_bytes, 1), 1)
+    for first in range(0, array.shape[0], rows):
+        yield _decoded(array, (slice(first, min(first + rows, array.shape[0])),))
+
+
+def chunks_of(array: zarr.Array[Any]) -> tuple[int, ...] | None:
+    """Shape of what zarr decodes at once; None where that is not the same everywhere."""
+    try:
+        return tuple(array.shards or array.chunks)
+    except (AttributeError, NotImplementedError):
+        # Other grids than the regular one.
+        return None
+
+
+def _taken_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> EncodedShard:
+    place = array.store_path / array.metadata.encode_chunk_key(codec.layout.coords_of(number))
+    try:
+        found = sync(place.get(buffer_prototype))
+    except TensorageError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"the object {str(place)!r} cannot be read ({type(error).__name__}: {error}). Nothing was stored"
+        ) from error
+    if found is None:
+        return EncodedShard([], 0, b"")
+    blob = bytes_of(np.ascontiguousarray(found.as_numpy_array()).reshape(-1))
+    try:
+        if not codec.layout.is_sharded:
+            check_intact(blob, codec.layout)
+        return EncodedShard([blob], len(blob), codec.index_of(blob))
+    except CorruptChunkError as error:
+        raise CorruptTensorError(
+            f"the object {str(place)!r} is damaged: {error}. Nothing was stored"
+        ) from error
+
+
+def _decoded(array: zarr.Array[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
+    try:
+        # Without dimensions, zarr may give a number.
+        return np.asarray(array[cast("Any", region) or ...])
+    except TensorageError:
+        raise
+    except Exception as error:
+        where = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
+        kind = InvalidInputError if isinstance(error, OSError) else CorruptTensorError
+        raise kind(
+            f"elements [{where}] of {str(array.store_path)!r} cannot be read ({type(error).__name__}: {error}). "
+            "Nothing was stored"
+        ) from error
+
+
+def _fill_value_of(array: zarr.Array[Any], default: Any) -> Any:
+    """The fill value of an array as the JSON of Zarr v3. In Zarr v2, there may be none."""
+    value = array.metadata.fill_value
+    if value is None or (array.dtype.kind in "mM" and np.isnat(value)):
+        return default
+    return array.metadata.dtype.to_json_scalar(value, zarr_format=3)
+
+
+def _are_names(names: Any, ndim: int) -> bool:
+    return isinstance(names, list | tuple) and len(names) == ndim and all(isinstance(n, str) for n in names)

@@ -1,0 +1,186 @@
+"""Codecs from bytes to bytes, undone within a bound. No I/O, and no zarr.
+
+An array's owner chooses its codecs and writes its objects, and whoever may read it decodes them. A hundred kilobytes
+can decompress to gigabytes, so each codec is told how many bytes the chunk can hold behind it, and stops there.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import google_crc32c
+import numcodecs
+import numcodecs.blosc
+import numpy as np
+
+from tensorage.backend.zarr.compressors import (
+    CorruptChunkError,
+    check_blosc_header,
+    frames_content_size,
+    inflate_frames,
+)
+from tensorage.model.zarr_metadata import Codec, configuration_of, name_of
+
+__all__ = ["Inflater", "encoded_room", "inflater_of"]
+
+#: Undoes a codec: of the payload, no more bytes than the second argument says, or exactly so many if the third is true.
+Inflater = Callable[[memoryview, int, bool], memoryview]
+
+#: Memory that a decompressor of LZMA may take beside its output. Its highest preset asks for 65 MiB.
+LZMA_BYTES = 128 * 1024 * 1024
+
+_LZ4_HEADER_BYTES = 4
+
+#: Wrappers of deflate, as zlib names them.
+_ZLIB, _GZIP = 15, 31
+
+
+def encoded_room(nbytes: int) -> int:
+    """Most bytes that a codec between bytes makes of so many: incompressible ones, with frames and headers around."""
+    return nbytes + nbytes // 8 + 1024
+
+
+def inflater_of(codec: Codec) -> Inflater | None:
+    """The way to undo a codec within a bound; None for a codec that somebody else has registered with zarr."""
+    make = _INFLATERS.get(name_of(codec))
+    return None if make is None else make(configuration_of(codec))
+
+
+class _Stream(Protocol):
+    """Decompresses one stream of several."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: Any, max_length: int, /) -> bytes: ...
+
+
+def _inflate_streams(
+    begin: Callable[[], _Stream], name: str, payload: memoryview, most: int, _exact: bool
+) -> memoryview:
+    """Decompress streams that stand one behind the other."""
+    made = bytearray()
+    rest: memoryview | bytes = payload
+    while rest:
+        stream = begin()
+        try:
+            # One byte more than there is room for shows that there are more, without making them.
+            made += stream.decompress(rest, most - len(made) + 1)
+        except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, MemoryError) as error:
+            raise CorruptChunkError(f"{name} does not decompress {len(payload)} bytes: {error}") from error
+        if len(made) > most:
+            raise _too_many(name, payload, most)
+        if not stream.eof:
+            raise CorruptChunkError(f"{name}: {len(payload)} bytes end too early")
+        # Streams may be padded with zeros.
+        rest = stream.unused_data.lstrip(b"\0")
+    return memoryview(made)
+
+
+def _too_many(name: str, payload: memoryview, most: int) -> CorruptChunkError:
+    return CorruptChunkError(
+        f"{len(payload)} bytes of {name} decompress to more than the {most} that the chunk has room for"
+    )
+
+
+def _lzma(configuration: Mapping[str, Any]) -> Inflater:
+    kind, filters = configuration.get("format", lzma.FORMAT_XZ), configuration.get("filters")
+
+    def inflate(payload: memoryview, most: int, exact: bool) -> memoryview:
+        for given in filters or ():
+            if given.get("dict_size", 0) > LZMA_BYTES:
+                raise CorruptChunkError(f"lzma asks for a dictionary of {given['dict_size']} bytes")
+        # Raw streams take no limit: theirs is the dictionary above.
+        limit = None if kind == lzma.FORMAT_RAW else LZMA_BYTES
+        begin = partial(lzma.LZMADecompressor, kind, limit, filters)
+        return _inflate_streams(begin, "lzma", payload, most, exact)
+
+    return inflate
+
+
+def _inflate_zstd(payload: memoryview, most: int, exact: bool) -> memoryview:
+    nbytes = most if exact else frames_content_size(payload)
+    if nbytes is None:
+        raise CorruptChunkError(
+            f"{len(payload)} bytes of zstd do not say how many they decompress to, and another compressor is to follow"
+        )
+    if nbytes > most:
+        raise _too_many("zstd", payload, most)
+    out = np.empty(nbytes, np.uint8)
+    if nbytes:
+        inflate_frames(payload, out)
+    return out.data
+
+
+def _inflate_blosc(payload: memoryview, most: int, _exact: bool) -> memoryview:
+    nbytes = check_blosc_header(payload)
+    if nbytes > most:
+        raise _too_many("blosc", payload, most)
+    out = np.empty(nbytes, np.uint8)
+    try:
+        if nbytes:
+            numcodecs.blosc.decompress(payload, out)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptChunkError(f"Blosc does not decompress {len(payload)} bytes: {error}") from error
+    return out.data
+
+
+def _inflate_lz4(payload: memoryview, most: int, _exact: bool) -> memoryview:
+    nbytes = int.from_bytes(payload[:_LZ4_HEADER_BYTES], "little")
+    if nbytes > most:
+        raise _too_many("lz4", payload, most)
+    return _undo_by_numcodecs({"id": "lz4"}, payload, most, True)
+
+
+def _check_crc32c(payload: memoryview, _most: int, _exact: bool) -> memoryview:
+    content, checksum = payload[:-4], payload[-4:]
+    if checksum != int(google_crc32c.value(np.frombuffer(content, np.uint8))).to_bytes(4, "little"):
+        raise CorruptChunkError(f"the checksum of {len(content)} bytes is wrong")
+    return content
+
+
+def _undo_by_numcodecs(
+    configuration: Mapping[str, Any], payload: memoryview, _most: int, _exact: bool
+) -> memoryview:
+    """Undo what makes bytes no fewer: checksums and shuffles. A decompressor's header has been looked at before."""
+    try:
+        content = numcodecs.get_codec(dict(configuration)).decode(payload)
+    except Exception as error:
+        # Each codec has errors of its own.
+        raise CorruptChunkError(
+            f"numcodecs does not decode {len(payload)} bytes by {configuration['id']}: {error}"
+        ) from error
+    return np.frombuffer(content, np.uint8).data
+
+
+def _streams(begin: Callable[[], _Stream], name: str) -> Callable[[Mapping[str, Any]], Inflater]:
+    return lambda _: partial(_inflate_streams, begin, name)
+
+
+def _no_larger(name: str) -> Callable[[Mapping[str, Any]], Inflater]:
+    return lambda configuration: partial(_undo_by_numcodecs, {"id": name, **configuration})
+
+
+_INFLATERS: Mapping[str, Callable[[Mapping[str, Any]], Inflater]] = {
+    "crc32c": lambda _: _check_crc32c,
+    "gzip": _streams(partial(zlib.decompressobj, _GZIP), "gzip"),
+    "numcodecs.gzip": _streams(partial(zlib.decompressobj, _GZIP), "gzip"),
+    "numcodecs.zlib": _streams(partial(zlib.decompressobj, _ZLIB), "zlib"),
+    "numcodecs.bz2": _streams(bz2.BZ2Decompressor, "bz2"),
+    "numcodecs.lzma": _lzma,
+    "numcodecs.lz4": lambda _: _inflate_lz4,
+    "zstd": lambda _: _inflate_zstd,
+    "numcodecs.zstd": lambda _: _inflate_zstd,
+    "blosc": lambda _: _inflate_blosc,
+    "numcodecs.blosc": lambda _: _inflate_blosc,
+    **{
+        f"numcodecs.{name}": _no_larger(name)
+        for name in ("shuffle", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3")
+    },
+}

@@ -1,0 +1,321 @@
+"""Where the elements of an array are: which object holds which, and in chunks of which shape. No I/O, and no zarr.
+
+`Layout` is what the catalogue says of an array of Storage: its metadata of Zarr v3, beside its shape and dtype.
+"Shard" means an object throughout, also where the array is not sharded and an object is a single chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from operator import floordiv
+from typing import Any, Literal
+
+import numpy as np
+
+from tensorage.backend.zarr.extents import (
+    CHUNK_BYTES,
+    check_chunks,
+    check_extents,
+    check_shards,
+    choose_chunks,
+    choose_shards,
+)
+from tensorage.errors import InvalidInputError
+from tensorage.model.zarr_metadata import (
+    INDEX_CODECS,
+    SHARDING,
+    Codec,
+    array_metadata,
+    chunk_key,
+    configuration_of,
+    data_type_of,
+    default_codecs,
+    default_fill_value,
+    name_of,
+)
+
+__all__ = ["Layout"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array is cut into shards and these into chunks, and how a chunk is encoded.
+
+    Parameters
+    ----------
+    shape
+        Of the array, in elements.
+    dtype
+        Little-endian.
+    chunks
+        Shape of a chunk. Those at the end of the array are as large, with fill values behind the end.
+    shards
+        Shape of a shard: whole chunks, and exactly one where the array is not sharded.
+    is_sharded
+        Whether an object holds an index of its chunks. Otherwise it is an encoded chunk, and nothing else.
+    codecs
+        Of a chunk, as the JSON of Zarr's metadata.
+    fill_value
+        What elements are that were never written, as the JSON of Zarr's metadata.
+    index_codecs, index_location
+        Of the index of a shard.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...]
+    is_sharded: bool
+    codecs: tuple[Codec, ...]
+    fill_value: Any
+    index_codecs: tuple[Codec, ...] = INDEX_CODECS
+    index_location: Literal["start", "end"] = "end"
+
+    @classmethod
+    def choose(
+        cls,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        *,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
+        chunk_size: int | None = None,
+    ) -> Layout:
+        """The layout of a new array.
+
+        Parameters
+        ----------
+        dtype
+            Little-endian, of those that `tensorage.types.storable_dtype` gives.
+        chunks
+            Shape of a chunk, of any extents. By default about 1 MiB, of whole rows where a row fits.
+        shards
+            Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an
+            object for each chunk, without an index, for readers that know nothing of shards. An array without
+            dimensions, which is a single element, is stored so in any case.
+        codecs
+            Of a chunk: all of them, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a
+            checksum. Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+        chunk_size
+            Elements of a chunk, about, where `chunks` are not given.
+
+        Raises
+        ------
+        InvalidInputError
+            If the shapes don't fit the array or each other, or zarr can't use the codecs.
+        DTypeError
+            If Zarr has no such dtype.
+        """
+        extents, itemsize = tuple(shape), dtype.itemsize
+        chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
+        data_type_of(dtype)
+        if chunks is not None:
+            inner = check_chunks(chunks, extents, itemsize)
+        elif shards is None or shards is False:
+            inner = choose_chunks(extents, itemsize, chunk_bytes)
+        else:
+            whole = check_extents("shards", shards, extents)
+            inner = _dividing(whole, choose_chunks(whole, itemsize, chunk_bytes))
+        if shards is None:
+            outer = choose_shards(extents, inner, itemsize)
+        else:
+            outer = check_shards(inner if shards is False else shards, inner, extents)
+        is_sharded = shards is not False and len(extents) > 0
+        chain = default_codecs(dtype) if codecs is None else _checked(codecs, inner, dtype)
+        return cls(extents, dtype, inner, outer, is_sharded, chain, default_fill_value(dtype))
+
+    @classmethod
+    def parse(cls, zarr: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype[Any]) -> Layout:
+        """The layout that metadata of Zarr v3 tell of: the catalogue's, or those of an array of somebody else.
+
+        Whatever their chunk key encoding, `key_of` names objects by the default one.
+
+        Raises
+        ------
+        InvalidInputError
+            If they are no metadata of Zarr v3, of a kind that can't be read, or of another dtype.
+        """
+        extents = tuple(shape)
+        try:
+            return cls._parse(zarr, extents, dtype)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidInputError(
+                f"these are no metadata of a Zarr v3 array of shape {extents}: {error!r} in {zarr!r}"
+            ) from error
+
+    @classmethod
+    def _parse(cls, zarr: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
+        _expect("zarr_format", zarr["zarr_format"], 3)
+        _expect("node_type", zarr["node_type"], "array")
+        _expect("data_type", _plain(zarr["data_type"]), data_type_of(dtype))
+        _expect("chunk_grid", zarr["chunk_grid"]["name"], "regular")
+        _expect("storage_transformers", list(zarr.get("storage_transformers") or ()), [])
+        shards = zarr["chunk_grid"]["configuration"]["chunk_shape"]
+        codecs, fill_value = zarr["codecs"], zarr["fill_value"]
+        # Any other codec beside it, and a chunk can't be had without the rest of its shard.
+        if len(codecs) != 1 or name_of(codecs[0]) != SHARDING:
+            chunks = check_chunks(shards, shape, dtype.itemsize)
+            return cls(shape, dtype, chunks, chunks, False, tuple(codecs), fill_value)
+        sharding = configuration_of(codecs[0])
+        location = sharding.get("index_location", "end")
+        if location not in ("start", "end"):
+            raise InvalidInputError(f"the index of a shard is at its 'start' or 'end', not at {location!r}")
+        chunks = check_chunks(sharding["chunk_shape"], shape, dtype.itemsize)
+        return cls(
+            shape,
+            dtype,
+            chunks,
+            check_shards(shards, chunks, shape),
+            True,
+            tuple(sharding["codecs"]),
+            fill_value,
+            tuple(sharding.get("index_codecs", INDEX_CODECS)),
+            location,
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """What the catalogue keeps as `zarr`: all metadata but what it has in columns of their own."""
+        return array_metadata(self.dtype, self.shards, self._object_codecs, self.fill_value)
+
+    def document(self, attrs: Mapping[str, Any], dims: Sequence[str] | None) -> dict[str, Any]:
+        """The whole of the array's ``zarr.json``."""
+        document = {"shape": list(self.shape), **self.metadata(), "attributes": dict(attrs)}
+        if dims is not None:
+            document["dimension_names"] = list(dims)
+        return document
+
+    def grown(self, rows: int) -> Layout:
+        """The same with more rows of axis 0: shards keep their numbers.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no axis 0.
+        """
+        if not self.shape:
+            raise InvalidInputError("an array without dimensions has no rows that could be added to")
+        return replace(self, shape=(self.shape[0] + rows, *self.shape[1:]))
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Shards along each axis."""
+        return tuple(-(-extent // shard) for extent, shard in zip(self.shape, self.shards, strict=True))
+
+    @cached_property
+    def shard_count(self) -> int:
+        return math.prod(self.grid)
+
+    @cached_property
+    def chunks_per_shard(self) -> tuple[int, ...]:
+        """Chunks of a shard along each axis, also where they lie behind the end of the array."""
+        return tuple(map(floordiv, self.shards, self.chunks))
+
+    @cached_property
+    def chunk_count_per_shard(self) -> int:
+        """Chunks of a shard, also those behind the end of the array."""
+        return math.prod(self.chunks_per_shard)
+
+    def number_of(self, coords: Sequence[int]) -> int:
+        """Number of the shard at a position of the grid, in C order."""
+        return _number(coords, self.grid)
+
+    def coords_of(self, number: int) -> tuple[int, ...]:
+        """Position of a shard in the grid."""
+        coords = []
+        for extent in reversed(self.grid):
+            number, coord = divmod(number, extent)
+            coords.append(coord)
+        return tuple(reversed(coords))
+
+    def key_of(self, number: int) -> str:
+        """Name of a shard's object within its array, such as ``c/1/0/0``."""
+        return chunk_key(self.coords_of(number))
+
+    def region(self, number: int) -> tuple[slice, ...]:
+        """Elements of the array that a shard holds."""
+        return tuple(
+            slice(coord * shard, min((coord + 1) * shard, extent))
+            for coord, shard, extent in zip(self.coords_of(number), self.shards, self.shape, strict=True)
+        )
+
+    def nbytes_of(self, number: int) -> int:
+        """Bytes of the elements that a shard holds of the array."""
+        return int(math.prod(axis.stop - axis.start for axis in self.region(number))) * self.dtype.itemsize
+
+    def shards_of(self, row_low: int, row_high: int) -> range:
+        """Numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.
+
+        Rows may lie behind the end of the array, as those do that are to be added. Without dimensions, it is the
+        one shard whatever the rows.
+        """
+        if not self.shape:
+            return range(1)
+        each = math.prod(self.grid[1:])
+        if row_high <= row_low:
+            return range(0)
+        return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)
+
+    def shards_in(self, box: Sequence[slice]) -> Iterator[int]:
+        """Numbers of the shards that hold any element of a box, one slice for each axis, none with an open end."""
+        touched = (
+            range(axis.start // shard, -(-axis.stop // shard)) if axis.start < axis.stop else range(0)
+            for axis, shard in zip(box, self.shards, strict=True)
+        )
+        return map(self.number_of, product(*touched))
+
+    def position_of(self, inner_coords: Sequence[int]) -> int:
+        """Position of a chunk in the index of its shard, in which it has these coordinates."""
+        return _number(inner_coords, self.chunks_per_shard)
+
+    @property
+    def _object_codecs(self) -> tuple[Codec, ...]:
+        if not self.is_sharded:
+            return self.codecs
+        configuration = {
+            "chunk_shape": list(self.chunks),
+            "codecs": list(self.codecs),
+            "index_codecs": list(self.index_codecs),
+            "index_location": self.index_location,
+        }
+        return ({"name": SHARDING, "configuration": configuration},)
+
+
+def _number(coords: Sequence[int], grid: Sequence[int]) -> int:
+    number = 0
+    for coord, extent in zip(coords, grid, strict=True):
+        number = number * extent + coord
+    return number
+
+
+def _dividing(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """The largest extents not above `wanted` that divide those of a shard."""
+    return tuple(
+        next(extent for extent in range(min(shard, most), 0, -1) if shard % extent == 0)
+        for shard, most in zip(shards, wanted, strict=True)
+    )
+
+
+def _checked(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Codec, ...]:
+    # It takes zarr, which few arrays need.
+    from tensorage.backend.zarr.chains import checked_codecs
+
+    return checked_codecs(codecs, chunks, dtype)
+
+
+def _plain(data_type: Any) -> Any:
+    """A data type without the empty configuration that it may stand with."""
+    if isinstance(data_type, Mapping) and not data_type.get("configuration"):
+        return data_type["name"]
+    return data_type
+
+
+def _expect(what: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise InvalidInputError(
+            f"the metadata of a Zarr array say {what} {found!r}; readable is {wanted!r} only"
+        )

@@ -1,0 +1,1 @@
+"""Writing from a loop that does not wait for it."""

@@ -1,0 +1,274 @@
+"""A stored array that is read through a cache on the local disk."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.wire.progress import progress
+from tensorage.cache.entry import Entry
+from tensorage.cache.folder import Folder
+from tensorage.cache.layout import EntryLayout
+from tensorage.errors import ChangedError, InvalidInputError
+from tensorage.indexing.chunks import ChunkReading, plan_chunks
+from tensorage.indexing.selection import Positions, Selection
+from tensorage.model.results import Result, check_out
+from tensorage.tensor import Tensor
+from tensorage.types import Dataset
+
+if TYPE_CHECKING:
+    from tensorage.store import TensorStore
+
+__all__ = ["BATCH_BYTES", "CachedTensor"]
+
+#: Pieces are fetched so many bytes at a time, or one at a time where they are larger.
+BATCH_BYTES = 64 * 1024 * 1024
+
+#: Pieces that were fetched and are not on the disk, by their numbers.
+Loose = dict[int, npt.NDArray[Any]]
+
+
+class _Look(NamedTuple):
+    """When the catalogue was asked, and what it said."""
+
+    dataset: Dataset
+    changes: int
+    until: float
+
+
+class CachedTensor(Tensor):
+    """A `Tensor` whose elements are kept on the local disk once they were read. Made by `Tensor.cached`.
+
+    It gives what the `Tensor` gives for any selection. What is not on the disk is fetched, with whatever else is kept
+    and fetched as one with it: single rows of small rows, 4 KiB of large ones, and chunks of Storage.
+
+    Safe to use from many threads and in forked processes, and to send to others.
+    """
+
+    def __init__(
+        self,
+        store: TensorStore,
+        dataset: Dataset,
+        owner: str | None = None,
+        *,
+        directory: str | os.PathLike[str],
+        max_bytes: int | None = None,
+        check_every_s: float = 1.0,
+    ) -> None:
+        super().__init__(store, dataset, owner)
+        if max_bytes is not None and max_bytes < 0:
+            raise InvalidInputError(f"max_bytes is a number of bytes, or None for no limit, not {max_bytes}")
+        if not check_every_s >= 0:
+            raise InvalidInputError(f"check_every_s is a number of seconds, 0 or more, not {check_every_s}")
+        self._folder = Folder(Path(directory).expanduser().absolute(), max_bytes)
+        self._check_every_s = check_every_s
+        self._forget()
+        self._folder.prepare()
+        if dataset.size:
+            # In use from now on, also before the first read: whoever holds the handle is about to read.
+            self._entry_of(dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Files and maps stay in their process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_looked", "_held")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._looked: _Look | None = None
+        self._held: tuple[Dataset, Entry | None] | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the cache."""
+        return self._folder.path
+
+    @property
+    def max_bytes(self) -> int | None:
+        """What the folder may take on the disk, if there is a limit."""
+        return self._folder.max_bytes
+
+    def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
+        """``array[selection]``, as `Tensor.read` gives it: from the disk, where it is there.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is no such array any more, or not for this user.
+        CacheError
+            If what was fetched cannot be written to the disk.
+        """
+        return self._restarting(lambda now: self._read(now, selection, out), self._look())
+
+    def epoch_cost(self) -> int:
+        """Bytes that reading every row once would fetch now: those of the pieces that are not on the disk.
+
+        Bytes are counted as in `Tensor.epoch_cost`. Once everything is on the disk it is 0. What `max_bytes` has no
+        room for is fetched in each epoch anew, and goes on to be counted. Of Storage, that is each missing chunk once;
+        shuffled batches may fetch one more than once then.
+        """
+        return self._restarting(self._missing_bytes, self._look())
+
+    def __repr__(self) -> str:
+        return f"<Cached{super().__repr__()[1:-1]}, kept in {self.directory}>"
+
+    # Which version ------------------------------------------------------------------------------------
+
+    def _look(self) -> Dataset:
+        """The array's entry in the catalogue: asked for again after a while, and once this session wrote anything."""
+        looked, changes = self._looked, self._store.context.backend.transfer.changes
+        if (
+            looked is not None
+            # Whatever else says what the array is: a write through this handle does.
+            and looked.dataset is self._dataset
+            and looked.changes == changes
+            and time.monotonic() < looked.until
+        ):
+            return looked.dataset
+        now = self._store.context.open(self.key, self._owner)
+        self._looked = _Look(now, changes, time.monotonic() + self._check_every_s)
+        self._dataset = now
+        if self._held is not None and self._held[1] is not None:
+            self._folder.touch(self._held[1])
+        return now
+
+    def _entry_of(self, dataset: Dataset) -> Entry | None:
+        """The entry that has the elements of a version, which may be that of an older one. None if there is no room."""
+        held, entry = self._held or (None, None)
+        if (
+            held is not None
+            and (held is dataset or _version(held) == _version(dataset))
+            and entry is not None
+        ):
+            return entry
+        # No longer in use, so that what was replaced can be deleted.
+        self._held = held = entry = None
+        context = self._store.context
+        url = context.backend.backend_url or ""
+        entry = self._folder.open(EntryLayout(url, dataset, context.pieces(dataset)), self._still_stands)
+        self._held = (dataset, entry)
+        return entry
+
+    def _still_stands(self, older: Dataset) -> bool:
+        """Whether elements of an older version can still be read: the backend gives them only if none has changed."""
+        try:
+            self._store.context.check_unchanged(older)
+        except ChangedError:
+            return False
+        return True
+
+    # Elements -----------------------------------------------------------------------------------------
+
+    def _read(self, now: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+        context, quiet = self._store.context, self._store.quiet
+        entry = self._entry_of(now) if now.size else None
+        if entry is None:
+            return context.read(now, selection, out=out, quiet=quiet)
+        if isinstance(selection, list):
+            selection = _as_indices(selection)
+        if entry.view is not None and entry.has(selection):
+            return _taken(entry.view, selection, out)
+        reading = plan_chunks(now.shape, selection, entry.grid.chunks)
+        if out is not None:
+            check_out(reading.shape, now.dtype, out)
+        missing = self._folder.missing(entry, entry.grid.numbers(reading))
+        loose = self._fetched(entry, missing) if missing.size else {}
+        if loose is None:
+            return context.read(entry.dataset, selection, out=out, quiet=quiet)
+        if entry.view is not None and not loose:
+            return _taken(entry.view, selection, out)
+        return _gathered(entry, loose, reading, out)
+
+    def _fetched(self, entry: Entry, missing: Positions) -> Loose | None:
+        """Fetch pieces and keep them: those for which there is no room, or None if they are too many to be held."""
+        lengths = entry.grid.lengths(missing) * entry.dataset.dtype.itemsize
+        total = int(lengths.sum())
+        is_large = total > BATCH_BYTES
+        if is_large and not self._folder.has_room(entry, missing):
+            return None
+        loose: Loose = {}
+        with progress(total, self.key, quiet=self._store.quiet) as advance:
+            for numbers in _batches(missing, lengths):
+                elements = self._store.context.read_pieces(entry.dataset, numbers, advance)
+                kept = self._folder.keep(entry, numbers, elements)
+                if kept < len(numbers):
+                    if is_large:
+                        return None
+                    loose.update(_pieces(entry, numbers, elements, kept))
+        return loose
+
+    def _missing_bytes(self, now: Dataset) -> int:
+        if not now.size:
+            return 0
+        entry, context = self._entry_of(now), self._store.context
+        if entry is None:
+            return context.moved_bytes(now)
+        absent = entry.absent()
+        return context.moved_bytes(entry.dataset, absent) if absent.size else 0
+
+
+def _version(dataset: Dataset) -> tuple[Any, ...]:
+    """What is another one when elements or where they are have changed, in one project."""
+    return dataset.id, dataset.version, dataset.created_at, dataset.user_id, dataset.key, dataset.shape
+
+
+def _as_indices(selection: list[Any]) -> Selection:
+    """A list of indices as numpy takes it, so that it is looked at once; any other list as it is."""
+    try:
+        indices = np.asarray(selection)
+    except ValueError:
+        return selection
+    return indices if indices.dtype.kind == "i" and indices.ndim == 1 else selection
+
+
+def _batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Positions]:
+    """Pieces in parts of about `BATCH_BYTES`."""
+    ends = np.cumsum(nbytes)
+    begin = 0
+    while begin < len(numbers):
+        done = int(ends[begin - 1]) if begin else 0
+        end = max(int(np.searchsorted(ends, done + BATCH_BYTES, side="right")), begin + 1)
+        yield numbers[begin:end]
+        begin = end
+
+
+def _pieces(
+    entry: Entry, numbers: Positions, elements: npt.NDArray[Any], first: int
+) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Pieces from a first one on, each with its number, out of the elements of all of them."""
+    ends = np.cumsum(entry.grid.lengths(numbers)).tolist()
+    for position in range(first, len(numbers)):
+        number = int(numbers[position])
+        begin = ends[position - 1] if position else 0
+        yield number, elements[begin : ends[position]].reshape(entry.grid.shape_in_file(number))
+
+
+def _taken(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+    """What numpy gives for a selection of the map, in memory of its own."""
+    result: Any = view[selection]
+    if out is not None:
+        check_out(result.shape, view.dtype, out)
+        out[...] = result
+        return out
+    if isinstance(result, np.ndarray) and result.base is not None:
+        return result.copy()
+    return result
+
+
+def _gathered(entry: Entry, loose: Loose, reading: ChunkReading, out: npt.NDArray[Any] | None) -> Any:
+    """What numpy gives for a selection, put together of pieces."""
+    result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
+    if reading.size:
+        box = result.box.reshape(reading.box_shape)
+        for part in reading.parts():
+            number = entry.grid.number_of(part.coords)
+            part.take(loose[number] if number in loose else entry.piece(number), box)
+    return result.take()

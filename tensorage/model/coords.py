@@ -1,0 +1,442 @@
+"""Coordinates: the labels of an array's axes, as the catalogue keeps them. No I/O, and no xarray.
+
+They stand with the attributes, under one name that is reserved for them: so they are stored together with the
+array, in one step, and go wherever it goes. There they are JSON, and share the little room that attributes have::
+
+    {"format": 1, "name": "t2m", "coords": [
+        {"name": "time", "dims": ["time"], "shape": [372], "dtype": "<M8[ns]", "attrs": {}, "index": true,
+         "deltas": 1, "data": "..."}]}
+
+`tensorage.model.labels` says what is in ``data``. ``name`` is there if an array of xarray was stored: its name, which
+may be null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
+from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
+from tensorage.model.values import as_array, as_attrs
+from tensorage.types import COORDS_ATTRIBUTE, Dataset, storable_dtype
+
+__all__ = [
+    "Coord",
+    "Coords",
+    "as_coords",
+    "as_labels",
+    "check_fit",
+    "check_name",
+    "check_room",
+    "coords_of",
+    "encoded",
+    "extended",
+    "is_named",
+    "name_of",
+    "renamed",
+    "replaced",
+    "with_axes",
+]
+
+FORMAT = 1
+
+#: What the database has room for: bytes of the attributes as JSON, coordinates included.
+MAX_ATTRS_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Coord:
+    """Labels along some of an array's axes, or along none.
+
+    Parameters
+    ----------
+    dims
+        Names of the axes.
+    values
+        Numbers, truth values, times or text; one axis for each of the `dims`.
+    is_index
+        Whether elements are looked up by it.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    values: npt.NDArray[Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    is_index: bool = False
+
+
+class Coords(Mapping[str, npt.NDArray[Any]]):
+    """Labels of an array's axes by the name of the coordinate. To be read; each is decoded when it is looked at."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._key = dataset.key
+        self._entries = {entry["name"]: entry for entry in _entries(dataset)}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return _decoded(self._entries[name], self._key).values
+
+    def decoded(self) -> list[Coord]:
+        """All of them, with their dims and attributes."""
+        return [_decoded(entry, self._key) for entry in self._entries.values()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<Coords {', '.join(map(repr, self._entries)) or 'none'}>"
+
+
+def coords_of(dataset: Dataset) -> list[Coord]:
+    """The coordinates that are stored with an array.
+
+    Raises
+    ------
+    CorruptTensorError
+        If these are none.
+    SchemaError
+        If a later version of tensorage has stored them in another way.
+    """
+    return [_decoded(entry, dataset.key) for entry in _entries(dataset)]
+
+
+def is_named(dataset: Dataset) -> bool:
+    """Whether an array of xarray was stored, whose name is known, be it None."""
+    kept: object = dataset.coords
+    return isinstance(kept, Mapping) and "name" in kept
+
+
+def name_of(dataset: Dataset) -> str | None:
+    """The name that an array of xarray had."""
+    name = dataset.coords["name"] if dataset.coords is not None and is_named(dataset) else None
+    return name if isinstance(name, str) else None
+
+
+def encoded(coords: Iterable[Coord], **more: Any) -> dict[str, Any]:
+    """Coordinates as the catalogue keeps them.
+
+    Parameters
+    ----------
+    more
+        ``name``, of an array of xarray.
+
+    Raises
+    ------
+    InvalidInputError
+        If one has more labels, or other attributes, than can be stored.
+    """
+    return {"format": FORMAT, **more, "coords": [_encoded(coord) for coord in coords]}
+
+
+def replaced(dataset: Dataset, coords: Sequence[Coord]) -> dict[str, Any] | None:
+    """Coordinates as the catalogue keeps them, in place of those that an array has. Its name stays."""
+    if is_named(dataset):
+        return encoded(coords, name=name_of(dataset))
+    return encoded(coords) if coords else None
+
+
+def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) -> None:
+    """Refuse coordinates that the catalogue has no room for, beside the attributes.
+
+    Raises
+    ------
+    InvalidInputError
+        It says which one takes most of it, and what to do.
+    """
+    # As PostgreSQL writes it when it counts.
+    nbytes = len(json.dumps({**attrs, COORDS_ATTRIBUTE: coords}, ensure_ascii=False).encode())
+    if nbytes <= MAX_ATTRS_BYTES or not coords["coords"]:
+        return
+    largest = max(coords["coords"], key=lambda entry: len(entry["data"]))
+    name = largest["name"]
+    raise InvalidInputError(
+        f"storing {key!r}: its attributes and coordinates take {nbytes} bytes in the catalogue, which has room for "
+        f"{MAX_ATTRS_BYTES}; the coordinate {name!r} of shape {tuple(largest['shape'])} takes "
+        f"{len(largest['data'])} of them. {_way_out(name)}"
+    )
+
+
+def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
+    """Coordinates as somebody gave them for a stored array.
+
+    Parameters
+    ----------
+    coords
+        By name: labels along the axis of that name, or along the axes of the coordinate that is there;
+        ``(dims, labels)`` or ``(dims, labels, attrs)``; or what has `dims`, `values` and `attrs`, as the coordinates of
+        xarray do. A coordinate whose labels stay the same stays as it is, so that ``{**tensor.coords, ...}`` adds some.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If they are none, or do not fit the array.
+    """
+    if isinstance(coords, Coords):
+        # Of another array: with all that its mapping does not show.
+        made = coords.decoded()
+        check_fit(made, dataset.key, dataset.dims, dataset.shape)
+        return made
+    made = []
+    stored = _stored(dataset)
+    for name, given in coords.items():
+        attrs: Mapping[str, Any] = {}
+        if isinstance(given, tuple):
+            if len(given) not in (2, 3):
+                raise InvalidInputError(
+                    f"the coordinate {name!r} is labels, (dims, labels) or (dims, labels, attrs)"
+                )
+            dims, values, *rest = given
+            if not isinstance(dims, str | list | tuple):
+                raise InvalidInputError(f"the coordinate {name!r} of (dims, labels): {dims!r} names no axes")
+            dims = (dims,) if isinstance(dims, str) else tuple(dims)
+            attrs = rest[0] if rest else {}
+        elif hasattr(given, "dims"):
+            dims, values, attrs = tuple(given.dims), given.values, given.attrs
+        elif name in stored:
+            known = stored[name]
+            dims, values = known.dims, given
+            attrs = known.attrs if _is_same(known.values, given) else {}
+        else:
+            dims, values = (name,), given
+        labels = as_labels(name, values)
+        made.append(Coord(name, dims, labels, attrs, dims == (name,)))
+    check_fit(made, dataset.key, dataset.dims, dataset.shape)
+    return made
+
+
+def _is_same(labels: npt.NDArray[Any], given: Any) -> bool:
+    found = as_array(given)
+    has_nan = labels.dtype.kind in "fcmM"
+    return found.dtype == labels.dtype and np.array_equal(labels, found, equal_nan=has_nan)
+
+
+def _stored(dataset: Dataset) -> dict[str, Coord]:
+    try:
+        return {coord.name: coord for coord in coords_of(dataset)}
+    except CorruptTensorError:
+        # They are about to be replaced, which is what the error asks for.
+        return {}
+
+
+def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
+    """The labels of a coordinate, as an array that can be stored.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If they are neither numbers, truth values, times nor text.
+    """
+    labels = as_array(values)
+    if labels.dtype.kind not in TEXT_KINDS:
+        labels = labels.astype(_number_dtype(name, labels.dtype), copy=False)
+    elif not all(isinstance(label, str) for label in labels.flat):
+        (found, *_) = (type(label).__name__ for label in labels.flat if not isinstance(label, str))
+        raise DTypeError(
+            f"the coordinate {name!r} holds objects ({found}), and only numbers, truth values, times and text can be "
+            f"stored: convert it, as by .assign_coords({name}=...), or leave it out, by .drop_vars({name!r})"
+        )
+    if labels.nbytes > MAX_LABELS_BYTES:
+        raise InvalidInputError(
+            f"the coordinate {name!r} has {labels.nbytes} bytes, and the catalogue has room for {MAX_ATTRS_BYTES} once "
+            f"they are compressed. {_way_out(name)}"
+        )
+    return labels
+
+
+def check_name(asked: str, name: object) -> None:
+    """Refuse what PostgreSQL can keep no name of.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    # A lone surrogate is in no text of UTF-8.
+    if not isinstance(name, str) or any(char == "\0" or "\ud800" <= char <= "\udfff" for char in name):
+        raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {name!r}")
+
+
+def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, shape: Sequence[int]) -> None:
+    """Refuse coordinates that do not fit an array.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    asked = f"coordinates of {key!r}"
+    names = tuple(dims or ())
+    if len(set(names)) < len(names) and coords:
+        raise InvalidInputError(f"{asked}: they need axes of different names, and the dims are {names}")
+    extents = dict(zip(names, shape, strict=bool(names)))
+    for coord in coords:
+        check_name(asked, coord.name)
+        if not set(coord.dims) <= set(names):
+            raise InvalidInputError(
+                f"{asked}: {coord.name!r} runs along {coord.dims}, and the array has the dims {dims}"
+            )
+        if coord.name in names and coord.dims != (coord.name,):
+            raise InvalidInputError(
+                f"{asked}: {coord.name!r} is the name of an axis, and its labels run along {coord.dims}"
+            )
+        wanted = tuple(extents[name] for name in coord.dims)
+        if coord.values.shape != wanted:
+            raise InvalidInputError(
+                f"{asked}: {coord.name!r} along {coord.dims} has shape {coord.values.shape}, and the array {wanted}"
+            )
+
+
+def renamed(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] | None:
+    """The coordinates of an array, as kept, once its axes have other names: those that run along one go with it.
+
+    Raises
+    ------
+    InvalidInputError
+        If they would lose their axes, or take the name of one.
+    """
+    if dataset.coords is None:
+        return None
+    entries = _entries(dataset)
+    bound = [entry["name"] for entry in entries if entry["dims"]]
+    if dims is None and bound:
+        raise InvalidInputError(
+            f"naming the axes of {dataset.key!r}: the coordinates {bound} run along axes that have names. Remove them "
+            "first, by tensor.coords = {}"
+        )
+    return {**dataset.coords, "coords": with_axes(entries, dataset.dims or (), dims or (), dataset.key)}
+
+
+def with_axes(
+    entries: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
+) -> list[dict[str, Any]]:
+    """Coordinates, as kept, of axes that are to have other names.
+
+    Raises
+    ------
+    InvalidInputError
+        If one of them would take the name of an axis that it does not run along, or of another coordinate.
+    """
+    asked = f"naming the axes of {key!r}"
+    names = dict(zip(dims, new_dims, strict=False))
+    made = []
+    for entry in entries:
+        along = [names[name] for name in entry["dims"]]
+        name = names.get(entry["name"], entry["name"])
+        if name in new_dims and along != [name]:
+            raise InvalidInputError(
+                f"{asked}: {name!r} is the name of a coordinate that runs along {along}: give another name"
+            )
+        made.append({**entry, "name": name, "dims": along})
+    if len({entry["name"] for entry in made}) < len(made):
+        raise InvalidInputError(f"{asked}: {list(new_dims)} would give two coordinates the same name")
+    return made
+
+
+def extended(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
+    """A coordinate with more labels at its end.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are none of its kind.
+    """
+    before, labels = coord.values, more.values
+    is_text = before.dtype.kind in TEXT_KINDS
+    if is_text and labels.dtype.kind in TEXT_KINDS:
+        if before.dtype.kind != labels.dtype.kind:
+            labels = labels.astype(object if before.dtype.kind == "O" else str)
+    elif is_text or labels.dtype.kind in TEXT_KINDS or not _keeps(labels, before.dtype):
+        raise InvalidInputError(
+            f"appending to {key!r}: labels of dtype {labels.dtype} do not fit the coordinate {coord.name!r} of dtype "
+            f"{before.dtype}. Nothing was appended"
+        )
+    else:
+        labels = labels.astype(before.dtype)
+    return replace(coord, values=np.concatenate([before, labels], axis=axis))
+
+
+def _keeps(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether labels are the same in another dtype."""
+    if np.can_cast(labels.dtype, dtype, "safe"):
+        return True
+    if not np.can_cast(labels.dtype, dtype, "same_kind"):
+        return False
+    with np.errstate(all="ignore"):
+        back = labels.astype(dtype).astype(labels.dtype)
+    return back.tobytes() == labels.tobytes()
+
+
+def _number_dtype(name: object, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    try:
+        return storable_dtype(dtype)
+    except DTypeError as error:
+        raise DTypeError(
+            f"the coordinate {name!r} of dtype {dtype} cannot be stored: convert it, as by .assign_coords({name}=...), "
+            f"or leave it out, by .drop_vars({name!r})"
+        ) from error
+
+
+def _way_out(name: object) -> str:
+    return f"Store {name!r} under a key of its own, and the array without it: .drop_vars({name!r}). Nothing was stored"
+
+
+def _entries(dataset: Dataset) -> list[dict[str, Any]]:
+    if dataset.coords is None:
+        return []
+    kept: Any = dataset.coords
+    found = kept.get("format") if isinstance(kept, Mapping) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise SchemaError(
+            f"the coordinates of {dataset.key!r} are of format {found}, and this version knows {FORMAT}: upgrade "
+            "tensorage. The array without them is read as ever"
+        )
+    entries = kept.get("coords") if found == FORMAT else None
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise _corrupt(dataset.key)
+    return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and {"name", "dims", "shape", "dtype", "attrs", "index", "deltas", "data"} <= entry.keys()
+        and isinstance(entry["name"], str)
+        and isinstance(entry["dims"], list)
+        and all(isinstance(name, str) for name in entry["dims"])
+        and isinstance(entry["attrs"], dict)
+    )
+
+
+def _encoded(coord: Coord) -> dict[str, Any]:
+    try:
+        labels = encode_labels(coord.values)
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"the coordinate {coord.name!r} has {error}. {_way_out(coord.name)}"
+        ) from error
+    return {
+        "name": coord.name, "dims": list(coord.dims), "attrs": as_attrs(coord.attrs), "index": coord.is_index, **labels,
+    }  # fmt: skip
+
+
+def _decoded(entry: Mapping[str, Any], key: str) -> Coord:
+    try:
+        values = decode_labels(entry)
+    except ValueError as error:
+        raise _corrupt(key) from error
+    if values.ndim != len(entry["dims"]):
+        raise _corrupt(key)
+    return Coord(entry["name"], tuple(entry["dims"]), values, dict(entry["attrs"]), bool(entry["index"]))
+
+
+def _corrupt(key: str) -> CorruptTensorError:
+    return CorruptTensorError(
+        f"the coordinates of {key!r} cannot be read: they are damaged, or none of tensorage. The array without them is "
+        "read as ever; tensor.coords = {...} replaces them"
+    )

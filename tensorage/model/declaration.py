@@ -1,0 +1,118 @@
+"""What is said of an array that is to be stored, checked. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.wire.header import block_elements
+from tensorage.errors import InvalidInputError
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
+from tensorage.model.coords import check_room
+from tensorage.model.values import as_attrs, as_dims, check_key
+from tensorage.types import COORDS_ATTRIBUTE, storable_dtype
+
+__all__ = ["ArrayOptions", "Declaration", "declare"]
+
+#: Bytes of one stored block, unless a chunk size is given.
+BLOCK_BYTES = 1024 * 1024
+
+
+class ArrayOptions(TypedDict, total=False):
+    """What may be said of a new array beside its key, shape and dtype.
+
+    Parameters
+    ----------
+    chunk_size
+        Elements per stored block of the database, or per chunk of Storage; about 1 MiB of them by default.
+    chunks, shards, codecs
+        Of Storage: shape of a chunk, which is compressed and read as one; of an object; and the codecs of a
+        chunk, as the JSON of Zarr's metadata or as zarr's own objects.
+    attrs
+        Attributes: whatever JSON can hold.
+    dims
+        Names of the axes.
+    coords
+        Labels of the axes, as `tensorage.model.coords` encodes them.
+    overwrite
+        Let it replace the array that is under the key.
+    """
+
+    chunk_size: int | None
+    chunks: Sequence[int] | None
+    shards: Sequence[int] | Literal[False] | None
+    codecs: Sequence[Any] | None
+    attrs: Mapping[str, Any] | None
+    dims: Sequence[str] | None
+    coords: Mapping[str, Any] | None
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A new array.
+
+    Parameters
+    ----------
+    dtype
+        Little-endian.
+    chunk
+        Elements of the largest block, where it is kept as rows.
+    is_shared
+        Let every signed-in user of the project read it.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: int
+    is_shared: bool
+    options: ArrayOptions
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the catalogue is told, whatever the engine."""
+        attrs = as_attrs(self.options.get("attrs") or {})
+        coords = self.options.get("coords")
+        if coords is not None:
+            check_room(self.key, attrs, coords)
+            attrs[COORDS_ATTRIBUTE] = coords
+        return {
+            "key": self.key,
+            "shape": self.shape,
+            "dtype": self.dtype.str,
+            "chunk": self.chunk,
+            "is_shared": self.is_shared,
+            "attrs": attrs,
+            "dims": as_dims(self.options.get("dims"), len(self.shape)),
+            "overwrite": self.options.get("overwrite", False),
+        }
+
+
+def declare(
+    key: str, shape: Sequence[int], dtype: npt.DTypeLike, is_shared: bool, options: ArrayOptions
+) -> Declaration:
+    """Check what is said of a new array.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+    """
+    check_key(key)
+    extents = tuple(int(extent) for extent in shape)
+    if any(extent < 0 for extent in extents):
+        raise InvalidInputError(f"the shape {extents} has a negative extent")
+    stored = storable_dtype(dtype)
+    chunk_size = options.get("chunk_size")
+    if chunk_size is None:
+        chunk_size = BLOCK_BYTES // stored.itemsize
+    elif not 1 <= chunk_size <= MAX_REQUEST_BYTES // stored.itemsize:
+        raise InvalidInputError(
+            f"chunk_size={chunk_size} elements: a block of {stored} holds 1 to "
+            f"{MAX_REQUEST_BYTES // stored.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
+        )
+    return Declaration(key, extents, stored, block_elements(extents, chunk_size), is_shared, options)

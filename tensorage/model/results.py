@@ -1,0 +1,90 @@
+"""Results of reading, where they were asked for. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.errors import InvalidInputError
+from tensorage.model.memory import check_fits, new_array
+
+__all__ = ["Plan", "Result", "check_out"]
+
+
+class Plan(Protocol):
+    """What to read for a selection, and how to make its result of a box of elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def size(self) -> int:
+        """Elements in the box."""
+        ...
+
+    @property
+    def is_whole_box(self) -> bool:
+        """True if the box is the result, element by element in C order."""
+        ...
+
+    def pick(self, box: npt.NDArray[Any]) -> Any:
+        """Take the result out of the box, of one axis."""
+        ...
+
+
+def check_out(shape: tuple[int, ...], dtype: np.dtype[Any], out: npt.NDArray[Any]) -> None:
+    """Refuse an array that is not of a result's shape and dtype."""
+    if out.shape != shape or out.dtype != dtype:
+        raise InvalidInputError(
+            f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {shape} and dtype {dtype}"
+        )
+
+
+class Result:
+    """A result to be: fill its `box`, then `take` it.
+
+    Parameters
+    ----------
+    out
+        Where the caller wants it, or None.
+    key
+        Of the array, for messages.
+
+    Raises
+    ------
+    InvalidInputError
+        If `out` is not of the result's shape and dtype.
+    TooLargeError
+        If there is no memory for it.
+    """
+
+    def __init__(self, plan: Plan, dtype: np.dtype[Any], out: npt.NDArray[Any] | None, key: str) -> None:
+        if out is not None:
+            check_out(plan.shape, dtype, out)
+        else:
+            check_fits(plan.shape, dtype, f"reading {key!r}")
+        self._plan = plan
+        self._out = out
+        self._is_direct = out is not None and bool(
+            plan.is_whole_box and out.flags.c_contiguous and out.flags.writeable
+        )
+        #: Of one axis, contiguous: what travels goes here.
+        self.box = (
+            out.reshape(-1)
+            if out is not None and self._is_direct
+            else new_array((plan.size,), dtype, f"reading {key!r}")
+        )
+
+    def take(self) -> Any:
+        """What numpy gives for the selection, in `out` if there is one."""
+        if self._is_direct:
+            return self._out
+        result = self._plan.pick(self.box)
+        if self._out is None:
+            # A view into a much larger box would keep all of it in memory.
+            small = isinstance(result, np.ndarray) and 2 * result.size < self.box.size
+            return result.copy() if small else result
+        self._out[...] = result
+        return self._out

@@ -1,0 +1,1 @@
+"""The login of a session: the SDK, tokens, and other processes that borrow them."""
