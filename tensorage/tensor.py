@@ -15,7 +15,7 @@ from tensorage.adapters.labelled import is_labelled, labels_of
 from tensorage.errors import CacheError, ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
-from tensorage.model.coords import Coords, as_coords, replaced
+from tensorage.model.coords import Coords, as_coords, replace_coords
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Tensor:
     @coords.setter
     def coords(self, coords: Mapping[str, Any]) -> None:
         made = as_coords(coords, self._dataset)
-        self._dataset = self._store.context.label(self._dataset, replaced(self._dataset, made))
+        self._dataset = self._store.context.label(self._dataset, replace_coords(self._dataset, made))
 
     @property
     def engine(self) -> Engine:

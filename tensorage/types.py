@@ -41,7 +41,7 @@ class Dataset:
         Extents in elements, slowest axis first. ``()`` is a scalar.
     dtype
         Always little-endian.
-    chunk
+    block_size
         Elements of the largest stored block.
     version
         Grows with every change, and never repeats under one key.
@@ -57,7 +57,7 @@ class Dataset:
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk: int
+    block_size: int
     engine: Engine = "database"
     is_shared: bool = False
     state: Literal["staged", "committed"] = "committed"
@@ -103,7 +103,7 @@ class Dataset:
             key=row["key"],
             shape=tuple(row["shape"]),
             dtype=np.dtype(row["dtype"]),
-            chunk=row["chunk"],
+            block_size=row["chunk"],
             engine=row["engine"],
             is_shared=row["is_shared"],
             state=row["state"],

@@ -1,4 +1,4 @@
-"""Boxes of consecutive elements, next to numpy, and grids of boxes near other grids."""
+"""Boxes of consecutive elements, next to numpy, and grids of regions near other grids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import example, given
 
-from tensorage.indexing.boxes import Sizes, consecutive_boxes, sizes_of_rows, sizes_of_units
+from tensorage.indexing.regions import AxisLengths, consecutive_regions, join_rows, join_units
 
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 
@@ -18,7 +18,7 @@ SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 @example((), 1)
 def test_boxes_are_the_array_in_order(shape: tuple[int, ...], max_elements: int) -> None:
     array = np.arange(math.prod(shape)).reshape(shape)
-    parts = [array[box] for box in consecutive_boxes(shape, max_elements)]
+    parts = [array[region] for region in consecutive_regions(shape, max_elements)]
     assert all(0 < part.size <= max_elements for part in parts)
     assert np.array_equal(
         np.concatenate([np.empty(0, int), *(part.reshape(-1) for part in parts)]), array.reshape(-1)
@@ -26,24 +26,24 @@ def test_boxes_are_the_array_in_order(shape: tuple[int, ...], max_elements: int)
 
 
 def test_boxes_are_as_large_as_they_may_be() -> None:
-    assert [box[0] for box in consecutive_boxes((10, 4, 5), 70)] == [
+    assert [region[0] for region in consecutive_regions((10, 4, 5), 70)] == [
         slice(0, 3),
         slice(3, 6),
         slice(6, 9),
         slice(9, 10),
     ]
-    assert len(list(consecutive_boxes((1, 1000, 1000), 2**18))) == 4
+    assert len(list(consecutive_regions((1, 1000, 1000), 2**18))) == 4
 
 
-#: Extents of boxes along each axis.
+#: Extents of regions along each axis.
 sizes_of_axes = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=4).map(
     tuple
 )
 
 
 @given(sizes_of_axes, st.integers(1, 50), st.integers(1, 100))
-def test_boxes_of_rows_are_of_consecutive_elements(sizes: Sizes, least: int, most: int) -> None:
-    grid = sizes_of_rows(sizes, min(least, most), most)
+def test_boxes_of_rows_are_of_consecutive_elements(sizes: AxisLengths, least: int, most: int) -> None:
+    grid = join_rows(sizes, min(least, most), most)
     shape = [sum(axis) for axis in sizes]
     assert [sum(axis) for axis in grid] == shape
     if shape and math.prod(shape):
@@ -53,9 +53,9 @@ def test_boxes_of_rows_are_of_consecutive_elements(sizes: Sizes, least: int, mos
 
 
 @given(sizes_of_axes.filter(len), st.data(), st.integers(1, 200))
-def test_boxes_of_units_begin_where_units_do(sizes: Sizes, data: st.DataObject, most: int) -> None:
+def test_boxes_of_units_begin_where_units_do(sizes: AxisLengths, data: st.DataObject, most: int) -> None:
     unit = data.draw(st.tuples(*(st.integers(1, 5) for _ in sizes)))
-    grid = sizes_of_units(sizes, unit, most)
+    grid = join_units(sizes, unit, most)
     assert [sum(axis) for axis in grid] == [sum(axis) for axis in sizes]
     assert all(size % step == 0 for axis, step in zip(grid, unit, strict=True) for size in axis[:-1])
     assert math.prod(max(axis) for axis in grid) <= max(most, math.prod(unit))

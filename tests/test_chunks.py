@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from selections import ODDITIES, Shape, selections
 from test_indexing import DTYPES, UNTIMED, assert_same, assignments, message_of, numbered, refusal_of
 
-from tensorage.indexing import ChunkReading, box, chunks, cutting, plan_chunks
+from tensorage.indexing import ChunkPlan, buffer, chunks, plan_chunks, projecting
 
 Array = np.ndarray[Any, Any]
 
-#: What chunks hold behind the array's end, and boxes before they are filled: no element is that.
+#: What chunks hold behind the array's end, and buffers before they are filled: no element is that.
 PADDING = -7
 
 
@@ -68,13 +68,13 @@ def whole_of(stored: dict[Shape, Array], array: Array, chunk_shape: Shape) -> Ar
     return whole
 
 
-def read(reading: ChunkReading, array: Array, chunk_shape: Shape) -> Array:
-    """The box, by way of the chunks."""
+def read(reading: ChunkPlan, array: Array, chunk_shape: Shape) -> Array:
+    """The buffer, by way of the chunks."""
     stored = chunks_of(array, chunk_shape)
-    box = np.full(reading.box_shape, PADDING).astype(array.dtype)
+    buffer = np.full(reading.buffer_shape, PADDING).astype(array.dtype)
     for part in reading.parts():
-        part.take(stored[part.coords], box)
-    return box
+        part.take(stored[part.coords], buffer)
+    return buffer
 
 
 def coords_touched(shape: Shape, selection: Any, chunk_shape: Shape) -> list[Shape]:
@@ -97,12 +97,12 @@ def test_what_is_read_through_chunks_is_what_numpy_gives(case: tuple[Shape, Any,
         return
     expected = array[selection]
     reading = plan_chunks(shape, selection, chunk_shape)
-    box = read(reading, array, chunk_shape)
+    buffer = read(reading, array, chunk_shape)
     assert reading.shape == expected.shape
-    assert_same(reading.pick(box), expected)
-    assert_same(reading.pick(box.reshape(-1)), expected)
-    if reading.is_whole_box:
-        np.testing.assert_array_equal(box.reshape(reading.shape), expected)
+    assert_same(reading.pick(buffer), expected)
+    assert_same(reading.pick(buffer.reshape(-1)), expected)
+    if reading.is_whole_buffer:
+        np.testing.assert_array_equal(buffer.reshape(reading.shape), expected)
 
 
 @settings(UNTIMED, max_examples=800)
@@ -114,13 +114,13 @@ def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shap
     except IndexError:
         return
     reading = plan_chunks(shape, selection, chunk_shape)
-    assert reading.size == math.prod(reading.box_shape) == len(selected)
+    assert reading.size == math.prod(reading.buffer_shape) == len(selected)
     parts = list(reading.parts())
     if shape:
         assert [part.coords for part in parts] == coords_touched(shape, selection, chunk_shape)
     else:
         assert [part.coords for part in parts] == [()] * len(selected)
-    times_filled = np.zeros(reading.box_shape, int)
+    times_filled = np.zeros(reading.buffer_shape, int)
     positions = numbered(shape, "i8")
     stored = chunks_of(positions, chunk_shape)
     taken = [stored[part.coords][part.chunk_selection].reshape(-1) for part in parts]
@@ -129,7 +129,7 @@ def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shap
         within = positions[region(part.coords, chunk_shape)]
         assert part.shape == within.shape
         assert part.is_whole is (part.size == within.size)
-        times_filled[part.box_selection] += 1
+        times_filled[part.buffer_selection] += 1
     assert (times_filled == 1).all()
     np.testing.assert_array_equal(np.sort(np.concatenate([[], *taken])), selected)
 
@@ -145,23 +145,23 @@ def test_a_chunk_is_decoded_in_its_place_if_it_is_all_there(case: tuple[Shape, A
         reading = plan_chunks(shape, selection, chunk_shape)
     except IndexError:
         return
-    box = np.arange(reading.size).reshape(reading.box_shape)
+    buffer = np.arange(reading.size).reshape(reading.buffer_shape)
     for part in reading.parts():
-        target = part.target(box)
+        target = part.target(buffer)
         chunk = np.full(chunk_shape, -1)
-        part.put(box, chunk)
+        part.put(buffer, chunk)
         fits = -1 not in chunk and (np.diff(chunk.reshape(-1)) == 1).all()
         if target is not None:
             assert fits
             assert target.shape == chunk_shape
             assert target.flags.c_contiguous
-            assert np.shares_memory(target, box)
+            assert np.shares_memory(target, buffer)
             np.testing.assert_array_equal(target, chunk)
         elif fits:
             # Only points with a slice between them are not recognised.
-            between = [isinstance(item, np.ndarray) for item in part.box_selection]
+            between = [isinstance(item, np.ndarray) for item in part.buffer_selection]
             assert any(between)
-            assert any(isinstance(item, slice) for item in part.box_selection)
+            assert any(isinstance(item, slice) for item in part.buffer_selection)
 
 
 @settings(UNTIMED, max_examples=600)
@@ -177,7 +177,7 @@ def test_the_chunks_of_the_shards_are_the_chunks(case: tuple[Shape, Any, Shape],
     array = numbered(shape)
     stored = chunks_of(array, chunk_shape)
     expected = {part.coords: part for part in plan_chunks(shape, selection, chunk_shape).parts()}
-    box = np.full(reading.box_shape, PADDING, array.dtype)
+    buffer = np.full(reading.buffer_shape, PADDING, array.dtype)
     for shard in reading.parts():
         parts = list(shard.split(chunk_shape))
         assert [part.coords for part in parts] == sorted({part.coords for part in parts})
@@ -187,9 +187,9 @@ def test_the_chunks_of_the_shards_are_the_chunks(case: tuple[Shape, Any, Shape],
             coords = tuple(first * n + within for first, n, within in places)
             alone = expected.pop(coords)
             assert (part.size, part.shape, part.is_whole) == (alone.size, alone.shape, alone.is_whole)
-            part.take(stored[coords], box)
+            part.take(stored[coords], buffer)
     assert not expected
-    assert_same(reading.pick(box), array[selection])
+    assert_same(reading.pick(buffer), array[selection])
 
 
 @settings(UNTIMED, max_examples=1000)
@@ -203,7 +203,7 @@ def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, S
     except IndexError:
         return
     expected = array.copy()
-    box = np.full(reading.box_shape, PADDING, array.dtype)
+    buffer = np.full(reading.buffer_shape, PADDING, array.dtype)
     refusal = refusal_of(lambda: expected.__setitem__(selection, value))
     if isinstance(refusal, TypeError) or (refusal is not None and not reading.size):
         # Where numpy is not consistent: a mask that is the whole expression takes no value of two axes, as
@@ -211,13 +211,13 @@ def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, S
         return
     if refusal is not None:
         with pytest.raises(ValueError, match="could not broadcast input array from shape"):
-            reading.place(value, box)
+            reading.place(value, buffer)
         return
     if reading.size:
-        reading.place(value, box)
+        reading.place(value, buffer)
     stored = chunks_of(array, chunk_shape)
     for part in reading.parts():
-        part.put(box, stored[part.coords])
+        part.put(buffer, stored[part.coords])
     np.testing.assert_array_equal(whole_of(stored, array, chunk_shape), expected)
     for coords, chunk in chunks_of(expected, chunk_shape).items():
         # Nothing is written behind the array's end.
@@ -228,7 +228,7 @@ def selected_parts(
     shape: Shape, selection: Any, chunk_shape: Shape
 ) -> Iterator[tuple[Shape, tuple[Any, ...], tuple[Any, ...]]]:
     for part in plan_chunks(shape, selection, chunk_shape).parts():
-        yield part.coords, as_lists(part.chunk_selection), as_lists(part.box_selection)
+        yield part.coords, as_lists(part.chunk_selection), as_lists(part.buffer_selection)
 
 
 def as_lists(items: Sequence[Any]) -> tuple[Any, ...]:
@@ -238,8 +238,8 @@ def as_lists(items: Sequence[Any]) -> tuple[Any, ...]:
 def test_of_all_the_box_is_the_array() -> None:
     for shape, chunk_shape in (((7, 1, 5), (3, 1, 2)), ((0, 3), (2, 2)), ((4,), (10,)), ((), ())):
         reading = plan_chunks(shape, ..., chunk_shape)
-        assert reading.box_shape == reading.shape == shape
-        assert reading.is_whole_box
+        assert reading.buffer_shape == reading.shape == shape
+        assert reading.is_whole_buffer
         assert all(part.is_whole for part in reading.parts())
 
 
@@ -279,28 +279,28 @@ def test_points_of_two_axes_are_along_the_first() -> None:
 def test_points_around_a_slice_come_before_it_on_both_sides() -> None:
     array = numbered((5, 6, 4))
     reading = plan_chunks(array.shape, np.s_[[4, 0, 1], 1:5, [3, 3, 2]], (2, 3, 2))
-    assert reading.box_shape == (3, 4, 1)
+    assert reading.buffer_shape == (3, 4, 1)
     for part in reading.parts():
         selected = np.empty(part.chunks)[part.chunk_selection]
-        assert selected.shape == np.empty(reading.box_shape)[part.box_selection].shape
-    box = read(reading, array, (2, 3, 2))
-    assert_same(reading.pick(box), array[[4, 0, 1], 1:5, [3, 3, 2]])
+        assert selected.shape == np.empty(reading.buffer_shape)[part.buffer_selection].shape
+    buffer = read(reading, array, (2, 3, 2))
+    assert_same(reading.pick(buffer), array[[4, 0, 1], 1:5, [3, 3, 2]])
 
 
 def test_indices_of_one_value_along_an_axis_are_an_integer_there() -> None:
     reading = plan_chunks((5, 6, 4), np.s_[[4, 0, 1], :, [2, 2, 2]], (5, 6, 4))
     (part,) = reading.parts()
     assert as_lists(part.chunk_selection) == ([0, 1, 4], slice(0, 6, 1), slice(2, 3, 1))
-    assert part.box_selection == (slice(0, 3, 1), slice(0, 6, 1), slice(0, 1, 1))
+    assert part.buffer_selection == (slice(0, 3, 1), slice(0, 6, 1), slice(0, 1, 1))
 
 
 def test_stretches_of_a_mask_are_slices() -> None:
     mask = np.zeros(40, bool)
     mask[3:17] = mask[30:] = True
     reading = plan_chunks((40, 3), mask, (10, 3))
-    box = np.zeros(reading.box_shape)
+    buffer = np.zeros(reading.buffer_shape)
     taken = [
-        (part.coords[0], part.chunk_selection[0], part.target(box) is not None) for part in reading.parts()
+        (part.coords[0], part.chunk_selection[0], part.target(buffer) is not None) for part in reading.parts()
     ]
     assert taken == [(0, slice(3, 10, 1), False), (1, slice(0, 7, 1), False), (3, slice(0, 10, 1), True)]
 
@@ -309,14 +309,14 @@ def test_a_mask_of_all_axes_in_flat_order_is_the_box() -> None:
     array = numbered((30, 20, 10))
     mask = np.random.default_rng(0).random(array.shape) < 0.3
     reading = plan_chunks(array.shape, mask, (8, 7, 6))
-    assert reading.is_whole_box
+    assert reading.is_whole_buffer
     assert_same(reading.pick(read(reading, array, (8, 7, 6))), array[mask])
 
 
 def test_a_full_chunk_at_the_end_of_the_array_is_not_padded() -> None:
     reading = plan_chunks((5, 4), ..., (2, 4))
-    box = np.zeros(reading.box_shape)
-    assert [(part.is_whole, part.target(box) is not None) for part in reading.parts()] == [
+    buffer = np.zeros(reading.buffer_shape)
+    assert [(part.is_whole, part.target(buffer) is not None) for part in reading.parts()] == [
         (True, True),
         (True, True),
         (True, False),
@@ -325,52 +325,52 @@ def test_a_full_chunk_at_the_end_of_the_array_is_not_padded() -> None:
 
 def test_a_chunk_that_is_not_of_whole_rows_of_the_box_is_not_decoded_in_place() -> None:
     reading = plan_chunks((4, 4), ..., (2, 2))
-    box = np.zeros(reading.box_shape)
-    assert [part.target(box) for part in reading.parts()] == [None] * 4
+    buffer = np.zeros(reading.buffer_shape)
+    assert [part.target(buffer) for part in reading.parts()] == [None] * 4
 
 
 @pytest.mark.parametrize("selection", [(), ..., None, True, False, (None, ...), np.array(True)], ids=str)
 def test_no_axes_at_all(selection: Any) -> None:
     array = np.array(5.0)
     reading = plan_chunks((), selection, ())
-    box = np.zeros(reading.box_shape)
+    buffer = np.zeros(reading.buffer_shape)
     for part in reading.parts():
         assert part.coords == ()
-        target = part.target(box)
+        target = part.target(buffer)
         assert target is not None
         target[...] = array
-    assert_same(reading.pick(box), array[selection])
+    assert_same(reading.pick(buffer), array[selection])
 
 
 def test_a_single_element_is_a_scalar() -> None:
     array = numbered((3, 4))
     reading = plan_chunks(array.shape, (2, -1), (2, 2))
-    assert reading.box_shape == (1, 1)
+    assert reading.buffer_shape == (1, 1)
     assert_same(reading.pick(read(reading, array, (2, 2))), array[2, -1])
 
 
 def test_the_last_of_repeated_indices_stays() -> None:
     reading = plan_chunks((10,), [4, 2, 4, 2], (3,))
-    box = np.zeros(reading.box_shape, np.int32)
-    reading.place(np.array([1, 2, 3, 4], np.int32), box)
-    assert box.tolist() == [4, 3]
+    buffer = np.zeros(reading.buffer_shape, np.int32)
+    reading.place(np.array([1, 2, 3, 4], np.int32), buffer)
+    assert buffer.tolist() == [4, 3]
 
 
 def test_a_box_that_is_not_contiguous_is_refused() -> None:
     reading = plan_chunks((4, 4), ..., (2, 2))
-    box = np.zeros((4, 4)).T
+    buffer = np.zeros((4, 4)).T
     with pytest.raises(ValueError, match="C-contiguous"):
-        reading.place(np.ones((4, 4)), box)
+        reading.place(np.ones((4, 4)), buffer)
     with pytest.raises(ValueError, match="C-contiguous"):
-        reading.pick(box)
+        reading.pick(buffer)
 
 
 def test_what_does_not_broadcast_names_both_shapes_and_writes_nothing() -> None:
     reading = plan_chunks((10, 2), np.s_[1:4], (4, 2))
-    box = np.zeros(reading.box_shape)
+    buffer = np.zeros(reading.buffer_shape)
     with pytest.raises(ValueError, match=r"from shape \(7,\) into shape \(3, 2\)"):
-        reading.place(np.ones(7), box)
-    assert not box.any()
+        reading.place(np.ones(7), buffer)
+    assert not buffer.any()
 
 
 @pytest.mark.parametrize(
@@ -415,6 +415,6 @@ def test_parts_of_an_array_of_any_size_come_one_by_one() -> None:
     assert [part.coords for part in islice(shard.split((1000, 100)), 11)] == first
 
 
-@pytest.mark.parametrize("module", [box, chunks, cutting])
+@pytest.mark.parametrize("module", [buffer, chunks, projecting])
 def test_examples(module: Any) -> None:
     assert doctest.testmod(module, extraglobs={"np": np}).failed == 0

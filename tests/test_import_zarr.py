@@ -36,13 +36,13 @@ from tensorage import (
     TensorStore,
 )
 from tensorage.backend.zarr.bucket import Bucket
-from tensorage.backend.zarr.chains import crc32c
 from tensorage.backend.zarr.codec import CorruptChunkError
-from tensorage.backend.zarr.engine import codec_of
-from tensorage.backend.zarr.entries import fetch_entries
+from tensorage.backend.zarr.codec_pipeline import crc32c
 from tensorage.backend.zarr.importing import blocks_of, layout_of
-from tensorage.backend.zarr.intact import check_intact
+from tensorage.backend.zarr.integrity import check_encoded_chunk
 from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.shard_records import fetch_records
+from tensorage.backend.zarr.zarr_engine import codec_of
 
 Array = npt.NDArray[Any]
 Database = psycopg.Connection[tuple[Any, ...]]
@@ -112,7 +112,7 @@ def objects_of(store: TensorStore, key: str) -> dict[str, bytes]:
     """The objects of a stored array, by their keys of Zarr."""
     dataset = store.context.open(key)
     transfer, layout = store.backend.transfer, codec_of(dataset).layout
-    entries = fetch_entries(transfer, dataset, layout, range(layout.shard_count))
+    entries = fetch_records(transfer, dataset, layout, range(layout.shard_count))
     objects = {}
     for number, entry in entries.items():
         if entry.name:
@@ -614,7 +614,7 @@ NOISE = np.random.default_rng(0).bytes(300_000)
 def test_what_is_whole_is_known_by_its_bytes(codec: Any, data: bytes) -> None:
     layout = Layout.choose((100,), np.dtype("<i4"), shards=False, codecs=[LITTLE, ZSTD])
     layout = replace(layout, codecs=(LITTLE, codec))
-    check_intact(memoryview(data), layout)
+    check_encoded_chunk(memoryview(data), layout)
     if codec is GZIP:
         return
     ends = {
@@ -623,9 +623,9 @@ def test_what_is_whole_is_known_by_its_bytes(codec: Any, data: bytes) -> None:
     for length in {*range(0, len(data), max(len(data) // 50, 1)), *range(len(data) - 10, len(data))} - ends:
         if length >= 0:
             with pytest.raises(CorruptChunkError):
-                check_intact(memoryview(data[:length]), layout)
+                check_encoded_chunk(memoryview(data[:length]), layout)
     with pytest.raises(CorruptChunkError):
-        check_intact(memoryview(data + b"x"), layout)
+        check_encoded_chunk(memoryview(data + b"x"), layout)
 
 
 @given(st.binary(max_size=60))
@@ -633,7 +633,7 @@ def test_any_bytes_are_whole_or_not(data: bytes) -> None:
     layout = Layout.choose((100,), np.dtype("<i4"), shards=False, codecs=[LITTLE, ZSTD])
     for content in (data, zstd(b"abc") + data, zstd(b"abc")[:4] + data):
         with contextlib.suppress(CorruptChunkError):
-            check_intact(memoryview(content), layout)
+            check_encoded_chunk(memoryview(content), layout)
 
 
 def test_a_damaged_object_of_zarr_v2_is_refused(
@@ -737,6 +737,6 @@ def test_no_more_is_in_memory_than_is_under_way(project: Project, user: User) ->
 
 
 def test_zarr_is_loaded_when_it_is_needed() -> None:
-    script = "import sys, tensorage.backend.zarr.engine; print('zarr' in sys.modules)"
+    script = "import sys, tensorage.backend.zarr.zarr_engine; print('zarr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

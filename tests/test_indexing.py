@@ -15,18 +15,18 @@ from selections import ODDITIES, selections
 from tensorage import indexing
 from tensorage.indexing import (
     MAX_GAP_BYTES,
-    Grid,
-    Part,
-    Reading,
-    Source,
-    Spans,
-    halves,
-    layout,
-    plan,
+    RequestRuns,
+    RunList,
+    RunPlan,
+    RunProduct,
+    Runs,
+    covering,
+    halve,
+    plan_runs,
     reading,
-    requests,
     runs,
     split,
+    split_by_request,
 )
 from tensorage.indexing import selection as selecting
 
@@ -52,16 +52,16 @@ CAPS = st.fixed_dictionaries(
 )
 
 
-def positions(source: Source) -> np.ndarray[Any, Any]:
-    """Where in the flat array each element of the box is: what a server makes of a source."""
-    if isinstance(source, Grid):
+def positions(source: Runs) -> np.ndarray[Any, Any]:
+    """Where in the flat array each element of the buffer is: what a server makes of a source."""
+    if isinstance(source, RunProduct):
         runs = np.arange(source.run_length)
         return (source.rows[:, None, None] + source.runs[:, None] + runs).reshape(-1)
     inside = np.arange(source.size) - np.repeat(np.cumsum(source.lengths) - source.lengths, source.lengths)
     return np.repeat(source.starts, source.lengths) + inside
 
 
-def filled_box(reading: Reading, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def filled_box(reading: RunPlan, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.reshape(-1)[positions(reading.source)]
 
 
@@ -69,8 +69,8 @@ def numbered(shape: tuple[int, ...], dtype: str = "<i4") -> np.ndarray[Any, Any]
     return np.arange(int(np.prod(shape))).astype(dtype).reshape(shape)
 
 
-def count_of(requests: Any) -> int:
-    return sum(1 for _ in requests)
+def count_of(split_by_request: Any) -> int:
+    return sum(1 for _ in split_by_request)
 
 
 def assert_same(result: Any, expected: Any) -> None:
@@ -104,17 +104,17 @@ def test_what_is_picked_is_what_numpy_gives(
     array = numbered(shape, dtype)
     refusal = refusal_of(lambda: array[selection])
     if refusal is not None:
-        ours = refusal_of(lambda: plan(shape, selection, itemsize, chunk, exact=exact))
+        ours = refusal_of(lambda: plan_runs(shape, selection, itemsize, chunk, exact=exact))
         assert type(ours) is type(refusal)
         assert message_of(ours) == message_of(refusal)
         return
     expected = array[selection]
-    reading = plan(shape, selection, itemsize, chunk, exact=exact)
-    box = filled_box(reading, array)
+    reading = plan_runs(shape, selection, itemsize, chunk, exact=exact)
+    buffer = filled_box(reading, array)
     assert reading.shape == expected.shape
-    assert_same(reading.pick(box), expected)
-    if reading.is_whole_box:
-        np.testing.assert_array_equal(box.reshape(reading.shape), expected)
+    assert_same(reading.pick(buffer), expected)
+    if reading.is_whole_buffer:
+        np.testing.assert_array_equal(buffer.reshape(reading.shape), expected)
 
 
 @settings(UNTIMED, max_examples=1000)
@@ -124,7 +124,7 @@ def test_parts_are_the_box_and_obey_their_caps(
 ) -> None:
     shape, selection = case
     try:
-        source = plan(shape, selection, itemsize, chunk, exact=exact).source
+        source = plan_runs(shape, selection, itemsize, chunk, exact=exact).source
     except IndexError:
         return
     done = 0
@@ -140,8 +140,8 @@ def test_parts_are_the_box_and_obey_their_caps(
     assert done == source.size
 
 
-def assert_within_caps(source: Source, caps: dict[str, Any]) -> None:
-    if isinstance(source, Grid):
+def assert_within_caps(source: Runs, caps: dict[str, Any]) -> None:
+    if isinstance(source, RunProduct):
         assert len(source.rows) * len(source.runs) <= caps["max_runs"]
         assert len(source.rows) + len(source.runs) <= caps["max_positions"]
     else:
@@ -152,10 +152,10 @@ def assert_within_caps(source: Source, caps: dict[str, Any]) -> None:
         assert len(np.unique(positions(source) // caps["align"])) <= caps["max_blocks"]
 
 
-def assert_halves_are_it(part: Part) -> None:
+def assert_halves_are_it(part: RequestRuns) -> None:
     if part.size < 2:
         return
-    first, second = halves(part)
+    first, second = halve(part)
     assert first.size > 0
     assert second.size > 0
     assert (first.out_first, second.out_first) == (part.out_first, part.out_first + first.size)
@@ -163,16 +163,16 @@ def assert_halves_are_it(part: Part) -> None:
     np.testing.assert_array_equal(both, positions(part.source))
 
 
-def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize: int, chunk: int) -> Reading:
+def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize: int, chunk: int) -> RunPlan:
     """The rule in the module's docstring, by counting."""
-    reading = plan(array_shape, selection, itemsize, chunk)
-    exact = plan(array_shape, selection, itemsize, chunk, exact=True)
+    reading = plan_runs(array_shape, selection, itemsize, chunk)
+    exact = plan_runs(array_shape, selection, itemsize, chunk, exact=True)
     selected = np.unique(positions(exact.source))
     assert exact.size == len(selected)
     allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(np.unique(selected // chunk))
     if reading.size * itemsize > allowed:
-        assert count_of(requests(reading.source, itemsize, chunk)) < count_of(
-            requests(exact.source, itemsize, chunk)
+        assert count_of(split_by_request(reading.source, itemsize, chunk)) < count_of(
+            split_by_request(exact.source, itemsize, chunk)
         )
     return reading
 
@@ -186,7 +186,7 @@ def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, 
         selected = np.unique(array[selection])
     except IndexError:
         return
-    exact = plan(shape, selection, itemsize, chunk, exact=True)
+    exact = plan_runs(shape, selection, itemsize, chunk, exact=True)
     np.testing.assert_array_equal(np.sort(positions(exact.source)), selected)
     assert_little_travels(shape, selection, itemsize, chunk)
 
@@ -203,7 +203,7 @@ def test_no_more_blocks_are_counted_than_are_touched(case: tuple[tuple[int, ...]
         return
     if selected.size:
         indexer = selecting.parse(shape, selection)
-        counted = layout._blocks_touched(indexer.base, indexer.dims, chunk)
+        counted = covering._blocks_touched(indexer.base, indexer.dims, chunk)
         assert counted <= len(np.unique(selected // chunk))
 
 
@@ -234,11 +234,11 @@ def test_what_is_placed_is_what_numpy_assigns(
     array = numbered(shape)
     value = -1 - numbered(value_shape)
     try:
-        reading = plan(shape, selection, itemsize, chunk, exact=True)
+        reading = plan_runs(shape, selection, itemsize, chunk, exact=True)
     except IndexError:
         return
     expected = array.copy()
-    box = filled_box(reading, array)
+    buffer = filled_box(reading, array)
     refusal = refusal_of(lambda: expected.__setitem__(selection, value))
     if isinstance(refusal, TypeError) or (refusal is not None and not reading.size):
         # Where numpy is not consistent: a mask that is the whole expression takes no value of two axes, as
@@ -246,35 +246,35 @@ def test_what_is_placed_is_what_numpy_assigns(
         return
     if refusal is not None:
         with pytest.raises(ValueError, match="could not broadcast input array from shape"):
-            reading.place(value, box)
+            reading.place(value, buffer)
         return
     if reading.size:
-        reading.place(value, box)
-    array.reshape(-1)[positions(reading.source)] = box
+        reading.place(value, buffer)
+    array.reshape(-1)[positions(reading.source)] = buffer
     np.testing.assert_array_equal(array, expected)
 
 
 def test_a_shuffled_batch_with_repeats_is_one_request() -> None:
     batch = np.random.default_rng(0).integers(0, 60000, 1024)
     reading = assert_little_travels(MNIST, batch, 4, MNIST_CHUNK)
-    assert isinstance(reading.source, Grid)
+    assert isinstance(reading.source, RunProduct)
     np.testing.assert_array_equal(reading.source.rows, np.unique(batch) * 784)
     assert (reading.source.runs.tolist(), reading.source.run_length) == ([0], 784)
-    assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
+    assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
 
 
 def test_neighbouring_rows_are_one_run() -> None:
     for selection in (slice(100, 200), list(range(100, 200)), np.arange(60000) // 100 == 1):
-        reading = plan(MNIST, selection, 4, MNIST_CHUNK)
-        assert reading.is_whole_box
+        reading = plan_runs(MNIST, selection, 4, MNIST_CHUNK)
+        assert reading.is_whole_buffer
         assert positions(reading.source).tolist() == list(range(100 * 784, 200 * 784))
-        assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
-        assert isinstance(reading.source, Grid)
+        assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
+        assert isinstance(reading.source, RunProduct)
         assert reading.source.run_length == 100 * 784
 
 
 def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
-    reading = plan(MNIST, np.s_[..., ::4], 4, MNIST_CHUNK)
+    reading = plan_runs(MNIST, np.s_[..., ::4], 4, MNIST_CHUNK)
     selected, blocks = 60000 * 28 * 7, 180
     assert reading.size * 4 <= 2 * selected * 4 + MAX_GAP_BYTES * blocks
     assert reading.shape == (60000, 28, 7)
@@ -282,31 +282,33 @@ def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
 
 def test_a_strided_last_axis_of_one_row_reads_it_as_one_run() -> None:
     reading = assert_little_travels(MNIST, np.s_[3, :, ::4], 4, MNIST_CHUNK)
-    assert isinstance(reading.source, Grid)
+    assert isinstance(reading.source, RunProduct)
     assert (len(reading.source.rows), len(reading.source.runs)) == (1, 1)
     assert reading.source.run_length == 27 * 28 + 25
 
 
 def test_one_element_of_each_row_reads_nothing_else() -> None:
-    reading = plan(MNIST, np.s_[:, 4, 4], 4, MNIST_CHUNK)
+    reading = plan_runs(MNIST, np.s_[:, 4, 4], 4, MNIST_CHUNK)
     assert reading.size == 60000
-    assert count_of(requests(reading.source, 4, MNIST_CHUNK)) == 1
-    assert reading.is_whole_box
+    assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
+    assert reading.is_whole_buffer
 
 
 def test_rows_and_runs_are_few_numbers_for_many_runs() -> None:
-    reading = plan((1000, 1000, 1000, 10), np.s_[:, ::2, 4, 4], 8, 1 << 17)
-    assert isinstance(reading.source, Grid)
+    reading = plan_runs((1000, 1000, 1000, 10), np.s_[:, ::2, 4, 4], 8, 1 << 17)
+    assert isinstance(reading.source, RunProduct)
     assert (len(reading.source.rows), len(reading.source.runs)) == (1000, 500)
 
 
 def test_more_may_travel_where_that_saves_requests() -> None:
     shape, chunk = (2048, 5120), 1 << 20
-    reading = plan(shape, np.s_[:, ::5], 1, chunk)
-    exact = plan(shape, np.s_[:, ::5], 1, chunk, exact=True)
+    reading = plan_runs(shape, np.s_[:, ::5], 1, chunk)
+    exact = plan_runs(shape, np.s_[:, ::5], 1, chunk, exact=True)
     # All the bytes, 10 MiB, in fewer requests than so many runs.
     assert reading.size > 4 * exact.size + MAX_GAP_BYTES * 10
-    assert count_of(requests(reading.source, 1, chunk)) < count_of(requests(exact.source, 1, chunk))
+    assert count_of(split_by_request(reading.source, 1, chunk)) < count_of(
+        split_by_request(exact.source, 1, chunk)
+    )
 
 
 def test_stretches_are_few_spans() -> None:
@@ -316,18 +318,18 @@ def test_stretches_are_few_spans() -> None:
     sorted_list = np.flatnonzero(mask).tolist()
     for selection in (mask, sorted_list, sorted_list[::-1], sorted_list + sorted_list[:7]):
         reading = assert_little_travels((60000, 28), selection, 4, 28 * 9362)
-        assert isinstance(reading.source, Spans)
+        assert isinstance(reading.source, RunList)
         assert reading.source.starts.tolist() == [5 * 28, 1000 * 28, 59990 * 28]
         assert reading.source.lengths.tolist() == [295 * 28, 800 * 28, 10 * 28]
 
 
 def test_small_gaps_are_closed_but_for_an_assignment() -> None:
     indices = [0, 1, 3, 4, 6, 7, 500_000, 500_002, 500_003]
-    reading = plan((1_000_000,), indices, 4, 1 << 18)
-    assert isinstance(reading.source, Spans)
+    reading = plan_runs((1_000_000,), indices, 4, 1 << 18)
+    assert isinstance(reading.source, RunList)
     assert reading.source.starts.tolist() == [0, 500_000]
     assert reading.source.lengths.tolist() == [8, 4]
-    exact = plan((1_000_000,), indices, 4, 1 << 18, exact=True)
+    exact = plan_runs((1_000_000,), indices, 4, 1 << 18, exact=True)
     assert positions(exact.source).tolist() == indices
 
 
@@ -335,7 +337,7 @@ def test_where_not_all_gaps_can_be_closed_the_smallest_are() -> None:
     # Pairs of elements with one between them, and twelve between the pairs: each gap is cheaper than a run.
     indices = np.cumsum(np.tile([2, 13], 10_000))
     reading = assert_little_travels((1_000_000,), indices, 8, 1 << 17)
-    assert isinstance(reading.source, Spans)
+    assert isinstance(reading.source, RunList)
     gaps = reading.source.starts[1:] - reading.source.starts[:-1] - reading.source.lengths[:-1]
     assert set(gaps.tolist()) == {12}
     assert 5000 < len(gaps) < 9999
@@ -354,21 +356,21 @@ def test_a_mask_of_a_million(density: float) -> None:
 
 def test_repeats_are_not_one_element_in_memory() -> None:
     array = numbered((5, 3))
-    reading = plan(array.shape, [2, 2], 4, 15)
+    reading = plan_runs(array.shape, [2, 2], 4, 15)
     result = reading.pick(filled_box(reading, array))
     result[0] = -1
     assert result.tolist() == [[-1, -1, -1], [6, 7, 8]]
 
 
 def test_an_array_of_any_size_is_planned_for() -> None:
-    reading = plan((10**9, 10**6), np.s_[5 : 10**9 - 5], 8, 1 << 17)
+    reading = plan_runs((10**9, 10**6), np.s_[5 : 10**9 - 5], 8, 1 << 17)
     assert reading.size == (10**9 - 10) * 10**6
-    first = next(requests(reading.source, 8, 1 << 17))
+    first = next(split_by_request(reading.source, 8, 1 << 17))
     assert first.size <= indexing.max_elements(8, 1 << 17)
 
 
 def test_long_runs_are_cut_where_blocks_end() -> None:
-    reading = plan((1000,), np.s_[150:950], 1, 100)
+    reading = plan_runs((1000,), np.s_[150:950], 1, 100)
     parts = list(split(reading.source, 250, 1000, align=100))
     assert [positions(part.source)[0] for part in parts] == [150, 400, 600, 800]
     by_blocks = list(split(reading.source, 1000, 1000, align=100, max_blocks=1))
@@ -378,7 +380,7 @@ def test_long_runs_are_cut_where_blocks_end() -> None:
 @pytest.mark.parametrize("max_blocks", [1, 2, 3, 5, 7])
 def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) -> None:
     # As of [:, [0, 0], :, [0, 1]], whose points lie around the third axis.
-    grid = Grid(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
+    grid = RunProduct(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
     parts = list(split(grid, 1000, 1000, align=10, max_blocks=max_blocks))
     assert all(len(np.unique(positions(part.source) // 10)) <= max_blocks for part in parts)
     np.testing.assert_array_equal(np.concatenate([positions(part.source) for part in parts]), positions(grid))
@@ -405,7 +407,7 @@ def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) ->
     ids=str,
 )
 def test_a_box_that_is_the_result_is_known_as_such(selection: Any, is_whole: bool) -> None:
-    assert plan((10, 3, 40000), selection, 8, 120_000).is_whole_box is is_whole
+    assert plan_runs((10, 3, 40000), selection, 8, 120_000).is_whole_buffer is is_whole
 
 
 @pytest.mark.parametrize(
@@ -415,36 +417,36 @@ def test_a_box_that_is_the_result_is_known_as_such(selection: Any, is_whole: boo
 )
 def test_a_scalar_is_one_where_numpy_gives_one(selection: Any) -> None:
     array = numbered((3, 4))
-    reading = plan(array.shape, selection, 4, 12)
+    reading = plan_runs(array.shape, selection, 4, 12)
     assert_same(reading.pick(filled_box(reading, array)), array[selection])
 
 
 @pytest.mark.parametrize("selection", [(), ..., None, True, False, (None, ...), np.array(True)], ids=str)
 def test_no_axes_at_all(selection: Any) -> None:
     array = np.array(5.0)
-    reading = plan((), selection, 8, 1)
+    reading = plan_runs((), selection, 8, 1)
     assert_same(reading.pick(filled_box(reading, array)), array[selection])
 
 
 def test_of_repeated_indices_the_last_value_stays() -> None:
-    reading = plan((10,), [4, 2, 4, 2], 4, 10, exact=True)
-    box = np.zeros(2, np.int32)
-    reading.place(np.array([1, 2, 3, 4], np.int32), box)
-    assert box.tolist() == [4, 3]
+    reading = plan_runs((10,), [4, 2, 4, 2], 4, 10, exact=True)
+    buffer = np.zeros(2, np.int32)
+    reading.place(np.array([1, 2, 3, 4], np.int32), buffer)
+    assert buffer.tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("selection", [np.s_[1:4], [1, 2, 3], np.s_[1:4, 0]], ids=str)
 def test_what_does_not_broadcast_names_both_shapes_and_writes_nothing(selection: Any) -> None:
-    reading = plan((10, 2), selection, 4, 20, exact=True)
-    box = np.zeros(reading.size, np.int32)
+    reading = plan_runs((10, 2), selection, 4, 20, exact=True)
+    buffer = np.zeros(reading.size, np.int32)
     with pytest.raises(ValueError, match=r"from shape \(7,\) into shape \(3,") as caught:
-        reading.place(np.ones(7, np.int32), box)
+        reading.place(np.ones(7, np.int32), buffer)
     assert str(reading.shape) in str(caught.value)
-    assert not box.any()
+    assert not buffer.any()
 
 
 def test_a_single_element_takes_no_sequence() -> None:
-    reading = plan((10,), 3, 4, 10, exact=True)
+    reading = plan_runs((10,), 3, 4, 10, exact=True)
     with pytest.raises(ValueError, match=r"from shape \(1,\) into shape \(\)"):
         reading.place(np.ones(1, np.int32), np.zeros(1, np.int32))
 
@@ -475,11 +477,11 @@ def test_a_single_element_takes_no_sequence() -> None:
 )
 def test_what_numpy_refuses_is_refused_in_its_words(selection: Any) -> None:
     refusal = refusal_of(lambda: np.empty((3, 4))[selection])
-    ours = refusal_of(lambda: plan((3, 4), selection, 8, 12))
+    ours = refusal_of(lambda: plan_runs((3, 4), selection, 8, 12))
     assert type(ours) is type(refusal)
     assert str(ours) == str(refusal)
 
 
-@pytest.mark.parametrize("module", [layout, reading, runs, selecting])
+@pytest.mark.parametrize("module", [covering, reading, runs, selecting])
 def test_examples(module: Any) -> None:
     assert doctest.testmod(module, extraglobs={"np": np}).failed == 0

@@ -20,8 +20,9 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from tensorage import DTypeError, InvalidInputError
-from tensorage.backend.zarr import extents, layout
-from tensorage.backend.zarr.extents import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
+from tensorage.backend.zarr import chunk_shapes as extents
+from tensorage.backend.zarr import layout
+from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model import zarr_metadata
 
@@ -323,7 +324,10 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(node_type="group"), "node_type 'group'"),
         (broken(data_type="float64"), "data_type 'float64'; readable is 'float32' only"),
         (broken(chunk_grid={"name": "rectilinear", "configuration": {}}), "chunk_grid 'rectilinear'"),
-        (broken(chunk_grid=zarr_metadata.regular_grid((4, 5))), r"\(4, 5\) do not hold whole chunks of \(2, 3\)"),
+        (
+            broken(chunk_grid=zarr_metadata.regular_grid((4, 5))),
+            r"\(4, 5\) do not hold whole chunks of \(2, 3\)",
+        ),
         (broken(chunk_grid=zarr_metadata.regular_grid((4,))), "has 1 extents"),
         (broken(storage_transformers=[{"name": "x"}]), "storage_transformers"),
         (broken(codecs=3), "no metadata of a Zarr v3 array"),

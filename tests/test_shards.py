@@ -27,8 +27,8 @@ from zarr.buffer.cpu import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from tensorage import InvalidInputError
-from tensorage.backend.zarr.chains import PlainChain, ZarrChain, chain_of
 from tensorage.backend.zarr.codec import EMPTY, EncodedShard, ShardCodec, parse_index
+from tensorage.backend.zarr.codec_pipeline import PlainPipeline, ZarrPipeline, pipeline_of
 from tensorage.backend.zarr.compressors import CorruptChunkError, frame_content_size
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.zarr_metadata import array_metadata
@@ -366,9 +366,9 @@ def test_a_shard_without_dimensions() -> None:
 def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     chunk = elements_of(dtype, (6, 50))
     of_chunk = array_metadata(chunk.dtype, chunk.shape, codecs, Layout.choose((), chunk.dtype).fill_value)
-    plain, by_zarr = PlainChain.of(codecs, chunk.dtype), ZarrChain(of_chunk, chunk.dtype)
+    plain, by_zarr = PlainPipeline.of(codecs, chunk.dtype), ZarrPipeline(of_chunk, chunk.dtype)
     assert plain is not None
-    assert type(chain_of(of_chunk, chunk.dtype)) is PlainChain
+    assert type(pipeline_of(of_chunk, chunk.dtype)) is PlainPipeline
     encoded = b"".join(plain.encode(chunk))
     assert encoded == b"".join(by_zarr.encode(chunk))
     for chain in (plain, by_zarr):
@@ -401,12 +401,12 @@ def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     ids=str,
 )
 def test_the_rest_is_left_to_zarr(codecs: list[Any]) -> None:
-    assert PlainChain.of(codecs, np.dtype("<f4")) is None
+    assert PlainPipeline.of(codecs, np.dtype("<f4")) is None
 
 
 def test_codecs_may_stand_by_their_names_alone() -> None:
-    plain = PlainChain.of(["bytes", "crc32c"], np.dtype("u1"))
-    assert plain == PlainChain(None, True)
+    plain = PlainPipeline.of(["bytes", "crc32c"], np.dtype("u1"))
+    assert plain == PlainPipeline(None, True)
 
 
 def test_codecs_that_zarr_lacks_are_named() -> None:

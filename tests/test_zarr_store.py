@@ -30,10 +30,10 @@ from tensorage import (
     InvalidInputError,
     TensorStore,
 )
-from tensorage.backend.zarr.engine import codec_of
-from tensorage.backend.zarr.entries import ShardEntry, fetch_entries
 from tensorage.backend.zarr.layout import Layout
-from tensorage.backend.zarr.zarr_keys import extent_of, number_at
+from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
+from tensorage.backend.zarr.zarr_engine import codec_of
+from tensorage.backend.zarr.zarr_keys import byte_extent, number_at
 from tensorage.backend.zarr.zarr_store import CatalogueStore
 from tensorage.types import Dataset
 
@@ -64,9 +64,9 @@ def read(store: CatalogueStore) -> Array:
     return np.asarray(zarr.open_array(store)[...])
 
 
-def entry_of(store: TensorStore, key: str, number: int) -> ShardEntry:
+def entry_of(store: TensorStore, key: str, number: int) -> ShardRecord:
     dataset = store.context.open(key)
-    return fetch_entries(store.backend.transfer, dataset, codec_of(dataset).layout, [number])[number]
+    return fetch_records(store.backend.transfer, dataset, codec_of(dataset).layout, [number])[number]
 
 
 def assert_same(array: Any, expected: Array) -> None:
@@ -241,7 +241,7 @@ def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
     # Only the database's owner could change the object: so what is known of it is.
     source = opened(store, "a")
     shards = source._shards
-    longer = ShardEntry(0, entry.name, entry.nbytes + 1, entry.index)
+    longer = ShardRecord(0, entry.name, entry.nbytes + 1, entry.index)
     shards._pages[0] = {0: longer}
     assert shards.entry(0) == longer
     with pytest.raises(CorruptTensorError, match=f"does not have the {entry.nbytes + 1} bytes"):
@@ -256,7 +256,7 @@ def test_an_index_that_is_damaged_in_the_catalogue_is_refused(store: TensorStore
     write(store, "a", numbers((4, 6)), chunks=(2, 3), shards=(4, 6))
     entry = entry_of(store, "a", 0)
     source = opened(store, "a")
-    source._shards._pages[0] = {0: ShardEntry(0, entry.name, entry.nbytes, index)}
+    source._shards._pages[0] = {0: ShardRecord(0, entry.name, entry.nbytes, index)}
     with pytest.raises(CorruptTensorError, match=f"{entry.name}.*its index in the catalogue"):
         zarr.open_array(source)[0, 0]
 
@@ -547,16 +547,16 @@ def test_ranges_of_bytes(store: TensorStore) -> None:
 
 
 def test_extents_of_ranges() -> None:
-    assert extent_of(None, 5) == (0, 5)
-    assert extent_of(RangeByteRequest(2, 9), 5) == (2, 5)
-    assert extent_of(RangeByteRequest(5, 9), 5) == (5, 5)
-    assert extent_of(RangeByteRequest(4, 2), 5) == (4, 4)
-    assert extent_of(OffsetByteRequest(4), 5) == (4, 5)
-    assert extent_of(SuffixByteRequest(9), 5) == (0, 5)
-    assert extent_of(SuffixByteRequest(0), 5) == (5, 5)
+    assert byte_extent(None, 5) == (0, 5)
+    assert byte_extent(RangeByteRequest(2, 9), 5) == (2, 5)
+    assert byte_extent(RangeByteRequest(5, 9), 5) == (5, 5)
+    assert byte_extent(RangeByteRequest(4, 2), 5) == (4, 4)
+    assert byte_extent(OffsetByteRequest(4), 5) == (4, 5)
+    assert byte_extent(SuffixByteRequest(9), 5) == (0, 5)
+    assert byte_extent(SuffixByteRequest(0), 5) == (5, 5)
     for wrong in (RangeByteRequest(6, 9), RangeByteRequest(-1, 2), OffsetByteRequest(6), "0-5"):
         with pytest.raises(InvalidInputError):
-            extent_of(wrong, 5)  # type: ignore[arg-type]
+            byte_extent(wrong, 5)  # type: ignore[arg-type]
 
 
 def test_keys_of_shards() -> None:

@@ -1,6 +1,6 @@
 """Stored arrays as arrays of dask, and arrays of dask stored by the workers that compute them.
 
-Reading, each task reads the box that it needs, of the version that was opened: a graph never mixes two. Storing, the
+Reading, each task reads the region that it needs, of the version that was opened: a graph never mixes two. Storing, the
 blocks are cut so that each can be stored on its own, each worker stores those that it has computed, and whoever asked
 for it makes all of them visible by one commit.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import numpy as np
 
 from tensorage.errors import InvalidInputError
-from tensorage.indexing.boxes import sizes_of
+from tensorage.indexing.regions import cut_axes
 from tensorage.indexing.selection import Selection
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.values import as_array, cast_to
@@ -41,7 +41,7 @@ def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.ar
     array = _dask_array()
     from dask.base import tokenize
 
-    own = sizes_of(dataset.shape, store.context.extents_to_read(dataset))
+    own = cut_axes(dataset.shape, store.context.shape_to_read(dataset))
     chosen = own
     if chunks is not None and chunks != "auto":
         by_axis = _by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
@@ -101,7 +101,7 @@ def store_dask(
         )
 
     def fill_all(dataset: Dataset) -> None:
-        cut = cast("Any", array).rechunk(store.context.grid_to_fill(dataset, array.chunks))
+        cut = cast("Any", array).rechunk(store.context.lengths_to_fill(dataset, array.chunks))
         _dask_array().store(cut, _Target(store, _to_travel(dataset)), lock=False)
 
     return store.context.write_with(
@@ -158,15 +158,15 @@ class _Target:
     store: TensorStore
     dataset: Dataset
 
-    def __setitem__(self, box: tuple[slice, ...], block: Any) -> None:
+    def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
         elements = cast_to(as_array(block), self.dataset)
-        wanted = tuple(axis.stop - axis.start for axis in box)
+        wanted = tuple(axis.stop - axis.start for axis in region)
         if elements.shape != wanted:
             raise InvalidInputError(
                 f"storing {self.dataset.key!r}: a block of the dask array has shape {elements.shape} where the array "
                 f"said {wanted}. Nothing was stored"
             )
-        self.store.context.fill(self.dataset, box, elements)
+        self.store.context.fill(self.dataset, region, elements)
 
 
 def _to_travel(dataset: Dataset) -> Dataset:

@@ -19,10 +19,10 @@ from tensorage.model.coords import (
     check_name,
     check_room,
     coords_of,
-    encoded,
-    extended,
-    replaced,
-    with_axes,
+    encode_coords,
+    extend_coord,
+    move_to_axes,
+    replace_coords,
 )
 from tensorage.model.values import as_dims
 from tensorage.types import Dataset
@@ -73,13 +73,13 @@ def unwrapped(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, di
     if not is_labelled(value):
         return value, dict(options)
     labels = labels_of(key, value)
-    coords = encoded(labels.coords, name=labels.name)
+    coords = encode_coords(labels.coords, name=labels.name)
     dims = options.get("dims")
     if dims is None:
         dims = labels.dims
     else:
         dims = cast("Sequence[str]", as_dims(dims, value.ndim))
-        coords["coords"] = with_axes(coords["coords"], labels.dims, dims, key)
+        coords["coords"] = move_to_axes(coords["coords"], labels.dims, dims, key)
     attrs = options.get("attrs")
     attrs = dict(value.attrs) if attrs is None else attrs
     return value.data, {**options, "attrs": attrs, "dims": dims, "coords": coords}
@@ -124,7 +124,7 @@ def append_labelled(
     made = _appended(before, labels)
     if made is None:
         return context.append(key, rows, known=before, quiet=quiet)
-    check_room(key, before.attrs, cast("Mapping[str, Any]", replaced(before, made)))
+    check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
     after = context.append(key, rows, known=before, quiet=quiet)
     count = labels.shape[0]
     first = after.shape[0] - count
@@ -135,7 +135,7 @@ def append_labelled(
             f"appending to {key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as the "
             "coordinates were changed meanwhile, or rows were appended by others. Set tensor.coords anew"
         ) from error
-    return after if made is None else context.label(after, replaced(after, made))
+    return after if made is None else context.label(after, replace_coords(after, made))
 
 
 def _appended(before: Dataset, labels: Labels) -> list[Coord] | None:
@@ -173,7 +173,7 @@ def _grown(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -
             f"appending to {before.key!r}: the coordinate {coord.name!r} has shape {coord.values.shape}, and that of "
             f"the DataArray {more.values.shape}. Nothing was appended"
         )
-    return extended(coord, axis, more, before.key)
+    return extend_coord(coord, axis, more, before.key)
 
 
 def _check_same(key: str, coord: Coord, more: Coord) -> None:

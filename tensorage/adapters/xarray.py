@@ -98,7 +98,7 @@ def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data:
         # Assigned to, a copy in memory is made. Nothing writes to the stored array.
         lazy: Any = indexing.LazilyIndexedArray(StoredArray(PinnedArray(store, dataset)))
         data = indexing.CopyOnWriteArray(lazy)
-    extents = store.context.extents_to_read(dataset)
+    extents = store.context.shape_to_read(dataset)
     encoding = {
         "preferred_chunks": {
             # Of an axis that is not cut, any chunks would be said to separate what belongs together.

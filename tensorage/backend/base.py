@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.blocks.engine import RowsEngine
+from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue
 from tensorage.backend.copying import copy_array
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
@@ -17,9 +17,9 @@ from tensorage.backend.staging import commit, stage
 from tensorage.backend.wire.faults import check_version, missing_schema
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import IncompleteTensorError, InvalidInputError, SchemaError
-from tensorage.indexing.boxes import Sizes
-from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.model.values import as_array, cast_to
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import zarr.abc.store
 
     from tensorage.backend.transfer import Transfer
-    from tensorage.backend.zarr.engine import ObjectsEngine
+    from tensorage.backend.zarr.zarr_engine import ZarrEngine
     from tensorage.session import BackendSession
 
 __all__ = ["BaseContext"]
@@ -144,7 +144,7 @@ class BaseContext:
         dataset = self._declared.get(data_id) or self._catalogue.dataset(data_id)
         self._declared[data_id] = dataset
         rows = cast_to(data, dataset)
-        box: tuple[slice, ...] = ()
+        region: tuple[slice, ...] = ()
         if dataset.ndim == 0:
             rows = rows.reshape(())
         elif rows.shape[1:] != dataset.shape[1:] or rows.ndim != dataset.ndim:
@@ -156,9 +156,12 @@ class BaseContext:
                 f"rows {offset} to {offset + rows.shape[0]} lie outside of the declared shape {dataset.shape}"
             )
         else:
-            box = (slice(offset, offset + rows.shape[0]), *map(slice, [0] * dataset.ndim, dataset.shape[1:]))
+            region = (
+                slice(offset, offset + rows.shape[0]),
+                *map(slice, [0] * dataset.ndim, dataset.shape[1:]),
+            )
         if rows.size:
-            self.fill(dataset, box, rows)
+            self.fill(dataset, region, rows)
             try:
                 self._declared[data_id] = commit(self.backend.transfer, dataset)
             except IncompleteTensorError:
@@ -189,7 +192,7 @@ class BaseContext:
         slice_low: Sequence[int] | None = None,
         slice_up: Sequence[int] | None = None,
     ) -> npt.NDArray[Any]:
-        """A box out of a stored array. Bounds are 0-based and half-open, as numpy's.
+        """A region out of a stored array. Bounds are 0-based and half-open, as numpy's.
 
         Parameters
         ----------
@@ -199,7 +202,7 @@ class BaseContext:
             Along each further axis.
         """
         dataset = self.open(key)
-        selection = box_selection(dataset.ndim, index_low, index_up, slice_low, slice_up)
+        selection = region_of_bounds(dataset.ndim, index_low, index_up, slice_low, slice_up)
         return np.asarray(self.read(dataset, selection))
 
     def remove_dataset(self, key: str) -> bool:
@@ -313,12 +316,12 @@ class BaseContext:
         is_shared: bool = False,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Store an array that others fill, box by box: all of it becomes visible in one step, or nothing is stored.
+        """Store an array that others fill region by region: all of it is visible in one step, or nothing is stored.
 
         Parameters
         ----------
         fill_all
-            Given the declared array, sees to it that each of its boxes is filled, by `fill` of a context of the same
+            Given the declared array, sees to it that each of its regions is filled, by `fill` of a context of the same
             user, in whatever thread, process or machine, before it returns. Not called if there are no elements.
         """
         new = declare(key, shape, dtype, is_shared, options)
@@ -327,17 +330,17 @@ class BaseContext:
             return dataset
         return stage(self.backend.transfer, dataset, lambda _advance: fill_all(dataset), 0, quiet=True)
 
-    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        """Store the elements of a box of a declared array: see `tensorage.backend.engine.ArrayEngine.fill`."""
-        self._engine(dataset.engine).fill(dataset, box, elements)
+    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        """Store the elements of a region of a declared array: see `tensorage.backend.engine.ArrayEngine.fill`."""
+        self._engine(dataset.engine).fill(dataset, region, elements)
 
-    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
         """Boxes near those given that `fill` can store each on its own, also at the same time."""
-        return self._engine(dataset.engine).grid_to_fill(dataset, sizes)
+        return self._engine(dataset.engine).lengths_to_fill(dataset, sizes)
 
-    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        """Extents of boxes whose elements are convenient to read together. Asks for nothing."""
-        return self._engine(dataset.engine).extents_to_read(dataset)
+    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        """Extents of regions whose elements are convenient to read together. Asks for nothing."""
+        return self._engine(dataset.engine).shape_to_read(dataset)
 
     def copy(
         self,
@@ -468,13 +471,13 @@ class BaseContext:
         """Raise `ChangedError` unless the elements, of which there are some, are what they were when it was opened."""
         self._engine(dataset.engine).check_unchanged(dataset)
 
-    def pieces(self, dataset: Dataset) -> PieceGrid:
+    def tiles(self, dataset: Dataset) -> TileGrid:
         """The grid of what is best fetched as a whole, and kept, of a stored array."""
-        return self._engine(dataset.engine).pieces(dataset)
+        return self._engine(dataset.engine).tiles(dataset)
 
-    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-        """Pieces of the grid, together: see `tensorage.backend.engine.ArrayEngine.read_pieces`."""
-        return self._engine(dataset.engine).read_pieces(dataset, numbers, advance)
+    def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        """Pieces of the grid, together: see `tensorage.backend.engine.ArrayEngine.read_tiles`."""
+        return self._engine(dataset.engine).read_tiles(dataset, numbers, advance)
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
         """Bytes that travel of pieces of the grid, each read once; by default, of all."""
@@ -504,17 +507,17 @@ class BaseContext:
 
     def _new_engine(self, name: Engine, transfer: Transfer) -> ArrayEngine:
         if name == "database":
-            return RowsEngine(transfer, self.open)
+            return BlockEngine(transfer, self.open)
         try:
-            from tensorage.backend.zarr.engine import ObjectsEngine
+            from tensorage.backend.zarr.zarr_engine import ZarrEngine
         except ModuleNotFoundError as error:
             raise InvalidInputError(
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"
             ) from error
-        return ObjectsEngine(transfer, self.open)
+        return ZarrEngine(transfer, self.open)
 
-    def _storage_engine(self) -> ObjectsEngine:
-        return cast("ObjectsEngine", self._engine("storage"))
+    def _storage_engine(self) -> ZarrEngine:
+        return cast("ZarrEngine", self._engine("storage"))
 
 
 @dataclass(frozen=True)
@@ -527,7 +530,7 @@ class TransferOf:
         return self.backend.transfer
 
 
-def box_selection(
+def region_of_bounds(
     ndim: int,
     index_low: int | None,
     index_up: int | None,

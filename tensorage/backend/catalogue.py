@@ -9,7 +9,7 @@ from typing import Any
 from tensorage.backend.staging import new_operation, sweep, written
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
-from tensorage.model.coords import check_room, renamed
+from tensorage.model.coords import check_room, rename_dims
 from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
@@ -77,7 +77,7 @@ class Catalogue:
     def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
         """Give the axes names, or none, and with them the coordinates that run along them."""
         names = as_dims(dims, dataset.ndim)
-        coords = renamed(dataset, names)
+        coords = rename_dims(dataset, names)
         attrs = {} if coords is None else {COORDS_ATTRIBUTE: coords}
         return self._annotate(dataset, attrs=attrs, dims=names, set_dims=True)
 

@@ -1,4 +1,4 @@
-"""A stored array again, under another key: read and written box by box, never in memory as a whole."""
+"""A stored array again, under another key: read and written region by region, never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def copy_array(
     if source is target and (made := source.copy(dataset, new, quiet=quiet)) is not None:
         return made
 
-    def read(box: tuple[slice, ...]) -> npt.NDArray[Any]:
-        return np.asarray(source.read(dataset, box, None, quiet=True))
+    def read(region: tuple[slice, ...]) -> npt.NDArray[Any]:
+        return np.asarray(source.read(dataset, region, None, quiet=True))
 
     return target.store_from(read, new, quiet=quiet)

@@ -8,23 +8,23 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from tensorage.backend.wire.progress import Advance
-from tensorage.indexing.boxes import Sizes
-from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
 from tensorage.types import Dataset
 
-__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadBox"]
+__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadRegion"]
 
-#: Bytes of a box that is convenient to read, at most: enough that every connection of a process carries a full request,
-#: and little enough that a worker with a few of them in memory, and what is computed from them, stays below 1 GiB.
+#: Bytes of a region that is convenient to read, at most: enough that every connection of a process carries a full
+#: request, and little enough that a worker that computes with a few of them stays below 1 GiB.
 READ_BYTES = 32 * 1024 * 1024
 
-#: Bytes of a box that somebody else fills, at most. Dask's own blocks have 128 MiB, of which a cut copies nothing.
+#: Bytes of a region that somebody else fills, at most. Dask's own blocks have 128 MiB, of which a cut copies nothing.
 FILL_BYTES = 64 * 1024 * 1024
 
-#: Gives the elements of a box of an array: one slice for each axis.
-ReadBox = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
+#: Gives the elements of a region of an array: one slice for each axis.
+ReadRegion = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
 
 
 class OtherEngineError(Exception):
@@ -48,24 +48,24 @@ class ArrayEngine(Protocol):
         """Declare an array that `fill` fills, and a commit makes visible; of one without elements, it is done."""
         ...
 
-    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        """Store the elements of a box of a declared array. Done twice, it is as if it were done once.
+    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        """Store the elements of a region of a declared array. Done twice, it is as if it were done once.
 
         Parameters
         ----------
-        box
-            One slice for each axis, none with an open end: of whole rows, or of the grid that `grid_to_fill` gives.
+        region
+            One slice for each axis, none with an open end: of whole rows, or of the grid that `lengths_to_fill` gives.
         elements
-            Of the box's shape and the array's dtype.
+            Of the region's shape and the array's dtype.
         """
         ...
 
-    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
+    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
         """Boxes near those given that `fill` can store each on its own, also at the same time."""
         ...
 
-    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        """Extents of boxes whose elements are convenient to read together: no request brings what another one does."""
+    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        """Shape of regions that are convenient to read: no two of them ask for the same bytes."""
         ...
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
@@ -76,8 +76,8 @@ class ArrayEngine(Protocol):
         """Store an array that comes as consecutive blocks of rows, and never exists whole."""
         ...
 
-    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
-        """Store an array that is read box by box: those that are convenient, and no more of them than are under way."""
+    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
+        """Store an array that is read region by region, no more of them at a time than are under way."""
         ...
 
     def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
@@ -132,11 +132,11 @@ class ArrayEngine(Protocol):
         """
         ...
 
-    def pieces(self, dataset: Dataset) -> PieceGrid:
+    def tiles(self, dataset: Dataset) -> TileGrid:
         """The grid of what is best fetched as a whole, and kept."""
         ...
 
-    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+    def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
         """Pieces of the grid, together, in as few requests as there can be.
 
         Parameters

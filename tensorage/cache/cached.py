@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.wire.progress import progress
-from tensorage.cache.entry import Entry
+from tensorage.cache.cache_file import CacheFile
+from tensorage.cache.file_format import FileFormat
 from tensorage.cache.folder import Folder
-from tensorage.cache.layout import EntryLayout
 from tensorage.errors import ChangedError, InvalidInputError
-from tensorage.indexing.chunks import ChunkReading, plan_chunks
+from tensorage.indexing.chunks import ChunkPlan, plan_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.model.results import Result, check_out
 from tensorage.tensor import Tensor
@@ -84,7 +84,7 @@ class CachedTensor(Tensor):
 
     def _forget(self) -> None:
         self._looked: _Look | None = None
-        self._held: tuple[Dataset, Entry | None] | None = None
+        self._held: tuple[Dataset, CacheFile | None] | None = None
 
     @property
     def directory(self) -> Path:
@@ -140,7 +140,7 @@ class CachedTensor(Tensor):
             self._folder.touch(self._held[1])
         return now
 
-    def _entry_of(self, dataset: Dataset) -> Entry | None:
+    def _entry_of(self, dataset: Dataset) -> CacheFile | None:
         """The entry that has the elements of a version, which may be that of an older one. None if there is no room."""
         held, entry = self._held or (None, None)
         if (
@@ -153,7 +153,7 @@ class CachedTensor(Tensor):
         self._held = held = entry = None
         context = self._store.context
         url = context.backend.backend_url or ""
-        entry = self._folder.open(EntryLayout(url, dataset, context.pieces(dataset)), self._still_stands)
+        entry = self._folder.open(FileFormat(url, dataset, context.tiles(dataset)), self._still_stands)
         self._held = (dataset, entry)
         return entry
 
@@ -187,7 +187,7 @@ class CachedTensor(Tensor):
             return _taken(entry.view, selection, out)
         return _gathered(entry, loose, reading, out)
 
-    def _fetched(self, entry: Entry, missing: Positions) -> Loose | None:
+    def _fetched(self, entry: CacheFile, missing: Positions) -> Loose | None:
         """Fetch pieces and keep them: those for which there is no room, or None if they are too many to be held."""
         lengths = entry.grid.lengths(missing) * entry.dataset.dtype.itemsize
         total = int(lengths.sum())
@@ -197,7 +197,7 @@ class CachedTensor(Tensor):
         loose: Loose = {}
         with progress(total, self.key, quiet=self._store.quiet) as advance:
             for numbers in _batches(missing, lengths):
-                elements = self._store.context.read_pieces(entry.dataset, numbers, advance)
+                elements = self._store.context.read_tiles(entry.dataset, numbers, advance)
                 kept = self._folder.keep(entry, numbers, elements)
                 if kept < len(numbers):
                     if is_large:
@@ -241,7 +241,7 @@ def _batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Posi
 
 
 def _pieces(
-    entry: Entry, numbers: Positions, elements: npt.NDArray[Any], first: int
+    entry: CacheFile, numbers: Positions, elements: npt.NDArray[Any], first: int
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Pieces from a first one on, each with its number, out of the elements of all of them."""
     ends = np.cumsum(entry.grid.lengths(numbers)).tolist()
@@ -263,12 +263,12 @@ def _taken(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] |
     return result
 
 
-def _gathered(entry: Entry, loose: Loose, reading: ChunkReading, out: npt.NDArray[Any] | None) -> Any:
+def _gathered(entry: CacheFile, loose: Loose, reading: ChunkPlan, out: npt.NDArray[Any] | None) -> Any:
     """What numpy gives for a selection, put together of pieces."""
     result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
     if reading.size:
-        box = result.box.reshape(reading.box_shape)
+        buffer = result.buffer.reshape(reading.buffer_shape)
         for part in reading.parts():
             number = entry.grid.number_of(part.coords)
-            part.take(loose[number] if number in loose else entry.piece(number), box)
+            part.take(loose[number] if number in loose else entry.piece(number), buffer)
     return result.take()

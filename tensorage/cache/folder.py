@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tensorage.cache.entry import Entry, OpenFile
+from tensorage.cache.cache_file import CacheFile, OpenFile
 from tensorage.cache.faults import cache_errors
-from tensorage.cache.layout import ENTRY_NAME, EntryLayout
+from tensorage.cache.file_format import ENTRY_NAME, FileFormat
 from tensorage.errors import CacheError
 from tensorage.indexing.selection import Positions
 from tensorage.ownership import (
@@ -102,7 +102,7 @@ class Folder:
                 if not found:
                     os.pwrite(marker, _MARK, 0)
 
-    def open(self, layout: EntryLayout, still_stands: Callable[[Dataset], bool]) -> Entry | None:
+    def open(self, layout: FileFormat, still_stands: Callable[[Dataset], bool]) -> CacheFile | None:
         """The entry of a version of an array, made if there is none. None if there is no room for one.
 
         Parameters
@@ -118,7 +118,7 @@ class Folder:
         with cache_errors(self.path), self._locked():
             file = self._opened(layout)
             older = [] if file is not None else self._older(layout)
-        stale: list[Entry] = []
+        stale: list[CacheFile] = []
         # The network is waited for while the folder is not locked.
         for one in older:
             if still_stands(one.dataset):
@@ -133,19 +133,19 @@ class Folder:
                             one.file.path.unlink(missing_ok=True)
                     # Others may have been faster.
                     file = self._opened(layout) or self._made(layout)
-            return None if file is None else Entry(layout, file)
+            return None if file is None else CacheFile(layout, file)
 
-    def missing(self, entry: Entry, numbers: Positions) -> Positions:
+    def missing(self, entry: CacheFile, numbers: Positions) -> Positions:
         """Those of some pieces that are not there, or damaged."""
         with cache_errors(self.path):
             return entry.missing(numbers)
 
-    def touch(self, entry: Entry) -> None:
+    def touch(self, entry: CacheFile) -> None:
         """Note that an entry was used now."""
         with cache_errors(self.path):
             entry.file.touch()
 
-    def keep(self, entry: Entry, numbers: Positions, elements: npt.NDArray[Any]) -> int:
+    def keep(self, entry: CacheFile, numbers: Positions, elements: npt.NDArray[Any]) -> int:
         """Keep as many of some pieces as there is room for, from the first one on: how many that are.
 
         Raises
@@ -164,7 +164,7 @@ class Folder:
             entry.write(numbers[:count], elements[:size])
             return count
 
-    def has_room(self, entry: Entry, numbers: Positions) -> bool:
+    def has_room(self, entry: CacheFile, numbers: Positions) -> bool:
         """Whether there is room for all of some pieces. It is made if it can be."""
         growth = entry.layout.growth(numbers)
         with cache_errors(self.path), self._locked():
@@ -223,7 +223,7 @@ class Folder:
 
     # With the folder locked ---------------------------------------------------------------------------
 
-    def _opened(self, layout: EntryLayout) -> OpenFile | None:
+    def _opened(self, layout: FileFormat) -> OpenFile | None:
         """The file of an entry that is there, in use. What is no such file, and has its name, is deleted."""
         path = self.path / layout.name
         try:
@@ -238,9 +238,9 @@ class Folder:
         path.unlink()
         return None
 
-    def _older(self, layout: EntryLayout) -> list[Entry]:
+    def _older(self, layout: FileFormat) -> list[CacheFile]:
         """Entries of older versions of an array that may be what it is now, the latest first. Others are deleted."""
-        found: list[Entry] = []
+        found: list[CacheFile] = []
         for path in self._entries():
             if not path.name.startswith(f"{layout.array}-") or path.name == layout.name:
                 continue
@@ -253,14 +253,14 @@ class Folder:
                 older = replace(layout, dataset=version)
                 if older.name == path.name and _is_sound(file, older):
                     file.use()
-                    found.append(Entry(older, file))
+                    found.append(CacheFile(older, file))
                     continue
                 if not file.is_used():
                     path.unlink()
             file.close()
         return sorted(found, key=lambda entry: entry.dataset.version, reverse=True)
 
-    def _made(self, layout: EntryLayout) -> OpenFile | None:
+    def _made(self, layout: FileFormat) -> OpenFile | None:
         """A new entry without pieces. None if there is no room for one."""
         path = self.path / layout.name
         unfinished = path.with_suffix(_UNFINISHED)
@@ -282,7 +282,7 @@ class Folder:
             raise
         return file
 
-    def _room(self, layout: EntryLayout, wanted: int) -> int | None:
+    def _room(self, layout: FileFormat, wanted: int) -> int | None:
         """Bytes that may still be taken; None if as many as there are.
 
         Where they are fewer than wanted, entries that nobody uses are deleted: first older versions of the same array,
@@ -331,7 +331,7 @@ class Folder:
                     yield Path(one.path)
 
 
-def _is_sound(file: OpenFile, layout: EntryLayout) -> bool:
+def _is_sound(file: OpenFile, layout: FileFormat) -> bool:
     """Whether it is the entry that its name says. A map that ends behind the file would end the process."""
     status = os.fstat(file.fd)
     is_file = stat.S_ISREG(status.st_mode) and status.st_size == layout.nbytes

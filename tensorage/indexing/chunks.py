@@ -3,13 +3,13 @@
 The question answered here: given the shape of an array, an index expression and the shape of a chunk, what does
 the expression take of each chunk, and where in the result does that go?
 
-1. `selection` brings the expression into its normal form. Its elements, each of them once, are the *box*: an
+1. `selection` brings the expression into its normal form. Its elements, each of them once, are the *buffer*: an
    array with the axes of the stored one. A slice is as long there as what it selects, an integer is 1 long. Index
    arrays and masks are points: all of them are along the first of their axes, in C order of the stored array, and
    their other axes are 1 long.
-2. The grid cuts the box into `ChunkPart` s. Of an axis that a slice selects, each chunk takes a slice; points are
-   sorted by chunk, once. Nothing is done element by element.
-3. The result is taken out of the box, or assigned values are put into it, as `BoxReading` does.
+2. The grid cuts the buffer into `ChunkProjection` s. Of an axis that a slice selects, each chunk takes a slice;
+   points are sorted by chunk, once. Nothing is done element by element.
+3. The result is taken out of the buffer, or assigned values are put into it, as `BufferPlan` does.
 
 A part can be split by a finer grid in the same way: a shard into its chunks. So the array as a whole is a part as
 well, that of a grid of one chunk.
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.indexing.box import BoxReading, nothing_in, result_in
-from tensorage.indexing.cutting import AxisSelection, cut
+from tensorage.indexing.buffer import BufferPlan, empty_view, view_of_result
+from tensorage.indexing.projecting import AxisSelection, project_axes
 from tensorage.indexing.selection import Dim, Selection, parse
 
-__all__ = ["ChunkPart", "ChunkReading", "plan_chunks"]
+__all__ = ["ChunkPlan", "ChunkProjection", "plan_chunks"]
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkPart:
+class ChunkProjection:
     """What a selection takes of one chunk.
 
     Parameters
@@ -46,8 +46,8 @@ class ChunkPart:
         Of the chunk as far as the array extends.
     chunk_selection
         Indexes the chunk.
-    box_selection
-        Indexes the box. Both have one item for each axis, and give arrays of one shape.
+    buffer_selection
+        Indexes the buffer. Both have one item for each axis, and give arrays of one shape.
     size
         Elements taken.
     """
@@ -56,7 +56,7 @@ class ChunkPart:
     chunks: tuple[int, ...]
     shape: tuple[int, ...]
     chunk_selection: tuple[AxisSelection, ...]
-    box_selection: tuple[AxisSelection, ...]
+    buffer_selection: tuple[AxisSelection, ...]
     size: int
 
     @property
@@ -64,40 +64,40 @@ class ChunkPart:
         """True if all elements of the chunk that lie within the array are taken."""
         return self.size == math.prod(self.shape)
 
-    def take(self, chunk: npt.NDArray[Any], box: npt.NDArray[Any]) -> None:
-        """Fill the chunk's place in the box.
+    def take(self, chunk: npt.NDArray[Any], buffer: npt.NDArray[Any]) -> None:
+        """Fill the chunk's place in the buffer.
 
         Parameters
         ----------
         chunk
             Of the full chunk shape.
-        box
+        buffer
             Of the shape that the reading says.
         """
-        box[self.box_selection] = chunk[self.chunk_selection]
+        buffer[self.buffer_selection] = chunk[self.chunk_selection]
 
-    def put(self, box: npt.NDArray[Any], chunk: npt.NDArray[Any]) -> None:
-        """Put into the chunk what the box holds for it; the arrays are those of `take`."""
-        chunk[self.chunk_selection] = box[self.box_selection]
+    def put(self, buffer: npt.NDArray[Any], chunk: npt.NDArray[Any]) -> None:
+        """Put into the chunk what the buffer holds for it; the arrays are those of `take`."""
+        chunk[self.chunk_selection] = buffer[self.buffer_selection]
 
-    def target(self, box: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-        """The chunk's place in the box, if a chunk can be decoded right there.
+    def target(self, buffer: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """The chunk's place in the buffer, if a chunk can be decoded right there.
 
         Returns
         -------
         numpy.ndarray or None
-            A C-contiguous view of the box, of the full chunk shape. None if less than all of a full chunk is
-            taken, or if its elements are not one after another in the box.
+            A C-contiguous view of the buffer, of the full chunk shape. None if less than all of a full chunk is
+            taken, or if its elements are not one after another in the buffer.
         """
         if self.size != math.prod(self.chunks):
             return None
-        if any(isinstance(item, np.ndarray) for item in self.box_selection):
+        if any(isinstance(item, np.ndarray) for item in self.buffer_selection):
             return None
         # The ellipsis makes it a view where there are no axes.
-        place = box[(*self.box_selection, ...)]
+        place = buffer[(*self.buffer_selection, ...)]
         return place.reshape(self.chunks) if place.flags.c_contiguous else None
 
-    def split(self, chunks: Sequence[int]) -> Iterator[ChunkPart]:
+    def split(self, chunks: Sequence[int]) -> Iterator[ChunkProjection]:
         """The parts of this part in a finer grid that begins where this chunk does.
 
         Parameters
@@ -108,7 +108,7 @@ class ChunkPart:
         Yields
         ------
         ChunkPart
-            In C order of the finer grid, each chunk once that is touched. The box is the same.
+            In C order of the finer grid, each chunk once that is touched. The buffer is the same.
 
         Examples
         --------
@@ -119,48 +119,48 @@ class ChunkPart:
         [((0, 0), 36), ((0, 1), 50)]
         """
         chunks = tuple(chunks)
-        for pieces in cut(self.chunk_selection, self.box_selection, chunks):
+        for pieces in project_axes(self.chunk_selection, self.buffer_selection, chunks):
             coords = tuple(piece.coord for piece in pieces)
             ends = zip(chunks, coords, self.shape, strict=True)
-            yield ChunkPart(
+            yield ChunkProjection(
                 coords,
                 chunks,
                 tuple(min(extent, end - coord * extent) for extent, coord, end in ends),
                 tuple(piece.in_chunk for piece in pieces),
-                tuple(piece.in_box for piece in pieces),
+                tuple(piece.in_buffer for piece in pieces),
                 math.prod(piece.size for piece in pieces),
             )
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkReading(BoxReading):
+class ChunkPlan(BufferPlan):
     """What a selection takes of which chunks, and how to make its result of it.
 
     Parameters
     ----------
     box_shape
-        Of the box that parts fill or are filled from. It has as many axes as the array, unless it is empty.
+        Of the buffer that parts fill or are filled from. It has as many axes as the array, unless it is empty.
     whole
         What the selection takes of the array. None where it takes nothing.
     chunks
         Shape of a chunk.
     """
 
-    box_shape: tuple[int, ...]
-    whole: ChunkPart | None
+    buffer_shape: tuple[int, ...]
+    whole: ChunkProjection | None
     chunks: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Elements of the box: those selected, each once."""
-        return math.prod(self.box_shape)
+        """Elements of the buffer: those selected, each once."""
+        return math.prod(self.buffer_shape)
 
-    def parts(self) -> Iterator[ChunkPart]:
+    def parts(self) -> Iterator[ChunkProjection]:
         """What is taken of each chunk: in C order of the grid, each chunk once that is touched."""
         return iter(()) if self.whole is None else self.whole.split(self.chunks)
 
 
-def plan_chunks(shape: Sequence[int], selection: Selection, chunks: Sequence[int]) -> ChunkReading:
+def plan_chunks(shape: Sequence[int], selection: Selection, chunks: Sequence[int]) -> ChunkPlan:
     """Decide what to take of which chunks for ``array[selection]``.
 
     Parameters
@@ -178,37 +178,37 @@ def plan_chunks(shape: Sequence[int], selection: Selection, chunks: Sequence[int
     Examples
     --------
     >>> reading = plan_chunks((60000, 28, 28), np.s_[300:400, ::-1], (334, 28, 28))
-    >>> reading.box_shape, reading.is_whole_box
+    >>> reading.buffer_shape, reading.is_whole_buffer
     ((100, 28, 28), False)
     >>> for part in reading.parts():
-    ...     print(part.coords, part.size, part.chunk_selection[0], part.box_selection[0])
+    ...     print(part.coords, part.size, part.chunk_selection[0], part.buffer_selection[0])
     (0, 0, 0) 26656 slice(300, 334, 1) slice(0, 34, 1)
     (1, 0, 0) 51744 slice(0, 66, 1) slice(34, 100, 1)
     """
     shape, chunks = tuple(shape), tuple(chunks)
     indexer = parse(shape, selection)
     if 0 in indexer.shape:
-        return ChunkReading(indexer.shape, nothing_in(indexer), False, indexer.shape, None, chunks)
+        return ChunkPlan(indexer.shape, empty_view(indexer), False, indexer.shape, None, chunks)
     selected: list[AxisSelection] = [slice(index, index + 1, 1) for index in _unravel(indexer.base, shape)]
-    in_box: list[AxisSelection] = [slice(0, 1, 1)] * len(shape)
-    box_shape, box_axes = [1] * len(shape), []
+    in_buffer: list[AxisSelection] = [slice(0, 1, 1)] * len(shape)
+    buffer_shape, box_axes = [1] * len(shape), []
     for dim in indexer.dims:
         items = _along_axes(dim, indexer.base, shape)
         for axis, item in items.items():
-            selected[axis], in_box[axis] = item, 0
+            selected[axis], in_buffer[axis] = item, 0
         box_axes.append(min(items))
-        in_box[box_axes[-1]], box_shape[box_axes[-1]] = slice(0, dim.count, 1), dim.count
-    whole = ChunkPart(
-        (0,) * len(shape), shape, shape, tuple(selected), tuple(in_box), size=math.prod(box_shape)
+        in_buffer[box_axes[-1]], buffer_shape[box_axes[-1]] = slice(0, dim.count, 1), dim.count
+    whole = ChunkProjection(
+        (0,) * len(shape), shape, shape, tuple(selected), tuple(in_buffer), size=math.prod(buffer_shape)
     )
-    strides = [math.prod(box_shape[axis + 1 :]) for axis in box_axes]
-    view = result_in(
+    strides = [math.prod(buffer_shape[axis + 1 :]) for axis in box_axes]
+    view = view_of_result(
         indexer,
         [dim.count for dim in indexer.dims],
         strides,
         indexer.points.gather if indexer.points is not None else None,
     )
-    return ChunkReading(indexer.shape, view, indexer.is_scalar, tuple(box_shape), whole, chunks)
+    return ChunkPlan(indexer.shape, view, indexer.is_scalar, tuple(buffer_shape), whole, chunks)
 
 
 def _along_axes(dim: Dim, base: int, shape: tuple[int, ...]) -> dict[int, AxisSelection]:

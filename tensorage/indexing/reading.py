@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tensorage.indexing.box import BoxReading, BoxView, nothing_in, result_in
-from tensorage.indexing.layout import Layout, choose, source_of
-from tensorage.indexing.runs import Grid, Source, Spans
+from tensorage.indexing.buffer import BufferPlan, BufferView, empty_view, view_of_result
+from tensorage.indexing.covering import Covering, choose_covering, runs_of
+from tensorage.indexing.runs import RunList, RunProduct, Runs
 from tensorage.indexing.selection import Indexer, Positions, Selection, parse
 
-__all__ = ["Reading", "plan"]
+__all__ = ["RunPlan", "plan_runs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading(BoxReading):
+class RunPlan(BufferPlan):
     """What to ask for, and how to make the result of it.
 
     Parameters
@@ -24,7 +24,7 @@ class Reading(BoxReading):
         The elements that travel.
     """
 
-    source: Source
+    source: Runs
 
     @property
     def size(self) -> int:
@@ -32,9 +32,9 @@ class Reading(BoxReading):
         return self.source.size
 
 
-def plan(
-    shape: tuple[int, ...], selection: Selection, itemsize: int, chunk: int, *, exact: bool = False
-) -> Reading:
+def plan_runs(
+    shape: tuple[int, ...], selection: Selection, itemsize: int, block_size: int, *, exact: bool = False
+) -> RunPlan:
     """Decide what to read for ``array[selection]``.
 
     Parameters
@@ -43,7 +43,7 @@ def plan(
         Of the stored array.
     itemsize
         Bytes per element.
-    chunk
+    block_size
         Elements per stored block.
     exact
         Let nothing travel beyond the elements selected, as an assignment needs it.
@@ -55,22 +55,22 @@ def plan(
 
     Examples
     --------
-    >>> reading = plan((60000, 28, 28), np.s_[[7, 3, 7]], itemsize=4, chunk=784 * 334)
+    >>> reading = plan_runs((60000, 28, 28), np.s_[[7, 3, 7]], itemsize=4, block_size=784 * 334)
     >>> reading.source
-    Grid(rows=array([2352, 5488]), runs=array([0]), run_length=784)
+    RunProduct(rows=array([2352, 5488]), runs=array([0]), run_length=784)
     >>> reading.shape
     (3, 28, 28)
     """
     indexer = parse(shape, selection)
     if 0 in indexer.shape:
-        nothing = Grid(np.empty(0, np.int64), np.zeros(1, np.int64), 1)
-        return Reading(indexer.shape, nothing_in(indexer), False, nothing)
-    layout = choose(indexer, itemsize, chunk, exact=exact)
-    return Reading(indexer.shape, _view(indexer, layout), indexer.is_scalar, source_of(indexer, layout))
+        nothing = RunProduct(np.empty(0, np.int64), np.zeros(1, np.int64), 1)
+        return RunPlan(indexer.shape, empty_view(indexer), False, nothing)
+    layout = choose_covering(indexer, itemsize, block_size, exact=exact)
+    return RunPlan(indexer.shape, _view(indexer, layout), indexer.is_scalar, runs_of(indexer, layout))
 
 
-def _view(indexer: Indexer, layout: Layout) -> BoxView:
-    """Where the result is in the box of a layout."""
+def _view(indexer: Indexer, layout: Covering) -> BufferView:
+    """Where the result is in the buffer of a layout."""
     dims, points = indexer.dims, indexer.points
     strides = [dim.step for dim in dims]
     extents = [dim.count for dim in dims]
@@ -87,11 +87,11 @@ def _view(indexer: Indexer, layout: Layout) -> BoxView:
                 within = _in_box(dim.offsets + indexer.base, layout.spans)
             gather = within[gather] if gather is not None else within.reshape(points.shape)
             strides[number], extents[number] = 1, int(within[-1]) + 1
-    return result_in(indexer, extents, strides, gather)
+    return view_of_result(indexer, extents, strides, gather)
 
 
-def _in_box(positions: Positions, spans: Spans) -> Positions:
-    """Where in the box of some spans elements of the stored array are."""
+def _in_box(positions: Positions, spans: RunList) -> Positions:
+    """Where in the buffer of some spans elements of the stored array are."""
     number = np.searchsorted(spans.starts, positions, side="right") - 1
-    in_box = np.cumsum(spans.lengths) - spans.lengths
-    return positions - spans.starts[number] + in_box[number]
+    in_buffer = np.cumsum(spans.lengths) - spans.lengths
+    return positions - spans.starts[number] + in_buffer[number]

@@ -1,10 +1,10 @@
 """Runs of elements of a stored array, and how they are cut into requests. No I/O.
 
 A *source* says which elements to send, by the positions at which runs of consecutive elements begin. It is
-either a `Grid` (each run of each row, all of one length: few numbers for many runs) or `Spans` (runs of any
-length). The elements of all runs, one after another, are the *box*.
+either a `RunProduct` (each run of each row, all of one length: few numbers for many runs) or `RunList` (runs of any
+length). The elements of all runs, one after another, are the *buffer*.
 
-`split` cuts a source into parts that each fit a request and fill consecutive elements of the box.
+`split` cuts a source into parts that each fit a request and fill consecutive elements of the buffer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = [
     "MAX_POSITIONS",
     "MAX_REQUEST_BYTES",
     "MAX_RUNS",
-    "Grid",
-    "Part",
-    "Source",
-    "Spans",
-    "halves",
+    "RequestRuns",
+    "RunList",
+    "RunProduct",
+    "Runs",
+    "halve",
     "max_elements",
-    "requests",
     "split",
+    "split_by_request",
 ]
 
 #: Bytes of elements in one request.
@@ -42,14 +42,14 @@ MAX_POSITIONS = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class RunProduct:
     """The runs at ``rows[i] + runs[j]``, `i` outermost, of `run_length` elements each.
 
     Examples
     --------
     Two columns of the first three rows of an array of shape (10, 100):
 
-    >>> Grid(np.array([0, 100, 200]), np.array([7, 23]), run_length=1).size
+    >>> RunProduct(np.array([0, 100, 200]), np.array([7, 23]), run_length=1).size
     6
     """
 
@@ -59,12 +59,12 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """Elements of the box."""
+        """Elements of the buffer."""
         return len(self.rows) * len(self.runs) * self.run_length
 
 
 @dataclass(frozen=True, slots=True)
-class Spans:
+class RunList:
     """The runs at `starts`, ascending and not overlapping, of `lengths` elements."""
 
     starts: Positions
@@ -72,18 +72,18 @@ class Spans:
 
     @property
     def size(self) -> int:
-        """Elements of the box."""
+        """Elements of the buffer."""
         return int(self.lengths.sum())
 
 
-Source: TypeAlias = Grid | Spans
+Runs: TypeAlias = RunProduct | RunList
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a source that fits one request. Its elements go to the box from `out_first` on."""
+class RequestRuns:
+    """A part of a source that fits one request. Its elements go to the buffer from `out_first` on."""
 
-    source: Source
+    source: Runs
     out_first: int
 
     @property
@@ -104,15 +104,15 @@ class _Caps:
 
 
 def split(
-    source: Source,
+    source: Runs,
     max_elements: int,
     max_runs: int,
     *,
     align: int = 1,
     max_positions: int = MAX_POSITIONS,
     max_blocks: int | None = None,
-) -> Iterator[Part]:
-    """Cut a source into parts, in the order of the box.
+) -> Iterator[RequestRuns]:
+    """Cut a source into parts, in the order of the buffer.
 
     Parameters
     ----------
@@ -127,54 +127,58 @@ def split(
 
     Examples
     --------
-    >>> grid = Grid(np.array([0, 100, 200]), np.array([0]), run_length=50)
+    >>> grid = RunProduct(np.array([0, 100, 200]), np.array([0]), run_length=50)
     >>> [(part.source.rows.tolist(), part.out_first) for part in split(grid, 100, 1000)]
     [([0, 100], 0), ([200], 100)]
     """
     caps = _Caps(max_elements, max_runs, max_positions, align, max_blocks)
     if not source.size:
         return iter(())
-    return _split_grid(source, caps) if isinstance(source, Grid) else _split_spans(source, caps)
+    return _split_product(source, caps) if isinstance(source, RunProduct) else _split_list(source, caps)
 
 
-def max_elements(itemsize: int, chunk: int) -> int:
+def max_elements(itemsize: int, block_size: int) -> int:
     """Elements in one request: whole blocks, where it has room for one."""
     elements = max(MAX_REQUEST_BYTES // itemsize, 1)
-    return elements // chunk * chunk or elements
+    return elements // block_size * block_size or elements
 
 
-def requests(source: Source, itemsize: int, chunk: int, max_blocks: int | None = None) -> Iterator[Part]:
+def split_by_request(
+    source: Runs, itemsize: int, block_size: int, max_blocks: int | None = None
+) -> Iterator[RequestRuns]:
     """The parts of a source that each fit one request.
 
     Parameters
     ----------
-    chunk
+    block_size
         Elements of a block.
     max_blocks
         How many blocks a part touches at most.
     """
-    return split(source, max_elements(itemsize, chunk), MAX_RUNS, align=chunk, max_blocks=max_blocks)
+    return split(
+        source, max_elements(itemsize, block_size), MAX_RUNS, align=block_size, max_blocks=max_blocks
+    )
 
 
-def halves(part: Part) -> tuple[Part, Part]:
+def halve(part: RequestRuns) -> tuple[RequestRuns, RequestRuns]:
     """Two parts that together are this one, which has two elements or more."""
     source, middle = part.source, part.size // 2
-    if isinstance(source, Spans):
+    if isinstance(source, RunList):
         ends = np.cumsum(source.lengths)
         return (
-            Part(_cut_spans(source, ends, 0, middle), part.out_first),
-            Part(_cut_spans(source, ends, middle, part.size), part.out_first + middle),
+            RequestRuns(_cut_list(source, ends, 0, middle), part.out_first),
+            RequestRuns(_cut_list(source, ends, middle, part.size), part.out_first + middle),
         )
     rows, runs, length = source.rows, source.runs, source.run_length
     if len(rows) > 1:
         half = len(rows) // 2
-        first, second = Grid(rows[:half], runs, length), Grid(rows[half:], runs, length)
+        first, second = RunProduct(rows[:half], runs, length), RunProduct(rows[half:], runs, length)
     elif len(runs) > 1:
         half = len(runs) // 2
-        first, second = Grid(rows, runs[:half], length), Grid(rows, runs[half:], length)
+        first, second = RunProduct(rows, runs[:half], length), RunProduct(rows, runs[half:], length)
     else:
-        first, second = Grid(rows, runs, middle), Grid(rows + middle, runs, length - middle)
-    return Part(first, part.out_first), Part(second, part.out_first + first.size)
+        first, second = RunProduct(rows, runs, middle), RunProduct(rows + middle, runs, length - middle)
+    return RequestRuns(first, part.out_first), RequestRuns(second, part.out_first + first.size)
 
 
 class _Touched:
@@ -207,7 +211,7 @@ class _Touched:
         return int(np.searchsorted(self.until[begin:], room, side="right")) + begin
 
 
-def _split_grid(grid: Grid, caps: _Caps) -> Iterator[Part]:
+def _split_product(grid: RunProduct, caps: _Caps) -> Iterator[RequestRuns]:
     per_row = len(grid.runs) * grid.run_length
     at_once = min(
         caps.elements // per_row, caps.runs // len(grid.runs), max(caps.positions, 2) - len(grid.runs)
@@ -219,7 +223,7 @@ def _split_grid(grid: Grid, caps: _Caps) -> Iterator[Part]:
         if touched is not None and caps.blocks is not None and stop > row:
             stop = min(touched.stop(row * clusters, caps.blocks) // clusters, stop)
         if stop > row:
-            yield Part(Grid(grid.rows[row:stop], grid.runs, grid.run_length), done)
+            yield RequestRuns(RunProduct(grid.rows[row:stop], grid.runs, grid.run_length), done)
         else:
             stop = row + 1
             yield from _split_row(grid, row, done, caps)
@@ -227,7 +231,7 @@ def _split_grid(grid: Grid, caps: _Caps) -> Iterator[Part]:
         row = stop
 
 
-def _touched_by_rows(grid: Grid, caps: _Caps) -> tuple[_Touched | None, int]:
+def _touched_by_rows(grid: RunProduct, caps: _Caps) -> tuple[_Touched | None, int]:
     """What each row touches, and as how many intervals: runs less than a block apart leave no block out."""
     if caps.blocks is None:
         return None, 1
@@ -240,7 +244,7 @@ def _touched_by_rows(grid: Grid, caps: _Caps) -> tuple[_Touched | None, int]:
     return _Touched(starts, np.tile(last - first, len(grid.rows)), caps.align), len(first)
 
 
-def _split_row(grid: Grid, row: int, done: int, caps: _Caps) -> Iterator[Part]:
+def _split_row(grid: RunProduct, row: int, done: int, caps: _Caps) -> Iterator[RequestRuns]:
     """Parts of one row that is too much for one part."""
     at_once = min(caps.elements // grid.run_length, caps.runs, max(caps.positions, 2) - 1)
     starts = grid.rows[row] + grid.runs
@@ -251,7 +255,9 @@ def _split_row(grid: Grid, row: int, done: int, caps: _Caps) -> Iterator[Part]:
         if touched is not None and caps.blocks is not None and stop > run:
             stop = min(touched.stop(run, caps.blocks), stop)
         if stop > run:
-            yield Part(Grid(grid.rows[row : row + 1], grid.runs[run:stop], grid.run_length), done)
+            yield RequestRuns(
+                RunProduct(grid.rows[row : row + 1], grid.runs[run:stop], grid.run_length), done
+            )
         else:
             stop = run + 1
             yield from _split_run(int(starts[run]), grid.run_length, done, caps)
@@ -259,17 +265,17 @@ def _split_row(grid: Grid, row: int, done: int, caps: _Caps) -> Iterator[Part]:
         run = stop
 
 
-def _split_run(start: int, length: int, done: int, caps: _Caps) -> Iterator[Part]:
+def _split_run(start: int, length: int, done: int, caps: _Caps) -> Iterator[RequestRuns]:
     """Parts of one run that is too long for one part."""
     position, end = start, start + length
     while position < end:
-        stop = _end_of_piece(position, end, caps)
-        yield Part(Grid(np.array([position]), np.zeros(1, np.int64), stop - position), done)
+        stop = _end_of_run(position, end, caps)
+        yield RequestRuns(RunProduct(np.array([position]), np.zeros(1, np.int64), stop - position), done)
         done += stop - position
         position = stop
 
 
-def _end_of_piece(position: int, end: int, caps: _Caps) -> int:
+def _end_of_run(position: int, end: int, caps: _Caps) -> int:
     """Where a part ends that begins at `position` of a run that ends at `end`."""
     stop = min(position + caps.elements, end)
     if caps.blocks is not None:
@@ -278,7 +284,7 @@ def _end_of_piece(position: int, end: int, caps: _Caps) -> int:
     return aligned if position < aligned and stop < end else stop
 
 
-def _split_spans(spans: Spans, caps: _Caps) -> Iterator[Part]:
+def _split_list(spans: RunList, caps: _Caps) -> Iterator[RequestRuns]:
     ends = np.cumsum(spans.lengths)
     touched = None if caps.blocks is None else _Touched(spans.starts, spans.lengths, caps.align)
     at_once = min(caps.runs, caps.positions)
@@ -291,13 +297,13 @@ def _split_spans(spans: Spans, caps: _Caps) -> Iterator[Part]:
         stop = min(int(np.searchsorted(ends, done + caps.elements, side="right")), begin + at_once)
         if touched is not None and caps.blocks is not None:
             stop = min(touched.stop(begin, caps.blocks, position // caps.align), stop)
-        until = int(ends[stop - 1]) if stop > begin else done + _end_of_piece(position, end, caps) - position
-        yield Part(_cut_spans(spans, ends, done, until), done)
+        until = int(ends[stop - 1]) if stop > begin else done + _end_of_run(position, end, caps) - position
+        yield RequestRuns(_cut_list(spans, ends, done, until), done)
         done = until
 
 
-def _cut_spans(spans: Spans, ends: Positions, begin: int, stop: int) -> Spans:
-    """What fills the elements ``[begin, stop)`` of the box; `ends` is where in the box each span ends."""
+def _cut_list(spans: RunList, ends: Positions, begin: int, stop: int) -> RunList:
+    """What fills the elements ``[begin, stop)`` of the buffer; `ends` is where in the buffer each span ends."""
     first = int(np.searchsorted(ends, begin, side="right"))
     last = int(np.searchsorted(ends, stop, side="left"))
     starts, lengths = spans.starts[first : last + 1].copy(), spans.lengths[first : last + 1].copy()
@@ -305,4 +311,4 @@ def _cut_spans(spans: Spans, ends: Positions, begin: int, stop: int) -> Spans:
     skipped = begin - (int(ends[first]) - int(spans.lengths[first]))
     starts[0] += skipped
     lengths[0] -= skipped
-    return Spans(starts, lengths)
+    return RunList(starts, lengths)

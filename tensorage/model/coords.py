@@ -35,13 +35,13 @@ __all__ = [
     "check_name",
     "check_room",
     "coords_of",
-    "encoded",
-    "extended",
+    "encode_coords",
+    "extend_coord",
     "is_named",
+    "move_to_axes",
     "name_of",
-    "renamed",
-    "replaced",
-    "with_axes",
+    "rename_dims",
+    "replace_coords",
 ]
 
 FORMAT = 1
@@ -79,11 +79,11 @@ class Coords(Mapping[str, npt.NDArray[Any]]):
         self._entries = {entry["name"]: entry for entry in _entries(dataset)}
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return _decoded(self._entries[name], self._key).values
+        return _decode(self._entries[name], self._key).values
 
     def decoded(self) -> list[Coord]:
         """All of them, with their dims and attributes."""
-        return [_decoded(entry, self._key) for entry in self._entries.values()]
+        return [_decode(entry, self._key) for entry in self._entries.values()]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -105,7 +105,7 @@ def coords_of(dataset: Dataset) -> list[Coord]:
     SchemaError
         If a later version of tensorage has stored them in another way.
     """
-    return [_decoded(entry, dataset.key) for entry in _entries(dataset)]
+    return [_decode(entry, dataset.key) for entry in _entries(dataset)]
 
 
 def is_named(dataset: Dataset) -> bool:
@@ -120,7 +120,7 @@ def name_of(dataset: Dataset) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def encoded(coords: Iterable[Coord], **more: Any) -> dict[str, Any]:
+def encode_coords(coords: Iterable[Coord], **more: Any) -> dict[str, Any]:
     """Coordinates as the catalogue keeps them.
 
     Parameters
@@ -133,14 +133,14 @@ def encoded(coords: Iterable[Coord], **more: Any) -> dict[str, Any]:
     InvalidInputError
         If one has more labels, or other attributes, than can be stored.
     """
-    return {"format": FORMAT, **more, "coords": [_encoded(coord) for coord in coords]}
+    return {"format": FORMAT, **more, "coords": [_encode(coord) for coord in coords]}
 
 
-def replaced(dataset: Dataset, coords: Sequence[Coord]) -> dict[str, Any] | None:
+def replace_coords(dataset: Dataset, coords: Sequence[Coord]) -> dict[str, Any] | None:
     """Coordinates as the catalogue keeps them, in place of those that an array has. Its name stays."""
     if is_named(dataset):
-        return encoded(coords, name=name_of(dataset))
-    return encoded(coords) if coords else None
+        return encode_coords(coords, name=name_of(dataset))
+    return encode_coords(coords) if coords else None
 
 
 def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) -> None:
@@ -185,7 +185,7 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
         check_fit(made, dataset.key, dataset.dims, dataset.shape)
         return made
     made = []
-    stored = _stored(dataset)
+    stored = _coords_by_name(dataset)
     for name, given in coords.items():
         attrs: Mapping[str, Any] = {}
         if isinstance(given, tuple):
@@ -218,7 +218,7 @@ def _is_same(labels: npt.NDArray[Any], given: Any) -> bool:
     return found.dtype == labels.dtype and np.array_equal(labels, found, equal_nan=has_nan)
 
 
-def _stored(dataset: Dataset) -> dict[str, Coord]:
+def _coords_by_name(dataset: Dataset) -> dict[str, Coord]:
     try:
         return {coord.name: coord for coord in coords_of(dataset)}
     except CorruptTensorError:
@@ -292,7 +292,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
             )
 
 
-def renamed(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] | None:
+def rename_dims(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] | None:
     """The coordinates of an array, as kept, once its axes have other names: those that run along one go with it.
 
     Raises
@@ -309,10 +309,10 @@ def renamed(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] | No
             f"naming the axes of {dataset.key!r}: the coordinates {bound} run along axes that have names. Remove them "
             "first, by tensor.coords = {}"
         )
-    return {**dataset.coords, "coords": with_axes(entries, dataset.dims or (), dims or (), dataset.key)}
+    return {**dataset.coords, "coords": move_to_axes(entries, dataset.dims or (), dims or (), dataset.key)}
 
 
-def with_axes(
+def move_to_axes(
     entries: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
 ) -> list[dict[str, Any]]:
     """Coordinates, as kept, of axes that are to have other names.
@@ -338,7 +338,7 @@ def with_axes(
     return made
 
 
-def extended(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
+def extend_coord(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     """A coordinate with more labels at its end.
 
     Raises
@@ -351,7 +351,7 @@ def extended(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     if is_text and labels.dtype.kind in TEXT_KINDS:
         if before.dtype.kind != labels.dtype.kind:
             labels = labels.astype(object if before.dtype.kind == "O" else str)
-    elif is_text or labels.dtype.kind in TEXT_KINDS or not _keeps(labels, before.dtype):
+    elif is_text or labels.dtype.kind in TEXT_KINDS or not _is_kept_by(labels, before.dtype):
         raise InvalidInputError(
             f"appending to {key!r}: labels of dtype {labels.dtype} do not fit the coordinate {coord.name!r} of dtype "
             f"{before.dtype}. Nothing was appended"
@@ -361,7 +361,7 @@ def extended(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     return replace(coord, values=np.concatenate([before, labels], axis=axis))
 
 
-def _keeps(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+def _is_kept_by(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
     """Whether labels are the same in another dtype."""
     if np.can_cast(labels.dtype, dtype, "safe"):
         return True
@@ -413,7 +413,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _encoded(coord: Coord) -> dict[str, Any]:
+def _encode(coord: Coord) -> dict[str, Any]:
     try:
         labels = encode_labels(coord.values)
     except InvalidInputError as error:
@@ -425,7 +425,7 @@ def _encoded(coord: Coord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _decoded(entry: Mapping[str, Any], key: str) -> Coord:
+def _decode(entry: Mapping[str, Any], key: str) -> Coord:
     try:
         values = decode_labels(entry)
     except ValueError as error:

@@ -60,7 +60,7 @@ class Declaration:
     ----------
     dtype
         Little-endian.
-    chunk
+    block_size
         Elements of the largest block, where it is kept as rows.
     is_shared
         Let every signed-in user of the project read it.
@@ -69,7 +69,7 @@ class Declaration:
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk: int
+    block_size: int
     is_shared: bool
     options: ArrayOptions
 
@@ -85,7 +85,7 @@ class Declaration:
             "key": self.key,
             "shape": self.shape,
             "dtype": self.dtype.str,
-            "chunk": self.chunk,
+            "chunk": self.block_size,
             "is_shared": self.is_shared,
             "attrs": attrs,
             "dims": as_dims(self.options.get("dims"), len(self.shape)),

@@ -61,7 +61,9 @@ def encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
     else:
         little = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1)
         dtype = little.dtype.str
-        tries = [(n, zlib.compress(_shuffled(_subtracted(little, n)), _LEVEL)) for n in _tried(little.dtype)]
+        tries = [
+            (n, zlib.compress(_shuffle(_subtract(little, n)), _LEVEL)) for n in _deltas_to_try(little.dtype)
+        ]
         deltas, packed = min(tries, key=lambda tried: len(tried[1]))
     data = base64.b64encode(packed).decode()
     return {"shape": list(values.shape), "dtype": dtype, "deltas": deltas, "data": data}
@@ -92,7 +94,7 @@ def decode_labels(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
 
 
 def _text(packed: bytes, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    labels = json.loads(_unpacked(packed, MAX_LABELS_BYTES))
+    labels = json.loads(_unpack(packed, MAX_LABELS_BYTES))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError("no list of texts")
     # Of a length that is too large, numpy 2.0 makes a negative one.
@@ -107,9 +109,9 @@ def _text(packed: bytes, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]
 
 def _numbers(packed: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], deltas: int) -> npt.NDArray[Any]:
     nbytes = math.prod(shape) * dtype.itemsize
-    if not 0 <= nbytes <= MAX_LABELS_BYTES or deltas not in _tried(dtype):
+    if not 0 <= nbytes <= MAX_LABELS_BYTES or deltas not in _deltas_to_try(dtype):
         raise ValueError(f"{nbytes} bytes, {deltas} deltas")
-    data = _unpacked(packed, nbytes)
+    data = _unpack(packed, nbytes)
     if len(data) != nbytes:
         raise ValueError("fewer bytes than there should be")
     planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
@@ -122,7 +124,7 @@ def _numbers(packed: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], deltas
     return plain.view(dtype).reshape(shape)
 
 
-def _unpacked(packed: bytes, most: int) -> bytes:
+def _unpack(packed: bytes, most: int) -> bytes:
     reader = zlib.decompressobj()
     data = reader.decompress(packed, most + 1)
     if len(data) > most or not reader.eof:
@@ -130,7 +132,7 @@ def _unpacked(packed: bytes, most: int) -> bytes:
     return data
 
 
-def _tried(dtype: np.dtype[Any]) -> tuple[int, ...]:
+def _deltas_to_try(dtype: np.dtype[Any]) -> tuple[int, ...]:
     return _DELTAS if dtype.kind != "b" and dtype.itemsize <= 8 else (0,)
 
 
@@ -139,7 +141,7 @@ def _bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(f"<u{dtype.itemsize}")
 
 
-def _subtracted(flat: npt.NDArray[Any], deltas: int) -> npt.NDArray[Any]:
+def _subtract(flat: npt.NDArray[Any], deltas: int) -> npt.NDArray[Any]:
     if not deltas:
         return flat
     integers = flat.view(_bits(flat.dtype))
@@ -148,5 +150,5 @@ def _subtracted(flat: npt.NDArray[Any], deltas: int) -> npt.NDArray[Any]:
     return integers
 
 
-def _shuffled(flat: npt.NDArray[Any]) -> bytes:
+def _shuffle(flat: npt.NDArray[Any]) -> bytes:
     return np.ascontiguousarray(flat.view(np.uint8).reshape(flat.size, flat.itemsize).T).tobytes()

@@ -14,23 +14,23 @@ __all__ = ["Plan", "Result", "check_out"]
 
 
 class Plan(Protocol):
-    """What to read for a selection, and how to make its result of a box of elements."""
+    """What to read for a selection, and how to make its result of a buffer of elements."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
     def size(self) -> int:
-        """Elements in the box."""
+        """Elements in the buffer."""
         ...
 
     @property
-    def is_whole_box(self) -> bool:
-        """True if the box is the result, element by element in C order."""
+    def is_whole_buffer(self) -> bool:
+        """True if the buffer is the result, element by element in C order."""
         ...
 
-    def pick(self, box: npt.NDArray[Any]) -> Any:
-        """Take the result out of the box, of one axis."""
+    def pick(self, buffer: npt.NDArray[Any]) -> Any:
+        """Take the result out of the buffer, of one axis."""
         ...
 
 
@@ -43,7 +43,7 @@ def check_out(shape: tuple[int, ...], dtype: np.dtype[Any], out: npt.NDArray[Any
 
 
 class Result:
-    """A result to be: fill its `box`, then `take` it.
+    """A result to be: fill its `buffer`, then `take` it.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ class Result:
         self._plan = plan
         self._out = out
         self._is_direct = out is not None and bool(
-            plan.is_whole_box and out.flags.c_contiguous and out.flags.writeable
+            plan.is_whole_buffer and out.flags.c_contiguous and out.flags.writeable
         )
         #: Of one axis, contiguous: what travels goes here.
-        self.box = (
+        self.buffer = (
             out.reshape(-1)
             if out is not None and self._is_direct
             else new_array((plan.size,), dtype, f"reading {key!r}")
@@ -81,10 +81,10 @@ class Result:
         """What numpy gives for the selection, in `out` if there is one."""
         if self._is_direct:
             return self._out
-        result = self._plan.pick(self.box)
+        result = self._plan.pick(self.buffer)
         if self._out is None:
-            # A view into a much larger box would keep all of it in memory.
-            small = isinstance(result, np.ndarray) and 2 * result.size < self.box.size
+            # A view into a much larger buffer would keep all of it in memory.
+            small = isinstance(result, np.ndarray) and 2 * result.size < self.buffer.size
             return result.copy() if small else result
         self._out[...] = result
         return self._out

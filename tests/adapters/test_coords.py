@@ -23,10 +23,10 @@ from tensorage.model.coords import (
     as_labels,
     check_room,
     coords_of,
-    encoded,
-    extended,
-    renamed,
-    replaced,
+    encode_coords,
+    extend_coord,
+    rename_dims,
+    replace_coords,
 )
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
@@ -49,7 +49,7 @@ def dataset(coords: Any, dims: tuple[str, ...] | None = None, shape: tuple[int, 
 def back(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Labels after a round through JSON, as PostgreSQL keeps it."""
     axes = tuple(f"d{axis}" for axis in range(values.ndim))
-    kept = json.loads(json.dumps(encoded([Coord("c", axes, values)])))
+    kept = json.loads(json.dumps(encode_coords([Coord("c", axes, values)])))
     (coord,) = coords_of(dataset(kept))
     assert (coord.name, coord.dims, coord.is_index) == ("c", axes, False)
     return coord.values
@@ -114,7 +114,7 @@ def test_a_long_double_comes_back() -> None:
 def test_regular_labels_take_next_to_no_room() -> None:
     hours = np.arange("1980-01-01", "2020-01-01", dtype="M8[h]").astype("M8[ns]")
     grid = np.linspace(-90, 90, 721)
-    kept = encoded([Coord("time", ("time",), hours), Coord("lat", ("lat",), grid)])
+    kept = encode_coords([Coord("time", ("time",), hours), Coord("lat", ("lat",), grid)])
     assert len(json.dumps(kept)) < hours.nbytes / 1000 + 4000
 
 
@@ -122,7 +122,7 @@ def test_regular_labels_take_next_to_no_room() -> None:
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    kept = encoded([Coord("x", ("x",), np.arange(3))])
+    kept = encode_coords([Coord("x", ("x",), np.arange(3))])
     kept["coords"][0].update(changes)
     return kept
 
@@ -181,7 +181,7 @@ def test_what_is_damaged_is_refused(kept: Any) -> None:
 @given(st.data())
 @settings(deadline=None)
 def test_no_damage_of_the_data_makes_another_error(data: st.DataObject) -> None:
-    kept = encoded([Coord("x", ("x",), np.arange(3.0))])
+    kept = encode_coords([Coord("x", ("x",), np.arange(3.0))])
     raw = bytearray(base64.b64decode(kept["coords"][0]["data"]))
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     kept["coords"][0]["data"] = base64.b64encode(bytes(raw)).decode()
@@ -199,7 +199,7 @@ def test_a_later_format_says_to_upgrade() -> None:
 
 
 def test_a_mapping_decodes_what_is_looked_at() -> None:
-    kept = encoded([Coord("x", ("x",), np.arange(3)), Coord("y", (), np.array(1.5))])
+    kept = encode_coords([Coord("x", ("x",), np.arange(3)), Coord("y", (), np.array(1.5))])
     kept["coords"][1]["data"] = "damaged"
     coords = Coords(dataset(kept))
     assert (list(coords), len(coords), repr(coords)) == (["x", "y"], 2, "<Coords 'x', 'y'>")
@@ -262,7 +262,7 @@ def test_what_is_neither_number_time_nor_text_is_refused(values: Any) -> None:
 
 def test_there_is_little_room() -> None:
     noise = np.random.default_rng(0).random(200_000)
-    kept = encoded([Coord("noise", ("x",), noise), Coord("x", ("x",), np.arange(200_000))])
+    kept = encode_coords([Coord("noise", ("x",), noise), Coord("x", ("x",), np.arange(200_000))])
     with pytest.raises(
         InvalidInputError, match=rf"'noise' of shape \(200000,\).*{MAX_ATTRS_BYTES}|drop_vars"
     ):
@@ -272,7 +272,7 @@ def test_there_is_little_room() -> None:
 
 
 def test_room_is_counted_as_postgresql_counts() -> None:
-    kept = encoded([Coord("x", (), np.array(1))])
+    kept = encode_coords([Coord("x", (), np.array(1))])
     used = len(json.dumps({"a": "", COORDS_ATTRIBUTE: kept}))
     check_room("k", {"a": "é" * ((MAX_ATTRS_BYTES - used) // 2)}, kept)
     with pytest.raises(InvalidInputError):
@@ -284,7 +284,7 @@ def test_room_is_counted_as_postgresql_counts() -> None:
 
 def test_coords_go_with_their_axes() -> None:
     made = [Coord("x", ("x",), np.arange(3), {}, True), Coord("area", ("x",), np.ones(3))]
-    kept = renamed(dataset(encoded(made, name="t"), ("x",), (3,)), ["lon"])
+    kept = rename_dims(dataset(encode_coords(made, name="t"), ("x",), (3,)), ["lon"])
     assert kept is not None
     assert kept["name"] == "t"
     assert [(entry["name"], entry["dims"], entry["index"]) for entry in kept["coords"]] == [
@@ -294,17 +294,17 @@ def test_coords_go_with_their_axes() -> None:
 
 
 def test_names_that_coords_cannot_follow_are_refused() -> None:
-    kept = encoded(
+    kept = encode_coords(
         [Coord("x", ("x",), np.arange(3)), Coord("h", (), np.array(1)), Coord("y", ("y",), np.arange(2))]
     )
     known = dataset(kept, ("x", "y"), (3, 2))
     with pytest.raises(InvalidInputError, match=r"tensor\.coords = \{\}"):
-        renamed(known, None)
+        rename_dims(known, None)
     with pytest.raises(InvalidInputError, match="'h' is the name of a coordinate"):
-        renamed(known, ["h", "y"])
+        rename_dims(known, ["h", "y"])
     with pytest.raises(InvalidInputError, match="the same name"):
-        renamed(known, ["z", "z"])
-    swapped = renamed(known, ["y", "x"])
+        rename_dims(known, ["z", "z"])
+    swapped = rename_dims(known, ["y", "x"])
     assert swapped is not None
     assert [(entry["name"], entry["dims"]) for entry in swapped["coords"]] == [
         ("y", ["y"]),
@@ -314,9 +314,13 @@ def test_names_that_coords_cannot_follow_are_refused() -> None:
 
 
 def test_replaced_coords_leave_the_name() -> None:
-    assert replaced(dataset(encoded([], name="t")), []) == {"format": 1, "name": "t", "coords": []}
-    assert replaced(dataset({"damaged": True}), []) is None
-    assert replaced(dataset(None), []) is None
+    assert replace_coords(dataset(encode_coords([], name="t")), []) == {
+        "format": 1,
+        "name": "t",
+        "coords": [],
+    }
+    assert replace_coords(dataset({"damaged": True}), []) is None
+    assert replace_coords(dataset(None), []) is None
 
 
 @pytest.mark.parametrize(
@@ -332,7 +336,7 @@ def test_replaced_coords_leave_the_name() -> None:
 )
 def test_coords_are_extended(before: Any, more: Any, wanted: Any) -> None:
     dims = ("x",) if before.ndim == 1 else ("y", "x")
-    made = extended(Coord("c", dims, before), before.ndim - 1, Coord("c", dims, more), "k")
+    made = extend_coord(Coord("c", dims, before), before.ndim - 1, Coord("c", dims, more), "k")
     assert made.values.dtype == wanted.dtype
     assert made.values.tolist() == wanted.tolist()
 
@@ -351,4 +355,4 @@ def test_coords_are_extended(before: Any, more: Any, wanted: Any) -> None:
 )
 def test_labels_that_would_not_stay_what_they_are_are_refused(before: Any, more: Any) -> None:
     with pytest.raises(InvalidInputError, match="Nothing was appended"):
-        extended(Coord("c", ("x",), before), 0, Coord("c", ("x",), more), "k")
+        extend_coord(Coord("c", ("x",), before), 0, Coord("c", ("x",), more), "k")

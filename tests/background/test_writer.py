@@ -50,7 +50,7 @@ def test_the_settings_of_a_write(session: BackendSession) -> None:
         bg["rows"] = array
         bg.write("objects", array, engine="storage", chunks=(2, 8), shards=(4, 8))
     store = session()
-    assert (store.rows.engine, store.rows.dataset.chunk) == ("database", 4)
+    assert (store.rows.engine, store.rows.dataset.block_size) == ("database", 4)
     assert store.objects.engine == "storage"
     for key in ("rows", "objects"):
         np.testing.assert_array_equal(store[key], array)

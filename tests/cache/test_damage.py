@@ -14,8 +14,8 @@ import pytest
 from proxy import Proxy
 
 from tensorage import TensorStore
-from tensorage.cache import entry
-from tensorage.cache.layout import PAGE_BYTES, RECORD
+from tensorage.cache import cache_file as entry
+from tensorage.cache.file_format import PAGE_BYTES, RECORD
 
 ARRAY = cache_workers.array()
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from selections import selections
 
-from tensorage.cache.layout import PAGE_BYTES, RECORD, EntryLayout
+from tensorage.cache.file_format import PAGE_BYTES, RECORD, FileFormat
 from tensorage.indexing.chunks import plan_chunks
-from tensorage.indexing.pieces import PIECE_BYTES, PieceGrid, row_pieces, runs_of
+from tensorage.indexing.tiles import TILE_BYTES, TileGrid, find_number_runs, row_tiles
 from tensorage.types import Dataset
 
 SHAPES = st.one_of(
@@ -26,12 +26,12 @@ settings.register_profile("pieces", deadline=None, derandomize=True, database=No
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> PieceGrid:
+def grids(draw: st.DrawFn) -> TileGrid:
     shape = draw(SHAPES)
-    return PieceGrid(shape, tuple(draw(st.integers(1, extent + 2)) for extent in shape))
+    return TileGrid(shape, tuple(draw(st.integers(1, extent + 2)) for extent in shape))
 
 
-def pieces_of(grid: PieceGrid) -> np.ndarray[Any, Any]:
+def pieces_of(grid: TileGrid) -> np.ndarray[Any, Any]:
     """For each element of the array, the piece that it is in."""
     pieces = np.full(grid.shape, -1)
     for number in range(grid.count):
@@ -42,7 +42,7 @@ def pieces_of(grid: PieceGrid) -> np.ndarray[Any, Any]:
 
 @settings(settings.get_profile("pieces"))
 @given(grids())
-def test_pieces_follow_each_other_in_a_file(grid: PieceGrid) -> None:
+def test_pieces_follow_each_other_in_a_file(grid: TileGrid) -> None:
     numbers = np.arange(grid.count)
     starts, lengths = grid.starts(numbers), grid.lengths(numbers)
     assert starts.tolist() == [0, *np.cumsum(lengths)[:-1]]
@@ -54,7 +54,7 @@ def test_pieces_follow_each_other_in_a_file(grid: PieceGrid) -> None:
 
 @settings(settings.get_profile("pieces"))
 @given(grids())
-def test_a_file_of_a_flat_grid_is_the_array(grid: PieceGrid) -> None:
+def test_a_file_of_a_flat_grid_is_the_array(grid: TileGrid) -> None:
     order = np.arange(math.prod(grid.shape)).reshape(grid.shape)
     are_consecutive = True
     for number in range(grid.count):
@@ -69,7 +69,7 @@ def test_a_file_of_a_flat_grid_is_the_array(grid: PieceGrid) -> None:
 
 @settings(settings.get_profile("pieces"), max_examples=400)
 @given(st.data(), grids())
-def test_a_selection_needs_the_pieces_of_its_elements(data: st.DataObject, grid: PieceGrid) -> None:
+def test_a_selection_needs_the_pieces_of_its_elements(data: st.DataObject, grid: TileGrid) -> None:
     _, selection = data.draw(selections(st.just(grid.shape), wrong=False))
     pieces = pieces_of(grid)
     try:
@@ -88,23 +88,23 @@ def test_a_selection_needs_the_pieces_of_its_elements(data: st.DataObject, grid:
     ],
 )  # fmt: skip
 def test_pieces_of_rows_are_consecutive_and_small(shape: tuple[int, ...], dtype: str) -> None:
-    grid = row_pieces(shape, np.dtype(dtype))
+    grid = row_tiles(shape, np.dtype(dtype))
     assert grid.is_flat
-    assert grid.full * np.dtype(dtype).itemsize <= PIECE_BYTES
+    assert grid.full * np.dtype(dtype).itemsize <= TILE_BYTES
     # None of them is much smaller than it has to be, and a small row is in one.
     row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    assert grid.rows == (0 if row > PIECE_BYTES or not shape else min(PIECE_BYTES // row, shape[0]))
+    assert grid.rows == (0 if row > TILE_BYTES or not shape else min(TILE_BYTES // row, shape[0]))
 
 
 def test_pieces_of_very_large_arrays_are_larger() -> None:
-    grid = row_pieces((10**9, 1024), np.dtype("f4"))
+    grid = row_tiles((10**9, 1024), np.dtype("f4"))
     assert grid.full * 4 == 64 * 1024
 
 
 @settings(settings.get_profile("pieces"))
 @given(st.sets(st.integers(0, 30), min_size=1).map(sorted))
 def test_runs_are_what_follows_each_other(numbers: list[int]) -> None:
-    runs = runs_of(np.array(numbers))
+    runs = find_number_runs(np.array(numbers))
     joined = [
         list(range(numbers[first], numbers[last] + 1))
         for first, last in zip(runs.first, runs.last, strict=True)
@@ -118,9 +118,9 @@ def test_runs_are_what_follows_each_other(numbers: list[int]) -> None:
 def test_growth_is_the_pages_that_are_touched(
     data: st.DataObject, shape: tuple[int, ...], is_flat: bool
 ) -> None:
-    grid = row_pieces(shape, np.dtype("f8")) if is_flat else PieceGrid(shape, (2,) * len(shape))
+    grid = row_tiles(shape, np.dtype("f8")) if is_flat else TileGrid(shape, (2,) * len(shape))
     dataset = Dataset(1, "key", shape, np.dtype("f8"), 1000)
-    layout = EntryLayout("https://example.com", dataset, grid)
+    layout = FileFormat("https://example.com", dataset, grid)
     numbers = np.array(sorted(data.draw(st.sets(st.integers(0, grid.count - 1), min_size=1, max_size=50))))
     pages = set()
     for start, length in zip(grid.starts(numbers), grid.lengths(numbers), strict=True):
@@ -135,14 +135,14 @@ def test_every_version_has_a_file_of_its_own() -> None:
     from datetime import UTC, datetime
 
     one = Dataset(1, "key", (4, 4), np.dtype("f8"), 16, user_id="me", created_at=datetime.now(UTC))
-    grid = row_pieces(one.shape, one.dtype)
+    grid = row_tiles(one.shape, one.dtype)
     others = [
         replace(one, id=2), replace(one, version=2), replace(one, key="other"), replace(one, user_id="you"),
         replace(one, created_at=datetime(2026, 1, 1, tzinfo=UTC)), replace(one, dtype=np.dtype("i8")),
     ]  # fmt: skip
-    layouts = [EntryLayout("https://example.com", dataset, grid) for dataset in [one, *others]]
-    layouts.append(EntryLayout("https://example.org", one, grid))
-    layouts.append(EntryLayout("https://example.com", one, PieceGrid(one.shape, (2, 2))))
+    layouts = [FileFormat("https://example.com", dataset, grid) for dataset in [one, *others]]
+    layouts.append(FileFormat("https://example.org", one, grid))
+    layouts.append(FileFormat("https://example.com", one, TileGrid(one.shape, (2, 2))))
     assert len({layout.name for layout in layouts}) == len(layouts)
     # Versions of one array can be told from other arrays.
     arrays = [layout.name.partition("-")[0] for layout in layouts]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from selections import selections
 
 from tensorage import InvalidInputError, Tensor, TensorStore
-from tensorage.indexing import pieces
+from tensorage.indexing import tiles as pieces
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,7 @@ from project import Project, User
 
 import tensorage
 from tensorage import TensorStore
-from tensorage.backend.blocks import engine as rows_engine
+from tensorage.backend.blocks import block_engine as rows_engine
 from tensorage.backend.blocks import writing as rows_writing
 from tensorage.backend.zarr import writing as objects_writing
 from tensorage.errors import BackendUnavailableError, TensorageError

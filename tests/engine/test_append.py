@@ -211,7 +211,7 @@ def append_by_sql(database: Sql, user_id: str, key: str, count: int) -> None:
     """So many appends of one row, of one int64 each: 0, 1, 2 and so on."""
     operation = str(uuid.UUID(int=0))
     meta = {"key": key, "shape": [1], "dtype": "<i8", "operation": operation}
-    head = header(count=1, chunk=1, meta=meta)
+    head = header(count=1, block_size=1, meta=meta)
     at = head.index(operation.encode())
     # The numbers in little-endian, and the operations' ids, are put into one request that is there.
     database.execute(

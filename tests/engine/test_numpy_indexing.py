@@ -139,7 +139,7 @@ def samples(project: Project, proxy: Proxy) -> Iterator[tuple[Array, Tensor]]:
 def assert_little_travels(array: Array, handle: Tensor, index: Any, exchanges: list[Exchange]) -> None:
     """At most twice the bytes of the elements selected, and 64 KiB for each block that they touch."""
     positions = np.unique(np.arange(array.size).reshape(array.shape)[index])
-    blocks = len(np.unique(positions // handle.dataset.chunk))
+    blocks = len(np.unique(positions // handle.dataset.block_size))
     received = sum(exchange.received_bytes for exchange in exchanges)
     selected = positions.size * array.itemsize
     assert selected <= received <= 2 * selected + 64 * 1024 * blocks

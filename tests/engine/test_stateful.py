@@ -19,7 +19,8 @@ from selections import selections
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
 from tensorage.backend.blocks import assigning, writing
-from tensorage.backend.zarr import entries, reading
+from tensorage.backend.zarr import reading
+from tensorage.backend.zarr import shard_records as entries
 from tensorage.backend.zarr import writing as objects_writing
 from tensorage.indexing import runs
 

@@ -190,7 +190,7 @@ def test_a_catalogue_of_many_shards_is_asked_in_pages(
 ) -> None:
     array = np.arange(1, 41, dtype="i2")
     handle = stored(through, "x", array, (1,), (1,))
-    monkeypatch.setattr("tensorage.backend.zarr.entries.MAX_NUMBERS", 16)
+    monkeypatch.setattr("tensorage.backend.zarr.shard_records.MAX_NUMBERS", 16)
     with proxy.counted() as exchanges:
         np.testing.assert_array_equal(handle[...], array)
     assert sorted(kinds(exchanges)) == ["download"] * 40 + ["shards"] * 3

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.blocks.blocks import send_parts, whereabouts
+from tensorage.backend.blocks.requests import describe_runs, send_patches
 from tensorage.backend.staging import new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
-from tensorage.indexing.reading import Reading, plan
-from tensorage.indexing.runs import Part, requests
+from tensorage.indexing.reading import RunPlan, plan_runs
+from tensorage.indexing.runs import RequestRuns, split_by_request
 from tensorage.indexing.selection import Selection
 from tensorage.model.values import as_assigned
 from tensorage.types import Dataset
@@ -50,11 +50,13 @@ def assign(
     ChangedError
         If the array is not what it was when `dataset` was opened, or changed meanwhile; nothing has changed.
     """
-    reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk, exact=True)
+    reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size, exact=True)
     elements_of = _elements(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
         return dataset
-    parts = requests(reading.source, dataset.dtype.itemsize, dataset.chunk, max_blocks=MAX_BLOCKS)
+    parts = split_by_request(
+        reading.source, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS
+    )
     first = next(parts)
     if first.size == reading.size:
         try:
@@ -67,7 +69,7 @@ def assign(
     staged = Dataset.from_json(answer)
 
     def send(advance: Callable[[int], object]) -> None:
-        send_parts(transfer, staged, chain([first], parts), elements_of, advance)
+        send_patches(transfer, staged, chain([first], parts), elements_of, advance)
 
     try:
         return stage(transfer, staged, send, reading.size * dataset.dtype.itemsize, quiet=quiet)
@@ -76,23 +78,25 @@ def assign(
         raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
 
 
-def _elements(value: npt.NDArray[Any], reading: Reading, dataset: Dataset) -> Callable[[Part], memoryview]:
+def _elements(
+    value: npt.NDArray[Any], reading: RunPlan, dataset: Dataset
+) -> Callable[[RequestRuns], memoryview]:
     """What belongs to a part of the selection, as bytes. Of a single value, no more than a part is ever made."""
     if value.size == 1:
         return lambda part: bytes_of(np.full(part.size, value.reshape(()), dataset.dtype))
-    if reading.is_whole_box and value.shape == reading.shape and value.flags.c_contiguous:
-        box = value.reshape(-1)
+    if reading.is_whole_buffer and value.shape == reading.shape and value.flags.c_contiguous:
+        buffer = value.reshape(-1)
     else:
-        box = np.empty(reading.size, dataset.dtype)
+        buffer = np.empty(reading.size, dataset.dtype)
         try:
-            reading.place(value, box)
+            reading.place(value, buffer)
         except ValueError as error:
             raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
-    return lambda part: bytes_of(box[part.out_first : part.out_first + part.size])
+    return lambda part: bytes_of(buffer[part.out_first : part.out_first + part.size])
 
 
-def _assign_at_once(transfer: Transfer, dataset: Dataset, part: Part, elements: memoryview) -> Dataset:
-    meta = {"version": dataset.version, "operation": new_operation(), **whereabouts(part.source)}
-    head = header(count=part.size, chunk=dataset.chunk, data_id=dataset.id, meta=meta)
+def _assign_at_once(transfer: Transfer, dataset: Dataset, part: RequestRuns, elements: memoryview) -> Dataset:
+    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(part.source)}
+    head = header(count=part.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
     answer = transfer.send("tensorage_assign", [head, elements], f"assigning to {dataset.key!r}")
     return written(transfer, answer)

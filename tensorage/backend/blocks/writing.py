@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.blocks.blocks import send_pieces
-from tensorage.backend.blocks.pieces import pieces_of_flat, pieces_to_send
+from tensorage.backend.blocks.cutting import cut_array, cut_flats
+from tensorage.backend.blocks.requests import send_runs
 from tensorage.backend.staging import begin, from_the_beginning, new_operation, stage, with_room, written
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.faults import OtherDTypeError
@@ -26,7 +26,7 @@ from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.values import as_array, cast_to, check_rows
 from tensorage.types import Dataset, storable_dtype
 
-__all__ = ["append_rows", "send_rows", "store_array", "store_parts"]
+__all__ = ["append_rows", "send_rows", "store_array", "store_flats"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def store_array(transfer: Transfer, array: npt.NDArray[Any], meta: dict[str, Any
     return _store_staged(transfer, array, meta, quiet=quiet)
 
 
-def store_parts(
+def store_flats(
     transfer: Transfer,
     parts_of: Callable[[Dataset], Iterable[npt.NDArray[Any]]],
     meta: dict[str, Any],
@@ -58,7 +58,7 @@ def store_parts(
     dataset = begin(transfer, meta)
 
     def send(advance: Advance) -> None:
-        send_pieces(transfer, dataset, pieces_of_flat(parts_of(dataset), dataset, MAX_REQUEST_BYTES), advance)
+        send_runs(transfer, dataset, cut_flats(parts_of(dataset), dataset, MAX_REQUEST_BYTES), advance)
 
     return stage(transfer, dataset, send, dataset.nbytes, quiet=quiet)
 
@@ -105,7 +105,7 @@ def append_rows(
     rows = cast_to(data, target)
     check_rows(rows, target)
     staged_meta = {
-        "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.chunk, "append": True,
+        "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.block_size, "append": True,
     }  # fmt: skip
     try:
         return _store_staged(transfer, rows, staged_meta, quiet=quiet)
@@ -120,9 +120,9 @@ def send_rows(
     transfer: Transfer, dataset: Dataset, rows: npt.NDArray[Any], first: int, advance: Advance
 ) -> None:
     """Store elements of a staged dataset, from position `first` of the flat array on."""
-    pieces = pieces_to_send(rows, dataset.chunk, MAX_REQUEST_BYTES)
+    pieces = cut_array(rows, dataset.block_size, MAX_REQUEST_BYTES)
     moved = (replace(piece, index=first + piece.index) for piece in pieces)
-    send_pieces(transfer, dataset, moved, advance)
+    send_runs(transfer, dataset, moved, advance)
 
 
 def _store_at_once(
@@ -130,7 +130,7 @@ def _store_at_once(
 ) -> Dataset:
     flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
     # An append is cut into blocks as its array is, whose chunk the sender need not know.
-    head = header(count=flat.size, chunk=meta.get("chunk", 1), meta=meta)
+    head = header(count=flat.size, block_size=meta.get("chunk", 1), meta=meta)
     answer = with_room(transfer, lambda: transfer.send(function, [head, bytes_of(flat)], asked))
     return written(transfer, answer)
 

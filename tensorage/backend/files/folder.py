@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from tensorage.backend.files.downloads import read_pieces
+from tensorage.backend.files.content import Content, UploadContent, open_content
+from tensorage.backend.files.downloads import read_tiles
 from tensorage.backend.files.resumable import PIECE_BYTES, ResumableUpload
-from tensorage.backend.files.sources import Content, Source, open_source
 from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import refusals_as_errors
@@ -89,7 +89,7 @@ class Files:
             The project takes no file of this size, or has no room for it.
         """
         name, asked = self._writable_name(path), f"uploading {path!r}"
-        with open_source(content, asked) as source, refusals_as_errors(asked):
+        with open_content(content, asked) as source, refusals_as_errors(asked):
             self._upload(name, source, asked)
         return name
 
@@ -116,7 +116,7 @@ class Files:
         name, asked = self._name(path), f"downloading {path!r}"
 
         def pieces() -> Iterator[bytes]:
-            return read_pieces(self._requests, name, asked)
+            return read_tiles(self._requests, name, asked)
 
         with refusals_as_errors(asked):
             if to is None:
@@ -197,7 +197,7 @@ class Files:
         # Of the moment: after a fork, connections are new.
         return StorageRequests(self._backend.transfer.http)
 
-    def _upload(self, name: str, source: Source, asked: str) -> None:
+    def _upload(self, name: str, source: UploadContent, asked: str) -> None:
         if source.length is None:
             self._upload_stream(name, source, asked)
         elif source.length <= PIECE_BYTES:
@@ -209,7 +209,7 @@ class Files:
         headers = {"x-upsert": "true", "Content-Type": OCTETS}
         self._requests.ask("POST", object_path(name), asked, headers=headers, body=[content])
 
-    def _upload_stream(self, name: str, source: Source, asked: str) -> None:
+    def _upload_stream(self, name: str, source: UploadContent, asked: str) -> None:
         """Upload what cannot be read twice: in one request, and once."""
         beginning = source.read(PIECE_BYTES + 1)
         if len(beginning) <= PIECE_BYTES:
@@ -219,7 +219,7 @@ class Files:
         if isinstance(outcome, Fault):
             raise error_of(outcome, asked)
 
-    def _upload_whole(self, name: str, source: Source, asked: str) -> None:
+    def _upload_whole(self, name: str, source: UploadContent, asked: str) -> None:
         """Upload in one request, again from the beginning if it does not get through."""
         tries = self._backend.transfer.http.patience.tries(asked)
         while True:

@@ -10,7 +10,7 @@ import base64
 import logging
 import re
 
-from tensorage.backend.files.sources import Source
+from tensorage.backend.files.content import UploadContent
 from tensorage.backend.wire.faults import Fault
 from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import StorageRefusal, is_missing_bucket
@@ -51,7 +51,7 @@ class ResumableUpload:
         What the caller wanted, for error messages.
     """
 
-    def __init__(self, requests: StorageRequests, name: str, source: Source, asked: str) -> None:
+    def __init__(self, requests: StorageRequests, name: str, source: UploadContent, asked: str) -> None:
         assert source.length is not None
         self._requests = requests
         self._name = name

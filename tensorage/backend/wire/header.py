@@ -2,7 +2,7 @@
 
 The header is big-endian; its counterpart is ``tensorage.parse`` in the SQL::
 
-    0  4  magic "TNSR"           8  8  dataset id         24  4  chunk: elements per block
+    0  4  magic "TNSR"           8  8  dataset id         24  4  block_size: elements per block
     4  2  format version        16  8  index of the       28  4  bytes of JSON that follow
     6  2  reserved (0)                 first element      32  8  elements that follow
 """
@@ -38,11 +38,11 @@ _HEADER = struct.Struct(">4sHHqqIIq")
 
 
 def header(
-    *, count: int, chunk: int, data_id: int = 0, index: int = 0, meta: Mapping[str, Any] | None = None
+    *, count: int, block_size: int, data_id: int = 0, index: int = 0, meta: Mapping[str, Any] | None = None
 ) -> bytes:
-    """First part of a request that carries `count` elements, stored in blocks of at most `chunk`."""
+    """First part of a request that carries `count` elements, stored in blocks of at most `block_size`."""
     encoded = b"" if meta is None else as_json(meta)
-    return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, chunk, len(encoded), count) + encoded
+    return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, block_size, len(encoded), count) + encoded
 
 
 def as_json(value: Any) -> bytes:

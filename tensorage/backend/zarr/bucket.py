@@ -18,7 +18,7 @@ from tensorage.backend.wire.storage_requests import (
     check_object_name,
     object_path,
 )
-from tensorage.backend.zarr.entries import ShardEntry
+from tensorage.backend.zarr.shard_records import ShardRecord
 from tensorage.errors import (
     ChangedError,
     CorruptTensorError,
@@ -97,7 +97,7 @@ class Bucket:
                 self._explain(refusal, dataset, asked)
                 raise
 
-    def get_into(self, dataset: Dataset, entry: ShardEntry, first: int, out: memoryview) -> None:
+    def get_into(self, dataset: Dataset, entry: ShardRecord, first: int, out: memoryview) -> None:
         """Read bytes of an object, from `first` on and as many as `out` holds.
 
         Raises
@@ -180,7 +180,7 @@ def _is_missing(refusal: StorageRefusal) -> bool:
     return refusal.fault.status == 404 and not is_missing_bucket(refusal.fault)
 
 
-def _too_short(asked: str, entry: ShardEntry) -> CorruptTensorError:
+def _too_short(asked: str, entry: ShardRecord) -> CorruptTensorError:
     return CorruptTensorError(
         f"{asked}: the object does not have the {entry.nbytes} bytes that were written. Store the array again."
     )

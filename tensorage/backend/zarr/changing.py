@@ -19,16 +19,16 @@ from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.faults import RestartedError
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
-from tensorage.backend.zarr.entries import ShardEntry, fetch_entries
 from tensorage.backend.zarr.reading import Reader
-from tensorage.backend.zarr.writing import NewShard, ShardWriter, as_it_is
+from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
+from tensorage.backend.zarr.writing import NewShard, ShardWriter, return_elements
 from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
-from tensorage.indexing.chunks import ChunkPart, ChunkReading, plan_chunks
+from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
 from tensorage.indexing.selection import Selection
 from tensorage.model.values import as_assigned, check_rows
 from tensorage.types import Dataset
 
-__all__ = ["append_rows", "assign", "fill_box"]
+__all__ = ["append_rows", "assign", "fill_region"]
 
 
 def append_rows(
@@ -67,25 +67,25 @@ def assign(
         If it has changed; nothing was assigned.
     """
     reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
-    box = _box_of(as_assigned(value, dataset), reading, dataset)
+    buffer = _buffer_of(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
         return dataset
     asked = f"assigning to {dataset.key!r}"
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
     staged = _begin(transfer, "tensorage_begin_assign", arguments, asked)
     writer = ShardWriter(transfer, staged, codec)
-    shards = _assigned(Reader(transfer, dataset, codec), reading, box)
+    shards = _assigned(Reader(transfer, dataset, codec), reading, buffer)
     return _staged(writer, shards, reading.size * dataset.dtype.itemsize, asked, quiet=quiet)
 
 
-def fill_box(
+def fill_region(
     transfer: Transfer,
     dataset: Dataset,
     codec: ShardCodec,
-    box: tuple[slice, ...],
+    region: tuple[slice, ...],
     elements: npt.NDArray[Any],
 ) -> None:
-    """Store the elements of a box of a staged dataset: whole shards, or whole rows.
+    """Store the elements of a region of a staged dataset: whole shards, or whole rows.
 
     Raises
     ------
@@ -94,35 +94,37 @@ def fill_box(
     """
     layout, writer = codec.layout, ShardWriter(transfer, dataset, codec)
     whole = []
-    for number in layout.shards_in(box):
-        region = layout.region(number)
+    for number in layout.shards_in(region):
+        shard = layout.region(number)
         shared = [
             slice(max(part.start, axis.start), min(part.stop, axis.stop))
-            for part, axis in zip(region, box, strict=True)
+            for part, axis in zip(shard, region, strict=True)
         ]
-        if shared == list(region):
+        if shared == list(shard):
             whole.append(number)
-        elif shared[1:] == list(region[1:]):
-            _fill_part(writer, number, _within(elements, box, shared), shared[0].start)
+        elif shared[1:] == list(shard[1:]):
+            _fill_part(writer, number, _within(elements, region, shared), shared[0].start)
         else:
             raise InvalidInputError(
-                f"storing {dataset.key!r}: a box of {box} cuts the object of {region}, and only rows can be cut"
+                f"storing {dataset.key!r}: a region of {region} cuts the object of {shard}, and only rows can be cut"
             )
-    # What was uploaded by somebody who filled the same box before stays until the array goes: that one may still be
+    # What was uploaded by somebody who filled the same region before stays until the array goes: that one may still be
     # alive, and tell the catalogue of it once more.
-    transfer.run(partial(_fill_whole, writer, number, elements, box) for number in whole)
+    transfer.run(partial(_fill_whole, writer, number, elements, region) for number in whole)
 
 
-def _fill_whole(writer: ShardWriter, number: int, elements: npt.NDArray[Any], box: Sequence[slice]) -> None:
-    part = _within(elements, box, writer.codec.layout.region(number))
+def _fill_whole(
+    writer: ShardWriter, number: int, elements: npt.NDArray[Any], region: Sequence[slice]
+) -> None:
+    part = _within(elements, region, writer.codec.layout.region(number))
     writer.tell([writer.upload(number, part, _suffix()).as_json()])
 
 
-def _within(elements: npt.NDArray[Any], box: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
-    """Of the elements of a box, those of a part of it."""
+def _within(elements: npt.NDArray[Any], region: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
+    """Of the elements of a region, those of a part of it."""
     index: Any = [
         slice(wanted.start - axis.start, wanted.stop - axis.start)
-        for wanted, axis in zip(part, box, strict=True)
+        for wanted, axis in zip(part, region, strict=True)
     ]
     # The ellipsis makes it an array where there are no axes.
     found: npt.NDArray[Any] = elements[(*index, ...)]
@@ -136,7 +138,7 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
     at = first - region[0].start
     asked = f"storing {dataset.key!r}"
     while True:
-        before = fetch_entries(writer.transfer, dataset, codec.layout, [number]).get(number)
+        before = fetch_records(writer.transfer, dataset, codec.layout, [number]).get(number)
         if before is None:
             shape = tuple(axis.stop - axis.start for axis in region)
             elements = np.full(shape, codec.fill_value, codec.layout.dtype)
@@ -172,31 +174,33 @@ def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iter
     # Of those, only the first ones are there already, with rows of their own.
     has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
     old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
-    entries = fetch_entries(reader.transfer, reader.dataset, reader.codec.layout, old)
+    entries = fetch_records(reader.transfer, reader.dataset, reader.codec.layout, old)
     for number in numbers:
         region = grown.layout.region(number)
         first = max(region[0].start, base)
         added = rows[(slice(first - base, region[0].stop - base), *region[1:])]
         entry = entries.get(number)
         if entry is None:
-            yield NewShard(number, partial(as_it_is, added))
+            yield NewShard(number, partial(return_elements, added))
         else:
             yield NewShard(number, partial(_behind, reader, entry, added), entry.name)
 
 
-def _behind(reader: Reader, entry: ShardEntry, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _behind(reader: Reader, entry: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
     try:
         return np.concatenate([reader.read(entry), added])
     except LostObjectError as error:
         raise reader.changed(entry, error) from error
 
 
-def _assigned(reader: Reader, reading: ChunkReading, box: npt.NDArray[Any]) -> Iterator[NewShard]:
-    for part, entry in reader.with_entries(reading.parts()):
-        yield NewShard(entry.number, partial(_patched, reader, entry, part, box), entry.name)
+def _assigned(reader: Reader, reading: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
+    for part, entry in reader.with_records(reading.parts()):
+        yield NewShard(entry.number, partial(_patched, reader, entry, part, buffer), entry.name)
 
 
-def _patched(reader: Reader, entry: ShardEntry, part: ChunkPart, box: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _patched(
+    reader: Reader, entry: ShardRecord, part: ChunkProjection, buffer: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
     if part.is_whole:
         elements = np.empty(part.shape, reader.codec.layout.dtype)
     else:
@@ -204,20 +208,20 @@ def _patched(reader: Reader, entry: ShardEntry, part: ChunkPart, box: npt.NDArra
             elements = reader.read(entry)
         except LostObjectError as error:
             raise reader.changed(entry, error) from error
-    part.put(box, elements)
+    part.put(buffer, elements)
     return elements
 
 
-def _box_of(value: npt.NDArray[Any], reading: ChunkReading, dataset: Dataset) -> npt.NDArray[Any]:
-    """What is assigned to each element of the box. A single value is not repeated in memory."""
+def _buffer_of(value: npt.NDArray[Any], reading: ChunkPlan, dataset: Dataset) -> npt.NDArray[Any]:
+    """What is assigned to each element of the buffer. A single value is not repeated in memory."""
     if value.size == 1 and value.ndim <= len(reading.shape):
-        return np.broadcast_to(value.reshape(()), reading.box_shape)
-    box = np.empty(reading.size, dataset.dtype)
+        return np.broadcast_to(value.reshape(()), reading.buffer_shape)
+    buffer = np.empty(reading.size, dataset.dtype)
     try:
-        reading.place(value, box)
+        reading.place(value, buffer)
     except ValueError as error:
         raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
-    return box.reshape(reading.box_shape)
+    return buffer.reshape(reading.buffer_shape)
 
 
 def _begin(transfer: Transfer, function: str, arguments: dict[str, Any], asked: str) -> Dataset:

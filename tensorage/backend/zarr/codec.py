@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.zarr.chains import Chain, chain_of, fill_value_of
+from tensorage.backend.zarr.codec_pipeline import CodecPipeline, fill_value_of, pipeline_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.memory import new_array
@@ -81,7 +81,7 @@ class ShardCodec:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         of_chunk = array_metadata(layout.dtype, layout.chunks, layout.codecs, layout.fill_value)
-        self._chain = chain_of(of_chunk, layout.dtype)
+        self._chain = pipeline_of(of_chunk, layout.dtype)
         #: What an empty chunk consists of, as an array without dimensions.
         self.fill_value = fill_value_of(of_chunk, layout.dtype)
 
@@ -267,9 +267,9 @@ class ShardCodec:
         return sum(map(len, self._index_chain.encode(self._no_chunks())))
 
     @cached_property
-    def _index_chain(self) -> Chain:
+    def _index_chain(self) -> CodecPipeline:
         shape = self._no_chunks().shape
-        return chain_of(array_metadata(INDEX_DTYPE, shape, self.layout.index_codecs, EMPTY), INDEX_DTYPE)
+        return pipeline_of(array_metadata(INDEX_DTYPE, shape, self.layout.index_codecs, EMPTY), INDEX_DTYPE)
 
     def _no_chunks(self) -> npt.NDArray[np.uint64]:
         """The index of a shard all of whose chunks are empty."""

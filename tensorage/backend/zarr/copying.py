@@ -6,8 +6,8 @@ from functools import partial
 
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
-from tensorage.backend.zarr.entries import ShardEntry, with_entries
 from tensorage.backend.zarr.reading import Reader
+from tensorage.backend.zarr.shard_records import ShardRecord, with_records
 from tensorage.backend.zarr.writing import ShardWriter, object_name
 
 __all__ = ["copy_objects"]
@@ -27,11 +27,11 @@ def copy_objects(reader: Reader, writer: ShardWriter, advance: Advance) -> None:
         If the array is not what it was.
     """
     layout = reader.codec.layout
-    shards = with_entries(reader.transfer, reader.dataset, layout, range(layout.shard_count), int)
+    shards = with_records(reader.transfer, reader.dataset, layout, range(layout.shard_count), int)
     writer.transfer.run(partial(_copy, reader, writer, entry, advance) for _, entry in shards)
 
 
-def _copy(reader: Reader, writer: ShardWriter, entry: ShardEntry, advance: Advance) -> None:
+def _copy(reader: Reader, writer: ShardWriter, entry: ShardRecord, advance: Advance) -> None:
     name = ""
     if entry.name:
         name = object_name(writer.dataset, writer.codec.layout, entry.number)
@@ -39,5 +39,5 @@ def _copy(reader: Reader, writer: ShardWriter, entry: ShardEntry, advance: Advan
             Bucket(writer.transfer).copy(writer.dataset, entry.name, name)
         except LostObjectError as error:
             raise reader.changed(entry, error) from error
-    writer.put(ShardEntry(entry.number, name, entry.nbytes, entry.index))
+    writer.put(ShardRecord(entry.number, name, entry.nbytes, entry.index))
     advance(writer.codec.layout.nbytes_of(entry.number))

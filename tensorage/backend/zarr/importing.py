@@ -24,9 +24,9 @@ from zarr.buffer.cpu import buffer_prototype
 from zarr.core.sync import sync
 
 from tensorage.backend.wire.header import bytes_of
+from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
 from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec
-from tensorage.backend.zarr.extents import SHARD_BYTES
-from tensorage.backend.zarr.intact import check_intact
+from tensorage.backend.zarr.integrity import check_encoded_chunk
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.writing import NewShard
 from tensorage.errors import CorruptTensorError, InvalidInputError, TensorageError
@@ -248,7 +248,7 @@ def _taken_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> Encod
     blob = bytes_of(np.ascontiguousarray(found.as_numpy_array()).reshape(-1))
     try:
         if not codec.layout.is_sharded:
-            check_intact(blob, codec.layout)
+            check_encoded_chunk(blob, codec.layout)
         return EncodedShard([blob], len(blob), codec.index_of(blob))
     except CorruptChunkError as error:
         raise CorruptTensorError(

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tensorage.backend.zarr.extents import (
+from tensorage.backend.zarr.chunk_shapes import (
     CHUNK_BYTES,
     check_chunks,
-    check_extents,
+    check_shape,
     check_shards,
     choose_chunks,
     choose_shards,
@@ -119,7 +119,7 @@ class Layout:
         elif shards is None or shards is False:
             inner = choose_chunks(extents, itemsize, chunk_bytes)
         else:
-            whole = check_extents("shards", shards, extents)
+            whole = check_shape("shards", shards, extents)
             inner = _dividing(whole, choose_chunks(whole, itemsize, chunk_bytes))
         if shards is None:
             outer = choose_shards(extents, inner, itemsize)
@@ -260,11 +260,11 @@ class Layout:
             return range(0)
         return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)
 
-    def shards_in(self, box: Sequence[slice]) -> Iterator[int]:
-        """Numbers of the shards that hold any element of a box, one slice for each axis, none with an open end."""
+    def shards_in(self, region: Sequence[slice]) -> Iterator[int]:
+        """Numbers of the shards that hold any element of a region, one slice for each axis, none with an open end."""
         touched = (
             range(axis.start // shard, -(-axis.stop // shard)) if axis.start < axis.stop else range(0)
-            for axis, shard in zip(box, self.shards, strict=True)
+            for axis, shard in zip(region, self.shards, strict=True)
         )
         return map(self.number_of, product(*touched))
 
@@ -302,9 +302,9 @@ def _dividing(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
 
 def _checked(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Codec, ...]:
     # It takes zarr, which few arrays need.
-    from tensorage.backend.zarr.chains import checked_codecs
+    from tensorage.backend.zarr.codec_pipeline import normalize_codecs
 
-    return checked_codecs(codecs, chunks, dtype)
+    return normalize_codecs(codecs, chunks, dtype)
 
 
 def _plain(data_type: Any) -> Any:

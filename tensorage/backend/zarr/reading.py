@@ -15,13 +15,13 @@ from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import EMPTY, CorruptChunkError, ShardCodec
-from tensorage.backend.zarr.entries import ShardEntry, extent_of, fetch_entries, with_entries
+from tensorage.backend.zarr.shard_records import ShardRecord, describe_shard, fetch_records, with_records
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
-from tensorage.indexing.chunks import ChunkPart, plan_chunks
+from tensorage.indexing.chunks import ChunkProjection, plan_chunks
 from tensorage.model.memory import new_array
 from tensorage.types import Dataset
 
-__all__ = ["Reader", "ShardPart", "StoredChunk", "joined_ranges"]
+__all__ = ["Reader", "ShardPart", "StoredChunk", "join_ranges"]
 
 #: Ranges with no more than this between them are one: a request costs about as much as moving so many bytes.
 MAX_GAP_BYTES = 64 * 1024
@@ -38,18 +38,18 @@ class StoredChunk(NamedTuple):
 
     offset: int
     length: int
-    part: ChunkPart
+    part: ChunkProjection
 
 
 class ShardPart(Protocol):
-    """What is taken of one shard: a `ChunkPart` of the grid of shards, or chunks that somebody chose."""
+    """What is taken of one shard: a `ChunkProjection` of the grid of shards, or chunks that somebody chose."""
 
     @property
     def coords(self) -> tuple[int, ...]:
         """Of the shard."""
         ...
 
-    def split(self, chunks: Sequence[int], /) -> Iterator[ChunkPart]:
+    def split(self, chunks: Sequence[int], /) -> Iterator[ChunkProjection]:
         """What is taken of each of its chunks, each once."""
         ...
 
@@ -60,7 +60,7 @@ T = TypeVar("T", bound=ShardPart)
 class _Target(NamedTuple):
     """Where elements go."""
 
-    box: npt.NDArray[Any]
+    buffer: npt.NDArray[Any]
     advance: Advance
 
 
@@ -73,7 +73,7 @@ class _Memory:
     fetched
         Takes the bytes of a range.
     chunk
-        Takes a chunk of which only a part goes into the box.
+        Takes a chunk of which only a part goes into the buffer.
     """
 
     fetched: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -100,19 +100,19 @@ class Reader:
     codec: ShardCodec
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
 
-    def fill(self, parts: Iterable[ShardPart], box: npt.NDArray[Any], advance: Advance) -> None:
-        """Fill a box with what is taken of shards.
+    def fill(self, parts: Iterable[ShardPart], buffer: npt.NDArray[Any], advance: Advance) -> None:
+        """Fill a buffer with what is taken of shards.
 
         Raises
         ------
         ChangedError
-            If the array is not what it was when it was opened; the box is then of no use.
+            If the array is not what it was when it was opened; the buffer is then of no use.
         CorruptTensorError, IncompleteTensorError
             The message says which object is damaged or lost.
         """
-        self.transfer.run(self._jobs(parts, _Target(box, advance)))
+        self.transfer.run(self._jobs(parts, _Target(buffer, advance)))
 
-    def read(self, entry: ShardEntry) -> npt.NDArray[Any]:
+    def read(self, entry: ShardRecord) -> npt.NDArray[Any]:
         """All elements of one shard that lie within the array.
 
         Raises
@@ -122,13 +122,15 @@ class Reader:
         """
         layout = self.codec.layout
         reading = plan_chunks(layout.shape, layout.region(entry.number), layout.shards)
-        box = new_array(reading.box_shape, layout.dtype, f"reading {entry.name!r} of {self.dataset.key!r}")
+        buffer = new_array(
+            reading.buffer_shape, layout.dtype, f"reading {entry.name!r} of {self.dataset.key!r}"
+        )
         for part in reading.parts():
-            for job in self._jobs_of(part, entry, _Target(box, lambda _bytes: None)):
+            for job in self._jobs_of(part, entry, _Target(buffer, lambda _bytes: None)):
                 job()
-        return box
+        return buffer
 
-    def ranges(self, entry: ShardEntry) -> npt.NDArray[np.uint64]:
+    def ranges(self, entry: ShardRecord) -> npt.NDArray[np.uint64]:
         """Where the chunks of a shard are: see `ShardCodec.ranges`.
 
         Raises
@@ -141,24 +143,24 @@ class Reader:
         except CorruptChunkError as error:
             raise self._corrupt(entry, "its index in the catalogue", error) from error
 
-    def changed(self, entry: ShardEntry, lost: LostObjectError) -> ChangedError:
+    def changed(self, entry: ShardRecord, lost: LostObjectError) -> ChangedError:
         """The error that a shard has another object by now. Raises one of its own if it is lost."""
         self._renewed(entry, lost)
         return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
 
-    def with_entries(self, parts: Iterable[T]) -> Iterator[tuple[T, ShardEntry]]:
+    def with_records(self, parts: Iterable[T]) -> Iterator[tuple[T, ShardRecord]]:
         """What is taken of shards, each with the entry of its shard."""
         layout = self.codec.layout
-        return with_entries(
+        return with_records(
             self.transfer, self.dataset, layout, parts, lambda part: layout.number_of(part.coords)
         )
 
     def _jobs(self, parts: Iterable[ShardPart], target: _Target) -> Iterator[Callable[[], None]]:
-        for part, entry in self.with_entries(parts):
+        for part, entry in self.with_records(parts):
             for job in self._jobs_of(part, entry, target):
                 yield partial(self._run, job, part, entry, target)
 
-    def _jobs_of(self, part: ShardPart, entry: ShardEntry, target: _Target) -> Iterator[Callable[[], None]]:
+    def _jobs_of(self, part: ShardPart, entry: ShardRecord, target: _Target) -> Iterator[Callable[[], None]]:
         """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
         ranges = self.ranges(entry).tolist()
         layout = self.codec.layout
@@ -166,31 +168,31 @@ class Reader:
         for chunk in part.split(layout.chunks):
             offset, length = ranges[layout.position_of(chunk.coords)]
             if offset == EMPTY:
-                target.box[chunk.box_selection] = self.codec.fill_value
-                target.advance(chunk.size * target.box.itemsize)
+                target.buffer[chunk.buffer_selection] = self.codec.fill_value
+                target.advance(chunk.size * target.buffer.itemsize)
             else:
                 chunks.append(StoredChunk(offset, length, chunk))
-        for first, nbytes, members in joined_ranges(chunks):
+        for first, nbytes, members in join_ranges(chunks):
             yield partial(self._fetch, entry, first, nbytes, members, target)
 
     def _fetch(
-        self, entry: ShardEntry, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
+        self, entry: ShardRecord, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
     ) -> None:
         memory = self._take()
         data = memory.for_bytes(nbytes)
         Bucket(self.transfer).get_into(self.dataset, entry, first, data)
         for offset, length, part in chunks:
             encoded = data[offset - first : offset - first + length]
-            place = part.target(target.box)
+            place = part.target(target.buffer)
             try:
                 if place is not None:
                     self.codec.decode(encoded, place)
                 else:
                     memory.chunk = self.codec.decode(encoded, memory.chunk)
-                    part.take(memory.chunk, target.box)
+                    part.take(memory.chunk, target.buffer)
             except CorruptChunkError as error:
                 raise self._corrupt(entry, f"its chunk {part.coords}", error) from error
-            target.advance(part.size * target.box.itemsize)
+            target.advance(part.size * target.buffer.itemsize)
         self._idle.append(memory)
 
     def _take(self) -> _Memory:
@@ -199,14 +201,14 @@ class Reader:
         except IndexError:
             return _Memory()
 
-    def _run(self, job: Callable[[], None], part: ShardPart, entry: ShardEntry, target: _Target) -> None:
+    def _run(self, job: Callable[[], None], part: ShardPart, entry: ShardRecord, target: _Target) -> None:
         """Do a job of a shard. If its object is gone, but not its array, all of the shard is read from its new one."""
         try:
             job()
         except LostObjectError as error:
             self._read_again(part, self._renewed(entry, error), target)
 
-    def _read_again(self, part: ShardPart, entry: ShardEntry, target: _Target) -> None:
+    def _read_again(self, part: ShardPart, entry: ShardRecord, target: _Target) -> None:
         for _ in range(_MAX_ATTEMPTS):
             try:
                 for job in self._jobs_of(part, entry, target):
@@ -217,16 +219,16 @@ class Reader:
                 return
         raise ChangedError(f"reading {self.dataset.key!r}: it changes faster than it can be read. Try again.")
 
-    def _renewed(self, entry: ShardEntry, lost: LostObjectError) -> ShardEntry:
+    def _renewed(self, entry: ShardRecord, lost: LostObjectError) -> ShardRecord:
         """What the catalogue now says of a shard whose object is gone: another object, as after an append."""
         number = entry.number
-        now = fetch_entries(self.transfer, self.dataset, self.codec.layout, [number])[number]
+        now = fetch_records(self.transfer, self.dataset, self.codec.layout, [number])[number]
         if now.name == entry.name:
             raise self._lost(entry, lost)
         return now
 
     def _lost(
-        self, entry: ShardEntry, lost: LostObjectError
+        self, entry: ShardRecord, lost: LostObjectError
     ) -> IncompleteTensorError | PermissionDeniedError:
         asked = f"reading {self.dataset.key!r}"
         arguments = {"data_id": self.dataset.id, "number": entry.number}
@@ -246,17 +248,17 @@ class Reader:
         error.__cause__ = lost.__cause__
         return error
 
-    def _corrupt(self, entry: ShardEntry, where: str, error: CorruptChunkError) -> CorruptTensorError:
+    def _corrupt(self, entry: ShardRecord, where: str, error: CorruptChunkError) -> CorruptTensorError:
         return CorruptTensorError(
             f"reading {self.dataset.key!r}: the object {entry.name!r}, which holds {self._extent(entry)}, is damaged: "
             f"{where} cannot be read ({error}). Nothing is returned; store the array again, or read other parts."
         )
 
-    def _extent(self, entry: ShardEntry) -> str:
-        return extent_of(self.codec.layout, entry.number)
+    def _extent(self, entry: ShardRecord) -> str:
+        return describe_shard(self.codec.layout, entry.number)
 
 
-def joined_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, list[StoredChunk]]]:
+def join_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, list[StoredChunk]]]:
     """Ranges of an object that have all of the chunks, neighbouring ones together: first byte, length, and chunks."""
     members: list[StoredChunk] = []
     first = end = 0

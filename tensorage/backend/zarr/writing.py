@@ -11,25 +11,25 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.engine import ReadBox
+from tensorage.backend.engine import ReadRegion
 from tensorage.backend.staging import stage
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket
 from tensorage.backend.zarr.codec import EncodedShard, ShardCodec
-from tensorage.backend.zarr.entries import ShardEntry
 from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.shard_records import ShardRecord
 from tensorage.model.values import flat_blocks
 from tensorage.types import Dataset
 
 __all__ = [
     "NewShard",
     "ShardWriter",
-    "as_it_is",
     "object_name",
+    "return_elements",
     "shards_of_array",
     "shards_of_blocks",
-    "shards_of_boxes",
+    "shards_of_regions",
 ]
 
 #: The catalogue is told of so many shards at once.
@@ -75,7 +75,7 @@ class ShardWriter:
         """Write shards in parallel, taking no more of them from the iterable than are under way."""
         self.transfer.run(partial(self._write, shard, advance) for shard in shards)
 
-    def upload(self, number: int, elements: npt.NDArray[Any], suffix: str = "") -> ShardEntry:
+    def upload(self, number: int, elements: npt.NDArray[Any], suffix: str = "") -> ShardRecord:
         """Encode a shard and upload its object, if it has one. The catalogue is not told.
 
         Parameters
@@ -85,15 +85,15 @@ class ShardWriter:
         """
         return self.upload_encoded(number, self.codec.encode(elements), suffix)
 
-    def upload_encoded(self, number: int, encoded: EncodedShard, suffix: str = "") -> ShardEntry:
+    def upload_encoded(self, number: int, encoded: EncodedShard, suffix: str = "") -> ShardRecord:
         """Upload the object of a shard, as `upload` does."""
         name = ""
         if encoded.parts:
             name = object_name(self.dataset, self.codec.layout, number) + suffix
             Bucket(self.transfer).put(self.dataset, name, encoded.parts)
-        return ShardEntry(number, name, encoded.nbytes, encoded.index)
+        return ShardRecord(number, name, encoded.nbytes, encoded.index)
 
-    def put(self, entry: ShardEntry, **more: Any) -> None:
+    def put(self, entry: ShardRecord, **more: Any) -> None:
         """Tell the catalogue of one shard, or keep it with others for later."""
         with self._lock:
             self.pending.append(entry.as_json(**more))
@@ -141,7 +141,7 @@ def object_name(dataset: Dataset, layout: Layout, number: int) -> str:
 def shards_of_array(array: npt.NDArray[Any], layout: Layout) -> Iterator[NewShard]:
     """The shards of an array that is in memory."""
     for number in range(layout.shard_count):
-        yield NewShard(number, partial(_part, array, layout.region(number)))
+        yield NewShard(number, partial(_region_of, array, layout.region(number)))
 
 
 def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: Layout) -> Iterator[NewShard]:
@@ -172,13 +172,13 @@ def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: 
                 first, slab = first + array.shape[0], None
 
 
-def shards_of_boxes(read: ReadBox, layout: Layout) -> Iterator[NewShard]:
+def shards_of_regions(read: ReadRegion, layout: Layout) -> Iterator[NewShard]:
     """The shards of an array that is read a shard at a time, while those before are written."""
     for number in range(layout.shard_count):
-        yield NewShard(number, partial(as_it_is, read(layout.region(number))))
+        yield NewShard(number, partial(return_elements, read(layout.region(number))))
 
 
-def as_it_is(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def return_elements(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What a new shard is made of that is there already."""
     return elements
 
@@ -186,10 +186,10 @@ def as_it_is(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _shards_of_rows(rows: npt.NDArray[Any], first: int, layout: Layout) -> Iterator[NewShard]:
     """The shards that have no rows but these, the first of which is that of a shard."""
     for number in layout.shards_of(first, first + rows.shape[0]):
-        yield NewShard(number, partial(_part, rows, (slice(None), *layout.region(number)[1:])))
+        yield NewShard(number, partial(_region_of, rows, (slice(None), *layout.region(number)[1:])))
 
 
-def _part(array: npt.NDArray[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
+def _region_of(array: npt.NDArray[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
     # The ellipsis makes it an array where there are no axes.
     part: npt.NDArray[Any] = array[cast("Any", (*region, ...))]
     return part

@@ -12,7 +12,7 @@ from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import InvalidInputError
 from tensorage.types import Dataset
 
-__all__ = ["METADATA_KEY", "documents_of", "extent_of", "number_at"]
+__all__ = ["METADATA_KEY", "byte_extent", "documents_of", "number_at"]
 
 METADATA_KEY = "zarr.json"
 
@@ -68,7 +68,7 @@ def number_at(layout: Layout, key: str) -> int | None:
     return number if layout.key_of(number) == key else None
 
 
-def extent_of(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
+def byte_extent(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
     """First byte of a range, and the one behind its last, of so many bytes. It ends with them at the latest.
 
     Raises

@@ -27,11 +27,11 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteReque
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
-from tensorage.backend.zarr.engine import codec_of
-from tensorage.backend.zarr.entries import ShardEntry, fetch_entries, numbers_per_request
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
-from tensorage.backend.zarr.zarr_keys import documents_of, extent_of, number_at
+from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records, numbers_per_request
+from tensorage.backend.zarr.zarr_engine import codec_of
+from tensorage.backend.zarr.zarr_keys import byte_extent, documents_of, number_at
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.model.memory import new_array
 from tensorage.types import Dataset
@@ -114,7 +114,7 @@ class CatalogueStore(Store):
         await self._ensure_open()
         document = self._documents.get(key)
         if document is not None:
-            first, after = extent_of(byte_range, len(document))
+            first, after = byte_extent(byte_range, len(document))
             return prototype.buffer.from_bytes(document[first:after])
         number = self._number_at(key)
         if number is None:
@@ -247,7 +247,7 @@ class CatalogueStore(Store):
             return None
         return number_at(self._codec.layout, key.removeprefix(self._root))
 
-    async def _entry_at(self, key: str) -> ShardEntry | None:
+    async def _entry_at(self, key: str) -> ShardRecord | None:
         """What the catalogue says of a key, if that is a shard with an object."""
         number = self._number_at(key)
         if number is None:
@@ -278,7 +278,7 @@ class _Shards:
         self.transfer = transfer
         self._reader = Reader(transfer, dataset, codec)
         self._names = names
-        self._pages: dict[int, dict[int, ShardEntry]] = {}
+        self._pages: dict[int, dict[int, ShardRecord]] = {}
         self._lock = threading.Lock()
         # Readers of Zarr ask for more at once than the backend has connections.
         self._room = threading.BoundedSemaphore(transfer.parallel)
@@ -292,7 +292,7 @@ class _Shards:
         """Numbers of the shards of a page that have objects."""
         return [entry.number for entry in self._page(page).values() if entry.name]
 
-    def entry(self, number: int) -> ShardEntry:
+    def entry(self, number: int) -> ShardRecord:
         """What the catalogue says of a shard: of the same object whenever it is asked."""
         entry = self._page(number // self._page_extent)[number]
         if self._names.setdefault(number, entry.name) != entry.name:
@@ -309,7 +309,7 @@ class _Shards:
         if self._is_index(byte_range):
             self._reader.ranges(entry)
             return self._reader.codec.encode_index(entry.index)
-        first, after = extent_of(byte_range, entry.nbytes)
+        first, after = byte_extent(byte_range, entry.nbytes)
         asked = f"reading {entry.name!r} of {self._reader.dataset.key!r}"
         data = new_array((after - first,), np.dtype(np.uint8), asked).data
         if not data:
@@ -334,14 +334,14 @@ class _Shards:
             return byte_range == RangeByteRequest(0, nbytes)
         return byte_range == SuffixByteRequest(nbytes)
 
-    def _page(self, page: int) -> dict[int, ShardEntry]:
+    def _page(self, page: int) -> dict[int, ShardRecord]:
         first = page * self._page_extent
         numbers = range(first, min(first + self._page_extent, self._layout.shard_count))
         # Locked also while it is asked for: many that need the same page ask once.
         with self._lock:
             entries = self._pages.pop(page, None)
             if entries is None:
-                entries = fetch_entries(self.transfer, self._reader.dataset, self._layout, numbers)
+                entries = fetch_records(self.transfer, self._reader.dataset, self._layout, numbers)
             # In order of their last use.
             self._pages[page] = entries
             if len(self._pages) > _MAX_PAGES:

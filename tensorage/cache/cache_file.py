@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.cache.layout import PAGE_BYTES, RECORD, EntryLayout, identity_of
-from tensorage.indexing.pieces import runs_of
+from tensorage.cache.file_format import PAGE_BYTES, RECORD, FileFormat, identity_of
 from tensorage.indexing.selection import Positions
+from tensorage.indexing.tiles import find_number_runs
 
-__all__ = ["Entry", "OpenFile"]
+__all__ = ["CacheFile", "OpenFile"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -76,7 +76,7 @@ class OpenFile:
         return identity_of(os.pread(self.fd, PAGE_BYTES, 0))
 
 
-class Entry:
+class CacheFile:
     """The pieces of one version that are on the disk. Safe to use from many threads, and in a forked child.
 
     Parameters
@@ -91,7 +91,7 @@ class Entry:
         that are ready may be looked at.
     """
 
-    def __init__(self, layout: EntryLayout, file: OpenFile) -> None:
+    def __init__(self, layout: FileFormat, file: OpenFile) -> None:
         self.layout = layout
         self.file = file
         self.dataset = layout.dataset
@@ -166,7 +166,7 @@ class Entry:
         """
         if not numbers.size:
             return
-        runs = runs_of(numbers)
+        runs = find_number_runs(numbers)
         itemsize = self.dataset.dtype.itemsize
         starts, lengths = self.grid.starts(numbers) * itemsize, self.grid.lengths(numbers) * itemsize
         ends = np.cumsum(lengths)
@@ -211,7 +211,7 @@ class Entry:
     def _records_of(self, numbers: Positions) -> npt.NDArray[Any]:
         """What the index says of some pieces, of which there is at least one."""
         first, count = int(numbers[0]), int(numbers[-1] - numbers[0]) + 1
-        runs = runs_of(numbers)
+        runs = find_number_runs(numbers)
         if count * RECORD.itemsize <= len(runs) * PAGE_BYTES:
             return self._read_records(first, count)[numbers - first]
         bounds = zip(numbers[runs.first].tolist(), numbers[runs.last].tolist(), strict=True)
@@ -227,7 +227,7 @@ class Entry:
         return os.pread(self.file.fd, count * RECORD.itemsize, self.layout.index_at + first * RECORD.itemsize)
 
     def _write_records(self, numbers: Positions, records: npt.NDArray[Any]) -> None:
-        runs = runs_of(numbers)
+        runs = find_number_runs(numbers)
         content = records.view(np.uint8).data
         for one, other in zip(runs.first.tolist(), runs.last.tolist(), strict=True):
             part = content[one * RECORD.itemsize : (other + 1) * RECORD.itemsize]

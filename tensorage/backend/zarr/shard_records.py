@@ -17,12 +17,19 @@ from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import BackendUnavailableError, CorruptTensorError, IncompleteTensorError
 from tensorage.types import Dataset
 
-__all__ = ["ShardEntry", "extent_of", "fetch_entries", "numbers_per_request", "parse_entries", "with_entries"]
+__all__ = [
+    "ShardRecord",
+    "describe_shard",
+    "fetch_records",
+    "numbers_per_request",
+    "parse_records",
+    "with_records",
+]
 
 T = TypeVar("T")
 
 #: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
-_HEAD = struct.Struct(">qqII")
+_RECORD_HEAD = struct.Struct(">qqII")
 
 #: An answer of the catalogue is about this large at the most.
 _ANSWER_BYTES = 4 * 1024 * 1024
@@ -41,7 +48,7 @@ _NAME_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class ShardEntry:
+class ShardRecord:
     """A shard of an array.
 
     Parameters
@@ -72,9 +79,9 @@ class ShardEntry:
         }
 
 
-def fetch_entries(
+def fetch_records(
     transfer: Transfer, dataset: Dataset, layout: Layout, numbers: Sequence[int]
-) -> dict[int, ShardEntry]:
+) -> dict[int, ShardRecord]:
     """Ask the catalogue for shards: all of them, of an array; of one that is being written, those there are.
 
     Raises
@@ -86,7 +93,7 @@ def fetch_entries(
     CorruptTensorError
         If it names objects that are none of the array's.
     """
-    entries: dict[int, ShardEntry] = {}
+    entries: dict[int, ShardRecord] = {}
     asked = f"reading {dataset.key!r}"
     most = numbers_per_request(layout)
     for first in range(0, len(numbers), most):
@@ -98,16 +105,16 @@ def fetch_entries(
         except IncompleteTensorError as error:
             unknown = _first_unknown(transfer, dataset, layout, some, asked)
             raise IncompleteTensorError(
-                f"{asked}: the catalogue does not know the object of {extent_of(layout, unknown)}, which was deleted "
-                "behind its back. Nothing is returned; store the array again, or read other parts."
+                f"{asked}: the catalogue does not know the object of {describe_shard(layout, unknown)}, which was "
+                "deleted behind its back. Nothing is returned; store the array again, or read other parts."
             ) from error
         entries.update((entry.number, entry) for entry in found)
     return entries
 
 
-def with_entries(
+def with_records(
     transfer: Transfer, dataset: Dataset, layout: Layout, things: Iterable[T], number_of: Callable[[T], int]
-) -> Iterator[tuple[T, ShardEntry]]:
+) -> Iterator[tuple[T, ShardRecord]]:
     """Things that belong to shards, each with the entry of its shard. The catalogue is asked for a page at a time.
 
     Parameters
@@ -118,23 +125,23 @@ def with_entries(
     Raises
     ------
     ChangedError, IncompleteTensorError
-        As `fetch_entries` does.
+        As `fetch_records` does.
     """
     source = iter(things)
     while page := list(islice(source, numbers_per_request(layout))):
         numbers = [number_of(thing) for thing in page]
-        entries = fetch_entries(transfer, dataset, layout, numbers)
+        entries = fetch_records(transfer, dataset, layout, numbers)
         yield from zip(page, map(entries.__getitem__, numbers), strict=True)
 
 
 def _fetch(
     transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
-) -> list[ShardEntry]:
+) -> list[ShardRecord]:
     """Ask in one request, or where that is too much, in smaller ones."""
     version = dataset.version if dataset.state == "committed" else None
     arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
     try:
-        entries = list(parse_entries(transfer.read("tensorage_shards", arguments, asked), asked))
+        entries = list(parse_records(transfer.read("tensorage_shards", arguments, asked), asked))
     except TooMuchError as error:
         if len(numbers) <= 1:
             raise error_of(error.fault, asked) from error
@@ -165,7 +172,7 @@ def _first_unknown(
     return numbers[0]
 
 
-def _check_name(entry: ShardEntry, dataset: Dataset, layout: Layout, asked: str) -> None:
+def _check_name(entry: ShardRecord, dataset: Dataset, layout: Layout, asked: str) -> None:
     """Refuse an object that this shard's writer would not have named so.
 
     The array's owner says which objects it has, and its readers fetch them with their own tokens: a name that leads
@@ -193,13 +200,13 @@ def _check_name(entry: ShardEntry, dataset: Dataset, layout: Layout, asked: str)
     )
     if not is_ours:
         raise CorruptTensorError(
-            f"{asked}: the catalogue names the object {entry.name!r} for {extent_of(layout, entry.number)}, and its "
-            f"owner's are named {dataset.user_id}/<number>/{layout.key_of(entry.number)}. Nothing was fetched; whoever "
-            "stored the array has to store it again"
+            f"{asked}: the catalogue names the object {entry.name!r} for {describe_shard(layout, entry.number)}, and "
+            f"its owner's are named {dataset.user_id}/<number>/{layout.key_of(entry.number)}. Nothing was fetched; "
+            "whoever stored the array has to store it again"
         )
 
 
-def extent_of(layout: Layout, number: int) -> str:
+def describe_shard(layout: Layout, number: int) -> str:
     """Which elements a shard holds, for messages: ``elements [0:100, 0:28]``."""
     return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in layout.region(number)) + "]"
 
@@ -207,10 +214,10 @@ def extent_of(layout: Layout, number: int) -> str:
 def numbers_per_request(layout: Layout) -> int:
     """How many shards to ask for at once."""
     index_bytes = 16 * layout.chunk_count_per_shard
-    return max(min(_ANSWER_BYTES // (_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
+    return max(min(_ANSWER_BYTES // (_RECORD_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
 
 
-def parse_entries(answer: bytes, asked: str) -> Iterator[ShardEntry]:
+def parse_records(answer: bytes, asked: str) -> Iterator[ShardRecord]:
     """Read an answer of ``tensorage_shards``.
 
     Raises
@@ -221,13 +228,13 @@ def parse_entries(answer: bytes, asked: str) -> Iterator[ShardEntry]:
     at = 0
     while at < len(answer):
         try:
-            number, nbytes, name_bytes, index_bytes = _HEAD.unpack_from(answer, at)
+            number, nbytes, name_bytes, index_bytes = _RECORD_HEAD.unpack_from(answer, at)
         except struct.error as error:
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early") from error
-        name_at = at + _HEAD.size
+        name_at = at + _RECORD_HEAD.size
         index_at = name_at + name_bytes
         at = index_at + index_bytes
         if at > len(answer):
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
         name = answer[name_at:index_at].decode("utf-8", "replace")
-        yield ShardEntry(number, name, nbytes, answer[index_at:at])
+        yield ShardRecord(number, name, nbytes, answer[index_at:at])

@@ -15,12 +15,12 @@ from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.codec import EMPTY
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
-from tensorage.indexing.chunks import ChunkPart
-from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.chunks import ChunkProjection
 from tensorage.indexing.selection import Positions
+from tensorage.indexing.tiles import TileGrid
 from tensorage.model.memory import new_array
 
-__all__ = ["encoded_bytes", "grid_of", "read_chunks"]
+__all__ = ["count_encoded_bytes", "read_chunks", "tiles_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,20 @@ class _Chunks:
     coords: tuple[int, ...]
     chunks: list[tuple[tuple[int, ...], tuple[int, ...], tuple[slice, ...]]]
 
-    def split(self, chunks: Sequence[int]) -> Iterator[ChunkPart]:
+    def split(self, chunks: Sequence[int]) -> Iterator[ChunkProjection]:
         """Each chunk as a part of its own."""
         for coords, shape, place in self.chunks:
             taken = tuple(slice(0, extent, 1) for extent in shape)
-            yield ChunkPart(coords, tuple(chunks), shape, taken, place, math.prod(shape))
+            yield ChunkProjection(coords, tuple(chunks), shape, taken, place, math.prod(shape))
 
 
-def grid_of(layout: Layout) -> PieceGrid:
+def tiles_of(layout: Layout) -> TileGrid:
     """Chunks as pieces: one is decoded as a whole, whatever is wanted of it."""
-    return PieceGrid(layout.shape, layout.chunks)
+    return TileGrid(layout.shape, layout.chunks)
 
 
 def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-    """The elements of chunks, one after the other, as `tensorage.backend.engine.ArrayEngine.read_pieces` gives them.
+    """The elements of chunks, one after the other, as `tensorage.backend.engine.ArrayEngine.read_tiles` gives them.
 
     Parameters
     ----------
@@ -59,19 +59,19 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
         Of the chunks in the grid of the whole array.
     """
     layout = reader.codec.layout
-    grid = grid_of(layout)
+    grid = tiles_of(layout)
     # On top of each other, along the first axis: without axes there is one chunk. Of zeros, so that what is behind
     # the end of the array is the same whoever reads it.
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
-    box = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
-    box[...] = np.zeros((), layout.dtype)
-    reader.fill(_by_shard(layout, grid, numbers), box, advance)
+    buffer = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
+    buffer[...] = np.zeros((), layout.dtype)
+    reader.fill(_by_shard(layout, grid, numbers), buffer, advance)
     if not grid.is_flat:
-        return box.reshape(-1)
+        return buffer.reshape(-1)
     lengths = grid.lengths(numbers)
     if (lengths[:-1] == grid.full).all():
-        return box.reshape(-1)[: int(lengths.sum())]
-    pieces = box.reshape(len(numbers), *grid.chunks)
+        return buffer.reshape(-1)[: int(lengths.sum())]
+    pieces = buffer.reshape(len(numbers), *grid.chunks)
     return np.concatenate(
         [
             piece[tuple(slice(extent) for extent in grid.shape_in_file(number))].reshape(-1)
@@ -80,19 +80,19 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     )
 
 
-def encoded_bytes(reader: Reader, numbers: Positions) -> int:
+def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:
     """Bytes of chunks, as they are stored: 0 of one that holds nothing but the fill value."""
     layout = reader.codec.layout
     total = 0
-    shards = _by_shard(layout, grid_of(layout), numbers)
-    for part, entry in reader.with_entries(shards):
+    shards = _by_shard(layout, tiles_of(layout), numbers)
+    for part, entry in reader.with_records(shards):
         at = [layout.position_of(coords) for coords, _, _ in part.chunks]
         lengths = reader.ranges(entry)[at, 1]
         total += int(lengths[lengths != EMPTY].sum())
     return total
 
 
-def _by_shard(layout: Layout, grid: PieceGrid, numbers: Positions) -> list[_Chunks]:
+def _by_shard(layout: Layout, grid: TileGrid, numbers: Positions) -> list[_Chunks]:
     """Chunks, those of a shard together: the catalogue is asked for each shard once, and near chunks come together."""
     shards: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for position, number in enumerate(numbers.tolist()):

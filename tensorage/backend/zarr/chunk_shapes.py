@@ -14,7 +14,7 @@ import operator
 from collections.abc import Sequence
 
 from tensorage.errors import InvalidInputError
-from tensorage.indexing.boxes import grown
+from tensorage.indexing.regions import grow_shape
 
 __all__ = [
     "CHUNK_BYTES",
@@ -22,7 +22,7 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "SHARD_BYTES",
     "check_chunks",
-    "check_extents",
+    "check_shape",
     "check_shards",
     "choose_chunks",
     "choose_shards",
@@ -52,7 +52,7 @@ def choose_chunks(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_
     >>> choose_chunks((10, 3, 1000, 1000), 4)
     (1, 1, 250, 1000)
     """
-    return grown(shape, (1,) * len(shape), max(chunk_bytes // itemsize, 1))
+    return grow_shape(shape, (1,) * len(shape), max(chunk_bytes // itemsize, 1))
 
 
 def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> tuple[int, ...]:
@@ -64,10 +64,10 @@ def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) ->
     (1, 2, 1000, 1000)
     """
     room = min(max(SHARD_BYTES // (math.prod(chunks) * itemsize), 1), MAX_CHUNKS_PER_SHARD)
-    return grown(shape, chunks, room)
+    return grow_shape(shape, chunks, room)
 
 
-def check_extents(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+def check_shape(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """Extents as somebody gave them: whole numbers from 1 on, one for each axis.
 
     Raises
@@ -99,7 +99,7 @@ def check_chunks(chunks: Sequence[int], shape: Sequence[int], itemsize: int) -> 
     ------
     InvalidInputError
     """
-    extents = check_extents("chunks", chunks, shape)
+    extents = check_shape("chunks", chunks, shape)
     nbytes = math.prod(extents) * itemsize
     if nbytes > MAX_CHUNK_BYTES:
         raise InvalidInputError(
@@ -123,7 +123,7 @@ def check_shards(shards: Sequence[int], chunks: Sequence[int], shape: Sequence[i
     ------
     InvalidInputError
     """
-    extents = check_extents("shards", shards, shape)
+    extents = check_shape("shards", shards, shape)
     if any(shard % chunk for shard, chunk in zip(extents, chunks, strict=True)):
         raise InvalidInputError(
             f"shards={extents} do not hold whole chunks of {tuple(chunks)}: each extent of a shard has to be a "

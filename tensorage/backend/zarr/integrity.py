@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from tensorage.backend.zarr.chains import CRC32C_BYTES, crc32c
+from tensorage.backend.zarr.codec_pipeline import CRC32C_BYTES, crc32c
 from tensorage.backend.zarr.compressors import BLOSC_HEADER, CUT_OFF, CorruptChunkError, end_of_frame
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.zarr_metadata import name_of
 
-__all__ = ["check_intact"]
+__all__ = ["check_encoded_chunk"]
 
 
-def check_intact(data: memoryview, layout: Layout) -> None:
+def check_encoded_chunk(data: memoryview, layout: Layout) -> None:
     """Check the object of an array that is not sharded, which is an encoded chunk.
 
     Raises

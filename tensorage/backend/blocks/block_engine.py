@@ -11,29 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.assigning import assign
-from tensorage.backend.blocks.blocks import fetch_box
-from tensorage.backend.blocks.writing import append_rows, send_rows, store_array, store_parts
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
+from tensorage.backend.blocks.requests import fetch_runs
+from tensorage.backend.blocks.writing import append_rows, send_rows, store_array, store_flats
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
 from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.faults import StoredElsewhereError
 from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import InvalidInputError
-from tensorage.indexing.boxes import Sizes, consecutive_boxes, grown, sizes_of_rows
-from tensorage.indexing.pieces import PieceGrid, row_pieces, runs_of
-from tensorage.indexing.reading import plan
-from tensorage.indexing.runs import MAX_REQUEST_BYTES, Grid, Spans
+from tensorage.indexing.reading import plan_runs
+from tensorage.indexing.regions import AxisLengths, consecutive_regions, grow_shape, join_rows
+from tensorage.indexing.runs import MAX_REQUEST_BYTES, RunList, RunProduct
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.indexing.tiles import TileGrid, find_number_runs, row_tiles
 from tensorage.model.declaration import Declaration
 from tensorage.model.memory import new_array
 from tensorage.model.results import Result
 from tensorage.model.values import flat_blocks
 from tensorage.types import Dataset
 
-__all__ = ["RowsEngine"]
+__all__ = ["BlockEngine"]
 
 
-class RowsEngine:
+class BlockEngine:
     """Arrays as rows, by calls of one project's functions.
 
     Parameters
@@ -50,25 +50,25 @@ class RowsEngine:
         dataset = begin(self._transfer, _meta(new))
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
         if not elements.size:
             return
         first = 0
-        for axis, extent in zip(box, dataset.shape, strict=True):
+        for axis, extent in zip(region, dataset.shape, strict=True):
             first = first * extent + axis.start
         send_rows(self._transfer, dataset, elements, first, lambda _bytes: None)
 
-    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
-        # Blocks may begin anywhere, as those of appends do: a box ends with a short one, and has a request's bytes.
+    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
+        # Blocks may begin anywhere, as those of appends do: a region ends with a short one, and has a request's bytes.
         itemsize = dataset.dtype.itemsize
-        return sizes_of_rows(sizes, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
+        return join_rows(sizes, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
 
-    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         shape = dataset.shape
-        extents = grown(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
+        extents = grow_shape(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
         row = math.prod(shape[1:])
-        if shape and 0 < row <= dataset.chunk:
-            rows_per_block = dataset.chunk // row
+        if shape and 0 < row <= dataset.block_size:
+            rows_per_block = dataset.block_size // row
             return (max(extents[0] // rows_per_block, 1) * rows_per_block, *extents[1:])
         return extents
 
@@ -76,14 +76,14 @@ class RowsEngine:
         return store_array(self._transfer, array, _meta(new), quiet=quiet)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
-        return store_parts(self._transfer, partial(flat_blocks, blocks), _meta(new), quiet=quiet)
+        return store_flats(self._transfer, partial(flat_blocks, blocks), _meta(new), quiet=quiet)
 
-    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
         def parts(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
-            for box in consecutive_boxes(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
-                yield read(box).reshape(-1)
+            for region in consecutive_regions(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
+                yield read(region).reshape(-1)
 
-        return from_the_beginning(lambda: store_parts(self._transfer, parts, _meta(new), quiet=quiet))
+        return from_the_beginning(lambda: store_flats(self._transfer, parts, _meta(new), quiet=quiet))
 
     def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
         """There is no function that copies rows: a large array would not be done within a statement's time."""
@@ -103,36 +103,36 @@ class RowsEngine:
     def read(
         self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
     ) -> Any:
-        reading = plan(dataset.shape, selection, dataset.dtype.itemsize, dataset.chunk)
+        reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
         result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
             with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
-                fetch_box(self._transfer, dataset, reading.source, result.box, advance)
+                fetch_runs(self._transfer, dataset, reading.source, result.buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
         self.read(dataset, (0,) * dataset.ndim, None, quiet=True)
 
-    def pieces(self, dataset: Dataset) -> PieceGrid:
-        return row_pieces(dataset.shape, dataset.dtype)
+    def tiles(self, dataset: Dataset) -> TileGrid:
+        return row_tiles(dataset.shape, dataset.dtype)
 
-    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-        grid = self.pieces(dataset)
+    def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        grid = self.tiles(dataset)
         starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
-        runs = runs_of(numbers)
+        runs = find_number_runs(numbers)
         starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
-        box = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
+        buffer = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
         # Of one length, as those of a shuffled batch: a grid is half as many numbers.
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
-        source = Grid(starts, one, int(lengths[0])) if is_even else Spans(starts, lengths)
-        fetch_box(self._transfer, dataset, source, box, advance)
-        return box
+        source = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
+        fetch_runs(self._transfer, dataset, source, buffer, advance)
+        return buffer
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
         if numbers is None:
             return dataset.nbytes
-        return int(self.pieces(dataset).lengths(numbers).sum()) * dataset.dtype.itemsize
+        return int(self.tiles(dataset).lengths(numbers).sum()) * dataset.dtype.itemsize
 
     def compact(self, key: str) -> int:
         merged, after = 0, 0

@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadBox
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
 from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.progress import Advance, progress
-from tensorage.backend.zarr.changing import append_rows, assign, fill_box
+from tensorage.backend.zarr.changing import append_rows, assign, fill_region
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.copying import copy_objects
-from tensorage.backend.zarr.entries import fetch_entries
 from tensorage.backend.zarr.layout import Layout
-from tensorage.backend.zarr.pieces import encoded_bytes, grid_of, read_chunks
 from tensorage.backend.zarr.reading import Reader
+from tensorage.backend.zarr.shard_records import fetch_records
+from tensorage.backend.zarr.tiles import count_encoded_bytes, read_chunks, tiles_of
 from tensorage.backend.zarr.writing import (
     NewShard,
     ShardWriter,
     shards_of_array,
     shards_of_blocks,
-    shards_of_boxes,
+    shards_of_regions,
 )
 from tensorage.errors import ChangedError
-from tensorage.indexing.boxes import Sizes, grown, sizes_of_units
 from tensorage.indexing.chunks import plan_chunks
-from tensorage.indexing.pieces import PieceGrid
+from tensorage.indexing.regions import AxisLengths, grow_shape, join_units
 from tensorage.indexing.selection import Positions, Selection
+from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
 from tensorage.model.results import Result
 from tensorage.model.values import cast_to
@@ -44,7 +44,7 @@ from tensorage.types import Dataset
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["ObjectsEngine", "codec_of"]
+__all__ = ["ZarrEngine", "codec_of"]
 
 #: The catalogue keeps a chunk's elements for what reads rows, and takes no more bytes of them than this.
 _MAX_CHUNK_BYTES = 64 * 1024 * 1024
@@ -59,7 +59,7 @@ FIRST_PAUSE_S = 0.01
 LONGEST_PAUSE_S = 1.0
 
 
-class ObjectsEngine:
+class ZarrEngine:
     """Arrays as objects of Storage, which the catalogue names.
 
     Parameters
@@ -76,18 +76,18 @@ class ObjectsEngine:
         dataset, _ = self._begin(new)
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, box: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        fill_box(self._transfer, dataset, codec_of(dataset), box, elements)
+    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        fill_region(self._transfer, dataset, codec_of(dataset), region, elements)
 
-    def grid_to_fill(self, dataset: Dataset, sizes: Sizes) -> Sizes:
-        return sizes_of_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
+        return join_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
-    def extents_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
         # Of an object that is too large, parts are fetched by Range.
         is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
         unit = layout.shards if is_small else layout.chunks
-        return grown(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
+        return grow_shape(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -102,10 +102,10 @@ class ObjectsEngine:
         dataset, codec = self._begin(new)
         return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout), quiet=quiet)
 
-    def store_from(self, read: ReadBox, new: Declaration, *, quiet: bool) -> Dataset:
+    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
         def write() -> Dataset:
             dataset, codec = self._begin(new)
-            return self._write(dataset, codec, shards_of_boxes(read, codec.layout), quiet=quiet)
+            return self._write(dataset, codec, shards_of_regions(read, codec.layout), quiet=quiet)
 
         return from_the_beginning(write)
 
@@ -180,24 +180,24 @@ class ObjectsEngine:
         reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
         result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
-            box = result.box.reshape(reading.box_shape)
-            with progress(box.nbytes, dataset.key, quiet=quiet) as advance:
-                Reader(self._transfer, dataset, codec).fill(reading.parts(), box, advance)
+            buffer = result.buffer.reshape(reading.buffer_shape)
+            with progress(buffer.nbytes, dataset.key, quiet=quiet) as advance:
+                Reader(self._transfer, dataset, codec).fill(reading.parts(), buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
-        fetch_entries(self._transfer, dataset, codec_of(dataset).layout, [0])
+        fetch_records(self._transfer, dataset, codec_of(dataset).layout, [0])
 
-    def pieces(self, dataset: Dataset) -> PieceGrid:
-        return grid_of(codec_of(dataset).layout)
+    def tiles(self, dataset: Dataset) -> TileGrid:
+        return tiles_of(codec_of(dataset).layout)
 
-    def read_pieces(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+    def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
         return read_chunks(Reader(self._transfer, dataset, codec_of(dataset)), numbers, advance)
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
         if numbers is None:
-            numbers = np.arange(self.pieces(dataset).count)
-        return encoded_bytes(Reader(self._transfer, dataset, codec_of(dataset)), numbers)
+            numbers = np.arange(self.tiles(dataset).count)
+        return count_encoded_bytes(Reader(self._transfer, dataset, codec_of(dataset)), numbers)
 
     def compact(self, key: str) -> int:
         """Nothing to merge: an append leaves no small shards."""

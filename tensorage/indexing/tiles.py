@@ -19,22 +19,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.indexing.chunks import ChunkReading
+from tensorage.indexing.chunks import ChunkPlan
 from tensorage.indexing.selection import Positions
 
-__all__ = ["PieceGrid", "Runs", "row_pieces", "runs_of"]
+__all__ = ["NumberRuns", "TileGrid", "find_number_runs", "row_tiles"]
 
 #: A piece of rows is about so large: what a random row costs beside its own bytes, and a page of memory.
-PIECE_BYTES = 4096
+TILE_BYTES = 4096
 
-#: It is larger where there would be more pieces than `MANY_PIECES`, each of which takes memory of every reader, and
-#: never larger than `LARGEST_BYTES`.
-MANY_PIECES = 64 * 1024 * 1024
-LARGEST_BYTES = 64 * 1024
+#: It is larger where there would be more pieces than `MANY_TILES`, each of which takes memory of every reader, and
+#: never larger than `LARGEST_TILE_BYTES`.
+MANY_TILES = 64 * 1024 * 1024
+LARGEST_TILE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class PieceGrid:
+class TileGrid:
     """An array cut into pieces.
 
     Parameters
@@ -46,7 +46,7 @@ class PieceGrid:
 
     Examples
     --------
-    >>> grid = PieceGrid((60000, 28, 28), (1, 28, 28))
+    >>> grid = TileGrid((60000, 28, 28), (1, 28, 28))
     >>> grid.count, grid.is_flat
     (60000, True)
     >>> from tensorage.indexing.chunks import plan_chunks
@@ -146,7 +146,7 @@ class PieceGrid:
             return self.chunks
         return tuple(axis.stop - axis.start for axis in self.region(number))
 
-    def numbers(self, reading: ChunkReading) -> Positions:
+    def numbers(self, reading: ChunkPlan) -> Positions:
         """The pieces that a selection needs, ascending.
 
         Parameters
@@ -175,7 +175,7 @@ class PieceGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class NumberRuns:
     """Pieces that follow each other, taken together.
 
     Parameters
@@ -191,7 +191,7 @@ class Runs:
         return len(self.first)
 
 
-def runs_of(numbers: Positions) -> Runs:
+def find_number_runs(numbers: Positions) -> NumberRuns:
     """Runs of consecutive numbers, of which there is at least one.
 
     Parameters
@@ -201,30 +201,30 @@ def runs_of(numbers: Positions) -> Runs:
 
     Examples
     --------
-    >>> runs_of(np.array([3, 4, 5, 9]))
+    >>> find_number_runs(np.array([3, 4, 5, 9]))
     Runs(first=array([0, 3]), last=array([2, 3]))
     """
     breaks = np.flatnonzero(np.diff(numbers) != 1)
-    return Runs(np.concatenate(([0], breaks + 1)), np.append(breaks, len(numbers) - 1))
+    return NumberRuns(np.concatenate(([0], breaks + 1)), np.append(breaks, len(numbers) - 1))
 
 
-def row_pieces(shape: Sequence[int], dtype: np.dtype[Any]) -> PieceGrid:
+def row_tiles(shape: Sequence[int], dtype: np.dtype[Any]) -> TileGrid:
     """Pieces of an array of which any elements can be had: few consecutive ones each.
 
-    As many whole rows as have room in `PIECE_BYTES`, or else parts of a row, so that neither a random row nor a column
+    As many whole rows as have room in `TILE_BYTES`, or else parts of a row, so that neither a random row nor a column
     needs much beside it.
 
     Examples
     --------
-    >>> row_pieces((1000, 10), np.dtype("f4")).chunks
+    >>> row_tiles((1000, 10), np.dtype("f4")).chunks
     (102, 10)
-    >>> row_pieces((100, 224, 224, 3), np.dtype("u1")).chunks
+    >>> row_tiles((100, 224, 224, 3), np.dtype("u1")).chunks
     (1, 6, 224, 3)
     """
     itemsize = dtype.itemsize
     nbytes = math.prod(shape) * itemsize
-    room = PIECE_BYTES
-    while nbytes > room * MANY_PIECES and room < LARGEST_BYTES:
+    room = TILE_BYTES
+    while nbytes > room * MANY_TILES and room < LARGEST_TILE_BYTES:
         room *= 2
     inner = itemsize
     chunks: list[int] = []
@@ -233,7 +233,7 @@ def row_pieces(shape: Sequence[int], dtype: np.dtype[Any]) -> PieceGrid:
         is_cut = bool(chunks) and chunks[-1] < shape[len(shape) - len(chunks)]
         chunks.append(1 if is_cut else max(min(room // inner, extent), 1))
         inner *= max(extent, 1)
-    return PieceGrid(tuple(shape), tuple(reversed(chunks)))
+    return TileGrid(tuple(shape), tuple(reversed(chunks)))
 
 
 def _touched(item: slice, chunk: int) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""An array cut into boxes: of consecutive elements, of whole units, and near those that somebody else cut. No I/O."""
+"""An array cut into regions: of consecutive elements, of whole units, and near those that somebody else cut. No I/O."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-__all__ = ["Sizes", "consecutive_boxes", "even_part", "grown", "sizes_of", "sizes_of_rows", "sizes_of_units"]
+__all__ = [
+    "AxisLengths",
+    "consecutive_regions",
+    "cut_axes",
+    "divide_evenly",
+    "grow_shape",
+    "join_rows",
+    "join_units",
+]
 
-#: Of a grid of boxes: along each axis, the extents of one box after the other.
-Sizes = tuple[tuple[int, ...], ...]
+#: Of a grid of regions: along each axis, the extents of one region after the other.
+AxisLengths = tuple[tuple[int, ...], ...]
 
 
-def consecutive_boxes(shape: Sequence[int], max_elements: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into boxes whose elements follow each other in C order, from each box to the next one as well.
+def consecutive_regions(shape: Sequence[int], max_elements: int) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into regions whose elements follow each other in C order, from each region to the next one as well.
 
     Parameters
     ----------
     max_elements
-        Of a box, at least 1.
+        Of a region, at least 1.
 
     Yields
     ------
@@ -27,13 +35,13 @@ def consecutive_boxes(shape: Sequence[int], max_elements: int) -> Iterator[tuple
 
     Examples
     --------
-    >>> for box in consecutive_boxes((2, 3), 2):
-    ...     print(box)
+    >>> for region in consecutive_regions((2, 3), 2):
+    ...     print(region)
     (slice(0, 1, None), slice(0, 2, None))
     (slice(0, 1, None), slice(2, 3, None))
     (slice(1, 2, None), slice(0, 2, None))
     (slice(1, 2, None), slice(2, 3, None))
-    >>> list(consecutive_boxes((5,), 3))
+    >>> list(consecutive_regions((5,), 3))
     [(slice(0, 3, None),), (slice(3, 5, None),)]
     """
     if 0 in shape:
@@ -50,21 +58,21 @@ def consecutive_boxes(shape: Sequence[int], max_elements: int) -> Iterator[tuple
             yield (*before, slice(first, min(first + step, shape[cut])), *whole)
 
 
-def grown(shape: Sequence[int], unit: Sequence[int], room: int) -> tuple[int, ...]:
-    """Extents of a box of whole units, at most `room` of them, that are neighbours in C order.
+def grow_shape(shape: Sequence[int], unit: Sequence[int], room: int) -> tuple[int, ...]:
+    """Extents of a region of whole units, at most `room` of them, that are neighbours in C order.
 
     From the last axis on, as many axes as there is room for are whole, the axis before them is cut evenly, and of
     those before it there is one unit. Nothing depends on the extent of axis 0.
 
-    >>> grown((60000, 28, 28), (334, 28, 28), 8)
+    >>> grow_shape((60000, 28, 28), (334, 28, 28), 8)
     (2672, 28, 28)
-    >>> grown((10, 3, 1000, 1000), (1, 1, 250, 1000), 8)
+    >>> grow_shape((10, 3, 1000, 1000), (1, 1, 250, 1000), 8)
     (1, 2, 1000, 1000)
     """
     extents = list(unit)
     for axis in range(len(shape) - 1, 0, -1):
         unit_count = max(-(-shape[axis] // unit[axis]), 1)
-        part = even_part(unit_count, room)
+        part = divide_evenly(unit_count, room)
         extents[axis] *= part
         if part < unit_count:
             return tuple(extents)
@@ -72,22 +80,22 @@ def grown(shape: Sequence[int], unit: Sequence[int], room: int) -> tuple[int, ..
     return (extents[0] * max(room, 1), *extents[1:]) if extents else ()
 
 
-def even_part(extent: int, room: int) -> int:
+def divide_evenly(extent: int, room: int) -> int:
     """The extent cut into as few equal parts as leave none larger than `room`.
 
-    >>> even_part(10, 4)
+    >>> divide_evenly(10, 4)
     4
-    >>> even_part(9, 4)
+    >>> divide_evenly(9, 4)
     3
     """
     part_count = -(-extent // max(room, 1))
     return -(-extent // part_count)
 
 
-def sizes_of(shape: Sequence[int], extents: Sequence[int]) -> Sizes:
-    """The grid of boxes of these extents, the last ones being smaller.
+def cut_axes(shape: Sequence[int], extents: Sequence[int]) -> AxisLengths:
+    """The grid of regions of these extents, the last ones being smaller.
 
-    >>> sizes_of((5, 4), (2, 4))
+    >>> cut_axes((5, 4), (2, 4))
     ((2, 2, 1), (4,))
     """
     return tuple(
@@ -96,21 +104,21 @@ def sizes_of(shape: Sequence[int], extents: Sequence[int]) -> Sizes:
     )
 
 
-def sizes_of_rows(sizes: Sizes, least: int, most: int) -> Sizes:
-    """A grid near another one, each box of which is of consecutive elements in C order.
+def join_rows(sizes: AxisLengths, least: int, most: int) -> AxisLengths:
+    """A grid near another one, each region of which is of consecutive elements in C order.
 
     Parameters
     ----------
     sizes
         The other one.
     least, most
-        Elements of a box: smaller ones are joined with their neighbours, where that makes none that is too large.
+        Elements of a region: smaller ones are joined with their neighbours, where that makes none that is too large.
 
     Examples
     --------
-    >>> sizes_of_rows(((2, 2, 2), (5, 5)), 30, 60)
+    >>> join_rows(((2, 2, 2), (5, 5)), 30, 60)
     ((4, 2), (10,))
-    >>> sizes_of_rows(((2, 1), (5, 5)), 2, 4)
+    >>> join_rows(((2, 1), (5, 5)), 2, 4)
     ((1, 1, 1), (3, 2, 3, 2))
     """
     if not sizes:
@@ -120,22 +128,22 @@ def sizes_of_rows(sizes: Sizes, least: int, most: int) -> Sizes:
     behind = max(math.prod(shape[cut + 1 :]), 1)
     return (
         *((1,) * extent or (0,) for extent in shape[:cut]),
-        _joined(sizes[cut], -(-least // behind), max(most // behind, 1)),
+        _join(sizes[cut], -(-least // behind), max(most // behind, 1)),
         *((extent,) for extent in shape[cut + 1 :]),
     )
 
 
-def sizes_of_units(sizes: Sizes, unit: Sequence[int], most: int) -> Sizes:
-    """A grid near another one, each box of which is of whole units.
+def join_units(sizes: AxisLengths, unit: Sequence[int], most: int) -> AxisLengths:
+    """A grid near another one, each region of which is of whole units.
 
     Parameters
     ----------
     most
-        Elements of a box, unless a single unit has more.
+        Elements of a region, unless a single unit has more.
 
     Examples
     --------
-    >>> sizes_of_units(((7, 7), (10,)), (3, 5), 1000)
+    >>> join_units(((7, 7), (10,)), (3, 5), 1000)
     ((6, 6, 2), (10,))
     """
     room = max(most // max(math.prod(unit), 1), 1)
@@ -144,10 +152,10 @@ def sizes_of_units(sizes: Sizes, unit: Sequence[int], most: int) -> Sizes:
         part = min(max(max(sizes[axis]) // unit[axis], 1), room)
         extents[axis] *= part
         room //= part
-    return sizes_of([sum(axis) for axis in sizes], extents)
+    return cut_axes([sum(axis) for axis in sizes], extents)
 
 
-def _joined(sizes: Sequence[int], least: int, most: int) -> tuple[int, ...]:
+def _join(sizes: Sequence[int], least: int, most: int) -> tuple[int, ...]:
     """Extents along one axis, those below `least` joined and those above `most` cut evenly."""
     joined: list[int] = []
     run = 0

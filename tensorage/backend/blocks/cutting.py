@@ -12,11 +12,11 @@ import numpy.typing as npt
 from tensorage.backend.wire.header import bytes_of
 from tensorage.types import Dataset
 
-__all__ = ["Piece", "pieces_of_flat", "pieces_to_send"]
+__all__ = ["EncodedRun", "cut_array", "cut_flats"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class EncodedRun:
     """Consecutive elements of an array, as they travel.
 
     Parameters
@@ -34,7 +34,7 @@ class Piece:
     elements: memoryview
 
 
-def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Iterator[Piece]:
+def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Iterator[EncodedRun]:
     """Cut an array into pieces of whole blocks, none over `max_bytes` unless a single block is.
 
     An array that is in C order and little-endian is not copied; of any other, one piece at a time is.
@@ -43,28 +43,28 @@ def pieces_to_send(array: npt.NDArray[Any], chunk: int, max_bytes: int) -> Itera
     ----------
     array
         At least one element, of a storable dtype in any byte order.
-    chunk
+    block_size
         Elements per block, from `block_elements`.
     """
     wanted = array.dtype.newbyteorder("<")
     row = array.size // array.shape[0] if array.ndim else 1
-    per_piece = max(max_bytes // (chunk * wanted.itemsize), 1) * chunk
-    if row > chunk:
+    per_piece = max(max_bytes // (block_size * wanted.itemsize), 1) * block_size
+    if row > block_size:
         # Blocks begin anew at each row, so that no piece may reach into the next one.
         for number in range(array.shape[0]):
             flat = np.ascontiguousarray(array[number], dtype=wanted).reshape(-1)
             for first in range(0, row, per_piece):
                 part = flat[first : first + per_piece]
-                yield Piece(number * row + first, part.size, bytes_of(part))
+                yield EncodedRun(number * row + first, part.size, bytes_of(part))
         return
     rows = np.atleast_1d(array)
     rows_per_piece = max(per_piece // row, 1)
     for first in range(0, rows.shape[0], rows_per_piece):
         part = np.ascontiguousarray(rows[first : first + rows_per_piece], dtype=wanted).reshape(-1)
-        yield Piece(first * row, part.size, bytes_of(part))
+        yield EncodedRun(first * row, part.size, bytes_of(part))
 
 
-def pieces_of_flat(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_bytes: int) -> Iterator[Piece]:
+def cut_flats(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_bytes: int) -> Iterator[EncodedRun]:
     """The pieces of an array that comes in parts, in one dimension, and never exists whole.
 
     Each piece has memory of its own, so that whoever makes the parts may use theirs again.
@@ -80,8 +80,8 @@ def pieces_of_flat(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_byte
             pass
         return
     row = dataset.size // dataset.shape[0] if dataset.shape else 1
-    per_piece = max(max_bytes // (dataset.chunk * dataset.dtype.itemsize), 1) * dataset.chunk
-    ends = _piece_ends(dataset.size, row, per_piece, cut_rows=row > dataset.chunk)
+    per_piece = max(max_bytes // (dataset.block_size * dataset.dtype.itemsize), 1) * dataset.block_size
+    ends = _run_ends(dataset.size, row, per_piece, cut_rows=row > dataset.block_size)
     begin, end = 0, next(ends)
     piece = np.empty(end - begin, dataset.dtype)
     filled = 0
@@ -92,12 +92,12 @@ def pieces_of_flat(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_byte
             piece[filled : filled + part.size] = part
             taken, filled = taken + part.size, filled + part.size
             if filled == piece.size:
-                yield Piece(begin, filled, bytes_of(piece))
+                yield EncodedRun(begin, filled, bytes_of(piece))
                 begin, end = end, next(ends, end)
                 piece, filled = np.empty(end - begin, dataset.dtype), 0
 
 
-def _piece_ends(size: int, row: int, per_piece: int, *, cut_rows: bool) -> Iterator[int]:
+def _run_ends(size: int, row: int, per_piece: int, *, cut_rows: bool) -> Iterator[int]:
     """Where one piece after the other ends. Those of cut rows do not reach from one row into the next."""
     if not cut_rows:
         yield from range(per_piece, size, per_piece)

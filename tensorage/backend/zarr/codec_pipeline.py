@@ -1,9 +1,9 @@
 """The codecs of a chunk at work: from elements to bytes and back.
 
-`chain_of` gives the way through the codecs that an array names. `PlainChain` does the common ones by numcodecs
+`pipeline_of` gives the way through the codecs that an array names. `PlainPipeline` does the common ones by numcodecs
 itself: elements as they are in memory, compressed by Blosc or zstd or not, with a checksum behind them or not.
-`ZarrChain` does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many threads at
-once.
+`ZarrPipeline` does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many
+threads at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.zarr.compressors import BloscBuffers, Compressor, CorruptChunkError, ZstdFrames
-from tensorage.backend.zarr.inflating import Inflater, encoded_room, inflater_of
+from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
 from tensorage.errors import InvalidInputError
 from tensorage.model.zarr_metadata import (
     SHARDING,
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRC32C_BYTES",
-    "Chain",
-    "PlainChain",
-    "ZarrChain",
-    "chain_of",
-    "checked_codecs",
+    "CodecPipeline",
+    "PlainPipeline",
+    "ZarrPipeline",
     "crc32c",
     "fill_value_of",
+    "normalize_codecs",
+    "pipeline_of",
 ]
 
 CRC32C_BYTES = 4
@@ -59,7 +59,7 @@ _COMPRESSORS: Mapping[str, Callable[[Mapping[str, Any]], Compressor | None]] = {
 }
 
 
-class Chain(Protocol):
+class CodecPipeline(Protocol):
     """The codecs of a chunk, in their order."""
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
@@ -91,7 +91,7 @@ class Chain(Protocol):
         """Most bytes that a chunk of so many bytes of elements is encoded in."""
 
 
-def chain_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> Chain:
+def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
     """The way through the codecs of an array each of whose objects is a chunk.
 
     Parameters
@@ -104,18 +104,18 @@ def chain_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> Chain:
     InvalidInputError
         If zarr doesn't know the codecs.
     """
-    return PlainChain.of(metadata["codecs"], dtype) or ZarrChain(metadata, dtype)
+    return PlainPipeline.of(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype)
 
 
 @dataclass(frozen=True)
-class PlainChain:
+class PlainPipeline:
     """Elements in their order in memory, then a compressor or none, then a checksum or none."""
 
     compressor: Compressor | None
     has_crc32c: bool
 
     @classmethod
-    def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainChain | None:
+    def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainPipeline | None:
         """The chain, if the codecs are of this kind."""
         names = [name_of(codec) for codec in codecs]
         if names[:1] != ["bytes"]:
@@ -154,10 +154,10 @@ class PlainChain:
         return encoded_room(nbytes)
 
 
-class ZarrChain:
+class ZarrPipeline:
     """Any codecs that zarr knows: an array of a single chunk, in memory, that zarr writes and reads.
 
-    Codecs between bytes are undone by `tensorage.backend.zarr.inflating`, each within the bound that the chunk sets,
+    Codecs between bytes are undone by `tensorage.backend.zarr.inflate`, each within the bound that the chunk sets,
     and shards within a chunk by a `ShardCodec` of their own. Zarr decodes what is left, which is no longer than the
     elements. A codec that somebody else has registered with zarr is that one's code, and zarr runs it as it is.
 
@@ -352,7 +352,9 @@ class _Slot(NamedTuple):
     objects: dict[str, Any]
 
 
-def checked_codecs(codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Codec, ...]:
+def normalize_codecs(
+    codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[Codec, ...]:
     """Codecs as somebody gave them, in the form that zarr writes down, after a chunk went through them and back.
 
     Parameters
@@ -373,7 +375,7 @@ def checked_codecs(codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dty
         # What they leave open, zarr chooses now, such as the element size of a shuffle.
         array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
         written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
-        chain = ZarrChain(array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype)
+        chain = ZarrPipeline(array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype)
         # Some codecs look at what they were told no sooner than this.
         chain.decode(memoryview(b"".join(chain.encode(chunk))), chunk)
     except Exception as error:
@@ -393,7 +395,7 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
             return np.array(value, dtype)
     elif all(map(_is_zero, value if isinstance(value, list) else [value])):
         return np.zeros((), dtype)
-    return ZarrChain(metadata, dtype).fill_value
+    return ZarrPipeline(metadata, dtype).fill_value
 
 
 def _is_zero(value: Any) -> bool:

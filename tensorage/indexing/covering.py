@@ -2,7 +2,7 @@
 
 A run that covers some dims goes from the first to the last element that they select, and what lies between
 travels too. That costs bytes, but a run costs as well: about as much as `RUN_COST_BYTES`, and more if there are
-few in a block. `choose` weighs them, within the bound on over-read that `tensorage.indexing` states.
+few in a block. `choose_covering` weighs them, within the bound on over-read that `tensorage.indexing` states.
 
 Points may also be *joined*: neighbours with nothing or little between them become one run.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tensorage.indexing.runs import Grid, Source, Spans, requests
+from tensorage.indexing.runs import RunList, RunProduct, Runs, split_by_request
 from tensorage.indexing.selection import Dim, Indexer, Positions
 
-__all__ = ["MAX_GAP_BYTES", "Layout", "choose", "source_of"]
+__all__ = ["MAX_GAP_BYTES", "Covering", "choose_covering", "runs_of"]
 
 #: For each block touched, so much may travel that is not selected.
 MAX_GAP_BYTES = 64 * 1024
@@ -37,7 +37,7 @@ POSITION_COST_BYTES = 10
 MAX_JOINED_RATIO = 0.75
 
 
-class Layout(NamedTuple):
+class Covering(NamedTuple):
     """One way to read: dims before `level` are walked, those from it on are covered by each run."""
 
     level: int
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
     positions: int
     size: int
     #: What is read instead of the grid.
-    spans: Spans | None = None
+    spans: RunList | None = None
 
     def cost(self, itemsize: int, blocks: int) -> int:
         """In bytes, roughly."""
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
         )
 
 
-def choose(indexer: Indexer, itemsize: int, chunk: int, *, exact: bool) -> Layout:
+def choose_covering(indexer: Indexer, itemsize: int, block_size: int, *, exact: bool) -> Covering:
     """The cheapest way to read within the bound on over-read, or one beyond it that saves a request.
 
     Parameters
@@ -71,33 +71,33 @@ def choose(indexer: Indexer, itemsize: int, chunk: int, *, exact: bool) -> Layou
     exact
         Whether nothing may travel beyond the elements selected.
     """
-    layouts = _layouts(indexer.dims)
+    layouts = _coverings(indexer.dims)
     contiguous = layouts[-1]
     if contiguous.level == 0:
         return contiguous
-    blocks = _blocks_touched(indexer.base, indexer.dims, chunk)
+    blocks = _blocks_touched(indexer.base, indexer.dims, block_size)
     allowed = contiguous.size if exact else 2 * contiguous.size + MAX_GAP_BYTES * blocks // itemsize
     layouts = [
-        _joined(indexer, layout, allowed, 0 if exact else _cheap_gap(layout, blocks) // itemsize)
+        _join_points(indexer, layout, allowed, 0 if exact else _cheap_gap(layout, blocks) // itemsize)
         if layout.level == 1 and indexer.dims[0].offsets is not None
         else layout
         for layout in (layouts[-1:] if exact else layouts)
     ]
 
-    def cost(layout: Layout) -> int:
+    def cost(layout: Covering) -> int:
         return layout.cost(itemsize, blocks)
 
     within = [layout for layout in layouts if layout.size <= allowed]
     best = min(within, key=cost)
     beyond = [layout for layout in layouts if layout.size > allowed and cost(layout) < cost(best)]
     for layout in sorted(beyond, key=cost):
-        source = source_of(indexer, layout)
-        if all(_is_fewer_requests(source, source_of(indexer, other), itemsize, chunk) for other in within):
+        source = runs_of(indexer, layout)
+        if all(_is_fewer_requests(source, runs_of(indexer, other), itemsize, block_size) for other in within):
             return layout
     return best
 
 
-def source_of(indexer: Indexer, layout: Layout) -> Source:
+def runs_of(indexer: Indexer, layout: Covering) -> Runs:
     """What travels."""
     if layout.spans is not None:
         return layout.spans
@@ -106,10 +106,10 @@ def source_of(indexer: Indexer, layout: Layout) -> Source:
     while rows < layout.rows:
         rows *= walked[cut].count
         cut += 1
-    return Grid(_sums(walked[:cut], indexer.base), _sums(walked[cut:], 0), layout.run_length)
+    return RunProduct(_sums(walked[:cut], indexer.base), _sums(walked[cut:], 0), layout.run_length)
 
 
-def _layouts(dims: tuple[Dim, ...]) -> list[Layout]:
+def _coverings(dims: tuple[Dim, ...]) -> list[Covering]:
     """The ways to walk and to cover, from a single run on to where nothing travels that is not selected."""
     span, count = 0, 1
     spans, counts = [0], [1]
@@ -118,31 +118,31 @@ def _layouts(dims: tuple[Dim, ...]) -> list[Layout]:
         count *= dim.count
         spans.append(span)
         counts.append(count)
-    layouts: list[Layout] = []
+    layouts: list[Covering] = []
     for level, (span, covered) in enumerate(zip(reversed(spans), reversed(counts), strict=True)):
         runs = count // covered
         # Rows and runs are named one by one: as few of both together as can be.
         rows = min((count // counts[-1 - cut] for cut in range(level, -1, -1)), key=lambda n: n + runs // n)
-        layouts.append(Layout(level, rows, span + 1, runs, rows + runs // rows, runs * (span + 1)))
+        layouts.append(Covering(level, rows, span + 1, runs, rows + runs // rows, runs * (span + 1)))
         if span + 1 == covered:
             break
     return layouts
 
 
-def _blocks_touched(base: int, dims: tuple[Dim, ...], chunk: int) -> int:
+def _blocks_touched(base: int, dims: tuple[Dim, ...], block_size: int) -> int:
     """How many blocks the selected elements touch: never more than they do, and hardly fewer."""
     blocks, span = 1, 0
     for number in range(len(dims) - 1, -1, -1):
         dim = dims[number]
         # The outermost dim begins where the selection does, the others somewhere in a block.
-        offset = base % chunk if number == 0 else 0
+        offset = base % block_size if number == 0 else 0
         if dim.offsets is not None:
-            at = (dim.offsets + offset) // chunk
+            at = (dim.offsets + offset) // block_size
             touched = int(np.count_nonzero(at[1:] != at[:-1])) + 1
             # Begun elsewhere, the same offsets may fall into half as many.
             touched = touched if number == 0 else (touched + 1) // 2
         else:
-            touched = dim.count if dim.step >= chunk else (offset + dim.span) // chunk + 1
+            touched = dim.count if dim.step >= block_size else (offset + dim.span) // block_size + 1
         # Where offsets are further apart than all that is inside of them, neighbours share one block at most.
         apart = dim.count * (blocks - 1) + 1 if dim.step > span else blocks
         blocks = max(touched, apart)
@@ -150,13 +150,13 @@ def _blocks_touched(base: int, dims: tuple[Dim, ...], chunk: int) -> int:
     return blocks
 
 
-def _cheap_gap(layout: Layout, blocks: int) -> int:
+def _cheap_gap(layout: Covering, blocks: int) -> int:
     """Bytes between two runs that cost no more than a run."""
     is_lonely = layout.runs * LONELY_RUN_COST_BYTES < blocks * BLOCK_COST_BYTES
     return RUN_COST_BYTES + (LONELY_RUN_COST_BYTES if is_lonely else 0)
 
 
-def _joined(indexer: Indexer, layout: Layout, allowed: int, max_gap: int) -> Layout:
+def _join_points(indexer: Indexer, layout: Covering, allowed: int, max_gap: int) -> Covering:
     """Points with at most `max_gap` elements between them as one run, if that makes clearly fewer runs.
 
     At most `allowed` elements may travel: the smallest gaps are closed first.
@@ -177,13 +177,15 @@ def _joined(indexer: Indexer, layout: Layout, allowed: int, max_gap: int) -> Lay
         return layout
     firsts = offsets[np.concatenate(([0], breaks + 1))]
     lengths = offsets[np.concatenate((breaks, [-1]))] + length - firsts
-    spans = Spans(firsts + indexer.base, lengths)
+    spans = RunList(firsts + indexer.base, lengths)
     return layout._replace(runs=len(firsts), positions=2 * len(firsts), size=spans.size, spans=spans)
 
 
-def _is_fewer_requests(source: Source, other: Source, itemsize: int, chunk: int) -> bool:
-    others = requests(other, itemsize, chunk)
-    return all(next(others, None) is not None for _ in requests(source, itemsize, chunk)) and any(others)
+def _is_fewer_requests(source: Runs, other: Runs, itemsize: int, block_size: int) -> bool:
+    others = split_by_request(other, itemsize, block_size)
+    return all(
+        next(others, None) is not None for _ in split_by_request(source, itemsize, block_size)
+    ) and any(others)
 
 
 def _sums(dims: tuple[Dim, ...], first: int) -> Positions:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tensorage.errors import InvalidInputError
 
-__all__ = ["Content", "Readable", "Source", "open_source"]
+__all__ = ["Content", "Readable", "UploadContent", "open_content"]
 
 
 class Readable(Protocol):
@@ -22,7 +22,7 @@ class Readable(Protocol):
 Content = str | bytes | bytearray | memoryview | Path | Readable
 
 
-class Source:
+class UploadContent:
     """Content of an upload.
 
     Parameters
@@ -113,15 +113,15 @@ class Source:
 
 
 @contextmanager
-def open_source(content: Content, asked: str) -> Iterator[Source]:
+def open_content(content: Content, asked: str) -> Iterator[UploadContent]:
     """Open what is to be uploaded. An open file stays open."""
     if isinstance(content, Path):
         with content.open("rb") as file:
-            yield Source(file, asked)
+            yield UploadContent(file, asked)
     elif hasattr(content, "read"):
-        yield Source(content, asked)
+        yield UploadContent(content, asked)
     else:
-        yield Source(_View(_as_bytes(content)), asked)
+        yield UploadContent(_View(_as_bytes(content)), asked)
 
 
 def _as_bytes(content: Any) -> memoryview:

@@ -1,8 +1,8 @@
 """What a selection takes along each axis, cut by a grid of chunks. No I/O.
 
-Each axis is either a *line*, of which a slice is taken, or one along which *points* have indices. `cut` walks the
-chunks that are touched, and says for each what it takes along each axis. The points are sorted by chunk once, and
-nothing is done element by element: of a line that is a million chunks long, one piece is made at a time.
+Each axis is either a *line*, of which a slice is taken, or one along which *points* have indices. `project_axes`
+walks the chunks that are touched, and says for each what it takes along each axis. The points are sorted by chunk once,
+and nothing is done element by element: of a line that is a million chunks long, one projection is made at a time.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 
 from tensorage.indexing.selection import Positions
 
-__all__ = ["AxisSelection", "Piece", "cut"]
+__all__ = ["AxisProjection", "AxisSelection", "project_axes"]
 
 #: What is taken along an axis, ascending. A slice begins at 0 or later, ends right behind its last element and has
-#: a step; an integer stands for the axes of the box that points do not need.
+#: a step; an integer stands for the axes of the buffer that points do not need.
 AxisSelection: TypeAlias = slice | Positions | int
 
 
-class Piece(NamedTuple):
+class AxisProjection(NamedTuple):
     """What one chunk takes along one axis."""
 
     coord: int
     in_chunk: AxisSelection
-    in_box: AxisSelection
+    in_buffer: AxisSelection
     #: Elements: what a chunk takes is the product over all axes.
     size: int
 
 
-def cut(
-    selected: Sequence[AxisSelection], in_box: Sequence[AxisSelection], chunks: Sequence[int]
-) -> Iterator[tuple[Piece, ...]]:
+def project_axes(
+    selected: Sequence[AxisSelection], in_buffer: Sequence[AxisSelection], chunks: Sequence[int]
+) -> Iterator[tuple[AxisProjection, ...]]:
     """What each chunk takes along each axis: in C order of the grid, each chunk once that is touched.
 
     Parameters
@@ -42,67 +42,67 @@ def cut(
     selected
         Along each axis: a slice, or the indices of the points.
     in_box
-        Where that is along each axis of the box. All points are along the first of their axes.
+        Where that is along each axis of the buffer. All points are along the first of their axes.
     chunks
         Shape of a chunk.
 
     Examples
     --------
-    >>> for pieces in cut([slice(3, 12, 2)], [slice(0, 5, 1)], [8]):
-    ...     print(pieces)
-    (Piece(coord=0, in_chunk=slice(3, 8, 2), in_box=slice(0, 3, 1), size=3),)
-    (Piece(coord=1, in_chunk=slice(1, 4, 2), in_box=slice(3, 5, 1), size=2),)
+    >>> for projections in project_axes([slice(3, 12, 2)], [slice(0, 5, 1)], [8]):
+    ...     print(projections)
+    (AxisProjection(coord=0, in_chunk=slice(3, 8, 2), in_buffer=slice(0, 3, 1), size=3),)
+    (AxisProjection(coord=1, in_chunk=slice(1, 4, 2), in_buffer=slice(3, 5, 1), size=2),)
     """
     lines: dict[int, _Line] = {}
     indices: dict[int, Positions] = {}
-    for axis, (item, place) in enumerate(zip(selected, in_box, strict=True)):
+    for axis, (item, place) in enumerate(zip(selected, in_buffer, strict=True)):
         if isinstance(item, np.ndarray):
             indices[axis] = item
         elif isinstance(item, slice) and isinstance(place, slice):
             lines[axis] = _Line(item, place)
     points = None
     if indices:
-        place = in_box[min(indices)]
+        place = in_buffer[min(indices)]
         assert not isinstance(place, int)
         points = _Points.of(indices, place, chunks)
     groups = range(1) if points is None else points.groups
-    for pieces, _ in _walk(0, groups, lines, points, chunks):
-        yield pieces
+    for projections, _ in _walk(0, groups, lines, points, chunks):
+        yield projections
 
 
 def _walk(
     axis: int, groups: range, lines: dict[int, _Line], points: _Points | None, chunks: Sequence[int]
-) -> Iterator[tuple[tuple[Piece, ...], int]]:
-    """The pieces from one axis on of each chunk that has some of these groups of points; and which group it has."""
+) -> Iterator[tuple[tuple[AxisProjection, ...], int]]:
+    """Yield the projections of each chunk from one axis on, and the group of points that the chunk has."""
     if axis == len(chunks):
         yield (), groups.start
     elif axis in lines:
-        for piece in lines[axis].pieces(chunks[axis]):
-            for pieces, group in _walk(axis + 1, groups, lines, points, chunks):
-                yield (piece, *pieces), group
+        for projection in lines[axis].projections(chunks[axis]):
+            for projections, group in _walk(axis + 1, groups, lines, points, chunks):
+                yield (projection, *projections), group
     else:
         assert points is not None
         for branch in points.branches(axis, groups):
-            for pieces, group in _walk(axis + 1, branch, lines, points, chunks):
-                yield (points.piece(axis, group), *pieces), group
+            for projections, group in _walk(axis + 1, branch, lines, points, chunks):
+                yield (points.projection(axis, group), *projections), group
 
 
 class _Line(NamedTuple):
-    """A slice, and where it is in the box."""
+    """A slice, and where it is in the buffer."""
 
     selected: slice
-    in_box: slice
+    in_buffer: slice
 
-    def pieces(self, extent: int) -> Iterator[Piece]:
+    def projections(self, extent: int) -> Iterator[AxisProjection]:
         """The slice, cut by chunks of some extent."""
         step, done = self.selected.step, 0
-        count = self.in_box.stop - self.in_box.start
+        count = self.in_buffer.stop - self.in_buffer.start
         while done < count:
             coord, first = divmod(self.selected.start + done * step, extent)
             size = min(-(-(extent - first) // step), count - done)
             in_chunk = slice(first, first + (size - 1) * step + 1, step)
-            place = self.in_box.start + done
-            yield Piece(coord, in_chunk, slice(place, place + size, 1), size)
+            place = self.in_buffer.start + done
+            yield AxisProjection(coord, in_chunk, slice(place, place + size, 1), size)
             done += size
 
 
@@ -128,7 +128,7 @@ class _Points:
     axes
         Along which the points have indices, ascending.
     in_box
-        Where each point is along its axis of the box.
+        Where each point is along its axis of the buffer.
     order
         Sorts the points. Those of one chunk stay in the order that they are given in.
     bounds
@@ -136,12 +136,14 @@ class _Points:
     """
 
     axes: dict[int, _AxisPoints]
-    in_box: slice | Positions
+    in_buffer: slice | Positions
     order: Positions
     bounds: Positions
 
     @classmethod
-    def of(cls, indices: dict[int, Positions], in_box: slice | Positions, chunks: Sequence[int]) -> _Points:
+    def of(
+        cls, indices: dict[int, Positions], in_buffer: slice | Positions, chunks: Sequence[int]
+    ) -> _Points:
         number: Positions = np.zeros(1, np.int64)
         for axis, index in indices.items():
             coord = index // chunks[axis]
@@ -156,7 +158,7 @@ class _Points:
             coords = index[order[firsts]] // chunks[axis]
             is_new[1:] |= coords[1:] != coords[:-1]
             axes[axis] = _AxisPoints(index, chunks[axis], coords, np.flatnonzero(is_new))
-        return cls(axes, in_box, order, np.append(firsts, len(number)))
+        return cls(axes, in_buffer, order, np.append(firsts, len(number)))
 
     @property
     def groups(self) -> range:
@@ -171,7 +173,7 @@ class _Points:
         for first, after in zip(firsts, [*firsts[1:], groups.stop], strict=True):
             yield range(first, after)
 
-    def piece(self, axis: int, group: int) -> Piece:
+    def projection(self, axis: int, group: int) -> AxisProjection:
         """What a group's chunk takes along one of the axes."""
         first, after = self.bounds[group : group + 2].tolist()
         points = self.order[first:after]
@@ -179,14 +181,18 @@ class _Points:
         coord = int(along.coords[group])
         in_chunk = along.indices[points] - coord * along.extent
         if axis != min(self.axes):
-            return Piece(coord, in_chunk, 0, 1)
+            return AxisProjection(coord, in_chunk, 0, 1)
         if len(self.axes) == 1:
-            return Piece(coord, _as_slice(in_chunk), self._place(points), len(points))
-        return Piece(coord, in_chunk, self._place(points), len(points))
+            return AxisProjection(coord, _as_slice(in_chunk), self._place(points), len(points))
+        return AxisProjection(coord, in_chunk, self._place(points), len(points))
 
     def _place(self, points: Positions) -> slice | Positions:
-        """Where some points of one group are in the box."""
-        place = self.in_box[points] if isinstance(self.in_box, np.ndarray) else points + self.in_box.start
+        """Where some points of one group are in the buffer."""
+        place = (
+            self.in_buffer[points]
+            if isinstance(self.in_buffer, np.ndarray)
+            else points + self.in_buffer.start
+        )
         # With slices between index arrays, numpy brings the points before all other axes: here as in the chunk.
         is_together = max(self.axes) - min(self.axes) + 1 == len(self.axes)
         return _as_slice(place) if is_together else place

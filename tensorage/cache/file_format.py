@@ -4,7 +4,7 @@ A file has three parts, each of which begins at a page::
 
     header    magic, and JSON that says which version of which array this is
     index     8 bytes for each piece: CRC-32 of its bytes, and by whom it may be believed without a look at them
-    elements  the pieces, as `tensorage.indexing.pieces` puts them into a file
+    elements  the pieces, as `tensorage.indexing.tiles` puts them into a file
 
 The file is as long as all of it from the beginning, but has no blocks on the disk for what was never written.
 """
@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from tensorage.indexing.pieces import PieceGrid
 from tensorage.indexing.selection import Positions
+from tensorage.indexing.tiles import TileGrid
 from tensorage.types import Dataset
 
-__all__ = ["ENTRY_NAME", "PAGE_BYTES", "RECORD", "EntryLayout"]
+__all__ = ["ENTRY_NAME", "PAGE_BYTES", "RECORD", "FileFormat"]
 
 #: Files begin with it; another format gets another number.
 MAGIC = b"tensorage cache 1\n"
@@ -33,7 +33,7 @@ MAGIC = b"tensorage cache 1\n"
 #: Parts begin at multiples of it, and disks give room in it.
 PAGE_BYTES = 4096
 
-#: Of the index. A mark of 0 says that the piece is not there; see `tensorage.cache.entry` for the others.
+#: Of the index. A mark of 0 says that the piece is not there; see `tensorage.cache.cache_file` for the others.
 RECORD = np.dtype([("crc", "<u4"), ("mark", "<u4")])
 
 _DIGITS = 20
@@ -43,7 +43,7 @@ ENTRY_NAME = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-[0-9a-f]{{{_DIGITS}}}\.pieces")
 
 
 @dataclass(frozen=True)
-class EntryLayout:
+class FileFormat:
     """The file of one version of an array.
 
     Parameters
@@ -58,7 +58,7 @@ class EntryLayout:
 
     url: str
     dataset: Dataset
-    grid: PieceGrid
+    grid: TileGrid
 
     @cached_property
     def identity(self) -> dict[str, Any]:
