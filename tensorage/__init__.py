@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tensorage.session import BackendSession
     from tensorage.store import TensorStore
     from tensorage.tensor import Tensor
-    from tensorage.training.aligned import zip as zip  # noqa: A004 - written tensorage.zip
     from tensorage.training.batches import batches
+    from tensorage.training.batches import zip as zip  # noqa: A004 - written tensorage.zip
     from tensorage.types import Dataset
     from tensorage.warnings import SecurityWarning
 
@@ -85,7 +85,7 @@ _HOMES = {
     "local": "auth",
     "login": "auth",
     "signup": "auth",
-    "zip": "training.aligned",
+    "zip": "training.batches",
 }
 
 

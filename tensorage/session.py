@@ -89,11 +89,11 @@ class ContextWrapper(Generic[C]):
 
     def __enter__(self) -> C:
         """Log in if nobody is, and return the context."""
-        self._session._hold()
+        self._session.hold()
         try:
             return self.Context(self._session)
         except BaseException:
-            self._session._release()
+            self._session.release()
             raise
 
     def __exit__(
@@ -103,7 +103,7 @@ class ContextWrapper(Generic[C]):
         traceback: TracebackType | None,
     ) -> None:
         """Log out, unless another context or a store of the session is still in use."""
-        self._session._release()
+        self._session.release()
 
 
 class BackendSession:
@@ -508,7 +508,7 @@ class BackendSession:
 
     # Inner parts --------------------------------------------------------------------------------------
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
         """One more user of the login: log in if nobody is."""
 
         def hold() -> None:
@@ -519,7 +519,7 @@ class BackendSession:
 
         self._patience.keep_trying(hold, "logging in")
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """One user less: the last one logs out. What was done is done, if logging out fails or not."""
         with self._lock:
             self._holders -= 1

@@ -6,19 +6,20 @@ import keyword
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.adapters.dask import is_dask, store_dask
-from tensorage.adapters.labelled import Labels, append_labelled, is_labelled, labels_of, unwrapped
-from tensorage.backend.database import DatabaseContext
+from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrapped
+from tensorage.backend.arrays import Arrays
+from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
-from tensorage.indexing.selection import Selection
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
+from tensorage.model.values import split_key
 from tensorage.tensor import Tensor
 from tensorage.types import Dataset, Engine, EngineChoice
 
@@ -26,9 +27,49 @@ if TYPE_CHECKING:
     import zarr.abc.store
 
     from tensorage.background.writer import BackgroundWriter
-    from tensorage.session import BackendSession
 
-__all__ = ["TensorStore"]
+__all__ = ["Backend", "HeldLogin", "TensorStore"]
+
+
+class Backend(Project, Protocol):
+    """A session, as far as a store needs one."""
+
+    email: str | None
+
+    def hold(self) -> None:
+        """Keep the user logged in until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Let the user be logged out, unless others hold the login."""
+        ...
+
+
+class HeldLogin:
+    """Access to a project for as long as this object lives: it holds the session's login.
+
+    Handles and whatever is made of them keep it, so that they work after their store is gone.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        backend.hold()
+        weakref.finalize(self, _release, backend).atexit = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldLogin, (self.backend,)
+
+    @property
+    def backend_url(self) -> str | None:
+        return self.backend.backend_url
+
+    @property
+    def user_id(self) -> str:
+        return self.backend.user_id
+
+    @property
+    def transfer(self) -> Transfer:
+        return self.backend.transfer
 
 
 @dataclass(eq=False)
@@ -61,18 +102,21 @@ class TensorStore(MutableMapping[str, Any]):
         store.weather[10:20]
     """
 
-    backend: BackendSession
+    backend: Backend
     quiet: bool = False
     engine: EngineChoice = "database"
     chunk_size: int | None = None
     allow_overwrite: bool = False
-    context: DatabaseContext = field(init=False, repr=False)
+    _login: HeldLogin = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
-        self.backend._hold()
-        weakref.finalize(self, _release, self.backend).atexit = False
-        self.context = DatabaseContext(self.backend)
+        self._login = HeldLogin(self.backend)
+
+    @property
+    def arrays(self) -> Arrays:
+        """The user's arrays, by the interface that handles work with."""
+        return Arrays(self._login, quiet=self.quiet)
 
     # The mapping --------------------------------------------------------------------------------------
 
@@ -86,7 +130,7 @@ class TensorStore(MutableMapping[str, Any]):
         IndexError
             As numpy's.
         """
-        name, selection = _key_and_selection(key)
+        name, selection = split_key(key)
         return self.open(name).read(... if selection is None else selection)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
@@ -101,7 +145,7 @@ class TensorStore(MutableMapping[str, Any]):
         DTypeError, QuotaExceededError, InvalidInputError
             Nothing has changed.
         """
-        name, selection = _key_and_selection(key)
+        name, selection = split_key(key)
         if selection is not None:
             self.open(name)[selection] = value
             return
@@ -109,27 +153,27 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __delitem__(self, key: str) -> None:
         """Delete an array of this user."""
-        self.context.remove_dataset(key)
+        self.arrays.remove(key)
 
     def __contains__(self, key: object) -> bool:
         """True if this user can open the key: one request, however many keys there are."""
         if not isinstance(key, str):
             return False
         try:
-            self.context.open(key)
+            self.arrays.open(key)
         except KeyNotFoundError:
             return False
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return self.context.iterate_keys()
+        return self.arrays.iterate_keys()
 
     def __len__(self) -> int:
-        return self.context.count_keys()
+        return self.arrays.count_keys()
 
     def keys(self, prefix: str = "") -> list[str]:  # type: ignore[override] # a list shows itself, as this API always gave
         """Every key that this user can open and that begins with `prefix`, sorted by code point."""
-        return list(self.context.iterate_keys(prefix))
+        return list(self.arrays.iterate_keys(prefix))
 
     # More than a mapping --------------------------------------------------------------------------------
 
@@ -141,7 +185,7 @@ class TensorStore(MutableMapping[str, Any]):
         owner
             E-mail address of the user whose array is meant, where several share one under the key.
         """
-        return Tensor(self, self.context.open(key, owner), owner)
+        return Tensor(self.arrays, self.arrays.open(key, owner), owner)
 
     def write(
         self,
@@ -203,12 +247,12 @@ class TensorStore(MutableMapping[str, Any]):
         """
         how: dict[str, Any] = {
             "chunk_size": self.chunk_size, "is_shared": is_shared, "attrs": attrs, "dims": dims,
-            "overwrite": self.allow_overwrite, "quiet": self.quiet,
-            "engine": self.engine if engine is None else engine, "chunks": chunks, "shards": shards, "codecs": codecs,
+            "overwrite": self.allow_overwrite, "engine": self.engine if engine is None else engine, "chunks": chunks,
+            "shards": shards, "codecs": codecs,
         }  # fmt: skip
         blocks, how = unwrapped(key, blocks, how)
         if shape is None and dtype is None:
-            return Tensor(self, self._stored(key, cast("npt.ArrayLike", blocks), **how))
+            return Tensor(self.arrays, self.write_declared(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
             raise InvalidInputError(
                 f"storing {key!r}: an array of dask has a shape and a dtype of its own, leave out shape= and dtype="
@@ -218,12 +262,13 @@ class TensorStore(MutableMapping[str, Any]):
                 f"storing {key!r} from blocks: give both, shape={shape} and dtype={dtype}, or none for an array"
             )
         rows = [blocks] if isinstance(blocks, np.ndarray) else cast("Iterable[npt.ArrayLike]", blocks)
-        return Tensor(self, self.context.write_blocks(key, rows, shape, dtype, **how))
+        return Tensor(self.arrays, self.arrays.write_blocks(key, rows, shape, dtype, **how))
 
-    def _stored(self, key: str, value: npt.ArrayLike, *, quiet: bool, **how: Any) -> Dataset:
+    def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
+        """Store an array of numpy or of dask, with options as `tensorage.backend.arrays.Arrays.write` takes them."""
         if is_dask(value):
-            return store_dask(self, key, cast("Any", value), **how)
-        return self.context.write(key, value, quiet=quiet, **how)
+            return store_dask(self.arrays, key, cast("Any", value), **how)
+        return self.arrays.write(key, value, **how)
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
@@ -246,15 +291,12 @@ class TensorStore(MutableMapping[str, Any]):
             If a DataArray's rows were appended, and their labels were not, as others changed the array in between.
         """
         if is_labelled(data):
-            self._append_labelled(key, cast("Any", data).data, labels_of(key, data))
+            append_labelled(self.arrays, key, cast("Any", data).data, labels_of(key, data))
             return
         # The database is asked without looking first: for a small append, that is the only request. To say that the
         # array is in Storage, it would be sent all of the rows.
-        known = self.context.open(key) if self.engine == "storage" else None
-        self.context.append(key, data, known=known, quiet=self.quiet)
-
-    def _append_labelled(self, key: str, rows: npt.ArrayLike, labels: Labels) -> Dataset:
-        return append_labelled(self.context, key, rows, labels, quiet=self.quiet)
+        known = self.arrays.open(key) if self.engine == "storage" else None
+        self.arrays.append(key, data, known=known)
 
     def copy(
         self,
@@ -288,10 +330,8 @@ class TensorStore(MutableMapping[str, Any]):
             "overwrite": self.allow_overwrite,
         }  # fmt: skip
         source = self.open(key)
-        made = source._restarting(
-            lambda now: self.context.copy(now, new_key, engine=engine, quiet=self.quiet, **options)
-        )
-        return Tensor(self, made)
+        made = source.on_latest(lambda now: self.arrays.copy(now, new_key, engine=engine, **options))
+        return Tensor(self.arrays, made)
 
     def zarr_store(self, key: str, *, as_group: str | None = None) -> zarr.abc.store.Store:
         """An array of Storage as it is now, as a read-only store of the package ``zarr``, for xarray and dask, too.
@@ -318,8 +358,7 @@ class TensorStore(MutableMapping[str, Any]):
             dask.array.from_zarr(store.zarr_store("t2m"))
             xarray.open_zarr(store.zarr_store("t2m", as_group="t2m"))["t2m"]
         """
-        tensor = self.open(key)
-        return self.context.zarr_store(tensor.dataset, as_group=as_group)
+        return self.arrays.zarr_store(self.arrays.open(key), as_group=as_group)
 
     def import_zarr(
         self,
@@ -355,7 +394,7 @@ class TensorStore(MutableMapping[str, Any]):
         KeyExistsError
             If the key is taken and the store does not allow to overwrite.
         """
-        stored = self.context.import_zarr(
+        stored = self.arrays.import_zarr(
             key,
             source,
             engine=engine,
@@ -366,9 +405,8 @@ class TensorStore(MutableMapping[str, Any]):
             dims=dims,
             is_shared=is_shared,
             overwrite=self.allow_overwrite,
-            quiet=self.quiet,
         )
-        return Tensor(self, stored)
+        return Tensor(self.arrays, stored)
 
     def rename(self, key: str, new_key: str) -> None:
         """Give an array of this user another key.
@@ -378,14 +416,14 @@ class TensorStore(MutableMapping[str, Any]):
         KeyExistsError
             If that is taken and the store does not allow to overwrite.
         """
-        self.context.rename(key, new_key, overwrite=self.allow_overwrite)
+        self.arrays.rename(key, new_key, overwrite=self.allow_overwrite)
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user: how many blocks fewer it then has.
 
         Appending does so by itself at the end of an array. Readers do not notice.
         """
-        return self.context.compact(key)
+        return self.arrays.compact(key)
 
     def background(self, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> BackgroundWriter:
         """Write from a loop that does not wait: what is given is stored by threads, with this store's settings.
@@ -406,15 +444,15 @@ class TensorStore(MutableMapping[str, Any]):
         """
         from tensorage.background.writer import BackgroundWriter
 
-        return BackgroundWriter(self, max_in_flight=max_in_flight, max_bytes=max_bytes)
+        return BackgroundWriter(replace(self, quiet=True), max_in_flight=max_in_flight, max_bytes=max_bytes)
 
     def share(self, key: str) -> None:
         """Let every signed-in user of the project read an array of this user."""
-        self.context.share(key, True)
+        self.arrays.share(key, True)
 
     def unshare(self, key: str) -> None:
         """Let only this user read it again."""
-        self.context.share(key, False)
+        self.arrays.share(key, False)
 
     def __getattr__(self, name: str) -> Tensor:
         """``store.weather`` is ``store.open("weather")``."""
@@ -438,17 +476,5 @@ class TensorStore(MutableMapping[str, Any]):
         return f"<TensorStore of {self.backend.email} at {self.backend.backend_url}>"
 
 
-def _key_and_selection(key: str | tuple[Any, ...]) -> tuple[str, Selection | None]:
-    if isinstance(key, tuple):
-        if not key:
-            raise InvalidInputError("a key is a string: store['key'] or store['key', 10:20]")
-        # store["k", a] is array[a], store["k", a, b] is array[a, b]. Of one None, the tuple: no selection is None too.
-        name, *items = key
-        if not items:
-            return name, None
-        return name, items[0] if len(items) == 1 and items[0] is not None else tuple(items)
-    return key, None
-
-
-def _release(session: BackendSession) -> None:
-    session._release()
+def _release(backend: Backend) -> None:
+    backend.release()

@@ -3,84 +3,47 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.adapters.dask import PinnedArray
-from tensorage.adapters.labelled import is_labelled, labels_of
-from tensorage.errors import CacheError, ChangedError, InvalidInputError
+from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of
+from tensorage.backend.arrays import OpenArray
+from tensorage.errors import CacheError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
-from tensorage.types import Dataset, Engine
+from tensorage.model.memory import describe_bytes
+from tensorage.types import Engine
 
 if TYPE_CHECKING:
     import dask.array
     import xarray as xr
 
-    from tensorage.cache.cached import CachedTensor
-    from tensorage.store import TensorStore
+    from tensorage.cache.cached import CachedReader
     from tensorage.training.batches import Batches
 
 __all__ = ["Tensor"]
 
-_Result = TypeVar("_Result")
 
-#: A read or an assignment that finds the array changed begins anew, so many times and for so long at least.
-MIN_RESTARTS = 20
-RESTART_FOR_S = 60.0
-
-
-class Tensor:
+class Tensor(OpenArray):
     """A stored array: its shape and dtype are known, its elements are read when they are asked for.
 
-    Made by `TensorStore.open`. A read that finds the array changed since it was opened begins anew, on what
-    is there now, so that a result never mixes two versions.
+    Made by `TensorStore.open`. A read that finds the array changed since it was opened begins anew, on its present
+    version, so that a result never mixes two versions.
 
     Parameters
     ----------
-    store
-        The store it was opened from.
+    arrays
+        Arrays of the user who reads it.
     dataset
         Its entry in the catalogue.
     owner
         E-mail address of the user whose array was asked for, if that was said.
     """
-
-    def __init__(self, store: TensorStore, dataset: Dataset, owner: str | None = None) -> None:
-        self._store = store
-        self._dataset = dataset
-        self._owner = owner
-
-    @property
-    def key(self) -> str:
-        return self._dataset.key
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._dataset.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dataset.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self._dataset.ndim
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self._dataset.size
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self._dataset.nbytes
 
     @property
     def attrs(self) -> Attributes:
@@ -88,7 +51,7 @@ class Tensor:
 
         To be assigned as a whole, too: ``tensor.attrs = {"units": "K"}``.
         """
-        return Attributes(lambda: self._dataset.attrs, self._annotate)
+        return Attributes(lambda: self.dataset.attrs, self._annotate)
 
     @attrs.setter
     def attrs(self, attrs: Mapping[str, Any]) -> None:
@@ -97,11 +60,11 @@ class Tensor:
     @property
     def dims(self) -> tuple[str, ...] | None:
         """Names of the axes, if it has any. Can be assigned: one for each axis, or None."""
-        return self._dataset.dims
+        return self.dataset.dims
 
     @dims.setter
     def dims(self, dims: Sequence[str] | None) -> None:
-        self._dataset = self._store.context.name_axes(self._dataset, dims)
+        self.dataset = self.arrays.name_axes(self.dataset, dims)
 
     @property
     def coords(self) -> Coords:
@@ -119,27 +82,17 @@ class Tensor:
             weather.dims = ("time", "lat", "lon")
             weather.coords = {"lat": np.linspace(90, -90, 721), "season": ("time", ["winter", "spring"])}
         """
-        return Coords(self._dataset)
+        return Coords(self.dataset)
 
     @coords.setter
     def coords(self, coords: Mapping[str, Any]) -> None:
-        made = as_coords(coords, self._dataset)
-        self._dataset = self._store.context.label(self._dataset, replace_coords(self._dataset, made))
+        made = as_coords(coords, self.dataset)
+        self.dataset = self.arrays.label(self.dataset, replace_coords(self.dataset, made))
 
     @property
     def engine(self) -> Engine:
         """Where it is kept."""
-        return self._dataset.engine
-
-    @property
-    def dataset(self) -> Dataset:
-        """Its entry in the catalogue, as it was when last looked at."""
-        return self._dataset
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of unsized object")
-        return self.shape[0]
+        return self.dataset.engine
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
@@ -168,8 +121,7 @@ class Tensor:
         PermissionDeniedError
             If the array is somebody else's.
         """
-        context, quiet = self._store.context, self._store.quiet
-        self._dataset = self._restarting(lambda now: context.assign(now, selection, value, quiet=quiet))
+        self.dataset = self.on_latest(lambda now: self.arrays.assign(now, selection, value))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Samples along the first axis, in one request: PyTorch's way of asking for a batch."""
@@ -206,29 +158,9 @@ class Tensor:
             raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
         return np.asarray(self.read(...), dtype=dtype)
 
-    def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
-        """``array[selection]``.
-
-        Parameters
-        ----------
-        out
-            An array of the result's shape and dtype, filled and returned in place of a new one.
-
-        Raises
-        ------
-        IndexError
-            As numpy's.
-        KeyNotFoundError
-            If the array has been deleted meanwhile.
-        IncompleteTensorError
-            If blocks of it were deleted behind its back.
-        """
-        quiet = self._store.quiet
-        return self._restarting(lambda now: self._store.context.read(now, selection, out=out, quiet=quiet))
-
     def cached(
         self, directory: str | os.PathLike[str], *, max_bytes: int | None = None, check_every_s: float = 1.0
-    ) -> CachedTensor:
+    ) -> Tensor:
         """The same array, read through a cache on the local disk: what was read once is not fetched again.
 
         Neither in the next epoch nor in another process that names the folder. What is kept belongs to one version of
@@ -266,28 +198,19 @@ class Tensor:
                     step(images[batch])
         """
         try:
-            from tensorage.cache.cached import CachedTensor
+            from tensorage.cache.cached import CachedReader
         except ModuleNotFoundError as error:
             if error.name != "fcntl":
                 raise
             raise CacheError("caches on the local disk need the file locks of Linux or macOS") from error
-        return CachedTensor(
-            self._store,
-            self._dataset,
-            self._owner,
-            directory=directory,
-            max_bytes=max_bytes,
-            check_every_s=check_every_s,
-        )
+        reader = CachedReader(directory, max_bytes=max_bytes, check_every_s=check_every_s)
+        reader.use(self)
+        return Tensor(self.arrays, self.dataset, self.asked_owner, reader=reader)
 
-    def epoch_cost(self) -> int:
-        """Bytes of elements that reading every row once, in order, moves over the network now.
-
-        Of the database, they are those of the elements, `nbytes`. Of Storage, they are those of the chunks as they are
-        stored, which are compressed, each counted once: as large slices are read, not single rows. Neither counts what
-        requests and answers consist of besides, nor chunks that hold nothing but the fill value, which do not travel.
-        """
-        return self._restarting(lambda now: self._store.context.moved_bytes(now) if now.size else 0)
+    @property
+    def cache(self) -> CachedReader | None:
+        """The cache on the local disk that it is read through, if there is one: its `directory` and `max_bytes`."""
+        return cast("CachedReader | None", self.reader)
 
     def to_dask(self, chunks: Any = None) -> dask.array.Array:
         """An array of dask, which reads what it needs when it is computed, by whoever computes it.
@@ -315,7 +238,7 @@ class Tensor:
         """
         from tensorage.adapters.dask import to_dask
 
-        return to_dask(self._store, self._dataset, chunks)
+        return to_dask(self.arrays, self.dataset, chunks)
 
     def to_xarray(self, chunks: Any = None) -> xr.DataArray:
         """A DataArray of xarray, with the labels that were stored. It reads what it needs, when it needs it.
@@ -356,34 +279,31 @@ class Tensor:
             raise InvalidInputError(
                 f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]'"
             ) from error
-        return data_array_of(self._store, self._dataset, None if chunks is None else self.to_dask(chunks))
+        return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 
     def append(self, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis: all at once, or not at all. See `TensorStore.append`."""
         if is_labelled(data):
             rows: Any = data
-            self._dataset = self._store._append_labelled(self.key, rows.data, labels_of(self.key, rows))
+            self.dataset = append_labelled(self.arrays, self.key, rows.data, labels_of(self.key, rows))
             return
-        self._dataset = self._store.context.append(
-            self.key, data, known=self._dataset, quiet=self._store.quiet
-        )
-
-    def refresh(self) -> None:
-        """Look at the catalogue again: shape, attributes and version as they are now."""
-        self._dataset = self._store.context.open(self.key, self._owner)
+        self.dataset = self.arrays.append(self.key, data, known=self.dataset)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return PinnedArray(self._store, self._dataset).__dask_tokenize__()
+        return PinnedArray(self.arrays.quietly(), self.dataset).__dask_tokenize__()
 
     def __repr__(self) -> str:
-        return f"<Tensor {self.key!r}, shape {self.shape}, {self.dtype}, {_readable(self.nbytes)}, {self.engine}>"
+        size = describe_bytes(self.nbytes)
+        cached = "" if self.cache is None else f", kept in {self.cache.directory}"
+        kind = "Tensor" if self.cache is None else "CachedTensor"
+        return f"<{kind} {self.key!r}, shape {self.shape}, {self.dtype}, {size}, {self.engine}{cached}>"
 
     def _repr_html_(self) -> str:
         from html import escape
 
         rows = {
-            "shape": self.shape, "dtype": self.dtype, "size": _readable(self.nbytes), "dims": self.dims,
-            "owner": self._dataset.owner, "shared": self._dataset.is_shared, "engine": self.engine,
+            "shape": self.shape, "dtype": self.dtype, "size": describe_bytes(self.nbytes), "dims": self.dims,
+            "owner": self.dataset.owner, "shared": self.dataset.is_shared, "engine": self.engine,
             "attrs": dict(self.attrs), "coords": ", ".join(self.coords),
         }  # fmt: skip
         cells = "".join(
@@ -396,33 +316,4 @@ class Tensor:
     def _annotate(
         self, *, attrs: Mapping[str, Any] | None = None, removed: Iterable[str] = (), replace: bool = False
     ) -> None:
-        self._dataset = self._store.context.annotate(
-            self._dataset, attrs=attrs, removed=list(removed), replace=replace
-        )
-
-    def _restarting(self, use: Callable[[Dataset], _Result], first: Dataset | None = None) -> _Result:
-        """What `use` makes of one version of the array, begun anew on the next one if it changes meanwhile.
-
-        Parameters
-        ----------
-        first
-            The version to begin with, if it is not that of this handle: other threads may change that.
-        """
-        restarts, until = 0, time.monotonic() + RESTART_FOR_S
-        while True:
-            try:
-                return use(self._dataset if first is None else first)
-            except ChangedError:
-                restarts += 1
-                if restarts > MIN_RESTARTS and time.monotonic() > until:
-                    raise
-                self.refresh()
-                first = None
-
-
-def _readable(nbytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.3g} TiB"
+        self.dataset = self.arrays.annotate(self.dataset, attrs=attrs, removed=list(removed), replace=replace)

@@ -81,7 +81,7 @@ def test_an_object_elsewhere_is_not_fetched(
     victim = project.session(project.register())
     with victim.storage() as storage:
         storage.upload_file("secret.txt", "a secret that is longer than the array")
-    store.context.write("x", np.arange(10, dtype="u1"), engine="storage", shards=False)
+    store.arrays.write("x", np.arange(10, dtype="u1"), engine="storage", shards=False)
     handle = store.open("x")
     name = user.id + tail.format(victim=victim.user_id, dataset=handle.dataset.id)
     # Databases that the client is to be used with may know the rule, too.
@@ -125,7 +125,7 @@ def test_an_absurd_size_is_told_before_anything_is_fetched(
     project: Project, user: User, store: TensorStore, database: Sql, engine: Engine
 ) -> None:
     array = np.arange(10, dtype="u1")
-    store.context.write("x", array, engine=engine)
+    store.arrays.write("x", array, engine=engine)
     database.execute(
         "update public.datasets set shape = %s where user_id = %s and key = 'x'", [[HUGE], user.id]
     )

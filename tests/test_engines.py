@@ -28,7 +28,7 @@ def written(store: TensorStore, key: str, array: np.ndarray[Any, Any], engine: N
         how["chunk_size"] = 100
     elif array.ndim == 3:
         how |= {"chunks": (4, 7, 4), "shards": (8, 7, 8)}
-    return tensorage.Tensor(store, store.context.write(key, array, engine=engine, **how))
+    return tensorage.Tensor(store.arrays, store.arrays.write(key, array, engine=engine, **how))
 
 
 # Choosing --------------------------------------------------------------------------------------------------

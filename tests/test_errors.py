@@ -20,6 +20,7 @@ import pytest
 
 import tensorage
 from tensorage import TensorStore, errors
+from tensorage.backend.database import DatabaseContext
 from tensorage.backend.transfer import MEDIA_TYPE, Transfer
 from tensorage.backend.wire import patience
 from tensorage.backend.wire.faults import (
@@ -170,7 +171,7 @@ class TestFaults:
         for use, kind in [
             (lambda: store["nothing"], errors.KeyNotFoundError),
             (lambda: store.__setitem__("x", [1]), errors.KeyExistsError),
-            (lambda: store.context.insert_tensor(2**40, [1]), errors.KeyNotFoundError),
+            (lambda: DatabaseContext(store.backend).insert_tensor(2**40, [1]), errors.KeyNotFoundError),
         ]:
             with pytest.raises(kind):
                 use()

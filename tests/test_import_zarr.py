@@ -110,7 +110,7 @@ def assert_stored(store: TensorStore, tensor: Tensor, expected: Array) -> None:
 
 def objects_of(store: TensorStore, key: str) -> dict[str, bytes]:
     """The objects of a stored array, by their keys of Zarr."""
-    dataset = store.context.open(key)
+    dataset = store.arrays.open(key)
     transfer, layout = store.backend.transfer, codec_of(dataset).layout
     entries = fetch_records(transfer, dataset, layout, range(layout.shard_count))
     objects = {}
@@ -430,7 +430,7 @@ def test_what_is_said_takes_the_place_of_what_the_source_says(store: TensorStore
     source = written(numbers(), [LITTLE, ZSTD], dimension_names=["t", "x"], attributes={"bad": float("nan")})
     with pytest.raises(InvalidInputError, match=r"importing 'a': the attributes .* Give attrs="):
         store.import_zarr("a", source)
-    dataset = store.context.import_zarr("a", source, attrs={"good": 1}, dims=("u", "v"), is_shared=True)
+    dataset = store.arrays.import_zarr("a", source, attrs={"good": 1}, dims=("u", "v"), is_shared=True)
     assert (dataset.attrs, dataset.dims, dataset.is_shared) == ({"good": 1}, ("u", "v"), True)
     store.unshare("a")
 
@@ -480,7 +480,7 @@ def test_chunks_stay_what_they_were(store: TensorStore) -> None:
         key = f"{own} {how}"
         store.import_zarr(key, written_v2(numbers((45, 70)), chunks=own), **how)
         assert_same(store[key], numbers((45, 70)))
-        return codec_of(store.context.open(key)).layout
+        return codec_of(store.arrays.open(key)).layout
 
     assert layout((20, 30)).chunks == (20, 30)
     # Smaller than is sensible.

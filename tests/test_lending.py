@@ -83,7 +83,7 @@ def read_across_expiry(tensor: Any) -> str:
     until = time.monotonic() + 60
     while len(tokens) < 3 and time.monotonic() < until:
         assert tensor[3].tolist() == 3
-        tokens.add(tensor._store.backend.token)
+        tokens.add(tensor.arrays.project.backend.token)
         time.sleep(0.05)
     return str(len(tokens))
 

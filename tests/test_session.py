@@ -420,7 +420,7 @@ class TestMigrations:
             lambda: store.__setitem__("x", [1]),
             lambda: store["x"],
             lambda: len(store),
-            store.context.check_schema_installed,
+            DatabaseContext(fresh).check_schema_installed,
         ):
             with pytest.raises(SchemaError, match=r"tensorage migrations --sql"):
                 use()
@@ -640,7 +640,7 @@ class TestProcesses:
 def _use(what: str, pickled: bytes) -> tuple[list[int], str, bytes]:
     thing = pickle.loads(pickled)
     tensor = {"session": lambda: thing().open("x"), "store": lambda: thing.x, "tensor": lambda: thing}[what]()
-    session = tensor._store.backend
+    session = tensor.arrays.project.backend
     with session.storage() as storage:
         storage.upload_file("a.txt", "text")
         return tensor[...].tolist(), session.user_id, storage.download_file("a.txt")

@@ -52,12 +52,12 @@ def numbers(shape: tuple[int, ...], dtype: str = "<f4") -> Array:
 
 
 def write(store: TensorStore, key: str, array: Array, **how: Any) -> Dataset:
-    return store.context.write(key, array, engine="storage", **how)
+    return store.arrays.write(key, array, engine="storage", **how)
 
 
 def opened(store: TensorStore, key: str, as_group: str | None = None) -> CatalogueStore:
     transfer = partial(getattr, store.backend, "transfer")
-    return CatalogueStore(transfer, store.context.open(key), as_group=as_group)
+    return CatalogueStore(transfer, store.arrays.open(key), as_group=as_group)
 
 
 def read(store: CatalogueStore) -> Array:
@@ -65,7 +65,7 @@ def read(store: CatalogueStore) -> Array:
 
 
 def entry_of(store: TensorStore, key: str, number: int) -> ShardRecord:
-    dataset = store.context.open(key)
+    dataset = store.arrays.open(key)
     return fetch_records(store.backend.transfer, dataset, codec_of(dataset).layout, [number])[number]
 
 
@@ -618,7 +618,7 @@ def test_stores_of_the_same_array_are_equal(store: TensorStore) -> None:
 
 
 def test_an_array_of_the_database_is_none(store: TensorStore) -> None:
-    store.context.write("a", numbers((4, 6)), engine="database")
+    store.arrays.write("a", numbers((4, 6)), engine="database")
     with pytest.raises(InvalidInputError, match=r"store.copy\('a', new_key, engine='storage'\) makes it one"):
         opened(store, "a")
 

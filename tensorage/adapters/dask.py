@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 
+from tensorage.backend.arrays import Arrays
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.regions import cut_axes
 from tensorage.indexing.selection import Selection
@@ -25,8 +26,6 @@ from tensorage.types import Dataset, EngineChoice
 if TYPE_CHECKING:
     import dask.array
 
-    from tensorage.store import TensorStore
-
 __all__ = ["PinnedArray", "is_dask", "store_dask", "to_dask"]
 
 
@@ -36,12 +35,12 @@ def is_dask(value: object) -> bool:
     return loaded is not None and isinstance(value, loaded.Array)
 
 
-def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.array.Array:
+def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.Array:
     """A stored array as an array of dask: see `tensorage.tensor.Tensor.to_dask`."""
     array = _dask_array()
     from dask.base import tokenize
 
-    own = cut_axes(dataset.shape, store.context.shape_to_read(dataset))
+    own = cut_axes(dataset.shape, arrays.shape_to_read(dataset))
     chosen = own
     if chunks is not None and chunks != "auto":
         by_axis = _by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
@@ -53,7 +52,7 @@ def to_dask(store: TensorStore, dataset: Dataset, chunks: Any = None) -> dask.ar
             raise InvalidInputError(
                 f"chunks={chunks!r} for {dataset.key!r} of shape {dataset.shape}: {error}"
             ) from error
-    pinned = PinnedArray(store, _to_travel(dataset))
+    pinned = PinnedArray(arrays.quietly(), _to_travel(dataset))
     made: dask.array.Array = array.from_array(
         pinned,
         chunks=chosen,
@@ -79,7 +78,7 @@ def _by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
 
 
 def store_dask(
-    store: TensorStore,
+    arrays: Arrays,
     key: str,
     array: dask.array.Array,
     *,
@@ -101,10 +100,10 @@ def store_dask(
         )
 
     def fill_all(dataset: Dataset) -> None:
-        cut = cast("Any", array).rechunk(store.context.lengths_to_fill(dataset, array.chunks))
-        _dask_array().store(cut, _Target(store, _to_travel(dataset)), lock=False)
+        cut = cast("Any", array).rechunk(arrays.lengths_to_fill(dataset, array.chunks))
+        _dask_array().store(cut, _Target(arrays, _to_travel(dataset)), lock=False)
 
-    return store.context.write_with(
+    return arrays.write_with(
         key, fill_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
     )
 
@@ -115,13 +114,13 @@ class PinnedArray:
 
     Parameters
     ----------
-    store
-        Held for as long as this is, so that the login is.
+    arrays
+        Arrays of the user who reads it.
     dataset
         The version.
     """
 
-    store: TensorStore
+    arrays: Arrays
     dataset: Dataset
 
     @property
@@ -144,18 +143,18 @@ class PinnedArray:
         ChangedError
             If the array is not what it was when it was opened.
         """
-        return self.store.context.read(self.dataset, selection, quiet=True)
+        return self.arrays.read(self.dataset, selection)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         now = self.dataset
-        return self.store.backend.backend_url, now.id, now.version, now.created_at, now.shape, now.dtype.str
+        return self.arrays.project.backend_url, now.id, now.version, now.created_at, now.shape, now.dtype.str
 
 
 @dataclass(frozen=True)
 class _Target:
     """Takes the blocks of one declared array, wherever they are computed."""
 
-    store: TensorStore
+    arrays: Arrays
     dataset: Dataset
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
@@ -166,7 +165,7 @@ class _Target:
                 f"storing {self.dataset.key!r}: a block of the dask array has shape {elements.shape} where the array "
                 f"said {wanted}. Nothing was stored"
             )
-        self.store.context.fill(self.dataset, region, elements)
+        self.arrays.fill(self.dataset, region, elements)
 
 
 def _to_travel(dataset: Dataset) -> Dataset:

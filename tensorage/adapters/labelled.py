@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.base import BaseContext
+from tensorage.backend.arrays import Arrays
 from tensorage.errors import ChangedError, DTypeError, InvalidInputError
 from tensorage.model.coords import (
     Coord,
@@ -101,9 +101,7 @@ def labels_of(key: str, array: Any) -> Labels:
     return Labels(array.name, dims, tuple(array.shape), coords)
 
 
-def append_labelled(
-    context: BaseContext, key: str, rows: npt.ArrayLike, labels: Labels, *, quiet: bool
-) -> Dataset:
+def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Labels) -> Dataset:
     """Add rows at the end of the first axis of an array, and their labels at the end of its coordinates.
 
     The rows first, all at once, and then the labels.
@@ -115,7 +113,7 @@ def append_labelled(
     ChangedError
         If others appended meanwhile. The rows are there, their labels are not.
     """
-    before = context.open(key)
+    before = arrays.open(key)
     if before.dims != labels.dims:
         raise InvalidInputError(
             f"appending to {key!r}: its dims are {before.dims}, and those of the DataArray {labels.dims}. Nothing was "
@@ -123,9 +121,9 @@ def append_labelled(
         )
     made = _appended(before, labels)
     if made is None:
-        return context.append(key, rows, known=before, quiet=quiet)
+        return arrays.append(key, rows, known=before)
     check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
-    after = context.append(key, rows, known=before, quiet=quiet)
+    after = arrays.append(key, rows, known=before)
     count = labels.shape[0]
     first = after.shape[0] - count
     try:
@@ -135,7 +133,7 @@ def append_labelled(
             f"appending to {key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as the "
             "coordinates were changed meanwhile, or rows were appended by others. Set tensor.coords anew"
         ) from error
-    return after if made is None else context.label(after, replace_coords(after, made))
+    return after if made is None else arrays.label(after, replace_coords(after, made))
 
 
 def _appended(before: Dataset, labels: Labels) -> list[Coord] | None:

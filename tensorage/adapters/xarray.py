@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,10 @@ from xarray.core import indexing
 from xarray.indexes import PandasIndex
 
 from tensorage.adapters.dask import PinnedArray
+from tensorage.backend.arrays import Arrays
 from tensorage.errors import InvalidInputError
 from tensorage.model.coords import Coord, coords_of, is_named, name_of
 from tensorage.types import Dataset
-
-if TYPE_CHECKING:
-    from tensorage.store import TensorStore
 
 __all__ = ["StoredArray", "coordinates", "data_array_of", "fitting_coords", "variable_of"]
 
@@ -66,22 +64,22 @@ class StoredArray(BackendArray):
         return self._pinned.__dask_tokenize__()
 
 
-def data_array_of(store: TensorStore, dataset: Dataset, data: Any = None) -> xr.DataArray:
+def data_array_of(arrays: Arrays, dataset: Dataset, data: Any = None) -> xr.DataArray:
     """A stored array as a DataArray.
 
     Parameters
     ----------
     data
-        What the elements are taken from, by default the store.
+        What the elements are taken from, by default the stored array.
     """
     dims = dataset.dims or tuple(f"dim_{axis}" for axis in range(dataset.ndim))
-    variable = variable_of(store, dataset, dims, data)
+    variable = variable_of(arrays, dataset, dims, data)
     made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset, stacklevel=4)))[_ARRAY]
     made.name = name_of(dataset) if is_named(dataset) else dataset.key
     return made
 
 
-def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data: Any = None) -> xr.Variable:
+def variable_of(arrays: Arrays, dataset: Dataset, dims: Sequence[str], data: Any = None) -> xr.Variable:
     """The elements of a stored array, with names of the axes and attributes, without coordinates.
 
     Raises
@@ -96,9 +94,9 @@ def variable_of(store: TensorStore, dataset: Dataset, dims: Sequence[str], data:
         )
     if data is None:
         # Assigned to, a copy in memory is made. Nothing writes to the stored array.
-        lazy: Any = indexing.LazilyIndexedArray(StoredArray(PinnedArray(store, dataset)))
+        lazy: Any = indexing.LazilyIndexedArray(StoredArray(PinnedArray(arrays.quietly(), dataset)))
         data = indexing.CopyOnWriteArray(lazy)
-    extents = store.context.shape_to_read(dataset)
+    extents = arrays.shape_to_read(dataset)
     encoding = {
         "preferred_chunks": {
             # Of an axis that is not cut, any chunks would be said to separate what belongs together.

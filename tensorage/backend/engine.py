@@ -12,7 +12,7 @@ from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
-from tensorage.types import Dataset
+from tensorage.types import Dataset, Engine
 
 __all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadRegion"]
 
@@ -44,6 +44,11 @@ class OtherEngineError(Exception):
 class ArrayEngine(Protocol):
     """Moves elements between memory and where they are kept. Datasets given to it are of its kind."""
 
+    @property
+    def name(self) -> Engine:
+        """The engine's name in the catalogue."""
+        ...
+
     def begin(self, new: Declaration) -> Dataset:
         """Declare an array that `fill` fills, and a commit makes visible; of one without elements, it is done."""
         ...
@@ -68,19 +73,19 @@ class ArrayEngine(Protocol):
         """Shape of regions that are convenient to read: no two of them ask for the same bytes."""
         ...
 
-    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+    def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         """Store an array that is in memory: all of it becomes visible in one step, or nothing is stored."""
         ...
 
-    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
         """Store an array that comes as consecutive blocks of rows, and never exists whole."""
         ...
 
-    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
+    def store_from(self, read: ReadRegion, new: Declaration) -> Dataset:
         """Store an array that is read region by region, no more of them at a time than are under way."""
         ...
 
-    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
+    def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
         """Store one of this engine's arrays again without moving its elements. None if that cannot be done.
 
         Raises
@@ -90,7 +95,7 @@ class ArrayEngine(Protocol):
         """
         ...
 
-    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
         """Add rows at the end of axis 0: all at once, and once only.
 
         Raises
@@ -100,7 +105,7 @@ class ArrayEngine(Protocol):
         """
         ...
 
-    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
         """``array[selection] = value``: all of it, or nothing.
 
         Raises
@@ -110,9 +115,7 @@ class ArrayEngine(Protocol):
         """
         ...
 
-    def read(
-        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
-    ) -> Any:
+    def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         """``array[selection]``, in `out` if it is given.
 
         Raises

@@ -11,10 +11,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import RestartedError
 from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
-from tensorage.backend.wire.progress import Advance, progress
+from tensorage.backend.wire.progress import Advance
 from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
@@ -35,31 +35,31 @@ def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
 
 
 def stage(
-    transfer: Transfer,
-    dataset: Dataset,
+    work: Work,
     send: Callable[[Advance], None],
     nbytes: int,
     *,
-    quiet: bool,
     shards: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> Dataset:
     """Fill a staged dataset and commit it, or give it up.
 
     Parameters
     ----------
+    work
+        Work on the staged dataset.
     send
         Fills it.
     nbytes
-        What that moves.
+        Bytes of elements that `send` moves.
     shards
-        Of Storage: gives the shards that the catalogue has not been told of then.
+        For Storage: gives the shards that the catalogue has not been told of by then.
     """
     try:
-        with progress(nbytes, dataset.key, quiet=quiet) as advance:
+        with work.bar(nbytes) as advance:
             send(advance)
-        return commit(transfer, dataset, None if shards is None else shards())
+        return commit(work.transfer, work.dataset, None if shards is None else shards())
     except BaseException as error:
-        _abort(transfer, dataset, error)
+        _abort(work.transfer, work.dataset, error)
         raise
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from tensorage.backend.base import BaseContext
 from tensorage.backend.files.folder import Files
+from tensorage.backend.transfer import Project
 from tensorage.types import Engine
-
-if TYPE_CHECKING:
-    from tensorage.session import BackendSession
 
 __all__ = ["StorageContext"]
 
@@ -23,6 +21,6 @@ class StorageContext(BaseContext, Files):
 
     engine: ClassVar[Engine] = "storage"
 
-    def __init__(self, backend: BackendSession) -> None:
+    def __init__(self, backend: Project) -> None:
         BaseContext.__init__(self, backend)
         Files.__init__(self, backend)

@@ -9,17 +9,22 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
 from tensorage.backend.wire.http import PARALLEL, Http, Login, Request, TooMuchError
 from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, hurried
+from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import BackendUnavailableError
+from tensorage.types import Dataset
 
-__all__ = ["MEDIA_TYPE", "Transfer"]
+__all__ = ["MEDIA_TYPE", "Project", "Transfer", "Work"]
+
+T = TypeVar("T")
 
 #: Media type of array bytes, and name of the domain that the reading function returns.
 MEDIA_TYPE = "application/vnd.tensorage"
@@ -163,6 +168,106 @@ class Transfer:
             if not self._version_fits:
                 check_version(self.schema_version())
                 self._version_fits = True
+
+
+class Project(Protocol):
+    """One user's access to a project: a session, as far as arrays and files need one."""
+
+    @property
+    def backend_url(self) -> str | None:
+        """URL of the project."""
+        ...
+
+    @property
+    def user_id(self) -> str:
+        """Id of the logged-in user, as ``auth.uid()`` gives it in SQL."""
+        ...
+
+    @property
+    def transfer(self) -> Transfer:
+        """The byte mover: another one after a fork, as connections are never shared."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work on one array: its requests, its name in error messages, and its progress bar.
+
+    Parameters
+    ----------
+    transfer
+        Carries the requests.
+    dataset
+        The array, as it was opened or declared.
+    asked
+        Beginning of error messages: ``reading 'weather'``.
+    quiet
+        Never show a bar.
+    """
+
+    transfer: Transfer
+    dataset: Dataset
+    asked: str
+    quiet: bool = True
+
+    @classmethod
+    def reading(cls, transfer: Transfer, dataset: Dataset, *, quiet: bool = True) -> Work:
+        """Return the work of reading an array."""
+        return cls(transfer, dataset, f"reading {dataset.key!r}", quiet)
+
+    @classmethod
+    def storing(cls, transfer: Transfer, dataset: Dataset, *, quiet: bool = True) -> Work:
+        """Return the work of filling a declared array."""
+        return cls(transfer, dataset, f"storing {dataset.key!r}", quiet)
+
+    def on(self, dataset: Dataset) -> Work:
+        """Return the same work on another entry, such as the staged one of an assignment."""
+        return replace(self, dataset=dataset)
+
+    def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
+        """Call a function with JSON arguments and return its JSON answer."""
+        return self.transfer.call(function, arguments, self.asked)
+
+    def send(self, function: str, parts: Sequence[bytes | memoryview]) -> Any:
+        """Call a function with `parts`, one after the other, as its one binary argument, and return its JSON answer."""
+        return self.transfer.send(function, parts, self.asked)
+
+    def read(self, function: str, arguments: Mapping[str, Any]) -> bytes:
+        """Call a function that answers with bytes, and return all of them."""
+        return self.transfer.read(function, arguments, self.asked)
+
+    def read_into(self, function: str, arguments: Mapping[str, Any], out: memoryview) -> None:
+        """Call a function that answers with exactly as many bytes as `out` holds, and put them there."""
+        self.transfer.read_into(function, arguments, out, self.asked)
+
+    def run(self, jobs: Iterable[Callable[[], None]]) -> None:
+        """Do jobs in parallel: see `Transfer.run`."""
+        self.transfer.run(jobs)
+
+    def in_halves(self, do: Callable[[T], None], part: T, halve: Callable[[T], tuple[T, T] | None]) -> None:
+        """Do a part of the work in one request or, if that is too much for the backend, in halves of it.
+
+        Too much is an HTTP 413, or a statement that takes too long.
+
+        Parameters
+        ----------
+        do
+            Sends the one request for a part.
+        halve
+            Cuts a part in two. None if it is as small as it can be: then the error is raised.
+        """
+        try:
+            do(part)
+        except TooMuchError as error:
+            halves = halve(part)
+            if halves is None:
+                raise error_of(error.fault, self.asked) from error
+            for half in halves:
+                self.in_halves(do, half, halve)
+
+    def bar(self, nbytes: int) -> AbstractContextManager[Advance]:
+        """Return a progress bar for so many bytes."""
+        return progress(nbytes, self.dataset.key, quiet=self.quiet)
 
 
 def _under(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from tensorage.background.operations import (
     listed,
 )
 from tensorage.errors import ClosedError
-from tensorage.tensor import _readable
+from tensorage.model.memory import describe_bytes
 
 __all__ = ["Workers"]
 
@@ -181,7 +181,7 @@ class Workers:
         with self._lock:
             count, nbytes = len(self._operations), self._operations.nbytes
         closed = "closed, " if self._is_closed else ""
-        return f"{closed}{count} operation{'' if count == 1 else 's'} and {_readable(nbytes)} in flight"
+        return f"{closed}{count} operation{'' if count == 1 else 's'} and {describe_bytes(nbytes)} in flight"
 
     # Errors -------------------------------------------------------------------------------------------
 

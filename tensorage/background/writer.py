@@ -7,25 +7,21 @@ import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.adapters.labelled import is_labelled, labels_of, unwrapped
+from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrapped
+from tensorage.backend.arrays import Arrays
 from tensorage.background.operations import Operation
 from tensorage.background.workers import Workers
 from tensorage.errors import ClosedError, InvalidInputError
 from tensorage.model.declaration import ArrayOptions, declare
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import as_array, check_key
-from tensorage.store import _key_and_selection
-from tensorage.types import COORDS_ATTRIBUTE, EngineChoice, storable_dtype
-
-if TYPE_CHECKING:
-    from tensorage.store import TensorStore
+from tensorage.model.values import as_array, check_key, split_key
+from tensorage.types import COORDS_ATTRIBUTE, Dataset, EngineChoice, storable_dtype
 
 __all__ = ["BackgroundWriter"]
 
@@ -33,6 +29,39 @@ logger = logging.getLogger("tensorage.background")
 
 #: Of these, numpy makes an array with memory of its own.
 _COPIED_ANYWAY = (list, tuple, bool, int, float, complex)
+
+
+class Store(Protocol):
+    """A store, as far as a background writer needs one."""
+
+    chunk_size: int | None
+    allow_overwrite: bool
+    engine: EngineChoice
+
+    @property
+    def arrays(self) -> Arrays:
+        """The user's arrays."""
+        ...
+
+    def open(self, key: str) -> Assignable:
+        """Return a handle on an array."""
+        ...
+
+    def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
+        """Store an array with all that is said of it."""
+        ...
+
+    def append(self, key: str, data: npt.ArrayLike) -> None:
+        """Add rows at the end of the first axis of an array."""
+        ...
+
+    def __delitem__(self, key: str) -> None: ...
+
+
+class Assignable(Protocol):
+    """A handle whose selections can be assigned to."""
+
+    def __setitem__(self, selection: Any, value: npt.ArrayLike, /) -> None: ...
 
 
 class BackgroundWriter:
@@ -58,7 +87,7 @@ class BackgroundWriter:
     Parameters
     ----------
     store
-        Where to. Its engine and its other settings are taken as they are now.
+        Store of its own, which draws no progress bars across what the loop prints.
     max_in_flight, max_bytes
         Operations, and bytes of their arrays, that may be waiting or under way. A single array may be larger.
 
@@ -78,13 +107,11 @@ class BackgroundWriter:
                 bg[f"run/3/weights/{step}"] = weights
     """
 
-    def __init__(
-        self, store: TensorStore, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024
-    ) -> None:
+    def __init__(self, store: Store, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> None:
         limits = _at_least_one("max_in_flight", max_in_flight), _at_least_one("max_bytes", max_bytes)
         self._of = repr(store)
-        # Holds the login until the writer is closed, and draws no bars across what the loop prints.
-        self._store: TensorStore | None = replace(store, quiet=True)
+        # Holds the login until the writer is closed.
+        self._store: Store | None = store
         self._workers = Workers(*limits)
         weakref.finalize(self, self._workers.leave)
 
@@ -104,7 +131,7 @@ class BackgroundWriter:
         TensorageError
             Of an operation that was given before. This one has not been taken then.
         """
-        name, selection = _key_and_selection(key)
+        name, selection = split_key(key)
         if selection is None:
             self.write(name, value)
             return
@@ -161,7 +188,7 @@ class BackgroundWriter:
         where = store.engine if engine is None else engine
 
         def do() -> None:
-            store._stored(key, copied.array, quiet=store.quiet, engine=where, is_shared=is_shared, **options)
+            store.write_declared(key, copied.array, engine=where, is_shared=is_shared, **options)
 
         self._take("storing", key, copied.nbytes, do)
 
@@ -182,7 +209,7 @@ class BackgroundWriter:
                 "appending to",
                 key,
                 values.nbytes + sum(coord.values.nbytes for coord in labels.coords),
-                lambda: store._append_labelled(key, values.given, labels),
+                lambda: append_labelled(store.arrays, key, values.given, labels),
             )
             return
         rows = _snapshot(data)
@@ -275,7 +302,7 @@ class BackgroundWriter:
 
     # Inner parts ------------------------------------------------------------------------------------
 
-    def _opened(self) -> TensorStore:
+    def _opened(self) -> Store:
         self._workers.check_open()
         store = self._store
         if store is None:

@@ -1,16 +1,18 @@
-"""A stored array that is read through a cache on the local disk."""
+"""Reading stored arrays through a cache on the local disk."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.arrays import Arrays, OpenArray
 from tensorage.backend.wire.progress import progress
 from tensorage.cache.cache_file import CacheFile
 from tensorage.cache.file_format import FileFormat
@@ -19,13 +21,9 @@ from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.chunks import ChunkPlan, plan_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.model.results import Result, check_out
-from tensorage.tensor import Tensor
 from tensorage.types import Dataset
 
-if TYPE_CHECKING:
-    from tensorage.store import TensorStore
-
-__all__ = ["BATCH_BYTES", "CachedTensor"]
+__all__ = ["BATCH_BYTES", "CachedReader"]
 
 #: Pieces are fetched so many bytes at a time, or one at a time where they are larger.
 BATCH_BYTES = 64 * 1024 * 1024
@@ -42,26 +40,31 @@ class _Look(NamedTuple):
     until: float
 
 
-class CachedTensor(Tensor):
-    """A `Tensor` whose elements are kept on the local disk once they were read. Made by `Tensor.cached`.
+class CachedReader:
+    """Reads an array through files on the local disk, which keep elements once they were read.
 
-    It gives what the `Tensor` gives for any selection. What is not on the disk is fetched, with whatever else is kept
-    and fetched as one with it: single rows of small rows, 4 KiB of large ones, and chunks of Storage.
+    Elements that are not on the disk are fetched by whole tiles: single rows of small rows, 4 KiB of large ones, and
+    chunks of Storage. Made by `tensorage.Tensor.cached`.
 
     Safe to use from many threads and in forked processes, and to send to others.
+
+    Parameters
+    ----------
+    directory
+        Folder of the cache.
+    max_bytes
+        The most bytes that the folder may take on the disk. None for no limit.
+    check_every_s
+        Seconds for which the catalogue's last answer about an array's version is believed.
     """
 
     def __init__(
         self,
-        store: TensorStore,
-        dataset: Dataset,
-        owner: str | None = None,
-        *,
         directory: str | os.PathLike[str],
+        *,
         max_bytes: int | None = None,
         check_every_s: float = 1.0,
     ) -> None:
-        super().__init__(store, dataset, owner)
         if max_bytes is not None and max_bytes < 0:
             raise InvalidInputError(f"max_bytes is a number of bytes, or None for no limit, not {max_bytes}")
         if not check_every_s >= 0:
@@ -70,9 +73,6 @@ class CachedTensor(Tensor):
         self._check_every_s = check_every_s
         self._forget()
         self._folder.prepare()
-        if dataset.size:
-            # In use from now on, also before the first read: whoever holds the handle is about to read.
-            self._entry_of(dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         # Files and maps stay in their process.
@@ -93,54 +93,55 @@ class CachedTensor(Tensor):
 
     @property
     def max_bytes(self) -> int | None:
-        """What the folder may take on the disk, if there is a limit."""
+        """The most bytes that the folder may take on the disk, if there is a limit."""
         return self._folder.max_bytes
 
-    def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
-        """``array[selection]``, as `Tensor.read` gives it: from the disk, where it is there.
+    def use(self, array: OpenArray) -> None:
+        """Hold the array's cache file open from now on, also before the first read: it is not deleted for others."""
+        if array.dataset.size:
+            self._file_of(array.arrays, array.dataset)
+
+    def read(self, array: OpenArray, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+        """Return ``array[selection]``, as `tensorage.Tensor.read` gives it: from the disk, where it is there.
 
         Raises
         ------
         KeyNotFoundError
             If there is no such array any more, or not for this user.
         CacheError
-            If what was fetched cannot be written to the disk.
+            If elements that were fetched cannot be written to the disk.
         """
-        return self._restarting(lambda now: self._read(now, selection, out), self._look())
+        return array.on_latest(lambda now: self._read(array.arrays, now, selection, out), self._look(array))
 
-    def epoch_cost(self) -> int:
-        """Bytes that reading every row once would fetch now: those of the pieces that are not on the disk.
+    def epoch_cost(self, array: OpenArray) -> int:
+        """Return the bytes that reading every row once would fetch now: those of the tiles that are not on the disk.
 
-        Bytes are counted as in `Tensor.epoch_cost`. Once everything is on the disk it is 0. What `max_bytes` has no
-        room for is fetched in each epoch anew, and goes on to be counted. Of Storage, that is each missing chunk once;
-        shuffled batches may fetch one more than once then.
+        Bytes are counted as in `tensorage.Tensor.epoch_cost`. Once everything is on the disk the cost is 0. Tiles that
+        `max_bytes` has no room for are fetched in each epoch anew, and go on to be counted. From Storage, that is each
+        missing chunk once; shuffled batches may fetch one more than once then.
         """
-        return self._restarting(self._missing_bytes, self._look())
-
-    def __repr__(self) -> str:
-        return f"<Cached{super().__repr__()[1:-1]}, kept in {self.directory}>"
+        return array.on_latest(lambda now: self._missing_bytes(array.arrays, now), self._look(array))
 
     # Which version ------------------------------------------------------------------------------------
 
-    def _look(self) -> Dataset:
-        """The array's entry in the catalogue: asked for again after a while, and once this session wrote anything."""
-        looked, changes = self._looked, self._store.context.backend.transfer.changes
+    def _look(self, array: OpenArray) -> Dataset:
+        """Return the array's entry in the catalogue: asked for again after a while, and once this session wrote."""
+        looked, changes = self._looked, array.arrays.changes
         if (
             looked is not None
-            # Whatever else says what the array is: a write through this handle does.
-            and looked.dataset is self._dataset
+            # A write through the handle leaves it with another entry.
+            and looked.dataset is array.dataset
             and looked.changes == changes
             and time.monotonic() < looked.until
         ):
             return looked.dataset
-        now = self._store.context.open(self.key, self._owner)
+        now = array.reopen()
         self._looked = _Look(now, changes, time.monotonic() + self._check_every_s)
-        self._dataset = now
         if self._held is not None and self._held[1] is not None:
             self._folder.touch(self._held[1])
         return now
 
-    def _entry_of(self, dataset: Dataset) -> CacheFile | None:
+    def _file_of(self, arrays: Arrays, dataset: Dataset) -> CacheFile | None:
         """The entry that has the elements of a version, which may be that of an older one. None if there is no room."""
         held, entry = self._held or (None, None)
         if (
@@ -151,27 +152,19 @@ class CachedTensor(Tensor):
             return entry
         # No longer in use, so that what was replaced can be deleted.
         self._held = held = entry = None
-        context = self._store.context
-        url = context.backend.backend_url or ""
-        entry = self._folder.open(FileFormat(url, dataset, context.tiles(dataset)), self._still_stands)
+        url = arrays.project.backend_url or ""
+        entry = self._folder.open(
+            FileFormat(url, dataset, arrays.tiles(dataset)), partial(_still_stands, arrays)
+        )
         self._held = (dataset, entry)
         return entry
 
-    def _still_stands(self, older: Dataset) -> bool:
-        """Whether elements of an older version can still be read: the backend gives them only if none has changed."""
-        try:
-            self._store.context.check_unchanged(older)
-        except ChangedError:
-            return False
-        return True
-
     # Elements -----------------------------------------------------------------------------------------
 
-    def _read(self, now: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        context, quiet = self._store.context, self._store.quiet
-        entry = self._entry_of(now) if now.size else None
+    def _read(self, arrays: Arrays, now: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+        entry = self._file_of(arrays, now) if now.size else None
         if entry is None:
-            return context.read(now, selection, out=out, quiet=quiet)
+            return arrays.read(now, selection, out=out)
         if isinstance(selection, list):
             selection = _as_indices(selection)
         if entry.view is not None and entry.has(selection):
@@ -180,14 +173,14 @@ class CachedTensor(Tensor):
         if out is not None:
             check_out(reading.shape, now.dtype, out)
         missing = self._folder.missing(entry, entry.grid.numbers(reading))
-        loose = self._fetched(entry, missing) if missing.size else {}
+        loose = self._fetched(arrays, entry, missing) if missing.size else {}
         if loose is None:
-            return context.read(entry.dataset, selection, out=out, quiet=quiet)
+            return arrays.read(entry.dataset, selection, out=out)
         if entry.view is not None and not loose:
             return _taken(entry.view, selection, out)
         return _gathered(entry, loose, reading, out)
 
-    def _fetched(self, entry: CacheFile, missing: Positions) -> Loose | None:
+    def _fetched(self, arrays: Arrays, entry: CacheFile, missing: Positions) -> Loose | None:
         """Fetch pieces and keep them: those for which there is no room, or None if they are too many to be held."""
         lengths = entry.grid.lengths(missing) * entry.dataset.dtype.itemsize
         total = int(lengths.sum())
@@ -195,9 +188,9 @@ class CachedTensor(Tensor):
         if is_large and not self._folder.has_room(entry, missing):
             return None
         loose: Loose = {}
-        with progress(total, self.key, quiet=self._store.quiet) as advance:
+        with progress(total, entry.dataset.key, quiet=arrays.quiet) as advance:
             for numbers in _batches(missing, lengths):
-                elements = self._store.context.read_tiles(entry.dataset, numbers, advance)
+                elements = arrays.read_tiles(entry.dataset, numbers, advance)
                 kept = self._folder.keep(entry, numbers, elements)
                 if kept < len(numbers):
                     if is_large:
@@ -205,14 +198,23 @@ class CachedTensor(Tensor):
                     loose.update(_pieces(entry, numbers, elements, kept))
         return loose
 
-    def _missing_bytes(self, now: Dataset) -> int:
+    def _missing_bytes(self, arrays: Arrays, now: Dataset) -> int:
         if not now.size:
             return 0
-        entry, context = self._entry_of(now), self._store.context
+        entry = self._file_of(arrays, now)
         if entry is None:
-            return context.moved_bytes(now)
+            return arrays.moved_bytes(now)
         absent = entry.absent()
-        return context.moved_bytes(entry.dataset, absent) if absent.size else 0
+        return arrays.moved_bytes(entry.dataset, absent) if absent.size else 0
+
+
+def _still_stands(arrays: Arrays, older: Dataset) -> bool:
+    """Tell whether elements of an older version can still be read: the backend gives them only if none has changed."""
+    try:
+        arrays.check_unchanged(older)
+    except ChangedError:
+        return False
+    return True
 
 
 def _version(dataset: Dataset) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tensorage.errors import TooLargeError
 
-__all__ = ["check_fits", "new_array"]
+__all__ = ["check_fits", "describe_bytes", "new_array"]
 
 _SWAP_OF_LINUX = Path("/proc/meminfo")
 
@@ -82,3 +82,16 @@ def _swap_bytes() -> int:
         # Other systems take of the disk what they need.
         return 64 * _GIB
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapTotal:"))
+
+
+def describe_bytes(nbytes: float) -> str:
+    """Return a number of bytes in words.
+
+    >>> describe_bytes(3 * 2**20)
+    '3 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} TiB"

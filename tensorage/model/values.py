@@ -23,6 +23,7 @@ __all__ = [
     "check_key",
     "check_rows",
     "flat_blocks",
+    "split_key",
 ]
 
 #: Bytes of UTF-8.
@@ -164,3 +165,16 @@ def _plain(value: object) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{value!r} is no text, number, truth value, None, list or dict")
+
+
+def split_key(key: str | tuple[Any, ...]) -> tuple[str, Any]:
+    """Return the key of ``store[key]`` or ``store[key, i, j, ...]``, and the selection: None if there is none."""
+    if isinstance(key, tuple):
+        if not key:
+            raise InvalidInputError("a key is a string: store['key'] or store['key', 10:20]")
+        # store["k", a] is array[a], store["k", a, b] is array[a, b]. Of one None, the tuple: no selection is None too.
+        name, *items = key
+        if not items:
+            return name, None
+        return name, items[0] if len(items) == 1 and items[0] is not None else tuple(items)
+    return key, None

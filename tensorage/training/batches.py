@@ -13,19 +13,68 @@ from typing import Any
 
 import numpy as np
 
+from tensorage.backend.arrays import OpenArray
 from tensorage.backend.wire.http import PARALLEL
 from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
-from tensorage.tensor import Tensor
-from tensorage.training.aligned import AlignedTensors, SampleSource, read_source, same_length
 from tensorage.training.order import Shuffle
 from tensorage.training.position import Plan, Position, read_state, state_of
+from tensorage.training.samples import SampleSource, name_of, read_source, read_together, same_length
 
-__all__ = ["Batches", "batches"]
+__all__ = ["AlignedTensors", "Batches", "batches", "zip"]
 
 #: Of the order, so many places are computed at once: each batch on its own would take longer than its bookkeeping.
 _PAGE = 8192
+
+
+class AlignedTensors:
+    """Samples of several arrays, fetched together: a map-style dataset of PyTorch, made by `tensorage.zip`.
+
+    A sample is a tuple of one sample of each array. What of several arrays is read is fetched at the same time, by one
+    request for each that is stored, where that has room for it.
+
+    Parameters
+    ----------
+    sources
+        Stored arrays as `TensorStore.open` gives them, or arrays in memory, of the same length along their first axis.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are none, or they are of different lengths.
+    """
+
+    def __init__(self, *sources: SampleSource) -> None:
+        self._sources = sources
+        self._length = same_length(sources)
+
+    @property
+    def sources(self) -> tuple[SampleSource, ...]:
+        """The arrays."""
+        return self._sources
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, selection: Selection) -> tuple[Any, ...]:
+        """``(x[selection], y[selection], ...)``."""
+        return read_together(self._sources, selection)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Samples, in one request for each array: PyTorch's way of asking for a batch."""
+        arrays = read_together(self._sources, np.asarray(indices, dtype=np.int64))
+        return [tuple(array[i] for array in arrays) for i in range(len(indices))]
+
+    def batches(self, batch_size: int, **how: Any) -> Batches:
+        """Batches for a loop: see `tensorage.batches`."""
+        return batches(self, batch_size=batch_size, **how)
+
+    def __repr__(self) -> str:
+        return f"<AlignedTensors of {', '.join(name_of(source) for source in self._sources)}, length {len(self)}>"
 
 
 class Batches:
@@ -162,6 +211,30 @@ def batches(
     return Batches(arrays, plan, ahead, start, are_tuples=are_tuples)
 
 
+def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
+    """Samples of several arrays that belong together, fetched together.
+
+    Parameters
+    ----------
+    sources
+        Stored arrays as `TensorStore.open` gives them, or arrays in memory, of the same length along their first axis.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are none, or they are of different lengths.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        samples = tensorage.zip(store.open("images"), store.open("labels"))
+        image, label = samples[7]
+        loader = torch.utils.data.DataLoader(samples, batch_size=64, shuffle=True, num_workers=2)
+    """
+    return AlignedTensors(*sources)
+
+
 def _whole(name: str, value: int, least: int) -> int:
     try:
         number = operator.index(value)
@@ -194,7 +267,7 @@ class _Reads:
     def __init__(self, sources: Sequence[SampleSource]) -> None:
         self._jobs: list[Callable[[Selection], Any]] = [
             partial(_read_same, source, source.dataset.id)
-            if isinstance(source, Tensor)
+            if isinstance(source, OpenArray)
             else partial(read_source, source)
             for source in sources
         ]
@@ -231,7 +304,7 @@ def _results(reading: list[Future[Any]]) -> tuple[Any, ...]:
     return tuple(each.result() for each in reading)
 
 
-def _read_same(tensor: Tensor, data_id: int, selection: Selection) -> Any:
+def _read_same(tensor: OpenArray, data_id: int, selection: Selection) -> Any:
     """Read samples of a stored array, unless another one is under its key now."""
     try:
         array = tensor.read(selection)

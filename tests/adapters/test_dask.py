@@ -296,10 +296,10 @@ class TestStoring:
             for turn in range(2):
                 for first in (0, 1024):
                     box = (slice(first, first + 1024), slice(0, 1024))
-                    store.context.fill(dataset, box, np.full((1024, 1024), turn * (first > 0), "f8"))
+                    store.arrays.fill(dataset, box, np.full((1024, 1024), turn * (first > 0), "f8"))
 
         options: ArrayOptions = {"chunks": (1024, 1024), "shards": False} if engine == "storage" else {}
-        store.context.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)
+        store.arrays.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)
         assert (store["x", :1024] == 0).all()
         assert (store["x", 1024:] == 1).all()
 
@@ -307,10 +307,10 @@ class TestStoring:
         store = TensorStore(session, quiet=True, engine="storage")
 
         def cut(dataset: Dataset) -> None:
-            store.context.fill(dataset, (slice(0, 4), slice(0, 3)), np.ones((4, 3)))
+            store.arrays.fill(dataset, (slice(0, 4), slice(0, 3)), np.ones((4, 3)))
 
         with pytest.raises(InvalidInputError, match="only rows can be cut"):
-            store.context.write_with("x", cut, (4, 8), "f8", engine="storage", chunks=(4, 4), shards=False)
+            store.arrays.write_with("x", cut, (4, 8), "f8", engine="storage", chunks=(4, 4), shards=False)
 
     def test_bad_input(self, store: TensorStore) -> None:
         with pytest.raises(InvalidInputError, match="masked"):

@@ -18,6 +18,7 @@ from proxy import Proxy
 from xarray.indexes import PandasIndex
 
 from tensorage import ChangedError, DTypeError, InvalidInputError, TensorStore
+from tensorage.backend.arrays import Arrays
 from tensorage.types import COORDS_ATTRIBUTE, Engine
 
 
@@ -289,14 +290,14 @@ def test_rows_that_others_append_meanwhile_are_never_labelled_wrongly(
     store: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store["k"] = weather()
-    append = store.context.append
+    append = Arrays.append
 
-    def append_later(key: str, rows: Any, **how: Any) -> Any:
-        append(key, np.zeros((1, 3, 5)))
-        return append(key, rows, **how)
+    def append_later(arrays: Arrays, key: str, rows: Any, **how: Any) -> Any:
+        append(arrays, key, np.zeros((1, 3, 5)))
+        return append(arrays, key, rows, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.context, "append", append_later)
+        patched.setattr(Arrays, "append", append_later)
         with pytest.raises(ChangedError, match="rows 5 to 6 were appended, but not their labels"):
             store.append("k", weather(4, 1))
     tensor = store.open("k")

@@ -12,7 +12,7 @@ import xarray as xr
 from proxy import Proxy
 
 from tensorage import ChangedError, InvalidInputError, KeyNotFoundError, TensorStore
-from tensorage.adapters.xarray_engine import TensorageEntrypoint
+from tensorage.xarray_engine import TensorageEntrypoint
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_one_array(store: TensorStore, era5: xr.Dataset) -> None:
 def test_in_chunks_that_are_cheap_to_read(store: TensorStore) -> None:
     array = np.zeros((40, 2**20), "u1") + np.arange(40, dtype="u1")[:, None]
     tensor = store.write("k", array, dims=("n", "x"))
-    rows, columns = store.context.shape_to_read(tensor.dataset)
+    rows, columns = store.arrays.shape_to_read(tensor.dataset)
     assert (rows < 40, columns) == (True, 2**20)
     found = opened(store, chunks={})
     # Of the axis that is not cut, any chunks are as good.

@@ -66,7 +66,7 @@ def test_a_pickle_has_no_elements(rows: TensorStore, folder: Path) -> None:
     pickled = pickle.dumps(cached)
     assert len(pickled) < 20_000
     again = pickle.loads(pickled)
-    assert (again.directory, again.max_bytes) == (folder, 10**9)
+    assert (again.cache.directory, again.cache.max_bytes) == (folder, 10**9)
     np.testing.assert_array_equal(again[...], array)
 
 

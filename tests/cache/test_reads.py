@@ -109,8 +109,8 @@ def test_the_other_ways_to_read(store: TensorStore, folder: Path) -> None:
         assert len(cached) == 30
     np.testing.assert_array_equal(cached.read(out=np.empty((30, 4))), array)
     assert repr(cached).startswith("<CachedTensor 'x', shape (30, 4), float64")
-    assert cached.directory == folder
-    assert cached.max_bytes is None
+    assert cached.cache.directory == folder
+    assert cached.cache.max_bytes is None
 
 
 @pytest.mark.parametrize("is_there", [False, True])

@@ -149,7 +149,7 @@ class Operations(RuleBasedStateMachine):
             assert (handle.shape, handle.dtype) == (shape, array.dtype)
         else:
             how: dict[str, Any] = {"engine": "storage", "overwrite": True, "attrs": attrs, **layout}
-            dataset = self.store.context.write_blocks(key, blocks, shape, dtype, **how)
+            dataset = self.store.arrays.write_blocks(key, blocks, shape, dtype, **how)
             assert (dataset.shape, dataset.dtype) == (shape, array.dtype)
         self.model[key] = Stored(array, attrs=attrs)
 
@@ -293,7 +293,7 @@ class Operations(RuleBasedStateMachine):
             self.store[key] = array
         else:
             overwrite = self.store.allow_overwrite
-            self.store.context.write(key, array, engine="storage", overwrite=overwrite, **layout)
+            self.store.arrays.write(key, array, engine="storage", overwrite=overwrite, **layout)
 
     def any_key(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.model)), label="key")

@@ -36,7 +36,7 @@ def store(session: BackendSession) -> TensorStore:
 
 
 def put(store: TensorStore, key: str, array: Array) -> None:
-    store.context.write(key, array, engine="storage", overwrite=True, **LAYOUT)
+    store.arrays.write(key, array, engine="storage", overwrite=True, **LAYOUT)
 
 
 def at_once(*jobs: Callable[[], Any]) -> list[Any]:
@@ -201,13 +201,13 @@ def test_readers_see_one_version(store: TensorStore, change: str) -> None:
     """Of many objects, each of which is another one in the next version."""
     zeros = np.zeros((16, 30), "i4")
     how: ArrayOptions = {"chunks": (1, 30), "shards": (1, 30), "overwrite": True}
-    store.context.write("x", zeros + 1, engine="storage", **how)
+    store.arrays.write("x", zeros + 1, engine="storage", **how)
     last = 12
 
     def write() -> None:
         for value in range(2, last + 1):
             if change == "overwrite":
-                store.context.write("x", zeros + value, engine="storage", **how)
+                store.arrays.write("x", zeros + value, engine="storage", **how)
             else:
                 store["x", ...] = value
 

@@ -39,7 +39,7 @@ OLD = ARRAY[:25]
 
 
 def put(store: TensorStore, key: str, array: Array, chunks: Any = CHUNK, shards: Any = SHARD) -> None:
-    store.context.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
+    store.arrays.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
 
 
 @pytest.fixture

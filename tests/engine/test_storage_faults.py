@@ -67,7 +67,7 @@ def store(session: BackendSession) -> TensorStore:
 
 
 def put(store: TensorStore, array: Array = ARRAY) -> Tensor:
-    store.context.write("x", array, engine="storage", chunks=CHUNK, shards=SHARD, overwrite=True)
+    store.arrays.write("x", array, engine="storage", chunks=CHUNK, shards=SHARD, overwrite=True)
     return store.open("x")
 
 
@@ -262,7 +262,7 @@ def test_objects_over_the_limit_of_the_bucket(store: TensorStore, handle: Tensor
     with size_limit(database, 900):
         assert_nothing_changes(store, database, tensorage.QuotaExceededError, says)
         # As the message says.
-        store.context.write("new", LARGE, engine="storage", chunks=(5, 100), shards=(5, 100))
+        store.arrays.write("new", LARGE, engine="storage", chunks=(5, 100), shards=(5, 100))
     np.testing.assert_array_equal(store["x"], ARRAY)
     np.testing.assert_array_equal(store["new"], LARGE)
 

@@ -41,7 +41,7 @@ def samples(through: TensorStore) -> tuple[Array, Tensor]:
 
 
 def stored(store: TensorStore, key: str, array: Array, chunks: Any, shards: Any) -> Tensor:
-    store.context.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
+    store.arrays.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
     return store.open(key)
 
 
@@ -210,13 +210,13 @@ def test_requests_of_a_write(through: TensorStore, proxy: Proxy) -> None:
     for write, uploads, puts in [
         (lambda: through.__setitem__("new", array), 1, 0),
         (
-            lambda: through.context.write("cut", array, engine="storage", chunks=(10, 50), shards=(10, 50)),
+            lambda: through.arrays.write("cut", array, engine="storage", chunks=(10, 50), shards=(10, 50)),
             8,
             0,
         ),
         # The catalogue is told of 64 shards at once, and of the last ones with the commit.
         (
-            lambda: through.context.write("fine", array, engine="storage", chunks=(1, 50), shards=(1, 50)),
+            lambda: through.arrays.write("fine", array, engine="storage", chunks=(1, 50), shards=(1, 50)),
             80,
             1,
         ),

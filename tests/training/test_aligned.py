@@ -12,7 +12,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import InvalidInputError, TensorStore
-from tensorage.training.aligned import AlignedTensors
+from tensorage.training.batches import AlignedTensors
 
 X = np.arange(60, dtype="f4").reshape(20, 3)
 Y = np.arange(20).astype("M8[s]")

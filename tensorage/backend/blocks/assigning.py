@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.requests import describe_runs, send_patches
+from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import new_operation, stage, with_room, written
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.http import TooMuchError
-from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.backend.wire.progress import Advance
+from tensorage.errors import InvalidInputError
 from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import RequestRuns, split_by_request
 from tensorage.indexing.selection import Selection
@@ -31,9 +33,7 @@ __all__ = ["assign"]
 MAX_BLOCKS = 64
 
 
-def assign(
-    transfer: Transfer, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool
-) -> Dataset:
+def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
     """Assign to a part of a stored array, as numpy does.
 
     Returns
@@ -48,8 +48,9 @@ def assign(
     InvalidInputError
         If the value does not broadcast to the selection; nothing has changed.
     ChangedError
-        If the array is not what it was when `dataset` was opened, or changed meanwhile; nothing has changed.
+        If the array is not what it was when it was opened, or changed meanwhile; nothing has changed.
     """
+    dataset, transfer = work.dataset, work.transfer
     reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size, exact=True)
     elements_of = _elements(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
@@ -60,22 +61,18 @@ def assign(
     first = next(parts)
     if first.size == reading.size:
         try:
-            return _assign_at_once(transfer, dataset, first, elements_of(first))
+            return _assign_at_once(work, first, elements_of(first))
         except TooMuchError:
             pass  # Staged, it is halved until it is not.
     arguments = {"data_id": dataset.id, "version": dataset.version, "operation": new_operation()}
-    asked = f"assigning to {dataset.key!r}"
-    answer = with_room(transfer, lambda: transfer.call("tensorage_begin_assign", arguments, asked))
-    staged = Dataset.from_json(answer)
+    answer = with_room(transfer, lambda: work.call("tensorage_begin_assign", arguments))
+    staged = work.on(Dataset.from_json(answer))
 
-    def send(advance: Callable[[int], object]) -> None:
-        send_patches(transfer, staged, chain([first], parts), elements_of, advance)
+    def send(advance: Advance) -> None:
+        send_patches(staged, chain([first], parts), elements_of, advance)
 
-    try:
-        return stage(transfer, staged, send, reading.size * dataset.dtype.itemsize, quiet=quiet)
-    except KeyNotFoundError as error:
-        # What is staged for an array goes along with it.
-        raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
+    with gone_is_changed(f"{work.asked}: it was replaced or deleted meanwhile. Open it again."):
+        return stage(staged, send, reading.size * dataset.dtype.itemsize)
 
 
 def _elements(
@@ -95,8 +92,8 @@ def _elements(
     return lambda part: bytes_of(buffer[part.out_first : part.out_first + part.size])
 
 
-def _assign_at_once(transfer: Transfer, dataset: Dataset, part: RequestRuns, elements: memoryview) -> Dataset:
+def _assign_at_once(work: Work, part: RequestRuns, elements: memoryview) -> Dataset:
+    dataset = work.dataset
     meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(part.source)}
     head = header(count=part.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
-    answer = transfer.send("tensorage_assign", [head, elements], f"assigning to {dataset.key!r}")
-    return written(transfer, answer)
+    return written(work.transfer, work.send("tensorage_assign", [head, elements]))

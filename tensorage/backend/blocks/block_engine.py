@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_runs
-from tensorage.backend.blocks.writing import append_rows, send_rows, store_array, store_flats
+from tensorage.backend.blocks.writing import BlockWriter, send_rows
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
 from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import StoredElsewhereError
-from tensorage.backend.wire.progress import Advance, progress
+from tensorage.backend.wire.progress import Advance
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.reading import plan_runs
 from tensorage.indexing.regions import AxisLengths, consecutive_regions, grow_shape, join_rows
@@ -42,9 +42,13 @@ class BlockEngine:
         Looks up the catalogue's entry under a key.
     """
 
-    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset]) -> None:
+    name: Literal["database"] = "database"
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
         self._transfer = transfer
         self._open = open_array
+        self._quiet = quiet
+        self._writer = BlockWriter(transfer, quiet)
 
     def begin(self, new: Declaration) -> Dataset:
         dataset = begin(self._transfer, _meta(new))
@@ -56,7 +60,7 @@ class BlockEngine:
         first = 0
         for axis, extent in zip(region, dataset.shape, strict=True):
             first = first * extent + axis.start
-        send_rows(self._transfer, dataset, elements, first, lambda _bytes: None)
+        send_rows(Work.storing(self._transfer, dataset), elements, first, lambda _bytes: None)
 
     def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
         # Blocks may begin anywhere, as those of appends do: a region ends with a short one, and has a request's bytes.
@@ -72,46 +76,46 @@ class BlockEngine:
             return (max(extents[0] // rows_per_block, 1) * rows_per_block, *extents[1:])
         return extents
 
-    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
-        return store_array(self._transfer, array, _meta(new), quiet=quiet)
+    def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
+        return self._writer.store_array(array, _meta(new))
 
-    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
-        return store_flats(self._transfer, partial(flat_blocks, blocks), _meta(new), quiet=quiet)
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
+        return self._writer.store_flats(partial(flat_blocks, blocks), _meta(new))
 
-    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
-        def parts(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+    def store_from(self, read: ReadRegion, new: Declaration) -> Dataset:
+        def flats(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
             for region in consecutive_regions(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
                 yield read(region).reshape(-1)
 
-        return from_the_beginning(lambda: store_flats(self._transfer, parts, _meta(new), quiet=quiet))
+        return from_the_beginning(lambda: self._writer.store_flats(flats, _meta(new)))
 
-    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> None:
+    def copy(self, dataset: Dataset, new: Declaration) -> None:
         """There is no function that copies rows: a large array would not be done within a statement's time."""
-        del dataset, new, quiet
+        del dataset, new
 
-    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
         try:
-            return append_rows(self._transfer, key, data, known, lambda: self._own(key), quiet=quiet)
+            return self._writer.append_rows(key, data, known, lambda: self._own(key))
         except StoredElsewhereError as error:
             if not error.description:
                 raise
             raise OtherEngineError(Dataset.from_json(error.description)) from error
 
-    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
-        return assign(self._transfer, dataset, selection, value, quiet=quiet)
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
+        work = Work(self._transfer, dataset, f"assigning to {dataset.key!r}", self._quiet)
+        return assign(work, selection, value)
 
-    def read(
-        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
-    ) -> Any:
+    def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
         result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
-            with progress(reading.size * dataset.dtype.itemsize, dataset.key, quiet=quiet) as advance:
-                fetch_runs(self._transfer, dataset, reading.source, result.buffer, advance)
+            work = self._reading(dataset)
+            with work.bar(reading.size * dataset.dtype.itemsize) as advance:
+                fetch_runs(work, reading.source, result.buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
-        self.read(dataset, (0,) * dataset.ndim, None, quiet=True)
+        self.read(dataset, (0,) * dataset.ndim, None)
 
     def tiles(self, dataset: Dataset) -> TileGrid:
         return row_tiles(dataset.shape, dataset.dtype)
@@ -126,7 +130,7 @@ class BlockEngine:
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
         source = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
-        fetch_runs(self._transfer, dataset, source, buffer, advance)
+        fetch_runs(self._reading(dataset), source, buffer, advance)
         return buffer
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
@@ -142,6 +146,9 @@ class BlockEngine:
             )
             merged, after = merged + answer["merged"], answer["after"]
         return merged
+
+    def _reading(self, dataset: Dataset) -> Work:
+        return Work.reading(self._transfer, dataset, quiet=self._quiet)
 
     def _own(self, key: str) -> Dataset:
         dataset = self._open(key)

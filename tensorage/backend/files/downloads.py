@@ -11,7 +11,7 @@ from tensorage.backend.wire.storage_faults import StorageRefusal
 from tensorage.backend.wire.storage_requests import FOR_READING, StorageRequests, object_path
 from tensorage.errors import BackendUnavailableError, ChangedError
 
-__all__ = ["read_tiles"]
+__all__ = ["read_file"]
 
 #: Asked for at once, and so the memory that a download takes.
 PIECE_BYTES = 8 * 1024 * 1024
@@ -19,7 +19,7 @@ PIECE_BYTES = 8 * 1024 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 
 
-def read_tiles(requests: StorageRequests, name: str, asked: str) -> Iterator[bytes]:
+def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[bytes]:
     """Read an object, piece by piece.
 
     Raises

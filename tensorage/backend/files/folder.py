@@ -9,19 +9,17 @@ import secrets
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from tensorage.backend.files.content import Content, UploadContent, open_content
-from tensorage.backend.files.downloads import read_tiles
+from tensorage.backend.files.downloads import read_file
 from tensorage.backend.files.resumable import PIECE_BYTES, ResumableUpload
+from tensorage.backend.transfer import Project
 from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import refusals_as_errors
 from tensorage.backend.wire.storage_requests import BUCKET, OCTETS, StorageRequests, object_path
 from tensorage.errors import BackendUnavailableError, ChangedError, InvalidInputError, KeyNotFoundError
-
-if TYPE_CHECKING:
-    from tensorage.session import BackendSession
 
 __all__ = ["Files", "Writable"]
 
@@ -59,7 +57,7 @@ class Files:
         The session.
     """
 
-    def __init__(self, backend: BackendSession) -> None:
+    def __init__(self, backend: Project) -> None:
         self._backend = backend
 
     def upload_file(self, path: str, content: Content) -> str:
@@ -116,7 +114,7 @@ class Files:
         name, asked = self._name(path), f"downloading {path!r}"
 
         def pieces() -> Iterator[bytes]:
-            return read_tiles(self._requests, name, asked)
+            return read_file(self._requests, name, asked)
 
         with refusals_as_errors(asked):
             if to is None:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import new_operation, with_room
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import RestartedError
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
 from tensorage.backend.zarr.writing import NewShard, ShardWriter, return_elements
-from tensorage.errors import ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
 from tensorage.indexing.selection import Selection
 from tensorage.model.values import as_assigned, check_rows
@@ -31,9 +32,7 @@ from tensorage.types import Dataset
 __all__ = ["append_rows", "assign", "fill_region"]
 
 
-def append_rows(
-    transfer: Transfer, dataset: Dataset, codec: ShardCodec, rows: npt.NDArray[Any], *, quiet: bool
-) -> Dataset:
+def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Dataset:
     """Add rows at the end of axis 0 of an array, as it was opened.
 
     Raises
@@ -41,24 +40,17 @@ def append_rows(
     ChangedError
         If it has changed; nothing was appended.
     """
+    dataset = work.dataset
     check_rows(rows, dataset)
     arguments = {"data_id": dataset.id, "shape": rows.shape, "base_rows": dataset.shape[0]}
-    staged = _begin(transfer, "tensorage_begin_append", arguments, f"appending to {dataset.key!r}")
+    staged = _begin(work, "tensorage_begin_append", arguments)
     grown = ShardCodec(codec.layout.grown(rows.shape[0]))
-    writer = ShardWriter(transfer, staged, grown)
-    shards = _appended(Reader(transfer, dataset, codec), grown, rows)
-    return _staged(writer, shards, rows.nbytes, f"appending to {dataset.key!r}", quiet=quiet)
+    writer = ShardWriter(staged, grown)
+    shards = _appended(_reader(work, codec), grown, rows)
+    return _staged(writer, shards, rows.nbytes, work.asked)
 
 
-def assign(
-    transfer: Transfer,
-    dataset: Dataset,
-    codec: ShardCodec,
-    selection: Selection,
-    value: npt.ArrayLike,
-    *,
-    quiet: bool,
-) -> Dataset:
+def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.ArrayLike) -> Dataset:
     """``array[selection] = value`` for an array, as it was opened.
 
     Raises
@@ -66,25 +58,19 @@ def assign(
     ChangedError
         If it has changed; nothing was assigned.
     """
+    dataset = work.dataset
     reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
     buffer = _buffer_of(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
         return dataset
-    asked = f"assigning to {dataset.key!r}"
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
-    staged = _begin(transfer, "tensorage_begin_assign", arguments, asked)
-    writer = ShardWriter(transfer, staged, codec)
-    shards = _assigned(Reader(transfer, dataset, codec), reading, buffer)
-    return _staged(writer, shards, reading.size * dataset.dtype.itemsize, asked, quiet=quiet)
+    staged = _begin(work, "tensorage_begin_assign", arguments)
+    writer = ShardWriter(staged, codec)
+    shards = _assigned(_reader(work, codec), reading, buffer)
+    return _staged(writer, shards, reading.size * dataset.dtype.itemsize, work.asked)
 
 
-def fill_region(
-    transfer: Transfer,
-    dataset: Dataset,
-    codec: ShardCodec,
-    region: tuple[slice, ...],
-    elements: npt.NDArray[Any],
-) -> None:
+def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
     """Store the elements of a region of a staged dataset: whole shards, or whole rows.
 
     Raises
@@ -92,7 +78,7 @@ def fill_region(
     InvalidInputError
         If it is neither.
     """
-    layout, writer = codec.layout, ShardWriter(transfer, dataset, codec)
+    layout, writer = codec.layout, ShardWriter(work, codec)
     whole = []
     for number in layout.shards_in(region):
         shard = layout.region(number)
@@ -106,11 +92,11 @@ def fill_region(
             _fill_part(writer, number, _within(elements, region, shared), shared[0].start)
         else:
             raise InvalidInputError(
-                f"storing {dataset.key!r}: a region of {region} cuts the object of {shard}, and only rows can be cut"
+                f"{work.asked}: a region of {region} cuts the object of {shard}, and only rows can be cut"
             )
     # What was uploaded by somebody who filled the same region before stays until the array goes: that one may still be
     # alive, and tell the catalogue of it once more.
-    transfer.run(partial(_fill_whole, writer, number, elements, region) for number in whole)
+    work.run(partial(_fill_whole, writer, number, elements, region) for number in whole)
 
 
 def _fill_whole(
@@ -133,17 +119,16 @@ def _within(elements: npt.NDArray[Any], region: Sequence[slice], part: Sequence[
 
 def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
     """Store some rows of a shard, beside those that others store at the same time."""
-    codec, dataset, bucket = writer.codec, writer.dataset, Bucket(writer.transfer)
+    codec, work, bucket = writer.codec, writer.work, Bucket(writer.work.transfer)
+    reader = _reader(work, codec)
     region = codec.layout.region(number)
     at = first - region[0].start
-    asked = f"storing {dataset.key!r}"
     while True:
-        before = fetch_records(writer.transfer, dataset, codec.layout, [number]).get(number)
+        before = fetch_records(reader.work, codec.layout, [number]).get(number)
         if before is None:
             shape = tuple(axis.stop - axis.start for axis in region)
             elements = np.full(shape, codec.fill_value, codec.layout.dtype)
         else:
-            reader = Reader(writer.transfer, dataset, codec)
             try:
                 elements = reader.read(before)
             except LostObjectError as error:
@@ -159,12 +144,12 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
             raise
         except ChangedError:
             # Also raised if the dataset is not being written any more: then this raises KeyNotFoundError.
-            writer.transfer.call("tensorage_dataset", {"data_id": dataset.id}, asked)
+            work.call("tensorage_dataset", {"data_id": work.dataset.id})
             if entry.name:
-                bucket.remove([entry.name], asked)
+                bucket.remove([entry.name], work.asked)
             continue
         if before is not None and before.name:
-            bucket.remove([before.name], asked)
+            bucket.remove([before.name], work.asked)
         return
 
 
@@ -174,7 +159,7 @@ def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iter
     # Of those, only the first ones are there already, with rows of their own.
     has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
     old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
-    entries = fetch_records(reader.transfer, reader.dataset, reader.codec.layout, old)
+    entries = fetch_records(reader.work, reader.codec.layout, old)
     for number in numbers:
         region = grown.layout.region(number)
         first = max(region[0].start, base)
@@ -224,19 +209,20 @@ def _buffer_of(value: npt.NDArray[Any], reading: ChunkPlan, dataset: Dataset) ->
     return buffer.reshape(reading.buffer_shape)
 
 
-def _begin(transfer: Transfer, function: str, arguments: dict[str, Any], asked: str) -> Dataset:
+def _reader(work: Work, codec: ShardCodec) -> Reader:
+    return Reader(Work.reading(work.transfer, work.dataset), codec)
+
+
+def _begin(work: Work, function: str, arguments: dict[str, Any]) -> Work:
+    """Begin a change of an array, and return the work of filling its staged dataset."""
     named = {**arguments, "operation": new_operation()}
-    return Dataset.from_json(with_room(transfer, lambda: transfer.call(function, named, asked)))
+    staged = Dataset.from_json(with_room(work.transfer, lambda: work.call(function, named)))
+    return Work.storing(work.transfer, staged, quiet=work.quiet)
 
 
-def _staged(
-    writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str, *, quiet: bool
-) -> Dataset:
-    try:
-        return writer.commit(partial(writer.write, shards), nbytes, quiet=quiet)
-    except KeyNotFoundError as error:
-        # What is staged for an array goes along with it.
-        raise ChangedError(f"{asked}: it was replaced or deleted meanwhile. Open it again.") from error
+def _staged(writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str) -> Dataset:
+    with gone_is_changed(f"{asked}: it was replaced or deleted meanwhile. Open it again."):
+        return writer.commit(partial(writer.write, shards), nbytes)
 
 
 def _suffix() -> str:

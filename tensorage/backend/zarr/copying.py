@@ -27,8 +27,8 @@ def copy_objects(reader: Reader, writer: ShardWriter, advance: Advance) -> None:
         If the array is not what it was.
     """
     layout = reader.codec.layout
-    shards = with_records(reader.transfer, reader.dataset, layout, range(layout.shard_count), int)
-    writer.transfer.run(partial(_copy, reader, writer, entry, advance) for _, entry in shards)
+    shards = with_records(reader.work, layout, range(layout.shard_count), int)
+    writer.work.run(partial(_copy, reader, writer, entry, advance) for _, entry in shards)
 
 
 def _copy(reader: Reader, writer: ShardWriter, entry: ShardRecord, advance: Advance) -> None:
@@ -36,7 +36,7 @@ def _copy(reader: Reader, writer: ShardWriter, entry: ShardRecord, advance: Adva
     if entry.name:
         name = object_name(writer.dataset, writer.codec.layout, entry.number)
         try:
-            Bucket(writer.transfer).copy(writer.dataset, entry.name, name)
+            Bucket(writer.work.transfer).copy(writer.dataset, entry.name, name)
         except LostObjectError as error:
             raise reader.changed(entry, error) from error
     writer.put(ShardRecord(entry.number, name, entry.nbytes, entry.index))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import EMPTY, CorruptChunkError, ShardCodec
@@ -91,14 +91,20 @@ class Reader:
 
     Parameters
     ----------
+    work
+        Work on the array, as it was opened.
     codec
-        Of the array, with its layout.
+        Codec of the array, with its layout.
     """
 
-    transfer: Transfer
-    dataset: Dataset
+    work: Work
     codec: ShardCodec
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The array, as it was opened."""
+        return self.work.dataset
 
     def fill(self, parts: Iterable[ShardPart], buffer: npt.NDArray[Any], advance: Advance) -> None:
         """Fill a buffer with what is taken of shards.
@@ -110,7 +116,7 @@ class Reader:
         CorruptTensorError, IncompleteTensorError
             The message says which object is damaged or lost.
         """
-        self.transfer.run(self._jobs(parts, _Target(buffer, advance)))
+        self.work.run(self._jobs(parts, _Target(buffer, advance)))
 
     def read(self, entry: ShardRecord) -> npt.NDArray[Any]:
         """All elements of one shard that lie within the array.
@@ -151,9 +157,7 @@ class Reader:
     def with_records(self, parts: Iterable[T]) -> Iterator[tuple[T, ShardRecord]]:
         """What is taken of shards, each with the entry of its shard."""
         layout = self.codec.layout
-        return with_records(
-            self.transfer, self.dataset, layout, parts, lambda part: layout.number_of(part.coords)
-        )
+        return with_records(self.work, layout, parts, lambda part: layout.number_of(part.coords))
 
     def _jobs(self, parts: Iterable[ShardPart], target: _Target) -> Iterator[Callable[[], None]]:
         for part, entry in self.with_records(parts):
@@ -180,7 +184,7 @@ class Reader:
     ) -> None:
         memory = self._take()
         data = memory.for_bytes(nbytes)
-        Bucket(self.transfer).get_into(self.dataset, entry, first, data)
+        Bucket(self.work.transfer).get_into(self.dataset, entry, first, data)
         for offset, length, part in chunks:
             encoded = data[offset - first : offset - first + length]
             place = part.target(target.buffer)
@@ -222,7 +226,7 @@ class Reader:
     def _renewed(self, entry: ShardRecord, lost: LostObjectError) -> ShardRecord:
         """What the catalogue now says of a shard whose object is gone: another object, as after an append."""
         number = entry.number
-        now = fetch_records(self.transfer, self.dataset, self.codec.layout, [number])[number]
+        now = fetch_records(self.work, self.codec.layout, [number])[number]
         if now.name == entry.name:
             raise self._lost(entry, lost)
         return now
@@ -234,9 +238,9 @@ class Reader:
         arguments = {"data_id": self.dataset.id, "number": entry.number}
         where = f"{entry.name!r}, which holds {self._extent(entry)}"
         error: IncompleteTensorError | PermissionDeniedError
-        is_there = self.transfer.call("tensorage_has_object", arguments, asked)
+        is_there = self.work.call("tensorage_has_object", arguments)
         # What has an entry in the bucket, and is seen by it, has lost its bytes.
-        if is_there and not Bucket(self.transfer).can_see(entry.name, asked):
+        if is_there and not Bucket(self.work.transfer).can_see(entry.name, asked):
             error = PermissionDeniedError(
                 f"{asked}: the policies of the bucket 'tensors' do not let this user read {where}. Apply the "
                 "migrations, which make them."

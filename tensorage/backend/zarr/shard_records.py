@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from tensorage.backend.transfer import Transfer
-from tensorage.backend.wire.faults import error_of
-from tensorage.backend.wire.http import TooMuchError
+from tensorage.backend.transfer import Work
 from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import BackendUnavailableError, CorruptTensorError, IncompleteTensorError
 from tensorage.types import Dataset
@@ -79,48 +77,45 @@ class ShardRecord:
         }
 
 
-def fetch_records(
-    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: Sequence[int]
-) -> dict[int, ShardRecord]:
+def fetch_records(work: Work, layout: Layout, numbers: Sequence[int]) -> dict[int, ShardRecord]:
     """Ask the catalogue for shards: all of them, of an array; of one that is being written, those there are.
 
     Raises
     ------
     ChangedError
-        If the array is not what it was when `dataset` was opened.
+        If the array is not what it was when it was opened.
     IncompleteTensorError
         If the catalogue lacks some of them.
     CorruptTensorError
         If it names objects that are none of the array's.
     """
-    entries: dict[int, ShardRecord] = {}
-    asked = f"reading {dataset.key!r}"
+    records: dict[int, ShardRecord] = {}
     most = numbers_per_request(layout)
     for first in range(0, len(numbers), most):
         some = list(numbers[first : first + most])
         try:
-            found = _fetch(transfer, dataset, layout, some, asked)
+            found = _fetch(work, layout, some)
         except CorruptTensorError:
             raise
         except IncompleteTensorError as error:
-            unknown = _first_unknown(transfer, dataset, layout, some, asked)
+            unknown = _first_unknown(work, layout, some)
             raise IncompleteTensorError(
-                f"{asked}: the catalogue does not know the object of {describe_shard(layout, unknown)}, which was "
+                f"{work.asked}: the catalogue does not know the object of {describe_shard(layout, unknown)}, which was "
                 "deleted behind its back. Nothing is returned; store the array again, or read other parts."
             ) from error
-        entries.update((entry.number, entry) for entry in found)
-    return entries
+        records.update((record.number, record) for record in found)
+    return records
 
 
 def with_records(
-    transfer: Transfer, dataset: Dataset, layout: Layout, things: Iterable[T], number_of: Callable[[T], int]
+    work: Work, layout: Layout, things: Iterable[T], number_of: Callable[[T], int]
 ) -> Iterator[tuple[T, ShardRecord]]:
-    """Things that belong to shards, each with the entry of its shard. The catalogue is asked for a page at a time.
+    """Yield things that belong to shards, each with the record of its shard. Records are fetched a page at a time.
 
     Parameters
     ----------
     number_of
-        Number of a thing's shard. No two things are of one.
+        Gives the number of a thing's shard. No two things are of one.
 
     Raises
     ------
@@ -130,41 +125,38 @@ def with_records(
     source = iter(things)
     while page := list(islice(source, numbers_per_request(layout))):
         numbers = [number_of(thing) for thing in page]
-        entries = fetch_records(transfer, dataset, layout, numbers)
-        yield from zip(page, map(entries.__getitem__, numbers), strict=True)
+        records = fetch_records(work, layout, numbers)
+        yield from zip(page, map(records.__getitem__, numbers), strict=True)
 
 
-def _fetch(
-    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
-) -> list[ShardRecord]:
+def _fetch(work: Work, layout: Layout, numbers: list[int]) -> list[ShardRecord]:
     """Ask in one request, or where that is too much, in smaller ones."""
+    dataset = work.dataset
     version = dataset.version if dataset.state == "committed" else None
-    arguments = {"data_id": dataset.id, "version": version, "numbers": numbers}
-    try:
-        entries = list(parse_records(transfer.read("tensorage_shards", arguments, asked), asked))
-    except TooMuchError as error:
-        if len(numbers) <= 1:
-            raise error_of(error.fault, asked) from error
-    else:
-        for entry in entries:
-            _check_name(entry, dataset, layout, asked)
-        return entries
+    records: list[ShardRecord] = []
+
+    def ask(some: list[int]) -> None:
+        arguments = {"data_id": dataset.id, "version": version, "numbers": some}
+        found = list(parse_records(work.read("tensorage_shards", arguments), work.asked))
+        for record in found:
+            _check_name(record, dataset, layout, work.asked)
+        records.extend(found)
+
+    work.in_halves(ask, numbers, _halve)
+    return records
+
+
+def _halve(numbers: list[int]) -> tuple[list[int], list[int]] | None:
     half = len(numbers) // 2
-    return [
-        part
-        for some in (numbers[:half], numbers[half:])
-        for part in _fetch(transfer, dataset, layout, some, asked)
-    ]
+    return (numbers[:half], numbers[half:]) if half else None
 
 
-def _first_unknown(
-    transfer: Transfer, dataset: Dataset, layout: Layout, numbers: list[int], asked: str
-) -> int:
-    """Number of a shard that the catalogue lacks, of some that it does not have all of."""
+def _first_unknown(work: Work, layout: Layout, numbers: list[int]) -> int:
+    """Return the number of a shard that the catalogue lacks, of some that it does not have all of."""
     while len(numbers) > 1:
         half = numbers[: len(numbers) // 2]
         try:
-            _fetch(transfer, dataset, layout, half, asked)
+            _fetch(work, layout, half)
         except IncompleteTensorError:
             numbers = half
         else:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tensorage.backend.engine import ReadRegion
 from tensorage.backend.staging import stage
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket
 from tensorage.backend.zarr.codec import EncodedShard, ShardCodec
@@ -65,15 +65,19 @@ class ShardWriter:
         What the catalogue has not been told yet: it goes along with the commit.
     """
 
-    transfer: Transfer
-    dataset: Dataset
+    work: Work
     codec: ShardCodec
     pending: list[dict[str, Any]] = field(default_factory=list, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
+    @property
+    def dataset(self) -> Dataset:
+        """The staged dataset."""
+        return self.work.dataset
+
     def write(self, shards: Iterable[NewShard], advance: Advance) -> None:
         """Write shards in parallel, taking no more of them from the iterable than are under way."""
-        self.transfer.run(partial(self._write, shard, advance) for shard in shards)
+        self.work.run(partial(self._write, shard, advance) for shard in shards)
 
     def upload(self, number: int, elements: npt.NDArray[Any], suffix: str = "") -> ShardRecord:
         """Encode a shard and upload its object, if it has one. The catalogue is not told.
@@ -90,7 +94,7 @@ class ShardWriter:
         name = ""
         if encoded.parts:
             name = object_name(self.dataset, self.codec.layout, number) + suffix
-            Bucket(self.transfer).put(self.dataset, name, encoded.parts)
+            Bucket(self.work.transfer).put(self.dataset, name, encoded.parts)
         return ShardRecord(number, name, encoded.nbytes, encoded.index)
 
     def put(self, entry: ShardRecord, **more: Any) -> None:
@@ -111,9 +115,9 @@ class ShardWriter:
             If the dataset is no longer being written, or what they were made from is not there any more.
         """
         arguments = {"data_id": self.dataset.id, "shards": entries}
-        self.transfer.call("tensorage_put_shards", arguments, f"storing {self.dataset.key!r}")
+        self.work.call("tensorage_put_shards", arguments)
 
-    def commit(self, send: Callable[[Advance], None], nbytes: int, *, quiet: bool) -> Dataset:
+    def commit(self, send: Callable[[Advance], None], nbytes: int) -> Dataset:
         """Fill the dataset and make it visible, or give it up.
 
         Parameters
@@ -124,7 +128,7 @@ class ShardWriter:
             What that moves.
         """
         # Looked up at the end: it is another list each time that the catalogue was told.
-        return stage(self.transfer, self.dataset, send, nbytes, quiet=quiet, shards=lambda: self.pending)
+        return stage(self.work, send, nbytes, shards=lambda: self.pending)
 
     def _write(self, shard: NewShard, advance: Advance) -> None:
         made = shard.make()

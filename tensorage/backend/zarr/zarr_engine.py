@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
+from tensorage.backend.restarts import on_latest
 from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
-from tensorage.backend.transfer import Transfer
-from tensorage.backend.wire.progress import Advance, progress
+from tensorage.backend.transfer import Transfer, Work
+from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, fill_region
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.copying import copy_objects
@@ -31,7 +30,6 @@ from tensorage.backend.zarr.writing import (
     shards_of_blocks,
     shards_of_regions,
 )
-from tensorage.errors import ChangedError
 from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.regions import AxisLengths, grow_shape, join_units
 from tensorage.indexing.selection import Positions, Selection
@@ -52,12 +50,6 @@ _MAX_CHUNK_BYTES = 64 * 1024 * 1024
 #: Options that say how an array is laid out.
 _LAYOUT_OPTIONS = ("chunks", "shards", "codecs", "chunk_size")
 
-#: An append that finds the array changed begins anew, so many times and for so long at least.
-MIN_RESTARTS = 20
-RESTART_FOR_S = 60.0
-FIRST_PAUSE_S = 0.01
-LONGEST_PAUSE_S = 1.0
-
 
 class ZarrEngine:
     """Arrays as objects of Storage, which the catalogue names.
@@ -68,16 +60,19 @@ class ZarrEngine:
         Looks up the catalogue's entry under a key.
     """
 
-    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset]) -> None:
+    name: Literal["storage"] = "storage"
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
         self._transfer = transfer
         self._open = open_array
+        self._quiet = quiet
 
     def begin(self, new: Declaration) -> Dataset:
         dataset, _ = self._begin(new)
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
     def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        fill_region(self._transfer, dataset, codec_of(dataset), region, elements)
+        fill_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
 
     def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
         return join_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
@@ -89,40 +84,40 @@ class ZarrEngine:
         unit = layout.shards if is_small else layout.chunks
         return grow_shape(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
 
-    def store(self, array: npt.NDArray[Any], new: Declaration, *, quiet: bool) -> Dataset:
+    def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new)
-            return self._write(dataset, codec, shards_of_array(little, codec.layout), quiet=quiet)
+            return self._write(dataset, codec, shards_of_array(little, codec.layout))
 
         return from_the_beginning(write)
 
-    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration, *, quiet: bool) -> Dataset:
+    def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
         dataset, codec = self._begin(new)
-        return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout), quiet=quiet)
+        return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout))
 
-    def store_from(self, read: ReadRegion, new: Declaration, *, quiet: bool) -> Dataset:
+    def store_from(self, read: ReadRegion, new: Declaration) -> Dataset:
         def write() -> Dataset:
             dataset, codec = self._begin(new)
-            return self._write(dataset, codec, shards_of_regions(read, codec.layout), quiet=quiet)
+            return self._write(dataset, codec, shards_of_regions(read, codec.layout))
 
         return from_the_beginning(write)
 
-    def copy(self, dataset: Dataset, new: Declaration, *, quiet: bool) -> Dataset | None:
+    def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
         if _is_laid_out(new):
             return None
         source = codec_of(dataset)
 
         def write() -> Dataset:
             staged, codec = self._begin(new, source.layout)
-            writer = ShardWriter(self._transfer, staged, codec)
-            reader = Reader(self._transfer, dataset, source)
-            return writer.commit(partial(copy_objects, reader, writer), staged.nbytes, quiet=quiet)
+            writer = ShardWriter(Work.storing(self._transfer, staged, quiet=self._quiet), codec)
+            reader = Reader(Work.reading(self._transfer, dataset), source)
+            return writer.commit(partial(copy_objects, reader, writer), staged.nbytes)
 
         return from_the_beginning(write)
 
-    def import_zarr(self, source: zarr.Array[Any], new: Declaration, *, quiet: bool) -> Dataset:
+    def import_zarr(self, source: zarr.Array[Any], new: Declaration) -> Dataset:
         """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
 
         Parameters
@@ -150,54 +145,46 @@ class ZarrEngine:
         def write() -> Dataset:
             dataset, codec = self._begin(new, taken or layout_like(source, new))
             shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
-            return self._write(dataset, codec, shards, quiet=quiet)
+            return self._write(dataset, codec, shards)
 
         return from_the_beginning(write)
 
-    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None, *, quiet: bool) -> Dataset:
-        restarts, until = 0, time.monotonic() + RESTART_FOR_S
-        dataset = self._own(key) if known is None else known
-        while True:
-            rows = cast_to(data, dataset)
-            try:
-                return append_rows(self._transfer, dataset, codec_of(dataset), rows, quiet=quiet)
-            except ChangedError:
-                restarts += 1
-                if restarts > MIN_RESTARTS and time.monotonic() > until:
-                    raise
-            # At random, so that those who append at the same time do not meet again at once.
-            longest = min(FIRST_PAUSE_S * 2**restarts, LONGEST_PAUSE_S)
-            time.sleep(random.uniform(0, longest))  # noqa: S311 - no secret
-            dataset = self._own(key)
+    def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
+        def append_to(dataset: Dataset) -> Dataset:
+            work = self._work("appending to", dataset)
+            return append_rows(work, codec_of(dataset), cast_to(data, dataset))
 
-    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike, *, quiet: bool) -> Dataset:
-        return assign(self._transfer, dataset, codec_of(dataset), selection, value, quiet=quiet)
+        first = self._own(key) if known is None else known
+        # Others who append at the same time change the array, too.
+        return on_latest(append_to, first, lambda: self._own(key), pauses=True)
 
-    def read(
-        self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None, *, quiet: bool
-    ) -> Any:
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
+        return assign(self._work("assigning to", dataset), codec_of(dataset), selection, value)
+
+    def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         codec = codec_of(dataset)
         reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
         result = Result(reading, dataset.dtype, out, dataset.key)
         if reading.size:
             buffer = result.buffer.reshape(reading.buffer_shape)
-            with progress(buffer.nbytes, dataset.key, quiet=quiet) as advance:
-                Reader(self._transfer, dataset, codec).fill(reading.parts(), buffer, advance)
+            work = self._work("reading", dataset)
+            with work.bar(buffer.nbytes) as advance:
+                Reader(work, codec).fill(reading.parts(), buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
-        fetch_records(self._transfer, dataset, codec_of(dataset).layout, [0])
+        fetch_records(self._work("reading", dataset), codec_of(dataset).layout, [0])
 
     def tiles(self, dataset: Dataset) -> TileGrid:
         return tiles_of(codec_of(dataset).layout)
 
     def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-        return read_chunks(Reader(self._transfer, dataset, codec_of(dataset)), numbers, advance)
+        return read_chunks(self._reader(dataset), numbers, advance)
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
         if numbers is None:
             numbers = np.arange(self.tiles(dataset).count)
-        return count_encoded_bytes(Reader(self._transfer, dataset, codec_of(dataset)), numbers)
+        return count_encoded_bytes(self._reader(dataset), numbers)
 
     def compact(self, key: str) -> int:
         """Nothing to merge: an append leaves no small shards."""
@@ -223,11 +210,15 @@ class ZarrEngine:
         }
         return begin(self._transfer, meta), ShardCodec(chosen)
 
-    def _write(
-        self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard], *, quiet: bool
-    ) -> Dataset:
-        writer = ShardWriter(self._transfer, dataset, codec)
-        return writer.commit(partial(writer.write, shards), dataset.nbytes, quiet=quiet)
+    def _write(self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard]) -> Dataset:
+        writer = ShardWriter(Work.storing(self._transfer, dataset, quiet=self._quiet), codec)
+        return writer.commit(partial(writer.write, shards), dataset.nbytes)
+
+    def _work(self, verb: str, dataset: Dataset) -> Work:
+        return Work(self._transfer, dataset, f"{verb} {dataset.key!r}", self._quiet)
+
+    def _reader(self, dataset: Dataset) -> Reader:
+        return Reader(self._work("reading", dataset), codec_of(dataset))
 
     def _own(self, key: str) -> Dataset:
         dataset = self._open(key)

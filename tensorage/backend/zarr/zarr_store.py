@@ -24,7 +24,7 @@ import numpy as np
 from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.layout import Layout
@@ -276,7 +276,7 @@ class _Shards:
         self, transfer: Transfer, dataset: Dataset, codec: ShardCodec, names: dict[int, str]
     ) -> None:
         self.transfer = transfer
-        self._reader = Reader(transfer, dataset, codec)
+        self._reader = Reader(Work.reading(transfer, dataset), codec)
         self._names = names
         self._pages: dict[int, dict[int, ShardRecord]] = {}
         self._lock = threading.Lock()
@@ -341,7 +341,7 @@ class _Shards:
         with self._lock:
             entries = self._pages.pop(page, None)
             if entries is None:
-                entries = fetch_records(self.transfer, self._reader.dataset, self._layout, numbers)
+                entries = fetch_records(self._reader.work, self._layout, numbers)
             # In order of their last use.
             self._pages[page] = entries
             if len(self._pages) > _MAX_PAGES:

@@ -11,6 +11,7 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from tensorage.adapters.xarray import coordinates, fitting_coords, variable_of
+from tensorage.backend.arrays import Arrays
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.model.coords import Coord, name_of
 from tensorage.store import TensorStore
@@ -65,11 +66,13 @@ class TensorageEntrypoint(BackendEntrypoint):
             If no key begins so.
         """
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
-        store, arrays = _arrays_of(filename_or_obj, prefix, dropped)
+        source, arrays = _arrays_of(filename_or_obj, prefix, dropped)
         coords = _shared_coords(arrays, dropped)
         _check_extents(arrays)
         _check_names(arrays, coords)
-        variables = {name: variable_of(store, found, _dims_of(name, found)) for name, found in arrays.items()}
+        variables = {
+            name: variable_of(source, found, _dims_of(name, found)) for name, found in arrays.items()
+        }
         return xr.Dataset(variables, coordinates(coords.values()))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
@@ -77,11 +80,11 @@ class TensorageEntrypoint(BackendEntrypoint):
         return isinstance(filename_or_obj, TensorStore | Tensor)
 
 
-def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[TensorStore, dict[str, Dataset]]:
+def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict[str, Dataset]]:
     """The arrays by the names that they are to have."""
     if isinstance(given, Tensor):
         name = name_of(given.dataset) or given.key
-        return given._store, {} if name in dropped else {name: given.dataset}
+        return given.arrays, {} if name in dropped else {name: given.dataset}
     if not isinstance(given, TensorStore):
         raise InvalidInputError(
             f"engine='tensorage' opens a TensorStore or a Tensor, not {given!r}: give it store, prefix='...' or "
@@ -93,8 +96,8 @@ def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[TensorStore,
     keys = {key.removeprefix(prefix) or key: key for key in found}
     wanted = [name for name in keys if name not in dropped]
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
-        opened = pool.map(given.context.open, (keys[name] for name in wanted))
-        return given, dict(zip(wanted, opened, strict=True))
+        opened = pool.map(given.arrays.open, (keys[name] for name in wanted))
+        return given.arrays, dict(zip(wanted, opened, strict=True))
 
 
 def _dims_of(name: str, dataset: Dataset) -> tuple[str, ...]:

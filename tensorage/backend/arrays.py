@@ -1,0 +1,526 @@
+"""Arrays of one user, in whichever engine keeps them: opened, read, written, copied, and begun anew after changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.blocks.block_engine import BlockEngine
+from tensorage.backend.catalogue import Catalogue
+from tensorage.backend.engine import ArrayEngine, OtherEngineError
+from tensorage.backend.restarts import on_latest
+from tensorage.backend.staging import commit, stage
+from tensorage.backend.transfer import Project, Transfer, Work
+from tensorage.backend.wire.progress import Advance
+from tensorage.errors import InvalidInputError
+from tensorage.indexing.regions import AxisLengths
+from tensorage.indexing.selection import Positions, Selection
+from tensorage.indexing.tiles import TileGrid
+from tensorage.model.declaration import ArrayOptions, Declaration, declare
+from tensorage.model.engine_choice import resolve_engine
+from tensorage.model.values import as_array
+from tensorage.types import Dataset, Engine, EngineChoice
+
+if TYPE_CHECKING:
+    import zarr.abc.store
+
+    from tensorage.backend.zarr.zarr_engine import ZarrEngine
+
+__all__ = ["Arrays", "OpenArray", "Reader", "TransferOf"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All arrays that one user may work with, by key. Can be sent to other processes.
+
+    Parameters
+    ----------
+    project
+        Access to the project.
+    quiet
+        Never show a progress bar.
+    """
+
+    project: Project
+    quiet: bool = True
+
+    def quietly(self) -> Arrays:
+        """Return the same arrays without progress bars."""
+        return replace(self, quiet=True)
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with every request of this session that may have changed an array."""
+        return self.project.transfer.changes
+
+    # The catalogue --------------------------------------------------------------------------------------
+
+    def iterate_keys(self, prefix: str = "") -> Iterator[str]:
+        """Yield every key that this user can open and that begins with `prefix`, sorted by code point.
+
+        Keys are fetched a page at a time.
+        """
+        return self._catalogue.iterate_keys(prefix)
+
+    def count_keys(self) -> int:
+        """Return the number of keys that this user can open."""
+        return self._catalogue.count_keys()
+
+    def open(self, key: str, owner: str | None = None) -> Dataset:
+        """Return the catalogue's entry of an array of this user, or else of one that somebody shares.
+
+        Parameters
+        ----------
+        owner
+            E-mail address of the user whose array is meant.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is no committed array under the key that this user may see.
+        """
+        return self._catalogue.open(key, owner)
+
+    def open_by_id(self, data_id: int) -> Dataset:
+        """Return the entry with an id, of this user; also of an array that is being written."""
+        return self._catalogue.dataset(data_id)
+
+    def remove(self, key: str) -> None:
+        """Delete an array of this user.
+
+        Raises
+        ------
+        KeyNotFoundError, PermissionDeniedError
+        """
+        self._catalogue.remove(key)
+
+    def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
+        """Give an array of this user another key. With `overwrite`, in place of the array that is there."""
+        return self._catalogue.rename(key, new_key, overwrite=overwrite)
+
+    def share(self, key: str, is_shared: bool) -> Dataset:
+        """Let every signed-in user read an array of this user, or only this user again."""
+        return self._catalogue.share(key, is_shared)
+
+    def annotate(
+        self,
+        dataset: Dataset,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        removed: Sequence[str] = (),
+        replace: bool = False,
+    ) -> Dataset:
+        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        return self._catalogue.annotate(dataset, attrs=attrs, removed=removed, replace=replace)
+
+    def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
+        """Give the axes names, or none. Coordinates go with the axes that they run along.
+
+        Raises
+        ------
+        InvalidInputError
+            If coordinates would lose their axes, or one has the name that an axis is to have.
+        """
+        return self._catalogue.name_axes(dataset, dims)
+
+    def label(self, dataset: Dataset, coords: Mapping[str, Any] | None) -> Dataset:
+        """Replace the coordinates by others, as `tensorage.model.coords` encodes them, or by none."""
+        return self._catalogue.label(dataset, coords)
+
+    # Writing --------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        key: str,
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        engine: EngineChoice,
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Declare an array that `fill` fills and `commit` makes visible."""
+        new = declare(key, shape, dtype, is_shared, options)
+        return self._engine_for(new, engine).begin(new)
+
+    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        """Store the elements of a region of a declared array: see `tensorage.backend.engine.ArrayEngine.fill`."""
+        self._engine(dataset.engine).fill(dataset, region, elements)
+
+    def commit(self, dataset: Dataset) -> Dataset:
+        """Make a declared array visible.
+
+        Raises
+        ------
+        IncompleteTensorError
+            If elements are missing.
+        """
+        return commit(self.project.transfer, dataset)
+
+    def write(
+        self,
+        key: str,
+        data: npt.ArrayLike,
+        *,
+        engine: EngineChoice = "database",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array: all of it becomes visible in one step, or nothing is stored."""
+        array = as_array(data)
+        new = declare(key, array.shape, array.dtype, is_shared, options)
+        return self._engine_for(new, engine).store(array, new)
+
+    def write_blocks(
+        self,
+        key: str,
+        blocks: Iterable[npt.ArrayLike],
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        engine: EngineChoice = "database",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array that comes as consecutive blocks of rows. No more of it is in memory than is under way."""
+        new = declare(key, shape, dtype, is_shared, options)
+        if not new.shape:
+            raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
+        return self._engine_for(new, engine).store_blocks(blocks, new)
+
+    def write_with(
+        self,
+        key: str,
+        fill_all: Callable[[Dataset], None],
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        engine: EngineChoice = "database",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array that others fill region by region: all of it is visible in one step, or nothing is stored.
+
+        Parameters
+        ----------
+        fill_all
+            Given the declared array, sees to it that each of its regions is filled, by `fill` of arrays of the same
+            user, in whatever thread, process or machine, before it returns. Not called if there are no elements.
+        """
+        dataset = self.begin(key, shape, dtype, engine=engine, is_shared=is_shared, **options)
+        if not dataset.size:
+            return dataset
+        return stage(Work.storing(self.project.transfer, dataset), lambda _advance: fill_all(dataset), 0)
+
+    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        """Return a cut near the given one whose regions `fill` can store each on its own, also at the same time."""
+        return self._engine(dataset.engine).lengths_to_fill(dataset, lengths)
+
+    def copy(
+        self,
+        dataset: Dataset,
+        new_key: str,
+        *,
+        engine: EngineChoice | None = None,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array again under another key of this user, with its attributes, dims and coordinates.
+
+        It is read and written region by region, and never in memory as a whole.
+
+        Parameters
+        ----------
+        engine
+            Engine of the copy, by default that of the array.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened. Nothing was stored.
+        """
+        kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
+        new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
+        source = self.quietly()._engine(dataset.engine)
+        target = self._engine_for(new, engine or dataset.engine)
+        if dataset.engine == target.name and (made := target.copy(dataset, new)) is not None:
+            return made
+        return target.store_from(lambda region: np.asarray(source.read(dataset, region, None)), new)
+
+    def import_zarr(
+        self,
+        key: str,
+        source: Any,
+        *,
+        engine: Engine = "storage",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store an array of Zarr that somebody else wrote, with its attributes and the names of its dimensions.
+
+        Parameters
+        ----------
+        source
+            An array of zarr, or whatever zarr opens: a path, a URL, a store.
+        engine
+            As objects, chunks that Zarr v3 has encoded are taken over as they are.
+        options
+            These take the place of what the source says.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If the source is no array that can be stored.
+        CorruptTensorError
+            If it is damaged. Nothing is stored.
+        """
+        storage = self._zarr_engine()
+        from tensorage.backend.zarr.importing import blocks_of, declaration_of, open_source
+
+        array = open_source(source)
+        new = declaration_of(array, key, is_shared, options)
+        if engine == "storage":
+            return storage.import_zarr(array, new)
+        if not array.ndim:
+            return self._engine(engine).store(np.asarray(array[...]), new)
+        return self._engine(engine).store_blocks(blocks_of(array), new)
+
+    def append(self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None) -> Dataset:
+        """Add rows at the end of axis 0, all at once. Done once, however often the request is repeated.
+
+        Parameters
+        ----------
+        known
+            The array, if it has been opened.
+        """
+        # Without an entry, the database engine: it asks once, and is told if the array is elsewhere.
+        engine: Engine = "database" if known is None else known.engine
+        while True:
+            try:
+                return self._engine(engine).append(key, data, known)
+            except OtherEngineError as error:
+                known = error.dataset
+                engine = known.engine
+
+    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
+        """``array[selection] = value`` for a stored array, as numpy does it: all of it, or nothing.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return self._engine(dataset.engine).assign(dataset, selection, value)
+
+    def compact(self, key: str) -> int:
+        """Merge small neighbouring blocks of an array of this user. Return how many blocks fewer it has now."""
+        return self._engine(self.open(key).engine).compact(key)
+
+    # Reading --------------------------------------------------------------------------------------------
+
+    def read(self, dataset: Dataset, selection: Selection, *, out: npt.NDArray[Any] | None = None) -> Any:
+        """Return ``array[selection]`` of a stored array, as numpy gives it.
+
+        Parameters
+        ----------
+        out
+            Array of the result's shape and dtype, filled and returned instead of a new one.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return self._engine(dataset.engine).read(dataset, selection, out)
+
+    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+        """Return the shape of regions that are convenient to read. Sends no request."""
+        return self._engine(dataset.engine).shape_to_read(dataset)
+
+    def check_unchanged(self, dataset: Dataset) -> None:
+        """Raise `ChangedError` unless the elements, of which there are some, are what they were when it was opened."""
+        self._engine(dataset.engine).check_unchanged(dataset)
+
+    def tiles(self, dataset: Dataset) -> TileGrid:
+        """Return the grid of tiles of a stored array."""
+        return self._engine(dataset.engine).tiles(dataset)
+
+    def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
+        """Read tiles together: see `tensorage.backend.engine.ArrayEngine.read_tiles`."""
+        return self._engine(dataset.engine).read_tiles(dataset, numbers, advance)
+
+    def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
+        """Return the bytes that travel for some tiles, each read once; by default, for all."""
+        return self._engine(dataset.engine).moved_bytes(dataset, numbers)
+
+    def zarr_store(self, dataset: Dataset, *, as_group: str | None = None) -> zarr.abc.store.Store:
+        """Return an array of Storage as a store of zarr: see `tensorage.backend.zarr.zarr_store`."""
+        self._zarr_engine()
+        from tensorage.backend.zarr.zarr_store import CatalogueStore
+
+        return CatalogueStore(TransferOf(self.project), dataset, as_group=as_group)
+
+    # Engines --------------------------------------------------------------------------------------------
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self.project.transfer)
+
+    def _engine_for(self, new: Declaration, choice: EngineChoice) -> ArrayEngine:
+        return self._engine(resolve_engine(choice, new))
+
+    def _engine(self, name: Engine) -> ArrayEngine:
+        if name == "database":
+            return BlockEngine(self.project.transfer, self.open, quiet=self.quiet)
+        return self._zarr_engine()
+
+    def _zarr_engine(self) -> ZarrEngine:
+        try:
+            from tensorage.backend.zarr.zarr_engine import ZarrEngine
+        except ModuleNotFoundError as error:
+            raise InvalidInputError(
+                f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"
+            ) from error
+        return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet)
+
+
+@dataclass(frozen=True)
+class TransferOf:
+    """Gives the byte mover of a project: another one after a fork."""
+
+    project: Project
+
+    def __call__(self) -> Transfer:
+        return self.project.transfer
+
+
+class Reader(Protocol):
+    """Another way to an array's elements than the network alone, such as a cache."""
+
+    def read(self, array: OpenArray, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+        """Return ``array[selection]``, in `out` if it is given."""
+        ...
+
+    def epoch_cost(self, array: OpenArray) -> int:
+        """Return the bytes of elements that reading every row once would fetch now."""
+        ...
+
+
+class OpenArray:
+    """One array as it was last looked at, and the way to its elements.
+
+    A read that finds the array changed since then begins anew, on its present version, so that a result never mixes
+    two versions.
+
+    Parameters
+    ----------
+    arrays
+        Arrays of the user who reads it.
+    dataset
+        Entry in the catalogue.
+    owner
+        E-mail address of the user whose array was asked for, if that was said.
+    reader
+        Another way to the elements than the network alone.
+
+    Attributes
+    ----------
+    dataset
+        Entry in the catalogue, as it was when last looked at.
+    """
+
+    def __init__(
+        self, arrays: Arrays, dataset: Dataset, owner: str | None = None, *, reader: Reader | None = None
+    ) -> None:
+        self.arrays = arrays
+        self.dataset = dataset
+        self.asked_owner = owner
+        self.reader = reader
+
+    @property
+    def key(self) -> str:
+        return self.dataset.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataset.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.dataset.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.dataset.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.dataset.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.dataset.nbytes
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
+        """Return ``array[selection]``.
+
+        Parameters
+        ----------
+        out
+            An array of the result's shape and dtype, filled and returned in place of a new one.
+
+        Raises
+        ------
+        IndexError
+            As numpy's.
+        KeyNotFoundError
+            If the array has been deleted meanwhile.
+        IncompleteTensorError
+            If blocks of it were deleted behind its back.
+        """
+        if self.reader is not None:
+            return self.reader.read(self, selection, out)
+        return self.on_latest(lambda now: self.arrays.read(now, selection, out=out))
+
+    def epoch_cost(self) -> int:
+        """Return the bytes of elements that reading every row once, in order, moves over the network now.
+
+        From the database, they are those of the elements, `nbytes`. From Storage, they are those of the chunks as they
+        are stored, which are compressed, each counted once: as large slices are read, not single rows. Neither counts
+        the rest of requests and answers, nor chunks that hold nothing but the fill value, which do not travel. With a
+        cache, bytes on the disk are left out.
+        """
+        if self.reader is not None:
+            return self.reader.epoch_cost(self)
+        return self.on_latest(lambda now: self.arrays.moved_bytes(now) if now.size else 0)
+
+    def refresh(self) -> None:
+        """Look at the catalogue again: shape, attributes and version as they are now."""
+        self.reopen()
+
+    def reopen(self) -> Dataset:
+        """Look at the catalogue again, and return the entry."""
+        self.dataset = now = self.arrays.open(self.key, self.asked_owner)
+        return now
+
+    def on_latest(self, use: Callable[[Dataset], T], first: Dataset | None = None) -> T:
+        """Return the result of `use` on one version, begun anew on the next version if the array changes meanwhile.
+
+        Parameters
+        ----------
+        first
+            The version to begin with, if it is not that of this handle: other threads may change that.
+        """
+        return on_latest(use, self.dataset if first is None else first, self.reopen)

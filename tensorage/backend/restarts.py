@@ -1,0 +1,74 @@
+"""Beginning anew on an array that changed on the way."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tensorage.errors import ChangedError, KeyNotFoundError
+from tensorage.types import Dataset
+
+__all__ = ["gone_is_changed", "on_latest"]
+
+T = TypeVar("T")
+
+#: An operation that finds the array changed begins anew, so many times and for so many seconds at least.
+MIN_RESTARTS = 20
+RESTART_FOR_S = 60.0
+
+#: Longest pauses before the first restart and before later ones, in seconds.
+FIRST_PAUSE_S = 0.01
+LONGEST_PAUSE_S = 1.0
+
+
+def on_latest(
+    use: Callable[[Dataset], T],
+    dataset: Dataset,
+    reopen: Callable[[], Dataset],
+    *,
+    pauses: bool = False,
+) -> T:
+    """Return the result of `use` on one version of an array, begun anew on the next one if the array changes meanwhile.
+
+    Parameters
+    ----------
+    use
+        Reads or changes one version, and raises `ChangedError` if the array is another one by now.
+    dataset
+        The version to begin with.
+    reopen
+        Returns the present version.
+    pauses
+        Wait for a random time before each restart. Writers who change one array at the same time need that: they would
+        meet again at once.
+    """
+    restarts, until = 0, time.monotonic() + RESTART_FOR_S
+    while True:
+        try:
+            return use(dataset)
+        except ChangedError:
+            restarts += 1
+            if restarts > MIN_RESTARTS and time.monotonic() > until:
+                raise
+        if pauses:
+            longest = min(FIRST_PAUSE_S * 2**restarts, LONGEST_PAUSE_S)
+            time.sleep(random.uniform(0, longest))  # noqa: S311 - no secret
+        dataset = reopen()
+
+
+@contextmanager
+def gone_is_changed(message: str) -> Iterator[None]:
+    """Raise `ChangedError` where the block finds no array: staged work of an array goes along with the array.
+
+    Parameters
+    ----------
+    message
+        The error's text.
+    """
+    try:
+        yield
+    except KeyNotFoundError as error:
+        raise ChangedError(message) from error
