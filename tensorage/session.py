@@ -14,12 +14,8 @@ Examples
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 import weakref
 from collections.abc import Mapping
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,35 +24,19 @@ from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.patience import PATIENCE_S, Patience, check_seconds
-from tensorage.config import ENVIRONMENT, check_url, configure, required, shown_url
-from tensorage.errors import (
-    AuthenticationError,
-    BackendUnavailableError,
-    ConfigurationError,
-    TensorageError,
-)
-from tensorage.signin.lending import Lender, Loan
+from tensorage.config import configure, shown_url
+from tensorage.signin.lending import Loan
+from tensorage.signin.login import Credentials, Login
 from tensorage.signin.processes import borrowed, watch
-from tensorage.signin.state import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
 
 if TYPE_CHECKING:
     import supabase
-    from tensorage.signin.sdk import AuthResponse, Session, User
+    from tensorage.signin.sdk import AuthResponse
     from tensorage.store import TensorStore
 
 __all__ = ["BackendSession", "ContextWrapper"]
 
 C = TypeVar("C", bound=BaseContext)
-
-logger = logging.getLogger(__name__)
-
-_NO_PROJECT = (
-    ". No project is known either: set SUPABASE_URL and SUPABASE_KEY as well, or use tensorage.local(), which needs "
-    "none of them"
-)
-
-#: A token that expires within this many seconds is renewed before it is used.
-RENEW_BEFORE_S = 60
 
 
 class ContextWrapper(Generic[C]):
@@ -140,15 +120,6 @@ class BackendSession:
             db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
     """
 
-    email: str | None
-    password: str | None
-    backend_url: str | None
-    backend_key: str | None
-    _held_back: Mapping[str, str]
-    _client: supabase.Client | None
-    _user: User | None
-    _session: Session | None
-
     def __init__(
         self,
         email: str | None = None,
@@ -158,40 +129,55 @@ class BackendSession:
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._patience = Patience(patience_s)
+        patience = Patience(patience_s)
         known = configure(email=email, password=password, backend_url=backend_url, backend_key=backend_key)
-        self.email, self.password = known.email, known.password
-        self.backend_url = known.backend_url.rstrip("/") if known.backend_url else None
-        self.backend_key = known.backend_key
-        self._held_back = known.held_back
-        self._prepare()
-
-    def _prepare(self, loan: Loan | None = None) -> None:
-        self._user = None
-        self._session = None
-        self._expires_at = 0.0
-        #: The token of another process, which alone renews and ends that login.
-        self._loan = loan
-        #: A refresh token whose use got no answer. It may be spent, and can be used once.
-        self._doubtful: str | None = None
-        self._store: weakref.ref[TensorStore] | None = None
-        self._holders = 0
-        self._connect()
-        watch(self)
-
-    def _connect(self) -> None:
-        """Begin without connections, in this process."""
-        self._lock = threading.RLock()
-        before = self._patience
-        self._patience = Patience(
-            before.seconds, self.backend_url, has_worked=before.has_worked or self._loan is not None
+        url = known.backend_url.rstrip("/") if known.backend_url else None
+        self._begin(
+            Credentials(known.email, known.password, url, known.backend_key, known.held_back), patience
         )
-        self._client = None
-        self._transfer: Transfer | None = None
-        self._lender = Lender(partial(_lend, weakref.ref(self)))
-        self._ending = Ending(connections=[self._lender])
-        # Runs when the session is dropped or the interpreter ends, whichever comes first.
-        self._finalize = weakref.finalize(self, self._ending)
+
+    def _begin(self, credentials: Credentials, patience: Patience, loan: Loan | None = None) -> None:
+        self.login = Login(credentials, patience, loan)
+        watch(self.login)
+        self._store: weakref.ref[TensorStore] | None = None
+
+    # Project and user ---------------------------------------------------------------------------------
+
+    @property
+    def email(self) -> str | None:
+        """E-mail address of the user."""
+        return self.login.credentials.email
+
+    @email.setter
+    def email(self, email: str | None) -> None:
+        self.login.credentials.email = email
+
+    @property
+    def password(self) -> str | None:
+        """Password of the user, None where a login is borrowed."""
+        return self.login.credentials.password
+
+    @password.setter
+    def password(self, password: str | None) -> None:
+        self.login.credentials.password = password
+
+    @property
+    def backend_url(self) -> str | None:
+        """URL of the project."""
+        return self.login.credentials.backend_url
+
+    @backend_url.setter
+    def backend_url(self, url: str | None) -> None:
+        self.login.credentials.backend_url = url
+
+    @property
+    def backend_key(self) -> str | None:
+        """Publishable or ``anon`` key of the project."""
+        return self.login.credentials.backend_key
+
+    @backend_key.setter
+    def backend_key(self, key: str | None) -> None:
+        self.login.credentials.backend_key = key
 
     # The client and the login ---------------------------------------------------------------------
 
@@ -210,19 +196,16 @@ class BackendSession:
             client = session.client()
             response = client.table('datasets').select('*').execute()
         """
-        if self._loan is not None or self._session is not None:
-            _ = self.token
-        with self._lock:
-            return self._sdk()
+        return self.login.client
 
     @property
     def patience_s(self) -> float:
         """Seconds for which a backend that is away is waited for, once a login has worked."""
-        return self._patience.seconds
+        return self.login.patience.seconds
 
     @patience_s.setter
     def patience_s(self, seconds: float) -> None:
-        self._patience.seconds = check_seconds(seconds)
+        self.login.patience.seconds = check_seconds(seconds)
 
     @property
     def token(self) -> str:
@@ -239,33 +222,12 @@ class BackendSession:
         BackendUnavailableError
             If a new one is needed, and the backend stays away for longer than it is waited for.
         """
-        return self._patience.keep_trying(self._token_now, "getting a token")
-
-    def _token_now(self) -> str:
-        """The token, without waiting for a backend that is away."""
-        with self._lock:
-            if self._loan is not None:
-                self._borrow_again_in_time(self._loan)
-                return self._loan.token
-            if self._session is None:
-                self._login()
-            elif self._expires_soon():
-                self._renew()
-            assert self._session is not None
-            return self._session.access_token
+        return self.login.token
 
     @property
     def user_id(self) -> str:
         """Id of the logged-in user."""
-        with self._lock:
-            is_known = self._loan is not None or self._user is not None
-        if not is_known:
-            _ = self.token
-        with self._lock:
-            if self._loan is not None:
-                return self._loan.user_id
-            assert self._user is not None
-            return str(self._user.id)
+        return self.login.user_id
 
     def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:
         """Log in with e-mail and password, by default those of the configuration.
@@ -290,21 +252,7 @@ class BackendSession:
             response = session.login_by_mail('user@example.com', 'password')
             print(response)
         """
-        with self._lock:
-            email, password = email or self.email, password or self.password
-            credentials = {
-                "email": required("email", email, self._held_back),
-                "password": required("password", password, self._held_back),
-            }
-            try:
-                with auth_errors(f"logging in as {email}", self.backend_url):
-                    response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
-            except AuthenticationError:
-                self._restore()
-                raise
-            self.email, self.password = email, password
-            self._replace(response)
-            return response
+        return self.login.log_in(email, password)
 
     def register_by_mail(self, email: str, password: str) -> AuthResponse:
         """Register a new user.
@@ -325,22 +273,7 @@ class BackendSession:
             response = session.register_by_mail('user@example.com', 'password')
             print(response)
         """
-        with self._lock:
-            credentials = {"email": required("email", email), "password": required("password", password)}
-            try:
-                with auth_errors(f"registering {email}", self.backend_url):
-                    response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
-            except AuthenticationError:
-                self._restore()
-                raise
-            if response.session is not None:
-                self.email, self.password = email, password
-                self._replace(response)
-            elif self._session is not None:
-                self._restore()
-            else:
-                self.email, self.password = email, password
-            return response
+        return self.login.register(email, password)
 
     def refresh(self) -> AuthResponse:
         """Exchange the refresh token for a new pair of tokens.
@@ -359,28 +292,7 @@ class BackendSession:
             response = session.refresh()
             print(response)
         """
-        with self._lock:
-            if self._loan is not None:
-                raise AuthenticationError(
-                    "this process works with the login of another one, which refreshes it"
-                )
-            if self._session is None:
-                raise AuthenticationError("nobody is logged in: call login_by_mail() first")
-            token = self._session.refresh_token
-            if token == self._doubtful:
-                raise AuthenticationError(
-                    "the backend was away when the login was last refreshed, and may have spent the refresh token, "
-                    "which can be used once: log in again with session.login_by_mail(email, password)"
-                )
-            try:
-                with auth_errors("refreshing the login", self.backend_url):
-                    response = self._sdk().auth.refresh_session(token)
-            except BackendUnavailableError as error:
-                if not was_refused_unread(error):
-                    self._doubtful = token
-                raise
-            self._accept(response)
-            return response
+        return self.login.refresh()
 
     def logout(self) -> None:
         """End this session's login, and no other of the user's. The next use of the session logs in again.
@@ -393,15 +305,7 @@ class BackendSession:
             session.login_by_mail('user@example.com', 'password')
             session.logout()
         """
-        with self._lock:
-            if self._session is None:
-                return
-            self._session = self._user = None
-            # A login that has already ended at the server is what was wanted: the SDK says nothing then.
-            with auth_errors("logging out", self.backend_url):
-                self._sdk().auth.sign_out({"scope": "local"})
-            # Where that failed, it is tried again at the end.
-            self._ending.login = None
+        self.login.log_out()
 
     # Contexts and the store -----------------------------------------------------------------------
 
@@ -446,7 +350,7 @@ class BackendSession:
         """
         from tensorage.store import TensorStore
 
-        with self._lock:
+        with self.login.lock:
             store = None if self._store is None else self._store()
             if store is None:
                 store = TensorStore(self)
@@ -456,11 +360,15 @@ class BackendSession:
     @property
     def transfer(self) -> Transfer:
         """The byte mover of this session: its requests are those of the logged-in user."""
-        with self._lock:
-            if self._transfer is None:
-                self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self._patience)
-                self._ending.connections.append(self._transfer)
-            return self._transfer
+        return self.login.transfer
+
+    def hold(self) -> None:
+        """Log in if nobody is, and keep the user logged in until `release`."""
+        self.login.hold()
+
+    def release(self) -> None:
+        """Log out, unless others hold the login."""
+        self.login.release()
 
     # The end ----------------------------------------------------------------------------------------
 
@@ -476,18 +384,21 @@ class BackendSession:
             del session
         """
         # A session whose making failed has nothing to end.
-        finalize = getattr(self, "_finalize", None)
-        if finalize is not None:
-            finalize()
+        login = getattr(self, "login", None)
+        if login is not None:
+            login.end()
 
     def __repr__(self) -> str:
-        state = f"logged in as {self._user.email}" if self._user is not None else "not logged in"
+        user = self.login.user
+        state = f"logged in as {user.email}" if user is not None else "not logged in"
         url = shown_url(self.backend_url) if self.backend_url else "without a project"
         return f"<BackendSession {url}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to work as the same user: the token, not the password."""
-        loan = self._patience.keep_trying(self._loan_for_others, "lending the login to another process")
+        loan = self.login.patience.keep_trying(
+            self.login.loan_for_others, "lending the login to another process"
+        )
         return {
             "email": self.email,
             "backend_url": self.backend_url,
@@ -500,196 +411,9 @@ class BackendSession:
         return borrowed, (type(self), self.__getstate__())
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.email, self.password = state["email"], None
-        self.backend_url, self.backend_key = state["backend_url"], state["backend_key"]
-        self._held_back = {}
-        self._patience = Patience(state["patience_s"])
-        self._prepare(state["loan"])
+        credentials = Credentials(state["email"], None, state["backend_url"], state["backend_key"])
+        self._begin(credentials, Patience(state["patience_s"]), state["loan"])
 
-    # Inner parts --------------------------------------------------------------------------------------
-
-    def hold(self) -> None:
-        """One more user of the login: log in if nobody is."""
-
-        def hold() -> None:
-            with self._lock:
-                if self._loan is None and self._session is None:
-                    self._login()
-                self._holders += 1
-
-        self._patience.keep_trying(hold, "logging in")
-
-    def release(self) -> None:
-        """One user less: the last one logs out. What was done is done, if logging out fails or not."""
-        with self._lock:
-            self._holders -= 1
-            if self._holders > 0:
-                return
-            try:
-                self.logout()
-            except TensorageError as error:
-                logger.info("the login of %s stays open until it expires: %s", self.email, error)
-
-    def _sdk(self) -> supabase.Client:
-        if self._client is None:
-            from tensorage.signin.client import make_client
-
-            url, key = self._required_url(), required("backend_key", self.backend_key, self._held_back)
-            self._client, http = make_client(url, key)
-            self._ending.connections.append(http)
-            if self._loan is not None:
-                self._client.options.headers["Authorization"] = f"Bearer {self._loan.token}"
-        return self._client
-
-    def _required_url(self) -> str:
-        url = required("backend_url", self.backend_url)
-        # The process that a login is borrowed from has checked it, and warned if need be.
-        return url if self._loan is not None else check_url(url)
-
-    def _accept(self, response: AuthResponse) -> None:
-        if response.session is None:
-            raise AuthenticationError(
-                f"the backend made no session for {self.email}: if it asks for a confirmation of the e-mail "
-                "address, follow the link in the mail first"
-            )
-        self._session, self._user = response.session, response.user
-        # By this machine's clock, which need not be the server's.
-        self._expires_at = time.time() + response.session.expires_in
-        self._loan = None
-        self._patience.has_worked = True
-        key = required("backend_key", self.backend_key)
-        self._ending.login = (self._required_url(), key, response.session.access_token)
-
-    def _replace(self, response: AuthResponse) -> None:
-        """Go on with another login, and end the one before."""
-        before = self._ending.login
-        self._accept(response)
-        if before is not None:
-            last_logout(*before)
-
-    def _restore(self) -> None:
-        """Give the SDK its session back, which it forgets when another login is refused."""
-        if self._session is not None:
-            with auth_errors("going on with the login", self.backend_url):
-                tokens = self._session.access_token, self._session.refresh_token
-                self._accept(self._sdk().auth.set_session(*tokens))
-
-    def _login(self) -> None:
-        missing = [name for name in ("email", "password") if not getattr(self, name)]
-        if missing:
-            if all(name in self._held_back for name in missing):
-                # They are set: to ask for them would send the reader the wrong way.
-                raise ConfigurationError(". ".join(self._held_back[name] for name in missing))
-            variables = " and ".join(ENVIRONMENT[name] for name in missing)
-            raise ConfigurationError(
-                f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
-                f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
-                + "".join(f". Also, {self._held_back[name]}" for name in missing if name in self._held_back)
-                + ("" if self.backend_url else _NO_PROJECT)
-            )
-        self.login_by_mail()
-
-    def _expires_soon(self) -> bool:
-        return self._expires_at - time.time() < self._margin()
-
-    def _margin(self) -> float:
-        """Seconds before its end that a token is renewed."""
-        assert self._session is not None
-        # Of a token that lives for a minute or two, the last part of its life has to do.
-        return min(RENEW_BEFORE_S, self._session.expires_in / 4)
-
-    def _renew(self) -> None:
-        """Get a new token: by refreshing the login, or by logging in again."""
-        try:
-            self.refresh()
-        except AuthenticationError as error:
-            if not (self.email and self.password):
-                raise AuthenticationError(
-                    "the login has expired and cannot be refreshed: log in again with "
-                    "session.login_by_mail(email, password)"
-                ) from error
-            self._session = None
-            self.login_by_mail()
-
-    def _renew_unless_done(self, refused: str) -> None:
-        """A new token in place of a refused one, unless another thread has got one meanwhile."""
-        with self._lock:
-            if self._loan is not None and self._loan.token == refused:
-                self._use(self._loan.next(refused))
-            if self._session is not None and self._session.access_token == refused:
-                self._renew()
-
-    # Other processes ----------------------------------------------------------------------------------
-
-    def _borrow_again_in_time(self, loan: Loan) -> None:
-        if time.time() < loan.fresh_until:
-            return
-        try:
-            self._use(loan.next())
-        except (AuthenticationError, BackendUnavailableError) as error:
-            if time.time() >= loan.expires_at:
-                raise
-            logger.debug("going on with the token of before: %s", error)
-
-    def _use(self, loan: Loan) -> None:
-        """Go on with another token of the same login."""
-        if self._loan is not None and self._loan.token != loan.token:
-            # The SDK's client holds the one before.
-            self._client = None
-        self._loan = loan
-
-    def _takes(self, loan: Loan) -> bool:
-        """Go on with a token that came with a pickle, unless this session has a newer one. False if it borrows none."""
-        with self._lock:
-            if self._loan is None:
-                return False
-            if loan.expires_at > self._loan.expires_at:
-                self._use(loan)
-            return True
-
-    def _loan_for_others(self) -> Loan:
-        with self._lock:
-            token = self._token_now()
-            if self._loan is not None:
-                return self._loan
-            lender = self._lender.open()
-            self._lender.start()
-            return Loan(token, self._expires_at - self._margin(), self._expires_at, self.user_id, lender)
-
-    def _before_fork(self) -> None:
-        """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""
-        if self._session is not None:
-            self._lender.open()
-
-    def _after_fork(self) -> None:
-        self._lender.start()
-
-    def _continue_in_child(self) -> None:
-        """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
-        self._finalize.detach()
-        # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
-        self._inherited = (self._client, self._transfer, self._ending)
-        self._lender.leave()
-        if self._session is not None and self._user is not None:
-            self._loan = Loan(
-                self._session.access_token,
-                self._expires_at - self._margin(),
-                self._expires_at,
-                str(self._user.id),
-                self._lender.whereabouts,
-            )
-            self._session = None
-        self._connect()
-
-
-def _lend(lender: weakref.ref[BackendSession], refused: str | None) -> Loan:
-    """The token of a session, for another process."""
-    session = lender()
-    if session is None:
-        raise AuthenticationError("its session has ended")
-    with session._lock:
-        if session._session is None:
-            raise AuthenticationError("it has logged out")
-        if refused is not None:
-            session._renew_unless_done(refused)
-        return session._loan_for_others()
+    def takes(self, loan: Loan) -> bool:
+        """Go on with a token that came with a pickle. False if this session borrows none."""
+        return self.login.takes(loan)

@@ -461,7 +461,7 @@ def test_no_secret_is_shown_or_pickled(session: BackendSession) -> None:
     assert session.backend_key is not None
     hidden = [session.password, session.token]
     shown: list[Callable[[], str]] = [
-        lambda: repr(session), lambda: repr(session()), lambda: repr(session._ending),
+        lambda: repr(session), lambda: repr(session()), lambda: repr(session.login.ending),
         lambda: repr(configure(password=session.password, backend_key=session.backend_key)),
     ]  # fmt: skip
     for show in shown:

@@ -255,8 +255,8 @@ class TestServers:
 
         def expire() -> None:
             claims = {"sub": session.user_id, "role": "authenticated", "exp": int(time.time()) - 60}
-            assert session._session is not None
-            session._session.access_token = jwt.encode(claims, separate.jwt_secret, algorithm="HS256")
+            assert session.login.session is not None
+            session.login.session.access_token = jwt.encode(claims, separate.jwt_secret, algorithm="HS256")
 
         own.upload_file("x", Hooked(CONTENT, 2 * PIECE_BYTES, expire))
         assert own.download_file("x") == CONTENT

@@ -74,7 +74,7 @@ def events(short: control.Running, session: BackendSession) -> Events:
 
 
 def expire(session: BackendSession) -> None:
-    time.sleep(max(0.0, session._expires_at - time.time()))
+    time.sleep(max(0.0, session.login.expires_at - time.time()))
 
 
 def read_across_expiry(tensor: Any) -> str:
@@ -125,7 +125,7 @@ class TestTheNextToken:
         copied = pickle.loads(pickle.dumps(session))
         before = copied.token
         assert before == session.token
-        copied._renew_unless_done(before)
+        copied.login.renew_unless_done(before)
         assert copied.token != before
         assert copied.token == session.token
 
@@ -133,7 +133,7 @@ class TestTheNextToken:
         copied = pickle.loads(pickle.dumps(session))
         refused, (_, before) = copied.token, events()
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: copied._renew_unless_done(refused), range(32)))
+            list(pool.map(lambda _: copied.login.renew_unless_done(refused), range(32)))
         assert events()[1] == before + 1
 
     def test_reaches_the_client_too(self, session: BackendSession) -> None:
@@ -162,7 +162,7 @@ class TestALoginThatIsGone:
         project = Project(short.api_url, short.anon_key)
         session = project.session(project.register())
         session.login_by_mail()
-        copied, expires_at = pickle.loads(pickle.dumps(session)), session._expires_at
+        copied, expires_at = pickle.loads(pickle.dumps(session)), session.login.expires_at
         del session
         gc.collect()
         time.sleep(max(0.0, expires_at - time.time()))
@@ -197,11 +197,11 @@ class TestALoginThatIsGone:
         )
         lender.start()
         copied = pickle.loads(ours.recv_bytes())
-        token = copied._loan.token
+        token = copied.login.loan.token
         assert lender.pid is not None
         os.kill(lender.pid, signal.SIGKILL)
         lender.join()
-        address = copied._loan.lender.address
+        address = copied.login.loan.lender.address
         Path(address).unlink()
         heard: list[bytes] = []
 
@@ -226,7 +226,7 @@ class TestALoginThatIsGone:
 
         def work() -> str:
             go.recv_bytes()
-            expire_at = session._loan.expires_at  # type: ignore[union-attr]
+            expire_at = session.login.loan.expires_at  # type: ignore[union-attr]
             time.sleep(max(0.0, expire_at - time.time()))
             try:
                 list(session())
@@ -262,7 +262,7 @@ class TestSharing:
         store = session()
         store["x"] = np.arange(10)
         first, second = (pickle.loads(pickle.dumps(store.open("x"))) for _ in range(2))
-        assert first._store.backend is second._store.backend
+        assert first.arrays.project.backend is second.arrays.project.backend
         assert first._store.backend is not session
 
     def test_a_newer_token_is_taken_over(self, session: BackendSession) -> None:
@@ -285,8 +285,8 @@ class TestTheSocket:
     @pytest.fixture
     def address(self, session: BackendSession) -> str:
         pickle.dumps(session)
-        assert session._lender.whereabouts is not None
-        return session._lender.whereabouts.address
+        assert session.login.lender.whereabouts is not None
+        return session.login.lender.whereabouts.address
 
     def test_others_of_this_machine_cannot_reach_it(self, address: str) -> None:
         assert Path(address).parent.stat().st_mode & 0o077 == 0
@@ -307,8 +307,8 @@ class TestTheSocket:
     def test_what_is_no_question_gets_no_answer(
         self, session: BackendSession, address: str, question: bytes, is_proved: bool
     ) -> None:
-        assert session._lender.whereabouts is not None
-        key = session._lender.whereabouts.key if is_proved else None
+        assert session.login.lender.whereabouts is not None
+        key = session.login.lender.whereabouts.key if is_proved else None
         if is_proved and question == b'{"refused": null}':
             assert session.token.encode() in answer_to(address, question, key)
         else:
@@ -319,22 +319,22 @@ class TestTheSocket:
     def test_who_asks_nothing_keeps_nobody_waiting(self, session: BackendSession, address: str) -> None:
         copied = pickle.loads(pickle.dumps(session))
         with connection.Client(address), connection.Client(address):
-            copied._renew_unless_done(copied.token)
+            copied.login.renew_unless_done(copied.token)
             assert copied.token == session.token
 
     def test_the_secret_is_shown_nowhere(self, session: BackendSession) -> None:
-        loan = pickle.loads(pickle.dumps(session))._loan
+        loan = pickle.loads(pickle.dumps(session)).login.loan
         assert loan.token not in repr(loan)
         assert loan.lender.secret not in repr(loan)
         assert loan.lender.address in repr(loan)
 
     def test_the_answer_holds_no_more_than_the_token(self, session: BackendSession, address: str) -> None:
-        assert session._lender.whereabouts is not None
-        assert session._session is not None
+        assert session.login.lender.whereabouts is not None
+        assert session.login.session is not None
         question = json.dumps({"refused": None}).encode()
-        answer = answer_to(address, question, session._lender.whereabouts.key)
+        answer = answer_to(address, question, session.login.lender.whereabouts.key)
         assert session.token.encode() in answer
-        assert session._session.refresh_token.encode() not in answer
+        assert session.login.session.refresh_token.encode() not in answer
         assert session.password is not None
         assert session.password.encode() not in answer
 
@@ -343,7 +343,7 @@ class TestTheSocket:
         session = project.session(project.register())
         session.login_by_mail()
         pickle.dumps(session)
-        whereabouts = session._lender.whereabouts
+        whereabouts = session.login.lender.whereabouts
         assert whereabouts is not None
         # A child that lives on does not keep it open.
         ready, go = multiprocessing.Pipe()
@@ -459,7 +459,7 @@ class TestWhoIsThere:
 
     def test_who_has_heard_everything_cannot_say_it_again(self, session: BackendSession) -> None:
         pickle.dumps(session)
-        whereabouts = session._lender.whereabouts
+        whereabouts = session.login.lender.whereabouts
         assert whereabouts is not None
         with connection.Client(whereabouts.address) as asking:
             recorder = Recorder(asking)
@@ -474,7 +474,7 @@ class TestWhoIsThere:
     @others.needs_root
     def test_another_user_who_knows_the_key_gets_nothing(self, session: BackendSession) -> None:
         pickle.dumps(session)
-        whereabouts = session._lender.whereabouts
+        whereabouts = session.login.lender.whereabouts
         assert whereabouts is not None
         assert session.token
         # Even where the folder lets others in.

@@ -342,11 +342,11 @@ def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, n
 def test_the_login_is_renewed_when_the_backend_is_back(line: Line, far: BackendSession) -> None:
     store = TensorStore(far, quiet=True)
     store["x"] = [1, 2]
-    used = far._session.refresh_token  # type: ignore[union-attr]
-    far._expires_at = time.time() + 1
+    used = far.login.session.refresh_token  # type: ignore[union-attr]
+    far.login.expires_at = time.time() + 1
     line.cut(OUTAGE_S)
     assert store["x"].tolist() == [1, 2]
-    assert far._session.refresh_token != used  # type: ignore[union-attr]
+    assert far.login.session.refresh_token != used  # type: ignore[union-attr]
 
 
 def test_a_refresh_token_is_not_spent_twice(project: Project, user: User) -> None:
@@ -367,14 +367,14 @@ def test_a_refresh_token_is_not_spent_twice(project: Project, user: User) -> Non
     session.login_by_mail()
     store = TensorStore(session, quiet=True)
     store["x"] = [1, 2]
-    session._expires_at = time.time() + 1
+    session.login.expires_at = time.time() + 1
     assert store["x"].tolist() == [1, 2]
     # The answer was lost: nobody knows whether the token is spent, and the password is known.
     kinds = [line.rpartition(b"grant_type=")[2].split()[0].split(b"&")[0] for line in sent]
     assert kinds == [b"password", b"refresh_token", b"password"]
     lost.append(True)
     session.password = None
-    session._expires_at = time.time() + 1
+    session.login.expires_at = time.time() + 1
     with pytest.raises(tensorage.AuthenticationError, match="cannot be refreshed"):
         _ = store["x"]
     session.password = user.password

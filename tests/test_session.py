@@ -302,9 +302,9 @@ class TestShortLivedTokens:
     def test_a_token_is_renewed_before_it_expires(self, short: BackendSession) -> None:
         before = short.token
         assert short.token == before
-        refresh_token = short._session.refresh_token
+        refresh_token = short.login.session.refresh_token
         _wait_until(lambda: short.token != before)
-        assert short._session.refresh_token != refresh_token
+        assert short.login.session.refresh_token != refresh_token
         assert list(short()) == []
 
     def test_the_client_is_renewed_too(self, short: BackendSession) -> None:
@@ -326,7 +326,7 @@ class TestShortLivedTokens:
         with psycopg.connect(bare.superuser_url, autocommit=True) as connection:
             connection.execute("delete from auth.sessions where user_id = %s", [short.user_id])
         short.password = None
-        time.sleep(max(0, short._expires_at - time.time()))
+        time.sleep(max(0, short.login.expires_at - time.time()))
         with pytest.raises(AuthenticationError, match="login_by_mail"):
             _ = short.token
         with pytest.raises(AuthenticationError, match="login_by_mail"):
@@ -592,7 +592,7 @@ class TestProcesses:
         held, done = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with session._lock:
+            with session.login.lock:
                 held.set()
                 done.wait(30)
 
@@ -614,10 +614,10 @@ class TestProcesses:
         store["x"] = np.arange(3)
         thing = {"session": session, "store": store, "tensor": store.x}[what]
         pickled = pickle.dumps(thing)
-        assert session._session is not None
+        assert session.login.session is not None
         assert session.token.encode() in pickled
         assert user.password.encode() not in pickled
-        assert session._session.refresh_token.encode() not in pickled
+        assert session.login.session.refresh_token.encode() not in pickled
 
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(_use, (what, pickled)) == ([0, 1, 2], user.id, b"text")
@@ -676,13 +676,13 @@ def test_no_secret_is_shown(
     session.refresh()
     with session.storage() as storage:
         storage.upload_file("a.txt", "text")
-    assert session._session is not None
-    login = session._session
+    assert session.login.session is not None
+    login = session.login.session
     shown = [
         repr(session),
         repr(store),
         repr(store.x),
-        repr(session._ending),
+        repr(session.login.ending),
         repr(session.transfer),
         str(vars(session)),
     ]

@@ -6,15 +6,11 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tensorage.backend.wire.http import new_pool
 from tensorage.backend.wire.patience import start_hint
-from tensorage.config import required
 from tensorage.errors import AuthenticationError, BackendUnavailableError
-
-if TYPE_CHECKING:
-    from tensorage.session import BackendSession
 
 __all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused_unread"]
 
@@ -54,28 +50,38 @@ class Ending:
             connections.close()
 
 
-class TransferLogin:
-    """The login that requests are made with. Does not keep the session alive."""
+class TokenSource(Protocol):
+    """A login, as far as requests need one."""
 
-    def __init__(self, session: BackendSession) -> None:
-        self._session = weakref.ref(session)
+    def request_headers(self) -> dict[str, str]:
+        """Return the headers that say whose a request is."""
+        ...
+
+    def renew_unless_done(self, refused: str) -> None:
+        """Get a new token in place of a refused one, unless another thread has got one meanwhile."""
+        ...
+
+
+class TransferLogin:
+    """The login that requests are made with. Does not keep the login alive."""
+
+    def __init__(self, login: TokenSource) -> None:
+        self._login = weakref.ref(login)
 
     def headers(self) -> dict[str, str]:
-        session = self._get()
-        # Whoever makes the request waits, if that is to be done: no lock of the session is held for so long.
-        token = session._token_now()
-        return {"apikey": required("backend_key", session.backend_key), "Authorization": f"Bearer {token}"}
+        # The request's own patience waits for a backend that is away: no lock of the login is held for so long.
+        return self._get().request_headers()
 
     def renew(self, refused: str) -> None:
-        self._get()._renew_unless_done(refused.removeprefix("Bearer "))
+        self._get().renew_unless_done(refused.removeprefix("Bearer "))
 
-    def _get(self) -> BackendSession:
-        session = self._session()
-        if session is None:
+    def _get(self) -> TokenSource:
+        login = self._login()
+        if login is None:
             raise AuthenticationError(
                 "the session of this array is gone: keep the store, or open the array again"
             )
-        return session
+        return login
 
 
 @contextlib.contextmanager

@@ -247,6 +247,6 @@ def test_it_holds_the_login_until_it_is_closed(project: Project, user: User) -> 
     session = project.session(user)
     with TensorStore(session).background() as bg:
         bg["x"] = [1]
-        assert session._session is not None
-    assert session._session is None
+        assert session.login.session is not None
+    assert session.login.session is None
     assert session()["x"].tolist() == [1]

@@ -162,7 +162,7 @@ def test_one_epoch_that_is_longer_than_a_token_lives(
     store: TensorStore, session: BackendSession, method: str, logins: Callable[[], int]
 ) -> None:
     """The parent asks for nothing meanwhile: its workers have it renew the token."""
-    before = session._session.access_token  # type: ignore[union-attr]
+    before = session.login.session.access_token  # type: ignore[union-attr]
 
     def slowly() -> Iterator[Any]:
         for images in loader(store.open("images"), method, prefetch_factor=1):
@@ -170,7 +170,7 @@ def test_one_epoch_that_is_longer_than_a_token_lives(
             time.sleep(0.4)
 
     check_epoch(slowly())
-    assert session._session.access_token != before  # type: ignore[union-attr]
+    assert session.login.session.access_token != before  # type: ignore[union-attr]
     assert logins() == 1
 
 

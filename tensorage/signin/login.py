@@ -1,0 +1,438 @@
+"""The login of one user to one project: made when it is needed, renewed in time, lent to other processes, and ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.patience import Patience
+from tensorage.config import ENVIRONMENT, check_url, required
+from tensorage.errors import (
+    AuthenticationError,
+    BackendUnavailableError,
+    ConfigurationError,
+    TensorageError,
+)
+from tensorage.signin.lending import Lender, Loan
+from tensorage.signin.state import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
+
+if TYPE_CHECKING:
+    import supabase
+    from tensorage.signin.sdk import AuthResponse, Session, User
+
+__all__ = ["Credentials", "Login"]
+
+logger = logging.getLogger("tensorage.session")
+
+_NO_PROJECT = (
+    ". No project is known either: set SUPABASE_URL and SUPABASE_KEY as well, or use tensorage.local(), which needs "
+    "none of them"
+)
+
+#: A token that expires within this many seconds is renewed before it is used.
+RENEW_BEFORE_S = 60
+
+
+@dataclass
+class Credentials:
+    """Project and user of a login.
+
+    Parameters
+    ----------
+    held_back
+        For each setting that is configured and not meant for this URL: the reason, for messages.
+    """
+
+    email: str | None = None
+    password: str | None = field(default=None, repr=False)
+    backend_url: str | None = None
+    backend_key: str | None = field(default=None, repr=False)
+    held_back: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def required_url(self) -> str:
+        """Return the URL of the project, or say that one is needed."""
+        return required("backend_url", self.backend_url)
+
+    def required_key(self) -> str:
+        """Return the key of the project, or say that one is needed."""
+        return required("backend_key", self.backend_key, self.held_back)
+
+
+class Login:
+    """A login with its connections. Safe to use from many threads.
+
+    After a fork, and made with a loan, it works with the token of another process, which alone renews and ends the
+    login.
+
+    Parameters
+    ----------
+    credentials
+        Project and user. Their e-mail and password become those of the last login by `log_in`.
+    patience
+        The time for which a backend that is away is waited for.
+    loan
+        The token of another process.
+    """
+
+    def __init__(self, credentials: Credentials, patience: Patience, loan: Loan | None = None) -> None:
+        self.credentials = credentials
+        self.patience = patience
+        #: The user and the tokens of a login of this process.
+        self.user: User | None = None
+        self.session: Session | None = None
+        #: By this machine's clock, in seconds since the epoch.
+        self.expires_at = 0.0
+        self.loan = loan
+        #: A refresh token whose use got no answer. It may be spent, and can be used once.
+        self._doubtful: str | None = None
+        self._holders = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        """Begin without connections, in this process."""
+        self.lock = threading.RLock()
+        before = self.patience
+        self.patience = Patience(
+            before.seconds,
+            self.credentials.backend_url,
+            has_worked=before.has_worked or self.loan is not None,
+        )
+        self._client: supabase.Client | None = None
+        self._transfer: Transfer | None = None
+        self.lender = Lender(partial(_lend, weakref.ref(self)))
+        self.ending = Ending(connections=[self.lender])
+        # Runs when the login is dropped or the interpreter ends, whichever comes first.
+        self.end = weakref.finalize(self, self.ending)
+
+    # Tokens -------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> str:
+        """The access token of the user, valid for at least another minute. Logs in if nobody is."""
+        return self.patience.keep_trying(self.token_now, "getting a token")
+
+    def token_now(self) -> str:
+        """The token, without waiting for a backend that is away."""
+        with self.lock:
+            if self.loan is not None:
+                self._borrow_again_in_time(self.loan)
+                return self.loan.token
+            if self.session is None:
+                self._login()
+            elif self._expires_soon():
+                self._renew()
+            assert self.session is not None
+            return self.session.access_token
+
+    @property
+    def user_id(self) -> str:
+        """Id of the logged-in user."""
+        with self.lock:
+            is_known = self.loan is not None or self.user is not None
+        if not is_known:
+            _ = self.token
+        with self.lock:
+            if self.loan is not None:
+                return self.loan.user_id
+            assert self.user is not None
+            return str(self.user.id)
+
+    def request_headers(self) -> dict[str, str]:
+        """Return the headers that say whose a request is, without waiting for a backend that is away."""
+        token = self.token_now()
+        return {
+            "apikey": required("backend_key", self.credentials.backend_key),
+            "Authorization": f"Bearer {token}",
+        }
+
+    # Logging in and out ---------------------------------------------------------------------------------
+
+    def log_in(self, email: str | None = None, password: str | None = None) -> AuthResponse:
+        """Log in with e-mail and password, by default those of the credentials, which they become."""
+        with self.lock:
+            email, password = email or self.credentials.email, password or self.credentials.password
+            credentials = {
+                "email": required("email", email, self.credentials.held_back),
+                "password": required("password", password, self.credentials.held_back),
+            }
+            try:
+                with auth_errors(f"logging in as {email}", self.credentials.backend_url):
+                    response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
+            except AuthenticationError:
+                self._restore()
+                raise
+            self.credentials.email, self.credentials.password = email, password
+            self._replace(response)
+            return response
+
+    def register(self, email: str, password: str) -> AuthResponse:
+        """Register a new user, and go on as this user where no confirmation of the address is asked for."""
+        with self.lock:
+            credentials = {"email": required("email", email), "password": required("password", password)}
+            try:
+                with auth_errors(f"registering {email}", self.credentials.backend_url):
+                    response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
+            except AuthenticationError:
+                self._restore()
+                raise
+            if response.session is not None:
+                self.credentials.email, self.credentials.password = email, password
+                self._replace(response)
+            elif self.session is not None:
+                self._restore()
+            else:
+                self.credentials.email, self.credentials.password = email, password
+            return response
+
+    def refresh(self) -> AuthResponse:
+        """Exchange the refresh token for a new pair of tokens."""
+        with self.lock:
+            if self.loan is not None:
+                raise AuthenticationError(
+                    "this process works with the login of another one, which refreshes it"
+                )
+            if self.session is None:
+                raise AuthenticationError("nobody is logged in: call login_by_mail() first")
+            token = self.session.refresh_token
+            if token == self._doubtful:
+                raise AuthenticationError(
+                    "the backend was away when the login was last refreshed, and may have spent the refresh token, "
+                    "which can be used once: log in again with session.login_by_mail(email, password)"
+                )
+            try:
+                with auth_errors("refreshing the login", self.credentials.backend_url):
+                    response = self._sdk().auth.refresh_session(token)
+            except BackendUnavailableError as error:
+                if not was_refused_unread(error):
+                    self._doubtful = token
+                raise
+            self._accept(response)
+            return response
+
+    def log_out(self) -> None:
+        """End this login, and no other of the user's."""
+        with self.lock:
+            if self.session is None:
+                return
+            self.session = self.user = None
+            # A login that has already ended at the server is what was wanted: the SDK says nothing then.
+            with auth_errors("logging out", self.credentials.backend_url):
+                self._sdk().auth.sign_out({"scope": "local"})
+            # Where that failed, it is tried again at the end.
+            self.ending.login = None
+
+    def hold(self) -> None:
+        """One more user of the login: log in if nobody is."""
+
+        def hold() -> None:
+            with self.lock:
+                if self.loan is None and self.session is None:
+                    self._login()
+                self._holders += 1
+
+        self.patience.keep_trying(hold, "logging in")
+
+    def release(self) -> None:
+        """One user less: the last one logs out. What was done is done, if logging out fails or not."""
+        with self.lock:
+            self._holders -= 1
+            if self._holders > 0:
+                return
+            try:
+                self.log_out()
+            except TensorageError as error:
+                logger.info("the login of %s stays open until it expires: %s", self.credentials.email, error)
+
+    # Connections ----------------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> supabase.Client:
+        """The client of the Supabase SDK, made when first used, with the login's token if there is one."""
+        if self.loan is not None or self.session is not None:
+            _ = self.token
+        with self.lock:
+            return self._sdk()
+
+    @property
+    def transfer(self) -> Transfer:
+        """The byte mover of this session: its requests are those of the logged-in user."""
+        with self.lock:
+            if self._transfer is None:
+                self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self.patience)
+                self.ending.connections.append(self._transfer)
+            return self._transfer
+
+    def _sdk(self) -> supabase.Client:
+        if self._client is None:
+            from tensorage.signin.client import make_client
+
+            url, key = self._required_url(), self.credentials.required_key()
+            self._client, http = make_client(url, key)
+            self.ending.connections.append(http)
+            if self.loan is not None:
+                self._client.options.headers["Authorization"] = f"Bearer {self.loan.token}"
+        return self._client
+
+    def _required_url(self) -> str:
+        url = self.credentials.required_url()
+        # The process that a login is borrowed from has checked it, and warned if need be.
+        return url if self.loan is not None else check_url(url)
+
+    def _accept(self, response: AuthResponse) -> None:
+        if response.session is None:
+            raise AuthenticationError(
+                f"the backend made no session for {self.credentials.email}: if it asks for a confirmation of the "
+                "e-mail address, follow the link in the mail first"
+            )
+        self.session, self.user = response.session, response.user
+        # By this machine's clock, which need not be the server's.
+        self.expires_at = time.time() + response.session.expires_in
+        self.loan = None
+        self.patience.has_worked = True
+        key = required("backend_key", self.credentials.backend_key)
+        self.ending.login = (self._required_url(), key, response.session.access_token)
+
+    def _replace(self, response: AuthResponse) -> None:
+        """Go on with another login, and end the one before."""
+        before = self.ending.login
+        self._accept(response)
+        if before is not None:
+            last_logout(*before)
+
+    def _restore(self) -> None:
+        """Give the SDK its session back, which it forgets when another login is refused."""
+        if self.session is not None:
+            with auth_errors("going on with the login", self.credentials.backend_url):
+                tokens = self.session.access_token, self.session.refresh_token
+                self._accept(self._sdk().auth.set_session(*tokens))
+
+    def _login(self) -> None:
+        missing = [name for name in ("email", "password") if not getattr(self.credentials, name)]
+        if missing:
+            if all(name in self.credentials.held_back for name in missing):
+                # They are set: to ask for them would send the reader the wrong way.
+                raise ConfigurationError(". ".join(self.credentials.held_back[name] for name in missing))
+            variables = " and ".join(ENVIRONMENT[name] for name in missing)
+            raise ConfigurationError(
+                f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
+                f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
+                + "".join(
+                    f". Also, {self.credentials.held_back[name]}"
+                    for name in missing
+                    if name in self.credentials.held_back
+                )
+                + ("" if self.credentials.backend_url else _NO_PROJECT)
+            )
+        self.log_in()
+
+    def _expires_soon(self) -> bool:
+        return self.expires_at - time.time() < self._margin()
+
+    def _margin(self) -> float:
+        """Seconds before its end that a token is renewed."""
+        assert self.session is not None
+        # Of a token that lives for a minute or two, the last part of its life has to do.
+        return min(RENEW_BEFORE_S, self.session.expires_in / 4)
+
+    def _renew(self) -> None:
+        """Get a new token: by refreshing the login, or by logging in again."""
+        try:
+            self.refresh()
+        except AuthenticationError as error:
+            if not (self.credentials.email and self.credentials.password):
+                raise AuthenticationError(
+                    "the login has expired and cannot be refreshed: log in again with "
+                    "session.login_by_mail(email, password)"
+                ) from error
+            self.session = None
+            self.log_in()
+
+    def renew_unless_done(self, refused: str) -> None:
+        """A new token in place of a refused one, unless another thread has got one meanwhile."""
+        with self.lock:
+            if self.loan is not None and self.loan.token == refused:
+                self._use(self.loan.next(refused))
+            if self.session is not None and self.session.access_token == refused:
+                self._renew()
+
+    # Other processes ----------------------------------------------------------------------------------
+
+    def _borrow_again_in_time(self, loan: Loan) -> None:
+        if time.time() < loan.fresh_until:
+            return
+        try:
+            self._use(loan.next())
+        except (AuthenticationError, BackendUnavailableError) as error:
+            if time.time() >= loan.expires_at:
+                raise
+            logger.debug("going on with the token of before: %s", error)
+
+    def _use(self, loan: Loan) -> None:
+        """Go on with another token of the same login."""
+        if self.loan is not None and self.loan.token != loan.token:
+            # The SDK's client holds the one before.
+            self._client = None
+        self.loan = loan
+
+    def takes(self, loan: Loan) -> bool:
+        """Go on with a token that came with a pickle, unless this session has a newer one. False if it borrows none."""
+        with self.lock:
+            if self.loan is None:
+                return False
+            if loan.expires_at > self.loan.expires_at:
+                self._use(loan)
+            return True
+
+    def loan_for_others(self) -> Loan:
+        with self.lock:
+            token = self.token_now()
+            if self.loan is not None:
+                return self.loan
+            lender = self.lender.open()
+            self.lender.start()
+            return Loan(token, self.expires_at - self._margin(), self.expires_at, self.user_id, lender)
+
+    def before_fork(self) -> None:
+        """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""
+        if self.session is not None:
+            self.lender.open()
+
+    def after_fork(self) -> None:
+        self.lender.start()
+
+    def continue_in_child(self) -> None:
+        """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
+        self.end.detach()
+        # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
+        self._inherited = (self._client, self._transfer, self.ending)
+        self.lender.leave()
+        if self.session is not None and self.user is not None:
+            self.loan = Loan(
+                self.session.access_token,
+                self.expires_at - self._margin(),
+                self.expires_at,
+                str(self.user.id),
+                self.lender.whereabouts,
+            )
+            self.session = None
+        self._connect()
+
+
+def _lend(lender: weakref.ref[Login], refused: str | None) -> Loan:
+    """Lend the token of a login to another process."""
+    login = lender()
+    if login is None:
+        raise AuthenticationError("its session has ended")
+    with login.lock:
+        if login.session is None:
+            raise AuthenticationError("it has logged out")
+        if refused is not None:
+            login.renew_unless_done(refused)
+        return login.loan_for_others()
