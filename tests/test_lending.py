@@ -263,7 +263,7 @@ class TestSharing:
         store["x"] = np.arange(10)
         first, second = (pickle.loads(pickle.dumps(store.open("x"))) for _ in range(2))
         assert first.arrays.project.backend is second.arrays.project.backend
-        assert first._store.backend is not session
+        assert first.arrays.project.backend is not session
 
     def test_a_newer_token_is_taken_over(self, session: BackendSession) -> None:
         copied = pickle.loads(pickle.dumps(session))
