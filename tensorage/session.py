@@ -28,6 +28,7 @@ from tensorage.config import configure, shown_url
 from tensorage.signin.lending import Loan
 from tensorage.signin.login import Credentials, Login
 from tensorage.signin.processes import borrowed, watch
+from tensorage.tracebacks import end_tracebacks_here
 
 if TYPE_CHECKING:
     import supabase
@@ -86,6 +87,7 @@ class ContextWrapper(Generic[C]):
         self._session.release()
 
 
+@end_tracebacks_here
 class BackendSession:
     """A user's session with a Supabase project. Safe to use from many threads.
 

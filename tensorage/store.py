@@ -21,6 +21,7 @@ from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.values import split_key
 from tensorage.tensor import Tensor
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class HeldLogin:
         return self.backend.transfer
 
 
+@end_tracebacks_here
 @dataclass(eq=False)
 class TensorStore(MutableMapping[str, Any]):
     """The arrays of a user, by key. Keys that other users share are there for reading.

@@ -17,6 +17,7 @@ from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
 from tensorage.model.memory import describe_bytes
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Engine
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Tensor"]
 
 
+@end_tracebacks_here
 class Tensor(OpenArray):
     """A stored array: its shape and dtype are known, its elements are read when they are asked for.
 

@@ -23,6 +23,7 @@ from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.model.values import as_array
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
 
 if TYPE_CHECKING:
@@ -411,6 +412,7 @@ class Reader(Protocol):
         ...
 
 
+@end_tracebacks_here
 class OpenArray:
     """One array as it was last looked at, and the way to its elements.
 

@@ -14,11 +14,13 @@ from tensorage.backend.wire.faults import check_version, missing_schema
 from tensorage.errors import IncompleteTensorError, InvalidInputError, SchemaError
 from tensorage.model.declaration import ArrayOptions, declare
 from tensorage.model.values import cast_to
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine
 
 __all__ = ["BaseContext"]
 
 
+@end_tracebacks_here
 class BaseContext:
     """Arrays as the user of one session.
 

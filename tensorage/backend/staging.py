@@ -15,6 +15,7 @@ from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import RestartedError
 from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
 from tensorage.backend.wire.progress import Advance
+from tensorage.backend.wire.storage_requests import StorageRequests
 from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
@@ -118,10 +119,24 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
     while left:
         left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
     if answer.get("objects_left", 0):
-        # Arrays of Storage are needed by few.
-        from tensorage.backend.zarr.sweeping import sweep_objects
+        _sweep_objects(transfer)
 
-        sweep_objects(transfer)
+
+def _sweep_objects(transfer: Transfer) -> None:
+    """Delete the leftovers of this user's arrays in the bucket. What fails is tried again after the next write."""
+    asked = "deleting what was replaced"
+    requests = StorageRequests(transfer.http)
+    before: list[str] = []
+    try:
+        while names := transfer.call("tensorage_sweep_objects", {}, asked):
+            if names == before:
+                logger.warning("%s objects that are not needed any more cannot be deleted", len(names))
+                return
+            requests.remove(names, asked)
+            before = names
+    except (OSError, RuntimeError, LookupError, ValueError) as error:
+        # The write that came before is done: the caller has to be told of that.
+        logger.warning("objects that are not needed any more stay until the next write: %s", error)
 
 
 def new_operation() -> str:

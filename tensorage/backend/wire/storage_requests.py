@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 from tensorage.backend.wire.faults import Fault
 from tensorage.backend.wire.http import Answer, Http, Request
-from tensorage.backend.wire.storage_faults import read_fault
+from tensorage.backend.wire.storage_faults import read_fault, refusals_as_errors
 from tensorage.errors import InvalidInputError
 
 __all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
@@ -23,6 +24,9 @@ OCTETS = "application/octet-stream"
 #: Route of downloads. Unlike the shorter one, it looks at the token first, and does not take a bad one for a missing
 #: bucket.
 FOR_READING = "/object/authenticated"
+
+#: Objects that one request deletes.
+MAX_REMOVED = 1000
 
 _ROOT = "/storage/v1"
 
@@ -81,6 +85,16 @@ class StorageRequests:
         if fault.is_expired_login:
             self.http.login.renew(sent["Authorization"])
         return fault
+
+    def remove(self, names: Sequence[str], asked: str) -> None:
+        """Delete objects of the bucket, as many as there are of them."""
+        for name in names:
+            check_object_name(name)
+        for first in range(0, len(names), MAX_REMOVED):
+            body = json.dumps({"prefixes": list(names[first : first + MAX_REMOVED])}).encode()
+            with refusals_as_errors(asked):
+                headers = {"Content-Type": "application/json"}
+                self.ask("DELETE", f"/object/{BUCKET}", asked, headers=headers, body=[body])
 
 
 def object_path(name: str, route: str = "/object") -> str:

@@ -10,7 +10,6 @@ reading     selections, by ranges of objects
 writing     new shards, in parallel
 changing    appends, assignments, and arrays that are filled piece by piece
 copying     arrays again, by the server
-sweeping    objects that nobody needs any more
 entries     what the catalogue says of shards
 bucket      objects in and out of Storage
 codec       shards in and out of bytes

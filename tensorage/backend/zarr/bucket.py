@@ -28,13 +28,10 @@ from tensorage.errors import (
 )
 from tensorage.types import Dataset
 
-__all__ = ["MAX_REMOVED", "Bucket", "LostObjectError"]
+__all__ = ["Bucket", "LostObjectError"]
 
 #: An object is written once, and never over: whatever caches it may keep it.
 _FOR_EVER = "max-age=31536000"
-
-#: Objects that one request deletes.
-MAX_REMOVED = 1000
 
 
 class LostObjectError(Exception):
@@ -126,13 +123,7 @@ class Bucket:
 
     def remove(self, names: Sequence[str], asked: str) -> None:
         """Delete objects, as many as there are of them."""
-        headers = {"Content-Type": "application/json"}
-        for name in names:
-            check_object_name(name)
-        for first in range(0, len(names), MAX_REMOVED):
-            body = json.dumps({"prefixes": list(names[first : first + MAX_REMOVED])}).encode()
-            with refusals_as_errors(asked):
-                self._requests.ask("DELETE", f"/object/{BUCKET}", asked, headers=headers, body=[body])
+        self._requests.remove(names, asked)
 
     def can_see(self, name: str, asked: str) -> bool:
         """Whether the caller may read an object that the bucket has, by its entry there: its bytes may be lost."""

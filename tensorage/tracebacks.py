@@ -1,0 +1,75 @@
+"""Tracebacks that end at the public method which the caller used.
+
+A wrong key or a bad index is the caller's to mend: the frames below the public method say nothing about it, and in a
+notebook they fill pages. Errors that mean a mistake of this library keep all of their frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from tensorage.errors import TensorageError
+
+__all__ = ["FULL_VARIABLE", "end_tracebacks_here"]
+
+#: Set to anything, this variable of the environment keeps all frames.
+FULL_VARIABLE = "TENSORAGE_FULL_TRACEBACKS"
+
+#: Errors about what the caller asked for. Numpy's own are among them: selections are refused as numpy refuses them.
+_ASKED_WRONGLY = (TensorageError, IndexError)
+
+#: Special methods that callers use by operators and functions.
+_OPERATORS = frozenset(
+    {"__array__", "__contains__", "__delitem__", "__getitem__", "__getitems__", "__len__", "__setitem__"}
+)
+
+C = TypeVar("C", bound=type)
+
+
+def end_tracebacks_here(cls: C) -> C:
+    """Decorate a class so that tracebacks of its callers' errors end at its public methods.
+
+    Python shows the causes of such an error as text, without frames of their own.
+    """
+    for name, method in list(vars(cls).items()):
+        is_public = not name.startswith("_") or name in _OPERATORS
+        if is_public and inspect.isfunction(method) and not inspect.isgeneratorfunction(method):
+            setattr(cls, name, _ending_here(method))
+    return cls
+
+
+def _ending_here(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # IPython leaves out frames that have this variable.
+        __tracebackhide__ = True
+        try:
+            return method(*args, **kwargs)
+        except _ASKED_WRONGLY as error:
+            if FULL_VARIABLE not in os.environ:
+                _cut(error)
+            raise
+
+    return call
+
+
+def _cut(error: BaseException) -> None:
+    """Remove the frames below the method from a traceback, and all frames from those of the error's causes."""
+    here = error.__traceback__
+    if here is not None and here.tb_next is not None:
+        here.tb_next.tb_next = None
+    for cause in _causes(error):
+        cause.__traceback__ = None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    cause = error.__cause__ or error.__context__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,111 @@
+"""The rooms of the package: imports point one way, and no module reaches into another one."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+import rooms
+
+ROOT = Path(__file__).parent.parent
+MODULES = rooms.modules_below(ROOT / "tensorage")
+GRAPH = rooms.imports_of(MODULES)
+
+#: The rooms from the top to the bottom. A room may import rooms below it, and its own modules.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("", "__init__"),
+    ("cli", "xarray_engine"),
+    ("auth",),
+    ("session",),
+    ("store",),
+    ("tensor",),
+    ("background",),
+    ("adapters", "cache", "training"),
+    ("backend.database", "backend.storage"),
+    ("backend.base",),
+    ("signin", "backend.arrays", "backend.files"),
+    ("backend.blocks", "backend.zarr"),
+    ("backend.catalogue", "backend.engine"),
+    ("backend.restarts", "backend.staging"),
+    ("backend.transfer",),
+    ("backend.wire",),
+    ("model",),
+    ("indexing",),
+    ("types", "config"),
+    ("dotenv",),
+    ("ownership", "migrations", "tracebacks", "warnings"),
+    ("errors",),
+    ("backend",),
+)
+
+#: The server stands apart: these modules start it, and it imports nothing of the client but these.
+STARTS_THE_SERVER = {"tensorage.auth", "tensorage.cli"}
+USED_BY_THE_SERVER = {"tensorage.errors", "tensorage.migrations", "tensorage.ownership"}
+
+
+def room_of(module: str) -> tuple[int, str]:
+    """Return the floor and the name of a client module's room."""
+    name = module.removeprefix("tensorage").lstrip(".")
+    fitting = [
+        (len(room), floor, room)
+        for floor, rooms_of_floor in enumerate(FLOORS)
+        for room in rooms_of_floor
+        if name == room or (room and name.startswith(f"{room}."))
+    ]
+    assert fitting, f"{module} belongs to no room: say in FLOORS where it stands"
+    _, floor, room = max(fitting)
+    return floor, room
+
+
+def is_of_server(module: str) -> bool:
+    return module == "tensorage.embedded" or module.startswith("tensorage.embedded.")
+
+
+def test_no_modules_import_each_other() -> None:
+    assert rooms.circles_in(GRAPH) == []
+
+
+def test_no_import_climbs() -> None:
+    climbing = []
+    for module, targets in GRAPH.items():
+        for target in targets:
+            if is_of_server(module) or is_of_server(target):
+                continue
+            (floor, room), (other_floor, other_room) = room_of(module), room_of(target)
+            if room != other_room and other_floor <= floor and other_room:
+                climbing.append(f"{module} -> {target}")
+    assert not climbing, "\n".join(sorted(climbing))
+
+
+def test_the_server_stands_apart() -> None:
+    crossing = {
+        (module, target)
+        for module, targets in GRAPH.items()
+        for target in targets
+        if is_of_server(module) != is_of_server(target)
+    }
+    outwards = {target for module, target in crossing if is_of_server(module)}
+    inwards = {module for module, target in crossing if is_of_server(target)}
+    assert outwards <= USED_BY_THE_SERVER
+    assert inwards <= STARTS_THE_SERVER
+
+
+@pytest.mark.parametrize("room", sorted({module.split(".")[1] for module in MODULES if "." in module}))
+def test_no_private_name_of_another_module_is_used(room: str) -> None:
+    uses = [
+        use
+        for module, path in MODULES.items()
+        if module.split(".")[1:2] == [room]
+        for use in rooms.private_uses(path)
+    ]
+    assert not uses, "\n".join(uses)
+
+
+def test_what_the_tests_use_is_public() -> None:
+    uses = [use for path in sorted((ROOT / "tests").rglob("*.py")) for use in rooms.private_uses(path)]
+    assert not uses, "\n".join(uses)
+
+
+def test_examples() -> None:
+    assert doctest.testmod(rooms).failed == 0
