@@ -1,4 +1,4 @@
-"""Refusals that come before everything else: of requests for other hosts, and of requests without the project's key."""
+"""First checks of every request: its host is this server, and it has one of the project's keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-#: Names of this machine, with any port: that of a tunnel or a proxy on it may be another one than ours.
+#: Names of this machine, with any port: a tunnel or a proxy may listen on another port than the server.
 _OWN_HOST: Final = re.compile(
     r"(127(\.\d{1,3}){3}|\[::1\]|localhost|([a-z0-9-]+\.)+localhost)(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
@@ -20,8 +20,8 @@ _OWN_HOST: Final = re.compile(
 class OwnHosts:
     """Refuses requests that were meant for another host.
 
-    A page on the web can have its own name resolve to 127.0.0.1, and is then read by the browser as if this server
-    were its own: all that tells is the name in ``Host``. No answer repeats another name either.
+    A web page can let its own name resolve to 127.0.0.1 (DNS rebinding). The browser then lets the page read this
+    server's answers as its own. Only the name in ``Host`` gives such a request away. No answer repeats a foreign name.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -47,9 +47,10 @@ def _wrong_host() -> JSONResponse:
 
 
 class ApiKeys:
-    """Refuses requests without one of the project's keys, as hosted Supabase's gateway does in front of REST and Auth.
+    """Refuses requests without one of the project's keys, as hosted Supabase's gateway does for REST and Auth.
 
-    It does not in front of Storage, whose public and signed URLs need none, and whose other routes need a token.
+    The gateway asks for no key in front of Storage: public and signed URLs work without one, and the other routes of
+    Storage require a token.
     """
 
     def __init__(self, app: ASGIApp, keys: Set[str]) -> None:
@@ -82,8 +83,9 @@ class ApiKeys:
 
 
 def _take_parameter(scope: Scope, name: str) -> str | None:
-    """Turn a parameter of the URL into the header of the same name: behind the gateway it would be a filter."""
+    """Turn a parameter of the URL into the header of the same name. PostgREST would take the parameter for a filter."""
     query: bytes = scope["query_string"]
+    # Nearly no request has the parameter: parsing is skipped for the others.
     if name.encode() not in query:
         return None
     kept, taken = [], None

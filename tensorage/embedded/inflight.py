@@ -1,4 +1,4 @@
-"""A bound on the bytes that all requests together keep in memory."""
+"""Limit on the memory that all requests together hold."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-#: Bytes of bodies and answers, as they are on the wire. A body is copied about three times on its way to PostgreSQL.
+#: Most bytes of bodies and answers, as sent. A body is copied about three times on its way to PostgreSQL.
 MAX_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
 
-#: Seconds for which a request waits for others to let go, and for which the one whose turn it is makes others wait.
+#: Seconds for which a request waits for memory, and for which one that exceeds the limit makes others wait.
 PATIENCE_S: Final = 10.0
 
 
 class BusyError(Exception):
-    """Other requests hold all the memory there is for them, and do not let go."""
+    """Other requests hold all the memory, and release none."""
 
 
 class Room:
-    """The bytes that requests may hold at once.
+    """Memory for the bytes of all requests.
 
-    Bytes are taken as they come, not as they are announced, so that an announcement costs nothing. When all are taken,
-    requests wait, and one of them at a time goes on beyond the bound. It ends, and lets go: half a body never waits
-    for the other half of another one without an end. At most the bound and one more body are in memory.
+    Bytes count when they arrive, not when a header announces them: an announcement costs nothing. At the limit requests
+    wait, and one of them at a time may exceed it. That one ends and releases its bytes, so that no two half-received
+    bodies wait for each other for ever. Memory holds at most the limit and one more body.
     """
 
     def __init__(self, nbytes: int = MAX_IN_FLIGHT_BYTES, patience_s: float = PATIENCE_S) -> None:
@@ -34,7 +34,7 @@ class Room:
 
     @contextmanager
     def share(self) -> Iterator[Share]:
-        """Give a request its share, which is given back at the end."""
+        """Lend memory to a request until the end of the block."""
         share = Share(self)
         try:
             yield share
@@ -47,21 +47,21 @@ class Room:
 
 
 class Share:
-    """The bytes that one request holds."""
+    """Memory that one request holds."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self._held = 0
-        # End of this request's turn to go beyond the bound, on the loop's clock; None while it is not its turn.
+        # Time on the loop's clock until which this request may exceed the limit; None if it may not.
         self._turn_ends: float | None = None
 
     async def add(self, nbytes: int) -> None:
-        """Hold more bytes; of zero, only wait until some are free.
+        """Hold more bytes, once they are free. With zero bytes, only wait until memory is below the limit.
 
         Raises
         ------
         BusyError
-            None became free for a while, or it was this request's turn for too long.
+            No memory became free in time, or this request has exceeded the limit for too long.
         """
         room = self._room
         if self._turn_ends is not None and asyncio.get_running_loop().time() > self._turn_ends:
@@ -83,12 +83,12 @@ class Share:
             room._turn.release()
 
     def hold(self, nbytes: int) -> None:
-        """Hold bytes that are there already, whatever the bound."""
+        """Hold bytes that are in memory already, even beyond the limit."""
         self._held += nbytes
         self._room._used += nbytes
 
     def release(self) -> None:
-        """Let go of everything."""
+        """Release all bytes of this request."""
         self._room._used -= self._held
         self._held = 0
         if self._turn_ends is not None:

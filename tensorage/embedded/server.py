@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long hosted Supabase's access tokens are good.
+#: Seconds for which hosted Supabase's access tokens are good.
 DEFAULT_JWT_LIFETIME_S = 3600
 
 _LOG_FILE_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOCK_TIMEOUT_S = 30.0
 _BACKLOG = 2048
-#: Longer than clients keep idle connections, so that it is them who close.
+#: Seconds for which idle connections are kept. Clients give up earlier: then no request meets a closing connection.
 _KEEP_ALIVE_S = 75
-#: Requests that run when the server is told to stop are given this time to end.
+#: Seconds for running requests to end, after the server is told to stop.
 _GRACE_S = 3
 _RESTARTS = 5
 _RESTART_PAUSE_S = 0.5
@@ -59,20 +59,20 @@ class ServerError(EmbeddedError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a server.
+    """Options of a server.
 
     Parameters
     ----------
     data_dir
-        The data folder.
+        The data folder; by default the user's own.
     port
-        Where to serve HTTP. By default the folder's last port, or any.
+        Port of the API; by default the folder's last port, or any free one.
     jwt_lifetime_s
         Seconds for which an access token is good.
     foreground
-        Log to the terminal, too.
+        Whether to log to the terminal, too.
     bin_dir
-        Programs of another PostgreSQL than the one that the extra ``local`` installs.
+        Folder with the programs of another PostgreSQL; by default that of the extra ``local``.
     ends_with
         Process with which the server ends, even if that is killed.
     """
@@ -91,10 +91,10 @@ def run(options: Options) -> None:
     Raises
     ------
     EmbeddedError
-        It could not start, or PostgreSQL failed for good.
+        The server could not start, or PostgreSQL cannot be restarted.
     """
     memory.keep_memory()
-    # Before anything is made: a server whose companion has ended is wanted by nobody.
+    # Checked before anything is made: a server whose companion has ended is needed by nobody.
     companion = options.ends_with.process() if options.ends_with else None
     folder = DataFolder.open(options.data_dir)
     try:
@@ -111,13 +111,13 @@ def run(options: Options) -> None:
 
 
 class _Service:
-    """One run of the server: the parts that come and go with it, and the way from start to stop."""
+    """One run of the server, from start to stop."""
 
     def __init__(self, folder: DataFolder, options: Options, terminal: logging.Handler) -> None:
         self._folder = folder
         self._options = options
         self._terminal = terminal
-        # Whoever waits for the start in the background wants to read what goes wrong with it, no more.
+        # The output of a start in the background becomes the message of its error: see `control.start`.
         terminal.setLevel(logging.INFO if options.foreground else logging.ERROR)
         self._secrets = folder.make_secrets()
         self._cluster = Cluster(
@@ -149,8 +149,8 @@ class _Service:
         self._stop()
 
     def _stop(self) -> None:
-        """Begin to stop; told again, do not wait for requests to end."""
-        # First of all: from now on, nobody should join.
+        """Begin to stop. A second call stops without waiting for requests to end."""
+        # Removed first, so that no other process joins a server that is about to end.
         self._folder.remove_state()
         if self._http is None and not self._stopping:
             assert self._task is not None
@@ -161,7 +161,7 @@ class _Service:
         self._stopping = True
 
     async def _serve(self) -> None:
-        # What the last server left, if it was killed.
+        # A server that was killed left its state behind.
         self._folder.remove_state()
         last = self._folder.read_ports()
         with _listen(self._options.port, last.api) as listener:
@@ -174,7 +174,7 @@ class _Service:
                 jwt_lifetime_s=self._options.jwt_lifetime_s,
             )
             self._folder.write_state(state)
-            # Loading the rest of the server takes as long as starting PostgreSQL: do both at once.
+            # Importing the rest of the server takes as long as starting PostgreSQL: do both at the same time.
             loading = asyncio.create_task(asyncio.to_thread(_load_application))
             try:
                 await self._cluster.create()
@@ -193,7 +193,7 @@ class _Service:
             try:
                 return await self._cluster.start(port)
             except PostgresError as error:
-                # Somebody may have taken the port between our look and PostgreSQL's, or have killed it.
+                # Another program may have taken the port since it was found free, or have killed PostgreSQL.
                 another = free_port(port)
                 may_pass = another != port or isinstance(error, PostgresKilledError)
                 if not may_pass or attempt == _RESTARTS:
@@ -203,7 +203,7 @@ class _Service:
         return None
 
     async def _prepare_database_whatever_happens(self) -> None:
-        """Prepare it, once more where PostgreSQL is killed meanwhile: each step is done as a whole or not at all."""
+        """Prepare the database, again if PostgreSQL is lost meanwhile: each step is one transaction."""
         from tensorage.embedded.database import is_outage
 
         for attempt in range(1, _RESTARTS + 1):
@@ -241,7 +241,7 @@ class _Service:
         supervisor = asyncio.create_task(self._supervise())
         supervisor.add_done_callback(lambda _: self._stop())
         try:
-            # Some versions of uvicorn exit when the application fails to start. It has been logged why.
+            # Some versions of uvicorn exit if the application fails to start. The reason is in the log.
             with contextlib.suppress(SystemExit):
                 await self._http.serve([listener])
         finally:
@@ -252,7 +252,7 @@ class _Service:
             raise ServerError(f"the server could not start: see {self._folder.log_file}")
 
     async def _supervise(self) -> None:
-        """Start PostgreSQL again when it ends by itself. Returns never; raises when that is in vain."""
+        """Start PostgreSQL again whenever it ends by itself. Never returns; raises after too many failures."""
         while True:
             log.error("PostgreSQL ended by itself (%s): starting it again", await self._cluster.wait())
             for attempt in range(1, _RESTARTS + 1):
@@ -268,8 +268,8 @@ class _Service:
 
 @contextmanager
 def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
-    """Log to the folder's file, and through the handler that is given to standard error."""
-    # The log, like all else here, is the owner's to read alone.
+    """Log to the folder's file and to standard error. Yields the handler of standard error."""
+    # Only the owner may read the log and all other files of the folder.
     os.umask(0o077)
     file = RotatingFileHandler(folder.log_file, maxBytes=_LOG_FILE_BYTES, backupCount=1, encoding="utf-8")
     terminal = logging.StreamHandler()
@@ -283,7 +283,7 @@ def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
 
 
 def _load_application() -> None:
-    """Import what takes long."""
+    """Import the modules that take long. Later imports find them loaded."""
     for name in ("connections", "gateway", "migrate"):
         importlib.import_module(f"tensorage.embedded.{name}")
 
@@ -299,18 +299,18 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
     if cluster.socket_dir is not None:
         return secrets.socket_url(role, cluster.port, cluster.socket_dir)
-    # Asking for TLS, which a cluster on 127.0.0.1 does not have, costs a round trip.
+    # The cluster on 127.0.0.1 has no TLS: asking for it would cost a round trip.
     return secrets.database_url(role, cluster.port) + "?sslmode=disable"
 
 
 def _listen(port: int | None, last: int) -> socket.socket:
-    """Listen on `port`; where that is None, on the last port if it is free, else on any."""
+    """Listen on `port`. Without one, listen on the last port if it is free, else on any."""
     for candidate in (last, 0) if port is None else (port,):
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((HOST, candidate))
-            # Bound is not enough: until one listens, another socket may bind the same port.
+            # Binding is not enough: until one socket listens, another one may bind the same port.
             listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
@@ -333,7 +333,7 @@ def _http_server(
     from tensorage.embedded.gateway import Settings, build_app
 
     class Server(uvicorn.Server):
-        """uvicorn's, that says when it serves and leaves signals to us."""
+        """uvicorn's server, which reports when it is ready and leaves signals to `_Service`."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)

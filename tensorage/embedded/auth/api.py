@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What GoTrue serves and this server does not, by the first part of its path.
+#: Features of GoTrue that this server lacks, by the first part of their path.
 _NOT_SERVED = frozenset(
     (
         *("admin", "authorize", "callback", "factors", "invite", "magiclink", "oauth", "otp", "passkeys"),
@@ -109,7 +109,7 @@ class AuthApi:
         async with self._database.connection() as connection:
             if await users.find_login(connection, email) is not None:
                 raise users.user_already_exists()
-        # No connection waits while the password is hashed.
+        # Hashing takes long: no connection of the pool is held meanwhile.
         encrypted_password = await passwords.hash_password(password)
         async with self._database.connection() as connection, connection.transaction():
             user_id = await users.create_user(connection, email, encrypted_password, metadata)
@@ -134,7 +134,7 @@ class AuthApi:
             raise AuthError(400, "validation_failed", "missing email or phone")
         async with self._database.connection() as connection:
             login = await users.find_login(connection, email.lower())
-        # Done for an unknown address too: the answer's time must not tell which addresses are known.
+        # Checked for an unknown address, too: the time of an answer must not tell which addresses have a user.
         matches = await passwords.is_password(password, login.encrypted_password if login else None)
         if login is None or not matches:
             raise _invalid_credentials()
@@ -181,11 +181,11 @@ class AuthApi:
         metadata = params.object("data")
         encrypted_password = await self._new_password(user, params.text("password"))
         async with self._database.connection() as connection, connection.transaction():
-            # Once more: whoever was logged out while the password was hashed changes nothing.
+            # Checked again: the user may have been logged out while the password was hashed.
             await _authenticate(connection, bearer)
             if encrypted_password is not None:
                 await users.change_password(connection, user.id, encrypted_password)
-                # Whoever knew the old password is out.
+                # Log out everybody else: one of them may have learned the old password.
                 await sessions.end_sessions(connection, user.id, bearer.session_id, "others")
             if metadata is not None:
                 await users.change_metadata(connection, user.id, metadata)
@@ -193,12 +193,12 @@ class AuthApi:
                 await users.change_email(connection, user.id, email)
             changed = (await _existing_user(connection, user.id)).json
             if metadata is not None:
-                # With what was there before; refused, nothing is changed.
+                # Checked with the merged metadata. A refusal here rolls the whole change back.
                 checked_metadata(changed["user_metadata"])
             return json_answer(changed)
 
     async def _new_password(self, user: users.User, password: str | None) -> str | None:
-        """Check and hash the password that is asked for, if one is."""
+        """Return the hash of a user's new password, checked; None if the request has no password."""
         if password is None:
             return None
         passwords.check_strength(password)
@@ -251,7 +251,7 @@ async def _health(_request: Request) -> Response:
 
 
 async def _authenticate(connection: Connection, bearer: Bearer) -> users.User:
-    """Find the user who is asking, and make sure that the token still says the truth."""
+    """Return the token's user, whose session must not have ended since the token was signed."""
     user = await _existing_user(connection, bearer.user_id)
     if not await sessions.has_session(connection, bearer.session_id, bearer.user_id):
         raise session_not_found()
@@ -288,17 +288,17 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    # The client hung up while it was sending: nothing was done, and there is nobody to tell.
+    # The client hung up while it was sending. Nothing was done, and nobody reads this answer.
     return Response(status_code=400)
 
 
 async def _answer_database_error(request: Request, error: Exception) -> Response:
-    # Neither the error's details nor its trace: they may quote values, such as a token.
+    # The log gets neither the error's details nor its trace: they may quote values, such as a token.
     cause = error.__cause__ if isinstance(error, UnreachableError) else error
     sqlstate = getattr(cause, "sqlstate", None)
     logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(cause).__name__, sqlstate)
     if is_outage(error):
-        # Clients repeat a 503. After a 500 the SDK gives up renewing its token, and the user is logged out.
+        # Clients repeat a request after 503. After 500 the SDK stops renewing its token, and the user is logged out.
         refusal = AuthError(503, "unexpected_failure", "The connection to the database was lost")
         return error_answer(refusal, request.headers.get(API_VERSION_HEADER))
     return await _answer_fault(request, error)

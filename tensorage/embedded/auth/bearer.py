@@ -1,4 +1,4 @@
-"""Who an access token says is asking."""
+"""Access tokens of requests, verified: the user and the session that they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorage.embedded.tokens import Tokens
 
 _BEARER = re.compile(r"bearer (\S+)", re.IGNORECASE)
 
-# In the words of the JWT library that GoTrue uses, by the exceptions of ours: the first that fits.
+# Messages of GoTrue's JWT library, by the exceptions of ours. The first class that fits gives the message.
 _REASONS: tuple[tuple[type[jwt.InvalidTokenError], str], ...] = (
     (jwt.ExpiredSignatureError, "token has invalid claims: token is expired"),
     (jwt.ImmatureSignatureError, "token has invalid claims: token is not valid yet"),
@@ -27,20 +27,20 @@ _REASONS: tuple[tuple[type[jwt.InvalidTokenError], str], ...] = (
 
 @dataclass(frozen=True)
 class Bearer:
-    """The user and the session that a good access token names; whether they still exist is not known yet."""
+    """User and session that a verified access token names. Either may have ended since."""
 
     user_id: UUID
     session_id: UUID
 
 
 def read_bearer(authorization: str | None, tokens: Tokens) -> Bearer:
-    """Verify the token of an ``Authorization`` header."""
+    """Return the user and session of an ``Authorization`` header, whose token is verified."""
     match = _BEARER.fullmatch(authorization or "")
     if match is None:
         raise AuthError(401, "no_authorization", "This endpoint requires a valid Bearer token")
     token = match[1]
     try:
-        # GoTrue allows no clock skew: it is the one who signs.
+        # No clock skew, as in GoTrue: tokens are signed and verified by the same clock.
         claims = tokens.verify(token, leeway_s=0)
     except jwt.InvalidTokenError as error:
         reason = next(words for kind, words in _REASONS if isinstance(error, kind))
@@ -53,7 +53,7 @@ def read_bearer(authorization: str | None, tokens: Tokens) -> Bearer:
 
 def _named_in(claims: dict[str, Any]) -> Bearer:
     if not claims.get("sub"):
-        # An API key, for one, is a good token and no user's.
+        # An API key, for example, is a good token of no user.
         raise AuthError(403, "bad_jwt", "invalid claim: missing sub claim")
     user_id = _uuid(claims["sub"])
     if user_id is None:

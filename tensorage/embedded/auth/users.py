@@ -1,4 +1,4 @@
-"""``auth.users`` and ``auth.identities``: who there is."""
+"""Users: the tables ``auth.users`` and ``auth.identities``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EMAIL_INDEX = "users_email_partial_key"
 
 @dataclass(frozen=True)
 class User:
-    """A user, as applications see it, and whether they are locked out."""
+    """A user in the Auth API's JSON, and whether the user is locked out."""
 
     json: dict[str, Any] = field(repr=False)
     is_banned: bool
@@ -32,7 +32,7 @@ class User:
 
 @dataclass(frozen=True)
 class Login:
-    """What a password is checked against."""
+    """Stored login of a user, against which a password is checked."""
 
     user_id: UUID
     encrypted_password: str | None = field(repr=False)
@@ -69,7 +69,7 @@ async def find_user(connection: Connection, user_id: UUID) -> User | None:
 
 
 async def find_login(connection: Connection, email: str) -> Login | None:
-    """How the user of an address in lower case logs in."""
+    """Return the login of an e-mail address in lower case, or None."""
     row = await connection.fetchrow(
         """
         select id, encrypted_password, coalesce(banned_until > now(), false) as is_banned
@@ -90,12 +90,12 @@ async def find_password(connection: Connection, user_id: UUID) -> str | None:
 async def create_user(
     connection: Connection, email: str, encrypted_password: str, metadata: dict[str, Any]
 ) -> UUID:
-    """Make a user whose address counts as confirmed.
+    """Create a user, whose address counts as confirmed: the server sends no mail.
 
     Raises
     ------
     AuthError
-        If the address is taken, even a moment ago.
+        The address has a user already, perhaps since a moment ago.
     """
     user_id = uuid.uuid4()
     claims = {"sub": str(user_id), "email": email, "email_verified": False, "phone_verified": False}
@@ -133,10 +133,10 @@ async def create_user(
 
 
 async def note_login(connection: Connection, login: Login) -> bool:
-    """Record that the user logs in, unless the password is another one by now.
+    """Record a login, unless the password has changed meanwhile. Return whether it was recorded.
 
-    Belongs in the transaction that opens the session: a change of the password that goes on at the same time
-    waits for it and then ends that session, or comes first and is found here.
+    Runs in the transaction that opens the session. A change of the password at the same time either waits for that
+    transaction and then ends the new session, or comes first and is found here.
     """
     user_id: UUID | None = await connection.fetchval(
         """
@@ -162,7 +162,7 @@ async def change_password(connection: Connection, user_id: UUID, encrypted_passw
 
 
 async def change_email(connection: Connection, user_id: UUID, email: str) -> None:
-    """Give the user another address, which counts as confirmed."""
+    """Change a user's address. The new one counts as confirmed."""
     claims = json.dumps({"email": email})
     try:
         await connection.execute(
@@ -192,7 +192,7 @@ async def change_email(connection: Connection, user_id: UUID, email: str) -> Non
 
 
 async def change_metadata(connection: Connection, user_id: UUID, changes: dict[str, Any]) -> None:
-    """Merge `changes` into the user's own metadata; a null takes its key away."""
+    """Merge changes into a user's metadata. A null removes its key."""
     await connection.execute(
         """
         update auth.users
@@ -210,5 +210,5 @@ def user_already_exists() -> AuthError:
 
 
 def _with_json(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
-    """Parse the row's jsonb columns, which the driver gives as text."""
+    """Return a row with some columns parsed: the driver gives jsonb as text."""
     return {**row, **{column: json.loads(row[column]) for column in columns}}

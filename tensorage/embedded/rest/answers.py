@@ -1,4 +1,4 @@
-"""Results to HTTP answers. Pure functions, no I/O."""
+"""Results of statements as HTTP answers. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer; the names of its headers are in lower case."""
+    """An HTTP answer. Its headers' names are in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ def allow_answer(methods: str) -> Answer:
 def read_answer(
     name: str, query: Query, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
 ) -> Answer:
-    """Answer to a read of a table or view."""
+    """Return the answer to a read of a table or view."""
     location = f"/{quote(name)}" + (f"?{query.canonical}" if query.canonical else "")
     page = _page(rows, result)
     headers = {
@@ -60,7 +60,7 @@ def read_answer(
 def call_answer(
     routine: Routine, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
 ) -> Answer:
-    """Answer to a call of a function."""
+    """Return the answer to a call of a function."""
     page = _page(rows, result)
     headers = {"content-range": page.content_range, **_applied(preferences, CALL_HEEDED)}
     if routine.returns_void:
@@ -70,7 +70,7 @@ def call_answer(
 
 
 def write_answer(write: Write, form: Format, result: Result) -> Answer:
-    """Answer to a change of a table or view."""
+    """Return the answer to a change of a table or view."""
     affected = result["page_total"]
     total = affected if write.preferences.count else "*"
     headers = _applied(write.preferences, write.heeded)
@@ -91,6 +91,7 @@ def _written_status(write: Write, result: Result) -> int:
     if write.method in ("PATCH", "DELETE"):
         return 200
     updated = result.get("updated_total", 0)
+    # As in PostgREST, an upsert that only updated rows answers 200, and one that added some 201.
     nothing_new = write.is_upsert and result["page_total"] <= updated
     return 200 if nothing_new and write.preferences.resolution != "ignore-duplicates" else 201
 
@@ -138,7 +139,7 @@ def _applied(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]
 
 
 def check_result(form: Format, preferences: Preferences, result: Result) -> None:
-    """Refuse a result that is not what the request insists on, so that its transaction is rolled back."""
+    """Refuse a result that breaks a condition of the request. The transaction is then rolled back."""
     count, most = result["page_total"], preferences.strict_max_affected
     if most is not None and count > most:
         message = "Query result exceeds max-affected preference constraint"
@@ -149,7 +150,7 @@ def check_result(form: Format, preferences: Preferences, result: Result) -> None
 
 
 def _finished(answer: Answer, result: Result) -> Answer:
-    """Give the answer the status and headers that a function set in ``response.status`` and ``.headers``."""
+    """Return the answer with the status and headers that a function set in ``response.status`` and ``.headers``."""
     status, headers = result["response_status"], result["response_headers"]
     if status is None and headers is None:
         return answer

@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 _NO_QUERY: Final = Query()
 
-#: Number of different calls that are remembered, with their SQL, and the length of the longest: all its texts together.
+#: Most calls of which the SQL is remembered, and length of the longest: that of all its texts together.
 _REMEMBERED_CALLS: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 1024
 
-#: JSON that PostgreSQL does not take for any: not valid, or nested too deeply.
+#: Errors by which PostgreSQL refuses JSON: it is not valid, or nested too deeply.
 _NOT_JSON: Final[dict[type[Exception], Callable[[], ApiError]]] = {
     asyncpg.DataError: invalid_json,
     asyncpg.StatementTooComplexError: invalid_json,
@@ -68,7 +68,7 @@ _NOT_JSON: Final[dict[type[Exception], Callable[[], ApiError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A statement, how it is run, and what its result has to be."""
+    """A statement, the way to run it, and the conditions on its result."""
 
     statement: Statement
     form: Format
@@ -84,7 +84,7 @@ class RestApi:
     Parameters
     ----------
     database
-        Logged in as ``authenticator``.
+        Pool of the role ``authenticator``.
     tokens
         Verifies the bearer tokens.
     """
@@ -114,13 +114,14 @@ class RestApi:
                 answer = error_answer(errors.busy())
             except ApiError as error:
                 answer = error_answer(error)
-            # The body is done with; the answer stays until the client has taken it.
+            # The body is no longer needed. The answer stays in memory until the client has received it.
             share.release()
             share.hold(len(answer.body))
             await send_answer(send, answer, head=scope["method"] == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
         caller = identify(request.headers, self._tokens)
+        # Wait for memory before any work: a request that finds none has no effect.
         await request.share.add(0)
         if request.method not in METHODS:
             raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {request.method}")
@@ -181,11 +182,12 @@ class RestApi:
         return call_answer(plan.routine, rows, preferences=preferences, form=plan.form, result=result)
 
     def _call_plan(self, asked: CallRequest) -> CallPlan:
-        """Plan a call; what most calls of a busy client have in common is worked out once."""
+        """Plan a call, from memory if the same call was planned before: a busy client's calls are mostly alike."""
         catalogue = self._schema_cache.catalogue
         if asked.query != _NO_QUERY or asked.length > _MAX_REMEMBERED_LENGTH:
             return plan_call(catalogue, asked)
         if self._planned_for is not catalogue or len(self._call_plans) >= _REMEMBERED_CALLS:
+            # Plans of an older schema may name functions that are gone.
             self._planned_for, self._call_plans = catalogue, {}
         plan = self._call_plans.get(asked)
         if plan is None:
@@ -193,7 +195,7 @@ class RestApi:
         return plan
 
     def _look(self, request: Request, caller: Caller) -> Look:
-        """Give a way to look at the request's JSON, within the time that its caller has for a statement."""
+        """Return a function that lets PostgreSQL summarize JSON, within the statement timeout of the caller."""
 
         async def look(text: str) -> JsonLook:
             async with self._transaction(request, caller, read_only=True, refusals=_NOT_JSON) as connection:
@@ -203,13 +205,13 @@ class RestApi:
         return look
 
     async def _run(self, request: Request, caller: Caller, work: _Work) -> Result:
-        """Run the statement in a transaction of its own, and give the one row that it answers."""
+        """Run a statement in its own transaction, and return its only row."""
         async with self._transaction(
             request, caller, read_only=work.read_only, settings=dict(work.settings)
         ) as connection:
             (row,) = await connection.fetch(work.statement.text, *work.statement.values)
             result = dict(row)
-            # An answer that is not as the request insists is rolled back.
+            # Checked inside the transaction, which a refusal rolls back.
             check_result(work.form, work.preferences, result)
             if work.is_put:
                 check_put_happened(result["page_total"])
@@ -225,12 +227,12 @@ class RestApi:
         settings: Mapping[str, str] | None = None,
         refusals: Mapping[type[Exception], Callable[[], ApiError]] | None = None,
     ) -> AsyncIterator[Connection]:
-        """One transaction as the caller; what PostgreSQL refuses is raised as PostgREST says it.
+        """Open a transaction as the caller. Errors of PostgreSQL are raised in PostgREST's words.
 
         Parameters
         ----------
         refusals
-            What errors of PostgreSQL mean in this transaction, where it is not what they usually do.
+            Refusals for errors of PostgreSQL that mean something special in this transaction.
         """
         role_settings = self._schema_cache.catalogue.role_settings.get(caller.role, {})
         everything = request.settings | role_settings | dict(settings or {})
@@ -241,7 +243,7 @@ class RestApi:
                 yield connection
         except errors.CONNECTION_ERRORS as error:
             if isinstance(error, ValueError):
-                raise  # a parameter of the wrong type is a fault of ours, not of the connection
+                raise  # asyncpg's error for a parameter of the wrong type: a bug of ours, not an outage
             raise errors.unavailable(error) from error
         except asyncpg.PostgresError as error:
             refusal = next((r for kind, r in (refusals or {}).items() if isinstance(error, kind)), None)

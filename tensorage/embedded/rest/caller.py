@@ -1,4 +1,4 @@
-"""Who asks: from the bearer token, or the API key, to a :class:`~tensorage.embedded.database.Caller`."""
+"""Tokens to roles: the :class:`~tensorage.embedded.database.Caller` of a bearer token or an API key."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tensorage.embedded.database import Caller
 from tensorage.embedded.rest.errors import ApiError, invalid_token
 from tensorage.embedded.tokens import Tokens
 
-#: The role of whoever shows no token.
+#: Role of requests without a token.
 ANONYMOUS: Final = "anon"
 _NOBODY: Final = Caller(ANONYMOUS)
 
 
 def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
-    """Who sent a request with these headers (names in lower case).
+    """Return the caller who sent a request with these headers (names in lower case).
 
     Raises
     ------
     ApiError
-        ``PGRST301`` for a token that is not ours, ``PGRST303`` for one that is not good now.
+        ``PGRST301`` for a token that is not ours, ``PGRST303`` for one that has expired or is not good yet.
     """
     scheme, space, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and (space or not token):
@@ -33,7 +33,7 @@ def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
     try:
         return _caller(tokens.verify(headers["apikey"]))
     except jwt.InvalidTokenError:
-        # A key need not be a token: hosted Supabase's newer ones are not, and stand for nobody in particular.
+        # The newer API keys of hosted Supabase are no tokens, and mean the anonymous role.
         return _NOBODY
 
 

@@ -1,4 +1,4 @@
-"""The statement that calls a function and answers its result. Pure functions."""
+"""SQL of calls: the statement that calls a function and answers its result. Pure functions, no I/O."""
 
 # ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
 
@@ -24,12 +24,13 @@ from tensorage.embedded.rest.sql import (
 )
 from tensorage.embedded.rest.terms import Query
 
+#: Preferences that calls follow, for ``Preference-Applied``.
 HEEDED: Final = frozenset({"count", "handling", "max-affected"})
 
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """A call as it was asked for, but for its body."""
+    """A request to call a function, without its body."""
 
     name: str
     arguments: Arguments
@@ -40,13 +41,13 @@ class CallRequest:
 
     @property
     def length(self) -> int:
-        """Characters of all its texts that may have any length."""
+        """Number of characters in all texts that may have any length."""
         return len(self.name) + sum(map(len, self.arguments.names)) + len(self.accept)
 
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """What answers a call. The statement's values have a place for the body."""
+    """Function, format and statement of a call. The statement's values have a place for the body."""
 
     routine: Routine
     form: Format
@@ -54,12 +55,12 @@ class CallPlan:
 
 
 def plan_call(catalogue: Catalogue, asked: CallRequest) -> CallPlan:
-    """Find the function that is meant, and write the statement that calls it.
+    """Find the function that a call means, and write the statement that calls it.
 
     Raises
     ------
     ApiError
-        Where there is no such function, or its result cannot be what is asked for.
+        There is no such function, or its result cannot have the requested form.
     """
     call = find_call(catalogue, asked.name, asked.arguments)
     routine = call.routine
@@ -71,7 +72,7 @@ def plan_call(catalogue: Catalogue, asked: CallRequest) -> CallPlan:
 
 
 def _check(routine: Routine, asked: CallRequest) -> None:
-    """Refuse what cannot be asked of this function's result."""
+    """Refuse a request that this function's result cannot fulfil."""
     if not routine.returns_rows and not asked.query.wants_whole_values:
         message = "Nothing can be selected, filtered, ordered or cut there"
         raise not_implemented(f"{routine.name} returns plain values. {message}")
@@ -84,7 +85,7 @@ def _check(routine: Routine, asked: CallRequest) -> None:
 
 @dataclass(frozen=True)
 class _CallWriter:
-    """Writes the SQL of one call."""
+    """Writer of the SQL of one call."""
 
     call: Call
     asked: CallRequest
@@ -96,10 +97,10 @@ class _CallWriter:
         return self.call.routine
 
     def value(self) -> str:
-        """Write a call that answers one value, or nothing."""
+        """Write a call whose result is one value, or nothing."""
         source, arguments = self._arguments()
         expression = f"{qualified(self.routine.schema, self.routine.name)}({arguments})"
-        # Evaluated from left to right: the settings are looked at when the function has run.
+        # Evaluated from left to right: the settings are read after the function has run, since it may set them.
         return f"select {self._value_body(expression)}, {RESPONSE_SETTINGS}{source}"
 
     def _value_body(self, expression: str) -> str:
@@ -130,7 +131,7 @@ class _CallWriter:
 
     def _columns(self, called: str) -> str:
         query = self.asked.query
-        # Under its own name, so that PostgreSQL's messages speak of the function.
+        # The alias is the function's name, so that PostgreSQL's messages name the function.
         source = Source(identifier(self.routine.name), self.routine.column_types, self.values)
         columns, where = source.select_list(query.select), source.where(query.conditions)
         everything = f"from pgrst_call as {source.reference}{where}"
@@ -143,7 +144,7 @@ class _CallWriter:
         return answer_rows(page, rows_body(form), total=total, also=also)
 
     def _arguments(self) -> tuple[str, str]:
-        """``from`` clause of the arguments (perhaps nothing), and the list of them inside the parentheses."""
+        """Write the ``from`` clause that reads the arguments (or nothing), and the list inside the parentheses."""
         given = self.call.arguments
         if self.call.whole_body is not None:
             return "", self._whole_body(self.call.whole_body)

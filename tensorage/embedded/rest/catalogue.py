@@ -1,4 +1,4 @@
-"""The schema cache: what tables, views and functions the exposed schema has."""
+"""The exposed schema: its tables, views and functions, as PostgreSQL describes them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tensorage.embedded.rest.errors import ApiError
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
-#: Settings of a function that cannot take effect any more once it runs: they are made before it is called.
+#: Settings of a function that have no effect once the function runs. They are made before its call.
 _HOISTED_SETTINGS = frozenset({"statement_timeout"})
 
-#: No name is longer, nor are the names of a function's parameters: the time to guess grows with the length.
+#: Longest text for which a similar name is guessed: the time to guess grows with the length.
 _MAX_GUESSED_LENGTH = 500
 
 _INSERT, _UPDATE, _DELETE = 8, 4, 16  # bits of pg_relation_is_updatable
@@ -25,16 +25,16 @@ _INSERT, _UPDATE, _DELETE = 8, 4, 16  # bits of pg_relation_is_updatable
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column.
+    """A column of a table or view.
 
     Parameters
     ----------
     type
-        With its modifier, such as ``character varying(20)``: what a value is made to be stored.
+        Type of stored values, with its modifier: ``character varying(20)``.
     comparison_type
-        Without modifier and domains: what a value is made to be compared.
+        Type of values to compare with: the type without modifier and domains.
     default
-        SQL expression, or None.
+        SQL expression of the default, or None.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or view."""
+    """A table or view of the exposed schema."""
 
     schema: str
     name: str
@@ -61,7 +61,7 @@ class Table:
 
     @property
     def methods(self) -> str:
-        """Value of ``Allow``."""
+        """Value of the header ``Allow``."""
         allowed = ["OPTIONS,GET,HEAD"]
         allowed += ["POST"] * self.insertable
         allowed += ["PUT"] * (self.insertable and self.updatable and bool(self.primary_key))
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter that a call gives a value to. An unnamed one has an empty name."""
+    """An input parameter of a function. An unnamed one has an empty name."""
 
     name: str
     type: str
@@ -82,20 +82,20 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A function.
+    """A function of the exposed schema.
 
     Parameters
     ----------
     returns_rows
-        Rows with columns, rather than plain values.
+        Whether results are rows with columns, rather than plain values.
     returns_set
-        Any number of results, rather than one.
+        Whether there may be any number of results, rather than one.
     media_type
-        Name of the domain it returns, if that is a media type.
+        Name of the result's domain, if that name is a media type.
     column_types
-        Of the rows it returns, as far as they are declared.
+        Types of the columns of returned rows, as far as they are declared.
     settings
-        To be made before it is called.
+        Settings to make before a call.
     """
 
     schema: str
@@ -116,13 +116,14 @@ class Routine:
 
     @property
     def methods(self) -> str:
-        """Value of ``Allow``."""
+        """Value of the header ``Allow``."""
+        # PostgREST calls volatile functions by POST only, since a GET must not change anything.
         return "OPTIONS,POST" if self.is_volatile else "OPTIONS,GET,HEAD,POST"
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """One state of the schema cache. A reload makes another one."""
+    """State of the exposed schema at one time. A reload makes another one."""
 
     schema: str
     tables: Mapping[str, Table]
@@ -140,14 +141,14 @@ class Catalogue:
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
-    """Guess what somebody who wrote `name` meant."""
+    """Return the known name that is most similar to `name`, or None."""
     if len(name) > _MAX_GUESSED_LENGTH:
         return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 async def load_catalogue(connection: Connection, schema: str) -> Catalogue:
-    """Read the schema cache of one schema."""
+    """Read a schema from PostgreSQL."""
     columns = await connection.fetch(introspection.COLUMNS, schema)
     routines = await connection.fetch(introspection.ROUTINES, schema)
     settings = await connection.fetch(introspection.ROLE_SETTINGS)

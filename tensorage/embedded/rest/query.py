@@ -1,7 +1,4 @@
-"""The query string: what is selected, by which filters, in which order. Pure functions, no I/O.
-
-The grammar is PostgREST's.
-"""
+"""Parser of query strings, with PostgREST's grammar: columns, filters and order. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ from tensorage.embedded.rest.terms import (
     SelectItem,
 )
 
-#: A name: words, with single dashes inside that do not begin an arrow.
+#: A name: words, joined by dashes that do not begin an arrow.
 _NAME = re.compile(r"[\w $]+(?:-(?!>)[\w $]+)*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ARROW = re.compile(r"->>|->")
-#: An index into a JSON array; what is too long for one is a key.
+#: An index into a JSON array. A longer number is a key.
 _INDEX = re.compile(r"-?\d{1,9}(?=$|->|[.,:)])", re.ASCII)
-#: A type's name: words such as ``double precision``, perhaps with a schema, perhaps an array.
+#: Name of a type: words such as ``double precision``, optionally with a schema, optionally an array.
 _TYPE = re.compile(r"[A-Za-z_]\w*(?:[ .][A-Za-z_]\w*)*(?:\[\])?", re.ASCII)
 _OPERATOR = re.compile(
     r"(?P<name>neq|eq|gte|gt|lte|lt|like|ilike|match|imatch|isdistinct|in|is"
@@ -52,18 +49,19 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
     text
         Percent-encoded, without the question mark.
     arguments
-        Whether values that are no filters are a function's arguments (a call by GET) or errors.
+        Whether values that are no filters are arguments of a function, called by GET, rather than errors.
 
     Raises
     ------
     ApiError
-        ``PGRST100`` where it cannot be parsed, ``PGRST103`` for an impossible limit.
+        ``PGRST100`` for text that cannot be parsed, ``PGRST103`` for an impossible limit.
     """
     if not text:
         return Query()
     pairs = parse_qsl(text, keep_blank_values=True)
     for name, _ in pairs:
         _refuse_nul(name)
+    # Reversed, since the first of several values counts.
     given = {name: value for name, value in reversed(pairs) if name in _RESERVED}
     for name in ("select", "order", "columns", "on_conflict"):
         _refuse_nul(given.get(name, ""))
@@ -84,7 +82,7 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
 
 
 def _refuse_nul(text: str) -> None:
-    """PostgreSQL knows no name with this character, and text sent to it ends there."""
+    """Refuse a name with a NUL: no name of PostgreSQL has one, and text sent to PostgreSQL would end there."""
     if "\0" in text:
         raise ApiError(400, "PGRST100", "A NUL character cannot be part of a name")
 
@@ -110,7 +108,7 @@ def _conditions(
 
 
 def _canonical(pairs: list[tuple[str, str]]) -> str:
-    """Sorted by name; values of one name together, joined by commas."""
+    """Return the query string sorted by name, with the values of one name joined by commas."""
     values: dict[str, list[str]] = {}
     for name, value in sorted(pairs, key=lambda pair: pair[0]):
         values.setdefault(name, []).append(quote(value, safe=""))
@@ -260,7 +258,7 @@ def _parse_logic_parameter(name: str, value: str) -> Logic:
     return tree
 
 
-#: How deep conditions may be nested in each other: far more than anybody writes, and no stack is at risk.
+#: Deepest nesting of conditions: far more than anybody writes, and no risk for the stack.
 _DEEPEST_LOGIC = 100
 
 
@@ -315,7 +313,7 @@ def _argument_fits(operator: str, argument: str | None) -> bool:
 
 
 def _plain_value(scanner: Scanner, *, nested: bool) -> str:
-    """Value of an operator: all that is left, or up to the next delimiter inside a logic tree."""
+    """Parse the value of an operator: the rest of the text, or up to the next delimiter inside a logic tree."""
     if not nested:
         value, scanner.position = scanner.text[scanner.position :], len(scanner.text)
         return value

@@ -1,4 +1,4 @@
-"""One HTTP request and its answer on the wire: what ASGI gives and takes."""
+"""Requests and answers on the wire: from and to ASGI."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from tensorage.embedded.rest.terms import Query
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Has PostgreSQL look at JSON.
+#: Function that lets PostgreSQL summarize JSON.
 Look = Callable[[str], Awaitable[JsonLook]]
 
-#: The exposed schema; and, as on hosted Supabase, where functions look for names, and the rows of one answer.
+#: The exposed schema, the search path of functions, and the most rows of an answer: as on hosted Supabase.
 SCHEMA: Final = "public"
 _SEARCH_PATH: Final = '"public", "extensions"'
 MAX_ROWS: Final = 1000
@@ -50,13 +50,13 @@ MAX_ROWS: Final = 1000
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MUTATIONS: Final[dict[str, Mutation]] = {"POST": "POST", "PUT": "PUT", "PATCH": "PATCH", "DELETE": "DELETE"}
 
-#: Not told to PostgreSQL, which may write the text of a failing statement to its log.
+#: Headers that PostgreSQL does not get: it may log the text of a failing statement.
 _SECRET_HEADERS: Final = frozenset({"authorization", "apikey", "cookie"})
 
 
 @dataclass(frozen=True)
 class Request:
-    """The parts of a request that say what to do; its body is still to be received."""
+    """A request whose body has not been received yet."""
 
     method: str
     path: str
@@ -81,7 +81,7 @@ class Request:
         return negotiate(self.headers.get("accept", ""), own=own, rows=rows)
 
     def rows(self, query: Query) -> RowRange:
-        """Take the rows that the query string and, in a read, the headers ask for."""
+        """Return the rows that the query string asks for and, in a read, the header ``Range``."""
         asked = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
         return asked.narrowed(query.offset, query.limit).capped(MAX_ROWS)
 
@@ -92,7 +92,7 @@ class Request:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What functions can read of the request with ``current_setting``."""
+        """Settings of the request's transaction. Functions read them with ``current_setting``."""
         told = {name: value for name, value in self.headers.items() if name not in _SECRET_HEADERS}
         return {
             "search_path": _SEARCH_PATH,
@@ -106,6 +106,7 @@ def read_request(scope: Scope, receive: Receive, share: Share) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        # A header that comes twice means the same as one with both values (RFC 9110, section 5.3).
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     query_string = scope["query_string"].decode("utf-8", "replace")
@@ -122,12 +123,12 @@ async def _json(body: bytes, look: Look, *, any_shape: bool = False, any_keys: b
 async def table_payload(request: Request, query: Query, look: Look) -> JsonPayload:
     if request.content_type != JSON:
         raise invalid_body(f"Content-Type not acceptable: {request.content_type}")
-    # The columns parameter says which keys count: the others may differ.
+    # With the parameter `columns`, only the keys that it names count. The others may differ.
     return await _json(await request.body(), look, any_keys=query.columns is not None)
 
 
 async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Arguments, str | bytes]:
-    """Names of a call's arguments, and the body as it is handed to PostgreSQL."""
+    """Return the names of a call's arguments, and the body for PostgreSQL."""
     if request.is_read:
         return Arguments(tuple(sorted({name for name, _ in query.arguments}))), ""
     media_type = request.content_type
@@ -151,7 +152,7 @@ def _text(body: bytes) -> str:
 
 
 def named_schema(request: Request) -> str | None:
-    """Get the schema that the request names, which can only be the exposed one."""
+    """Return the schema that a request names, or None. Refuse any schema but the exposed one."""
     profile = request.headers.get("content-profile" if request.method in MUTATIONS else "accept-profile")
     if profile not in (None, SCHEMA):
         hint = f"Only the following schemas are exposed: {SCHEMA}"

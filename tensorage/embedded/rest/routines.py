@@ -1,4 +1,4 @@
-"""Which function a call means, by its name and the names of its arguments. Pure functions."""
+"""Choice of the function that a call means, by its name and the names of its arguments. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from tensorage.embedded.rest.catalogue import Catalogue, Routine, closest
 from tensorage.embedded.rest.errors import ApiError
 
-#: The types of a single unnamed parameter that takes a whole body, by the body's media type.
+#: Types of the single unnamed parameter that takes a whole body, by the body's media type.
 WHOLE_BODY_TYPES: Final = {
     "application/json": ("json", "jsonb"),
     "application/octet-stream": ("bytea",),
@@ -17,25 +17,24 @@ WHOLE_BODY_TYPES: Final = {
     "text/xml": ("xml",),
 }
 
-
-#: How much of the names of a call's arguments a message repeats.
+#: Most characters of the names of a call's arguments that a message repeats.
 _MAX_LISTED_LENGTH: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a call is given.
+    """Arguments of a call.
 
     Parameters
     ----------
     names
-        Of the arguments.
+        Names of the arguments.
     media_type
-        Of the body; None for a call by GET.
+        Media type of the body; None for a call by GET.
     in_array
-        Whether the JSON body is an array, of which the first object counts.
+        Whether the JSON body is an array, whose first object counts.
     named
-        Whether the body has names at all: not, if it is binary, text, or JSON that is no object.
+        Whether arguments have names. They have none in a body that is binary, text, or JSON but no object.
     """
 
     names: tuple[str, ...] = ()
@@ -46,12 +45,12 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function and how it is called.
+    """A function, and the way to call it.
 
     Parameters
     ----------
     whole_body
-        Type of the single parameter that takes the body as it is; None for named arguments.
+        Type of the single parameter that takes the whole body; None for named arguments.
     """
 
     routine: Routine
@@ -76,15 +75,15 @@ def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
     if named:
         return Call(named[0], arguments)
     if whole:
-        # A named parameter cannot take a body. PostgREST then calls without arguments, and so do we:
-        # PostgreSQL says best which functions there are.
+        # A named parameter cannot take a body. As PostgREST does, call without arguments then: PostgreSQL's own error
+        # names the functions that there are.
         type_ = whole[0].parameters[0].type if not whole[0].parameters[0].name else None
         return Call(whole[0], arguments if type_ else Arguments(), type_)
     raise _not_found(catalogue, name, arguments)
 
 
 def routine_named(catalogue: Catalogue, name: str) -> Routine:
-    """Any function of this name.
+    """Return any function of this name.
 
     Raises
     ------
@@ -141,7 +140,7 @@ def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiErro
 
 
 def _listed(names: Sequence[str]) -> str:
-    """List names for a message; a body may have any number of them, of any length."""
+    """Return names for a message, cut off: a body may have any number of them, of any length."""
     listed = ", ".join(names)
     return listed if len(listed) <= _MAX_LISTED_LENGTH else f"{listed[:_MAX_LISTED_LENGTH]}..."
 

@@ -1,4 +1,4 @@
-"""The schema cache, loaded when the server starts and again whenever the database says so."""
+"""The exposed schema, loaded when the server starts, and again when the database notifies of a change."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tensorage.embedded.rest.errors import CONNECTION_ERRORS
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection, Database
 
-#: ``notify pgrst, 'reload schema'`` asks for a reload; these payloads do (the empty one is PostgREST's too).
+#: Channel and payloads that ask for a reload: ``notify pgrst, 'reload schema'``. PostgREST takes the empty one, too.
 CHANNEL: Final = "pgrst"
 _RELOADS: Final = frozenset({"", "reload schema", "reload config"})
 
-#: Seconds between attempts to listen again after the connection was lost.
+#: Seconds between attempts to listen again, after the connection was lost.
 _RETRY_DELAY_S: Final = 0.2
 
 _log = logging.getLogger(__name__)
 
 
 class SchemaCache:
-    """Keeps the newest :class:`~tensorage.embedded.rest.catalogue.Catalogue` of one schema.
+    """Keeper of the newest :class:`~tensorage.embedded.rest.schema.Schema`.
 
-    It holds one connection of the pool, to listen on.
+    It holds one connection of the pool, on which it listens for notifications.
     """
 
     def __init__(self, database: Database, schema: str) -> None:
@@ -44,7 +44,7 @@ class SchemaCache:
         return self._catalogue
 
     async def start(self) -> None:
-        """Return when the cache is loaded and notifications are heard."""
+        """Load the schema and listen for notifications. Returns when both are done."""
         self._loaded = asyncio.get_running_loop().create_future()
         self._watcher = asyncio.create_task(self._watch(self._loaded))
         await self._loaded
@@ -69,7 +69,7 @@ class SchemaCache:
             await asyncio.sleep(_RETRY_DELAY_S)
 
     async def _listen(self, connection: Connection, loaded: asyncio.Future[None]) -> None:
-        """Reload on every notification, until the connection is gone."""
+        """Reload the schema on every notification, until the connection is lost."""
         wake, gone = asyncio.Event(), asyncio.Event()
 
         def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -84,7 +84,7 @@ class SchemaCache:
         await connection.add_listener(CHANNEL, on_notification)
         try:
             while not gone.is_set():
-                # Whatever is notified from here on is loaded next time round.
+                # Cleared before loading: a notification that comes during the load causes another load.
                 wake.clear()
                 self._catalogue = await load_catalogue(connection, self._schema)
                 if not loaded.done():

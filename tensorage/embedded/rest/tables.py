@@ -1,4 +1,4 @@
-"""What a request for a table or view does: the statement, and what its answer has to be. Pure functions."""
+"""SQL of requests for tables and views, and the conditions on their results. Pure functions, no I/O."""
 
 # ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
 
@@ -25,7 +25,7 @@ from tensorage.embedded.rest.terms import Field, Filter, Query, SelectItem
 
 Mutation = Literal["POST", "PUT", "PATCH", "DELETE"]
 
-#: ``Preference-Applied`` names only what the action heeds.
+#: Preferences that each method follows, for ``Preference-Applied``.
 HEEDED: Final[dict[str, frozenset[str]]] = {
     "GET": frozenset({"count", "handling"}),
     "POST": frozenset({"resolution", "missing", "return", "count", "handling"}),
@@ -34,7 +34,7 @@ HEEDED: Final[dict[str, frozenset[str]]] = {
     "DELETE": frozenset({"return", "count", "handling", "max-affected"}),
 }
 
-#: Counts the rows that an upsert updated: what is left of the affected rows is new.
+#: Condition that counts the rows that an upsert updates. The other affected rows are new.
 _COUNT_UPDATED: Final = (
     "set_config('pgrst.updated', (coalesce(nullif(current_setting('pgrst.updated', true), ''), '0')::bigint"
     " + 1)::text, true) is not null"
@@ -46,12 +46,12 @@ _UPDATED: Final = (
 
 @dataclass(frozen=True)
 class Write:
-    """A change to a table.
+    """A change of a table or view.
 
     Parameters
     ----------
     payload
-        None for a deletion.
+        Body of the request; None for a deletion.
     """
 
     method: Mutation
@@ -78,7 +78,7 @@ class Write:
 def read_statement(
     table: Table, query: Query, rows: RowRange, preferences: Preferences, form: Format
 ) -> Statement:
-    """Statement that answers rows of a table."""
+    """Return the statement that answers rows of a table."""
     name, values = qualified(table.schema, table.name), Values()
     source = Source(name, table.column_types, values)
     columns = source.select_list(query.select)
@@ -89,7 +89,7 @@ def read_statement(
 
 
 def write_statement(write: Write, form: Format) -> Statement:
-    """Statement that changes a table and answers what `Prefer: return` asks for."""
+    """Return the statement that changes a table, and answers what `Prefer: return` asks for."""
     _check_shape(write)
     values = Values()
     source = Source(qualified(write.table.schema, write.table.name), write.table.column_types, values)
@@ -102,7 +102,7 @@ def write_statement(write: Write, form: Format) -> Statement:
     if change and write.method in ("PATCH", "DELETE") and not write.query.conditions:
         raise unfiltered(write.method)
     returning = _returning(write, source)
-    # With no columns to write there is nothing to do, but what is to be returned is still checked.
+    # Without columns to write there is nothing to change, but PostgreSQL still checks the columns to return.
     text = (
         f"{change} returning {returning}"
         if change
@@ -144,7 +144,7 @@ def _not_the_row_of_the_url() -> ApiError:
 
 
 def check_put_happened(affected: int) -> None:
-    """Refuse a PUT whose body has another key than its URL (its statement then finds no row to write)."""
+    """Refuse a PUT whose body has another key than its URL: its statement then writes no row."""
     if affected != 1:
         raise _not_the_row_of_the_url()
 
@@ -160,7 +160,7 @@ def _written_columns(write: Write) -> tuple[str, ...]:
 
 
 def _new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
-    """``from`` item called ``pgrst_body`` whose rows are the objects of the body, made by PostgreSQL."""
+    """Write a ``from`` item called ``pgrst_body``, whose rows are the objects of the body."""
     assert write.payload is not None
     known = [write.table.columns[name] for name in columns]
     declared = ", ".join(f"{identifier(column.name)} {column.type}" for column in known)
@@ -169,7 +169,7 @@ def _new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
         body = f"json_build_array({body})"
     if write.preferences.missing != "default":
         return f"json_to_recordset({body}) as pgrst_body({declared})"
-    # A JSON null is a value; only an absent key takes the default.
+    # Only a missing key takes the default. A JSON null is a value.
     chosen = ", ".join(
         f"case when element -> {source.values.bind(column.name, 'text')} is null"
         f" then {column.default or 'null'} else given.{identifier(column.name)} end"
@@ -227,7 +227,7 @@ def _returning(write: Write, source: Source) -> str:
         return source.select_list(write.query.select)
     if _wants_location(write):
         return source.select_list(SelectItem(Field(name)) for name in write.table.primary_key)
-    return "1"  # whoever wants nothing back needs no right to read
+    return "1"  # a caller who wants nothing back needs no right to read
 
 
 def _wants_location(write: Write) -> bool:

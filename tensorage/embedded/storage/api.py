@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and errors in Storage's shape."""
+"""The ASGI application: routes, and errors in Storage's JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
-#: What Supabase Storage serves and this server does not, by path, and what to do instead.
+#: Features of Supabase Storage that this server lacks, by path, with the way out.
 _NOT_SERVED: Final = {
     "/upload/resumable/sign": "signed resumable uploads: upload with a user's token",
     "/s3": "the S3 protocol: use the routes below /object",
@@ -49,11 +49,11 @@ class StorageApi:
     Parameters
     ----------
     database
-        Logged in as ``authenticator``.
+        Pool of the role ``authenticator``.
     tokens
-        Verifies the bearer tokens; signs and verifies URLs.
+        Verifies bearer tokens, and signs and verifies URLs.
     path
-        Folder of the objects' bytes, this server's alone.
+        Folder of the objects' files. No other server may use it.
     """
 
     def __init__(self, database: Database, tokens: Tokens, path: Path) -> None:
@@ -68,7 +68,7 @@ class StorageApi:
                 *self._resumable.routes,
                 *BucketRoutes(database, tokens, self._custody).routes,
                 *ObjectRoutes(database, tokens, self._custody).routes,
-                # Last: the names of objects fit nearly every path.
+                # Last, since names of objects match nearly every path.
                 *DownloadRoutes(database, tokens, blobs).routes,
                 *UploadRoutes(storing, tokens, blobs).routes,
             ],
@@ -83,7 +83,7 @@ class StorageApi:
         self._app.router.redirect_slashes = False
 
     async def start(self) -> None:
-        """Make the folders, and finish what a killed server left."""
+        """Make the folders, and clean up after a killed server."""
         await self._custody.start()
         await self._resumable.start()
 
@@ -125,7 +125,7 @@ async def _answer_no_route(request: Request, _error: Exception) -> Response:
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    # The client hung up while it was sending or receiving: nothing was stored, and there is nobody to tell.
+    # The client hung up while it was sending or receiving. Nothing was stored, and nobody reads this answer.
     return Response(status_code=400)
 
 

@@ -34,7 +34,7 @@ _SIZE: Final = re.compile(r"(\d{1,12})\s*([kmgt]?b)?", re.IGNORECASE | re.ASCII)
 
 
 class BucketRoutes:
-    """Buckets are made, shown, changed, emptied and deleted by whoever the policies let."""
+    """Routes that make, show, change, empty and delete buckets, as far as the policies let the caller."""
 
     def __init__(self, database: Database, tokens: Tokens, custody: Custody) -> None:
         self._database = database
@@ -60,7 +60,7 @@ class BucketRoutes:
         column, order = asked.text("sortColumn", "id"), asked.text("sortOrder", "asc")
         if column not in _SORTS or order not in ("asc", "desc"):
             raise invalid_request("querystring/sortColumn or sortOrder is not allowed")
-        # Names of columns, from a closed list; everything else is a parameter.
+        # The column and the order come from closed lists. All other values are parameters.
         statement = (
             f"select {_COLUMNS} from storage.buckets where starts_with(lower(name), lower($1)) "  # noqa: S608
             f"order by {column} {order}, id limit $2 offset $3"
@@ -105,7 +105,7 @@ class BucketRoutes:
         changes: dict[str, Any] = {}
         if fields.values.get("public") is not None:
             changes["public"] = fields.boolean("public", default=False)
-        # Null takes the limit away; a field that is not there leaves it.
+        # Null removes a limit, and a missing field leaves it as it is.
         if "file_size_limit" in fields.values:
             changes["file_size_limit"] = _size_limit(fields)
         if "allowed_mime_types" in fields.values:
@@ -119,7 +119,7 @@ class BucketRoutes:
 
     async def _delete(self, request: Request) -> Response:
         caller = self._caller(request)
-        # PostgreSQL looks for objects in the bucket among all of them, not only those the caller may see.
+        # PostgreSQL checks the foreign key against all objects, also those that the caller may not see.
         refusals = {FOREIGN_KEY: bucket_not_empty}
         async with transaction(self._database, caller, refusals=refusals) as connection:
             status = await connection.execute(
@@ -136,7 +136,7 @@ class BucketRoutes:
         await self._custody.remove(
             caller, "delete from storage.objects where bucket_id = $1 returning version", bucket_id
         )
-        # Hosted Supabase's words; here it is done.
+        # Hosted Supabase's words. This server has emptied the bucket already.
         return json_answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
 
     def _caller(self, request: Request) -> Caller:
@@ -148,13 +148,13 @@ def _bucket_id(request: Request) -> str:
 
 
 def _check_found(status: str) -> None:
-    """PostgreSQL's report of a command ends with the number of rows it changed."""
+    """Refuse a bucket that was not found: PostgreSQL's status of a command ends with the number of changed rows."""
     if status.endswith(" 0"):
         raise no_such_bucket()
 
 
 def _size_limit(fields: Fields) -> int | None:
-    """Take the field ``file_size_limit``: bytes, or a text such as ``10MB``."""
+    """Return the field ``file_size_limit`` in bytes. It may be a text such as ``10MB``."""
     value = fields.values.get("file_size_limit")
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is not None:

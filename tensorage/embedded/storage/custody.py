@@ -1,8 +1,8 @@
-"""Which files stay: those of the versions that PostgreSQL committed, whatever happened to the server.
+"""Files of versions, kept in step with the rows: a file stays if PostgreSQL committed a row with its version.
 
-A version whose row is written, or taken away, is marked before the transaction and unmarked after it. Who
-finds a mark asks PostgreSQL: a version that no row has loses its file. So a killed server leaves nothing
-behind that the next one does not find.
+A version is marked before a transaction that writes or removes its row, and unmarked after it. A mark that is found
+later is settled by a question to PostgreSQL: the file of a version without a row is deleted. The next server therefore
+finds all files that a killed one left undecided.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from tensorage.embedded.storage.blobs import Blobs, is_version
 from tensorage.embedded.storage.database import known_versions, transaction
 from tensorage.embedded.storage.errors import UNAVAILABLE, StorageError
 
-log = logging.getLogger(__name__)
+#: The logger's name does not follow the module's: readers of server.log may filter by it.
+log = logging.getLogger("tensorage.embedded.storage.custody")
 
 
 class Custody:
-    """Keeps the files in step with the rows."""
+    """The files of versions, kept in step with the rows of objects."""
 
     def __init__(self, blobs: Blobs, database: Database) -> None:
         self.blobs = blobs
         self._database = database
 
     async def start(self) -> None:
-        """Finish what a killed server left undecided."""
+        """Make the folders, and settle the marks of a killed server."""
         await asyncio.to_thread(self.blobs.prepare)
         undecided = await asyncio.to_thread(self.blobs.undecided)
         if undecided:
@@ -41,7 +42,7 @@ class Custody:
             await asyncio.to_thread(self.blobs.unmark, known)
 
     async def settle(self, version: str) -> bool:
-        """Whether a transaction whose end was not seen did store this version. If not, its file goes."""
+        """Tell whether a transaction with an unknown outcome stored this version. Delete the file if it did not."""
         known = await known_versions(self._database, [version])
         if known:
             await asyncio.to_thread(self.blobs.unmark, known)
@@ -50,41 +51,41 @@ class Custody:
         return bool(known)
 
     async def remove(self, caller: Caller, statement: str, *values: Any) -> list[asyncpg.Record]:
-        """Run a statement that deletes objects, and then delete their files.
+        """Run a statement that deletes rows of objects, and then delete the files of their versions.
 
         Parameters
         ----------
         statement
-            It returns at least ``version`` of what it deleted.
+            A DELETE that returns at least ``version``.
 
         Returns
         -------
         list of asyncpg.Record
-            What the statement returned.
+            Rows that the statement returned.
         """
         async with transaction(self._database, caller) as connection:
             rows: list[asyncpg.Record] = await connection.fetch(statement, *values)
             versions = [row["version"] for row in rows if is_version(row["version"])]
-            # Should this fail, the marks stay: who asks finds that the rows are still there.
+            # Marked before the commit. If the transaction fails, the marks stay, and the next start finds the rows.
             await asyncio.to_thread(self.blobs.mark, versions)
         await self.drop(versions)
         return rows
 
     async def release(self, version: str | None) -> list[str]:
-        """Mark the version that a transaction takes away, if it is one of ours: to be dropped after it."""
+        """Mark the version that a transaction replaces, if it is ours. Return it, to be deleted after the commit."""
         if version is None or not is_version(version):
             return []
         await asyncio.to_thread(self.blobs.mark, [version])
         return [version]
 
     async def drop(self, versions: Sequence[str]) -> None:
-        """Delete the files of marked versions that no row has any more."""
+        """Delete the files of marked versions that no row has."""
         if not versions:
             return
         try:
             await asyncio.to_thread(self._drop, versions)
         except OSError:
-            # What was asked for is done, and committed. The next start finds the marks.
+            # The request itself is committed and succeeds. The next start finds the marks and tries again.
             log.exception("%s files that are not needed any more are still there", len(versions))
 
     def _drop(self, versions: Sequence[str]) -> None:
@@ -93,12 +94,12 @@ class Custody:
 
     @asynccontextmanager
     async def holding(self, version: str) -> AsyncIterator[None]:
-        """While a transaction writes the row of a new file. Should it be rolled back, the file goes."""
+        """Keep a new file if the block commits its row. If the block is rolled back, delete the file."""
         try:
             yield
         except Exception as error:
             if _is_outcome_unknown(error):
-                # PostgreSQL may have committed before it was lost. The next start finds the mark, and asks.
+                # PostgreSQL may have committed before it was lost. The mark stays, and the next start settles it.
                 log.warning("whether the object of version %s was stored is not known yet", version)
             else:
                 await self.drop([version])
@@ -107,6 +108,6 @@ class Custody:
 
 
 def _is_outcome_unknown(error: Exception) -> bool:
-    """Whether PostgreSQL was lost in a transaction, and not before it."""
+    """Tell whether PostgreSQL was lost during a transaction, rather than before it."""
     lost = isinstance(error, StorageError) and error.status == UNAVAILABLE
     return lost and not isinstance(error.__cause__, UnreachableError)

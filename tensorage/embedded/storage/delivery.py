@@ -11,19 +11,19 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-#: What is read from the disk at a time.
+#: Bytes that are read from the disk at a time.
 _PIECE_BYTES: Final = 1 << 20
 
 
 class ContentResponse(Response):
-    """Bytes of an open file, which is closed when they are sent.
+    """Answer with bytes of an open file, which is closed after sending.
 
     Parameters
     ----------
     file
-        It is all there: its size was compared with its row's.
+        The open file. Its size has been compared with its row's.
     first
-        The first of the bytes, read already.
+        First piece of the bytes, read already.
     span
         Positions of the bytes in the file.
     """
@@ -56,13 +56,13 @@ class ContentResponse(Response):
                 piece = await asyncio.shield(reading)
                 rest = rest[len(piece) :]
                 if gone.done():
-                    return  # nobody is there to send it to
+                    return  # the client hung up
                 if rest:
                     reading = self._read(rest)
                 await send({"type": "http.response.body", "body": piece, "more_body": bool(rest)})
         finally:
             gone.cancel()
-            # The file must not be closed under a thread that reads it.
+            # The file must stay open until the thread that reads it is done.
             await asyncio.wait([reading])
 
     def _read(self, rest: range) -> asyncio.Future[bytes]:
@@ -70,12 +70,12 @@ class ContentResponse(Response):
 
 
 def read_piece(file: io.FileIO, rest: range) -> bytes:
-    """Read the first of the bytes at these positions; in a thread.
+    """Read the first piece of the bytes at some positions. Blocks: called in a thread.
 
     Raises
     ------
     EOFError
-        The file ends before: somebody cut it off.
+        The file ends too early: it was cut off after its size was checked.
     """
     piece = os.pread(file.fileno(), min(_PIECE_BYTES, len(rest)), rest.start) if rest else b""
     if rest and not piece:

@@ -1,4 +1,4 @@
-"""Requests that read: content, what is known of it, and signed URLs."""
+"""Requests that read: content, information about content, and signed URLs."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ _FIND: Final = (
     "select id, name, bucket_id, version, metadata, user_metadata, created_at, updated_at "
     "from storage.objects where bucket_id = $1 and name = $2"
 )
-#: How often a row is looked up again whose file an overwrite has just taken away.
+#: Most attempts to read an object that is being overwritten: each overwrite deletes the file of the last row.
 _ATTEMPTS: Final = 5
 _MAX_SIGNED_AT_ONCE: Final = 500
 
-#: Longest life of a signed URL: ten years, as long as the project's own keys. It outlives every change of the rights to
-#: its object. Supabase Storage knows no bound.
+#: Longest life of a signed URL: ten years, as for the project's own keys. A signed URL stays good whatever happens to
+#: the rights to its object. Supabase Storage has no limit.
 _MAX_LIFETIME_S: Final = 10 * 365 * 86_400
-#: What of a name needs no escape in a signed URL.
+#: Characters of a name that need no escape in a signed URL.
 _URL_SAFE: Final = "/!$&'()*+,;=:@"
 _NOT_SIGNED: Final = "Either the object does not exist or you do not have access to it"
 
 
 class DownloadRoutes:
-    """Objects are read by whoever the policies let, those of signed URLs and of public buckets by all."""
+    """Routes that read objects: by the policies, and for everybody by signed URL or from public buckets."""
 
     def __init__(self, database: Database, tokens: Tokens, blobs: Blobs) -> None:
         self._database = database
@@ -69,7 +69,7 @@ class DownloadRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        """Routes, the fixed ones before those that any bucket's name fits."""
+        """The routes. Those with fixed words come first: a bucket's name could be one of the words."""
         return [
             Route("/object/info/public/{bucket}/{name:path}", self._public_info, methods=["GET"]),
             Route("/object/info/authenticated/{bucket}/{name:path}", self._private_info, methods=["GET"]),
@@ -99,14 +99,14 @@ class DownloadRoutes:
             raise invalid_request("querystring must have required property 'token'")
         claims = verify_signed_url(token, self._tokens)
         if "exp" not in claims or not isinstance(claims.get("url"), str):
-            # A user's access token, for one, is good and opens nothing.
+            # A user's access token, for example, is a good token, but not that of a URL.
             raise invalid_jwt("The token is not that of a signed URL")
         if claims["url"] != "/".join(_asked(request)):
             raise invalid_signature("The token was signed for another object")
         return await self._deliver(request, SERVICE)
 
     async def _deliver(self, request: Request, caller: Caller | None) -> Response:
-        """Answer with the content; a caller of None sees what is public."""
+        """Answer with the content of an object. A caller of None can read public buckets."""
         last_version = None
         for _ in range(_ATTEMPTS):
             row = await self._find(request, caller)
@@ -127,14 +127,14 @@ class DownloadRoutes:
                 if row["version"] == last_version or not isinstance(error, FileNotFoundError):
                     log.exception("the file of %s/%s cannot be read", row["bucket_id"], row["name"])
                     raise lost_content(row["bucket_id"], row["name"]) from error
-                # Overwritten since its row was read: the new row names another file.
+                # The object was overwritten after its row was read. The new row has another version: read that.
                 last_version = row["version"]
                 continue
             return ContentResponse(file, first, span, status=status, headers=headers)
         raise lost_content(*_asked(request))
 
     def _open(self, version: str, size: int, span: range) -> tuple[io.FileIO, bytes]:
-        """Open a blob and read its first piece: one visit of a thread is enough for a small one."""
+        """Open a blob and read its first piece. A small blob needs only this one call in a thread."""
         with ExitStack() as opened:
             file = opened.enter_context(self._blobs.open(version))
             if os.fstat(file.fileno()).st_size != size:
@@ -143,7 +143,7 @@ class DownloadRoutes:
             opened.pop_all()
             return file, first
 
-    # -- What is known of it ------------------------------------------------------------------------------
+    # -- Information ------------------------------------------------------------------------------------
 
     async def _info(self, request: Request) -> Response:
         return await self._tell(request, identify_if_possible(request.headers, self._tokens))
@@ -161,11 +161,11 @@ class DownloadRoutes:
         return json_answer(info_json(row, metadata), headers=_sendable(headers))
 
     async def _find(self, request: Request, caller: Caller | None) -> asyncpg.Record:
-        """Row of the object that is asked for, if `caller` may see it."""
+        """Return the row of the requested object, or refuse it if the caller may not see it."""
         bucket_id, name = _asked(request)
         storable(bucket_id, "params/bucketName")
         async with transaction(self._database, caller or SERVICE, read_only=True) as connection:
-            # Nearly always the policies let it be seen, and nothing else has to be asked.
+            # Tried first as the caller: nearly always the policies show the object, and one query is enough.
             row = None if caller is None else await _find_object(connection, bucket_id, name)
             if row is None:
                 await become(connection, SERVICE)
@@ -220,7 +220,7 @@ def _asked(request: Request) -> tuple[str, str]:
 
 
 async def _find_object(connection: Connection, bucket_id: str, name: str) -> asyncpg.Record | None:
-    # No object has another name than these.
+    # An object with an invalid name cannot exist: no query is needed.
     return await connection.fetchrow(_FIND, bucket_id, name) if is_object_name(name) else None
 
 
@@ -250,7 +250,7 @@ def _content_headers(request: Request, row: asyncpg.Record, metadata: Metadata) 
 
 
 def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
-    """Values that fit a header, whatever the row says."""
+    """Return headers with printable values in Latin-1. Metadata in a row may hold any text."""
     return {
         name: "".join(c if c.isprintable() else " " for c in value)
         .encode("latin-1", "replace")

@@ -1,4 +1,4 @@
-"""Bodies of uploads to files: written by a thread while the next bytes arrive, a bounded number in memory."""
+"""Bodies of uploads, written to files: a thread writes while the next bytes arrive, with few bytes in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tensorage.embedded.storage.errors import invalid_request, too_large
 from tensorage.embedded.storage.multipart import MAX_FIELD_BYTES, FormUpload
 from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, checked_mime_type
 
-#: What is handed to a thread at a time.
+#: Bytes that a thread writes at a time.
 _BATCH_BYTES: Final = 1 << 20
 
 OCTETS: Final = "application/octet-stream"
@@ -29,12 +29,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True)
 class Upload:
-    """An object's content, in a file, and what its sender said of it.
+    """An object's content in a file, with its sender's description.
 
     Parameters
     ----------
     user_metadata
-        JSON of an object.
+        JSON object, as text.
     """
 
     blob: Blob
@@ -44,7 +44,7 @@ class Upload:
 
 
 class Receiver(Protocol[T_co]):
-    """A file that takes content. Its methods block; it ends by `finish` or `discard`."""
+    """A file that receives content. Its methods block. `finish` or `discard` ends it."""
 
     def write(self, pieces: Iterable[bytes]) -> None: ...
 
@@ -54,12 +54,12 @@ class Receiver(Protocol[T_co]):
 
 
 class Sink(Generic[T]):
-    """Where content goes to: at most two batches of it are in memory.
+    """A buffer in front of a file that receives content. At most two batches are in memory.
 
     Parameters
     ----------
     max_nbytes
-        More is refused.
+        Most bytes to receive. More are refused.
     """
 
     def __init__(self, incoming: Receiver[T], max_nbytes: int | None) -> None:
@@ -71,7 +71,7 @@ class Sink(Generic[T]):
         self._work: asyncio.Future[None] | None = None
 
     async def add(self, piece: bytes) -> None:
-        """Take the next piece. Waits while a batch is being written and another one is full."""
+        """Add a piece. Waits if a batch is being written while the next one is full."""
         self._received += len(piece)
         if self._max_nbytes is not None and self._received > self._max_nbytes:
             raise too_large()
@@ -82,12 +82,12 @@ class Sink(Generic[T]):
             self._work = _in_thread(self._incoming.write, self._taken())
 
     async def finish(self) -> T:
-        """Write what is left; what the file says of itself."""
+        """Write the rest, and return the result of the file's `finish`."""
         await self._idle()
         return await asyncio.shield(_in_thread(self._incoming.finish, self._taken()))
 
     async def discard(self) -> None:
-        """Give up what was received."""
+        """Discard all content that was received."""
         if self._work is not None:
             await asyncio.wait([self._work])
         await asyncio.to_thread(self._incoming.discard)
@@ -98,20 +98,20 @@ class Sink(Generic[T]):
 
     async def _idle(self) -> None:
         if self._work is not None:
-            # A thread cannot be cancelled: who gives up has to wait for it before the file can go.
+            # Shielded, since a thread cannot be cancelled: `discard` waits for its end before the file is deleted.
             await asyncio.shield(self._work)
             self._work = None
 
 
 async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
-    """Receive the content that a request brings, held to what `bucket` allows as soon as that is known.
+    """Receive the content in a request. A bucket's limits are checked as early as possible.
 
     Raises
     ------
     StorageError
-        It is too large or of a type not allowed, or the form or what it says cannot be read.
+        The content is too large or of a type that is not allowed, or the form cannot be read. No file is left.
     starlette.requests.ClientDisconnect
-        It did not come to its end. In all these cases no file is left.
+        The client hung up before the end. No file is left.
     """
     boundary = _form_boundary(request)
     sink = Sink(Incoming(blobs), bucket.file_size_limit or None)
@@ -127,10 +127,11 @@ async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
 
 
 def _form_boundary(request: Request) -> bytes | None:
-    """Boundary of a form; None if the body is the content itself."""
+    """Return the boundary of a form; None if the body is the content itself."""
     header = request.headers.get("content-type", "")
     if not header.lower().startswith("multipart/form-data"):
         return None
+    # Imported here, since most uploads are no forms.
     from python_multipart.multipart import parse_options_header
 
     boundary = parse_options_header(header)[1].get(b"boundary")
@@ -182,7 +183,7 @@ def _encoded_metadata(header: str | None) -> str:
 
 
 def user_metadata_json(text: bytes) -> str:
-    """Metadata that a sender gives an object, checked: JSON of an object."""
+    """Return a user's metadata of an object as JSON. Refuse anything but a JSON object, or too large a one."""
     try:
         value = json.loads(text)
         if isinstance(value, dict) and len(text) <= MAX_FIELD_BYTES:

@@ -1,4 +1,4 @@
-"""Requests about objects that leave their content as it is: list, move, copy, remove."""
+"""Requests that list, move, copy and remove objects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ONE: Final = "bucket_id = $1 and name = $2"
 _DEFAULT_LIMIT: Final = 100
 _MAX_REMOVED_AT_ONCE: Final = 1000
 
-#: Entries of one level of a bucket: the objects on it, and a folder for those below. Case is not looked at.
+#: Entries of one level of a bucket: objects of that level, and folders for those below. Upper and lower case are equal.
 _ENTRIES: Final = """
     with below as (
         select path_tokens[$3] as entry, cardinality(path_tokens) > $3 as is_folder,
@@ -54,7 +54,7 @@ _ENTRIES: Final = """
     )
     select * from entries"""
 
-#: By the column that a request names; folders have nothing but a name, and come first.
+#: Order of a listing by the requested column. Folders have only a name, and come first.
 _SORTS: Final = {
     "name": "lower(name) {order}, name {order}, id nulls first",
     "updated_at": "id is not null, updated_at {order}, name, id",
@@ -64,7 +64,7 @@ _SORTS: Final = {
 
 
 class ObjectRoutes:
-    """Objects are listed, moved, copied and removed by whoever the policies let."""
+    """Routes that list, move, copy and remove objects, as far as the policies let the caller."""
 
     def __init__(self, database: Database, tokens: Tokens, custody: Custody) -> None:
         self._database = database
@@ -109,7 +109,7 @@ class ObjectRoutes:
         if destination[0] != source[0]:
             await self._check_bucket(caller, source, destination[0])
         async with transaction(self._database, caller) as connection:
-            # A version's file is not named after its object: it stays where it is.
+            # Files are named after versions, not after objects: a move changes no file.
             status = await connection.execute(
                 f"update storage.objects set bucket_id = $3, name = $4 where {_ONE}",  # noqa: S608  (a constant)
                 *source,
@@ -133,7 +133,7 @@ class ObjectRoutes:
         return json_answer({"Key": "/".join(destination), "Id": str(copy["id"]), **object_json(copy)})
 
     async def _link(self, caller: Caller, source: tuple[str, str]) -> tuple[asyncpg.Record, str]:
-        """Row of an object that `caller` may see, and a new version of the same content."""
+        """Return the row of an object that the caller may see, and a new version with the same content."""
         last_version = None
         while True:
             async with transaction(self._database, caller, read_only=True) as connection:
@@ -146,7 +146,7 @@ class ObjectRoutes:
             try:
                 return row, await asyncio.to_thread(self._custody.blobs.link, row["version"])
             except FileNotFoundError as error:
-                # Overwritten or removed since its row was read, unless the row still says the same.
+                # The object was overwritten or removed after its row was read. With an unchanged row, the file is lost.
                 if row["version"] == last_version:
                     raise lost_content(*source) from error
                 last_version = row["version"]
@@ -159,7 +159,7 @@ class ObjectRoutes:
         ):
             placed = await place(connection, caller, new, upsert=upsert)
             replaced = await self._custody.release(placed.replaced)
-            # Shown to whoever made it, also if no policy lets them look.
+            # The answer shows the row, even if no policy lets its maker read it.
             await become(connection, SERVICE)
             copy = await connection.fetchrow(
                 f"select {_COLUMNS} from storage.objects where id = $1",  # noqa: S608  (a constant)
@@ -170,7 +170,7 @@ class ObjectRoutes:
         return copy
 
     async def _check_bucket(self, caller: Caller, source: tuple[str, str], bucket_id: str) -> None:
-        """Hold an object that goes to another bucket to what that one allows."""
+        """Refuse to move or copy an object to a bucket whose limits it exceeds."""
         async with transaction(self._database, SERVICE, read_only=True) as connection:
             bucket = await find_bucket(connection, bucket_id)
             await become(connection, caller)
@@ -194,7 +194,7 @@ class ObjectRoutes:
             caller,
             f"{_DELETE_MANY} returning {_COLUMNS}",
             _bucket_id(request),
-            # No object has another name than these.
+            # Objects with invalid names cannot exist.
             [name for name in names if is_object_name(name)],
         )
         return json_answer([object_json(row) for row in rows])
@@ -209,7 +209,7 @@ class ObjectRoutes:
             *key,
         )
         if not rows:
-            # As Storage does: here, whoever may not remove an object learns that it is there.
+            # As in Supabase Storage, a caller who may not remove an object learns that it exists.
             async with transaction(self._database, SERVICE, read_only=True) as connection:
                 exists = await connection.fetchval(
                     f"select true from storage.objects where {_ONE}",  # noqa: S608  (a constant)
@@ -227,7 +227,7 @@ def _bucket_id(request: Request) -> str:
 
 
 def _ends(fields: Fields) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Bucket and name of where a move or copy goes from, and to."""
+    """Return the source and the destination of a move or copy, each a bucket and a name."""
     bucket_id, source = fields.text("bucketId"), fields.text("sourceKey")
     destination = checked_object_name(fields.text("destinationKey"))
     if not is_object_name(source):
@@ -236,7 +236,7 @@ def _ends(fields: Fields) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _order(sort: Fields) -> str:
-    """Choose SQL that sorts a listing: of our own texts, whatever the request says."""
+    """Return the SQL that sorts a listing. The request chooses among fixed texts."""
     column, order = sort.text("column", "name"), sort.text("order", "asc")
     if column not in _SORTS:
         raise invalid_request("body/sortBy/column must be equal to one of the allowed values")

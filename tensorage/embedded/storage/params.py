@@ -13,8 +13,8 @@ from tensorage.embedded.storage.errors import StorageError, invalid_request, too
 
 MAX_JSON_BYTES: Final = 1 << 20
 
-#: Lists and objects in a body. No request of Storage has ten, no name of an object has their brackets, and they take
-#: most of the time that JSON takes, in which nobody else is served.
+#: Most arrays and objects in a body. They take most of the time to parse JSON, in which no other request is served.
+#: No request of Storage has ten, and no name of an object has their brackets.
 _MAX_CONTAINERS: Final = 100
 
 #: Largest value of an integer in PostgreSQL's `bigint`.
@@ -25,21 +25,21 @@ _TYPES: Final[dict[type, str]] = {str: "string", bool: "boolean", dict: "object"
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields of an object that a request sent; null is the same as not given.
+    """Fields of a JSON object in a request. Null means the same as a missing field.
 
     Parameters
     ----------
     values
         The fields.
     where
-        What messages call the object.
+        Name of the object in messages.
     """
 
     values: Mapping[str, Any] = field(repr=False)
     where: str = "body"
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Take the text called `name`, required where there is no `default`."""
+        """Return the text called `name`, which is required if there is no default."""
         found: str = self._required(name, default, str)
         return storable(found, f"{self.where}/{name}")
 
@@ -53,7 +53,7 @@ class Fields:
     def integer(
         self, name: str, default: int | None = None, *, minimum: int, maximum: int = _MAX_INTEGER
     ) -> int:
-        """Take the integer called `name`, which may be written as text."""
+        """Return the integer called `name`, which may be written as text."""
         value = self._get(name, default)
         if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
             value = int(value)
@@ -66,7 +66,7 @@ class Fields:
         return value
 
     def texts(self, name: str, *, maximum: int) -> list[str]:
-        """Take the list of between one and `maximum` texts that is called `name`."""
+        """Return the list called `name`, which has between one and `maximum` texts."""
         value = self._required(name, None, list)
         if not value:
             raise invalid_request(f"{self.where}/{name} must NOT have fewer than 1 items")
@@ -91,7 +91,7 @@ class Fields:
 
 
 async def read_fields(request: Request, *, required: bool = True) -> Fields:
-    """Parse the body of `request`, an object in JSON.
+    """Read and parse the body of a request: a JSON object.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ async def read_fields(request: Request, *, required: bool = True) -> Fields:
 
 
 def storable(text: str, where: str) -> str:
-    """`text`, if PostgreSQL can store it."""
+    """Return a text. Refuse one that PostgreSQL cannot store."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

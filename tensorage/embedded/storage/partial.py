@@ -3,14 +3,15 @@
 ::
 
     storage/resumable/<id>/
-      upload.json   what its sender said of it; never changed
-      content       what has come of it, until the object is stored
-      offset        how many of those bytes count; replaced in one step
+      upload.json   the declaration of the upload; never changed
+      content       content that has arrived, until the object is stored
+      offset        number of those bytes that count; replaced in one step
 
-The offset is the whole size only once the object is stored: so nobody takes an upload for finished that is not.
-Whatever is in `content` behind the offset was on its way when a server was killed, and is written over.
+The offset reaches the whole size only after the object is stored: an unfinished upload never looks finished. Bytes in
+`content` behind the offset were arriving when a server was killed, and are overwritten.
 
-The id, a UUID of our making, becomes the version of the object. Everything here blocks: it is called in threads.
+The id is a UUID that the server made, and becomes the version of the object. All functions here block, and are called
+in threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Final
 
 from tensorage.embedded.storage.blobs import FLAGS, is_version, make_folder, names_in, write_all
 
-#: How long after its end an upload is deleted: requests that began before are over by then.
+#: Seconds after which an expired upload is deleted. Requests that began before its end are over by then.
 _GRACE_S: Final = 3600
 
 _UPLOAD: Final = "upload.json"
@@ -36,20 +37,20 @@ _OFFSET: Final = "offset"
 
 @dataclass(frozen=True)
 class Declared:
-    """What is said of an upload when it begins.
+    """Declaration of an upload: everything that is known before its content comes.
 
     Parameters
     ----------
     role, subject
-        Who began it, and nobody else goes on with it: role and ``sub`` of the token.
+        Role and claim ``sub`` of the token that began the upload. Nobody else may continue it.
     size
-        Of the whole content.
+        Bytes of the whole content.
     user_metadata
-        JSON of an object.
+        JSON object, as text.
     sent_metadata
-        The header ``Upload-Metadata``.
+        The header ``Upload-Metadata``, which answers repeat.
     expires_at
-        In seconds since the epoch.
+        End of the upload, in seconds since the epoch.
     """
 
     id: str
@@ -70,7 +71,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Partial:
-    """An upload, and how far it has come."""
+    """A resumable upload, and the number of its bytes that count."""
 
     declared: Declared
     offset: int
@@ -85,7 +86,7 @@ class Partial:
 
 
 class Part:
-    """Bytes that continue the content of an upload. They count when somebody has said so, by `Partials.advance`."""
+    """Bytes that continue the content of an upload. They count only after `ResumableFiles.advance`."""
 
     def __init__(self, path: Path, offset: int) -> None:
         self._path = path
@@ -100,7 +101,7 @@ class Part:
             write_all(descriptor, piece)
 
     def finish(self, pieces: Iterable[bytes]) -> int:
-        """Write the last pieces, see all of them onto the disk, and say how many bytes they were."""
+        """Write the last pieces, wait until all are on the disk, and return the number of bytes."""
         self.write(pieces)
         os.fsync(self._open())
         self._close()
@@ -125,18 +126,18 @@ class Part:
 
 
 class Partials:
-    """The uploads below one folder, which belongs to one server process."""
+    """The resumable uploads in one folder, which belongs to one server process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def prepare(self) -> None:
-        """Make the folder where it is missing.
+        """Make the folder if it is missing.
 
         Raises
         ------
         FolderError
-            It is a symbolic link, or no folder.
+            The folder is a symbolic link, or no folder.
         """
         make_folder(self._path)
 
@@ -145,7 +146,7 @@ class Partials:
         folder.mkdir(mode=0o700)
         try:
             os.close(os.open(folder / _CONTENT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o600))
-            # Last: without it, there is no upload.
+            # Written last: the upload exists from here on.
             _replace(folder / _UPLOAD, json.dumps(asdict(declared)))
         except BaseException:
             shutil.rmtree(folder)
@@ -153,7 +154,7 @@ class Partials:
         return Partial(declared, 0)
 
     def find(self, upload_id: str) -> Partial | None:
-        """Look up an upload; None if there is none, or none any more."""
+        """Return an upload, or None if there is no such upload."""
         if not is_version(upload_id):
             return None
         folder = self._path / upload_id
@@ -164,20 +165,20 @@ class Partials:
         return Partial(declared, _offset(folder))
 
     def content(self, upload_id: str) -> Path:
-        """Path of what has come of an upload that is not finished."""
+        """Return the path of an unfinished upload's content."""
         return self._path / upload_id / _CONTENT
 
     def part(self, partial: Partial) -> Part:
-        """Continue the content of an upload."""
+        """Return a file that continues the content of an upload."""
         return Part(self.content(partial.declared.id), partial.offset)
 
     def advance(self, partial: Partial, offset: int) -> Partial:
-        """Count the bytes before `offset`, which are on the disk."""
+        """Count the bytes before `offset`, which are on the disk already."""
         _replace(self._path / partial.declared.id / _OFFSET, str(offset))
         return Partial(partial.declared, offset)
 
     def finish(self, partial: Partial) -> Partial:
-        """Remember an upload whose object is stored, and its content is another file's name now."""
+        """Mark an upload as finished. Its object is stored, and its content is a blob."""
         finished = self.advance(partial, partial.declared.size)
         self.content(partial.declared.id).unlink(missing_ok=True)
         return finished
@@ -186,10 +187,11 @@ class Partials:
         shutil.rmtree(self._path / upload_id)
 
     def sweep(self, now: float) -> None:
-        """Delete the uploads whose time was over a while ago, and what was left of the making of one."""
+        """Delete uploads that expired a while ago, and folders of uploads that were never created completely."""
         for name in names_in(self._path):
             folder = self._path / name
             partial = self.find(name)
+            # Without a declaration, the folder is one that a killed server was making.
             ends_at = folder.lstat().st_mtime if partial is None else partial.declared.expires_at
             if ends_at + _GRACE_S < now:
                 shutil.rmtree(folder)
@@ -200,7 +202,7 @@ def _offset(folder: Path) -> int:
         text = _read(folder / _OFFSET)
     except FileNotFoundError:
         return 0
-    # Nothing in it, after a loss of power: to begin anew is always right.
+    # The file may be empty after a loss of power, since it is not synced. Beginning anew is always right.
     return int(text) if text.isdecimal() else 0
 
 

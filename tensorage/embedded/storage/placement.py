@@ -1,4 +1,4 @@
-"""Rows that give a name to a version: written as the caller, so that the policies decide."""
+"""Rows of objects, each with the version of its content: written as the caller, so that the policies decide."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OR_UPDATE: Final = f"""{_INSERT}
         owner = excluded.owner, owner_id = excluded.owner_id, version = excluded.version,
         metadata = excluded.metadata, user_metadata = excluded.user_metadata
     returning id, """
-#: `old` is PostgreSQL 18's: the row that was replaced, whoever else was writing at the time.
+#: From PostgreSQL 18 on, `old` is the row that was replaced, even if other requests write at the same time.
 _UPSERT: Final = _OR_UPDATE + "old.version as replaced"
-#: Before 18, it is looked up beforehand, while nobody else may make one.
+#: Before 18, the replaced version is looked up first, under a lock that lets no other request write the object.
 _UPSERT_BEFORE_18: Final = _OR_UPDATE + "$9::text as replaced"
 _LOOK_UP: Final = "select version from storage.objects where bucket_id = $1 and name = $2"
 _TAKE_TURNS: Final = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
@@ -33,12 +33,12 @@ _TAKE_TURNS: Final = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 @dataclass(frozen=True)
 class NewObject:
-    """An object to be.
+    """An object that is to be stored.
 
     Parameters
     ----------
     metadata, user_metadata
-        JSON of an object; a copy of a row made by plain SQL may have no metadata.
+        JSON objects, as text. A row that was made by plain SQL, and its copies, may have no metadata.
     """
 
     bucket_id: str
@@ -50,12 +50,12 @@ class NewObject:
 
 @dataclass(frozen=True)
 class Placed:
-    """An object that is.
+    """An object that was stored.
 
     Parameters
     ----------
     replaced
-        The version that had the name before.
+        Version that had the object's name before, or None.
     """
 
     id: str
@@ -68,7 +68,7 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
     Parameters
     ----------
     upsert
-        Whether it may replace another one.
+        Whether the row may replace another one of the same name.
     """
     values = (
         uuid.uuid4(),
@@ -80,7 +80,7 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
         new.user_metadata,
     )
     if not upsert:
-        # Returns nothing: whoever may add and not look is told no more than that it worked.
+        # Without RETURNING, which a caller who may insert but not select could not use.
         await connection.execute(_INSERT, *values)
         return Placed(str(values[0]))
     if connection.get_server_version().major >= 18:
@@ -96,7 +96,7 @@ async def place(connection: Connection, caller: Caller, new: NewObject, *, upser
 async def try_to_place(
     connection: Connection, caller: Caller, bucket_id: str, name: str, *, upsert: bool, size: int | None
 ) -> None:
-    """Ask the policies about a row, and take it back, before any bytes are received."""
+    """Write a row and roll it back: the policies then refuse an upload before its bytes are received."""
     await connection.execute("savepoint trial")
     metadata = "{}" if size is None else json.dumps({"size": size})
     await place(connection, caller, NewObject(bucket_id, name, new_version(), metadata, "{}"), upsert=upsert)

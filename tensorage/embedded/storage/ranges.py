@@ -1,4 +1,4 @@
-"""The ``Range`` header: one range of bytes, or a refusal. Pure functions."""
+"""The ``Range`` header: one range of bytes, or a refusal. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _ONE_RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
 def parse_range(header: str, size: int) -> range:
-    """Bytes that a ``Range`` header asks of an object of `size` bytes; at least one.
+    """Return the positions that a header ``Range`` asks for, in an object of `size` bytes. There is at least one.
 
     Raises
     ------
     StorageError
-        416 for what is no single range, or beyond the end.
+        416 for several ranges, anything that is no range, or a range beyond the end.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rows of ``storage.objects`` and ``storage.buckets`` as Storage shows them. Nothing here does I/O."""
+"""Answers in Storage's JSON, from rows of ``storage.objects`` and ``storage.buckets``. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BUCKET_TIMES: Final = ("created_at", "updated_at")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of an object's content, and the headers it is given out with.
+    """Metadata of an object's content, with the headers of its downloads.
 
     Parameters
     ----------
     etag
         MD5 of the content, in quotes.
     size
-        In bytes.
+        Bytes of the content.
     """
 
     etag: str
@@ -33,7 +33,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str | None) -> Metadata:
-        """Take the column ``metadata``."""
+        """Parse the column ``metadata``. Rows that were made by plain SQL may lack any of it."""
         fields: dict[str, Any] = json.loads(text) if text else {}
         return cls(
             etag=str(fields.get("eTag") or ""),
@@ -58,7 +58,7 @@ class Metadata:
 
 
 def object_json(row: asyncpg.Record) -> dict[str, Any]:
-    """Show a whole row of ``storage.objects``, as a removal or a copy does."""
+    """Return the JSON of a whole row of ``storage.objects``, as in answers to removals and copies."""
     return {
         "name": row["name"],
         "bucket_id": row["bucket_id"],
@@ -73,7 +73,7 @@ def object_json(row: asyncpg.Record) -> dict[str, Any]:
 
 
 def entry_json(row: asyncpg.Record) -> dict[str, Any]:
-    """Show an entry of a listing; a folder has a name and nothing else."""
+    """Return the JSON of an entry of a listing. A folder has only a name."""
     return {
         "name": row["name"],
         "id": None if row["id"] is None else str(row["id"]),
@@ -112,7 +112,7 @@ def bucket_json(row: asyncpg.Record, *, with_type: bool = False) -> dict[str, An
 
 
 def js_time(moment: datetime) -> str:
-    """`moment` as JavaScript writes it.
+    """Return a time in the form that JavaScript gives it.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Requests that store an object's content in several pieces: TUS 1.0.0, as Supabase Storage serves it.
+"""Requests that store an object in several pieces: TUS 1.0.0, as in Supabase Storage.
 
-An upload is continued, looked at and ended by who began it, and is not there for anybody else. The policies are
-asked when it begins, and again when its object is stored, which is before its last bytes are acknowledged.
+Only the caller who began an upload can continue, see and end it. The policies are asked when the upload begins, and
+again when its object is stored, before the last bytes are acknowledged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tensorage.embedded.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
-#: As long as hosted Supabase's upload URLs are good.
+#: Seconds for which an upload can be continued, as on hosted Supabase.
 _LIFETIME_S: Final = 24 * 3600
 _SWEEP_INTERVAL_S: Final = 3600
 
@@ -47,11 +47,11 @@ _Handler = Callable[["ResumableRoutes", Request, Caller], Awaitable[Response]]
 
 
 def _in_plain_text(handler: _Handler) -> Callable[[ResumableRoutes, Request], Awaitable[Response]]:
-    """Answer errors as TUS does: with their true status, in words."""
+    """Wrap a handler, so that errors are answered as in TUS: with their true status, in plain text."""
 
     @functools.wraps(handler)
     async def answer(self: ResumableRoutes, request: Request) -> Response:
-        # Tokens are looked at before the protocol, and refused in JSON.
+        # Outside the try: refusals of tokens are answered in JSON, as in Supabase Storage.
         caller = identify(request.headers, self.tokens)
         try:
             tus.check_version(request.headers)
@@ -67,7 +67,7 @@ def _in_plain_text(handler: _Handler) -> Callable[[ResumableRoutes, Request], Aw
 
 
 class ResumableRoutes:
-    """Uploads that survive a broken connection, and a restart of the server."""
+    """Routes of uploads that survive a broken connection and a restart of the server."""
 
     def __init__(self, storing: Storing, tokens: Tokens, custody: Custody, partials: Partials) -> None:
         self.tokens = tokens
@@ -93,7 +93,7 @@ class ResumableRoutes:
         ]
 
     async def start(self) -> None:
-        """Make the folder, and delete what is too old."""
+        """Make the folder, and delete expired uploads."""
         await asyncio.to_thread(self._partials.prepare)
         await self._sweep()
 
@@ -114,7 +114,7 @@ class ResumableRoutes:
             elif not declared.size:
                 partial = await self._store(request, caller, partial)
         except BaseException:
-            # Nobody has been told of it.
+            # No client knows the upload yet: nobody could continue it.
             await asyncio.to_thread(self._partials.remove, declared.id)
             raise
         base = f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
@@ -152,10 +152,10 @@ class ResumableRoutes:
             await asyncio.to_thread(self._partials.remove, partial.declared.id)
         return Response(status_code=204, headers={"Tus-Resumable": tus.VERSION})
 
-    # -- Parts of them ----------------------------------------------------------------------------------
+    # -- Steps of requests ------------------------------------------------------------------------------
 
     async def _declare(self, request: Request, caller: Caller) -> Declared:
-        """What a request wants to begin, if it may."""
+        """Return the declaration of an upload that a request begins. Refuse it if its object would be refused."""
         size, pairs = tus.upload_length(request.headers), tus.upload_metadata(request.headers)
         bucket_id = storable(tus.metadata_text(pairs, "bucketName"), "metadata/bucketName")
         name = checked_object_name(tus.metadata_text(pairs, "objectName"))
@@ -180,15 +180,15 @@ class ResumableRoutes:
 
     @asynccontextmanager
     async def _turn_at(self, request: Request, caller: Caller) -> AsyncIterator[tuple[Turn, Partial]]:
-        """Alone with the upload that a request is about."""
+        """Lock the upload of a request, and give it with its lock."""
         upload_id = request.path_params["upload"]
-        # Whoever may not go on with it must not make wait who does.
+        # Checked before the lock: other users must not make the upload's own user wait.
         await self._find(upload_id, caller)
         async with self._turns.turn(upload_id) as turn:
             yield turn, await self._settled(await self._find(upload_id, caller))
 
     async def _find(self, upload_id: str, caller: Caller) -> Partial:
-        """Look up an upload, if it is the caller's."""
+        """Return an upload of the caller's. Refuse other and expired ones."""
         partial = await asyncio.to_thread(self._partials.find, upload_id)
         if partial is None or not partial.declared.is_of(caller.role, _subject(caller)):
             raise tus_refusal(404, "There is no such upload")
@@ -197,7 +197,7 @@ class ResumableRoutes:
         return partial
 
     async def _settled(self, partial: Partial) -> Partial:
-        """`partial`, also if PostgreSQL or the server was lost while its object was being stored."""
+        """Return an upload, as finished if its object was stored although PostgreSQL or the server was lost."""
         upload_id = partial.declared.id
         if (
             not partial.is_finished
@@ -208,7 +208,7 @@ class ResumableRoutes:
         return partial
 
     async def _receive(self, request: Request, caller: Caller, partial: Partial, turn: Turn) -> Partial:
-        """Append the body of a request, or what of it comes, and store the object if that was its last."""
+        """Append the body of a request, or the part that arrives. Store the object after the last byte."""
         sink = Sink(self._partials.part(partial), partial.missing_nbytes)
         try:
             interruption = await turn.receive(_pour(request, sink))
@@ -218,13 +218,14 @@ class ResumableRoutes:
             raise
         if nbytes == partial.missing_nbytes:
             return await self._store(request, caller, partial)
+        # Bytes that arrived before an interruption count: the client continues after them.
         partial = await asyncio.to_thread(self._partials.advance, partial, partial.offset + nbytes)
         if interruption is not None:
             raise interruption
         return partial
 
     async def _store(self, request: Request, caller: Caller, partial: Partial) -> Partial:
-        """Make the object of an upload whose content is all there. Refused, its last piece does not count."""
+        """Store the object of an upload with all its content. If it is refused, the last piece does not count."""
         upload_id = partial.declared.id
         await asyncio.to_thread(self._custody.blobs.adopt, self._partials.content(upload_id), upload_id)
         await self._storing.store(caller, _new_object(partial.declared), upsert=_is_upsert(request))
@@ -243,7 +244,7 @@ async def _pour(request: Request, sink: Sink[int]) -> None:
 
 
 def _is_upsert(request: Request) -> bool:
-    # Said by every request of an upload, as Supabase Storage wants it.
+    # Every request of an upload carries the header, as in Supabase Storage.
     return request.headers.get("x-upsert") == "true"
 
 
@@ -253,7 +254,7 @@ def _subject(caller: Caller) -> Any:
 
 def _new_object(declared: Declared) -> NewObject:
     metadata = Metadata(
-        # Of content that comes in pieces no digest is known: its version is as much its own.
+        # Content that arrives in pieces has no digest. The version identifies it as well.
         etag=f'"{declared.id}"',
         size=declared.size,
         mimetype=declared.content_type,

@@ -15,7 +15,7 @@ _REFUSALS: Final = {UNIQUE: key_already_exists}
 
 
 class Storing:
-    """What all ways to upload have in common: the policies decide, twice."""
+    """Writer of objects' rows, for all ways to upload: the policies decide before and after the content comes."""
 
     def __init__(self, database: Database, custody: Custody) -> None:
         self._database = database
@@ -24,12 +24,12 @@ class Storing:
     async def check(
         self, caller: Caller, bucket_id: str, name: str, *, upsert: bool, size: int | None = None
     ) -> Bucket:
-        """Refuse what will be refused, before its bytes are received.
+        """Refuse an object before its content is received, if its row would be refused. Return its bucket.
 
         Parameters
         ----------
         size
-            Of the object, where that is known: triggers may find it too large.
+            Bytes of the object, if known: triggers may refuse an object as too large.
         """
         async with transaction(self._database, SERVICE, refusals=_REFUSALS) as connection:
             bucket = await find_bucket(connection, bucket_id)
@@ -38,7 +38,7 @@ class Storing:
         return bucket
 
     async def store(self, caller: Caller, new: NewObject, *, upsert: bool) -> Placed:
-        """Write the row of an object whose file is there and marked. Refused, the file goes."""
+        """Write the row of an object with a marked file. If the row is refused, the file is deleted."""
         async with (
             self._custody.holding(new.version),
             transaction(self._database, caller, refusals=_REFUSALS) as connection,

@@ -1,4 +1,7 @@
-"""One request at a time for each resumable upload; whoever comes later has the newer word of the client."""
+"""Locks of resumable uploads: one request at a time.
+
+The newest request wins: its client has given up the others.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from starlette.requests import ClientDisconnect
 
 from tensorage.embedded.storage.errors import upload_taken_over
 
-#: How long a request that receives may go on when another one waits. A client whose connection broke, and whose
-#: old request nobody told of it, is back after this.
+#: Seconds for which a request may go on receiving while another one waits. A client whose connection broke continues
+#: after this time: the server may not have noticed that the old request is dead.
 _PATIENCE_S: Final = 2.0
 
 
 class Turn:
-    """The right to go on with an upload, as long as nobody asks for it for too long."""
+    """Lock of one upload. Its holder loses it if another request has waited for too long."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -25,7 +28,7 @@ class Turn:
         self._receiving: asyncio.Task[None] | None = None
 
     async def receive(self, receiving: Coroutine[Any, Any, None]) -> Exception | None:
-        """Receive a body: to its end, or until what is returned came between. What came is good in both cases."""
+        """Receive a body to its end, or until an interruption, which is returned. Bytes that arrived are good."""
         task = self._receiving = asyncio.create_task(receiving)
         try:
             await asyncio.wait([task])
@@ -40,20 +43,20 @@ class Turn:
         return error
 
     def stop(self) -> None:
-        """Stop receiving."""
+        """Interrupt the request that is receiving, if one is."""
         if self._receiving is not None:
             self._receiving.cancel()
 
 
 class Turns:
-    """The turns of all uploads that somebody is at."""
+    """The locks of all uploads that have requests."""
 
     def __init__(self) -> None:
         self._turns: dict[str, Turn] = {}
 
     @asynccontextmanager
     async def turn(self, upload_id: str) -> AsyncIterator[Turn]:
-        """Wait until it is our turn: a while for who was first, then not for the rest of what it receives."""
+        """Hold the lock of an upload. A request that holds it and still receives is interrupted after a while."""
         turn = self._turns.setdefault(upload_id, Turn())
         turn.users += 1
         try:

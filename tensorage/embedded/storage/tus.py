@@ -1,4 +1,4 @@
-"""The protocol of resumable uploads, TUS 1.0.0: what its headers say. Nothing here does I/O."""
+"""Headers of the protocol of resumable uploads, TUS 1.0.0. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEDIA_TYPE: Final = "application/offset+octet-stream"
 
 _EXTENSIONS: Final = "creation,creation-with-upload,expiration,termination"
 
-#: What an answer to OPTIONS says.
+#: Headers of an answer to OPTIONS.
 CAPABILITIES: Final = {"Tus-Resumable": VERSION, "Tus-Version": VERSION, "Tus-Extension": _EXTENSIONS}
 
 _MAX_METADATA_LENGTH: Final = 16_384
@@ -28,7 +28,7 @@ _SECONDS: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
 
 def check_version(headers: Mapping[str, str]) -> None:
-    """Refuse requests of another protocol, or of another version of this one."""
+    """Refuse requests of another protocol, or of another version of TUS."""
     version = headers.get("tus-resumable")
     if version is None:
         raise tus_refusal(412, "The header Tus-Resumable is required")
@@ -37,7 +37,7 @@ def check_version(headers: Mapping[str, str]) -> None:
 
 
 def upload_length(headers: Mapping[str, str]) -> int:
-    """Size of the upload that a request wants to begin."""
+    """Return the size of the upload that a request begins."""
     if "upload-defer-length" in headers:
         raise tus_refusal(501, "The length of an upload has to be known when it begins")
     if "upload-concat" in headers:
@@ -46,24 +46,24 @@ def upload_length(headers: Mapping[str, str]) -> int:
 
 
 def upload_offset(headers: Mapping[str, str]) -> int:
-    """Where a request wants to continue."""
-    # Supabase Storage answers 403 where the header is missing.
+    """Return the offset at which a request continues its upload."""
+    # Supabase Storage answers 403 if the header is missing.
     return _number(headers, "upload-offset", 403)
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:
-    """Refuse bodies that are not the next bytes of an upload."""
+    """Refuse a body that is not the next bytes of an upload."""
     if not has_content(headers):
         raise tus_refusal(415, f"The content type must be {MEDIA_TYPE}")
 
 
 def has_content(headers: Mapping[str, str]) -> bool:
-    """Whether a request brings bytes of the upload."""
+    """Tell whether a request brings bytes of the upload."""
     return headers.get("content-type", "") == MEDIA_TYPE
 
 
 def upload_metadata(headers: Mapping[str, str]) -> dict[str, bytes]:
-    """Take the pairs of the header ``Upload-Metadata``.
+    """Return the pairs of the header ``Upload-Metadata``.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def upload_metadata(headers: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def metadata_text(pairs: Mapping[str, bytes], name: str) -> str:
-    """Take the text called `name`, empty where there is none."""
+    """Return the metadata called `name` as text; empty if there is none."""
     try:
         return pairs.get(name, b"").decode()
     except UnicodeDecodeError as error:
@@ -96,12 +96,12 @@ def metadata_text(pairs: Mapping[str, bytes], name: str) -> str:
 
 
 def cache_control(seconds: str) -> str:
-    """Turn the metadata's ``cacheControl`` into the header that the object is given out with."""
+    """Return the header ``Cache-Control`` of downloads, from ``cacheControl`` in the metadata."""
     return f"max-age={seconds}" if _SECONDS.fullmatch(seconds) else DEFAULT_CACHE_CONTROL
 
 
 def progress_headers(partial: Partial) -> dict[str, str]:
-    """Say how far an upload has come, and how long the rest may take."""
+    """Return the headers that tell how far an upload has come, and when it expires."""
     headers = {"Tus-Resumable": VERSION, "Upload-Offset": str(partial.offset)}
     if partial.is_finished:
         headers["Tus-Complete"] = "1"

@@ -1,4 +1,4 @@
-"""Requests that store an object's content."""
+"""Requests that store an object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tensorage.embedded.tokens import Tokens
 
 
 class UploadRoutes:
-    """Objects are stored by whoever the policies let: whole, or not at all."""
+    """Routes that store objects, whole or not at all, as far as the policies let the caller."""
 
     def __init__(self, storing: Storing, tokens: Tokens, blobs: Blobs) -> None:
         self._storing = storing
@@ -37,6 +37,7 @@ class UploadRoutes:
         bucket_id = storable(request.path_params["bucket"], "params/bucketName")
         name = checked_object_name(request.path_params["name"])
         upsert = request.method == "PUT" or request.headers.get("x-upsert") == "true"
+        # Refusals come before the content is received: a large upload need not be sent for one.
         bucket = await self._storing.check(caller, bucket_id, name, upsert=upsert)
         upload = await receive(request, self._blobs, bucket)
         placed = await self._storing.store(caller, _new_object(bucket_id, name, upload), upsert=upsert)
