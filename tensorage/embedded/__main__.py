@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tensorage.embedded.folder import EmbeddedError
-from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE, companion
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE, find_companion
 from tensorage.embedded.server import DEFAULT_JWT_LIFETIME_S, Options, run
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         # Pids are used again: without the time, the server could end with a later process of the same pid.
-        ends_with = companion(arguments.ends_with)
+        ends_with = find_companion(arguments.ends_with)
         if ends_with is not None and arguments.began_at is not None:
             ends_with = replace(ends_with, create_time=arguments.began_at)
         run(

@@ -31,12 +31,12 @@ class OwnHosts:
         if scope["type"] == "http":
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or _OWN_HOST.fullmatch(hosts[0].decode("latin-1")) is None:
-                await _wrong_host()(scope, receive, send)
+                await _refuse_host()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _wrong_host() -> JSONResponse:
+def _refuse_host() -> JSONResponse:
     return JSONResponse(
         {
             "message": "The request is for another host",

@@ -42,7 +42,7 @@ class Limits:
         Requests that a connection may send ahead of their answers.
     connections
         Open connections of all clients.
-    patience_s
+    progress_interval_s
         Seconds between two checks of a connection. One without progress ends after one to two intervals.
     progress_nbytes
         Fewest bytes of a body that count as progress. 4 KiB in 30 s are 1.1 kbit/s, a thirtieth of a telephone line:
@@ -57,18 +57,18 @@ class Limits:
     head_fields: int = 256
     pipelined: int = 16
     connections: int = 1024
-    patience_s: float = 30.0
+    progress_interval_s: float = 30.0
     progress_nbytes: int = 4096
     drained_nbytes: int = 64 * 1024 * 1024
 
     @classmethod
-    def of_this_process(cls) -> Limits:
+    def for_this_process(cls) -> Limits:
         """Return limits that this process can keep with the files it may open."""
         limits = cls()
-        return replace(limits, connections=min(limits.connections, _file_limit()))
+        return replace(limits, connections=min(limits.connections, _find_connection_limit()))
 
 
-def _file_limit() -> int:
+def _find_connection_limit() -> int:
     if sys.platform == "win32":
         return Limits.connections
     import resource
@@ -91,7 +91,7 @@ class _RefusedError(Exception):
     """Stops the parser. The connection keeps the refusal to answer with."""
 
 
-class _Look(NamedTuple):
+class _Progress(NamedTuple):
     """State of a connection at one moment, compared with a later one to find progress."""
 
     phase: Literal["head", "body", "over", "other"]
@@ -109,7 +109,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._application = self.app
-        self.app = self._run
+        self.app = self._run_application
         self._refusal = _INVALID
         self._is_in_head = True
         self._is_over = False
@@ -120,21 +120,21 @@ class Connection(HttpToolsProtocol):
         self._received_nbytes = self._discarded_nbytes = 0
         self._drains = 0
         self._idle_since = 0.0
-        self._last_look: _Look | None = None
-        self._next_look: asyncio.TimerHandle | None = None
+        self._last_progress: _Progress | None = None
+        self._next_check: asyncio.TimerHandle | None = None
 
     # -- Connections ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        self._next_look = self.loop.call_later(self.limits.patience_s, self._look)
+        self._next_check = self.loop.call_later(self.limits.progress_interval_s, self._check_progress)
         if len(self.connections) > self.limits.connections:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._next_look is not None:
-            self._next_look.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
@@ -176,7 +176,7 @@ class Connection(HttpToolsProtocol):
             self._unheard_nbytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_nbytes + self._unheard_nbytes > self.limits.head_nbytes:
-            self._refuse(self._large_head())
+            self._refuse(self._refuse_large_head())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -197,9 +197,9 @@ class Connection(HttpToolsProtocol):
         self._unheard_nbytes = 0
         self._head_nbytes += nbytes
         if self._head_nbytes > self.limits.head_nbytes or self._head_fields > self.limits.head_fields:
-            self._stop_parsing(self._large_head())
+            self._stop_parsing(self._refuse_large_head())
 
-    def _large_head(self) -> _Refusal:
+    def _refuse_large_head(self) -> _Refusal:
         most = f"{self.limits.head_nbytes} bytes and {self.limits.head_fields} fields"
         return _Refusal(431, f"The URL and the headers of a request may have {most} together")
 
@@ -234,7 +234,9 @@ class Connection(HttpToolsProtocol):
         if self._discarded_nbytes > self.limits.drained_nbytes:
             self.transport.abort()
 
-    async def _run(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def _run_application(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
         """Run the application until its answer has left the process, apart from a small rest in the socket's buffer."""
         waits = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
 
@@ -260,11 +262,11 @@ class Connection(HttpToolsProtocol):
         self._drains += 1
         super().resume_writing()
 
-    def _look(self) -> None:
+    def _check_progress(self) -> None:
         """End the connection if it made no progress since the last check."""
-        self._next_look = self.loop.call_later(self.limits.patience_s, self._look)
-        last, now = self._last_look, self._seen()
-        self._last_look = now
+        self._next_check = self.loop.call_later(self.limits.progress_interval_s, self._check_progress)
+        last, now = self._last_progress, self._measure_progress()
+        self._last_progress = now
         if last is None or last.message != now.message:
             return
         is_unread = now.unsent_nbytes >= last.unsent_nbytes > 0 and now.drains == last.drains
@@ -278,11 +280,11 @@ class Connection(HttpToolsProtocol):
         ):
             self._refuse(_Refusal(408, "The body of the request did not come, or came too slowly"))
 
-    def _seen(self) -> _Look:
+    def _measure_progress(self) -> _Progress:
         unsent = self.transport.get_write_buffer_size()
-        return _Look(self._phase(), self._message, self._received_nbytes, unsent, self._drains)
+        return _Progress(self._find_phase(), self._message, self._received_nbytes, unsent, self._drains)
 
-    def _phase(self) -> Literal["head", "body", "over", "other"]:
+    def _find_phase(self) -> Literal["head", "body", "over", "other"]:
         """Tell what the client has to do next: "other" if it has to do nothing."""
         if self._is_over:
             return "over"
@@ -310,11 +312,11 @@ class Connection(HttpToolsProtocol):
             return
         self._is_over = True
         can_answer = self._can_answer()
-        self._give_up_cycle()
+        self._disconnect_application()
         if not can_answer or not self.transport.can_write_eof():
             self.transport.abort()
             return
-        self.transport.write(self._answer(refusal))
+        self.transport.write(self._encode_answer(refusal))
         # A socket that is closed with unread bytes is reset, and the client may never see the answer. The rest of the
         # request is therefore read and discarded.
         self.transport.write_eof()
@@ -328,7 +330,7 @@ class Connection(HttpToolsProtocol):
             return self._is_answered
         return not self.cycle.response_started
 
-    def _give_up_cycle(self) -> None:
+    def _disconnect_application(self) -> None:
         """Tell the running application that its client is gone."""
         self._unset_keepalive_if_required()
         self.pipeline.clear()
@@ -336,7 +338,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _answer(self, refusal: _Refusal) -> bytes:
+    def _encode_answer(self, refusal: _Refusal) -> bytes:
         body = json.dumps({"message": refusal.message}).encode()
         fields = dict(self.server_state.default_headers)
         fields |= {
@@ -348,6 +350,6 @@ class Connection(HttpToolsProtocol):
         return STATUS_LINE[refusal.status] + head + b"\r\n" + body
 
 
-def protocol(limits: Limits) -> type[Connection]:
+def make_connection_class(limits: Limits) -> type[Connection]:
     """Return a connection class with these limits."""
     return type("LimitedConnection", (Connection,), {"limits": limits})

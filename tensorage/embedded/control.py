@@ -129,28 +129,28 @@ def start(
     LifetimeError
         The process of `ends_with` does not run.
     """
-    companion = lifetime.companion(ends_with)
+    companion = lifetime.find_companion(ends_with)
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
-    with _control(folder, timeout_s):
+    with _hold_control(folder, timeout_s):
         # A folder whose secrets others could have written is refused at once, rather than after a wait for a server.
         with contextlib.suppress(FileNotFoundError):
             folder.read_secrets()
         process: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
-            state = _live_state(folder)
+            state = _read_live_state(folder)
             if state is not None and state.ready and _is_healthy(state):
                 if process is not None and process.pid != state.pid:
                     # Another process's server was already starting. Ours would only wait for the folder's lock.
                     process.terminate()
                     process.wait()
-                running = _running(folder, state)
-                _check_as_asked(running, port, jwt_lifetime_s)
+                running = _describe_server(folder, state)
+                _check_options(running, port, jwt_lifetime_s)
                 return running
             if process is None and state is None:
                 process = _spawn(folder, port, jwt_lifetime_s, postgres_bin, companion)
             elif process is not None and process.poll() is not None and state is None:
-                raise StartError(_why_it_ended(folder, process))
+                raise StartError(_explain_end(folder, process))
             time.sleep(_POLL_S)
     raise StartError(
         f"the server of {folder.path} is not ready after {timeout_s:g} s. It goes on starting: look into "
@@ -161,8 +161,8 @@ def start(
 def status(data_dir: str | os.PathLike[str] | None = None) -> Running | None:
     """Return the server of a data folder, or None if none is ready."""
     folder = DataFolder.find(data_dir)
-    state = _live_state(folder) if folder else None
-    return _running(folder, state) if folder and state and state.ready else None
+    state = _read_live_state(folder) if folder else None
+    return _describe_server(folder, state) if folder and state and state.ready else None
 
 
 def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 60.0) -> bool:
@@ -183,7 +183,7 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s), _held(folder, timeout_s) as stopped:
+    with _hold_control(folder, timeout_s), _keep_stopped(folder, timeout_s) as stopped:
         return stopped
 
 
@@ -198,17 +198,17 @@ def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s), _held(folder, timeout_s):
+    with _hold_control(folder, timeout_s), _keep_stopped(folder, timeout_s):
         folder.remove()
     return True
 
 
 @contextmanager
-def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
+def _keep_stopped(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
     """Stop the folder's server and keep any other from starting. Yields whether one had to be stopped."""
     lock, deadline, stopped = folder.server_lock(), time.monotonic() + timeout_s, False
     while True:
-        stopped |= _stop(folder, timeout_s)
+        stopped |= _stop_process(folder, timeout_s)
         try:
             lock.acquire(timeout=_LOCK_POLL_S)
         except Timeout as error:
@@ -263,8 +263,8 @@ def _spawn(
         )
 
 
-def _stop(folder: DataFolder, timeout_s: float) -> bool:
-    state = _live_state(folder)
+def _stop_process(folder: DataFolder, timeout_s: float) -> bool:
+    state = _read_live_state(folder)
     if state is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -277,11 +277,11 @@ def _stop(folder: DataFolder, timeout_s: float) -> bool:
                     f"the server of {folder.path} (process {state.pid}) still runs after {timeout_s:g} s"
                 )
             time.sleep(_POLL_S)
-        _take_note_of_end(process)
+        _reap(process)
     return True
 
 
-def _live_state(folder: DataFolder) -> ServerState | None:
+def _read_live_state(folder: DataFolder) -> ServerState | None:
     """Return the state of the folder's server, or None if that server does not run."""
     state = folder.read_state()
     if state is None:
@@ -292,12 +292,12 @@ def _live_state(folder: DataFolder) -> ServerState | None:
     except psutil.NoSuchProcess:
         return None
     if has_ended(process):
-        _take_note_of_end(process)
+        _reap(process)
         return None
     return state if same else None
 
 
-def _take_note_of_end(process: psutil.Process) -> None:
+def _reap(process: psutil.Process) -> None:
     """Reap a process that has ended. A child of this process would stay a zombie otherwise."""
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(timeout=0)
@@ -318,7 +318,7 @@ def _is_healthy(state: ServerState) -> bool:
         connection.close()
 
 
-def _running(folder: DataFolder, state: ServerState) -> Running:
+def _describe_server(folder: DataFolder, state: ServerState) -> Running:
     secrets: Secrets = folder.read_secrets()
     return Running(
         api_url=f"http://{HOST}:{state.api_port}",
@@ -335,7 +335,7 @@ def _running(folder: DataFolder, state: ServerState) -> Running:
     )
 
 
-def _check_as_asked(running: Running, port: int | None, jwt_lifetime_s: int | None) -> None:
+def _check_options(running: Running, port: int | None, jwt_lifetime_s: int | None) -> None:
     has_port = int(running.api_url.rpartition(":")[2])
     if port not in {None, 0, has_port}:
         raise StartError(
@@ -349,7 +349,7 @@ def _check_as_asked(running: Running, port: int | None, jwt_lifetime_s: int | No
         )
 
 
-def _why_it_ended(folder: DataFolder, process: subprocess.Popen[bytes]) -> str:
+def _explain_end(folder: DataFolder, process: subprocess.Popen[bytes]) -> str:
     # The server prints its reason there, since its log may be missing: see `__main__`.
     said = folder.start_log_file.read_text("utf-8", errors="replace").strip()
     ended = f"the server of {folder.path} ended with status {process.returncode} before it was ready"
@@ -357,7 +357,7 @@ def _why_it_ended(folder: DataFolder, process: subprocess.Popen[bytes]) -> str:
 
 
 @contextmanager
-def _control(folder: DataFolder, timeout_s: float) -> Iterator[None]:
+def _hold_control(folder: DataFolder, timeout_s: float) -> Iterator[None]:
     lock = folder.control_lock()
     try:
         lock.acquire(timeout=timeout_s)

@@ -59,7 +59,7 @@ class Database:
 
     async def open(self) -> None:
         self._pool = await asyncpg.create_pool(
-            self._dsn, min_size=1, max_size=self._max_size, command_timeout=None, reset=_leave_as_it_is
+            self._dsn, min_size=1, max_size=self._max_size, command_timeout=None, reset=_keep_settings
         )
 
     async def close(self) -> None:
@@ -102,7 +102,9 @@ class Database:
             More settings for this transaction only, such as ``request.method``.
         """
         values = {"role": caller.role, "request.jwt.claims": caller.claims_json, **(settings or {})}
-        calls = ", ".join(f"set_config({_literal(k)}, {_literal(v)}, true)" for k, v in values.items())
+        calls = ", ".join(
+            f"set_config({_quote_literal(k)}, {_quote_literal(v)}, true)" for k, v in values.items()
+        )
         mode = "read only" if read_only else "read write"
         async with self.connection() as connection:
             try:
@@ -128,11 +130,11 @@ def is_outage(error: BaseException) -> bool:
     ) and not isinstance(error, ValueError)
 
 
-async def _leave_as_it_is(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _keep_settings(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """Skip the pool's reset of settings, and its round trip: all of ours are local to their transaction."""
 
 
-def _literal(text: str) -> str:
+def _quote_literal(text: str) -> str:
     """Return `text` as an SQL string literal.
 
     Backslashes are plain characters: ``standard_conforming_strings`` is on in every supported PostgreSQL.

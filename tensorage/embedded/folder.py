@@ -95,8 +95,8 @@ class Secrets:
         tokens = Tokens(jwt_secret)
         return cls(
             jwt_secret=jwt_secret,
-            anon_key=tokens.api_key("anon"),
-            service_role_key=tokens.api_key("service_role"),
+            anon_key=tokens.make_api_key("anon"),
+            service_role_key=tokens.make_api_key("service_role"),
             email=_DEFAULT_EMAIL,
             password=secrets.token_urlsafe(18),
             database_passwords={role: secrets.token_urlsafe(24) for role in LOGIN_ROLES},
@@ -160,8 +160,8 @@ class DataFolder:
             The folder is somebody else's, others can enter or replace it, a newer release made it, it holds other
             files, or it cannot be written.
         """
-        folder = cls(_safe_path(data_dir))
-        with _refusals_explained(folder.path):
+        folder = cls(_find_safe_path(data_dir))
+        with _explain_refusals(folder.path):
             make_private_folder(folder.path)
             if not folder.is_ours():
                 folder.check_empty()
@@ -182,8 +182,8 @@ class DataFolder:
         FolderError
             For the same reasons as :meth:`open`.
         """
-        folder = cls(_safe_path(data_dir))
-        with _refusals_explained(folder.path):
+        folder = cls(_find_safe_path(data_dir))
+        with _explain_refusals(folder.path):
             if not folder.is_ours():
                 return None
             folder.check_private()
@@ -321,7 +321,7 @@ _CHOOSE_ANOTHER = f"choose another one, with --data-dir, data_dir= or {DATA_DIR_
 
 
 @contextmanager
-def _refusals_explained(path: Path) -> Iterator[None]:
+def _explain_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -337,21 +337,21 @@ def _unsafe(path: Path, flaw: Flaw) -> FolderError:
     )
 
 
-def data_dir_path(data_dir: str | os.PathLike[str] | None = None) -> Path:
+def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the absolute path of a data folder: the given one, the environment's, or the user's own."""
-    return _chosen_path(data_dir).resolve()
+    return _choose_path(data_dir).resolve()
 
 
-def _chosen_path(data_dir: str | os.PathLike[str] | None) -> Path:
+def _choose_path(data_dir: str | os.PathLike[str] | None) -> Path:
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     path = Path(chosen) if chosen else platformdirs.user_data_path("tensorage") / "local"
     return path.expanduser()
 
 
-def _safe_path(data_dir: str | os.PathLike[str] | None) -> Path:
+def _find_safe_path(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the absolute path of a data folder, or refuse it if others could put another folder there."""
-    path = _chosen_path(data_dir)
-    with _refusals_explained(path):
+    path = _choose_path(data_dir)
+    with _explain_refusals(path):
         # The check covers links on the way. The resolved path has none, so that nobody can change one afterwards.
         if flaw := flaw_on_way(path):
             raise _unsafe(path, flaw)

@@ -57,10 +57,10 @@ class Companion:
             if not has_ended(process):
                 return cls(pid, process.create_time())
         except (psutil.Error, ValueError, OverflowError) as error:
-            raise _not_there(pid) from error
-        raise _not_there(pid)
+            raise _not_running(pid) from error
+        raise _not_running(pid)
 
-    def process(self) -> psutil.Process:
+    def find_process(self) -> psutil.Process:
         """Find the companion's process.
 
         Raises
@@ -70,12 +70,12 @@ class Companion:
         """
         found = Companion.of(self.pid)
         if abs(found.create_time - self.create_time) > _SAME_TIME_S:
-            raise _not_there(self.pid)
+            raise _not_running(self.pid)
         # A `psutil.Process` remembers its time, and is not taken in by a later process of the same pid.
         return psutil.Process(self.pid)
 
 
-def companion(pid: int | None) -> Companion | None:
+def find_companion(pid: int | None) -> Companion | None:
     """Return the process with which a server should end: the given one, or the environment's, or None."""
     if pid is not None:
         return Companion.of(pid)
@@ -93,7 +93,7 @@ async def wait_for_end(process: psutil.Process) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-def _not_there(pid: int) -> LifetimeError:
+def _not_running(pid: int) -> LifetimeError:
     return LifetimeError(
         f"the server is to end with process {pid}, which does not run: name one that does (ends_with=, --ends-with or "
         f"{ENDS_WITH_VARIABLE}), or none, so that the server goes on until it is stopped"

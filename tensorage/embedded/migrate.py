@@ -52,7 +52,7 @@ async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
         if await connection.fetchval("select exists (select from pg_roles where rolname = 'authenticator')"):
             return False
         async with connection.transaction():
-            for file, sql in _read(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
+            for file, sql in _read_files(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
                 await _execute(connection, file, sql)
             for role, password in passwords.items():
                 # ALTER ROLE takes no parameters: PostgreSQL's own format() quotes the values.
@@ -89,7 +89,7 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
         rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
         done = {row["version"] for row in rows}
         new = [file for file in files if _version_and_name(file)[0] not in done]
-        for file, sql in _read(new):
+        for file, sql in _read_files(new):
             async with connection.transaction():
                 await _execute(connection, file, sql)
                 await connection.execute(_REMEMBER, *_version_and_name(file), [sql])
@@ -98,7 +98,7 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     return [file.name for file in new]
 
 
-def _read(files: Sequence[Path]) -> list[tuple[Path, str]]:
+def _read_files(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return [(file, file.read_text("utf-8")) for file in files]
 
 

@@ -166,9 +166,9 @@ class Cluster:
         if self._data.exists():
             return
         await asyncio.to_thread(stop_leftovers, self._data)
-        unfinished = _unfinished(self._data)
+        unfinished = _find_unfinished_folder(self._data)
         unfinished.mkdir(mode=0o700)
-        if (user := _user_to_run_as(unfinished)) is not None:
+        if (user := _choose_user(unfinished)) is not None:
             os.chown(unfinished, *user)
         # initdb reads the password from a file, and refuses a folder that is not empty: the file lies beside it.
         password_file = self._data.with_name(self._data.name + ".password")
@@ -196,13 +196,13 @@ class Cluster:
         self.port = port
         self._last_lines.clear()
         self._postmaster = await asyncio.create_subprocess_exec(
-            *_run_as(self._data),
+            *make_command_prefix(self._data),
             *postgres_command(self._bin_dir, self._data, port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=self._data,
-            env=_environment(),
+            env=_make_environment(),
             # Keep Ctrl-C from PostgreSQL: the server stops it, after its requests are done.
             start_new_session=True,
         )
@@ -225,7 +225,7 @@ class Cluster:
         """Disconnect all clients and stop, with all data on disk."""
         if self._postmaster is None:
             return
-        for stop_signal, patience_s in (
+        for stop_signal, timeout_s in (
             (signal.SIGINT, _FAST_SHUTDOWN_S),
             (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_S),
             (signal.SIGKILL, None),
@@ -233,9 +233,9 @@ class Cluster:
             if self._postmaster.returncode is None:
                 self._postmaster.send_signal(stop_signal)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._postmaster.wait(), patience_s)
+                await asyncio.wait_for(self._postmaster.wait(), timeout_s)
                 break
-            log.warning("PostgreSQL has not stopped within %s s of %s", patience_s, stop_signal.name)
+            log.warning("PostgreSQL has not stopped within %s s of %s", timeout_s, stop_signal.name)
         if self._log_copies:
             await asyncio.wait(self._log_copies, timeout=_IMMEDIATE_SHUTDOWN_S)
         self._postmaster = None
@@ -258,13 +258,13 @@ class Cluster:
 
     async def _run(self, command: list[str], folder: Path) -> tuple[int, str]:
         process = await asyncio.create_subprocess_exec(
-            *_run_as(folder),
+            *make_command_prefix(folder),
             *command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=_environment(),
+            env=_make_environment(),
             start_new_session=True,
         )
         try:
@@ -279,8 +279,8 @@ class Cluster:
         """Copy PostgreSQL's output to our log, until its last process has ended."""
         assert postmaster.stderr is not None
         rest = ""
-        while chunk := await postmaster.stderr.read(65536):
-            *lines, rest = (rest + chunk.decode(errors="replace")).split("\n")
+        while received := await postmaster.stderr.read(65536):
+            *lines, rest = (rest + received.decode(errors="replace")).split("\n")
             for line in lines:
                 self._last_lines.append(line)
                 log.info("%s", line)
@@ -305,33 +305,33 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
         Whether the cluster is started again. Its start then removes the shared memory of a killed cluster; otherwise
         it is removed here.
     """
-    _remove_unfinished(_unfinished(data))
+    _remove_unfinished(_find_unfinished_folder(data))
     if not data.exists():
         return
     pid_file = data / "postmaster.pid"
     # Search even without that file: a postmaster whose server was killed may not have written it yet.
-    running = _processes_of(data)
-    postmaster = [process for process in running if str(process.pid) == _first_line(pid_file)]
-    for stop_signal, targets, patience_s in (
+    running = _find_processes(data)
+    postmaster = [process for process in running if str(process.pid) == _read_first_line(pid_file)]
+    for stop_signal, targets, timeout_s in (
         (signal.SIGINT, postmaster, _FAST_SHUTDOWN_S),
         # Processes whose postmaster was killed end when they are idle. The remaining ones are busy.
         (signal.SIGQUIT, running, _IMMEDIATE_SHUTDOWN_S),
         (signal.SIGKILL, running, _IMMEDIATE_SHUTDOWN_S),
     ):
-        _end(targets, stop_signal, patience_s)
-        running = _processes_of(data)
+        _send_signal(targets, stop_signal, timeout_s)
+        running = _find_processes(data)
     if running:
         pids = ", ".join(str(process.pid) for process in running)
         raise PostgresError(f"processes {pids} of an earlier PostgreSQL in {data} cannot be stopped")
     if not starts_again:
-        segments.release(pid_file)
+        segments.remove_segments(pid_file)
     # No process of this folder runs: its files are stale, even if their pid is a zombie's or belongs to another program
     # by now. PostgreSQL would take either for a postmaster. Sockets may have the number of any earlier port.
     for stale in (pid_file, *data.glob(_SOCKET_FILES)):
         stale.unlink(missing_ok=True)
 
 
-def _unfinished(data: Path) -> Path:
+def _find_unfinished_folder(data: Path) -> Path:
     """Return the folder in which a cluster is made. It is renamed when the cluster is complete."""
     return data.with_name(data.name + ".new")
 
@@ -341,7 +341,7 @@ def _remove_unfinished(folder: Path) -> None:
     deadline = time.monotonic() + _FAST_SHUTDOWN_S
     while folder.exists():
         # initdb starts PostgreSQL by way of a shell.
-        _end(_processes_of(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
+        _send_signal(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
         try:
             shutil.rmtree(folder)
         except OSError:
@@ -350,18 +350,18 @@ def _remove_unfinished(folder: Path) -> None:
                 raise
 
 
-def _end(processes: list[psutil.Process], stop_signal: signal.Signals, patience_s: float) -> None:
+def _send_signal(processes: list[psutil.Process], stop_signal: signal.Signals, timeout_s: float) -> None:
     """Send a signal to processes, and wait for their end, at most for a while."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             log.warning("stopping process %s, left of an earlier server here", process.pid)
             process.send_signal(stop_signal)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not all(has_ended(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
 
 
-def _processes_of(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psutil.Process]:
+def _find_processes(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psutil.Process]:
     """Return the processes of PostgreSQL that work in a folder: all of a cluster's have its folder as theirs."""
     found = []
     for process in psutil.process_iter():
@@ -371,13 +371,13 @@ def _processes_of(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psut
     return found
 
 
-def _first_line(path: Path) -> str:
+def _read_first_line(path: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text().partition("\n")[0].strip()
     return ""
 
 
-def _user_to_run_as(data: Path) -> tuple[int, int] | None:
+def _choose_user(data: Path) -> tuple[int, int] | None:
     """Return the user and group that PostgreSQL has to run as, or None for our own."""
     if os.geteuid() != 0:
         return None
@@ -391,12 +391,12 @@ def _user_to_run_as(data: Path) -> tuple[int, int] | None:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _run_as(data: Path) -> list[str]:
+def make_command_prefix(data: Path) -> list[str]:
     """Return the words to put before a command of PostgreSQL.
 
     They choose its user and, on Linux, stop it when this process is killed.
     """
-    user = _user_to_run_as(data)
+    user = _choose_user(data)
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     if setpriv is None:
         if user is not None:
@@ -418,7 +418,7 @@ def _run_as(data: Path) -> list[str]:
     return [*prefix, "--"]
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """Return the environment of PostgreSQL's programs: what they need to run, and nothing else.
 
     Other variables could hold secrets, which all processes of the user ``nobody`` could read, or could name another

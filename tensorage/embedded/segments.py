@@ -32,7 +32,7 @@ _IPC_RMID = 0
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def release(pid_file: Path) -> None:
+def remove_segments(pid_file: Path) -> None:
     """Remove the shared memory of a cluster that has no running process.
 
     Parameters
@@ -44,10 +44,10 @@ def release(pid_file: Path) -> None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = pid_file.read_text().splitlines()
         postmaster, segment = int(lines[0]), int(lines[6].split()[1])
-        _release(postmaster, segment)
+        _remove_segments(postmaster, segment)
 
 
-def _release(postmaster: int, segment: int) -> None:
+def _remove_segments(postmaster: int, segment: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.shmat.restype = ctypes.c_void_p
     libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
@@ -68,7 +68,7 @@ def _release(postmaster: int, segment: int) -> None:
 
 
 def _remove_posix_segments(control: int) -> None:
-    path = _posix_segment(control)
+    path = _find_posix_segment(control)
     if not path.exists():
         return
     content = path.read_bytes()
@@ -78,9 +78,9 @@ def _remove_posix_segments(control: int) -> None:
     for handle, references in _ITEM.iter_unpack(content[_CONTROL.size :][: count * _ITEM.size]):
         # Odd handles are parts of the main segment, which went with its processes.
         if references and handle % 2 == 0:
-            _posix_segment(handle).unlink(missing_ok=True)
+            _find_posix_segment(handle).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
-def _posix_segment(handle: int) -> Path:
+def _find_posix_segment(handle: int) -> Path:
     return _POSIX_SEGMENTS / f"PostgreSQL.{handle}"

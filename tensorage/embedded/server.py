@@ -95,13 +95,13 @@ def run(options: Options) -> None:
     """
     memory.keep_memory()
     # Checked before anything is made: a server whose companion has ended is needed by nobody.
-    companion = options.ends_with.process() if options.ends_with else None
+    companion = options.ends_with.find_process() if options.ends_with else None
     folder = DataFolder.open(options.data_dir)
     try:
         with (
             folder.server_lock().acquire(timeout=_LOCK_TIMEOUT_S),
-            _logging(folder) as terminal,
-            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            _log_to_folder(folder) as terminal,
+            asyncio.Runner(loop_factory=_find_loop_factory()) as runner,
         ):
             runner.run(_Service(folder, options, terminal).run(companion))
     except Timeout as error:
@@ -180,7 +180,7 @@ class _Service:
                 await self._cluster.create()
                 await self._start_cluster(last.postgres)
                 await loading
-                await self._prepare_database_whatever_happens()
+                await self._prepare_database_with_restarts()
                 await self._serve_http(listener, replace(state, postgres_port=self._cluster.port, ready=True))
             finally:
                 self._folder.remove_state()
@@ -202,7 +202,7 @@ class _Service:
                 port = another
         return None
 
-    async def _prepare_database_whatever_happens(self) -> None:
+    async def _prepare_database_with_restarts(self) -> None:
         """Prepare the database, again if PostgreSQL is lost meanwhile: each step is one transaction."""
         from tensorage.embedded.database import is_outage
 
@@ -224,9 +224,9 @@ class _Service:
         from tensorage.embedded.migrate import bootstrap, migrate
 
         secrets, cluster = self._secrets, self._cluster
-        if await bootstrap(_dsn(secrets, SUPERUSER, cluster), secrets.database_passwords):
+        if await bootstrap(_make_dsn(secrets, SUPERUSER, cluster), secrets.database_passwords):
             log.info("made the roles and schemas of a new project")
-        for name in await migrate(_dsn(secrets, "postgres", cluster), migration_files()):
+        for name in await migrate(_make_dsn(secrets, "postgres", cluster), migration_files()):
             log.info("applied %s", name)
 
     async def _serve_http(self, listener: socket.socket, state: ServerState) -> None:
@@ -237,7 +237,7 @@ class _Service:
             if not self._options.foreground:
                 logging.getLogger().removeHandler(self._terminal)
 
-        self._http = _http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
+        self._http = _make_http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
         supervisor = asyncio.create_task(self._supervise())
         supervisor.add_done_callback(lambda _: self._stop())
         try:
@@ -267,7 +267,7 @@ class _Service:
 
 
 @contextmanager
-def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
+def _log_to_folder(folder: DataFolder) -> Iterator[logging.Handler]:
     """Log to the folder's file and to standard error. Yields the handler of standard error."""
     # Only the owner may read the log and all other files of the folder.
     os.umask(0o077)
@@ -288,7 +288,7 @@ def _load_application() -> None:
         importlib.import_module(f"tensorage.embedded.{name}")
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
@@ -296,7 +296,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
+def _make_dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
     if cluster.socket_dir is not None:
         return secrets.socket_url(role, cluster.port, cluster.socket_dir)
     # The cluster on 127.0.0.1 has no TLS: asking for it would cost a round trip.
@@ -324,12 +324,12 @@ def _listen(port: int | None, last: int) -> socket.socket:
     raise ServerError(f"no port is free on {HOST}")
 
 
-def _http_server(
+def _make_http_server(
     storage_dir: Path, secrets: Secrets, cluster: Cluster, state: ServerState, ready: Callable[[], None]
 ) -> uvicorn.Server:
     import uvicorn
 
-    from tensorage.embedded.connections import Limits, protocol
+    from tensorage.embedded.connections import Limits, make_connection_class
     from tensorage.embedded.gateway import Settings, build_app
 
     class Server(uvicorn.Server):
@@ -346,8 +346,8 @@ def _http_server(
 
     app = build_app(
         Settings(
-            rest_dsn=_dsn(secrets, "authenticator", cluster),
-            auth_dsn=_dsn(secrets, "supabase_auth_admin", cluster),
+            rest_dsn=_make_dsn(secrets, "authenticator", cluster),
+            auth_dsn=_make_dsn(secrets, "supabase_auth_admin", cluster),
             storage_dir=storage_dir,
             jwt_secret=secrets.jwt_secret,
             anon_key=secrets.anon_key,
@@ -358,7 +358,7 @@ def _http_server(
     return Server(
         uvicorn.Config(
             app,
-            http=protocol(Limits.of_this_process()),
+            http=make_connection_class(Limits.for_this_process()),
             ws="none",
             lifespan="on",
             log_config=None,

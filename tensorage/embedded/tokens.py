@@ -32,7 +32,7 @@ class Tokens:
     """
 
     secret: str = field(repr=False)
-    _verified: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _verified_claims: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def sign(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self.secret, algorithm="HS256")
@@ -50,7 +50,7 @@ class Tokens:
         jwt.InvalidTokenError
             The token is not good. PyJWT has a subclass for each reason.
         """
-        claims = self._verified.get(token)
+        claims = self._verified_claims.get(token)
         # A remembered token can only expire. PyJWT accepts an `exp` that is text, too: hence `int`.
         if claims is not None and ("exp" not in claims or int(claims["exp"]) + leeway_s > time.time()):
             return claims
@@ -64,12 +64,12 @@ class Tokens:
         )
         if len(token) <= _MAX_REMEMBERED_LENGTH:
             # Starting over is simpler than evicting, and as good: a busy client is back after one verification.
-            if len(self._verified) >= _REMEMBERED:
-                self._verified.clear()
-            self._verified[token] = claims
+            if len(self._verified_claims) >= _REMEMBERED:
+                self._verified_claims.clear()
+            self._verified_claims[token] = claims
         return claims
 
-    def access_token(
+    def make_access_token(
         self, user: dict[str, Any], session_id: str, lifetime_s: int, *, authenticated_at: datetime
     ) -> tuple[str, int]:
         """Return a token of a logged-in user, and the second since the epoch at which it expires.
@@ -101,7 +101,7 @@ class Tokens:
         }
         return self.sign(claims), now + lifetime_s
 
-    def api_key(self, role: str) -> str:
+    def make_api_key(self, role: str) -> str:
         """Return a legacy project key (``anon`` or ``service_role``): a token without a user, good for ten years."""
         now = int(time.time())
         return self.sign({"iss": "tensorage", "role": role, "iat": now, "exp": now + 10 * 365 * 86400})

@@ -48,19 +48,19 @@ def read_bearer(authorization: str | None, tokens: Tokens) -> Bearer:
             reason += ": token contains an invalid number of segments"
         message = f"invalid JWT: unable to parse or verify signature, {reason}"
         raise AuthError(403, "bad_jwt", message) from error
-    return _named_in(claims)
+    return _read_claims(claims)
 
 
-def _named_in(claims: dict[str, Any]) -> Bearer:
+def _read_claims(claims: dict[str, Any]) -> Bearer:
     if not claims.get("sub"):
         # An API key, for example, is a good token of no user.
         raise AuthError(403, "bad_jwt", "invalid claim: missing sub claim")
-    user_id = _uuid(claims["sub"])
+    user_id = _parse_uuid(claims["sub"])
     if user_id is None:
         raise AuthError(400, "bad_jwt", "invalid claim: sub claim must be a UUID")
     if not claims.get("session_id"):
         raise session_not_found()
-    session_id = _uuid(claims["session_id"])
+    session_id = _parse_uuid(claims["session_id"])
     if session_id is None:
         raise AuthError(403, "bad_jwt", "invalid claim: session_id claim must be a UUID")
     return Bearer(user_id, session_id)
@@ -70,7 +70,7 @@ def session_not_found() -> AuthError:
     return AuthError(403, "session_not_found", "Session from session_id claim in JWT does not exist")
 
 
-def _uuid(text: object) -> UUID | None:
+def _parse_uuid(text: object) -> UUID | None:
     try:
         return UUID(str(text))
     except ValueError:

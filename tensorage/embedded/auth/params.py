@@ -47,7 +47,7 @@ class Params:
         value = self.fields.get(name)
         if value is not None and not isinstance(value, kind):
             sent = _JSON_NAMES[type(value)]
-            _bad_json(f"cannot take the {sent} in {name} for a value of type {_JSON_NAMES[kind]}")
+            _refuse_json(f"cannot take the {sent} in {name} for a value of type {_JSON_NAMES[kind]}")
         return value
 
 
@@ -76,18 +76,18 @@ def parse_params(body: bytes) -> Params:
         # Encoding the value again finds lone surrogates, infinities and NaN at any depth.
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        _bad_json(f"{error.msg} at character {error.pos}")
+        _refuse_json(f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:
         # The exception's message may quote the body, which may hold a password.
-        _bad_json(type(error).__name__)
+        _refuse_json(type(error).__name__)
     if _ESCAPED_NUL.search(text):
-        _bad_json("the character U+0000 cannot be stored")
+        _refuse_json("the character U+0000 cannot be stored")
     if value is not None and not isinstance(value, dict):
-        _bad_json(f"cannot take {_JSON_NAMES[type(value)]} for a value of type object")
+        _refuse_json(f"cannot take {_JSON_NAMES[type(value)]} for a value of type object")
     return Params(value or {})
 
 
-def checked_email(email: str) -> str:
+def normalize_email(email: str) -> str:
     """Return an e-mail address in lower case. Refuse other texts."""
     if len(email) > _EMAIL_MAX_LENGTH:
         raise AuthError(400, "validation_failed", "An email address is too long")
@@ -96,7 +96,7 @@ def checked_email(email: str) -> str:
     return email.lower()
 
 
-def checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return a user's metadata. Refuse it if it is too large for a token."""
     nbytes = len(json.dumps(metadata))
     if nbytes > MAX_METADATA_BYTES:
@@ -105,5 +105,5 @@ def checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _bad_json(reason: str) -> NoReturn:
+def _refuse_json(reason: str) -> NoReturn:
     raise AuthError(400, "bad_json", f"Could not parse request body as JSON: {reason}") from None

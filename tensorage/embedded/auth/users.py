@@ -61,9 +61,9 @@ async def find_user(connection: Connection, user_id: UUID) -> User | None:
         """,
         user_id,
     )
-    user = _with_json(row, "app_metadata", "user_metadata")
+    user = _parse_columns(row, "app_metadata", "user_metadata")
     return User(
-        user_json(user, [identity_json(_with_json(each, "identity_data")) for each in identities]),
+        user_json(user, [identity_json(_parse_columns(each, "identity_data")) for each in identities]),
         row["is_banned"],
     )
 
@@ -209,6 +209,6 @@ def user_already_exists() -> AuthError:
     return AuthError(422, "user_already_exists", "User already registered")
 
 
-def _with_json(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
+def _parse_columns(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
     """Return a row with some columns parsed: the driver gives jsonb as text."""
     return {**row, **{column: json.loads(row[column]) for column in columns}}

@@ -10,12 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from tensorage.embedded.rest.calls import HEEDED as CALL_HEEDED
-from tensorage.embedded.rest.catalogue import Routine
 from tensorage.embedded.rest.errors import ApiError, is_header
 from tensorage.embedded.rest.headers import Format, Preferences, RowRange
+from tensorage.embedded.rest.query_model import Query
+from tensorage.embedded.rest.schema import Routine
 from tensorage.embedded.rest.tables import HEEDED as TABLE_HEEDED
 from tensorage.embedded.rest.tables import Write
-from tensorage.embedded.rest.terms import Query
 
 Result = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ class Answer:
     body: bytes = b""
 
 
-def error_answer(error: ApiError) -> Answer:
+def answer_error(error: ApiError) -> Answer:
     headers = {
         "content-type": "application/json; charset=utf-8",
         "proxy-status": f"PostgREST; error={error.code}",
@@ -38,56 +38,56 @@ def error_answer(error: ApiError) -> Answer:
     return Answer(error.status, headers, error.body)
 
 
-def allow_answer(methods: str) -> Answer:
+def answer_options(methods: str) -> Answer:
     return Answer(200, {"allow": methods})
 
 
-def read_answer(
+def answer_read(
     name: str, query: Query, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
 ) -> Answer:
     """Return the answer to a read of a table or view."""
     location = f"/{quote(name)}" + (f"?{query.canonical}" if query.canonical else "")
-    page = _page(rows, result)
+    page = _make_page(rows, result)
     headers = {
         "content-range": page.content_range,
         "content-location": location,
         "content-type": form.content_type,
-        **_applied(preferences, TABLE_HEEDED["GET"]),
+        **_list_applied(preferences, TABLE_HEEDED["GET"]),
     }
-    return _finished(_page_answer(page, headers, result), result)
+    return _apply_settings(_answer_page(page, headers, result), result)
 
 
-def call_answer(
+def answer_call(
     routine: Routine, rows: RowRange, *, preferences: Preferences, form: Format, result: Result
 ) -> Answer:
     """Return the answer to a call of a function."""
-    page = _page(rows, result)
-    headers = {"content-range": page.content_range, **_applied(preferences, CALL_HEEDED)}
+    page = _make_page(rows, result)
+    headers = {"content-range": page.content_range, **_list_applied(preferences, CALL_HEEDED)}
     if routine.returns_void:
-        return _finished(Answer(204, headers), result)
+        return _apply_settings(Answer(204, headers), result)
     headers["content-type"] = form.content_type
-    return _finished(_page_answer(page, headers, result), result)
+    return _apply_settings(_answer_page(page, headers, result), result)
 
 
-def write_answer(write: Write, form: Format, result: Result) -> Answer:
+def answer_write(write: Write, form: Format, result: Result) -> Answer:
     """Return the answer to a change of a table or view."""
     affected = result["page_total"]
     total = affected if write.preferences.count else "*"
-    headers = _applied(write.preferences, write.heeded)
+    headers = _list_applied(write.preferences, write.heeded)
     if write.method == "PATCH":
-        headers["content-range"] = f"{_span(0, affected)}/{total}"
+        headers["content-range"] = f"{_format_range(0, affected)}/{total}"
     elif write.method != "PUT":
         headers["content-range"] = f"*/{total}"
     if result.get("location"):
         query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in result["location"])
         headers["location"] = f"/{quote(write.table.name)}?{query}"
     if write.preferences.returning != "representation":
-        return _finished(Answer(201 if write.method == "POST" else 204, headers), result)
+        return _apply_settings(Answer(201 if write.method == "POST" else 204, headers), result)
     headers["content-type"] = form.content_type
-    return _finished(Answer(_written_status(write, result), headers, result["body"].encode()), result)
+    return _apply_settings(Answer(_choose_status(write, result), headers, result["body"].encode()), result)
 
 
-def _written_status(write: Write, result: Result) -> int:
+def _choose_status(write: Write, result: Result) -> int:
     if write.method in ("PATCH", "DELETE"):
         return 200
     updated = result.get("updated_total", 0)
@@ -104,7 +104,7 @@ class _Page:
 
     @property
     def content_range(self) -> str:
-        return f"{_span(self.offset, self.count)}/{'*' if self.total is None else self.total}"
+        return f"{_format_range(self.offset, self.count)}/{'*' if self.total is None else self.total}"
 
     @property
     def status(self) -> int:
@@ -115,26 +115,26 @@ class _Page:
         return 206
 
 
-def _page(rows: RowRange, result: Result) -> _Page:
+def _make_page(rows: RowRange, result: Result) -> _Page:
     return _Page(rows.offset, result["page_total"], result["total"])
 
 
-def _span(first: int, count: int) -> str:
+def _format_range(first: int, count: int) -> str:
     return f"{first}-{first + count - 1}" if count else "*"
 
 
-def _page_answer(page: _Page, headers: dict[str, str], result: Result) -> Answer:
+def _answer_page(page: _Page, headers: dict[str, str], result: Result) -> Answer:
     body = result["body"]
     if page.status == 416:
         details = f"An offset of {page.offset} was requested, but there are only {page.total} rows."
         error = ApiError(416, "PGRST103", "Requested range not satisfiable", details=details)
-        refusal = error_answer(error)
+        refusal = answer_error(error)
         return Answer(416, {**headers, **refusal.headers}, refusal.body)
     return Answer(page.status, headers, body.encode() if isinstance(body, str) else body or b"")
 
 
-def _applied(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]:
-    applied = preferences.applied(heeded)
+def _list_applied(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]:
+    applied = preferences.list_applied(heeded)
     return {"preference-applied": applied} if applied else {}
 
 
@@ -149,24 +149,24 @@ def check_result(form: Format, preferences: Preferences, result: Result) -> None
         raise ApiError(406, "PGRST116", message, details=f"The result contains {count} rows")
 
 
-def _finished(answer: Answer, result: Result) -> Answer:
+def _apply_settings(answer: Answer, result: Result) -> Answer:
     """Return the answer with the status and headers that a function set in ``response.status`` and ``.headers``."""
     status, headers = result["response_status"], result["response_headers"]
     if status is None and headers is None:
         return answer
-    own = _own_headers(headers) if headers is not None else {}
+    own = _parse_headers(headers) if headers is not None else {}
     return Answer(
-        answer.status if status is None else _own_status(status), {**answer.headers, **own}, answer.body
+        answer.status if status is None else _parse_status(status), {**answer.headers, **own}, answer.body
     )
 
 
-def _own_status(text: str) -> int:
+def _parse_status(text: str) -> int:
     if not re.fullmatch(r"[2-5]\d\d", text, re.ASCII):
         raise ApiError(500, "PGRST112", "response.status guc must be a valid status code")
     return int(text)
 
 
-def _own_headers(text: str) -> dict[str, str]:
+def _parse_headers(text: str) -> dict[str, str]:
     problem = ApiError(
         500,
         "PGRST111",

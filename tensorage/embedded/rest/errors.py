@@ -156,13 +156,13 @@ def from_postgres(error: asyncpg.PostgresError, *, authenticated: bool) -> ApiEr
     """
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
     if sqlstate == "PGRST":
-        return _raised_answer(message, error.detail)
-    status = _status(sqlstate, message, authenticated=authenticated)
+        return _parse_raised(message, error.detail)
+    status = _choose_status(sqlstate, message, authenticated=authenticated)
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     return ApiError(status, sqlstate, message, details=error.detail, hint=error.hint, headers=headers)
 
 
-def _status(sqlstate: str, message: str, *, authenticated: bool) -> int:
+def _choose_status(sqlstate: str, message: str, *, authenticated: bool) -> int:
     own = _STATUS_OF_SQLSTATE.match(sqlstate)
     if own:
         return int(own[1])
@@ -179,7 +179,7 @@ def _status(sqlstate: str, message: str, *, authenticated: bool) -> int:
     return 400
 
 
-def _raised_answer(message: str, detail: str | None) -> ApiError:
+def _parse_raised(message: str, detail: str | None) -> ApiError:
     """Return the answer that a function raised itself: SQLSTATE ``PGRST`` with JSON in message and detail."""
     try:
         fields, answer = json.loads(message), json.loads(detail or "")

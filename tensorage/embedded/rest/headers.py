@@ -54,7 +54,7 @@ class Preferences:
         """Limit of ``max-affected``, which counts only under strict handling."""
         return self.max_affected if self.handling == "strict" else None
 
-    def applied(self, names: Collection[str]) -> str | None:
+    def list_applied(self, names: Collection[str]) -> str | None:
         """Return the value of ``Preference-Applied`` for an action that follows the preferences in `names`."""
         values = {
             "resolution": self.resolution,
@@ -68,7 +68,7 @@ class Preferences:
         return ", ".join(said) or None
 
 
-def _remembered(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+def _remember(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
     """Cache a parser of headers. Long headers are parsed each time: anybody could fill the memory with them."""
     remembering: Callable[..., _T] = lru_cache(maxsize=_REMEMBERED)(parse)
 
@@ -80,7 +80,7 @@ def _remembered(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatena
     return parse_or_remember
 
 
-@_remembered
+@_remember
 def parse_prefer(text: str) -> Preferences:
     """Parse the header ``Prefer``. The first of several values counts.
 
@@ -121,13 +121,13 @@ class RowRange:
     offset: int = 0
     limit: int | None = None
 
-    def narrowed(self, offset: int | None, limit: int | None) -> RowRange:
+    def narrow(self, offset: int | None, limit: int | None) -> RowRange:
         """Return the part of this range that is also in the range of a query string."""
         first = max(self.offset, offset or 0)
         ends = [start + n for start, n in ((self.offset, self.limit), (offset or 0, limit)) if n is not None]
         return RowRange(first, max(0, min(ends) - first) if ends else None)
 
-    def capped(self, max_rows: int) -> RowRange:
+    def cap(self, max_rows: int) -> RowRange:
         return RowRange(self.offset, max_rows if self.limit is None else min(self.limit, max_rows))
 
 
@@ -171,7 +171,7 @@ class Format:
         return self.media_type if self.raw else f"{self.media_type}; charset=utf-8"
 
 
-@_remembered
+@_remember
 def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Format:
     """Choose the format of an answer.
 
@@ -189,7 +189,7 @@ def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Form
     ApiError
         ``PGRST107`` if no accepted format is available.
     """
-    accepted = list(_media_types(accept)) if accept.strip() else ["*/*"]
+    accepted = list(_sort_media_types(accept)) if accept.strip() else ["*/*"]
     for media_type in accepted:
         plain = media_type.removesuffix(_NULLS_STRIPPED)
         stripped = plain != media_type
@@ -209,23 +209,23 @@ def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Form
     )
 
 
-def _media_types(accept: str) -> Iterable[str]:
+def _sort_media_types(accept: str) -> Iterable[str]:
     """Return the accepted media types, best first. Only PostgREST's own parameter is kept."""
     weighed = []
     for part in filter(None, (part.strip() for part in accept.split(","))):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
+        quality = next((_parse_quality(p) for p in parameters if p.startswith("q=")), 1.0)
         suffix = _NULLS_STRIPPED if "nulls=stripped" in parameters else ""
         if quality > 0:
             weighed.append((quality, name + suffix))
     return [name for _, name in sorted(weighed, key=lambda pair: -pair[0])]
 
 
-def _quality(parameter: str) -> float:
+def _parse_quality(parameter: str) -> float:
     found = re.fullmatch(r"q=([01](?:\.\d{0,3})?)", parameter, re.ASCII)
     return float(found[1]) if found else 0.0
 
 
-def content_type(text: str) -> str:
+def parse_content_type(text: str) -> str:
     """Return the media type in a ``Content-Type``; JSON if it is empty."""
     return text.partition(";")[0].strip().lower() or JSON

@@ -7,8 +7,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote
 
 from tensorage.embedded.rest.errors import ApiError, not_implemented
-from tensorage.embedded.rest.scanner import Scanner
-from tensorage.embedded.rest.terms import (
+from tensorage.embedded.rest.query_model import (
     Condition,
     Field,
     Filter,
@@ -18,6 +17,7 @@ from tensorage.embedded.rest.terms import (
     Query,
     SelectItem,
 )
+from tensorage.embedded.rest.scanner import Scanner
 
 #: A name: words, joined by dashes that do not begin an arrow.
 _NAME = re.compile(r"[\w $]+(?:-(?!>)[\w $]+)*")
@@ -65,7 +65,7 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
     given = {name: value for name, value in reversed(pairs) if name in _RESERVED}
     for name in ("select", "order", "columns", "on_conflict"):
         _refuse_nul(given.get(name, ""))
-    conditions, call = _conditions(pairs, arguments=arguments)
+    conditions, call = _parse_conditions(pairs, arguments=arguments)
     return Query(
         select=_parse_select(given["select"]) if "select" in given else (SelectItem(None),),
         conditions=conditions,
@@ -77,7 +77,7 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
         if "on_conflict" in given
         else None,
         arguments=call,
-        canonical=_canonical(pairs),
+        canonical=_canonicalize(pairs),
     )
 
 
@@ -87,7 +87,7 @@ def _refuse_nul(text: str) -> None:
         raise ApiError(400, "PGRST100", "A NUL character cannot be part of a name")
 
 
-def _conditions(
+def _parse_conditions(
     pairs: list[tuple[str, str]], *, arguments: bool
 ) -> tuple[tuple[Condition, ...], tuple[tuple[str, str], ...]]:
     conditions: list[Condition] = []
@@ -107,7 +107,7 @@ def _conditions(
     return tuple(conditions), tuple(call)
 
 
-def _canonical(pairs: list[tuple[str, str]]) -> str:
+def _canonicalize(pairs: list[tuple[str, str]]) -> str:
     """Return the query string sorted by name, with the values of one name joined by commas."""
     values: dict[str, list[str]] = {}
     for name, value in sorted(pairs, key=lambda pair: pair[0]):
@@ -131,15 +131,15 @@ def _parse_count(given: dict[str, str], name: str) -> int | None:
 
 def _parse_names(text: str, what: str) -> tuple[str, ...]:
     scanner = Scanner(text, what)
-    names = [_name(scanner)]
+    names = [_parse_name(scanner)]
     while scanner.take(","):
-        names.append(_name(scanner))
+        names.append(_parse_name(scanner))
     if not scanner.at_end:
         scanner.fail('field name (* or [a..z0..9_$]) or ","')
     return tuple(names)
 
 
-def _name(scanner: Scanner) -> str:
+def _parse_name(scanner: Scanner) -> str:
     quoted = scanner.match(_QUOTED)
     if quoted:
         return _unescape(quoted[1])
@@ -154,38 +154,38 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _field(scanner: Scanner) -> Field:
-    name, steps = _name(scanner), []
+def _parse_field(scanner: Scanner) -> Field:
+    name, steps = _parse_name(scanner), []
     while arrow := scanner.match(_ARROW):
         index = scanner.match(_INDEX)
-        operand = int(index[0]) if index else _name(scanner)
+        operand = int(index[0]) if index else _parse_name(scanner)
         steps.append(JsonStep("->>" if arrow[0] == "->>" else "->", operand))
     return Field(name, tuple(steps))
 
 
 def _parse_select(text: str) -> tuple[SelectItem, ...]:
     scanner = Scanner(text, "select parameter")
-    items = [_select_item(scanner)]
+    items = [_parse_select_item(scanner)]
     while scanner.take(","):
-        items.append(_select_item(scanner))
+        items.append(_parse_select_item(scanner))
     if not scanner.at_end:
         scanner.fail('"," or end of input')
     return tuple(items)
 
 
-def _select_item(scanner: Scanner) -> SelectItem:
+def _parse_select_item(scanner: Scanner) -> SelectItem:
     if scanner.take("*"):
         return SelectItem(None)
     if scanner.peek("..."):
         raise not_implemented("Spread embedded resources are not supported")
     if scanner.peek("count()"):
         raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
-    alias, target = None, _field(scanner)
+    alias, target = None, _parse_field(scanner)
     if scanner.peek(":") and not scanner.peek("::"):
         scanner.take(":")
         if scanner.peek("count()"):
             raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
-        alias, target = target.label, _field(scanner)
+        alias, target = target.label, _parse_field(scanner)
     if scanner.peek("(") or scanner.peek("!"):
         raise not_implemented(f"Embedded resources, such as {target.name}(...), are not supported")
     if _AGGREGATE.match(scanner.text, scanner.position):
@@ -201,16 +201,16 @@ def _select_item(scanner: Scanner) -> SelectItem:
 
 def _parse_order(text: str) -> tuple[OrderTerm, ...]:
     scanner = Scanner(text, "order")
-    terms = [_order_term(scanner)]
+    terms = [_parse_order_term(scanner)]
     while scanner.take(","):
-        terms.append(_order_term(scanner))
+        terms.append(_parse_order_term(scanner))
     if not scanner.at_end:
         scanner.fail('"," or end of input')
     return tuple(terms)
 
 
-def _order_term(scanner: Scanner) -> OrderTerm:
-    target = _field(scanner)
+def _parse_order_term(scanner: Scanner) -> OrderTerm:
+    target = _parse_field(scanner)
     if scanner.peek("("):
         raise not_implemented("Ordering by an embedded resource is not supported")
     direction: Literal["asc", "desc"] | None = None
@@ -235,13 +235,13 @@ def _is_filter(value: str) -> bool:
 
 def _parse_filter_parameter(name: str, value: str) -> Filter:
     key = Scanner(name, "tree path")
-    target = _field(key)
+    target = _parse_field(key)
     if key.peek("."):
         raise not_implemented(f"Embedded resources, such as the one of {name}, are not supported")
     if not key.at_end:
         key.fail('letter, digit, "-", "->>", "->" or end of input')
     scanner = Scanner(value, "filter")
-    found = _operation(scanner, target, nested=False)
+    found = _parse_operation(scanner, target, nested=False)
     if not scanner.at_end:
         scanner.fail("end of input")
     return found
@@ -252,7 +252,7 @@ def _parse_logic_parameter(name: str, value: str) -> Logic:
     if path not in ("", "not"):
         raise not_implemented(f"Embedded resources, such as the one of {name}, are not supported")
     scanner = Scanner(value, "logic tree", columns_before=len(name))
-    tree = _logic(scanner, "and" if joiner == "and" else "or", negated=path == "not")
+    tree = _parse_logic(scanner, "and" if joiner == "and" else "or", negated=path == "not")
     if not scanner.at_end:
         scanner.fail("end of input")
     return tree
@@ -262,28 +262,30 @@ def _parse_logic_parameter(name: str, value: str) -> Logic:
 _DEEPEST_LOGIC = 100
 
 
-def _logic(scanner: Scanner, joiner: Literal["and", "or"], *, negated: bool, depth: int = 0) -> Logic:
+def _parse_logic(scanner: Scanner, joiner: Literal["and", "or"], *, negated: bool, depth: int = 0) -> Logic:
     if depth > _DEEPEST_LOGIC:
         scanner.fail(f"at most {_DEEPEST_LOGIC} nested conditions")
     scanner.expect("(")
-    children = [_logic_child(scanner, depth)]
+    children = [_parse_logic_child(scanner, depth)]
     while scanner.take(","):
-        children.append(_logic_child(scanner, depth))
+        children.append(_parse_logic_child(scanner, depth))
     scanner.expect(")")
     return Logic(joiner, tuple(children), negated)
 
 
-def _logic_child(scanner: Scanner, depth: int) -> Condition:
+def _parse_logic_child(scanner: Scanner, depth: int) -> Condition:
     found = scanner.match(re.compile(r"(not\.)?(and|or)(?=\()"))
     if found:
-        return _logic(scanner, "and" if found[2] == "and" else "or", negated=bool(found[1]), depth=depth + 1)
-    target = _field(scanner)
+        return _parse_logic(
+            scanner, "and" if found[2] == "and" else "or", negated=bool(found[1]), depth=depth + 1
+        )
+    target = _parse_field(scanner)
     if not scanner.take("."):
         scanner.fail('letter, digit, "-", "->>", "->" or delimiter (.)')
-    return _operation(scanner, target, nested=True)
+    return _parse_operation(scanner, target, nested=True)
 
 
-def _operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter:
+def _parse_operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter:
     negated = scanner.take("not.")
     start = scanner.position
     found = scanner.match(_OPERATOR)
@@ -293,14 +295,14 @@ def _operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter:
     operator, argument = found["name"], found["argument"]
     value: str | tuple[str, ...]
     if operator == "in":
-        value = _list(scanner)
+        value = _parse_list(scanner)
     elif operator == "is":
-        value = _plain_value(scanner, nested=nested).lower()
+        value = _parse_plain_value(scanner, nested=nested).lower()
         if value not in _IS_VALUES:
             scanner.position = found.end()
             scanner.fail("isVal: (null, not_null, true, false, unknown)")
     else:
-        value = _plain_value(scanner, nested=nested)
+        value = _parse_plain_value(scanner, nested=nested)
     return Filter(target, operator, value, negated, argument)
 
 
@@ -312,7 +314,7 @@ def _argument_fits(operator: str, argument: str | None) -> bool:
     return operator in _QUANTIFIABLE and argument in ("any", "all")
 
 
-def _plain_value(scanner: Scanner, *, nested: bool) -> str:
+def _parse_plain_value(scanner: Scanner, *, nested: bool) -> str:
     """Parse the value of an operator: the rest of the text, or up to the next delimiter inside a logic tree."""
     if not nested:
         value, scanner.position = scanner.text[scanner.position :], len(scanner.text)
@@ -325,18 +327,18 @@ def _plain_value(scanner: Scanner, *, nested: bool) -> str:
     return found[0] if found else ""
 
 
-def _list(scanner: Scanner) -> tuple[str, ...]:
+def _parse_list(scanner: Scanner) -> tuple[str, ...]:
     scanner.expect("(")
     if scanner.take(")"):
         return ()
-    elements = [_list_element(scanner)]
+    elements = [_parse_list_element(scanner)]
     while scanner.take(","):
-        elements.append(_list_element(scanner))
+        elements.append(_parse_list_element(scanner))
     scanner.expect(")")
     return tuple(elements)
 
 
-def _list_element(scanner: Scanner) -> str:
+def _parse_list_element(scanner: Scanner) -> str:
     quoted = scanner.match(re.compile(_QUOTED.pattern + r"(?=[,)])", re.DOTALL))
     if quoted:
         return _unescape(quoted[1])

@@ -7,40 +7,40 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tensorage.embedded.inflight import Share
+from tensorage.embedded.request_memory import HeldMemory
 from tensorage.embedded.rest.answers import Answer
+from tensorage.embedded.rest.bodies import (
+    MAX_BODY_BYTES,
+    MAX_PARSED_HERE_BYTES,
+    MAX_TEXT_BYTES,
+    JsonBody,
+    JsonSummary,
+    Receive,
+    decode_json,
+    make_json_body,
+    parse_json,
+    read_body,
+)
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 from tensorage.embedded.rest.headers import (
     JSON,
     Format,
     Preferences,
     RowRange,
-    content_type,
     negotiate,
+    parse_content_type,
     parse_prefer,
     parse_range,
 )
-from tensorage.embedded.rest.payload import (
-    MAX_BODY_BYTES,
-    MAX_PARSED_HERE_BYTES,
-    MAX_TEXT_BYTES,
-    JsonLook,
-    JsonPayload,
-    Receive,
-    checked_json,
-    decoded_json,
-    parse_json,
-    read_body,
-)
+from tensorage.embedded.rest.query_model import Query
 from tensorage.embedded.rest.routines import WHOLE_BODY_TYPES, Arguments
 from tensorage.embedded.rest.tables import Mutation
-from tensorage.embedded.rest.terms import Query
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: Function that lets PostgreSQL summarize JSON.
-Look = Callable[[str], Awaitable[JsonLook]]
+Summarize = Callable[[str], Awaitable[JsonSummary]]
 
 #: The exposed schema, the search path of functions, and the most rows of an answer: as on hosted Supabase.
 SCHEMA: Final = "public"
@@ -63,7 +63,7 @@ class Request:
     query_string: str
     headers: Mapping[str, str]
     receive: Receive = field(repr=False)
-    share: Share = field(repr=False)
+    memory: HeldMemory = field(repr=False)
 
     @property
     def is_read(self) -> bool:
@@ -75,20 +75,20 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        return content_type(self.headers.get("content-type", ""))
+        return parse_content_type(self.headers.get("content-type", ""))
 
     def format(self, *, own: str | None = None, rows: bool = True) -> Format:
         return negotiate(self.headers.get("accept", ""), own=own, rows=rows)
 
     def rows(self, query: Query) -> RowRange:
         """Return the rows that the query string asks for and, in a read, the header ``Range``."""
-        asked = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
-        return asked.narrowed(query.offset, query.limit).capped(MAX_ROWS)
+        requested = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
+        return requested.narrow(query.offset, query.limit).cap(MAX_ROWS)
 
     async def body(self, max_nbytes: int = MAX_TEXT_BYTES) -> bytes:
         declared = self.headers.get("content-length")
         nbytes = None if declared is None else int(declared)
-        return await read_body(self.receive, nbytes, self.share, max_nbytes=max_nbytes)
+        return await read_body(self.receive, nbytes, self.memory, max_nbytes=max_nbytes)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Request:
         }
 
 
-def read_request(scope: Scope, receive: Receive, share: Share) -> Request:
+def read_request(scope: Scope, receive: Receive, memory: HeldMemory) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -110,24 +110,28 @@ def read_request(scope: Scope, receive: Receive, share: Share) -> Request:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     query_string = scope["query_string"].decode("utf-8", "replace")
-    return Request(scope["method"], path, query_string, headers, receive, share)
+    return Request(scope["method"], path, query_string, headers, receive, memory)
 
 
-async def _json(body: bytes, look: Look, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
+async def _read_json(
+    body: bytes, summarize: Summarize, *, any_shape: bool = False, any_keys: bool = False
+) -> JsonBody:
     if len(body) <= MAX_PARSED_HERE_BYTES:
         return parse_json(body, any_shape=any_shape, any_keys=any_keys)
-    text = decoded_json(body)
-    return checked_json(text, await look(text), any_shape=any_shape, any_keys=any_keys)
+    text = decode_json(body)
+    return make_json_body(text, await summarize(text), any_shape=any_shape, any_keys=any_keys)
 
 
-async def table_payload(request: Request, query: Query, look: Look) -> JsonPayload:
+async def read_table_body(request: Request, query: Query, summarize: Summarize) -> JsonBody:
     if request.content_type != JSON:
         raise invalid_body(f"Content-Type not acceptable: {request.content_type}")
     # With the parameter `columns`, only the keys that it names count. The others may differ.
-    return await _json(await request.body(), look, any_keys=query.columns is not None)
+    return await _read_json(await request.body(), summarize, any_keys=query.columns is not None)
 
 
-async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Arguments, str | bytes]:
+async def read_call_arguments(
+    request: Request, query: Query, summarize: Summarize
+) -> tuple[Arguments, str | bytes]:
     """Return the names of a call's arguments, and the body for PostgreSQL."""
     if request.is_read:
         return Arguments(tuple(sorted({name for name, _ in query.arguments}))), ""
@@ -138,20 +142,20 @@ async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Ar
         return Arguments((), media_type, named=False), await request.body(MAX_BODY_BYTES)
     body = await request.body()
     if media_type != JSON:
-        return Arguments((), media_type, named=False), _text(body)
-    payload = await _json(body or b"{}", look, any_shape=True)
-    names = payload.keys if query.columns is None else tuple(sorted(set(query.columns)))
-    return Arguments(names, JSON, payload.shape == "array", payload.shape != "other"), payload.text
+        return Arguments((), media_type, named=False), _decode_text(body)
+    parsed = await _read_json(body or b"{}", summarize, any_shape=True)
+    names = parsed.keys if query.columns is None else tuple(sorted(set(query.columns)))
+    return Arguments(names, JSON, parsed.shape == "array", parsed.shape != "other"), parsed.text
 
 
-def _text(body: bytes) -> str:
+def _decode_text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
         raise invalid_body("The body is not UTF-8") from error
 
 
-def named_schema(request: Request) -> str | None:
+def check_schema(request: Request) -> str | None:
     """Return the schema that a request names, or None. Refuse any schema but the exposed one."""
     profile = request.headers.get("content-profile" if request.method in MUTATIONS else "accept-profile")
     if profile not in (None, SCHEMA):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tensorage.embedded.rest.catalogue import Catalogue, Routine, closest
 from tensorage.embedded.rest.errors import ApiError
+from tensorage.embedded.rest.schema import Routine, Schema, guess_name
 
 #: Types of the single unnamed parameter that takes a whole body, by the body's media type.
 WHOLE_BODY_TYPES: Final = {
@@ -58,7 +58,7 @@ class Call:
     whole_body: str | None = None
 
 
-def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
+def find_call(schema: Schema, name: str, arguments: Arguments) -> Call:
     """Find the function that takes these arguments.
 
     Raises
@@ -66,7 +66,7 @@ def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
     ApiError
         ``PGRST202`` if there is none, ``PGRST203`` if there are several.
     """
-    candidates = catalogue.routines.get(name, ())
+    candidates = schema.routines.get(name, ())
     named = [r for r in candidates if arguments.named and _takes_names(r, arguments.names)]
     whole = [r for r in candidates if _takes_body(r, arguments)]
     for found in (named, whole):
@@ -79,10 +79,10 @@ def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
         # names the functions that there are.
         type_ = whole[0].parameters[0].type if not whole[0].parameters[0].name else None
         return Call(whole[0], arguments if type_ else Arguments(), type_)
-    raise _not_found(catalogue, name, arguments)
+    raise _not_found(schema, name, arguments)
 
 
-def routine_named(catalogue: Catalogue, name: str) -> Routine:
+def find_routine(schema: Schema, name: str) -> Routine:
     """Return any function of this name.
 
     Raises
@@ -90,9 +90,9 @@ def routine_named(catalogue: Catalogue, name: str) -> Routine:
     ApiError
         ``PGRST202`` if there is none.
     """
-    if name not in catalogue.routines:
-        raise _not_found(catalogue, name, Arguments())
-    return catalogue.routines[name][0]
+    if name not in schema.routines:
+        raise _not_found(schema, name, Arguments())
+    return schema.routines[name][0]
 
 
 def _takes_names(routine: Routine, names: Sequence[str]) -> bool:
@@ -119,8 +119,8 @@ def _ambiguous(found: Sequence[Routine]) -> ApiError:
     return ApiError(300, "PGRST203", message, hint=hint)
 
 
-def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiError:
-    function, listed = f"{catalogue.schema}.{name}", _listed(arguments.names)
+def _not_found(schema: Schema, name: str, arguments: Arguments) -> ApiError:
+    function, listed = f"{schema.name}.{name}", _list_names(arguments.names)
     types = "/".join(WHOLE_BODY_TYPES[arguments.media_type]) if arguments.media_type else None
     if not arguments.named:
         searched, shown = f"with a single unnamed {types} parameter", ""
@@ -135,21 +135,21 @@ def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiErro
         f"Could not find the function {function}{shown} in the schema cache",
         details=f"Searched for the function {function} {searched}, but no matches were found"
         " in the schema cache.",
-        hint=_hint(catalogue, name, listed) if arguments.named else None,
+        hint=_suggest(schema, name, listed) if arguments.named else None,
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     """Return names for a message, cut off: a body may have any number of them, of any length."""
     listed = ", ".join(names)
     return listed if len(listed) <= _MAX_LISTED_LENGTH else f"{listed[:_MAX_LISTED_LENGTH]}..."
 
 
-def _hint(catalogue: Catalogue, name: str, listed: str) -> str | None:
-    routines = catalogue.routines.get(name)
+def _suggest(schema: Schema, name: str, listed: str) -> str | None:
+    routines = schema.routines.get(name)
     if routines is None:
-        close = closest(name, catalogue.routines, cutoff=0.6)
-        return f"Perhaps you meant to call the function {catalogue.schema}.{close}" if close else None
+        close = guess_name(name, schema.routines, cutoff=0.6)
+        return f"Perhaps you meant to call the function {schema.name}.{close}" if close else None
     signatures = {", ".join(p.name for p in r.parameters): r.signature for r in routines}
-    close = closest(listed, signatures, cutoff=0.3)
+    close = guess_name(listed, signatures, cutoff=0.3)
     return f"Perhaps you meant to call the function {signatures[close]}" if close else None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from tensorage.embedded.rest.catalogue import Catalogue, load_catalogue
 from tensorage.embedded.rest.errors import CONNECTION_ERRORS
+from tensorage.embedded.rest.schema import Schema, load_schema
 
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection, Database
@@ -31,17 +31,17 @@ class SchemaCache:
     It holds one connection of the pool, on which it listens for notifications.
     """
 
-    def __init__(self, database: Database, schema: str) -> None:
+    def __init__(self, database: Database, name: str) -> None:
         self._database = database
-        self._schema = schema
-        self._catalogue: Catalogue | None = None
+        self._name = name
+        self._newest: Schema | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
-    def catalogue(self) -> Catalogue:
-        assert self._catalogue is not None, "the schema cache is loaded when the server starts"
-        return self._catalogue
+    def schema(self) -> Schema:
+        assert self._newest is not None, "the schema cache is loaded when the server starts"
+        return self._newest
 
     async def start(self) -> None:
         """Load the schema and listen for notifications. Returns when both are done."""
@@ -86,7 +86,7 @@ class SchemaCache:
             while not gone.is_set():
                 # Cleared before loading: a notification that comes during the load causes another load.
                 wake.clear()
-                self._catalogue = await load_catalogue(connection, self._schema)
+                self._newest = await load_schema(connection, self._name)
                 if not loaded.done():
                     loaded.set_result(None)
                 await wake.wait()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tensorage.embedded.rest.headers import CSV, Format, RowRange
-from tensorage.embedded.rest.terms import Condition, Field, Filter, Logic, OrderTerm, SelectItem
+from tensorage.embedded.rest.query_model import Condition, Field, Filter, Logic, OrderTerm, SelectItem
 
 _COMPARISONS: Final = {
     "eq": "=",
@@ -83,7 +83,7 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def qualified(schema: str, name: str) -> str:
+def qualify(schema: str, name: str) -> str:
     return f"{identifier(schema)}.{identifier(name)}"
 
 
@@ -115,7 +115,7 @@ class Source:
             sql = f"{sql} {step.arrow} {self.values.bind(step.operand, kind)}"
         return f"({sql})" if target.path else sql
 
-    def _type(self, target: Field) -> str:
+    def _find_type(self, target: Field) -> str:
         """Return the type to which a value is cast for a comparison with a field."""
         if not target.path:
             return self.column_types.get(target.name, "text")
@@ -149,23 +149,31 @@ class Source:
         return f"not ({sql})" if condition.negated else f"({sql})"
 
     def _filter(self, condition: Filter) -> str:
-        operator, target, type_ = condition.operator, self.field(condition.field), self._type(condition.field)
+        operator, target, type_ = (
+            condition.operator,
+            self.field(condition.field),
+            self._find_type(condition.field),
+        )
         if isinstance(condition.value, tuple):
-            return f"{target} = any({self._texts(condition.value, type_)})"
+            return f"{target} = any({self._bind_texts(condition.value, type_)})"
         if operator == "is":
             return f"{target} {_IS[condition.value]}"
         if operator in _FULL_TEXT:
-            return self._full_text(condition.value, condition.argument, _FULL_TEXT[operator], target, type_)
+            return self._write_full_text(
+                condition.value, condition.argument, _FULL_TEXT[operator], target, type_
+            )
         value = condition.value.replace("*", "%") if operator in ("like", "ilike") else condition.value
         bound = self.values.bind(value, "text")
         if condition.argument is not None:
             return f"{target} {_COMPARISONS[operator]} {condition.argument}(({bound})::{type_}[])"
         return f"{target} {_COMPARISONS[operator]} ({bound})::{type_}"
 
-    def _texts(self, values: tuple[str, ...], type_: str) -> str:
+    def _bind_texts(self, values: tuple[str, ...], type_: str) -> str:
         return f"({self.values.bind(list(values), 'text[]')})::{type_}[]"
 
-    def _full_text(self, value: str, language: str | None, function: str, target: str, type_: str) -> str:
+    def _write_full_text(
+        self, value: str, language: str | None, function: str, target: str, type_: str
+    ) -> str:
         """Write a full-text search. A field of another type is made a ``tsvector``, in the same language."""
         config = f"({self.values.bind(language, 'text')})::regconfig, " if language else ""
         vector = target if type_ == "tsvector" else f"to_tsvector({config}{target})"
@@ -173,11 +181,11 @@ class Source:
 
     def order_by(self, terms: Iterable[OrderTerm]) -> str:
         """Return the ``order by`` clause with a space before it, or nothing."""
-        said = []
+        written = []
         for term in terms:
             parts = (self.field(term.field), term.direction, _NULLS.get(term.nulls or ""))
-            said.append(" ".join(filter(None, parts)))
-        return f" order by {', '.join(said)}" if said else ""
+            written.append(" ".join(filter(None, parts)))
+        return f" order by {', '.join(written)}" if written else ""
 
     def limit(self, rows: RowRange) -> str:
         """Return the ``limit`` and ``offset`` clauses with a space before them, or nothing."""
@@ -199,7 +207,7 @@ _CSV_BODY: Final = (
 )
 
 
-def rows_body(form: Format) -> str:
+def write_body(form: Format) -> str:
     """Write the body of an answer, from rows called ``t`` of ``pgrst_source``."""
     if form.media_type == CSV:
         return _CSV_BODY

@@ -8,20 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tensorage.embedded.rest.catalogue import Table
+from tensorage.embedded.rest.bodies import JsonBody
 from tensorage.embedded.rest.errors import ApiError, invalid_body, not_implemented, unfiltered
 from tensorage.embedded.rest.headers import Format, Preferences, RowRange
-from tensorage.embedded.rest.payload import JsonPayload
+from tensorage.embedded.rest.query_model import Field, Filter, Query, SelectItem
+from tensorage.embedded.rest.schema import Table
 from tensorage.embedded.rest.sql import (
     Source,
     Statement,
     Values,
     answer_rows,
     identifier,
-    qualified,
-    rows_body,
+    qualify,
+    write_body,
 )
-from tensorage.embedded.rest.terms import Field, Filter, Query, SelectItem
 
 Mutation = Literal["POST", "PUT", "PATCH", "DELETE"]
 
@@ -50,7 +50,7 @@ class Write:
 
     Parameters
     ----------
-    payload
+    body
         Body of the request; None for a deletion.
     """
 
@@ -58,7 +58,7 @@ class Write:
     table: Table
     query: Query
     preferences: Preferences
-    payload: JsonPayload | None = None
+    body: JsonBody | None = None
 
     @property
     def is_upsert(self) -> bool:
@@ -75,40 +75,40 @@ class Write:
         return HEEDED[self.method] - (frozenset() if self.conflict_target else {"resolution"})
 
 
-def read_statement(
+def make_read_statement(
     table: Table, query: Query, rows: RowRange, preferences: Preferences, form: Format
 ) -> Statement:
     """Return the statement that answers rows of a table."""
-    name, values = qualified(table.schema, table.name), Values()
+    name, values = qualify(table.schema, table.name), Values()
     source = Source(name, table.column_types, values)
     columns = source.select_list(query.select)
     where = source.where(query.conditions)
     page = f"select {columns} from {name}{where}{source.order_by(query.order)}{source.limit(rows)}"
     total = f"(select count(*) from {name}{where})" if preferences.count else "null"
-    return Statement(answer_rows(page, rows_body(form), total=total), tuple(values.found))
+    return Statement(answer_rows(page, write_body(form), total=total), tuple(values.found))
 
 
-def write_statement(write: Write, form: Format) -> Statement:
+def make_write_statement(write: Write, form: Format) -> Statement:
     """Return the statement that changes a table, and answers what `Prefer: return` asks for."""
     _check_shape(write)
     values = Values()
-    source = Source(qualified(write.table.schema, write.table.name), write.table.column_types, values)
+    source = Source(qualify(write.table.schema, write.table.name), write.table.column_types, values)
     if write.method == "DELETE":
         change = f"delete from {source.reference}{source.where(write.query.conditions)}"
     elif write.method == "PATCH":
-        change = _update(write, source)
+        change = _write_update(write, source)
     else:
-        change = _insert(write, source)
+        change = _write_insert(write, source)
     if change and write.method in ("PATCH", "DELETE") and not write.query.conditions:
         raise unfiltered(write.method)
-    returning = _returning(write, source)
+    returning = _write_returning(write, source)
     # Without columns to write there is nothing to change, but PostgreSQL still checks the columns to return.
     text = (
         f"{change} returning {returning}"
         if change
         else f"select {returning} from {source.reference} where false"
     )
-    return Statement(_answer_write(write, form, text), tuple(values.found))
+    return Statement(_write_answer(write, form, text), tuple(values.found))
 
 
 def _check_shape(write: Write) -> None:
@@ -135,23 +135,23 @@ def _check_put(write: Write) -> None:
     if not equal or len(equal) != len(write.query.conditions) or equal != sorted(write.table.primary_key):
         message = "Filters must include all and only primary key columns with 'eq' operators"
         raise ApiError(405, "PGRST105", message)
-    if write.payload is None or write.payload.size != 1:
-        raise _not_the_row_of_the_url()
+    if write.body is None or write.body.size != 1:
+        raise _key_mismatch()
 
 
-def _not_the_row_of_the_url() -> ApiError:
+def _key_mismatch() -> ApiError:
     return ApiError(400, "PGRST115", "Payload values do not match URL in primary key column(s)")
 
 
 def check_put_happened(affected: int) -> None:
     """Refuse a PUT whose body has another key than its URL: its statement then writes no row."""
     if affected != 1:
-        raise _not_the_row_of_the_url()
+        raise _key_mismatch()
 
 
-def _written_columns(write: Write) -> tuple[str, ...]:
-    assert write.payload is not None
-    columns = write.payload.keys if write.query.columns is None else tuple(dict.fromkeys(write.query.columns))
+def _choose_columns(write: Write) -> tuple[str, ...]:
+    assert write.body is not None
+    columns = write.body.keys if write.query.columns is None else tuple(dict.fromkeys(write.query.columns))
     for name in (*columns, *(write.query.on_conflict or ())):
         if name not in write.table.columns:
             message = f"Could not find the '{name}' column of '{write.table.name}' in the schema cache"
@@ -159,13 +159,13 @@ def _written_columns(write: Write) -> tuple[str, ...]:
     return columns
 
 
-def _new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
+def _write_new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
     """Write a ``from`` item called ``pgrst_body``, whose rows are the objects of the body."""
-    assert write.payload is not None
+    assert write.body is not None
     known = [write.table.columns[name] for name in columns]
     declared = ", ".join(f"{identifier(column.name)} {column.type}" for column in known)
-    body = source.values.bind(write.payload.text, "json")
-    if write.payload.shape == "object":
+    body = source.values.bind(write.body.text, "json")
+    if write.body.shape == "object":
         body = f"json_build_array({body})"
     if write.preferences.missing != "default":
         return f"json_to_recordset({body}) as pgrst_body({declared})"
@@ -182,25 +182,25 @@ def _new_rows(write: Write, columns: Iterable[str], source: Source) -> str:
     )
 
 
-def _insert(write: Write, source: Source) -> str:
-    assert write.payload is not None
-    columns = _written_columns(write)
-    if not write.payload.size:
+def _write_insert(write: Write, source: Source) -> str:
+    assert write.body is not None
+    columns = _choose_columns(write)
+    if not write.body.size:
         return ""
     if not columns:
-        if write.payload.size > 1:
+        if write.body.size > 1:
             raise invalid_body("Only one row can be made of nothing but defaults")
-        return f"insert into {source.reference} default values{_on_conflict(write, columns)}"
+        return f"insert into {source.reference} default values{_write_on_conflict(write, columns)}"
     names = ", ".join(identifier(name) for name in columns)
     taken = ", ".join(f"pgrst_body.{identifier(name)}" for name in columns)
-    rows = f"select {taken} from {_new_rows(write, columns, source)}"
+    rows = f"select {taken} from {_write_new_rows(write, columns, source)}"
     if write.method == "PUT":
         body = Source("pgrst_body", source.column_types, source.values)
         rows += body.where(write.query.conditions)
-    return f"insert into {source.reference}({names}) {rows}{_on_conflict(write, columns)}"
+    return f"insert into {source.reference}({names}) {rows}{_write_on_conflict(write, columns)}"
 
 
-def _on_conflict(write: Write, columns: tuple[str, ...]) -> str:
+def _write_on_conflict(write: Write, columns: tuple[str, ...]) -> str:
     if not write.is_upsert:
         return ""
     target = ", ".join(identifier(name) for name in write.conflict_target)
@@ -210,19 +210,19 @@ def _on_conflict(write: Write, columns: tuple[str, ...]) -> str:
     return f" on conflict({target}) do update set {changes} where {_COUNT_UPDATED}"
 
 
-def _update(write: Write, source: Source) -> str:
-    assert write.payload is not None
-    columns = _written_columns(write)
-    if write.payload.size != 1:
+def _write_update(write: Write, source: Source) -> str:
+    assert write.body is not None
+    columns = _choose_columns(write)
+    if write.body.size != 1:
         raise invalid_body("An update takes one object")
     if not columns:
         return ""
     changes = ", ".join(f"{identifier(name)} = pgrst_body.{identifier(name)}" for name in columns)
-    rows = _new_rows(write, columns, source)
+    rows = _write_new_rows(write, columns, source)
     return f"update {source.reference} set {changes} from {rows}{source.where(write.query.conditions)}"
 
 
-def _returning(write: Write, source: Source) -> str:
+def _write_returning(write: Write, source: Source) -> str:
     if write.preferences.returning == "representation":
         return source.select_list(write.query.select)
     if _wants_location(write):
@@ -241,7 +241,7 @@ _LOCATION: Final = (
 )
 
 
-def _answer_write(write: Write, form: Format, change: str) -> str:
+def _write_answer(write: Write, form: Format, change: str) -> str:
     wanted = write.preferences.returning == "representation"
     extra = (_LOCATION if _wants_location(write) else "") + (_UPDATED if write.is_upsert else "")
-    return answer_rows(change, rows_body(form) if wanted else "null::text", extra=extra)
+    return answer_rows(change, write_body(form) if wanted else "null::text", extra=extra)

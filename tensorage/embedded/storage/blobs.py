@@ -30,7 +30,7 @@ from typing import Final
 from tensorage.embedded.folder import FolderError
 
 #: Most files of a folder that are listed. After a killed server there are far fewer.
-MAX_LEFTOVERS: Final = 10_000
+MAX_LISTED_NAMES: Final = 10_000
 
 _VERSION: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -76,12 +76,12 @@ class Blobs:
         """
         for folder in (self._path, self.incoming, self._pending, self._objects):
             make_folder(folder)
-        for leftover in names_in(self.incoming):
+        for leftover in list_names(self.incoming):
             (self.incoming / leftover).unlink()
 
-    def undecided(self) -> list[str]:
+    def list_marked(self) -> list[str]:
         """Return the marked versions: a server was killed while transactions decided about them."""
-        return [name for name in names_in(self._pending) if is_version(name)]
+        return [name for name in list_names(self._pending) if is_version(name)]
 
     def open(self, version: str) -> io.FileIO:
         """Open a blob for reading. An open blob can be read even after its name is deleted.
@@ -91,7 +91,7 @@ class Blobs:
         OSError
             The blob is missing, or no plain file.
         """
-        file = io.FileIO(os.open(self._objects / _checked(version), os.O_RDONLY | FLAGS))
+        file = io.FileIO(os.open(self._objects / _check_version(version), os.O_RDONLY | FLAGS))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(f"{version} is no plain file")
@@ -106,35 +106,35 @@ class Blobs:
     def adopt(self, source: Path, version: str) -> None:
         """Add a whole file to the blobs under a second name, while it keeps the first."""
         self.mark([version])
-        os.link(source, self._objects / _checked(version), follow_symlinks=False)
+        os.link(source, self._objects / _check_version(version), follow_symlinks=False)
         _sync_folder(self._objects)
 
     def has(self, version: str) -> bool:
         """Tell whether a version has a file, even if no row has the version."""
-        return (self._objects / _checked(version)).exists()
+        return (self._objects / _check_version(version)).exists()
 
     def link(self, version: str) -> str:
         """Copy a blob under a new version. A second name for the file is enough, since it never changes."""
         new = new_version()
         self.mark([new])
-        os.link(self._objects / _checked(version), self._objects / new, follow_symlinks=False)
+        os.link(self._objects / _check_version(version), self._objects / new, follow_symlinks=False)
         _sync_folder(self._objects)
         return new
 
     def mark(self, versions: Iterable[str]) -> None:
         """Mark versions: a transaction is about to decide whether their blobs stay."""
         for version in versions:
-            path = self._pending / _checked(version)
+            path = self._pending / _check_version(version)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600))
 
     def unmark(self, versions: Iterable[str]) -> None:
         for version in versions:
-            (self._pending / _checked(version)).unlink(missing_ok=True)
+            (self._pending / _check_version(version)).unlink(missing_ok=True)
 
     def delete(self, versions: Iterable[str]) -> None:
         """Delete blobs that no row has. An earlier attempt may have deleted some of them."""
         for version in versions:
-            (self._objects / _checked(version)).unlink(missing_ok=True)
+            (self._objects / _check_version(version)).unlink(missing_ok=True)
 
 
 class Incoming:
@@ -187,7 +187,7 @@ def is_version(version: str | None) -> bool:
     return version is not None and _VERSION.fullmatch(version) is not None
 
 
-def _checked(version: str) -> str:
+def _check_version(version: str) -> str:
     if not is_version(version):
         raise FileNotFoundError(f"{version!r} names no blob")
     return version
@@ -207,10 +207,10 @@ def make_folder(folder: Path) -> None:
         raise FolderError(f"{folder} is no folder, or a link to one: objects are kept in a real folder")
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """Return the names of the files in a folder, at most a bounded number."""
     with os.scandir(folder) as entries:
-        return [entry.name for entry in itertools.islice(entries, MAX_LEFTOVERS)]
+        return [entry.name for entry in itertools.islice(entries, MAX_LISTED_NAMES)]
 
 
 def write_all(descriptor: int, piece: bytes) -> None:

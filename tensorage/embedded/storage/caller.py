@@ -38,7 +38,7 @@ def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
     scheme, _, token = headers["authorization"].partition(" ")
     if scheme.lower() != "bearer":
         raise access_denied(_REASONS[4][1])
-    claims = _verified(token.strip(), tokens, access_denied)
+    claims = _verify(token.strip(), tokens, access_denied)
     role = claims.get("role", "anon")
     if not isinstance(role, str) or not role or "\0" in role:
         raise access_denied("The JWT 'role' claim must be the name of a role")
@@ -55,10 +55,10 @@ def identify_if_possible(headers: Mapping[str, str], tokens: Tokens) -> Caller |
 
 def verify_signed_url(token: str, tokens: Tokens) -> Mapping[str, Any]:
     """Return the claims of a signed URL's token."""
-    return _verified(token, tokens, invalid_jwt)
+    return _verify(token, tokens, invalid_jwt)
 
 
-def _verified(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
+def _verify(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
     try:
         return tokens.verify(token, leeway_s=0)
     except jwt.InvalidTokenError as error:

@@ -92,7 +92,7 @@ async def find_bucket(connection: Connection, bucket_id: str) -> Bucket:
     return Bucket(row["id"], bool(row["public"]), row["file_size_limit"], row["allowed_mime_types"])
 
 
-async def known_versions(database: Database, versions: Sequence[str]) -> set[str]:
+async def find_known_versions(database: Database, versions: Sequence[str]) -> set[str]:
     """Return those of some versions that a row of an object has."""
     async with transaction(database, SERVICE, read_only=True) as connection:
         rows: list[Any] = await connection.fetch(

@@ -156,10 +156,10 @@ def from_os(error: OSError) -> StorageError:
 def from_postgres(error: asyncpg.PostgresError) -> StorageError:
     """Return the answer to an error of PostgreSQL."""
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
-    if sqlstate in _OF_SQLSTATE:
-        return _OF_SQLSTATE[sqlstate]()
+    if sqlstate in _BY_SQLSTATE:
+        return _BY_SQLSTATE[sqlstate]()
     if sqlstate == "42501":
-        return access_denied(_of_any_table(message))
+        return access_denied(_strip_table(message))
     if sqlstate == "22023" and message.startswith("role "):
         return access_denied(message)  # the token's role does not exist
     if sqlstate.startswith("22"):
@@ -177,13 +177,13 @@ def unavailable() -> StorageError:
     return StorageError(UNAVAILABLE, "DatabaseError", message, "DatabaseError", http_status=UNAVAILABLE)
 
 
-def _of_any_table(message: str) -> str:
+def _strip_table(message: str) -> str:
     """Return PostgreSQL's message without the table's name at its end, as in Supabase Storage."""
     return message.partition(" for table ")[0] if "row-level security" in message else message
 
 
 #: Answers to errors of PostgreSQL by SQLSTATE, for transactions that give them no special meaning.
-_OF_SQLSTATE: Final[Mapping[str, Callable[[], StorageError]]] = {
+_BY_SQLSTATE: Final[Mapping[str, Callable[[], StorageError]]] = {
     UNIQUE: lambda: _already_exists("ResourceAlreadyExists"),
     FOREIGN_KEY: no_such_bucket,
     "53100": disk_full,

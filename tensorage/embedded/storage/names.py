@@ -37,25 +37,25 @@ def is_object_name(name: str) -> bool:
     )
 
 
-def checked_object_name(name: str) -> str:
+def check_object_name(name: str) -> str:
     if not is_object_name(name):
         raise invalid_key(name)
     return name
 
 
-def checked_bucket_name(name: str) -> str:
+def check_bucket_name(name: str) -> str:
     good = _BUCKET_NAME.fullmatch(name) and name.strip() == name and name not in (".", "..")
     if not good or len(name) > MAX_BUCKET_NAME_BYTES:
         raise invalid_bucket_name()
     return name
 
 
-def checked_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
+def check_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
     """Return a MIME type. Refuse one that a bucket does not allow (None or empty: the bucket allows all).
 
     Examples
     --------
-    >>> checked_mime_type("text/plain; charset=utf-8", ["image/png", "text/*"])
+    >>> check_mime_type("text/plain; charset=utf-8", ["image/png", "text/*"])
     'text/plain; charset=utf-8'
     """
     parts = _MIME_TYPE.fullmatch(mime_type)
@@ -68,7 +68,7 @@ def checked_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
     return mime_type
 
 
-def checked_allowed_mime_types(allowed: Sequence[str]) -> list[str]:
+def check_allowed_mime_types(allowed: Sequence[str]) -> list[str]:
     """Return the MIME types that a bucket is to allow. Refuse malformed ones."""
     for entry in allowed:
         if _ALLOWED_MIME_TYPE.fullmatch(entry) is None or len(entry) > MAX_HEADER_LENGTH:

@@ -40,15 +40,15 @@ class Fields:
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return the text called `name`, which is required if there is no default."""
-        found: str = self._required(name, default, str)
-        return storable(found, f"{self.where}/{name}")
+        found: str = self._require(name, default, str)
+        return check_storable(found, f"{self.where}/{name}")
 
     def boolean(self, name: str, *, default: bool) -> bool:
-        found: bool = self._required(name, default, bool)
+        found: bool = self._require(name, default, bool)
         return found
 
     def object(self, name: str) -> Fields:
-        return Fields(self._required(name, {}, dict), f"{self.where}/{name}")
+        return Fields(self._require(name, {}, dict), f"{self.where}/{name}")
 
     def integer(
         self, name: str, default: int | None = None, *, minimum: int, maximum: int = _MAX_INTEGER
@@ -67,7 +67,7 @@ class Fields:
 
     def texts(self, name: str, *, maximum: int) -> list[str]:
         """Return the list called `name`, which has between one and `maximum` texts."""
-        value = self._required(name, None, list)
+        value = self._require(name, None, list)
         if not value:
             raise invalid_request(f"{self.where}/{name} must NOT have fewer than 1 items")
         if len(value) > maximum:
@@ -77,7 +77,7 @@ class Fields:
                 raise invalid_request(f"{self.where}/{name}/{position} must be string")
         return list(value)
 
-    def _required(self, name: str, default: Any, kind: type) -> Any:
+    def _require(self, name: str, default: Any, kind: type) -> Any:
         value = self._get(name, default)
         if not isinstance(value, kind):
             raise invalid_request(f"{self.where}/{name} must be {_TYPES.get(kind, 'array')}")
@@ -119,7 +119,7 @@ async def read_fields(request: Request, *, required: bool = True) -> Fields:
     return Fields(value)
 
 
-def storable(text: str, where: str) -> str:
+def check_storable(text: str, where: str) -> str:
     """Return a text. Refuse one that PostgreSQL cannot store."""
     try:
         text.encode()

@@ -1,18 +1,52 @@
-"""Files to answers: read by a thread while the last piece is sent, a bounded number of bytes in memory."""
+"""Content of objects in answers: the header Range, and files that are sent in pieces.
+
+A thread reads the next piece while the last one is sent. At most two pieces are in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tensorage.embedded.storage.errors import invalid_range
+
 #: Bytes that are read from the disk at a time.
 _PIECE_BYTES: Final = 1 << 20
+
+_ONE_RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+
+
+def parse_range(header: str, size: int) -> range:
+    """Return the positions that a header ``Range`` asks for, in an object of `size` bytes. There is at least one.
+
+    Raises
+    ------
+    StorageError
+        416 for several ranges, anything that is no range, or a range beyond the end.
+
+    Examples
+    --------
+    >>> parse_range("bytes=-100", 1024), parse_range("bytes=1000-5000", 1024)
+    (range(924, 1024), range(1000, 1024))
+    """
+    match = _ONE_RANGE.fullmatch(header.strip())
+    if match is None or not (match[1] or match[2]):
+        raise invalid_range()
+    if not match[1]:
+        found = range(max(0, size - int(match[2])), size)
+    else:
+        last = int(match[2]) if match[2] else size - 1
+        found = range(int(match[1]), min(last + 1, size))
+    if not found:
+        raise invalid_range()
+    return found
 
 
 class ContentResponse(Response):

@@ -122,61 +122,61 @@ class Routine:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Schema:
     """State of the exposed schema at one time. A reload makes another one."""
 
-    schema: str
+    name: str
     tables: Mapping[str, Table]
     routines: Mapping[str, tuple[Routine, ...]]
     role_settings: Mapping[str, dict[str, str]]
 
-    def table(self, name: str) -> Table:
+    def find_table(self, name: str) -> Table:
         found = self.tables.get(name)
         if found is None:
-            close = closest(name, self.tables, cutoff=0.6)
-            hint = f"Perhaps you meant the table '{self.schema}.{close}'" if close else None
-            message = f"Could not find the table '{self.schema}.{name}' in the schema cache"
+            close = guess_name(name, self.tables, cutoff=0.6)
+            hint = f"Perhaps you meant the table '{self.name}.{close}'" if close else None
+            message = f"Could not find the table '{self.name}.{name}' in the schema cache"
             raise ApiError(404, "PGRST205", message, hint=hint)
         return found
 
 
-def closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
+def guess_name(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
     """Return the known name that is most similar to `name`, or None."""
     if len(name) > _MAX_GUESSED_LENGTH:
         return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
-async def load_catalogue(connection: Connection, schema: str) -> Catalogue:
+async def load_schema(connection: Connection, name: str) -> Schema:
     """Read a schema from PostgreSQL."""
-    columns = await connection.fetch(introspection.COLUMNS, schema)
-    routines = await connection.fetch(introspection.ROUTINES, schema)
+    columns = await connection.fetch(introspection.COLUMNS, name)
+    routines = await connection.fetch(introspection.ROUTINES, name)
     settings = await connection.fetch(introspection.ROLE_SETTINGS)
-    return Catalogue(
-        schema=schema,
-        tables=_tables(schema, [dict(row) for row in columns]),
-        routines=_routines(schema, [dict(row) for row in routines]),
-        role_settings=_role_settings([dict(row) for row in settings]),
+    return Schema(
+        name=name,
+        tables=_group_tables(name, [dict(row) for row in columns]),
+        routines=_group_routines(name, [dict(row) for row in routines]),
+        role_settings=_group_role_settings([dict(row) for row in settings]),
     )
 
 
 Row = Mapping[str, Any]
 
 
-def _tables(schema: str, rows: Iterable[Row]) -> dict[str, Table]:
+def _group_tables(schema: str, rows: Iterable[Row]) -> dict[str, Table]:
     by_table: dict[str, list[Row]] = {}
     for row in rows:
         by_table.setdefault(row["table_name"], []).append(row)
-    return {name: _table(schema, name, columns) for name, columns in by_table.items()}
+    return {name: _make_table(schema, name, columns) for name, columns in by_table.items()}
 
 
-def _table(schema: str, name: str, rows: list[Row]) -> Table:
+def _make_table(schema: str, name: str, rows: list[Row]) -> Table:
     key = sorted((row["key_position"], row["column_name"]) for row in rows if row["key_position"] is not None)
     actions = rows[0]["actions"]
     return Table(
         schema=schema,
         name=name,
-        columns={row["column_name"]: _column(row) for row in rows},
+        columns={row["column_name"]: _make_column(row) for row in rows},
         primary_key=tuple(column for _, column in key),
         insertable=bool(actions & _INSERT),
         updatable=bool(actions & _UPDATE),
@@ -184,19 +184,19 @@ def _table(schema: str, name: str, rows: list[Row]) -> Table:
     )
 
 
-def _column(row: Row) -> Column:
+def _make_column(row: Row) -> Column:
     default = row["identity_expression"] or row["default_expression"]
     return Column(row["column_name"], row["type"], row["comparison_type"], default)
 
 
-def _routines(schema: str, rows: Iterable[Row]) -> dict[str, tuple[Routine, ...]]:
+def _group_routines(schema: str, rows: Iterable[Row]) -> dict[str, tuple[Routine, ...]]:
     found: dict[str, tuple[Routine, ...]] = {}
     for row in rows:
-        found[row["name"]] = (*found.get(row["name"], ()), _routine(schema, row))
+        found[row["name"]] = (*found.get(row["name"], ()), _make_routine(schema, row))
     return found
 
 
-def _routine(schema: str, row: Row) -> Routine:
+def _make_routine(schema: str, row: Row) -> Routine:
     count = len(row["argument_types"])
     names = [*row["argument_names"], *[""] * count][:count]
     modes = row["argument_modes"] or ["i"] * count
@@ -206,7 +206,7 @@ def _routine(schema: str, row: Row) -> Routine:
     return Routine(
         schema=schema,
         name=row["name"],
-        parameters=_parameters([a for a in arguments if a[1] in "ibv"], row),
+        parameters=_make_parameters([a for a in arguments if a[1] in "ibv"], row),
         is_volatile=row["is_volatile"],
         returns_set=row["returns_set"],
         returns_void=row["returns_void"],
@@ -218,7 +218,7 @@ def _routine(schema: str, row: Row) -> Routine:
     )
 
 
-def _parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter, ...]:
+def _make_parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter, ...]:
     required = row["input_count"] - row["default_count"]
     return tuple(
         Parameter(name, type_, required=n < required and mode != "v", variadic=mode == "v")
@@ -226,7 +226,7 @@ def _parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter
     )
 
 
-def _role_settings(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
+def _group_role_settings(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         name, _, value = row["setting"].partition("=")

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tensorage.embedded.inflight import Share
+from tensorage.embedded.request_memory import HeldMemory
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,7 +31,7 @@ class ClientGoneError(Exception):
 
 
 async def read_body(
-    receive: Receive, declared_nbytes: int | None, share: Share, *, max_nbytes: int = MAX_BODY_BYTES
+    receive: Receive, declared_nbytes: int | None, memory: HeldMemory, *, max_nbytes: int = MAX_BODY_BYTES
 ) -> bytes:
     """Receive the whole body of a request.
 
@@ -39,7 +39,7 @@ async def read_body(
     ----------
     declared_nbytes
         The header ``Content-Length``; None for a chunked body.
-    share
+    memory
         Memory of the request, which holds the bytes as they arrive.
     max_nbytes
         Largest body. A larger one is refused, before it arrives if its length is announced.
@@ -55,7 +55,7 @@ async def read_body(
         nbytes += len(piece)
         if nbytes > max_nbytes:
             raise _too_large(max_nbytes)
-        await share.add(len(piece))
+        await memory.add(len(piece))
         pieces.append(piece)
         if not message.get("more_body"):
             return b"".join(pieces)
@@ -69,7 +69,7 @@ def _too_large(max_nbytes: int) -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonPayload:
+class JsonBody:
     """A JSON body. PostgreSQL parses `text` again to make the values.
 
     Parameters
@@ -86,7 +86,7 @@ class JsonPayload:
     size: int = 1
 
 
-def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
+def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) -> JsonBody:
     """Parse a JSON body as far as its keys.
 
     Parameters
@@ -101,16 +101,16 @@ def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) 
     ApiError
         ``PGRST102`` for a body that is no JSON, or has another shape.
     """
-    text = decoded_json(body)
+    text = decode_json(body)
     try:
         # PostgreSQL reads the numbers. Here an int becomes a float: parsing a very long int would take long.
         value = json.loads(text, parse_int=float)
     except (ValueError, RecursionError) as error:
         raise invalid_json() from error
-    return checked_json(text, _look(value), any_shape=any_shape, any_keys=any_keys)
+    return make_json_body(text, summarize_json(value), any_shape=any_shape, any_keys=any_keys)
 
 
-def decoded_json(body: bytes) -> str:
+def decode_json(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
@@ -122,7 +122,7 @@ def invalid_json() -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonLook:
+class JsonSummary:
     """Summary of a JSON body, from which its statement is chosen.
 
     Parameters
@@ -143,19 +143,19 @@ class JsonLook:
     is_even: bool = True
 
 
-def _look(value: Any) -> JsonLook:
+def summarize_json(value: Any) -> JsonSummary:
     if isinstance(value, dict):
-        return JsonLook("object", frozenset(value))
+        return JsonSummary("object", frozenset(value))
     if not isinstance(value, list):
-        return JsonLook("other")
+        return JsonSummary("other")
     if not all(isinstance(element, dict) for element in value):
-        return JsonLook("list", size=len(value))
+        return JsonSummary("list", size=len(value))
     is_even = all(element.keys() == value[0].keys() for element in value)
-    return JsonLook("array", frozenset(value[0] if value else ()), len(value), is_even)
+    return JsonSummary("array", frozenset(value[0] if value else ()), len(value), is_even)
 
 
 #: Query that gives the `JsonSummary` of its parameter. A key that an object has twice counts once.
-LOOK: Final = """
+SUMMARY: Final = """
     with body as materialized (select $1::json as value),
     elements as materialized (
       select e.n, e.value, pg_catalog.json_typeof(e.value) = 'object' as is_object
@@ -181,15 +181,15 @@ LOOK: Final = """
 """
 
 
-def checked_json(text: str, look: JsonLook, *, any_shape: bool, any_keys: bool) -> JsonPayload:
+def make_json_body(text: str, summary: JsonSummary, *, any_shape: bool, any_keys: bool) -> JsonBody:
     """Return a body with this summary. Refuse it if it has another shape than `parse_json` allows."""
-    keys = tuple(sorted(look.keys))
-    if look.shape == "object":
-        return JsonPayload(text, "object", keys)
-    if look.shape == "array" and (look.is_even or any_keys):
-        return JsonPayload(text, "array", keys, look.size)
+    keys = tuple(sorted(summary.keys))
+    if summary.shape == "object":
+        return JsonBody(text, "object", keys)
+    if summary.shape == "array" and (summary.is_even or any_keys):
+        return JsonBody(text, "array", keys, summary.size)
     if any_shape:
-        return JsonPayload(text, "other")
-    if look.shape in ("array", "list"):
+        return JsonBody(text, "other")
+    if summary.shape in ("array", "list"):
         raise invalid_body("All object keys must match")
     raise invalid_json()

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tensorage.embedded.storage.blobs import FLAGS, is_version, make_folder, names_in, write_all
+from tensorage.embedded.storage.blobs import FLAGS, is_version, list_names, make_folder, write_all
 
 #: Seconds after which an expired upload is deleted. Requests that began before its end are over by then.
 _GRACE_S: Final = 3600
@@ -36,7 +36,7 @@ _OFFSET: Final = "offset"
 
 
 @dataclass(frozen=True)
-class Declared:
+class UploadDeclaration:
     """Declaration of an upload: everything that is known before its content comes.
 
     Parameters
@@ -65,27 +65,27 @@ class Declared:
     sent_metadata: str
     expires_at: float
 
-    def is_of(self, role: str, subject: object) -> bool:
+    def belongs_to(self, role: str, subject: object) -> bool:
         return (self.role, self.subject) == (role, subject)
 
 
 @dataclass(frozen=True)
-class Partial:
+class ResumableUpload:
     """A resumable upload, and the number of its bytes that count."""
 
-    declared: Declared
+    declaration: UploadDeclaration
     offset: int
 
     @property
     def is_finished(self) -> bool:
-        return self.offset == self.declared.size
+        return self.offset == self.declaration.size
 
     @property
     def missing_nbytes(self) -> int:
-        return self.declared.size - self.offset
+        return self.declaration.size - self.offset
 
 
-class Part:
+class Continuation:
     """Bytes that continue the content of an upload. They count only after `ResumableFiles.advance`."""
 
     def __init__(self, path: Path, offset: int) -> None:
@@ -125,7 +125,7 @@ class Part:
             os.close(descriptor)
 
 
-class Partials:
+class ResumableFiles:
     """The resumable uploads in one folder, which belongs to one server process."""
 
     def __init__(self, path: Path) -> None:
@@ -141,63 +141,63 @@ class Partials:
         """
         make_folder(self._path)
 
-    def create(self, declared: Declared) -> Partial:
-        folder = self._path / declared.id
+    def create(self, declaration: UploadDeclaration) -> ResumableUpload:
+        folder = self._path / declaration.id
         folder.mkdir(mode=0o700)
         try:
             os.close(os.open(folder / _CONTENT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS, 0o600))
             # Written last: the upload exists from here on.
-            _replace(folder / _UPLOAD, json.dumps(asdict(declared)))
+            _replace(folder / _UPLOAD, json.dumps(asdict(declaration)))
         except BaseException:
             shutil.rmtree(folder)
             raise
-        return Partial(declared, 0)
+        return ResumableUpload(declaration, 0)
 
-    def find(self, upload_id: str) -> Partial | None:
+    def find(self, upload_id: str) -> ResumableUpload | None:
         """Return an upload, or None if there is no such upload."""
         if not is_version(upload_id):
             return None
         folder = self._path / upload_id
         try:
-            declared = Declared(**json.loads(_read(folder / _UPLOAD)))
+            declaration = UploadDeclaration(**json.loads(_read(folder / _UPLOAD)))
         except FileNotFoundError:
             return None
-        return Partial(declared, _offset(folder))
+        return ResumableUpload(declaration, _read_offset(folder))
 
-    def content(self, upload_id: str) -> Path:
+    def content_path(self, upload_id: str) -> Path:
         """Return the path of an unfinished upload's content."""
         return self._path / upload_id / _CONTENT
 
-    def part(self, partial: Partial) -> Part:
+    def continue_content(self, upload: ResumableUpload) -> Continuation:
         """Return a file that continues the content of an upload."""
-        return Part(self.content(partial.declared.id), partial.offset)
+        return Continuation(self.content_path(upload.declaration.id), upload.offset)
 
-    def advance(self, partial: Partial, offset: int) -> Partial:
+    def advance(self, upload: ResumableUpload, offset: int) -> ResumableUpload:
         """Count the bytes before `offset`, which are on the disk already."""
-        _replace(self._path / partial.declared.id / _OFFSET, str(offset))
-        return Partial(partial.declared, offset)
+        _replace(self._path / upload.declaration.id / _OFFSET, str(offset))
+        return ResumableUpload(upload.declaration, offset)
 
-    def finish(self, partial: Partial) -> Partial:
+    def finish(self, upload: ResumableUpload) -> ResumableUpload:
         """Mark an upload as finished. Its object is stored, and its content is a blob."""
-        finished = self.advance(partial, partial.declared.size)
-        self.content(partial.declared.id).unlink(missing_ok=True)
+        finished = self.advance(upload, upload.declaration.size)
+        self.content_path(upload.declaration.id).unlink(missing_ok=True)
         return finished
 
     def remove(self, upload_id: str) -> None:
         shutil.rmtree(self._path / upload_id)
 
-    def sweep(self, now: float) -> None:
+    def delete_expired(self, now: float) -> None:
         """Delete uploads that expired a while ago, and folders of uploads that were never created completely."""
-        for name in names_in(self._path):
+        for name in list_names(self._path):
             folder = self._path / name
-            partial = self.find(name)
+            upload = self.find(name)
             # Without a declaration, the folder is one that a killed server was making.
-            ends_at = folder.lstat().st_mtime if partial is None else partial.declared.expires_at
+            ends_at = folder.lstat().st_mtime if upload is None else upload.declaration.expires_at
             if ends_at + _GRACE_S < now:
                 shutil.rmtree(folder)
 
 
-def _offset(folder: Path) -> int:
+def _read_offset(folder: Path) -> int:
     try:
         text = _read(folder / _OFFSET)
     except FileNotFoundError:

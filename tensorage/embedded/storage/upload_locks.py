@@ -16,14 +16,14 @@ from tensorage.embedded.storage.errors import upload_taken_over
 
 #: Seconds for which a request may go on receiving while another one waits. A client whose connection broke continues
 #: after this time: the server may not have noticed that the old request is dead.
-_PATIENCE_S: Final = 2.0
+_MAX_WAIT_S: Final = 2.0
 
 
-class Turn:
-    """Lock of one upload. Its holder loses it if another request has waited for too long."""
+class UploadLock:
+    """Lock of one upload. Another request that has waited for too long interrupts the holder's receiving."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+        self.mutex = asyncio.Lock()
         self.users = 0
         self._receiving: asyncio.Task[None] | None = None
 
@@ -34,6 +34,7 @@ class Turn:
             await asyncio.wait([task])
         finally:
             self._receiving = None
+            # Has an effect only if this request is cancelled: the task must not outlive it.
             task.cancel()
         if task.cancelled():
             return upload_taken_over()
@@ -42,40 +43,40 @@ class Turn:
             raise error
         return error
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
         """Interrupt the request that is receiving, if one is."""
         if self._receiving is not None:
             self._receiving.cancel()
 
 
-class Turns:
+class UploadLocks:
     """The locks of all uploads that have requests."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, Turn] = {}
+        self._locks: dict[str, UploadLock] = {}
 
     @asynccontextmanager
-    async def turn(self, upload_id: str) -> AsyncIterator[Turn]:
+    async def hold(self, upload_id: str) -> AsyncIterator[UploadLock]:
         """Hold the lock of an upload. A request that holds it and still receives is interrupted after a while."""
-        turn = self._turns.setdefault(upload_id, Turn())
-        turn.users += 1
+        lock = self._locks.setdefault(upload_id, UploadLock())
+        lock.users += 1
         try:
-            await _acquire(turn)
+            await _acquire(lock)
             try:
-                yield turn
+                yield lock
             finally:
-                turn.lock.release()
+                lock.mutex.release()
         finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[upload_id]
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[upload_id]
 
 
-async def _acquire(turn: Turn) -> None:
+async def _acquire(lock: UploadLock) -> None:
     while True:
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await turn.lock.acquire()
+            async with asyncio.timeout(_MAX_WAIT_S):
+                await lock.mutex.acquire()
                 return
         except TimeoutError:
-            turn.stop()
+            lock.interrupt()

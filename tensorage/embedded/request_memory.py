@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import Final
 
 #: Most bytes of bodies and answers, as sent. A body is copied about three times on its way to PostgreSQL.
-MAX_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 
 #: Seconds for which a request waits for memory, and for which one that exceeds the limit makes others wait.
-PATIENCE_S: Final = 10.0
+MAX_WAIT_S: Final = 10.0
 
 
 class BusyError(Exception):
     """Other requests hold all the memory, and release none."""
 
 
-class Room:
+class RequestMemory:
     """Memory for the bytes of all requests.
 
     Bytes count when they arrive, not when a header announces them: an announcement costs nothing. At the limit requests
@@ -26,31 +26,31 @@ class Room:
     bodies wait for each other for ever. Memory holds at most the limit and one more body.
     """
 
-    def __init__(self, nbytes: int = MAX_IN_FLIGHT_BYTES, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, nbytes: int = MAX_HELD_BYTES, max_wait_s: float = MAX_WAIT_S) -> None:
         self._nbytes = nbytes
-        self._patience_s = patience_s
+        self._max_wait_s = max_wait_s
         self._used = 0
         self._turn = asyncio.Lock()
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def lend(self) -> Iterator[HeldMemory]:
         """Lend memory to a request until the end of the block."""
-        share = Share(self)
+        held = HeldMemory(self)
         try:
-            yield share
+            yield held
         finally:
-            share.release()
+            held.release()
 
     @property
     def used_nbytes(self) -> int:
         return self._used
 
 
-class Share:
+class HeldMemory:
     """Memory that one request holds."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, memory: RequestMemory) -> None:
+        self._memory = memory
         self._held = 0
         # Time on the loop's clock until which this request may exceed the limit; None if it may not.
         self._turn_ends: float | None = None
@@ -63,34 +63,34 @@ class Share:
         BusyError
             No memory became free in time, or this request has exceeded the limit for too long.
         """
-        room = self._room
+        memory = self._memory
         if self._turn_ends is not None and asyncio.get_running_loop().time() > self._turn_ends:
             raise BusyError
-        if self._turn_ends is None and room._used + nbytes > room._nbytes:
+        if self._turn_ends is None and memory._used + nbytes > memory._nbytes:
             await self._wait(nbytes)
         self.hold(nbytes)
 
     async def _wait(self, nbytes: int) -> None:
-        room = self._room
+        memory = self._memory
         try:
-            async with asyncio.timeout(room._patience_s):
-                await room._turn.acquire()
+            async with asyncio.timeout(memory._max_wait_s):
+                await memory._turn.acquire()
         except TimeoutError as error:
             raise BusyError from error
-        if room._used + nbytes > room._nbytes:
-            self._turn_ends = asyncio.get_running_loop().time() + room._patience_s
+        if memory._used + nbytes > memory._nbytes:
+            self._turn_ends = asyncio.get_running_loop().time() + memory._max_wait_s
         else:
-            room._turn.release()
+            memory._turn.release()
 
     def hold(self, nbytes: int) -> None:
         """Hold bytes that are in memory already, even beyond the limit."""
         self._held += nbytes
-        self._room._used += nbytes
+        self._memory._used += nbytes
 
     def release(self) -> None:
         """Release all bytes of this request."""
-        self._room._used -= self._held
+        self._memory._used -= self._held
         self._held = 0
         if self._turn_ends is not None:
             self._turn_ends = None
-            self._room._turn.release()
+            self._memory._turn.release()
