@@ -30,13 +30,14 @@ class OwnHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             hosts = [value for name, value in scope["headers"] if name == b"host"]
+            # With two such headers, this check and the browser could each go by another one (RFC 9112, section 3.2).
             if len(hosts) != 1 or _OWN_HOST.fullmatch(hosts[0].decode("latin-1")) is None:
-                await _refuse_host()(scope, receive, send)
+                await _make_host_refusal()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _refuse_host() -> JSONResponse:
+def _make_host_refusal() -> JSONResponse:
     return JSONResponse(
         {
             "message": "The request is for another host",
@@ -62,6 +63,7 @@ class ApiKeys:
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
+        # Hosted Supabase, too, takes the key from a header or from the URL.
         key = Headers(scope=scope).get("apikey") or _take_parameter(scope, "apikey")
         if not key:
             return JSONResponse(

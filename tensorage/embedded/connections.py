@@ -129,6 +129,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._next_check = self.loop.call_later(self.limits.progress_interval_s, self._check_progress)
+        # The set includes this connection already.
         if len(self.connections) > self.limits.connections:
             self._make_room()
 
@@ -148,6 +149,7 @@ class Connection(HttpToolsProtocol):
             return
         idle = [other for other in others if other._is_idle]
         if idle:
+            # Clients expect that servers close idle connections, and connect again.
             min(idle, key=lambda other: other._idle_since).transport.abort()
         else:
             self._refuse(
@@ -176,7 +178,7 @@ class Connection(HttpToolsProtocol):
             self._unheard_nbytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_nbytes + self._unheard_nbytes > self.limits.head_nbytes:
-            self._refuse(self._refuse_large_head())
+            self._refuse(self._make_large_head_refusal())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -197,9 +199,9 @@ class Connection(HttpToolsProtocol):
         self._unheard_nbytes = 0
         self._head_nbytes += nbytes
         if self._head_nbytes > self.limits.head_nbytes or self._head_fields > self.limits.head_fields:
-            self._stop_parsing(self._refuse_large_head())
+            self._stop_parsing(self._make_large_head_refusal())
 
-    def _refuse_large_head(self) -> _Refusal:
+    def _make_large_head_refusal(self) -> _Refusal:
         most = f"{self.limits.head_nbytes} bytes and {self.limits.head_fields} fields"
         return _Refusal(431, f"The URL and the headers of a request may have {most} together")
 
@@ -213,6 +215,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._received_nbytes += len(body)
         if self.cycle.response_complete:
+            # uvicorn receives a body to its end, even if the application has answered before.
             self._discard(len(body))
         super().on_body(body)
 
@@ -259,6 +262,7 @@ class Connection(HttpToolsProtocol):
     # -- Time -------------------------------------------------------------------------------------------
 
     def resume_writing(self) -> None:
+        # The client has received enough of its answer for more to be sent: that is progress.
         self._drains += 1
         super().resume_writing()
 

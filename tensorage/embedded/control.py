@@ -132,6 +132,7 @@ def start(
     companion = lifetime.find_companion(ends_with)
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
+    # One process at a time: two that start at the same time would both start a server.
     with _hold_control(folder, timeout_s):
         # A folder whose secrets others could have written is refused at once, rather than after a wait for a server.
         with contextlib.suppress(FileNotFoundError):
@@ -250,6 +251,7 @@ def _spawn(
         command += ["--postgres-bin", os.fspath(Path(postgres_bin).absolute())]
     if companion is not None:
         command += ["--ends-with", str(companion.pid), "--began-at", repr(companion.create_time)]
+    # The file is the owner's alone, like all of the folder.
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
         return _Detached(
@@ -267,6 +269,7 @@ def _stop_process(folder: DataFolder, timeout_s: float) -> bool:
     state = _read_live_state(folder)
     if state is None:
         return False
+    # The process may end by itself at any time.
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(state.pid)
         process.terminate()
@@ -305,7 +308,7 @@ def _reap(process: psutil.Process) -> None:
 
 def _is_healthy(state: ServerState) -> bool:
     """Tell whether the server and its PostgreSQL answer. PostgreSQL may have died, and be starting again."""
-    # Loaded here, since most processes that import this module ask for no health.
+    # Imported here, so that this module itself is imported fast.
     import http.client
 
     connection = http.client.HTTPConnection(HOST, state.api_port, timeout=_HEALTH_TIMEOUT_S)
@@ -336,6 +339,7 @@ def _describe_server(folder: DataFolder, state: ServerState) -> Running:
 
 
 def _check_options(running: Running, port: int | None, jwt_lifetime_s: int | None) -> None:
+    # A running server keeps its options, since other processes use it already.
     has_port = int(running.api_url.rpartition(":")[2])
     if port not in {None, 0, has_port}:
         raise StartError(

@@ -63,9 +63,13 @@ class Database:
         )
 
     async def close(self) -> None:
+        self.disconnect()
+        self._pool = None
+
+    def disconnect(self) -> None:
+        """End all connections at once. Transactions under way fail, and later ones find no connection."""
         if self._pool is not None:
             self._pool.terminate()
-            self._pool = None
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -92,7 +96,7 @@ class Database:
     async def transaction(
         self, caller: Caller, *, read_only: bool = False, settings: Mapping[str, str] | None = None
     ) -> AsyncIterator[Connection]:
-        """Open a transaction in the caller's role. It is committed at the end, or rolled back after an error.
+        """Open a transaction in the caller's role, committed at the end, or rolled back after an error.
 
         Parameters
         ----------

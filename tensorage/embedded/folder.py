@@ -45,18 +45,20 @@ from tensorage.ownership import (
 #: Environment variable with the default data folder.
 DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"
 
-#: Version of the folder's format. It grows when older releases can no longer use the folder.
+#: Version of the folder's format, which grows when older releases can no longer use the folder.
 FORMAT_VERSION = 1
 
 #: Database roles that log in with a password of their own.
 LOGIN_ROLES = ("supabase_admin", "postgres", "authenticator", "supabase_auth_admin", "supabase_storage_admin")
 
+#: Begin of the names that files have until they are complete.
 _TEMPORARY_PREFIX = ".tensorage-"
+#: RFC 6761 reserves the domain: no mail to the address reaches anybody.
 _DEFAULT_EMAIL = "local@tensorage.localhost"
 
 
 class EmbeddedError(TensorageError, RuntimeError):
-    """An error of the embedded backend. Its message explains it."""
+    """An error of the embedded backend, explained by the message."""
 
 
 class FolderError(EmbeddedError):
@@ -169,6 +171,7 @@ class DataFolder:
             if not folder.is_ours():
                 write_private(folder.path / "tensorage.json", json.dumps({"format": FORMAT_VERSION}))
             folder.check_format()
+            # A folder with the right mode may still be on a read-only file system.
             if not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return folder
@@ -268,6 +271,7 @@ class DataFolder:
         """Return the folder's secrets, made if the folder is new. Only for the holder of the server's lock."""
         if (self.path / "secrets.json").exists():
             return self.read_secrets()
+        # New passwords would not open the old database.
         if self.postgres_dir.exists():
             raise FolderError(
                 f"{self.path / 'secrets.json'} is gone, and with it the passwords of the database beside it: "
@@ -304,6 +308,7 @@ class DataFolder:
         try:
             with path.open("rb") as file:
                 # The folder may have been open to others before, and this file may be theirs.
+                # The open file is checked: its name could be given to another file meanwhile.
                 if flaw := flaw_of_file(path, os.fstat(file.fileno())):
                     raise _unsafe(self.path, replace(flaw, remedy=None) if flaw.is_foreign else flaw)
                 content = json.loads(file.read().decode("utf-8"))
@@ -365,6 +370,7 @@ def write_private(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            # The content has to be on disk before the name: a crash could leave an empty file otherwise.
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

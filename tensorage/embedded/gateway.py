@@ -50,7 +50,7 @@ class Settings:
 
 
 def build_app(settings: Settings) -> Starlette:
-    """Return the ASGI application. Its lifespan opens and closes the pools."""
+    """Return the ASGI application, whose lifespan opens and closes the pools."""
     tokens = Tokens(settings.jwt_secret)
     # Ten connections for requests, and one that listens for changes of the schema.
     rest_database = Database(settings.rest_dsn, max_size=11)
@@ -63,6 +63,7 @@ def build_app(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        # The pools open first: the APIs use them at their start.
         await rest_database.open()
         await auth_database.open()
         await rest.start()
@@ -96,6 +97,7 @@ def build_app(settings: Settings) -> Starlette:
         middleware=[
             Middleware(OwnHosts),
             Middleware(
+                # As on hosted Supabase, pages of any origin may send requests: keys and tokens protect the data.
                 CORSMiddleware,
                 allow_origins=["*"],
                 allow_methods=["*"],

@@ -49,6 +49,7 @@ async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
     """
     connection = await asyncpg.connect(superuser_dsn)
     try:
+        # The first file makes this role, in the same transaction as all others.
         if await connection.fetchval("select exists (select from pg_roles where rolname = 'authenticator')"):
             return False
         async with connection.transaction():
@@ -92,6 +93,7 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
         for file, sql in _read_files(new):
             async with connection.transaction():
                 await _execute(connection, file, sql)
+                # Committed with the migration itself: neither is ever there without the other.
                 await connection.execute(_REMEMBER, *_version_and_name(file), [sql])
     finally:
         await connection.close()

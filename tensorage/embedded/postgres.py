@@ -95,7 +95,7 @@ def installed_bin_dir() -> Path:
 
 
 def initdb_command(bin_dir: Path, data: Path, password_file: Path, major_version: int) -> list[str]:
-    """Return the command that makes an empty cluster. Its superuser gets the password in the file."""
+    """Return the command that makes an empty cluster, whose superuser gets the password in the file."""
     # The built-in locale, new in 17, sorts the same on every system.
     if major_version >= 17:
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -142,7 +142,7 @@ class Cluster:
     Parameters
     ----------
     data
-        Data folder of the cluster. Its parent must exist.
+        Data folder of the cluster, whose parent must exist.
     password
         Password of the superuser.
     bin_dir
@@ -302,8 +302,8 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
     Parameters
     ----------
     starts_again
-        Whether the cluster is started again. Its start then removes the shared memory of a killed cluster; otherwise
-        it is removed here.
+        Whether the cluster is started again: the start then removes the shared memory of a killed cluster. If false,
+        the shared memory is removed here.
     """
     _remove_unfinished(_find_unfinished_folder(data))
     if not data.exists():
@@ -318,7 +318,7 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
         (signal.SIGQUIT, running, _IMMEDIATE_SHUTDOWN_S),
         (signal.SIGKILL, running, _IMMEDIATE_SHUTDOWN_S),
     ):
-        _send_signal(targets, stop_signal, timeout_s)
+        _signal_and_wait(targets, stop_signal, timeout_s)
         running = _find_processes(data)
     if running:
         pids = ", ".join(str(process.pid) for process in running)
@@ -332,7 +332,7 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
 
 
 def _find_unfinished_folder(data: Path) -> Path:
-    """Return the folder in which a cluster is made. It is renamed when the cluster is complete."""
+    """Return the folder in which a cluster is made, and which is renamed when the cluster is complete."""
     return data.with_name(data.name + ".new")
 
 
@@ -341,7 +341,7 @@ def _remove_unfinished(folder: Path) -> None:
     deadline = time.monotonic() + _FAST_SHUTDOWN_S
     while folder.exists():
         # initdb starts PostgreSQL by way of a shell.
-        _send_signal(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
+        _signal_and_wait(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
         try:
             shutil.rmtree(folder)
         except OSError:
@@ -350,7 +350,7 @@ def _remove_unfinished(folder: Path) -> None:
                 raise
 
 
-def _send_signal(processes: list[psutil.Process], stop_signal: signal.Signals, timeout_s: float) -> None:
+def _signal_and_wait(processes: list[psutil.Process], stop_signal: signal.Signals, timeout_s: float) -> None:
     """Send a signal to processes, and wait for their end, at most for a while."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -383,7 +383,7 @@ def _choose_user(data: Path) -> tuple[int, int] | None:
         return None
     nobody, owner = pwd.getpwnam("nobody"), data.stat().st_uid
     if owner not in (0, nobody.pw_uid):
-        # PostgreSQL's configuration names programs to run. They would get more rights than the folder's owner has.
+        # PostgreSQL's configuration names programs to run, which would get more rights than the folder's owner has.
         raise PostgresError(
             f"the database in {data} belongs to another user (uid {owner}), and root does not run it: work as that "
             f"user, or take it over with `chown -R nobody {shlex.quote(str(data))}` if you trust all that is in it"
@@ -394,7 +394,7 @@ def _choose_user(data: Path) -> tuple[int, int] | None:
 def make_command_prefix(data: Path) -> list[str]:
     """Return the words to put before a command of PostgreSQL.
 
-    They choose its user and, on Linux, stop it when this process is killed.
+    The words choose the user and, on Linux, stop the command when this process is killed.
     """
     user = _choose_user(data)
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None

@@ -30,6 +30,7 @@ class RequestMemory:
         self._nbytes = nbytes
         self._max_wait_s = max_wait_s
         self._used = 0
+        # Held by the only request that may exceed the limit.
         self._turn = asyncio.Lock()
 
     @contextmanager
@@ -64,6 +65,7 @@ class HeldMemory:
             No memory became free in time, or this request has exceeded the limit for too long.
         """
         memory = self._memory
+        # All others wait for the request that exceeds the limit: it may do so only for a while.
         if self._turn_ends is not None and asyncio.get_running_loop().time() > self._turn_ends:
             raise BusyError
         if self._turn_ends is None and memory._used + nbytes > memory._nbytes:
@@ -80,6 +82,7 @@ class HeldMemory:
         if memory._used + nbytes > memory._nbytes:
             self._turn_ends = asyncio.get_running_loop().time() + memory._max_wait_s
         else:
+            # Memory became free during the wait. Another request may exceed the limit.
             memory._turn.release()
 
     def hold(self, nbytes: int) -> None:

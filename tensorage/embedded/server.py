@@ -43,12 +43,15 @@ DEFAULT_JWT_LIFETIME_S = 3600
 
 _LOG_FILE_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Seconds to wait for a server that is just ending.
 _LOCK_TIMEOUT_S = 30.0
+#: Most connections that the system accepts before the server takes them.
 _BACKLOG = 2048
 #: Seconds for which idle connections are kept. Clients give up earlier: then no request meets a closing connection.
 _KEEP_ALIVE_S = 75
 #: Seconds for running requests to end, after the server is told to stop.
 _GRACE_S = 3
+#: Attempts to start PostgreSQL before giving up.
 _RESTARTS = 5
 _RESTART_PAUSE_S = 0.5
 
@@ -156,6 +159,7 @@ class _Service:
             assert self._task is not None
             self._task.cancel()
         elif self._http is not None:
+            # uvicorn waits for running requests, unless it is told to exit by force.
             self._http.force_exit = self._http.should_exit
             self._http.should_exit = True
         self._stopping = True
@@ -185,6 +189,7 @@ class _Service:
             finally:
                 self._folder.remove_state()
                 await self._cluster.stop()
+                # A thread cannot be cancelled, and its error is of no interest any more.
                 await asyncio.gather(loading, return_exceptions=True)
 
     async def _start_cluster(self, last_port: int) -> None:
@@ -239,6 +244,7 @@ class _Service:
 
         self._http = _make_http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
         supervisor = asyncio.create_task(self._supervise())
+        # The supervisor ends only if PostgreSQL cannot be started again.
         supervisor.add_done_callback(lambda _: self._stop())
         try:
             # Some versions of uvicorn exit if the application fails to start. The reason is in the log.
@@ -289,6 +295,7 @@ def _load_application() -> None:
 
 
 def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    # uvloop is faster, and not available on every system.
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
@@ -364,6 +371,7 @@ def _make_http_server(
             log_config=None,
             access_log=False,
             server_header=False,
+            # No proxy is in front: clients could claim any address with such headers.
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,

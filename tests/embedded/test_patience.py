@@ -171,7 +171,7 @@ def test_an_answer_that_is_taken_slowly(backend: control.Running, port: int, lar
 
 
 def test_no_more_connections_than_allowed(port: int) -> None:
-    """Who waits longest without a request makes memory."""
+    """Who waits longest without a request makes room."""
     with ExitStack() as stack:
         raws = [stack.enter_context(connected(port)) for _ in range(LIMITS.connections)]
         for raw in raws[1:]:
@@ -223,7 +223,7 @@ def test_both_servers_are_as_they_were(backend: control.Running, port: int) -> N
         assert httpx.get(f"http://127.0.0.1:{served}/health").status_code == 200
 
 
-# -- Memory that requests held -------------------------------------------------------------------------
+# -- Memory that requests share ------------------------------------------------------------------------
 
 
 def test_bytes_are_shared_in_turns() -> None:

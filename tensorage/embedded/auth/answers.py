@@ -71,6 +71,7 @@ def user_json(user: Mapping[str, Any], identities: list[dict[str, Any]]) -> dict
         "app_metadata": user["app_metadata"],
         "user_metadata": user["user_metadata"],
         "identities": identities,
+        # GoTrue leaves out times that are null.
         **{name: rfc3339(user[name]) for name in times if user[name] is not None},
         "is_anonymous": user["is_anonymous"],
     }

@@ -86,6 +86,7 @@ class AuthApi:
                 Exception: _answer_unexpected,
             },
         )
+        # Supabase's servers do not redirect paths that end with a slash, as Starlette would.
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +108,7 @@ class AuthApi:
         email = normalize_email(params.text("email") or "")
         metadata = check_metadata(params.object("data") or {})
         async with self._database.connection() as connection:
+            # Spares the hash of most refused requests. `create_user` checks again, in its transaction.
             if await users.find_login(connection, email) is not None:
                 raise users.user_already_exists()
         # Hashing takes long: no connection of the pool is held meanwhile.
@@ -230,6 +232,7 @@ class AuthApi:
             )
             raise AuthError(501, "feature_disabled", message)
         self._read_bearer(request)
+        # Only users learn which paths there are.
         raise AuthError(404, "not_found", f"The Auth API has no {request.method} /{path}")
 
     def _read_bearer(self, request: Request) -> Bearer:

@@ -11,7 +11,7 @@ from tensorage.embedded.auth.answers import AuthError
 #: GoTrue's cost of a hash. One more doubles the time.
 _ROUNDS = 10
 
-#: Bytes of a password that bcrypt uses. It ignores the rest, so that longer passwords are refused.
+#: Bytes of a password that bcrypt uses. Longer passwords are refused, since bcrypt would ignore the rest.
 _MAX_BYTES = 72
 _MIN_LENGTH = 6
 

@@ -47,9 +47,12 @@ class Session:
 class Use(Enum):
     """Decision about the use of a refresh token."""
 
-    ROTATE = "it was good, and is revoked for a new one"
-    REPEAT = "it was used a moment ago: the answer is what came of that"
-    REFUSE = "it was used long ago, or the session was shut: nobody is trusted any more"
+    # The token was good, and is replaced by a new one.
+    ROTATE = "rotate"
+    # The token was used a moment ago. The answer is the token that replaced it.
+    REPEAT = "repeat"
+    # The token was used long ago, or the session has no good token. The sender may be a thief.
+    REFUSE = "refuse"
 
 
 def judge(*, revoked: bool, revoked_for_s: float, active_token: str | None) -> Use:
@@ -99,12 +102,14 @@ async def refresh_session(connection: Connection, token: str, device: Device) ->
         The token is malformed, is unknown, or was used too long ago. In the last case every refresh token of the
         session is revoked: a thief and the user both have to log in again.
     """
+    # Refused without a query, and without the text in PostgreSQL's log.
     if not _is_token(token):
         raise AuthError(400, "validation_failed", "Refresh token is not valid")
     async with connection.transaction():
         session = await _lock_session(connection, token)
         # Judged only after the lock: another request may have used the token during the wait.
         use, next_token = await _judge_stored(connection, token, session["id"])
+        # For a rotation, this revokes the used token. For a refusal, it revokes the session's good one.
         if use is not Use.REPEAT:
             await _revoke(connection, session["id"])
         if use is Use.ROTATE:
@@ -196,6 +201,7 @@ async def _revoke(connection: Connection, session_id: UUID) -> None:
 
 async def _issue(connection: Connection, session_id: UUID, user_id: UUID, *, parent: str | None) -> str:
     token = str(uuid.uuid4())
+    # clock_timestamp(), since now() is the begin of the transaction, before its wait for the lock.
     await connection.execute(
         """
         insert into auth.refresh_tokens

@@ -15,6 +15,7 @@ from tensorage.embedded.auth.answers import AuthError, identity_json, user_json
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
+#: Other unique constraints are not about addresses: their errors are not expected.
 _EMAIL_INDEX = "users_email_partial_key"
 
 
@@ -70,6 +71,7 @@ async def find_user(connection: Connection, user_id: UUID) -> User | None:
 
 async def find_login(connection: Connection, email: str) -> Login | None:
     """Return the login of an e-mail address in lower case, or None."""
+    # Users of single sign-on are left out: they have no password, and their addresses need not be unique.
     row = await connection.fetchrow(
         """
         select id, encrypted_password, coalesce(banned_until > now(), false) as is_banned
@@ -98,8 +100,10 @@ async def create_user(
         The address has a user already, perhaps since a moment ago.
     """
     user_id = uuid.uuid4()
+    # As in GoTrue, the user's metadata calls the address verified, and the identity's data does not.
     claims = {"sub": str(user_id), "email": email, "email_verified": False, "phone_verified": False}
     try:
+        # GoTrue's rows have the instance zero, and empty texts rather than nulls in the columns of tokens.
         await connection.execute(
             """
             insert into auth.users (
@@ -147,6 +151,7 @@ async def note_login(connection: Connection, login: Login) -> bool:
         login.user_id,
         login.encrypted_password,
     )
+    # Without a user id, this changes nothing.
     await connection.execute(
         "update auth.identities set last_sign_in_at = now(), updated_at = now() where user_id = $1", user_id
     )

@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer. Its headers' names are in lower case."""
+    """An HTTP answer, with the names of headers in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def answer_read(
         "content-range": page.content_range,
         "content-location": location,
         "content-type": form.content_type,
-        **_list_applied(preferences, TABLE_HEEDED["GET"]),
+        **_make_applied_header(preferences, TABLE_HEEDED["GET"]),
     }
     return _apply_settings(_answer_page(page, headers, result), result)
 
@@ -62,7 +62,7 @@ def answer_call(
 ) -> Answer:
     """Return the answer to a call of a function."""
     page = _make_page(rows, result)
-    headers = {"content-range": page.content_range, **_list_applied(preferences, CALL_HEEDED)}
+    headers = {"content-range": page.content_range, **_make_applied_header(preferences, CALL_HEEDED)}
     if routine.returns_void:
         return _apply_settings(Answer(204, headers), result)
     headers["content-type"] = form.content_type
@@ -73,7 +73,8 @@ def answer_write(write: Write, form: Format, result: Result) -> Answer:
     """Return the answer to a change of a table or view."""
     affected = result["page_total"]
     total = affected if write.preferences.count else "*"
-    headers = _list_applied(write.preferences, write.heeded)
+    headers = _make_applied_header(write.preferences, write.heeded)
+    # PostgREST gives the affected rows of an update as a range, and those of other changes as a number.
     if write.method == "PATCH":
         headers["content-range"] = f"{_format_range(0, affected)}/{total}"
     elif write.method != "PUT":
@@ -110,6 +111,7 @@ class _Page:
     def status(self) -> int:
         if self.total is None or self.count >= self.total:
             return 200
+        # As in PostgREST, an offset behind the last row is an error only if the total is known.
         if self.offset > self.total:
             return 416
         return 206
@@ -133,7 +135,7 @@ def _answer_page(page: _Page, headers: dict[str, str], result: Result) -> Answer
     return Answer(page.status, headers, body.encode() if isinstance(body, str) else body or b"")
 
 
-def _list_applied(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]:
+def _make_applied_header(preferences: Preferences, heeded: frozenset[str]) -> dict[str, str]:
     applied = preferences.list_applied(heeded)
     return {"preference-applied": applied} if applied else {}
 
@@ -185,5 +187,6 @@ def _parse_headers(text: str) -> dict[str, str]:
         ((name, value),) = entry.items()
         if not is_header(name, value):
             raise problem
+        # In lower case, so that a function can replace the server's own header of that name.
         found[name.lower()] = value
     return found

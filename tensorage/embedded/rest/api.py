@@ -138,6 +138,7 @@ class RestApi:
 
     async def _answer_path(self, request: Request, caller: Caller) -> Answer:
         match request.path.removeprefix("/").split("/"):
+            # PostgreSQL has no names with a NUL.
             case [name] if name and "\0" not in name:
                 return await self._answer_table(request, caller, name)
             case ["rpc", name] if name and "\0" not in name:
@@ -191,6 +192,7 @@ class RestApi:
     def _plan_call(self, call: CallRequest) -> CallPlan:
         """Plan a call, from memory if the same call was planned before: a busy client's calls are mostly alike."""
         schema = self._schema_cache.schema
+        # Calls with filters or columns rarely come twice. Long ones would fill the memory.
         if call.query != _NO_QUERY or call.length > _MAX_REMEMBERED_LENGTH:
             return plan_call(schema, call)
         if self._planned_for is not schema or len(self._call_plans) >= _REMEMBERED_CALLS:

@@ -58,6 +58,7 @@ async def read_body(
         await memory.add(len(piece))
         pieces.append(piece)
         if not message.get("more_body"):
+            # Joined once: growing one bytes object would copy the body again and again.
             return b"".join(pieces)
 
 

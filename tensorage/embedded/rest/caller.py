@@ -39,6 +39,7 @@ def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
 
 def _make_caller(claims: Mapping[str, Any]) -> Caller:
     role = claims.get("role", ANONYMOUS)
+    # The role becomes a setting of PostgreSQL, which cannot hold a NUL.
     if not isinstance(role, str) or not role or "\0" in role:
         raise invalid_token("PGRST303", "The JWT 'role' claim must be the name of a role")
     return Caller(role, claims)

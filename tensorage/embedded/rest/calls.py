@@ -60,7 +60,7 @@ def plan_call(schema: Schema, request: CallRequest) -> CallPlan:
     Raises
     ------
     ApiError
-        There is no such function, or its result cannot have the requested form.
+        The function is missing, or its result cannot have the requested form.
     """
     call = find_call(schema, request.name, request.arguments)
     routine = call.routine
@@ -138,8 +138,10 @@ class _CallWriter:
         page = f"select {columns} {everything}{source.order_by(query.order)}{source.limit(self.request.rows)}"
         total = f"(select count(*) {everything})" if self.request.preferences.count else "null"
         form = self.form
+        # A function that returns one row answers an object, also if the request accepts arrays.
         if not self.routine.returns_set and form.media_type != CSV:
             form = Format(form.media_type, singular=True, nulls_stripped=form.nulls_stripped)
+        # Materialized, so that the function runs once, although the page and the total both read its rows.
         also = f"pgrst_call as materialized ({called}), "
         return answer_rows(page, write_body(form), total=total, also=also)
 
@@ -157,6 +159,7 @@ class _CallWriter:
         function = "json_to_recordset" if given.in_array else "json_to_record"
         body = self.values.bind(BODY, "json")
         passed = (f"{_assign(p)} pgrst_args.{identifier(p.name)}" for p in parameters)
+        # `limit 1`, since the first object of an array gives the arguments.
         return f" from (select * from {function}({body}) as a({declared}) limit 1) pgrst_args", ", ".join(
             passed
         )
@@ -167,6 +170,7 @@ class _CallWriter:
         return f"({self.values.bind(BODY, 'text')})::{type_}"
 
     def _write_argument(self, parameter: Parameter) -> str:
+        # PostgREST takes the last of several values, and all of them for a variadic parameter.
         texts = [value for name, value in self.request.query.arguments if name == parameter.name]
         sent = (
             self.values.bind(texts, "text[]") if parameter.variadic else self.values.bind(texts[-1], "text")

@@ -23,6 +23,7 @@ MAX_REMEMBERED_LENGTH: Final = 256
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+#: Eighteen digits are the most that always fit a bigint of PostgreSQL.
 _RANGE = re.compile(r"^(\d{1,18})-(\d{1,18})?$", re.ASCII)
 
 #: Known preferences with their values (None: any number), in the order of ``Preference-Applied``. ``tx`` and
@@ -102,6 +103,7 @@ def parse_prefer(text: str) -> Preferences:
     if unknown and found.get("handling") == "strict":
         message = "Invalid preferences given with handling=strict"
         raise ApiError(400, "PGRST122", message, details=f"Invalid preferences: {', '.join(unknown)}")
+    # Such counts would need the estimates of PostgreSQL's planner.
     if found.get("count") in ("planned", "estimated"):
         raise not_implemented(f"count={found['count']} is not supported; ask for count=exact")
     return Preferences(
@@ -218,6 +220,7 @@ def _sort_media_types(accept: str) -> Iterable[str]:
         suffix = _NULLS_STRIPPED if "nulls=stripped" in parameters else ""
         if quality > 0:
             weighed.append((quality, name + suffix))
+    # The sort is stable: types of equal quality stay in the order of the header.
     return [name for _, name in sorted(weighed, key=lambda pair: -pair[0])]
 
 

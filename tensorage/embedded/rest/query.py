@@ -33,6 +33,7 @@ _OPERATOR = re.compile(
     r"(?:\((?P<argument>[^()]*)\))?\."
 )
 _AGGREGATE = re.compile(r"\.\w+\(\)")
+#: Eighteen digits are the most that always fit a bigint of PostgreSQL.
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _RESERVED = frozenset({"select", "order", "limit", "offset", "columns", "on_conflict"})
 _LOGIC = frozenset({"and", "or"})
@@ -181,6 +182,7 @@ def _parse_select_item(scanner: Scanner) -> SelectItem:
     if scanner.peek("count()"):
         raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
     alias, target = None, _parse_field(scanner)
+    # One colon ends an alias, and two begin a cast.
     if scanner.peek(":") and not scanner.peek("::"):
         scanner.take(":")
         if scanner.peek("count()"):
@@ -216,6 +218,7 @@ def _parse_order_term(scanner: Scanner) -> OrderTerm:
     direction: Literal["asc", "desc"] | None = None
     nulls: Literal["nullsfirst", "nullslast"] | None = None
     while scanner.take("."):
+        # The direction comes first, and each word at most once.
         if direction is None and nulls is None and scanner.take("asc"):
             direction = "asc"
         elif direction is None and nulls is None and scanner.take("desc"):
@@ -230,6 +233,7 @@ def _parse_order_term(scanner: Scanner) -> OrderTerm:
 
 
 def _is_filter(value: str) -> bool:
+    # As in PostgREST, a value is a filter if it begins with an operator.
     return bool(_OPERATOR.match(value.removeprefix("not.")))
 
 
@@ -290,6 +294,7 @@ def _parse_operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter
     start = scanner.position
     found = scanner.match(_OPERATOR)
     if not found or not _argument_fits(found["name"], found["argument"]):
+        # The error has to point at the operator, rather than behind it.
         scanner.position = start
         scanner.fail("operator (eq, gt, ...)" if negated else '"not" or operator (eq, gt, ...)')
     operator, argument = found["name"], found["argument"]
@@ -322,6 +327,7 @@ def _parse_plain_value(scanner: Scanner, *, nested: bool) -> str:
     quoted = scanner.match(re.compile(_QUOTED.pattern + r"(?=[,)])", re.DOTALL))
     if quoted:
         return _unescape(quoted[1])
+    # The text of an array may contain the delimiters.
     array = scanner.match(re.compile(r'\{(?:"(?:[^"\\]|\\.)*"|[^{}"])*\}(?=[,)])', re.DOTALL))
     found = array or scanner.match(re.compile(r"[^,)]*"))
     return found[0] if found else ""

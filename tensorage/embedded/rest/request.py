@@ -108,6 +108,7 @@ def read_request(scope: Scope, receive: Receive, memory: HeldMemory) -> Request:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         # A header that comes twice means the same as one with both values (RFC 9110, section 5.3).
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    # Starlette keeps the prefix of a mounted application in the path.
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     query_string = scope["query_string"].decode("utf-8", "replace")
     return Request(scope["method"], path, query_string, headers, receive, memory)
@@ -166,6 +167,7 @@ def check_schema(request: Request) -> str | None:
 
 async def send_answer(send: Send, answer: Answer, *, head: bool) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    # A 204 must not have a length (RFC 9110, section 8.6).
     if not head and answer.status != 204:
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

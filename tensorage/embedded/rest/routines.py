@@ -34,7 +34,7 @@ class Arguments:
     in_array
         Whether the JSON body is an array, whose first object counts.
     named
-        Whether arguments have names. They have none in a body that is binary, text, or JSON but no object.
+        Whether arguments have names: not in a body that is binary, text, or JSON but no object.
     """
 
     names: tuple[str, ...] = ()
@@ -69,6 +69,7 @@ def find_call(schema: Schema, name: str, arguments: Arguments) -> Call:
     candidates = schema.routines.get(name, ())
     named = [r for r in candidates if arguments.named and _takes_names(r, arguments.names)]
     whole = [r for r in candidates if _takes_body(r, arguments)]
+    # As in PostgREST, named arguments come before a parameter for the whole body.
     for found in (named, whole):
         if len(found) > 1:
             raise _ambiguous(found)
@@ -98,6 +99,7 @@ def find_routine(schema: Schema, name: str) -> Routine:
 def _takes_names(routine: Routine, names: Sequence[str]) -> bool:
     known = {p.name for p in routine.parameters}
     required = {p.name for p in routine.parameters if p.required}
+    # An unnamed parameter cannot be given by name.
     return "" not in known and required <= set(names) <= known
 
 

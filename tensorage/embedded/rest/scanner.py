@@ -54,6 +54,7 @@ class Scanner:
         return self.position >= len(self.text)
 
     def fail(self, expecting: str) -> NoReturn:
+        # The message is that of PostgREST's own parser.
         seen = "end of input" if self.at_end else f'"{self.text[self.position]}"'
         column = self.columns_before + self.position + 1
         raise ApiError(

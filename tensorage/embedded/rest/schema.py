@@ -14,7 +14,7 @@ from tensorage.embedded.rest.errors import ApiError
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
-#: Settings of a function that have no effect once the function runs. They are made before its call.
+#: Settings of a function that have no effect once the function runs, and are therefore made before its call.
 _HOISTED_SETTINGS = frozenset({"statement_timeout"})
 
 #: Longest text for which a similar name is guessed: the time to guess grows with the length.
@@ -198,9 +198,11 @@ def _group_routines(schema: str, rows: Iterable[Row]) -> dict[str, tuple[Routine
 
 def _make_routine(schema: str, row: Row) -> Routine:
     count = len(row["argument_types"])
+    # PostgreSQL leaves out the names if no argument has one, and the modes if all arguments are inputs.
     names = [*row["argument_names"], *[""] * count][:count]
     modes = row["argument_modes"] or ["i"] * count
     arguments = list(zip(names, modes, row["argument_types"], strict=True))
+    # Modes: i for in, o for out, b for both, v for variadic, t for a column of the result.
     outputs = {name: type_ for name, mode, type_ in arguments if mode in "obt"}
     settings = (setting.partition("=") for setting in row["settings"])
     return Routine(
@@ -219,6 +221,7 @@ def _make_routine(schema: str, row: Row) -> Routine:
 
 
 def _make_parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter, ...]:
+    # Only the last input parameters can have defaults.
     required = row["input_count"] - row["default_count"]
     return tuple(
         Parameter(name, type_, required=n < required and mode != "v", variadic=mode == "v")

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class SchemaCache:
     """Keeper of the newest :class:`~tensorage.embedded.rest.schema.Schema`.
 
-    It holds one connection of the pool, on which it listens for notifications.
+    One connection of the pool is held, to listen for notifications.
     """
 
     def __init__(self, database: Database, name: str) -> None:
@@ -63,6 +63,7 @@ class SchemaCache:
                     await self._listen(connection, loaded)
             except (asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
                 if not loaded.done():
+                    # Without a first schema the server cannot start.
                     loaded.set_exception(error)
                     return
                 _log.warning("The schema cache lost its connection, trying again: %r", error)

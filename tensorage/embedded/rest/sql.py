@@ -155,6 +155,7 @@ class Source:
             self._find_type(condition.field),
         )
         if isinstance(condition.value, tuple):
+            # One parameter for all values: the number of a statement's parameters is limited.
             return f"{target} = any({self._bind_texts(condition.value, type_)})"
         if operator == "is":
             return f"{target} {_IS[condition.value]}"
@@ -162,6 +163,7 @@ class Source:
             return self._write_full_text(
                 condition.value, condition.argument, _FULL_TEXT[operator], target, type_
             )
+        # PostgREST's wildcard `*` needs no escape in a URL.
         value = condition.value.replace("*", "%") if operator in ("like", "ilike") else condition.value
         bound = self.values.bind(value, "text")
         if condition.argument is not None:

@@ -126,6 +126,7 @@ def _check_shape(write: Write) -> None:
 
 
 def _check_put(write: Write) -> None:
+    # A PUT replaces the one row that its URL names by primary key.
     equal = sorted(
         condition.field.name
         for condition in write.query.conditions
@@ -166,6 +167,7 @@ def _write_new_rows(write: Write, columns: Iterable[str], source: Source) -> str
     declared = ", ".join(f"{identifier(column.name)} {column.type}" for column in known)
     body = source.values.bind(write.body.text, "json")
     if write.body.shape == "object":
+        # The SQL below expects an array.
         body = f"json_build_array({body})"
     if write.preferences.missing != "default":
         return f"json_to_recordset({body}) as pgrst_body({declared})"

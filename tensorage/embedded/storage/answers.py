@@ -57,6 +57,7 @@ class Metadata:
                 "mimetype": self.mimetype,
                 "cacheControl": self.cache_control,
                 "lastModified": self.last_modified,
+                # Supabase Storage has these two in its rows, too.
                 "contentLength": self.size,
                 "httpStatusCode": 200,
             }
@@ -110,6 +111,7 @@ def bucket_json(row: asyncpg.Record, *, with_type: bool = False) -> dict[str, An
         "name": row["name"],
         "owner": "" if row["owner"] is None else str(row["owner"]),
         "public": bool(row["public"]),
+        # Supabase Storage gives the type in listings only.
         **({"type": "STANDARD"} if with_type else {}),
         "file_size_limit": row["file_size_limit"],
         "allowed_mime_types": row["allowed_mime_types"],

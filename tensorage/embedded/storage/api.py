@@ -66,7 +66,7 @@ class StorageApi:
         self._app = Starlette(
             routes=[
                 Route("/status", _status, methods=["GET"]),
-                *_make_refused_routes(),
+                *_make_refusing_routes(),
                 *self._resumable.routes,
                 *BucketRoutes(database, tokens, self._version_files).routes,
                 *ObjectRoutes(database, tokens, self._version_files).routes,
@@ -93,7 +93,7 @@ class StorageApi:
         await self._app(scope, receive, send)
 
 
-def _make_refused_routes() -> list[Route]:
+def _make_refusing_routes() -> list[Route]:
     return [
         Route(where + rest, _refuse, methods=_METHODS)
         for where in _NOT_SERVED

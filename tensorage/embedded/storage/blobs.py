@@ -98,8 +98,9 @@ class Blobs:
         return file
 
     def publish(self, source: Path, version: str) -> None:
-        """Move a whole file to the blobs. Its name is on the disk before any row has the version."""
+        """Move a whole file to the blobs, and wait until the new name is on the disk."""
         self.mark([version])
+        # Marked first: a crash after the rename would leave a file that nobody finds.
         source.rename(self._objects / version)
         _sync_folder(self._objects)
 
@@ -144,6 +145,7 @@ class Incoming:
         self._blobs = blobs
         self._version = new_version()
         self._path = blobs.incoming / self._version
+        # An MD5, since ETags of Supabase Storage are. Nothing relies on it for security.
         self._digest = hashlib.md5(usedforsecurity=False)
         self._descriptor: int | None = None
         self._size = 0
@@ -158,6 +160,7 @@ class Incoming:
     def finish(self, pieces: Iterable[bytes]) -> Blob:
         """Write the last pieces, and move the file to the blobs once it is on the disk."""
         self.write(pieces)
+        # A row must never name content that a loss of power can take away.
         os.fsync(self._open())
         self._close()
         self._blobs.publish(self._path, self._version)
@@ -189,6 +192,7 @@ def is_version(version: str | None) -> bool:
 
 def _check_version(version: str) -> str:
     if not is_version(version):
+        # A row that was made by plain SQL may hold any text as its version, and no such text becomes a path.
         raise FileNotFoundError(f"{version!r} names no blob")
     return version
 

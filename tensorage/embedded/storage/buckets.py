@@ -44,6 +44,7 @@ class BucketRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("/bucket", self._list, methods=["GET"]),
+            # SDKs use the path with and without a slash at its end.
             Route("/bucket/", self._list, methods=["GET"]),
             Route("/bucket", self._create, methods=["POST"]),
             Route("/bucket/", self._create, methods=["POST"]),
@@ -135,7 +136,7 @@ class BucketRoutes:
         await self._version_files.delete_objects(
             caller, "delete from storage.objects where bucket_id = $1 returning version", bucket_id
         )
-        # Hosted Supabase's words. This server has emptied the bucket already.
+        # The words are hosted Supabase's. This server has emptied the bucket already.
         return json_answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
 
     def _identify(self, request: Request) -> Caller:
@@ -153,7 +154,7 @@ def _check_found(status: str) -> None:
 
 
 def _read_size_limit(fields: Fields) -> int | None:
-    """Return the field ``file_size_limit`` in bytes. It may be a text such as ``10MB``."""
+    """Return the field ``file_size_limit``, which may be a text such as ``10MB``, in bytes."""
     value = fields.values.get("file_size_limit")
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is not None:

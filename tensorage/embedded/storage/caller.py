@@ -60,6 +60,7 @@ def verify_signed_url(token: str, tokens: Tokens) -> Mapping[str, Any]:
 
 def _verify(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
     try:
+        # Unlike PostgREST, Supabase Storage allows no clock skew.
         return tokens.verify(token, leeway_s=0)
     except jwt.InvalidTokenError as error:
         reason = next(words for kind, words in _REASONS if isinstance(error, kind))

@@ -24,7 +24,7 @@ _ONE_RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
 def parse_range(header: str, size: int) -> range:
-    """Return the positions that a header ``Range`` asks for, in an object of `size` bytes. There is at least one.
+    """Return the positions, at least one, that a header ``Range`` asks for in an object of `size` bytes.
 
     Raises
     ------
@@ -55,7 +55,7 @@ class ContentResponse(Response):
     Parameters
     ----------
     file
-        The open file. Its size has been compared with its row's.
+        The open file, whose size has been compared with the row's.
     first
         First piece of the bytes, read already.
     span
@@ -82,6 +82,7 @@ class ContentResponse(Response):
                 await self._send_rest(receive, send)
 
     async def _send_rest(self, receive: Receive, send: Send) -> None:
+        # Sending to a client that hung up raises no error: only `receive` tells.
         gone = asyncio.create_task(_wait_for_disconnect(receive))
         rest = range(self._span.start + len(self._first), self._span.stop)
         reading = self._read(rest)
@@ -92,6 +93,7 @@ class ContentResponse(Response):
                 if gone.done():
                     return  # the client hung up
                 if rest:
+                    # The disk works while the client receives the last piece.
                     reading = self._read(rest)
                 await send({"type": "http.response.body", "body": piece, "more_body": bool(rest)})
         finally:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: As on hosted Supabase: policies and triggers of an application find their functions here.
 _SETTINGS: Final = {"search_path": '"storage", "public", "extensions"'}
 
 
@@ -82,7 +83,7 @@ async def find_bucket(connection: Connection, bucket_id: str) -> Bucket:
     Raises
     ------
     StorageError
-        There is no such bucket.
+        The bucket does not exist.
     """
     row = await connection.fetchrow(
         "select id, public, file_size_limit, allowed_mime_types from storage.buckets where id = $1", bucket_id

@@ -107,6 +107,7 @@ async def try_row(
     await write_row(
         connection, caller, NewObject(bucket_id, name, new_version(), metadata, "{}"), upsert=upsert
     )
+    # Rolled back although it was allowed: the row may only be there once its content is.
     await connection.execute("rollback to savepoint trial")
 
 

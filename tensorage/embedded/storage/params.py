@@ -13,8 +13,8 @@ from tensorage.embedded.storage.errors import StorageError, invalid_request, too
 
 MAX_JSON_BYTES: Final = 1 << 20
 
-#: Most arrays and objects in a body. They take most of the time to parse JSON, in which no other request is served.
-#: No request of Storage has ten, and no name of an object has their brackets.
+#: Most arrays and objects in a body. Arrays and objects take most of the time to parse JSON, in which no other request
+#: is served. No request of Storage has ten, and names of objects have no brackets.
 _MAX_CONTAINERS: Final = 100
 
 #: Largest value of an integer in PostgreSQL's `bigint`.
@@ -55,6 +55,7 @@ class Fields:
     ) -> int:
         """Return the integer called `name`, which may be written as text."""
         value = self._get(name, default)
+        # Longer texts do not fit a bigint, and take long to parse.
         if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value > _MAX_INTEGER:

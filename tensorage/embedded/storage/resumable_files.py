@@ -86,7 +86,7 @@ class ResumableUpload:
 
 
 class Continuation:
-    """Bytes that continue the content of an upload. They count only after `ResumableFiles.advance`."""
+    """Bytes that continue the content of an upload, and count only after `ResumableFiles.advance`."""
 
     def __init__(self, path: Path, offset: int) -> None:
         self._path = path
@@ -116,6 +116,7 @@ class Continuation:
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_WRONLY | FLAGS)
             os.ftruncate(self._descriptor, self._offset)
+            # Bytes behind the offset came before a crash, and do not count.
             os.lseek(self._descriptor, self._offset, os.SEEK_SET)
         return self._descriptor
 
@@ -178,7 +179,7 @@ class ResumableFiles:
         return ResumableUpload(upload.declaration, offset)
 
     def finish(self, upload: ResumableUpload) -> ResumableUpload:
-        """Mark an upload as finished. Its object is stored, and its content is a blob."""
+        """Mark an upload as finished, whose object is stored and whose content is a blob."""
         finished = self.advance(upload, upload.declaration.size)
         self.content_path(upload.declaration.id).unlink(missing_ok=True)
         return finished
@@ -216,6 +217,7 @@ def _replace(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(text)
+        # Not synced: an offset that is lost or empty is read as zero.
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()

@@ -20,7 +20,9 @@ from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, check_mime_type
 #: Bytes that a thread writes at a time.
 _BATCH_BYTES: Final = 1 << 20
 
+#: Media type of content whose sender gives none.
 OCTETS: Final = "application/octet-stream"
+#: Supabase Storage's default.
 DEFAULT_CACHE_CONTROL: Final = "no-cache"
 
 T = TypeVar("T")
@@ -44,7 +46,7 @@ class Upload:
 
 
 class Receiver(Protocol[T_co]):
-    """A file that receives content. Its methods block. `finish` or `discard` ends it."""
+    """A file that receives content, until `finish` or `discard`. All methods block."""
 
     def write(self, pieces: Iterable[bytes]) -> None: ...
 
@@ -143,6 +145,7 @@ def _find_boundary(request: Request) -> bytes | None:
 async def _receive_raw(request: Request, sink: Sink[Blob], bucket: Bucket) -> Upload:
     content_type = request.headers.get("content-type") or OCTETS
     check_mime_type(content_type, bucket.allowed_mime_types)
+    # Refused before it is received, if its length is announced.
     if bucket.file_size_limit and int(request.headers.get("content-length", "0")) > bucket.file_size_limit:
         raise too_large()
     cache_control = _check_header_value("cache-control", request.headers.get("cache-control"))

@@ -121,7 +121,7 @@ def routine(*parameters: Parameter) -> Routine:
     return Routine("public", "f", parameters, True, False, False, False, None, "integer")
 
 
-def catalogue(*routines: Routine) -> Schema:
+def schema(*routines: Routine) -> Schema:
     return Schema("public", {}, {"f": routines}, {})
 
 
@@ -130,28 +130,26 @@ A, B = Parameter("a", "integer", required=True), Parameter("b", "integer", requi
 
 def test_the_function_is_chosen_by_its_arguments():
     one, two = routine(A), routine(A, Parameter("b", "integer", required=True))
-    assert find_call(catalogue(one, two), "f", Arguments(("a",), "application/json")).routine is one
-    assert find_call(catalogue(one, two), "f", Arguments(("a", "b"), "application/json")).routine is two
+    assert find_call(schema(one, two), "f", Arguments(("a",), "application/json")).routine is one
+    assert find_call(schema(one, two), "f", Arguments(("a", "b"), "application/json")).routine is two
     with pytest.raises(ApiError) as caught:
-        find_call(catalogue(one, routine(A, B)), "f", Arguments(("a",), "application/json"))
+        find_call(schema(one, routine(A, B)), "f", Arguments(("a",), "application/json"))
     assert (caught.value.status, caught.value.code) == (300, "PGRST203")
     for names in ((), ("b",), ("a", "c"), ("",)):
         with pytest.raises(ApiError) as caught:
-            find_call(catalogue(routine(A, B)), "f", Arguments(names, "application/json"))
+            find_call(schema(routine(A, B)), "f", Arguments(names, "application/json"))
         assert (caught.value.status, caught.value.code) == (404, "PGRST202")
 
 
 def test_a_whole_body_goes_to_a_single_unnamed_parameter():
     takes_json, takes_bytes = (routine(Parameter("", type_, required=True)) for type_ in ("jsonb", "bytea"))
-    both = catalogue(takes_json, takes_bytes)
+    both = schema(takes_json, takes_bytes)
     assert find_call(both, "f", Arguments(("x",), "application/json")).whole_body == "jsonb"
     binary = Arguments((), "application/octet-stream", named=False)
     assert find_call(both, "f", binary).whole_body == "bytea"
     # Named arguments win over a parameter that would take anything.
     named = routine(A)
-    assert (
-        find_call(catalogue(takes_json, named), "f", Arguments(("a",), "application/json")).routine is named
-    )
+    assert find_call(schema(takes_json, named), "f", Arguments(("a",), "application/json")).routine is named
 
 
 @pytest.mark.parametrize(
