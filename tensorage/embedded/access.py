@@ -59,10 +59,10 @@ class ApiKeys:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        refusal = self._check_key(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def _check_key(self, scope: Scope) -> JSONResponse | None:
         # Hosted Supabase, too, takes the key from a header or from the URL.
         key = Headers(scope=scope).get("apikey") or _take_parameter(scope, "apikey")
         if not key:

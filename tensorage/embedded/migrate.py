@@ -89,12 +89,12 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
         await connection.execute(_HISTORY)
         rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
         done = {row["version"] for row in rows}
-        new = [file for file in files if _version_and_name(file)[0] not in done]
+        new = [file for file in files if _split_name(file)[0] not in done]
         for file, sql in _read_files(new):
             async with connection.transaction():
                 await _execute(connection, file, sql)
                 # Committed with the migration itself: neither is ever there without the other.
-                await connection.execute(_REMEMBER, *_version_and_name(file), [sql])
+                await connection.execute(_REMEMBER, *_split_name(file), [sql])
     finally:
         await connection.close()
     return [file.name for file in new]
@@ -121,6 +121,6 @@ def _explain(error: asyncpg.PostgresError) -> str:
     return f"{error.sqlstate}: {error.message}{said}"
 
 
-def _version_and_name(file: Path) -> tuple[str, str]:
+def _split_name(file: Path) -> tuple[str, str]:
     version, _, name = file.stem.partition("_")
     return version, name

@@ -175,7 +175,7 @@ class Cluster:
         write_private(password_file, self._password)
         try:
             command = initdb_command(
-                self._bin_dir, unfinished, password_file, await self._major_version(unfinished)
+                self._bin_dir, unfinished, password_file, await self._read_major_version(unfinished)
             )
             status, output = await self._run(command, unfinished)
         finally:
@@ -249,7 +249,7 @@ class Cluster:
             return False
         return len(lines) >= 8 and lines[0] == str(self._postmaster.pid) and lines[7].strip() == "ready"
 
-    async def _major_version(self, folder: Path) -> int:
+    async def _read_major_version(self, folder: Path) -> int:
         status, output = await self._run([str(self._bin_dir / "postgres"), "--version"], folder)
         found = re.search(r"\) (\d+)", output)
         if status != 0 or found is None:

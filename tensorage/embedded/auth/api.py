@@ -116,7 +116,7 @@ class AuthApi:
         async with self._database.connection() as connection, connection.transaction():
             user_id = await users.create_user(connection, email, encrypted_password, metadata)
             session = await sessions.open_session(connection, user_id, _read_device(request))
-            return json_answer(await self._session_json(connection, session))
+            return json_answer(await self._make_session_json(connection, session))
 
     async def _token(self, request: Request) -> Response:
         grants: dict[str, Callable[[Request, Params], Awaitable[Response]]] = {
@@ -146,15 +146,15 @@ class AuthApi:
             if not await users.note_login(connection, login):
                 raise _invalid_credentials()
             session = await sessions.open_session(connection, login.user_id, _read_device(request))
-            return json_answer({**await self._session_json(connection, session), "weak_password": None})
+            return json_answer({**await self._make_session_json(connection, session), "weak_password": None})
 
     async def _refresh_token_grant(self, request: Request, params: Params) -> Response:
         token = params.text("refresh_token") or ""
         async with self._database.connection() as connection:
             session = await sessions.refresh_session(connection, token, _read_device(request))
-            return json_answer(await self._session_json(connection, session))
+            return json_answer(await self._make_session_json(connection, session))
 
-    async def _session_json(self, connection: Connection, session: sessions.Session) -> dict[str, Any]:
+    async def _make_session_json(self, connection: Connection, session: sessions.Session) -> dict[str, Any]:
         user = (await _require_user(connection, session.user_id)).json
         access_token, expires_at = self._tokens.make_access_token(
             user, str(session.id), self._jwt_lifetime_s, authenticated_at=session.authenticated_at

@@ -69,14 +69,16 @@ class DownloadRoutes:
     def routes(self) -> list[Route]:
         """The routes. Those with fixed words come first: a bucket's name could be one of the words."""
         return [
-            Route("/object/info/public/{bucket}/{name:path}", self._public_info, methods=["GET"]),
-            Route("/object/info/authenticated/{bucket}/{name:path}", self._private_info, methods=["GET"]),
-            Route("/object/info/{bucket}/{name:path}", self._info, methods=["GET"]),
-            Route("/object/sign/{bucket}/{name:path}", self._signed, methods=["GET"]),
+            Route("/object/info/public/{bucket}/{name:path}", self._show_public_info, methods=["GET"]),
+            Route(
+                "/object/info/authenticated/{bucket}/{name:path}", self._show_private_info, methods=["GET"]
+            ),
+            Route("/object/info/{bucket}/{name:path}", self._show_info, methods=["GET"]),
+            Route("/object/sign/{bucket}/{name:path}", self._download_signed, methods=["GET"]),
             Route("/object/sign/{bucket}/{name:path}", self._sign, methods=["POST"]),
             Route("/object/sign/{bucket}", self._sign_many, methods=["POST"]),
-            Route("/object/public/{bucket}/{name:path}", self._public, methods=["GET"]),
-            Route("/object/authenticated/{bucket}/{name:path}", self._private, methods=["GET"]),
+            Route("/object/public/{bucket}/{name:path}", self._download_public, methods=["GET"]),
+            Route("/object/authenticated/{bucket}/{name:path}", self._download_private, methods=["GET"]),
             Route("/object/{bucket}/{name:path}", self._download, methods=["GET"]),
         ]
 
@@ -85,13 +87,13 @@ class DownloadRoutes:
     async def _download(self, request: Request) -> Response:
         return await self._deliver(request, identify_if_possible(request.headers, self._tokens))
 
-    async def _private(self, request: Request) -> Response:
+    async def _download_private(self, request: Request) -> Response:
         return await self._deliver(request, identify(request.headers, self._tokens))
 
-    async def _public(self, request: Request) -> Response:
+    async def _download_public(self, request: Request) -> Response:
         return await self._deliver(request, None)
 
-    async def _signed(self, request: Request) -> Response:
+    async def _download_signed(self, request: Request) -> Response:
         token = request.query_params.get("token")
         if not token:
             raise invalid_request("querystring must have required property 'token'")
@@ -143,13 +145,13 @@ class DownloadRoutes:
 
     # -- Information ------------------------------------------------------------------------------------
 
-    async def _info(self, request: Request) -> Response:
+    async def _show_info(self, request: Request) -> Response:
         return await self._answer_info(request, identify_if_possible(request.headers, self._tokens))
 
-    async def _private_info(self, request: Request) -> Response:
+    async def _show_private_info(self, request: Request) -> Response:
         return await self._answer_info(request, identify(request.headers, self._tokens))
 
-    async def _public_info(self, request: Request) -> Response:
+    async def _show_public_info(self, request: Request) -> Response:
         return await self._answer_info(request, None)
 
     async def _answer_info(self, request: Request, caller: Caller | None) -> Response:
