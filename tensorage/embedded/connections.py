@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-#: Share of the process's file descriptors for clients. The rest is for PostgreSQL's connections and Storage's objects.
+#: Part of the process's file descriptors for clients. The rest is for PostgreSQL's connections and Storage's objects.
 _FILES_FOR_CONNECTIONS: Final = 0.5
 
 _CLOSE: Final = (b"connection", b"close")

@@ -322,6 +322,7 @@ class DataFolder:
         write_private(self.path / name, json.dumps(asdict(record), indent=2))
 
 
+#: Advice of several messages.
 _CHOOSE_ANOTHER = f"choose another one, with --data-dir, data_dir= or {DATA_DIR_VARIABLE}"
 
 

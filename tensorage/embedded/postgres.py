@@ -68,7 +68,9 @@ _INHERITED = frozenset({"PATH", "HOME", "TMPDIR", "TZ"})
 _LOADERS = ("LD_", "DYLD_")
 
 _POLL_S = 0.01
+#: Seconds to wait after SIGINT, with which PostgreSQL disconnects its clients and writes all data to disk.
 _FAST_SHUTDOWN_S = 20.0
+#: Seconds to wait after SIGQUIT and SIGKILL, which leave a recovery to the next start.
 _IMMEDIATE_SHUTDOWN_S = 5.0
 
 

@@ -44,6 +44,7 @@ _NOT_SERVED = frozenset(
     )
 )
 
+#: Sessions that a logout ends: see `sessions.end_sessions`.
 _LOGOUT_SCOPES = ("global", "local", "others")
 
 
@@ -231,8 +232,8 @@ class AuthApi:
                 "a password, and there is no mail and no administration"
             )
             raise AuthError(501, "feature_disabled", message)
-        self._read_bearer(request)
         # Only users learn which paths there are.
+        self._read_bearer(request)
         raise AuthError(404, "not_found", f"The Auth API has no {request.method} /{path}")
 
     def _read_bearer(self, request: Request) -> Bearer:

@@ -16,7 +16,7 @@ from tensorage.embedded.rest.errors import ApiError, invalid_body
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-#: Largest binary body. Hosted Supabase accepted as much in a test; a value of PostgreSQL has at most 1 GiB.
+#: Largest binary body. Supabase's own server accepted as much in a test; a value of PostgreSQL has at most 1 GiB.
 MAX_BODY_BYTES: Final = 128 * 1024 * 1024
 
 #: Largest body of text, which takes many times its size when it is parsed.

@@ -48,6 +48,7 @@ _SEARCH_PATH: Final = '"public", "extensions"'
 MAX_ROWS: Final = 1000
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: Methods that change a table, each with its literal type.
 MUTATIONS: Final[dict[str, Mutation]] = {"POST": "POST", "PUT": "PUT", "PATCH": "PATCH", "DELETE": "DELETE"}
 
 #: Headers that PostgreSQL does not get: it may log the text of a failing statement.

@@ -237,6 +237,7 @@ def _wants_location(write: Write) -> bool:
     return created and bool(write.table.primary_key)
 
 
+#: Column with the primary key of the only new row, for the header ``Location``.
 _LOCATION: Final = (
     ", case when count(*) = 1 then (select array_agg(array[key, coalesce('eq.' || value, 'is.null')])"
     " from pgrst_source s, json_each_text(row_to_json(s.*))) end as location"

@@ -33,6 +33,7 @@ _UPSERT_BEFORE_18: Final = _OR_UPDATE + "$9::text as replaced"
 _LOOK_UP: Final = "select version from storage.objects where bucket_id = $1 and name = $2"
 _TAKE_TURNS: Final = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
 
+#: A second object of the same name has its own refusal, unless the request may replace the first.
 _REFUSALS: Final = {UNIQUE: key_already_exists}
 
 

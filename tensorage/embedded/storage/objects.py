@@ -35,6 +35,7 @@ _COLUMNS: Final = (
 )
 _DELETE_MANY: Final = "delete from storage.objects where bucket_id = $1 and name = any($2::text[])"
 _ONE: Final = "bucket_id = $1 and name = $2"
+#: Supabase Storage's default for listings, and its limit for removals.
 _DEFAULT_LIMIT: Final = 100
 _MAX_REMOVED_AT_ONCE: Final = 1000
 

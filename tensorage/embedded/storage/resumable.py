@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which an upload can be continued, as on hosted Supabase.
 _LIFETIME_S: Final = 24 * 3600
+#: Seconds between two searches for expired uploads.
 _CLEANUP_INTERVAL_S: Final = 3600
 
 _PATH: Final = "/upload/resumable"
