@@ -97,7 +97,7 @@ def build_app(settings: Settings) -> Starlette:
         middleware=[
             Middleware(OwnHosts),
             Middleware(
-                # As on hosted Supabase, pages of any origin may send requests: keys and tokens protect the data.
+                # On hosted Supabase, too, pages of any origin may send requests: keys and tokens protect the data.
                 CORSMiddleware,
                 allow_origins=["*"],
                 allow_methods=["*"],

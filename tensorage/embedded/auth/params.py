@@ -31,7 +31,7 @@ _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 @dataclass(frozen=True)
 class Params:
-    """Fields of a request body. As in GoTrue, null means the same as a missing field."""
+    """Fields of a request body. In GoTrue, too, null means the same as a missing field."""
 
     fields: dict[str, Any] = field(repr=False)
 

@@ -100,7 +100,7 @@ async def create_user(
         The address has a user already, perhaps since a moment ago.
     """
     user_id = uuid.uuid4()
-    # As in GoTrue, the user's metadata calls the address verified, and the identity's data does not.
+    # In GoTrue, too, the user's metadata calls the address verified, and the identity's data does not.
     claims = {"sub": str(user_id), "email": email, "email_verified": False, "phone_verified": False}
     try:
         # GoTrue's rows have the instance zero, and empty texts rather than nulls in the columns of tokens.

@@ -92,7 +92,7 @@ def _choose_status(write: Write, result: Result) -> int:
     if write.method in ("PATCH", "DELETE"):
         return 200
     updated = result.get("updated_total", 0)
-    # As in PostgREST, an upsert that only updated rows answers 200, and one that added some 201.
+    # In PostgREST, too, an upsert that only updated rows answers 200, and one that added some 201.
     nothing_new = write.is_upsert and result["page_total"] <= updated
     return 200 if nothing_new and write.preferences.resolution != "ignore-duplicates" else 201
 
@@ -111,7 +111,7 @@ class _Page:
     def status(self) -> int:
         if self.total is None or self.count >= self.total:
             return 200
-        # As in PostgREST, an offset behind the last row is an error only if the total is known.
+        # In PostgREST, too, an offset behind the last row is an error only if the total is known.
         if self.offset > self.total:
             return 416
         return 206

@@ -134,7 +134,7 @@ class RowRange:
 
 
 def parse_range(text: str) -> RowRange:
-    """Parse ``Range: 0-9``. As HTTP demands, a header of any other form is ignored."""
+    """Parse ``Range: 0-9``. HTTP demands that a header of any other form is ignored."""
     found = _RANGE.match(text)
     if not found:
         return RowRange()

@@ -233,7 +233,7 @@ def _parse_order_term(scanner: Scanner) -> OrderTerm:
 
 
 def _is_filter(value: str) -> bool:
-    # As in PostgREST, a value is a filter if it begins with an operator.
+    # In PostgREST, too, a value is a filter if it begins with an operator.
     return bool(_OPERATOR.match(value.removeprefix("not.")))
 
 

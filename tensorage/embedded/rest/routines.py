@@ -69,14 +69,14 @@ def find_call(schema: Schema, name: str, arguments: Arguments) -> Call:
     candidates = schema.routines.get(name, ())
     named = [r for r in candidates if arguments.named and _takes_names(r, arguments.names)]
     whole = [r for r in candidates if _takes_body(r, arguments)]
-    # As in PostgREST, named arguments come before a parameter for the whole body.
+    # In PostgREST, too, named arguments come before a parameter for the whole body.
     for found in (named, whole):
         if len(found) > 1:
             raise _ambiguous(found)
     if named:
         return Call(named[0], arguments)
     if whole:
-        # A named parameter cannot take a body. As PostgREST does, call without arguments then: PostgreSQL's own error
+        # A named parameter cannot take a body. PostgREST, too, then calls without arguments: PostgreSQL's own error
         # names the functions that there are.
         type_ = whole[0].parameters[0].type if not whole[0].parameters[0].name else None
         return Call(whole[0], arguments if type_ else Arguments(), type_)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: As on hosted Supabase: policies and triggers of an application find their functions here.
+#: On hosted Supabase, too, policies and triggers of an application find their functions here.
 _SETTINGS: Final = {"search_path": '"storage", "public", "extensions"'}
 
 

@@ -67,7 +67,7 @@ class DownloadRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        """The routes. Those with fixed words come first: a bucket's name could be one of the words."""
+        """The routes. Routes with fixed words come first: a bucket's name could be one of the words."""
         return [
             Route("/object/info/public/{bucket}/{name:path}", self._show_public_info, methods=["GET"]),
             Route(

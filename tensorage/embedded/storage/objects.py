@@ -209,7 +209,7 @@ class ObjectRoutes:
             *key,
         )
         if not rows:
-            # As in Supabase Storage, a caller who may not remove an object learns that it exists.
+            # In Supabase Storage, too, a caller who may not remove an object learns that it exists.
             async with transaction(self._database, SERVICE, read_only=True) as connection:
                 exists = await connection.fetchval(
                     f"select true from storage.objects where {_ONE}",  # noqa: S608  (a constant)

@@ -34,7 +34,7 @@ class UploadRoutes:
         caller = identify(request.headers, self._tokens)
         bucket_id = check_storable(request.path_params["bucket"], "params/bucketName")
         name = check_object_name(request.path_params["name"])
-        # As in Supabase Storage, a PUT may always replace an object.
+        # In Supabase Storage, too, a PUT may always replace an object.
         upsert = request.method == "PUT" or request.headers.get("x-upsert") == "true"
         # Refusals come before the content is received: a large upload need not be sent for one.
         bucket = await self._writer.check(caller, bucket_id, name, upsert=upsert)
