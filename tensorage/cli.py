@@ -132,9 +132,9 @@ def reset(data_dir: str | None, yes: bool) -> None:
       tensorage local reset --data-dir ./data --yes
     """
     from tensorage.embedded import control
-    from tensorage.embedded.folder import DataFolder, data_dir_path
+    from tensorage.embedded.folder import DataFolder, resolve_data_dir
 
-    path = data_dir_path(data_dir)
+    path = resolve_data_dir(data_dir)
     if DataFolder.find(data_dir) is None:
         click.echo(f"there is no data in {path}")
         return
@@ -167,7 +167,7 @@ def migrations(sql: bool) -> None:
 def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -> None:
     from tensorage.embedded import control, lifetime, server
 
-    companion = lifetime.companion(ends_with)
+    companion = lifetime.find_companion(ends_with)
     running = control.status(data_dir)
     if running is not None:
         raise click.ClickException(f"it already runs, as process {running.pid}: {running.api_url}")

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tensorage.embedded.folder import EmbeddedError
-from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE, companion
+from tensorage.embedded.lifetime import ENDS_WITH_VARIABLE, find_companion
 from tensorage.embedded.server import DEFAULT_JWT_LIFETIME_S, Options, run
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT. Why it cannot is all that it prints."""
+    """Serve until SIGTERM or SIGINT. Print nothing but the reason of a failure."""
     parser = argparse.ArgumentParser(prog="python -m tensorage.embedded", description=__doc__)
     parser.add_argument("--data-dir", help="data folder (default: the user's own)")
     parser.add_argument("--port", type=int, help="port of the API (default: the last one, or any)")
@@ -35,7 +35,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        ends_with = companion(arguments.ends_with)
+        # Pids are used again: without the time, the server could end with a later process of the same pid.
+        ends_with = find_companion(arguments.ends_with)
         if ends_with is not None and arguments.began_at is not None:
             ends_with = replace(ends_with, create_time=arguments.began_at)
         run(
@@ -48,7 +49,7 @@ def main() -> int:
             )
         )
     except EmbeddedError as error:
-        print(error, file=sys.stderr)  # noqa: T201  (the one who started it reads it from there)
+        print(error, file=sys.stderr)  # noqa: T201  (`control.start` reads it from there)
         return 1
     return 0
 

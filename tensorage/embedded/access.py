@@ -1,4 +1,4 @@
-"""Refusals that come before everything else: of requests for other hosts, and of requests without the project's key."""
+"""First checks of every request: its host is this server, and it has one of the project's keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-#: Names of this machine, with any port: that of a tunnel or a proxy on it may be another one than ours.
+#: Names of this machine, with any port: a tunnel or a proxy may listen on another port than the server.
 _OWN_HOST: Final = re.compile(
     r"(127(\.\d{1,3}){3}|\[::1\]|localhost|([a-z0-9-]+\.)+localhost)(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
@@ -20,8 +20,8 @@ _OWN_HOST: Final = re.compile(
 class OwnHosts:
     """Refuses requests that were meant for another host.
 
-    A page on the web can have its own name resolve to 127.0.0.1, and is then read by the browser as if this server
-    were its own: all that tells is the name in ``Host``. No answer repeats another name either.
+    A web page can let its own name resolve to 127.0.0.1 (DNS rebinding). The browser then lets the page read this
+    server's answers as its own. Only the name in ``Host`` gives such a request away. No answer repeats a foreign name.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,13 +30,14 @@ class OwnHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             hosts = [value for name, value in scope["headers"] if name == b"host"]
+            # With two such headers, this check and the browser could each go by another one (RFC 9112, section 3.2).
             if len(hosts) != 1 or _OWN_HOST.fullmatch(hosts[0].decode("latin-1")) is None:
-                await _wrong_host()(scope, receive, send)
+                await _make_host_refusal()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _wrong_host() -> JSONResponse:
+def _make_host_refusal() -> JSONResponse:
     return JSONResponse(
         {
             "message": "The request is for another host",
@@ -47,9 +48,10 @@ def _wrong_host() -> JSONResponse:
 
 
 class ApiKeys:
-    """Refuses requests without one of the project's keys, as hosted Supabase's gateway does in front of REST and Auth.
+    """Refuses requests without one of the project's keys, as hosted Supabase's gateway does for REST and Auth.
 
-    It does not in front of Storage, whose public and signed URLs need none, and whose other routes need a token.
+    The gateway asks for no key in front of Storage: public and signed URLs work without one, and the other routes of
+    Storage require a token.
     """
 
     def __init__(self, app: ASGIApp, keys: Set[str]) -> None:
@@ -57,10 +59,11 @@ class ApiKeys:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        refusal = self._check_key(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def _check_key(self, scope: Scope) -> JSONResponse | None:
+        # Hosted Supabase, too, takes the key from a header or from the URL.
         key = Headers(scope=scope).get("apikey") or _take_parameter(scope, "apikey")
         if not key:
             return JSONResponse(
@@ -82,8 +85,9 @@ class ApiKeys:
 
 
 def _take_parameter(scope: Scope, name: str) -> str | None:
-    """Turn a parameter of the URL into the header of the same name: behind the gateway it would be a filter."""
+    """Turn a parameter of the URL into the header of the same name. PostgREST would take the parameter for a filter."""
     query: bytes = scope["query_string"]
+    # Nearly no request has the parameter: parsing is skipped for the others.
     if name.encode() not in query:
         return None
     kept, taken = [], None

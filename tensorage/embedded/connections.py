@@ -1,10 +1,11 @@
-"""One client's connection, held to limits: what an HTTP server in front of Supabase does for the servers behind it.
+"""Limits on one client's connection, as an HTTP server in front of Supabase would set them.
 
-uvicorn takes heads of any size, waits for slow clients without an end, and queues as many requests as a connection
-sends at once. Nobody needs a key for any of this, so that it has to be bounded before the application is asked.
+uvicorn accepts heads of any size, waits for slow clients without end, and queues any number of requests of one
+connection. All of that needs no key, and is therefore bounded before the application is called.
 
-A connection is looked at every `Limits.patience_s` seconds. Between two looks it has to get on: end the head that it
-was sending, send some of its body, or take some of its answer. Nothing is asked of a connection that waits for us.
+A connection is checked every `Limits.progress_interval_s` seconds. Between two checks the client has to make progress:
+end the head that it was sending, send some of its body, or take some of its answer. A connection that waits for the
+server passes every check.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-#: Files that are kept free for PostgreSQL's connections and Storage's objects, as a part of all.
+#: Part of the process's file descriptors for clients. The rest is for PostgreSQL's connections and Storage's objects.
 _FILES_FOR_CONNECTIONS: Final = 0.5
 
 _CLOSE: Final = (b"connection", b"close")
@@ -29,45 +30,45 @@ _CLOSE: Final = (b"connection", b"close")
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what one client, or all of them together, can have of the server.
+    """Limits on the resources of one client, and of all clients together.
 
     Parameters
     ----------
     head_nbytes
-        Bytes of a request's line and fields together. 431 beyond.
+        Bytes of a request's line and fields together. Beyond them the answer is 431.
     head_fields
-        Number of these fields.
+        Number of a head's fields.
     pipelined
         Requests that a connection may send ahead of their answers.
     connections
-        At once, of all clients.
-    patience_s
-        Seconds in which a connection has to get on. It is ended after one to two times as long.
+        Open connections of all clients.
+    progress_interval_s
+        Seconds between two checks of a connection. One without progress ends after one to two intervals.
     progress_nbytes
-        Bytes of a body that count as getting on. With a patience of 30 s, 4 KiB are 1.1 kbit/s, a thirtieth of what a
-        telephone line carried: no upload that is worth waiting for is slower, and without such a floor a byte now
-        and then would keep a connection, and its part of the memory, for ever.
+        Fewest bytes of a body that count as progress. 4 KiB in 30 s are 1.1 kbit/s, a thirtieth of a telephone line:
+        no useful upload is slower. Without this floor a byte now and then would hold a connection, and its share
+        of the memory, for ever.
     drained_nbytes
-        Bytes of a body that are received and thrown away after its request was answered, so that a client that
-        sends first and listens then finds the answer.
+        Bytes of a body that are received and discarded after its request was answered. A client that sends its
+        whole body before it reads then still finds the answer.
     """
 
     head_nbytes: int = 64 * 1024
     head_fields: int = 256
     pipelined: int = 16
     connections: int = 1024
-    patience_s: float = 30.0
+    progress_interval_s: float = 30.0
     progress_nbytes: int = 4096
     drained_nbytes: int = 64 * 1024 * 1024
 
     @classmethod
-    def of_this_process(cls) -> Limits:
-        """Limits for a server that may open as many files as this process may."""
+    def for_this_process(cls) -> Limits:
+        """Return limits that this process can keep with the files it may open."""
         limits = cls()
-        return replace(limits, connections=min(limits.connections, _file_limit()))
+        return replace(limits, connections=min(limits.connections, _find_connection_limit()))
 
 
-def _file_limit() -> int:
+def _find_connection_limit() -> int:
     if sys.platform == "win32":
         return Limits.connections
     import resource
@@ -77,7 +78,7 @@ def _file_limit() -> int:
 
 
 class _Refusal(NamedTuple):
-    """An answer of the connection itself. Its JSON has the form that hosted Supabase's gateway gives."""
+    """An error that the connection itself answers, in the JSON of hosted Supabase's gateway."""
 
     status: int
     message: str
@@ -87,11 +88,11 @@ _INVALID: Final = _Refusal(400, "The request is not HTTP/1.1")
 
 
 class _RefusedError(Exception):
-    """Stops the parser; the refusal is kept by the connection."""
+    """Stops the parser. The connection keeps the refusal to answer with."""
 
 
-class _Look(NamedTuple):
-    """State of a connection at one moment, to be compared with a later one."""
+class _Progress(NamedTuple):
+    """State of a connection at one moment, compared with a later one to find progress."""
 
     phase: Literal["head", "body", "over", "other"]
     message: int
@@ -101,43 +102,44 @@ class _Look(NamedTuple):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, bounded. A subclass has other limits."""
+    """uvicorn's connection with limits. Subclasses set other limits."""
 
     limits: ClassVar[Limits] = Limits()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._application = self.app
-        self.app = self._run
+        self.app = self._run_application
         self._refusal = _INVALID
         self._is_in_head = True
         self._is_over = False
         self._message = 0
         self._head_nbytes = self._head_fields = 0
-        # Bytes of a head that the parser has swallowed without a word: of a field that has no end yet.
+        # Bytes of a field that has no end yet. The parser keeps them, and calls back only when the field ends.
         self._unheard_nbytes = 0
         self._received_nbytes = self._discarded_nbytes = 0
         self._drains = 0
         self._idle_since = 0.0
-        self._last_look: _Look | None = None
-        self._next_look: asyncio.TimerHandle | None = None
+        self._last_progress: _Progress | None = None
+        self._next_check: asyncio.TimerHandle | None = None
 
     # -- Connections ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        self._next_look = self.loop.call_later(self.limits.patience_s, self._look)
+        self._next_check = self.loop.call_later(self.limits.progress_interval_s, self._check_progress)
+        # The set includes this connection already.
         if len(self.connections) > self.limits.connections:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._next_look is not None:
-            self._next_look.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """Let the connection go that has been waiting longest for a request, or this one where all are at work."""
+        """Close the connection that has been idle longest, or refuse this one if none is idle."""
         others = [
             other
             for other in self.connections
@@ -147,6 +149,7 @@ class Connection(HttpToolsProtocol):
             return
         idle = [other for other in others if other._is_idle]
         if idle:
+            # Clients expect that servers close idle connections, and connect again.
             min(idle, key=lambda other: other._idle_since).transport.abort()
         else:
             self._refuse(
@@ -155,13 +158,13 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is being served, nor its answer sent."""
+        """Whether no request is being served and no answer is being sent."""
         return self._is_answered and not self.pipeline and not self.transport.get_write_buffer_size()
 
     @property
     def _is_answered(self) -> bool:
-        """Whether the last request that is not waiting in the pipeline was answered, or there was none."""
-        # uvicorn does not say that it is None at first.
+        """Whether every request was answered, apart from those that wait in the pipeline."""
+        # uvicorn's annotation leaves out that the cycle is None before the first request.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
 
@@ -175,7 +178,7 @@ class Connection(HttpToolsProtocol):
             self._unheard_nbytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_nbytes + self._unheard_nbytes > self.limits.head_nbytes:
-            self._refuse(self._large_head())
+            self._refuse(self._make_large_head_refusal())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -188,7 +191,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        # Trailers, which come after a body, count, too.
+        # Trailers, which follow a body, count as well.
         self._head_fields += 1
         self._count_head(len(name) + len(value) + len(": \r\n"))
 
@@ -196,9 +199,9 @@ class Connection(HttpToolsProtocol):
         self._unheard_nbytes = 0
         self._head_nbytes += nbytes
         if self._head_nbytes > self.limits.head_nbytes or self._head_fields > self.limits.head_fields:
-            self._stop_parsing(self._large_head())
+            self._stop_parsing(self._make_large_head_refusal())
 
-    def _large_head(self) -> _Refusal:
+    def _make_large_head_refusal(self) -> _Refusal:
         most = f"{self.limits.head_nbytes} bytes and {self.limits.head_fields} fields"
         return _Refusal(431, f"The URL and the headers of a request may have {most} together")
 
@@ -212,6 +215,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._received_nbytes += len(body)
         if self.cycle.response_complete:
+            # uvicorn receives a body to its end, even if the application has answered before.
             self._discard(len(body))
         super().on_body(body)
 
@@ -224,17 +228,19 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         self._idle_since = self.loop.time()
         if not self.pipeline and self.cycle.response_complete:
-            # It lives until the next request comes, and nobody asks for what it did not read.
+            # The cycle lives until the next request. Body bytes that the application left unread would live as long.
             self.cycle.body = bytearray()
 
     def _discard(self, nbytes: int) -> None:
-        """Throw away bytes of a request that was answered."""
+        """Discard bytes of a request that was answered, and hang up after too many of them."""
         self._discarded_nbytes += nbytes
         if self._discarded_nbytes > self.limits.drained_nbytes:
             self.transport.abort()
 
-    async def _run(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Run the application; it returns when its answer has left the process, but for a small rest."""
+    async def _run_application(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Run the application until its answer has left the process, apart from a small rest in the socket's buffer."""
         waits = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
 
         async def receive_body() -> Any:
@@ -244,9 +250,11 @@ class Connection(HttpToolsProtocol):
 
         async def send_patiently(message: ASGISendEvent) -> None:
             if waits and message["type"] == "http.response.start":
-                # Told to go on or not, the client may send its body: what follows on this connection is not known.
+                # The client asked before sending its body, and may send it or not: the next bytes could be the body or
+                # another request. Closing avoids the question.
                 message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
             await send(message)
+            # Without this wait, an answer to a slow client would pile up in memory.
             await self.flow.drain()
 
         await self._application(scope, receive_body, send_patiently)
@@ -254,14 +262,15 @@ class Connection(HttpToolsProtocol):
     # -- Time -------------------------------------------------------------------------------------------
 
     def resume_writing(self) -> None:
+        # The client has received enough of its answer for more to be sent: that is progress.
         self._drains += 1
         super().resume_writing()
 
-    def _look(self) -> None:
-        """End the connection if it did not get on since the last look."""
-        self._next_look = self.loop.call_later(self.limits.patience_s, self._look)
-        last, now = self._last_look, self._seen()
-        self._last_look = now
+    def _check_progress(self) -> None:
+        """End the connection if it made no progress since the last check."""
+        self._next_check = self.loop.call_later(self.limits.progress_interval_s, self._check_progress)
+        last, now = self._last_progress, self._measure_progress()
+        self._last_progress = now
         if last is None or last.message != now.message:
             return
         is_unread = now.unsent_nbytes >= last.unsent_nbytes > 0 and now.drains == last.drains
@@ -275,16 +284,16 @@ class Connection(HttpToolsProtocol):
         ):
             self._refuse(_Refusal(408, "The body of the request did not come, or came too slowly"))
 
-    def _seen(self) -> _Look:
+    def _measure_progress(self) -> _Progress:
         unsent = self.transport.get_write_buffer_size()
-        return _Look(self._phase(), self._message, self._received_nbytes, unsent, self._drains)
+        return _Progress(self._find_phase(), self._message, self._received_nbytes, unsent, self._drains)
 
-    def _phase(self) -> Literal["head", "body", "over", "other"]:
-        """Tell what the client is to do next; "other" if it is not its turn."""
+    def _find_phase(self) -> Literal["head", "body", "over", "other"]:
+        """Tell what the client has to do next: "other" if it has to do nothing."""
         if self._is_over:
             return "over"
         if self._is_in_head:
-            # Between two requests uvicorn has a time limit of its own, which the first byte lifts.
+            # Between two requests uvicorn's own keep-alive timeout applies, until the first byte of a head comes.
             waits_for_head = self._is_answered and not self.pipeline
             return "head" if waits_for_head and self.timeout_keep_alive_task is None else "other"
         is_ours_to_go_on = self.flow.read_paused or self.cycle.waiting_for_100_continue
@@ -297,42 +306,43 @@ class Connection(HttpToolsProtocol):
         raise _RefusedError
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what stopped the parser: a limit of ours, or something that is not HTTP."""
+        """Answer with the reason that stopped the parser: one of our limits, or bytes that are not HTTP."""
         del msg
         self._refuse(self._refusal)
 
     def _refuse(self, refusal: _Refusal) -> None:
-        """Answer, where nothing else is being answered, and take nothing more from this connection."""
+        """Answer with a refusal if no other answer is under way, and take no more requests from this connection."""
         if self._is_over or self.transport.is_closing():
             return
         self._is_over = True
         can_answer = self._can_answer()
-        self._give_up_cycle()
+        self._disconnect_application()
         if not can_answer or not self.transport.can_write_eof():
             self.transport.abort()
             return
-        self.transport.write(self._answer(refusal))
-        # Closed with bytes of the request unread, the system would take the answer back.
+        self.transport.write(self._encode_answer(refusal))
+        # A socket that is closed with unread bytes is reset, and the client may never see the answer. The rest of the
+        # request is therefore read and discarded.
         self.transport.write_eof()
         self.flow.resume_reading()
 
     def _can_answer(self) -> bool:
-        """Whether an answer that is written now is the one that the client expects next."""
+        """Tell whether the client expects an answer now, so that it takes the next one for its own."""
         if self.pipeline:
             return False
         if self._is_in_head:
             return self._is_answered
         return not self.cycle.response_started
 
-    def _give_up_cycle(self) -> None:
-        """Tell the application that is being run that its client is gone."""
+    def _disconnect_application(self) -> None:
+        """Tell the running application that its client is gone."""
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         if not self._is_answered:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
-    def _answer(self, refusal: _Refusal) -> bytes:
+    def _encode_answer(self, refusal: _Refusal) -> bytes:
         body = json.dumps({"message": refusal.message}).encode()
         fields = dict(self.server_state.default_headers)
         fields |= {
@@ -344,6 +354,6 @@ class Connection(HttpToolsProtocol):
         return STATUS_LINE[refusal.status] + head + b"\r\n" + body
 
 
-def protocol(limits: Limits) -> type[Connection]:
-    """Make the kind of connection that has these limits."""
+def make_connection_class(limits: Limits) -> type[Connection]:
+    """Return a connection class with these limits."""
     return type("LimitedConnection", (Connection,), {"limits": limits})

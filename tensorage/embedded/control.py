@@ -22,12 +22,12 @@ from tensorage.embedded.postgres import HOST, SUPERUSER, has_ended, stop_leftove
 _POLL_S = 0.01
 _HEALTH_TIMEOUT_S = 10.0
 _LOCK_POLL_S = 0.1
-#: A process of the same pid that began at another time is another process.
+#: Pids are used again: a process that began at another time is another one, even with the same pid.
 _SAME_TIME_S = 1.0
 
 
 class StartError(EmbeddedError):
-    """The server did not start. The message is the server's own, where it said why."""
+    """The server did not start. The message is the server's own, if it gave one."""
 
 
 class StopError(EmbeddedError):
@@ -35,31 +35,31 @@ class StopError(EmbeddedError):
 
 
 class BusyError(EmbeddedError):
-    """Somebody else is starting or stopping the same server, and does not come to an end."""
+    """Another process has been starting or stopping the same server for too long."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A running server, and everything that reaches it.
+    """A running server, with the addresses and keys that reach it.
 
     Parameters
     ----------
     api_url
-        What Supabase calls the project's URL.
+        The project's URL, in Supabase's words.
     anon_key, service_role_key
         The project's API keys.
     db_url
-        PostgreSQL as the role ``postgres``, the owner of the project's tables.
+        URL of PostgreSQL for the role ``postgres``, the owner of the project's tables.
     superuser_url
-        PostgreSQL as its superuser.
+        URL of PostgreSQL for its superuser.
     jwt_secret
         The HS256 key of every token.
     jwt_lifetime_s
         Seconds for which an access token is good.
     email, password
-        The folder's default user. Who logs in first signs it up.
+        The folder's default user, who is signed up at the first login.
     data_dir, pid
-        Of the server.
+        Data folder and process of the server.
     """
 
     api_url: str
@@ -75,7 +75,7 @@ class Running:
     password: str = field(repr=False)
 
     def as_dict(self) -> dict[str, str]:
-        """Give what ``supabase status`` prints, under its names."""
+        """Return the values that ``supabase status`` prints, under the same names."""
         return {
             "API_URL": self.api_url,
             "ANON_KEY": self.anon_key,
@@ -96,29 +96,29 @@ def start(
     postgres_bin: str | os.PathLike[str] | None = None,
     ends_with: int | None = None,
 ) -> Running:
-    """Start the server of a data folder, or join it where it runs.
+    """Start the server of a data folder, or join the one that runs.
 
     Parameters
     ----------
     data_dir
         The data folder; by default ``TENSORAGE_DATA_DIR``, or one in the user's own data folder.
     port
-        Where to serve HTTP; by default the folder's last port, or any.
+        Port of the API; by default the folder's last port, or any free one.
     timeout_s
-        How long to wait until it serves.
+        Seconds to wait until the server is ready.
     jwt_lifetime_s
         Seconds for which an access token is good; by default as long as hosted Supabase's.
     postgres_bin
-        Folder of another PostgreSQL's programs, 15 to 18; by default that of the extra ``local``. A data folder works
-        with the major version that made it. A server that already runs keeps its own.
+        Folder with the programs of another PostgreSQL, 15 to 18; by default the one of the extra ``local``. A data
+        folder works only with the major version that made it. A server that already runs keeps its PostgreSQL.
     ends_with
-        Process (its pid) with which the server ends, even if that is killed: ``os.getpid()`` for this one. By default
-        the one that ``TENSORAGE_ENDS_WITH`` names, or none. A server that already runs ends as its own starter said.
+        Pid of a process with which the server ends, even if that process is killed: ``os.getpid()`` for this one. By
+        default the pid in ``TENSORAGE_ENDS_WITH``, or none. A server that already runs keeps the choice of its starter.
 
     Returns
     -------
     Running
-        The server. It outlives this process, until :func:`stop`, unless `ends_with` says otherwise.
+        The server. It outlives this process, until :func:`stop`, unless `ends_with` ends it before.
 
     Raises
     ------
@@ -127,30 +127,31 @@ def start(
     StartError
         The server did not start, or runs with another port or lifetime than asked for.
     LifetimeError
-        The process with which it is to end does not run.
+        The process of `ends_with` does not run.
     """
-    companion = lifetime.companion(ends_with)
+    companion = lifetime.find_companion(ends_with)
     folder = DataFolder.open(data_dir)
     deadline = time.monotonic() + timeout_s
-    with _control(folder, timeout_s):
-        # Before a server is waited for: a folder whose secrets others could have written is refused at once.
+    # One process at a time: two that start at the same time would both start a server.
+    with _hold_control(folder, timeout_s):
+        # A folder whose secrets others could have written is refused at once, rather than after a wait for a server.
         with contextlib.suppress(FileNotFoundError):
             folder.read_secrets()
         process: subprocess.Popen[bytes] | None = None
         while time.monotonic() < deadline:
-            state = _live_state(folder)
+            state = _read_live_state(folder)
             if state is not None and state.ready and _is_healthy(state):
                 if process is not None and process.pid != state.pid:
-                    # Another server was on its way, unseen: ours would wait for its place.
+                    # Another process's server was already starting. Ours would only wait for the folder's lock.
                     process.terminate()
                     process.wait()
-                running = _running(folder, state)
-                _check_as_asked(running, port, jwt_lifetime_s)
+                running = _describe_server(folder, state)
+                _check_options(running, port, jwt_lifetime_s)
                 return running
             if process is None and state is None:
                 process = _spawn(folder, port, jwt_lifetime_s, postgres_bin, companion)
             elif process is not None and process.poll() is not None and state is None:
-                raise StartError(_why_it_ended(folder, process))
+                raise StartError(_explain_end(folder, process))
             time.sleep(_POLL_S)
     raise StartError(
         f"the server of {folder.path} is not ready after {timeout_s:g} s. It goes on starting: look into "
@@ -159,10 +160,10 @@ def start(
 
 
 def status(data_dir: str | os.PathLike[str] | None = None) -> Running | None:
-    """Tell of the server of a data folder, if it runs and is ready."""
+    """Return the server of a data folder, or None if none is ready."""
     folder = DataFolder.find(data_dir)
-    state = _live_state(folder) if folder else None
-    return _running(folder, state) if folder and state and state.ready else None
+    state = _read_live_state(folder) if folder else None
+    return _describe_server(folder, state) if folder and state and state.ready else None
 
 
 def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 60.0) -> bool:
@@ -171,19 +172,19 @@ def stop(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 6
     Returns
     -------
     bool
-        False where none ran. What a killed one left behind is stopped all the same.
+        False if no server ran. Processes that a killed server left behind are stopped in any case.
 
     Raises
     ------
     PostgresError
-        Processes that a killed server left cannot be stopped.
+        Processes of a killed server cannot be stopped.
     StopError
-        It still runs after `timeout_s` seconds.
+        The server still runs after `timeout_s` seconds.
     """
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s), _held(folder, timeout_s) as stopped:
+    with _hold_control(folder, timeout_s), _keep_stopped(folder, timeout_s) as stopped:
         return stopped
 
 
@@ -193,32 +194,33 @@ def reset(data_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = 
     Returns
     -------
     bool
-        False where there was no data folder.
+        False if there was no data folder.
     """
     folder = DataFolder.find(data_dir)
     if folder is None:
         return False
-    with _control(folder, timeout_s), _held(folder, timeout_s):
+    with _hold_control(folder, timeout_s), _keep_stopped(folder, timeout_s):
         folder.remove()
     return True
 
 
 @contextmanager
-def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
-    """Keep the folder from every server, while nothing of one runs. Yields whether one had to be stopped."""
+def _keep_stopped(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
+    """Stop the folder's server and keep any other from starting. Yields whether one had to be stopped."""
     lock, deadline, stopped = folder.server_lock(), time.monotonic() + timeout_s, False
     while True:
-        stopped |= _stop(folder, timeout_s)
+        stopped |= _stop_process(folder, timeout_s)
         try:
             lock.acquire(timeout=_LOCK_POLL_S)
         except Timeout as error:
-            # Threads of a killed server outlive its pid for a moment; one that starts will soon say where it is.
+            # The lock's holder shows no pid: it is either a killed server whose threads take a moment to end, or one
+            # that is starting and will soon write its state. Looking again finds out.
             if time.monotonic() > deadline:
                 raise StopError(f"a server still holds {folder.path} after {timeout_s:g} s") from error
         else:
             break
     try:
-        # A killed server may have left some of it.
+        # A killed server may have left processes of PostgreSQL.
         stop_leftovers(folder.postgres_dir, starts_again=False)
         yield stopped
     finally:
@@ -226,10 +228,10 @@ def _held(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
 
 
 class _Detached(subprocess.Popen[bytes]):
-    """A process that is meant to outlive the object, and this process."""
+    """A process that may outlive this object, and the process that started it."""
 
     def __del__(self) -> None:
-        """Do not warn that it still runs."""
+        """Skip the warning of `Popen` that the process still runs."""
 
 
 def _spawn(
@@ -249,6 +251,7 @@ def _spawn(
         command += ["--postgres-bin", os.fspath(Path(postgres_bin).absolute())]
     if companion is not None:
         command += ["--ends-with", str(companion.pid), "--began-at", repr(companion.create_time)]
+    # The file is the owner's alone, like all of the folder.
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
         return _Detached(
@@ -257,15 +260,16 @@ def _spawn(
             stdout=start_log,
             stderr=start_log,
             cwd=folder.path,
-            # Ctrl-C in the starter's terminal, or its end, is not the server's.
+            # Keep Ctrl-C in the starter's terminal, and the end of that terminal, away from the server.
             start_new_session=True,
         )
 
 
-def _stop(folder: DataFolder, timeout_s: float) -> bool:
-    state = _live_state(folder)
+def _stop_process(folder: DataFolder, timeout_s: float) -> bool:
+    state = _read_live_state(folder)
     if state is None:
         return False
+    # The process may end by itself at any time.
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(state.pid)
         process.terminate()
@@ -276,12 +280,12 @@ def _stop(folder: DataFolder, timeout_s: float) -> bool:
                     f"the server of {folder.path} (process {state.pid}) still runs after {timeout_s:g} s"
                 )
             time.sleep(_POLL_S)
-        _take_note_of_end(process)
+        _reap(process)
     return True
 
 
-def _live_state(folder: DataFolder) -> ServerState | None:
-    """Read what the folder's server says of itself, if that server is alive."""
+def _read_live_state(folder: DataFolder) -> ServerState | None:
+    """Return the state of the folder's server, or None if that server does not run."""
     state = folder.read_state()
     if state is None:
         return None
@@ -291,19 +295,20 @@ def _live_state(folder: DataFolder) -> ServerState | None:
     except psutil.NoSuchProcess:
         return None
     if has_ended(process):
-        _take_note_of_end(process)
+        _reap(process)
         return None
     return state if same else None
 
 
-def _take_note_of_end(process: psutil.Process) -> None:
-    """Let go of a process that has ended: if it was a child of ours, nobody else will."""
+def _reap(process: psutil.Process) -> None:
+    """Reap a process that has ended. A child of this process would stay a zombie otherwise."""
     with contextlib.suppress(psutil.TimeoutExpired):
         process.wait(timeout=0)
 
 
 def _is_healthy(state: ServerState) -> bool:
-    """Whether the server answers, and its PostgreSQL does: that one may have died, and be on its way back."""
+    """Tell whether the server and its PostgreSQL answer. PostgreSQL may have died, and be starting again."""
+    # Imported here, so that this module itself is imported fast.
     import http.client
 
     connection = http.client.HTTPConnection(HOST, state.api_port, timeout=_HEALTH_TIMEOUT_S)
@@ -316,7 +321,7 @@ def _is_healthy(state: ServerState) -> bool:
         connection.close()
 
 
-def _running(folder: DataFolder, state: ServerState) -> Running:
+def _describe_server(folder: DataFolder, state: ServerState) -> Running:
     secrets: Secrets = folder.read_secrets()
     return Running(
         api_url=f"http://{HOST}:{state.api_port}",
@@ -333,7 +338,8 @@ def _running(folder: DataFolder, state: ServerState) -> Running:
     )
 
 
-def _check_as_asked(running: Running, port: int | None, jwt_lifetime_s: int | None) -> None:
+def _check_options(running: Running, port: int | None, jwt_lifetime_s: int | None) -> None:
+    # A running server keeps its options, since other processes use it already.
     has_port = int(running.api_url.rpartition(":")[2])
     if port not in {None, 0, has_port}:
         raise StartError(
@@ -347,14 +353,15 @@ def _check_as_asked(running: Running, port: int | None, jwt_lifetime_s: int | No
         )
 
 
-def _why_it_ended(folder: DataFolder, process: subprocess.Popen[bytes]) -> str:
+def _explain_end(folder: DataFolder, process: subprocess.Popen[bytes]) -> str:
+    # The server prints its reason there, since its log may be missing: see `__main__`.
     said = folder.start_log_file.read_text("utf-8", errors="replace").strip()
     ended = f"the server of {folder.path} ended with status {process.returncode} before it was ready"
     return said or f"{ended}: see {folder.log_file}"
 
 
 @contextmanager
-def _control(folder: DataFolder, timeout_s: float) -> Iterator[None]:
+def _hold_control(folder: DataFolder, timeout_s: float) -> Iterator[None]:
     lock = folder.control_lock()
     try:
         lock.acquire(timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Connections to the embedded PostgreSQL, and transactions as the calling user's role."""
+"""Connections to the embedded PostgreSQL, and transactions in the caller's role."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a database role and the claims of the token that named it.
+    """Sender of a request: a database role, and the claims of the token that named the role.
 
     Parameters
     ----------
     role
-        ``anon``, ``authenticated``, ``service_role``, or what the token says: PostgreSQL decides
-        whether the authenticator may become it.
+        ``anon``, ``authenticated``, ``service_role``, or any other name in a token. PostgreSQL decides whether the
+        authenticator may take the role.
     claims
-        The token's claims, ``{"role": "anon"}`` where there is no token.
+        Claims of the token; empty if the request has none.
     """
 
     role: str
@@ -37,19 +37,19 @@ class Caller:
         return json.dumps({"role": self.role, **self.claims}, separators=(",", ":"))
 
 
-#: Too many connections; shutting down, crashed, starting.
+#: SQLSTATEs for too many connections, shutting down, crashed, and starting.
 _OUTAGE_SQLSTATES = frozenset({"53300", "57P01", "57P02", "57P03"})
 
 
 class UnreachableError(ConnectionError):
-    """PostgreSQL takes no connection: it is down, or between its end and its restart."""
+    """PostgreSQL takes no connection: it is down or restarting."""
 
 
 class Database:
     """A pool of connections to one cluster, logged in as one role.
 
-    The REST and Storage APIs share one pool of the ``authenticator`` role, which has no rights but to
-    become the caller's role. The Auth API has another, of ``supabase_auth_admin``.
+    The REST and Storage APIs share a pool of the role ``authenticator``, whose only right is to take the caller's
+    role. The Auth API has its own pool, of the role ``supabase_auth_admin``.
     """
 
     def __init__(self, dsn: str, *, max_size: int = 10) -> None:
@@ -59,22 +59,26 @@ class Database:
 
     async def open(self) -> None:
         self._pool = await asyncpg.create_pool(
-            self._dsn, min_size=1, max_size=self._max_size, command_timeout=None, reset=_leave_as_it_is
+            self._dsn, min_size=1, max_size=self._max_size, command_timeout=None, reset=_keep_settings
         )
 
     async def close(self) -> None:
+        self.disconnect()
+        self._pool = None
+
+    def disconnect(self) -> None:
+        """End all connections at once. Transactions under way fail, and later ones find no connection."""
         if self._pool is not None:
             self._pool.terminate()
-            self._pool = None
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection as the pool's own role, outside any transaction.
+        """Lend a connection in the pool's own role, outside any transaction.
 
         Raises
         ------
         UnreachableError
-            There is none to be had, and nothing has been done.
+            PostgreSQL takes no connection. Nothing has been done.
         """
         assert self._pool is not None, "the pool is opened when the server starts"
         try:
@@ -92,48 +96,53 @@ class Database:
     async def transaction(
         self, caller: Caller, *, read_only: bool = False, settings: Mapping[str, str] | None = None
     ) -> AsyncIterator[Connection]:
-        """One transaction in which the connection is `caller`: committed at the end, or rolled back.
+        """Open a transaction in the caller's role, committed at the end, or rolled back after an error.
 
         Parameters
         ----------
         read_only
-            PostgreSQL itself then refuses every write (SQLSTATE 25006), as PostgREST's GETs do.
+            Lets PostgreSQL itself refuse every write (SQLSTATE 25006), as for PostgREST's GETs.
         settings
-            More `set_config` values for this transaction only, such as ``request.method``.
+            More settings for this transaction only, such as ``request.method``.
         """
         values = {"role": caller.role, "request.jwt.claims": caller.claims_json, **(settings or {})}
-        calls = ", ".join(f"set_config({_literal(k)}, {_literal(v)}, true)" for k, v in values.items())
+        calls = ", ".join(
+            f"set_config({_quote_literal(k)}, {_quote_literal(v)}, true)" for k, v in values.items()
+        )
         mode = "read only" if read_only else "read write"
         async with self.connection() as connection:
             try:
-                # One round trip for both: a small call is made of little else.
+                # One round trip for both statements: round trips are most of the time of a small call.
                 await connection.execute(f"begin {mode}; select {calls}")
                 yield connection
                 await connection.execute("commit")
             except BaseException:
-                # Also on cancellation: the connection must not go back to the pool in a transaction.
+                # BaseException, since a cancelled request too must not return its connection in an open transaction.
                 if not connection.is_closed():
                     await connection.execute("rollback")
                 raise
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error of a connection says that PostgreSQL is away or went away, and not that it refused."""
+    """Tell whether an error means that PostgreSQL is away or was lost, rather than that it refused."""
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or ""
         return sqlstate.startswith("08") or sqlstate in _OUTAGE_SQLSTATES
-    # A parameter of the wrong type is an InterfaceError, too, and a fault of ours.
+    # asyncpg raises an InterfaceError that is a ValueError for a parameter of the wrong type: a bug, not an outage.
     return isinstance(
         error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError
     ) and not isinstance(error, ValueError)
 
 
-async def _leave_as_it_is(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Every setting we make is local to its transaction, so that there is nothing to reset."""
+async def _keep_settings(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Skip the pool's reset of settings, and its round trip: all of ours are local to their transaction."""
 
 
-def _literal(text: str) -> str:
-    """SQL string literal (``standard_conforming_strings`` is on in every supported PostgreSQL)."""
+def _quote_literal(text: str) -> str:
+    """Return `text` as an SQL string literal.
+
+    Backslashes are plain characters: ``standard_conforming_strings`` is on in every supported PostgreSQL.
+    """
     if "\0" in text:
         raise ValueError("a NUL character cannot be part of a setting")
     return "'" + text.replace("'", "''") + "'"

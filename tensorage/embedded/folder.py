@@ -2,16 +2,16 @@
 
 ::
 
-    tensorage.json    says that the folder is ours, and the version of its format
+    tensorage.json    marks the folder as a data folder, and holds the version of its format
     secrets.json      JWT secret, API keys, passwords
-    ports.json        the ports of the last run, taken again where they are free
-    server.json       the running server: there only while one runs
-    server.lock       held by the server as long as it lives
-    control.lock      held while somebody starts, stops or resets the server
+    ports.json        ports of the last run, used again if they are free
+    server.json       address of the server, while one runs
+    server.lock       held by the server for as long as it lives
+    control.lock      held by a process that starts, stops or resets the server
     server.log        log of the server and of PostgreSQL (two files of a bounded size)
-    start.log         what the last start printed, that is: why it failed
+    start.log         output of the last start: the reason, if it failed
     postgres/         PostgreSQL's own data folder, and its Unix socket
-    storage/          the bytes of Storage's objects
+    storage/          content of Storage's objects
 """
 
 from __future__ import annotations
@@ -42,21 +42,23 @@ from tensorage.ownership import (
     make_private_folder,
 )
 
-#: Where the backend lives when nobody says where.
+#: Environment variable with the default data folder.
 DATA_DIR_VARIABLE = "TENSORAGE_DATA_DIR"
 
-#: Raised when an older release could not use the folder any more.
+#: Version of the folder's format, which grows when older releases can no longer use the folder.
 FORMAT_VERSION = 1
 
 #: Database roles that log in with a password of their own.
 LOGIN_ROLES = ("supabase_admin", "postgres", "authenticator", "supabase_auth_admin", "supabase_storage_admin")
 
+#: Begin of the names that files have until they are complete.
 _TEMPORARY_PREFIX = ".tensorage-"
+#: RFC 6761 reserves the domain: no mail to the address reaches anybody.
 _DEFAULT_EMAIL = "local@tensorage.localhost"
 
 
 class EmbeddedError(TensorageError, RuntimeError):
-    """Something about the embedded backend that its message explains."""
+    """An error of the embedded backend, explained by the message."""
 
 
 class FolderError(EmbeddedError):
@@ -65,7 +67,7 @@ class FolderError(EmbeddedError):
 
 @dataclass(frozen=True)
 class Secrets:
-    """What makes a data folder's backend its own, made once and never changed.
+    """Keys and passwords of a data folder, made once and never changed.
 
     Parameters
     ----------
@@ -74,9 +76,9 @@ class Secrets:
     anon_key, service_role_key
         The project's API keys.
     email, password
-        The user that :func:`tensorage.local` logs in when told no other.
+        The default user of :func:`tensorage.local`.
     database_passwords
-        Of every role in `LOGIN_ROLES`.
+        Passwords of the roles in `LOGIN_ROLES`, by role.
     """
 
     jwt_secret: str = field(repr=False)
@@ -88,44 +90,44 @@ class Secrets:
 
     @classmethod
     def new(cls) -> Secrets:
-        # Who only reads a folder need not load the JWT library.
+        # Imported here, so that processes that only read a folder do not load the JWT library.
         from tensorage.embedded.tokens import Tokens, new_secret
 
         jwt_secret = new_secret()
         tokens = Tokens(jwt_secret)
         return cls(
             jwt_secret=jwt_secret,
-            anon_key=tokens.api_key("anon"),
-            service_role_key=tokens.api_key("service_role"),
+            anon_key=tokens.make_api_key("anon"),
+            service_role_key=tokens.make_api_key("service_role"),
             email=_DEFAULT_EMAIL,
             password=secrets.token_urlsafe(18),
             database_passwords={role: secrets.token_urlsafe(24) for role in LOGIN_ROLES},
         )
 
     def database_url(self, role: str, port: int) -> str:
-        """URL at which `role` reaches the PostgreSQL that listens on `port`."""
+        """Return the URL at which `role` reaches PostgreSQL through TCP."""
         return f"postgresql://{role}:{self.database_passwords[role]}@127.0.0.1:{port}/postgres"
 
     def socket_url(self, role: str, port: int, socket_dir: str) -> str:
-        """The same, through the Unix socket that PostgreSQL has in a folder."""
+        """Return the URL at which `role` reaches PostgreSQL through its Unix socket in `socket_dir`."""
         login = f"{role}:{self.database_passwords[role]}"
         return f"postgresql://{login}@/postgres?host={quote(socket_dir, safe='')}&port={port}"
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What a server says of itself to other processes.
+    """State of a server, written for other processes.
 
     Parameters
     ----------
     pid, create_time
-        Of the process; the time (seconds since the epoch) tells it from a later one of the same pid.
+        Process of the server. The time (seconds since the epoch) tells it from a later process of the same pid.
     api_port, postgres_port
-        Where it listens.
+        Ports on which the server and its PostgreSQL listen.
     jwt_lifetime_s
-        Seconds for which its access tokens are good.
+        Seconds for which the server's access tokens are good.
     ready
-        False while it is still starting.
+        False while the server is starting.
     """
 
     pid: int
@@ -146,22 +148,22 @@ class Ports:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A folder that holds one embedded backend. Made by :meth:`open` and :meth:`find`."""
+    """The folder of one embedded backend. :meth:`open` and :meth:`find` make checked ones."""
 
     path: Path
 
     @classmethod
     def open(cls, data_dir: str | os.PathLike[str] | None = None) -> DataFolder:
-        """Take the folder, created with mode 0700 where there is none.
+        """Open a data folder, and create it with mode 0700 if it is missing.
 
         Raises
         ------
         FolderError
-            It is somebody else's, others can enter it or replace it, it is of a newer release, a file, or cannot be
-            written.
+            The folder is somebody else's, others can enter or replace it, a newer release made it, it holds other
+            files, or it cannot be written.
         """
-        folder = cls(_safe_path(data_dir))
-        with _refusals_explained(folder.path):
+        folder = cls(_find_safe_path(data_dir))
+        with _explain_refusals(folder.path):
             make_private_folder(folder.path)
             if not folder.is_ours():
                 folder.check_empty()
@@ -169,21 +171,22 @@ class DataFolder:
             if not folder.is_ours():
                 write_private(folder.path / "tensorage.json", json.dumps({"format": FORMAT_VERSION}))
             folder.check_format()
+            # A folder with the right mode may still be on a read-only file system.
             if not os.access(folder.path, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return folder
 
     @classmethod
     def find(cls, data_dir: str | os.PathLike[str] | None = None) -> DataFolder | None:
-        """Take the folder if it is there and ours; nothing is created.
+        """Return the data folder, or None if there is none. Nothing is created.
 
         Raises
         ------
         FolderError
-            As those of :meth:`open`.
+            For the same reasons as :meth:`open`.
         """
-        folder = cls(_safe_path(data_dir))
-        with _refusals_explained(folder.path):
+        folder = cls(_find_safe_path(data_dir))
+        with _explain_refusals(folder.path):
             if not folder.is_ours():
                 return None
             folder.check_private()
@@ -194,11 +197,11 @@ class DataFolder:
         return (self.path / "tensorage.json").is_file()
 
     def check_empty(self) -> None:
-        # Another process may be at this very point, its temporary file already there.
+        # Another process may be creating the same data folder: its temporary file is no stranger.
         strangers = [
             entry.name for entry in self.path.iterdir() if not entry.name.startswith(_TEMPORARY_PREFIX)
         ]
-        # Looked at again: by now the other process may have made the folder ours.
+        # That process may have finished since the listing, and its files are no strangers either.
         if strangers and not self.is_ours():
             raise FolderError(
                 f"{self.path} holds other files ({min(strangers)!r}, ...) and is no data folder of "
@@ -206,7 +209,10 @@ class DataFolder:
             )
 
     def check_private(self) -> None:
-        """Refuse the folder unless it is this user's alone: who is in it reads every password that is sent to it."""
+        """Refuse the folder unless it is this user's alone.
+
+        Others who can write in it could put a server of theirs in place of ours, and read every password sent to it.
+        """
         if flaw := flaw_of_private_folder(self.path):
             raise _unsafe(self.path, flaw)
 
@@ -245,26 +251,27 @@ class DataFolder:
         return FileLock(self.path / "control.lock", mode=0o600, poll_interval=0.02)
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it. Only for the holder of both locks."""
+        """Remove the folder with all its files. Only for the holder of both locks."""
         marker = self.path / "tensorage.json"
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry != marker:
                 entry.unlink()
-        # Last, so that after a crash in the middle the folder is still known as ours.
+        # Removed last: after a crash halfway, the folder is still known as a data folder and can be removed again.
         marker.unlink()
         with contextlib.suppress(OSError):
-            # Not ours to insist: it may be a mount point, or somebody may be beginning anew in it.
+            # An empty folder may stay: it may be a mount point, or another process may be using it anew.
             self.path.rmdir()
 
     def read_secrets(self) -> Secrets:
         return Secrets(**self._read_json("secrets.json"))
 
     def make_secrets(self) -> Secrets:
-        """Secrets of a folder that may be new. Only for the holder of the server's lock."""
+        """Return the folder's secrets, made if the folder is new. Only for the holder of the server's lock."""
         if (self.path / "secrets.json").exists():
             return self.read_secrets()
+        # New passwords would not open the old database.
         if self.postgres_dir.exists():
             raise FolderError(
                 f"{self.path / 'secrets.json'} is gone, and with it the passwords of the database beside it: "
@@ -275,7 +282,7 @@ class DataFolder:
         return made
 
     def read_state(self) -> ServerState | None:
-        """Read what the last server said of itself. It may have died since."""
+        """Return the state that the last server wrote. That server may have died since."""
         try:
             return ServerState(**self._read_json("server.json"))
         except FileNotFoundError:
@@ -300,7 +307,8 @@ class DataFolder:
         path = self.path / name
         try:
             with path.open("rb") as file:
-                # Others may have put it here when the folder was not private yet.
+                # The folder may have been open to others before, and this file may be theirs.
+                # The open file is checked: its name could be given to another file meanwhile.
                 if flaw := flaw_of_file(path, os.fstat(file.fileno())):
                     raise _unsafe(self.path, replace(flaw, remedy=None) if flaw.is_foreign else flaw)
                 content = json.loads(file.read().decode("utf-8"))
@@ -314,11 +322,12 @@ class DataFolder:
         write_private(self.path / name, json.dumps(asdict(record), indent=2))
 
 
+#: Advice of several messages.
 _CHOOSE_ANOTHER = f"choose another one, with --data-dir, data_dir= or {DATA_DIR_VARIABLE}"
 
 
 @contextmanager
-def _refusals_explained(path: Path) -> Iterator[None]:
+def _explain_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -334,34 +343,35 @@ def _unsafe(path: Path, flaw: Flaw) -> FolderError:
     )
 
 
-def data_dir_path(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Absolute path of the data folder: as told, as the environment says, or the user's own."""
-    return _chosen_path(data_dir).resolve()
+def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the absolute path of a data folder: the given one, the environment's, or the user's own."""
+    return _choose_path(data_dir).resolve()
 
 
-def _chosen_path(data_dir: str | os.PathLike[str] | None) -> Path:
+def _choose_path(data_dir: str | os.PathLike[str] | None) -> Path:
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     path = Path(chosen) if chosen else platformdirs.user_data_path("tensorage") / "local"
     return path.expanduser()
 
 
-def _safe_path(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Absolute path of the data folder, unless others could put another folder there."""
-    path = _chosen_path(data_dir)
-    with _refusals_explained(path):
-        # Links are looked at, and are not in the path that is used from here on.
+def _find_safe_path(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the absolute path of a data folder, or refuse it if others could put another folder there."""
+    path = _choose_path(data_dir)
+    with _explain_refusals(path):
+        # The check covers links on the way. The resolved path has none, so that nobody can change one afterwards.
         if flaw := flaw_on_way(path):
             raise _unsafe(path, flaw)
         return path.resolve()
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 so that readers and crashes see the old one or the new one, whole."""
-    # mkstemp makes it 0600 whatever the umask.
+    """Write a file of mode 0600 in one step: readers, also after a crash, find the old file or the new one, whole."""
+    # mkstemp gives the file mode 0600, whatever the umask is.
     descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            # The content has to be on disk before the name: a crash could leave an empty file otherwise.
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -372,7 +382,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def sync_names(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, without which a file of that name may be lost."""
+    """Wait until the names in a folder are on disk. A crash before could lose a file whose content is on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The routes of the server, and what hosted Supabase's API gateway does in front of them."""
+"""Routes of the server, with the checks of hosted Supabase's API gateway in front of them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tensorage.embedded.tokens import Tokens
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server needs to know to serve one data folder.
+    """Settings with which the server serves one data folder.
 
     Parameters
     ----------
     rest_dsn, auth_dsn
-        How to reach PostgreSQL as ``authenticator`` and as ``supabase_auth_admin``.
+        URLs of PostgreSQL for the roles ``authenticator`` and ``supabase_auth_admin``.
     storage_dir
-        Where the bytes of Storage's objects are kept.
+        Folder of Storage's files.
     jwt_secret
         The HS256 key of every token.
     anon_key, service_role_key
@@ -50,9 +50,9 @@ class Settings:
 
 
 def build_app(settings: Settings) -> Starlette:
-    """The ASGI application. Its lifespan opens and closes the pools."""
+    """Return the ASGI application, whose lifespan opens and closes the pools."""
     tokens = Tokens(settings.jwt_secret)
-    # One connection more than requests are served at once: it listens for changes of the schema.
+    # Ten connections for requests, and one that listens for changes of the schema.
     rest_database = Database(settings.rest_dsn, max_size=11)
     auth_database = Database(settings.auth_dsn, max_size=4)
     keys = frozenset({settings.anon_key, settings.service_role_key})
@@ -63,6 +63,7 @@ def build_app(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        # The pools open first: the APIs use them at their start.
         await rest_database.open()
         await auth_database.open()
         await rest.start()
@@ -75,6 +76,7 @@ def build_app(settings: Settings) -> Starlette:
             await auth_database.close()
 
     async def health(_request: Request) -> JSONResponse:
+        # Asked by `control.start`, which waits until PostgreSQL answers, too.
         try:
             async with rest_database.connection() as connection:
                 await connection.execute("select 1")
@@ -89,11 +91,13 @@ def build_app(settings: Settings) -> Starlette:
             Route("/health", health),
             Mount("/auth/v1", app=ApiKeys(auth, keys)),
             Mount("/rest/v1", app=ApiKeys(rest, keys)),
+            # Without keys: see `ApiKeys`.
             Mount("/storage/v1", app=storage),
         ],
         middleware=[
             Middleware(OwnHosts),
             Middleware(
+                # On hosted Supabase, too, pages of any origin may send requests: keys and tokens protect the data.
                 CORSMiddleware,
                 allow_origins=["*"],
                 allow_methods=["*"],

@@ -1,7 +1,8 @@
-"""The life of a server, bound to that of another process.
+"""The end of a server together with another process.
 
-Whoever starts a server names a process, and the server looks for its end a few times a second. A pipe that the starter
-holds open would not do: children that it forks inherit its end, and keep it open after the starter's death.
+The starter of a server names a process, and the server checks a few times a second whether that process still runs. A
+pipe that the starter holds open would not do: children that the starter forks inherit the pipe, and keep it open after
+the starter's death.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ import psutil
 from tensorage.embedded.folder import EmbeddedError
 from tensorage.embedded.postgres import has_ended
 
-#: Pid of the process with which servers end that are started without saying.
+#: Environment variable with the default process with which a started server ends: its pid.
 ENDS_WITH_VARIABLE = "TENSORAGE_ENDS_WITH"
 
 _POLL_S = 0.2
-#: Begins of processes are told with less precision than this.
+#: Precision of the times at which processes began.
 _SAME_TIME_S = 1.5
 
 
 class LifetimeError(EmbeddedError):
-    """The process with which a server is to end is not there."""
+    """The process with which a server should end does not run."""
 
 
 @dataclass(frozen=True)
 class Companion:
-    """Process with whose end a server ends.
+    """A process whose end is the end of a server.
 
     Parameters
     ----------
     pid
-        Its pid.
+        Number of the process.
     create_time
-        Time of its begin (seconds since the epoch), which tells it from a later process of the same pid.
+        Time at which the process began (seconds since the epoch), which tells it from a later one of the same pid.
     """
 
     pid: int
@@ -44,38 +45,38 @@ class Companion:
 
     @classmethod
     def of(cls, pid: int) -> Companion:
-        """Take note of a process that runs.
+        """Return the companion of this pid.
 
         Raises
         ------
         LifetimeError
-            It does not.
+            No such process runs.
         """
         try:
             process = psutil.Process(pid)
             if not has_ended(process):
                 return cls(pid, process.create_time())
         except (psutil.Error, ValueError, OverflowError) as error:
-            raise _not_there(pid) from error
-        raise _not_there(pid)
+            raise _not_running(pid) from error
+        raise _not_running(pid)
 
-    def process(self) -> psutil.Process:
-        """Find the process again.
+    def find_process(self) -> psutil.Process:
+        """Find the companion's process.
 
         Raises
         ------
         LifetimeError
-            It has ended.
+            The process has ended.
         """
         found = Companion.of(self.pid)
         if abs(found.create_time - self.create_time) > _SAME_TIME_S:
-            raise _not_there(self.pid)
-        # From here on psutil itself tells it from a later one.
+            raise _not_running(self.pid)
+        # A `psutil.Process` remembers its time, and is not taken in by a later process of the same pid.
         return psutil.Process(self.pid)
 
 
-def companion(pid: int | None) -> Companion | None:
-    """Process with which a server is to end: as told, or as the environment says. None if by itself."""
+def find_companion(pid: int | None) -> Companion | None:
+    """Return the process with which a server should end: the given one, or the environment's, or None."""
     if pid is not None:
         return Companion.of(pid)
     said = os.environ.get(ENDS_WITH_VARIABLE)
@@ -87,12 +88,12 @@ def companion(pid: int | None) -> Companion | None:
 
 
 async def wait_for_end(process: psutil.Process) -> None:
-    # Other processes' ends come as no event on every system that the server runs on.
+    # Not every supported system reports the end of a process that is no child.
     while not has_ended(process):  # noqa: ASYNC110
         await asyncio.sleep(_POLL_S)
 
 
-def _not_there(pid: int) -> LifetimeError:
+def _not_running(pid: int) -> LifetimeError:
     return LifetimeError(
         f"the server is to end with process {pid}, which does not run: name one that does (ends_with=, --ends-with or "
         f"{ENDS_WITH_VARIABLE}), or none, so that the server goes on until it is stopped"

@@ -1,4 +1,4 @@
-"""The SQL of a cluster: once, what a hosted Supabase project comes with; then the project's migrations."""
+"""SQL of a cluster: the roles and schemas of a hosted Supabase project, then the project's migrations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensorage.embedded.folder import EmbeddedError
 
 _BOOTSTRAP_FILES = Path(__file__).parent / "sql"
 
-#: Where the Supabase CLI, too, remembers what it applied.
+#: The table in which the Supabase CLI, too, records the migrations that it applied.
 _HISTORY = """
 create schema if not exists supabase_migrations;
 create table if not exists supabase_migrations.schema_migrations (
@@ -33,29 +33,30 @@ class MigrationError(EmbeddedError):
 
 
 async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
-    """Make roles and schemas as on hosted Supabase in a new cluster, all of it or nothing.
+    """Make the roles and schemas of hosted Supabase in a new cluster, all or none.
 
     Parameters
     ----------
     superuser_dsn
-        How to reach the cluster as its superuser.
+        URL of the cluster for its superuser.
     passwords
-        Of the roles that log in.
+        Passwords of the roles that log in, by role.
 
     Returns
     -------
     bool
-        False where it had been done.
+        False if the cluster had them already.
     """
     connection = await asyncpg.connect(superuser_dsn)
     try:
+        # The first file makes this role, in the same transaction as all others.
         if await connection.fetchval("select exists (select from pg_roles where rolname = 'authenticator')"):
             return False
         async with connection.transaction():
-            for file, sql in _read(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
+            for file, sql in _read_files(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
                 await _execute(connection, file, sql)
             for role, password in passwords.items():
-                # A utility statement takes no parameters: quoting is left to PostgreSQL.
+                # ALTER ROLE takes no parameters: PostgreSQL's own format() quotes the values.
                 alter = "select format('alter role %I password %L', $1::text, $2::text)"
                 await connection.execute(await connection.fetchval(alter, role, password))
     finally:
@@ -64,12 +65,12 @@ async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
 
 
 async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
-    """Apply the migrations that the database has not had yet, each in a transaction of its own.
+    """Apply the migrations that the database lacks, each in its own transaction.
 
     Parameters
     ----------
     dsn
-        How to reach the database as the role that owns the project's tables.
+        URL of the database for the owner of the project's tables.
     files
         Migrations, named ``<version>_<name>.sql``, in order.
 
@@ -81,24 +82,25 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     Raises
     ------
     MigrationError
-        PostgreSQL refused one. Those before it are applied, nothing of it is.
+        PostgreSQL refused a migration. The ones before it stay applied; of the refused one nothing does.
     """
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(_HISTORY)
         rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
         done = {row["version"] for row in rows}
-        new = [file for file in files if _version_and_name(file)[0] not in done]
-        for file, sql in _read(new):
+        new = [file for file in files if _split_name(file)[0] not in done]
+        for file, sql in _read_files(new):
             async with connection.transaction():
                 await _execute(connection, file, sql)
-                await connection.execute(_REMEMBER, *_version_and_name(file), [sql])
+                # Committed with the migration itself: neither is ever there without the other.
+                await connection.execute(_REMEMBER, *_split_name(file), [sql])
     finally:
         await connection.close()
     return [file.name for file in new]
 
 
-def _read(files: Sequence[Path]) -> list[tuple[Path, str]]:
+def _read_files(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return [(file, file.read_text("utf-8")) for file in files]
 
 
@@ -106,18 +108,19 @@ async def _execute(connection: asyncpg.Connection[asyncpg.Record], file: Path, s
     try:
         await connection.execute(sql)
     except asyncpg.PostgresError as error:
+        # A lost PostgreSQL says nothing about the file: the caller tries again.
         if is_outage(error):
             raise
         raise MigrationError(f"{file} cannot be applied: {_explain(error)}") from error
 
 
 def _explain(error: asyncpg.PostgresError) -> str:
-    """PostgreSQL's message, with what it says besides."""
+    """Return PostgreSQL's message with its detail, hint and context."""
     extras = {"detail": error.detail, "hint": error.hint, "where": error.context}
     said = "".join(f"\n{label.upper()}: {text}" for label, text in extras.items() if text)
     return f"{error.sqlstate}: {error.message}{said}"
 
 
-def _version_and_name(file: Path) -> tuple[str, str]:
+def _split_name(file: Path) -> tuple[str, str]:
     version, _, name = file.stem.partition("_")
     return version, name

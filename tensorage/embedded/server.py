@@ -38,17 +38,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long hosted Supabase's access tokens are good.
+#: Seconds for which hosted Supabase's access tokens are good.
 DEFAULT_JWT_LIFETIME_S = 3600
 
 _LOG_FILE_BYTES = 5_000_000
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Seconds to wait for a server that is just ending.
 _LOCK_TIMEOUT_S = 30.0
+#: Most connections that the system accepts before the server takes them.
 _BACKLOG = 2048
-#: Longer than clients keep idle connections, so that it is them who close.
+#: Seconds for which idle connections are kept. Clients give up earlier: then no request meets a closing connection.
 _KEEP_ALIVE_S = 75
-#: Requests that run when the server is told to stop are given this time to end.
+#: Seconds for running requests to end, after the server is told to stop.
 _GRACE_S = 3
+#: Attempts to start PostgreSQL before giving up.
 _RESTARTS = 5
 _RESTART_PAUSE_S = 0.5
 
@@ -59,20 +62,20 @@ class ServerError(EmbeddedError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a server.
+    """Options of a server.
 
     Parameters
     ----------
     data_dir
-        The data folder.
+        The data folder; by default the user's own.
     port
-        Where to serve HTTP. By default the folder's last port, or any.
+        Port of the API; by default the folder's last port, or any free one.
     jwt_lifetime_s
         Seconds for which an access token is good.
     foreground
-        Log to the terminal, too.
+        Whether to log to the terminal, too.
     bin_dir
-        Programs of another PostgreSQL than the one that the extra ``local`` installs.
+        Folder with the programs of another PostgreSQL; by default that of the extra ``local``.
     ends_with
         Process with which the server ends, even if that is killed.
     """
@@ -91,17 +94,17 @@ def run(options: Options) -> None:
     Raises
     ------
     EmbeddedError
-        It could not start, or PostgreSQL failed for good.
+        The server could not start, or PostgreSQL cannot be restarted.
     """
     memory.keep_memory()
-    # Before anything is made: a server whose companion has ended is wanted by nobody.
-    companion = options.ends_with.process() if options.ends_with else None
+    # Checked before anything is made: a server whose companion has ended is needed by nobody.
+    companion = options.ends_with.find_process() if options.ends_with else None
     folder = DataFolder.open(options.data_dir)
     try:
         with (
             folder.server_lock().acquire(timeout=_LOCK_TIMEOUT_S),
-            _logging(folder) as terminal,
-            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            _log_to_folder(folder) as terminal,
+            asyncio.Runner(loop_factory=_find_loop_factory()) as runner,
         ):
             runner.run(_Service(folder, options, terminal).run(companion))
     except Timeout as error:
@@ -111,13 +114,13 @@ def run(options: Options) -> None:
 
 
 class _Service:
-    """One run of the server: the parts that come and go with it, and the way from start to stop."""
+    """One run of the server, from start to stop."""
 
     def __init__(self, folder: DataFolder, options: Options, terminal: logging.Handler) -> None:
         self._folder = folder
         self._options = options
         self._terminal = terminal
-        # Whoever waits for the start in the background wants to read what goes wrong with it, no more.
+        # The output of a start in the background becomes the message of its error: see `control.start`.
         terminal.setLevel(logging.INFO if options.foreground else logging.ERROR)
         self._secrets = folder.make_secrets()
         self._cluster = Cluster(
@@ -149,19 +152,20 @@ class _Service:
         self._stop()
 
     def _stop(self) -> None:
-        """Begin to stop; told again, do not wait for requests to end."""
-        # First of all: from now on, nobody should join.
+        """Begin to stop. A second call stops without waiting for requests to end."""
+        # Removed first, so that no other process joins a server that is about to end.
         self._folder.remove_state()
         if self._http is None and not self._stopping:
             assert self._task is not None
             self._task.cancel()
         elif self._http is not None:
+            # uvicorn waits for running requests, unless it is told to exit by force.
             self._http.force_exit = self._http.should_exit
             self._http.should_exit = True
         self._stopping = True
 
     async def _serve(self) -> None:
-        # What the last server left, if it was killed.
+        # A server that was killed left its state behind.
         self._folder.remove_state()
         last = self._folder.read_ports()
         with _listen(self._options.port, last.api) as listener:
@@ -174,17 +178,18 @@ class _Service:
                 jwt_lifetime_s=self._options.jwt_lifetime_s,
             )
             self._folder.write_state(state)
-            # Loading the rest of the server takes as long as starting PostgreSQL: do both at once.
+            # Importing the rest of the server takes as long as starting PostgreSQL: do both at the same time.
             loading = asyncio.create_task(asyncio.to_thread(_load_application))
             try:
                 await self._cluster.create()
                 await self._start_cluster(last.postgres)
                 await loading
-                await self._prepare_database_whatever_happens()
+                await self._prepare_database_with_restarts()
                 await self._serve_http(listener, replace(state, postgres_port=self._cluster.port, ready=True))
             finally:
                 self._folder.remove_state()
                 await self._cluster.stop()
+                # A thread cannot be cancelled, and its error is of no interest any more.
                 await asyncio.gather(loading, return_exceptions=True)
 
     async def _start_cluster(self, last_port: int) -> None:
@@ -193,7 +198,7 @@ class _Service:
             try:
                 return await self._cluster.start(port)
             except PostgresError as error:
-                # Somebody may have taken the port between our look and PostgreSQL's, or have killed it.
+                # Another program may have taken the port since it was found free, or have killed PostgreSQL.
                 another = free_port(port)
                 may_pass = another != port or isinstance(error, PostgresKilledError)
                 if not may_pass or attempt == _RESTARTS:
@@ -202,8 +207,8 @@ class _Service:
                 port = another
         return None
 
-    async def _prepare_database_whatever_happens(self) -> None:
-        """Prepare it, once more where PostgreSQL is killed meanwhile: each step is done as a whole or not at all."""
+    async def _prepare_database_with_restarts(self) -> None:
+        """Prepare the database, again if PostgreSQL is lost meanwhile: each step is one transaction."""
         from tensorage.embedded.database import is_outage
 
         for attempt in range(1, _RESTARTS + 1):
@@ -224,9 +229,9 @@ class _Service:
         from tensorage.embedded.migrate import bootstrap, migrate
 
         secrets, cluster = self._secrets, self._cluster
-        if await bootstrap(_dsn(secrets, SUPERUSER, cluster), secrets.database_passwords):
+        if await bootstrap(_make_dsn(secrets, SUPERUSER, cluster), secrets.database_passwords):
             log.info("made the roles and schemas of a new project")
-        for name in await migrate(_dsn(secrets, "postgres", cluster), migration_files()):
+        for name in await migrate(_make_dsn(secrets, "postgres", cluster), migration_files()):
             log.info("applied %s", name)
 
     async def _serve_http(self, listener: socket.socket, state: ServerState) -> None:
@@ -237,11 +242,12 @@ class _Service:
             if not self._options.foreground:
                 logging.getLogger().removeHandler(self._terminal)
 
-        self._http = _http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
+        self._http = _make_http_server(self._folder.storage_dir, self._secrets, self._cluster, state, ready)
         supervisor = asyncio.create_task(self._supervise())
+        # The supervisor ends only if PostgreSQL cannot be started again.
         supervisor.add_done_callback(lambda _: self._stop())
         try:
-            # Some versions of uvicorn exit when the application fails to start. It has been logged why.
+            # Some versions of uvicorn exit if the application fails to start. The reason is in the log.
             with contextlib.suppress(SystemExit):
                 await self._http.serve([listener])
         finally:
@@ -252,7 +258,7 @@ class _Service:
             raise ServerError(f"the server could not start: see {self._folder.log_file}")
 
     async def _supervise(self) -> None:
-        """Start PostgreSQL again when it ends by itself. Returns never; raises when that is in vain."""
+        """Start PostgreSQL again whenever it ends by itself. Never returns; raises after too many failures."""
         while True:
             log.error("PostgreSQL ended by itself (%s): starting it again", await self._cluster.wait())
             for attempt in range(1, _RESTARTS + 1):
@@ -267,9 +273,9 @@ class _Service:
 
 
 @contextmanager
-def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
-    """Log to the folder's file, and through the handler that is given to standard error."""
-    # The log, like all else here, is the owner's to read alone.
+def _log_to_folder(folder: DataFolder) -> Iterator[logging.Handler]:
+    """Log to the folder's file and to standard error. Yields the handler of standard error."""
+    # Only the owner may read the log and all other files of the folder.
     os.umask(0o077)
     file = RotatingFileHandler(folder.log_file, maxBytes=_LOG_FILE_BYTES, backupCount=1, encoding="utf-8")
     terminal = logging.StreamHandler()
@@ -283,12 +289,13 @@ def _logging(folder: DataFolder) -> Iterator[logging.Handler]:
 
 
 def _load_application() -> None:
-    """Import what takes long."""
+    """Import the modules that take long. Later imports find them loaded."""
     for name in ("connections", "gateway", "migrate"):
         importlib.import_module(f"tensorage.embedded.{name}")
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _find_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    # uvloop is faster, and not available on every system.
     if importlib.util.find_spec("uvloop") is None:
         return None
     import uvloop
@@ -296,21 +303,21 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
+def _make_dsn(secrets: Secrets, role: str, cluster: Cluster) -> str:
     if cluster.socket_dir is not None:
         return secrets.socket_url(role, cluster.port, cluster.socket_dir)
-    # Asking for TLS, which a cluster on 127.0.0.1 does not have, costs a round trip.
+    # The cluster on 127.0.0.1 has no TLS: asking for it would cost a round trip.
     return secrets.database_url(role, cluster.port) + "?sslmode=disable"
 
 
 def _listen(port: int | None, last: int) -> socket.socket:
-    """Listen on `port`; where that is None, on the last port if it is free, else on any."""
+    """Listen on `port`. Without one, listen on the last port if it is free, else on any."""
     for candidate in (last, 0) if port is None else (port,):
         listener = socket.socket()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((HOST, candidate))
-            # Bound is not enough: until one listens, another socket may bind the same port.
+            # Binding is not enough: until one socket listens, another one may bind the same port.
             listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
@@ -324,16 +331,16 @@ def _listen(port: int | None, last: int) -> socket.socket:
     raise ServerError(f"no port is free on {HOST}")
 
 
-def _http_server(
+def _make_http_server(
     storage_dir: Path, secrets: Secrets, cluster: Cluster, state: ServerState, ready: Callable[[], None]
 ) -> uvicorn.Server:
     import uvicorn
 
-    from tensorage.embedded.connections import Limits, protocol
+    from tensorage.embedded.connections import Limits, make_connection_class
     from tensorage.embedded.gateway import Settings, build_app
 
     class Server(uvicorn.Server):
-        """uvicorn's, that says when it serves and leaves signals to us."""
+        """uvicorn's server, which reports when it is ready and leaves signals to `_Service`."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -346,8 +353,8 @@ def _http_server(
 
     app = build_app(
         Settings(
-            rest_dsn=_dsn(secrets, "authenticator", cluster),
-            auth_dsn=_dsn(secrets, "supabase_auth_admin", cluster),
+            rest_dsn=_make_dsn(secrets, "authenticator", cluster),
+            auth_dsn=_make_dsn(secrets, "supabase_auth_admin", cluster),
             storage_dir=storage_dir,
             jwt_secret=secrets.jwt_secret,
             anon_key=secrets.anon_key,
@@ -358,12 +365,13 @@ def _http_server(
     return Server(
         uvicorn.Config(
             app,
-            http=protocol(Limits.of_this_process()),
+            http=make_connection_class(Limits.for_this_process()),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
+            # No proxy is in front: clients could claim any address with such headers.
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,

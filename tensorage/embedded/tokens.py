@@ -1,4 +1,4 @@
-"""JSON Web Tokens (HS256), made for the users of a data folder and verified on every request."""
+"""JSON Web Tokens (HS256) of a data folder's users: signed at login, verified on every request."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import jwt
 
-#: Clocks differ: PostgREST accepts tokens this many seconds past ``exp`` or before ``nbf`` / ``iat``.
+#: Seconds past ``exp``, or before ``nbf`` and ``iat``, at which PostgREST still accepts a token: clocks differ.
 CLOCK_SKEW_S = 30
 
-#: How many verified tokens are remembered, so that a busy client's token is not verified every time.
+#: Most verified tokens to remember. A busy client's token is then verified once, not with every request.
 _REMEMBERED = 1024
 
-#: Longest token that is remembered. A usual one has 1,000 characters; what its user writes into it makes it longer.
+#: Longest token to remember. Usual ones have 1,000 characters; a user's metadata makes them longer.
 _MAX_REMEMBERED_LENGTH = 4096
 
 
@@ -32,26 +32,26 @@ class Tokens:
     """
 
     secret: str = field(repr=False)
-    _verified: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _verified_claims: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def sign(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self.secret, algorithm="HS256")
 
     def verify(self, token: str, *, leeway_s: int = CLOCK_SKEW_S) -> dict[str, Any]:
-        """Claims of a token whose signature and times are good. They are shared: change nothing in them.
+        """Return the claims of a token with a good signature and good times. Callers must not change them.
 
         Parameters
         ----------
         leeway_s
-            Seconds by which the token's times may be missed.
+            Seconds by which the token may be expired or early.
 
         Raises
         ------
         jwt.InvalidTokenError
-            Whatever is wrong with it, as PyJWT names it.
+            The token is not good. PyJWT has a subclass for each reason.
         """
-        claims = self._verified.get(token)
-        # Its signature does not change; its time runs out. (PyJWT takes an `exp` that is text, too.)
+        claims = self._verified_claims.get(token)
+        # A remembered token can only expire. PyJWT accepts an `exp` that is text, too: hence `int`.
         if claims is not None and ("exp" not in claims or int(claims["exp"]) + leeway_s > time.time()):
             return claims
         claims = jwt.decode(
@@ -59,26 +59,27 @@ class Tokens:
             self.secret,
             algorithms=["HS256"],
             leeway=leeway_s,
-            # Whom a token is for is told by its role, and roles are PostgreSQL's to check.
+            # Supabase's servers go by the claim `role`, which PostgreSQL checks, and ignore the audience.
             options={"verify_aud": False},
         )
         if len(token) <= _MAX_REMEMBERED_LENGTH:
-            if len(self._verified) >= _REMEMBERED:
-                self._verified.clear()
-            self._verified[token] = claims
+            # Starting over is simpler than evicting, and as good: a busy client is back after one verification.
+            if len(self._verified_claims) >= _REMEMBERED:
+                self._verified_claims.clear()
+            self._verified_claims[token] = claims
         return claims
 
-    def access_token(
+    def make_access_token(
         self, user: dict[str, Any], session_id: str, lifetime_s: int, *, authenticated_at: datetime
     ) -> tuple[str, int]:
-        """Token of a logged-in user, and the second since the epoch at which it expires.
+        """Return a token of a logged-in user, and the second since the epoch at which it expires.
 
         Parameters
         ----------
         user
-            As the Auth API shows one: id, email, phone, role, app_metadata, user_metadata, is_anonymous.
+            The user in the Auth API's JSON: id, email, phone, role, app_metadata, user_metadata, is_anonymous.
         authenticated_at
-            When the user last showed their password; a refreshed token says the same as the one before.
+            Time at which the user logged in with a password. Refreshed tokens keep it.
         """
         now = int(time.time())
         claims = {
@@ -95,13 +96,13 @@ class Tokens:
             "amr": [{"method": "password", "timestamp": int(authenticated_at.timestamp())}],
             "iat": now,
             "exp": now + lifetime_s,
-            # Two logins within one second are still two tokens.
+            # Makes two logins within one second two tokens.
             "jti": str(uuid.uuid4()),
         }
         return self.sign(claims), now + lifetime_s
 
-    def api_key(self, role: str) -> str:
-        """Legacy project key (``anon`` or ``service_role``): a token without a user, for ten years."""
+    def make_api_key(self, role: str) -> str:
+        """Return a legacy project key (``anon`` or ``service_role``): a token without a user, good for ten years."""
         now = int(time.time())
         return self.sign({"iss": "tensorage", "role": role, "iat": now, "exp": now + 10 * 365 * 86400})
 

@@ -18,7 +18,7 @@ import psutil
 import uvicorn
 
 from tensorage.embedded import control
-from tensorage.embedded.connections import Limits, protocol
+from tensorage.embedded.connections import Limits, make_connection_class
 from tensorage.embedded.folder import DataFolder
 from tensorage.embedded.gateway import Settings, build_app
 
@@ -126,7 +126,7 @@ def serving(running: control.Running, storage_dir: Path, limits: Limits) -> Iter
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=protocol(limits),
+                http=make_connection_class(limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -153,7 +153,7 @@ def test_root_does_not_run_another_users_database(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     cluster = tmp_path / "postgres"
     cluster.mkdir()
-    assert postgres._run_as(cluster)
+    assert postgres.make_command_prefix(cluster)
     others.give_away(cluster)
     with pytest.raises(PostgresError, match=rf"another user \(uid {others.UID}\).*chown -R nobody"):
-        postgres._run_as(cluster)
+        postgres.make_command_prefix(cluster)

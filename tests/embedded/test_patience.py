@@ -18,10 +18,10 @@ from embedded.raw import MIB, Raw, connected, head, port_of, serving
 
 from tensorage.embedded import control
 from tensorage.embedded.connections import Limits
-from tensorage.embedded.inflight import BusyError, Room
+from tensorage.embedded.request_memory import BusyError, RequestMemory
 
 PATIENCE_S = 0.8
-LIMITS = Limits(patience_s=PATIENCE_S, connections=8, drained_nbytes=MIB)
+LIMITS = Limits(progress_interval_s=PATIENCE_S, connections=8, drained_nbytes=MIB)
 OBJECT_NBYTES = 64 * MIB
 
 
@@ -223,25 +223,25 @@ def test_both_servers_are_as_they_were(backend: control.Running, port: int) -> N
         assert httpx.get(f"http://127.0.0.1:{served}/health").status_code == 200
 
 
-# -- Memory that requests share -------------------------------------------------------------------------
+# -- Memory that requests share ------------------------------------------------------------------------
 
 
 def test_bytes_are_shared_in_turns() -> None:
     """However many bodies come at once, and however large: each of them comes to its end."""
 
     async def scene() -> None:
-        room, most = Room(100, patience_s=30), 0
+        memory, most = RequestMemory(100, max_wait_s=30), 0
 
         async def body(pieces: int) -> None:
             nonlocal most
-            with room.share() as share:
+            with memory.lend() as held:
                 for _ in range(pieces):
-                    await share.add(10)
-                    most = max(most, room.used_nbytes)
+                    await held.add(10)
+                    most = max(most, memory.used_nbytes)
                     await asyncio.sleep(0)
 
         await asyncio.gather(*(body(20) for _ in range(50)))
-        assert room.used_nbytes == 0
+        assert memory.used_nbytes == 0
         assert 100 < most <= 100 + 20 * 10
 
     asyncio.run(scene())
@@ -249,8 +249,8 @@ def test_bytes_are_shared_in_turns() -> None:
 
 def test_who_finds_no_room_is_told_so() -> None:
     async def scene() -> None:
-        room = Room(100, patience_s=0.05)
-        with room.share() as answer, room.share() as first, room.share() as second:
+        memory = RequestMemory(100, max_wait_s=0.05)
+        with memory.lend() as answer, memory.lend() as first, memory.lend() as second:
             # What is there is counted; it cannot be refused any more.
             answer.hold(150)
             # One at a time goes beyond the bound, for a while.
@@ -262,6 +262,6 @@ def test_who_finds_no_room_is_told_so() -> None:
             answer.release()
             first.release()
             await second.add(90)
-        assert room.used_nbytes == 0
+        assert memory.used_nbytes == 0
 
     asyncio.run(scene())

@@ -1,14 +1,14 @@
-"""The Auth API: the part of GoTrue's protocol with which users sign up, log in and stay logged in.
+"""The Auth API: the part of GoTrue's protocol to sign up, log in and stay logged in.
 
 Modules
 -------
-api         the endpoints
+answers     users, sessions and errors in GoTrue's JSON
 params      request bodies: read within a limit, and checked
-bearer      who an access token says is asking
-passwords   hashed and checked
-users       ``auth.users`` and ``auth.identities``
-sessions    ``auth.sessions`` and ``auth.refresh_tokens``
-answers     users, sessions and errors as GoTrue writes them
+bearer      access tokens to users and sessions
+passwords   passwords, hashed and checked
+users       the tables ``auth.users`` and ``auth.identities``
+sessions    the tables ``auth.sessions`` and ``auth.refresh_tokens``
+api         the endpoints
 """
 
 from tensorage.embedded.auth.api import AuthApi

@@ -1,4 +1,4 @@
-"""Users, sessions and errors as GoTrue writes them on the wire. Nothing here does I/O."""
+"""Users, sessions and errors in GoTrue's JSON. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from starlette.responses import JSONResponse
 
 API_VERSION_HEADER = "X-Supabase-Api-Version"
 
-#: The one version of the API whose errors look different: clients ask for it, or a later one, by a header.
+#: The API version that changed the JSON of errors. Clients ask for it, or a later one, in a header.
 _NEW_ERRORS = "2024-01-01"
 
-#: Answers carry tokens and personal data: no cache is to keep them (RFC 6749, section 5.1).
+#: Answers hold tokens and personal data, which no cache may keep (RFC 6749, section 5.1).
 _NOT_STORED = {"Cache-Control": "no-store"}
 
 
 class AuthError(Exception):
-    """A request that is refused, and what its sender is told.
+    """A refusal of a request, with the answer for its sender.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class AuthError(Exception):
     code
         GoTrue's error code, such as ``invalid_credentials``.
     message
-        For a person to read.
+        Text for a person.
     weaknesses
-        What is wrong with a weak password.
+        Reasons why a password is weak.
     """
 
     def __init__(self, status: int, code: str, message: str, *, weaknesses: tuple[str, ...] = ()) -> None:
@@ -46,7 +46,7 @@ def json_answer(content: Any, status: int = 200) -> JSONResponse:
 
 
 def error_answer(error: AuthError, asked_version: str | None) -> JSONResponse:
-    """`error` in the shape of the API version that the request's header asks for."""
+    """Return the answer to an error, in the JSON of the API version that the request asks for."""
     headers = {"X-Sb-Error-Code": error.code, **_NOT_STORED}
     content: dict[str, Any]
     if asked_version and re.fullmatch(r"\d{4}-\d\d-\d\d", asked_version) and asked_version >= _NEW_ERRORS:
@@ -60,7 +60,7 @@ def error_answer(error: AuthError, asked_version: str | None) -> JSONResponse:
 
 
 def user_json(user: Mapping[str, Any], identities: list[dict[str, Any]]) -> dict[str, Any]:
-    """Show the user of a row of ``auth.users``."""
+    """Return the JSON of a user from a row of ``auth.users``."""
     times = ("email_confirmed_at", "confirmed_at", "last_sign_in_at", "created_at", "updated_at")
     return {
         "id": str(user["id"]),
@@ -71,13 +71,14 @@ def user_json(user: Mapping[str, Any], identities: list[dict[str, Any]]) -> dict
         "app_metadata": user["app_metadata"],
         "user_metadata": user["user_metadata"],
         "identities": identities,
+        # GoTrue leaves out times that are null.
         **{name: rfc3339(user[name]) for name in times if user[name] is not None},
         "is_anonymous": user["is_anonymous"],
     }
 
 
 def identity_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Show the identity of a row of ``auth.identities``; its ``id`` is what the *provider* calls the user."""
+    """Return the JSON of an identity from a row of ``auth.identities``. ``id`` is the *provider's* id of the user."""
     times = ("last_sign_in_at", "created_at", "updated_at")
     return {
         "identity_id": str(identity["id"]),
@@ -104,7 +105,7 @@ def session_json(
 
 
 def rfc3339(moment: datetime) -> str:
-    """`moment` in UTC with microseconds: ``2026-01-02T03:04:05.678901Z``.
+    """Return a time in UTC with microseconds.
 
     Examples
     --------
@@ -114,7 +115,7 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-# The ways to sign up that GoTrue knows.
+# All ways to sign up that GoTrue knows. Clients expect each of them in the settings.
 _PROVIDERS = (
     *("email", "phone", "anonymous_users"),
     *("apple", "azure", "bitbucket", "discord", "facebook", "figma", "fly", "github", "gitlab", "google"),
@@ -124,7 +125,7 @@ _PROVIDERS = (
 
 
 def settings_json() -> dict[str, Any]:
-    """Tell a client the ways to sign up, as GoTrue's ``/settings`` does: here, e-mail and password."""
+    """Return the JSON of ``/settings``: the ways to sign up, here e-mail and password alone."""
     return {
         "external": {name: name == "email" for name in _PROVIDERS},
         "disable_signup": False,

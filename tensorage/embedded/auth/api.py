@@ -27,7 +27,7 @@ from tensorage.embedded.auth.answers import (
     settings_json,
 )
 from tensorage.embedded.auth.bearer import Bearer, read_bearer, session_not_found
-from tensorage.embedded.auth.params import Params, checked_email, checked_metadata, read_params
+from tensorage.embedded.auth.params import Params, check_metadata, normalize_email, read_params
 from tensorage.embedded.database import Database, UnreachableError, is_outage
 from tensorage.embedded.tokens import Tokens
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What GoTrue serves and this server does not, by the first part of its path.
+#: Features of GoTrue that this server lacks, by the first part of their path.
 _NOT_SERVED = frozenset(
     (
         *("admin", "authorize", "callback", "factors", "invite", "magiclink", "oauth", "otp", "passkeys"),
@@ -44,6 +44,7 @@ _NOT_SERVED = frozenset(
     )
 )
 
+#: Sessions that a logout ends: see `sessions.end_sessions`.
 _LOGOUT_SCOPES = ("global", "local", "others")
 
 
@@ -73,7 +74,7 @@ class AuthApi:
                 Route("/logout", self._logout, methods=["POST"]),
                 Route("/settings", _settings, methods=["GET"]),
                 Route("/health", _health, methods=["GET"]),
-                Route("/{path:path}", self._not_served, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+                Route("/{path:path}", self._refuse, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
             ],
             exception_handlers={
                 AuthError: _answer_auth_error,
@@ -83,9 +84,10 @@ class AuthApi:
                 asyncpg.InterfaceError: _answer_database_error,
                 asyncpg.InternalClientError: _answer_database_error,
                 OSError: _answer_database_error,
-                Exception: _answer_fault,
+                Exception: _answer_unexpected,
             },
         )
+        # Supabase's servers do not redirect paths that end with a slash, as Starlette would.
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,17 +106,18 @@ class AuthApi:
         passwords.check_strength(password)
         if params.text("phone"):
             raise AuthError(400, "phone_provider_disabled", "Phone signups are disabled")
-        email = checked_email(params.text("email") or "")
-        metadata = checked_metadata(params.object("data") or {})
+        email = normalize_email(params.text("email") or "")
+        metadata = check_metadata(params.object("data") or {})
         async with self._database.connection() as connection:
+            # Spares the hash of most refused requests. `create_user` checks again, in its transaction.
             if await users.find_login(connection, email) is not None:
                 raise users.user_already_exists()
-        # No connection waits while the password is hashed.
+        # Hashing takes long: no connection of the pool is held meanwhile.
         encrypted_password = await passwords.hash_password(password)
         async with self._database.connection() as connection, connection.transaction():
             user_id = await users.create_user(connection, email, encrypted_password, metadata)
-            session = await sessions.open_session(connection, user_id, _device(request))
-            return json_answer(await self._session_json(connection, session))
+            session = await sessions.open_session(connection, user_id, _read_device(request))
+            return json_answer(await self._make_session_json(connection, session))
 
     async def _token(self, request: Request) -> Response:
         grants: dict[str, Callable[[Request, Params], Awaitable[Response]]] = {
@@ -134,7 +137,7 @@ class AuthApi:
             raise AuthError(400, "validation_failed", "missing email or phone")
         async with self._database.connection() as connection:
             login = await users.find_login(connection, email.lower())
-        # Done for an unknown address too: the answer's time must not tell which addresses are known.
+        # Checked for an unknown address, too: the time of an answer must not tell which addresses have a user.
         matches = await passwords.is_password(password, login.encrypted_password if login else None)
         if login is None or not matches:
             raise _invalid_credentials()
@@ -143,18 +146,18 @@ class AuthApi:
         async with self._database.connection() as connection, connection.transaction():
             if not await users.note_login(connection, login):
                 raise _invalid_credentials()
-            session = await sessions.open_session(connection, login.user_id, _device(request))
-            return json_answer({**await self._session_json(connection, session), "weak_password": None})
+            session = await sessions.open_session(connection, login.user_id, _read_device(request))
+            return json_answer({**await self._make_session_json(connection, session), "weak_password": None})
 
     async def _refresh_token_grant(self, request: Request, params: Params) -> Response:
         token = params.text("refresh_token") or ""
         async with self._database.connection() as connection:
-            session = await sessions.refresh_session(connection, token, _device(request))
-            return json_answer(await self._session_json(connection, session))
+            session = await sessions.refresh_session(connection, token, _read_device(request))
+            return json_answer(await self._make_session_json(connection, session))
 
-    async def _session_json(self, connection: Connection, session: sessions.Session) -> dict[str, Any]:
-        user = (await _existing_user(connection, session.user_id)).json
-        access_token, expires_at = self._tokens.access_token(
+    async def _make_session_json(self, connection: Connection, session: sessions.Session) -> dict[str, Any]:
+        user = (await _require_user(connection, session.user_id)).json
+        access_token, expires_at = self._tokens.make_access_token(
             user, str(session.id), self._jwt_lifetime_s, authenticated_at=session.authenticated_at
         )
         return session_json(
@@ -164,12 +167,12 @@ class AuthApi:
     # -- Having one -------------------------------------------------------------------------------------
 
     async def _get_user(self, request: Request) -> Response:
-        bearer = self._bearer(request)
+        bearer = self._read_bearer(request)
         async with self._database.connection() as connection:
             return json_answer((await _authenticate(connection, bearer)).json)
 
     async def _put_user(self, request: Request) -> Response:
-        bearer = self._bearer(request)
+        bearer = self._read_bearer(request)
         async with self._database.connection() as connection:
             user = await _authenticate(connection, bearer)
         params = await read_params(request)
@@ -177,28 +180,28 @@ class AuthApi:
             raise AuthError(403, "not_admin", "Updating app_metadata requires admin privileges")
         if params.text("phone"):
             raise AuthError(400, "phone_provider_disabled", "Phone logins are disabled")
-        email = checked_email(text) if (text := params.text("email")) else None
+        email = normalize_email(text) if (text := params.text("email")) else None
         metadata = params.object("data")
-        encrypted_password = await self._new_password(user, params.text("password"))
+        encrypted_password = await self._hash_new_password(user, params.text("password"))
         async with self._database.connection() as connection, connection.transaction():
-            # Once more: whoever was logged out while the password was hashed changes nothing.
+            # Checked again: the user may have been logged out while the password was hashed.
             await _authenticate(connection, bearer)
             if encrypted_password is not None:
                 await users.change_password(connection, user.id, encrypted_password)
-                # Whoever knew the old password is out.
+                # Log out everybody else: one of them may have learned the old password.
                 await sessions.end_sessions(connection, user.id, bearer.session_id, "others")
             if metadata is not None:
                 await users.change_metadata(connection, user.id, metadata)
             if email is not None and email != user.json["email"]:
                 await users.change_email(connection, user.id, email)
-            changed = (await _existing_user(connection, user.id)).json
+            changed = (await _require_user(connection, user.id)).json
             if metadata is not None:
-                # With what was there before; refused, nothing is changed.
-                checked_metadata(changed["user_metadata"])
+                # Checked with the merged metadata. A refusal here rolls the whole change back.
+                check_metadata(changed["user_metadata"])
             return json_answer(changed)
 
-    async def _new_password(self, user: users.User, password: str | None) -> str | None:
-        """Check and hash the password that is asked for, if one is."""
+    async def _hash_new_password(self, user: users.User, password: str | None) -> str | None:
+        """Return the hash of a user's new password, checked; None if the request has no password."""
         if password is None:
             return None
         passwords.check_strength(password)
@@ -210,7 +213,7 @@ class AuthApi:
         return await passwords.hash_password(password)
 
     async def _logout(self, request: Request) -> Response:
-        bearer = self._bearer(request)
+        bearer = self._read_bearer(request)
         scope = request.query_params.get("scope") or "global"
         async with self._database.connection() as connection, connection.transaction():
             user = await _authenticate(connection, bearer)
@@ -221,7 +224,7 @@ class AuthApi:
 
     # -- Everything else --------------------------------------------------------------------------------
 
-    async def _not_served(self, request: Request) -> Response:
+    async def _refuse(self, request: Request) -> Response:
         path: str = request.path_params["path"]
         if path.split("/", maxsplit=1)[0] in _NOT_SERVED:
             message = (
@@ -229,10 +232,11 @@ class AuthApi:
                 "a password, and there is no mail and no administration"
             )
             raise AuthError(501, "feature_disabled", message)
-        self._bearer(request)
+        # Only users learn which paths there are.
+        self._read_bearer(request)
         raise AuthError(404, "not_found", f"The Auth API has no {request.method} /{path}")
 
-    def _bearer(self, request: Request) -> Bearer:
+    def _read_bearer(self, request: Request) -> Bearer:
         return read_bearer(request.headers.get("authorization"), self._tokens)
 
 
@@ -251,8 +255,8 @@ async def _health(_request: Request) -> Response:
 
 
 async def _authenticate(connection: Connection, bearer: Bearer) -> users.User:
-    """Find the user who is asking, and make sure that the token still says the truth."""
-    user = await _existing_user(connection, bearer.user_id)
+    """Return the token's user, whose session must not have ended since the token was signed."""
+    user = await _require_user(connection, bearer.user_id)
     if not await sessions.has_session(connection, bearer.session_id, bearer.user_id):
         raise session_not_found()
     if user.is_banned:
@@ -260,7 +264,7 @@ async def _authenticate(connection: Connection, bearer: Bearer) -> users.User:
     return user
 
 
-async def _existing_user(connection: Connection, user_id: UUID) -> users.User:
+async def _require_user(connection: Connection, user_id: UUID) -> users.User:
     user = await users.find_user(connection, user_id)
     if user is None:
         raise AuthError(403, "user_not_found", "User from sub claim in JWT does not exist")
@@ -271,7 +275,7 @@ def _invalid_credentials() -> AuthError:
     return AuthError(400, "invalid_credentials", "Invalid login credentials")
 
 
-def _device(request: Request) -> sessions.Device:
+def _read_device(request: Request) -> sessions.Device:
     ip = ip_address(request.client.host) if request.client else None
     return sessions.Device(request.headers.get("user-agent"), ip)
 
@@ -288,23 +292,23 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    # The client hung up while it was sending: nothing was done, and there is nobody to tell.
+    # The client hung up while it was sending. Nothing was done, and nobody reads this answer.
     return Response(status_code=400)
 
 
 async def _answer_database_error(request: Request, error: Exception) -> Response:
-    # Neither the error's details nor its trace: they may quote values, such as a token.
+    # The log gets neither the error's details nor its trace: they may quote values, such as a token.
     cause = error.__cause__ if isinstance(error, UnreachableError) else error
     sqlstate = getattr(cause, "sqlstate", None)
     logger.error("%s %s: %s, SQLSTATE %s", request.method, request.url.path, type(cause).__name__, sqlstate)
     if is_outage(error):
-        # Clients repeat a 503. After a 500 the SDK gives up renewing its token, and the user is logged out.
+        # Clients repeat a request after 503. After 500 the SDK stops renewing its token, and the user is logged out.
         refusal = AuthError(503, "unexpected_failure", "The connection to the database was lost")
         return error_answer(refusal, request.headers.get(API_VERSION_HEADER))
-    return await _answer_fault(request, error)
+    return await _answer_unexpected(request, error)
 
 
-async def _answer_fault(request: Request, _error: Exception) -> Response:
+async def _answer_unexpected(request: Request, _error: Exception) -> Response:
     message = "Unexpected failure, please check server logs for more information"
     refusal = AuthError(500, "unexpected_failure", message)
     return error_answer(refusal, request.headers.get(API_VERSION_HEADER))

@@ -1,4 +1,4 @@
-"""Who an access token says is asking."""
+"""Access tokens of requests, verified: the user and the session that they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorage.embedded.tokens import Tokens
 
 _BEARER = re.compile(r"bearer (\S+)", re.IGNORECASE)
 
-# In the words of the JWT library that GoTrue uses, by the exceptions of ours: the first that fits.
+# Messages of GoTrue's JWT library, by the exceptions of ours. The first class that fits gives the message.
 _REASONS: tuple[tuple[type[jwt.InvalidTokenError], str], ...] = (
     (jwt.ExpiredSignatureError, "token has invalid claims: token is expired"),
     (jwt.ImmatureSignatureError, "token has invalid claims: token is not valid yet"),
@@ -27,20 +27,20 @@ _REASONS: tuple[tuple[type[jwt.InvalidTokenError], str], ...] = (
 
 @dataclass(frozen=True)
 class Bearer:
-    """The user and the session that a good access token names; whether they still exist is not known yet."""
+    """User and session that a verified access token names. Either may have ended since."""
 
     user_id: UUID
     session_id: UUID
 
 
 def read_bearer(authorization: str | None, tokens: Tokens) -> Bearer:
-    """Verify the token of an ``Authorization`` header."""
+    """Return the user and session of an ``Authorization`` header, whose token is verified."""
     match = _BEARER.fullmatch(authorization or "")
     if match is None:
         raise AuthError(401, "no_authorization", "This endpoint requires a valid Bearer token")
     token = match[1]
     try:
-        # GoTrue allows no clock skew: it is the one who signs.
+        # No clock skew, as in GoTrue: tokens are signed and verified by the same clock.
         claims = tokens.verify(token, leeway_s=0)
     except jwt.InvalidTokenError as error:
         reason = next(words for kind, words in _REASONS if isinstance(error, kind))
@@ -48,19 +48,19 @@ def read_bearer(authorization: str | None, tokens: Tokens) -> Bearer:
             reason += ": token contains an invalid number of segments"
         message = f"invalid JWT: unable to parse or verify signature, {reason}"
         raise AuthError(403, "bad_jwt", message) from error
-    return _named_in(claims)
+    return _read_claims(claims)
 
 
-def _named_in(claims: dict[str, Any]) -> Bearer:
+def _read_claims(claims: dict[str, Any]) -> Bearer:
     if not claims.get("sub"):
-        # An API key, for one, is a good token and no user's.
+        # An API key, for example, is a good token of no user.
         raise AuthError(403, "bad_jwt", "invalid claim: missing sub claim")
-    user_id = _uuid(claims["sub"])
+    user_id = _parse_uuid(claims["sub"])
     if user_id is None:
         raise AuthError(400, "bad_jwt", "invalid claim: sub claim must be a UUID")
     if not claims.get("session_id"):
         raise session_not_found()
-    session_id = _uuid(claims["session_id"])
+    session_id = _parse_uuid(claims["session_id"])
     if session_id is None:
         raise AuthError(403, "bad_jwt", "invalid claim: session_id claim must be a UUID")
     return Bearer(user_id, session_id)
@@ -70,7 +70,7 @@ def session_not_found() -> AuthError:
     return AuthError(403, "session_not_found", "Session from session_id claim in JWT does not exist")
 
 
-def _uuid(text: object) -> UUID | None:
+def _parse_uuid(text: object) -> UUID | None:
     try:
         return UUID(str(text))
     except ValueError:

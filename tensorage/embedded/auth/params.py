@@ -1,4 +1,4 @@
-"""Request bodies: read within a limit, parsed, and checked before anything else is done with them."""
+"""Request bodies: read within a limit, parsed and checked."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from starlette.requests import Request
 
 from tensorage.embedded.auth.answers import AuthError
 
-#: A user's metadata, the largest part of any body, is part of every token, and heads of requests have a bound too.
+#: Largest request body. Most of a large one is the user's metadata, which has a limit of its own.
 MAX_BODY_BYTES = 1 << 16
 
-#: What the types of JSON are called in a message to those who sent the wrong one.
+#: Names of JSON's types in messages.
 _JSON_NAMES = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
 
-#: A user's metadata as it stands in their tokens, which come in the heads of requests: larger, no token would be taken.
+#: Largest metadata of a user. Every token of the user holds it, and a token has to fit the head of a request.
 MAX_METADATA_BYTES = 1 << 15
 
 _EMAIL_MAX_LENGTH = 255
-# The addresses which HTML's <input type=email> takes, as GoTrue does: no quoted local parts, no comments.
+# Addresses that HTML's <input type=email> accepts, as in GoTrue: no quoted local parts, no comments.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _EMAIL = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*", re.IGNORECASE | re.ASCII)
 
-# PostgreSQL stores no NUL in text or jsonb. An even number of backslashes before it escape one another.
+# PostgreSQL stores no NUL in text or jsonb. An even number of backslashes in front escape each other, not the NUL.
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True)
 class Params:
-    """The fields of a body that is a JSON object; as in GoTrue, null is the same as not given."""
+    """Fields of a request body. In GoTrue, too, null means the same as a missing field."""
 
     fields: dict[str, Any] = field(repr=False)
 
@@ -47,17 +47,17 @@ class Params:
         value = self.fields.get(name)
         if value is not None and not isinstance(value, kind):
             sent = _JSON_NAMES[type(value)]
-            _bad_json(f"cannot take the {sent} in {name} for a value of type {_JSON_NAMES[kind]}")
+            _refuse_json(f"cannot take the {sent} in {name} for a value of type {_JSON_NAMES[kind]}")
         return value
 
 
 async def read_params(request: Request) -> Params:
-    """Parse the body of `request`.
+    """Read and parse the body of a request.
 
     Raises
     ------
     AuthError
-        413 for a body over `MAX_BODY_BYTES`, which is not read to its end; 400 for what is no JSON object.
+        413 for a body over `MAX_BODY_BYTES`, which is not read to its end; 400 for anything but a JSON object.
     """
     body = bytearray()
     async for piece in request.stream():
@@ -69,26 +69,26 @@ async def read_params(request: Request) -> Params:
 
 
 def parse_params(body: bytes) -> Params:
-    """Parse a body, refusing what JSON lets through and PostgreSQL cannot store."""
+    """Parse a body. Values that are JSON but that PostgreSQL cannot store are refused."""
     try:
         text = body.decode("utf-8")
         value = json.loads(text)
-        # Writing it again finds lone surrogates, infinities and NaN, wherever they are.
+        # Encoding the value again finds lone surrogates, infinities and NaN at any depth.
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        _bad_json(f"{error.msg} at character {error.pos}")
+        _refuse_json(f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:
-        # Their own words may quote the body, which may hold a password.
-        _bad_json(type(error).__name__)
+        # The exception's message may quote the body, which may hold a password.
+        _refuse_json(type(error).__name__)
     if _ESCAPED_NUL.search(text):
-        _bad_json("the character U+0000 cannot be stored")
+        _refuse_json("the character U+0000 cannot be stored")
     if value is not None and not isinstance(value, dict):
-        _bad_json(f"cannot take {_JSON_NAMES[type(value)]} for a value of type object")
+        _refuse_json(f"cannot take {_JSON_NAMES[type(value)]} for a value of type object")
     return Params(value or {})
 
 
-def checked_email(email: str) -> str:
-    """`email` in lower case, if it is an address."""
+def normalize_email(email: str) -> str:
+    """Return an e-mail address in lower case. Refuse other texts."""
     if len(email) > _EMAIL_MAX_LENGTH:
         raise AuthError(400, "validation_failed", "An email address is too long")
     if not _EMAIL.fullmatch(email):
@@ -96,8 +96,8 @@ def checked_email(email: str) -> str:
     return email.lower()
 
 
-def checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """`metadata`, if the tokens of a user who has it are of use."""
+def check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a user's metadata. Refuse it if it is too large for a token."""
     nbytes = len(json.dumps(metadata))
     if nbytes > MAX_METADATA_BYTES:
         message = f"The user's metadata would have {nbytes} bytes: it may have {MAX_METADATA_BYTES} at most"
@@ -105,5 +105,5 @@ def checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _bad_json(reason: str) -> NoReturn:
+def _refuse_json(reason: str) -> NoReturn:
     raise AuthError(400, "bad_json", f"Could not parse request body as JSON: {reason}") from None

@@ -1,8 +1,8 @@
-"""``auth.sessions`` and ``auth.refresh_tokens``: who is logged in, and for how much longer.
+"""Sessions of users: the tables ``auth.sessions`` and ``auth.refresh_tokens``.
 
-A login opens a session and gets its first refresh token. A refresh token is good once: it is revoked
-for the next one, its child. Whoever uses one a second time is either a client that asked twice at the
-same time, or somebody who stole it; which of the two it is, only the time can tell.
+A login opens a session with a first refresh token. A refresh token can be used once: it is revoked, and replaced by
+the next one, its child. A second use comes either from a client that asked twice at the same time, or from a thief.
+The time since the first use decides between the two.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tensorage.embedded.auth.answers import AuthError
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
-#: Seconds for which a refresh token that was used may be used again (GoTrue's default).
+#: Seconds after its first use in which a refresh token may be used again (GoTrue's default).
 REUSE_INTERVAL_S = 10
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a session's row says of where it was opened or last refreshed."""
+    """Device from which a session was opened or last refreshed."""
 
     user_agent: str | None
     ip: IPv4Address | IPv6Address | None
@@ -36,7 +36,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Session:
-    """A session that may go on, and the refresh token to go on with."""
+    """A session, with the refresh token that is good for its next refresh."""
 
     id: UUID
     user_id: UUID
@@ -45,25 +45,28 @@ class Session:
 
 
 class Use(Enum):
-    """What becomes of a refresh token that is presented."""
+    """Decision about the use of a refresh token."""
 
-    ROTATE = "it was good, and is revoked for a new one"
-    REPEAT = "it was used a moment ago: the answer is what came of that"
-    REFUSE = "it was used long ago, or the session was shut: nobody is trusted any more"
+    # The token was good, and is replaced by a new one.
+    ROTATE = "rotate"
+    # The token was used a moment ago. The answer is the token that replaced it.
+    REPEAT = "repeat"
+    # The token was used long ago, or the session has no good token. The sender may be a thief.
+    REFUSE = "refuse"
 
 
 def judge(*, revoked: bool, revoked_for_s: float, active_token: str | None) -> Use:
-    """Decide about a refresh token.
+    """Decide about the use of a refresh token.
 
-    Hosted Supabase is milder in one case: the parent of the active token may be used again however old it
-    is, for clients that lost the answer. Here it may within the interval, like every other.
+    Hosted Supabase is milder in one case, for clients that lost an answer: the parent of the active token may be used
+    again at any age. Here it may only within the interval, like every other token.
 
     Parameters
     ----------
     revoked, revoked_for_s
-        Whether it was used already, and how long ago.
+        Whether the token was used already, and seconds since then.
     active_token
-        The session's token that is still good, if there is one.
+        The session's token that is still good, or None.
     """
     if not revoked:
         return Use.ROTATE
@@ -73,7 +76,7 @@ def judge(*, revoked: bool, revoked_for_s: float, active_token: str | None) -> U
 
 
 async def open_session(connection: Connection, user_id: UUID, device: Device) -> Session:
-    """Log a user in. Belongs in a transaction."""
+    """Open a session of a user, in the transaction of the caller."""
     session_id = uuid.uuid4()
     authenticated_at = await connection.fetchval(
         """
@@ -91,26 +94,28 @@ async def open_session(connection: Connection, user_id: UUID, device: Device) ->
 
 
 async def refresh_session(connection: Connection, token: str, device: Device) -> Session:
-    """Exchange a refresh token.
+    """Exchange a refresh token for the session's next one.
 
     Raises
     ------
     AuthError
-        If the token is not one, is not known (any more), or was used too long ago. In the last case
-        every refresh token of its session is revoked, so that a thief and the user both have to log in.
+        The token is malformed, is unknown, or was used too long ago. In the last case every refresh token of the
+        session is revoked: a thief and the user both have to log in again.
     """
+    # Refused without a query, and without the text in PostgreSQL's log.
     if not _is_token(token):
         raise AuthError(400, "validation_failed", "Refresh token is not valid")
     async with connection.transaction():
         session = await _lock_session(connection, token)
-        # Judged only now that nobody else can change it: it may have been used while we waited.
+        # Judged only after the lock: another request may have used the token during the wait.
         use, next_token = await _judge_stored(connection, token, session["id"])
+        # For a rotation, this revokes the used token. For a refusal, it revokes the session's good one.
         if use is not Use.REPEAT:
             await _revoke(connection, session["id"])
         if use is Use.ROTATE:
             next_token = await _issue(connection, session["id"], session["user_id"], parent=token)
             await _note_refresh(connection, session["id"], device)
-    # After the transaction, whose revocations have to last.
+    # Raised after the transaction, so that its revocations are not rolled back.
     if next_token is None:
         raise AuthError(400, "refresh_token_already_used", "Invalid Refresh Token: Already Used")
     return Session(session["id"], session["user_id"], session["created_at"], next_token)
@@ -124,9 +129,9 @@ async def has_session(connection: Connection, session_id: UUID, user_id: UUID) -
 
 
 async def end_sessions(connection: Connection, user_id: UUID, session_id: UUID, scope: str) -> None:
-    """Log out: of this session (``local``), of the user's other ones (``others``), or of all (``global``).
+    """End this session (``local``), the user's other ones (``others``), or all (``global``).
 
-    A session takes its refresh tokens with it.
+    The refresh tokens of a session are deleted with it.
     """
     await connection.execute(
         """
@@ -141,7 +146,7 @@ async def end_sessions(connection: Connection, user_id: UUID, session_id: UUID, 
 
 
 async def _lock_session(connection: Connection, token: str) -> asyncpg.Record:
-    """Wait for whoever else refreshes or ends the session of `token`, and keep them waiting."""
+    """Lock the session of a refresh token: requests that refresh or end it run one after another."""
     session = await connection.fetchrow(
         """
         select s.id, s.user_id, s.created_at, coalesce(s.not_after <= now(), false) as is_over,
@@ -162,7 +167,7 @@ async def _lock_session(connection: Connection, token: str) -> asyncpg.Record:
 
 
 async def _judge_stored(connection: Connection, token: str, session_id: UUID) -> tuple[Use, str | None]:
-    """Judge `token`; and the session's token that is good in its stead, if there is to be one."""
+    """Decide about a stored refresh token. A repeated use gets the session's active token with the decision."""
     row = await connection.fetchrow(
         """
         select coalesce(revoked, false) as revoked,
@@ -196,6 +201,7 @@ async def _revoke(connection: Connection, session_id: UUID) -> None:
 
 async def _issue(connection: Connection, session_id: UUID, user_id: UUID, *, parent: str | None) -> str:
     token = str(uuid.uuid4())
+    # clock_timestamp(), since now() is the begin of the transaction, before its wait for the lock.
     await connection.execute(
         """
         insert into auth.refresh_tokens
@@ -225,7 +231,7 @@ async def _note_refresh(connection: Connection, session_id: UUID, device: Device
 
 
 def _is_token(text: str) -> bool:
-    """Whether `text` looks like a token of ours: 122 random bits, written as a UUID."""
+    """Tell whether a text has the form of our refresh tokens: 122 random bits, written as a UUID."""
     try:
         return str(UUID(text)) == text
     except ValueError:

@@ -1,4 +1,4 @@
-"""``auth.users`` and ``auth.identities``: who there is."""
+"""Users: the tables ``auth.users`` and ``auth.identities``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tensorage.embedded.auth.answers import AuthError, identity_json, user_json
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
+#: Other unique constraints are not about addresses: their errors are not expected.
 _EMAIL_INDEX = "users_email_partial_key"
 
 
 @dataclass(frozen=True)
 class User:
-    """A user, as applications see it, and whether they are locked out."""
+    """A user in the Auth API's JSON, and whether the user is locked out."""
 
     json: dict[str, Any] = field(repr=False)
     is_banned: bool
@@ -32,7 +33,7 @@ class User:
 
 @dataclass(frozen=True)
 class Login:
-    """What a password is checked against."""
+    """Stored login of a user, against which a password is checked."""
 
     user_id: UUID
     encrypted_password: str | None = field(repr=False)
@@ -61,15 +62,16 @@ async def find_user(connection: Connection, user_id: UUID) -> User | None:
         """,
         user_id,
     )
-    user = _with_json(row, "app_metadata", "user_metadata")
+    user = _parse_columns(row, "app_metadata", "user_metadata")
     return User(
-        user_json(user, [identity_json(_with_json(each, "identity_data")) for each in identities]),
+        user_json(user, [identity_json(_parse_columns(each, "identity_data")) for each in identities]),
         row["is_banned"],
     )
 
 
 async def find_login(connection: Connection, email: str) -> Login | None:
-    """How the user of an address in lower case logs in."""
+    """Return the login of an e-mail address in lower case, or None."""
+    # Users of single sign-on are left out: they have no password, and their addresses need not be unique.
     row = await connection.fetchrow(
         """
         select id, encrypted_password, coalesce(banned_until > now(), false) as is_banned
@@ -90,16 +92,18 @@ async def find_password(connection: Connection, user_id: UUID) -> str | None:
 async def create_user(
     connection: Connection, email: str, encrypted_password: str, metadata: dict[str, Any]
 ) -> UUID:
-    """Make a user whose address counts as confirmed.
+    """Create a user, whose address counts as confirmed: the server sends no mail.
 
     Raises
     ------
     AuthError
-        If the address is taken, even a moment ago.
+        The address has a user already, perhaps since a moment ago.
     """
     user_id = uuid.uuid4()
+    # In GoTrue, too, the user's metadata calls the address verified, and the identity's data does not.
     claims = {"sub": str(user_id), "email": email, "email_verified": False, "phone_verified": False}
     try:
+        # GoTrue's rows have the instance zero, and empty texts rather than nulls in the columns of tokens.
         await connection.execute(
             """
             insert into auth.users (
@@ -133,10 +137,10 @@ async def create_user(
 
 
 async def note_login(connection: Connection, login: Login) -> bool:
-    """Record that the user logs in, unless the password is another one by now.
+    """Record a login, unless the password has changed meanwhile. Return whether it was recorded.
 
-    Belongs in the transaction that opens the session: a change of the password that goes on at the same time
-    waits for it and then ends that session, or comes first and is found here.
+    Runs in the transaction that opens the session. A change of the password at the same time either waits for that
+    transaction and then ends the new session, or comes first and is found here.
     """
     user_id: UUID | None = await connection.fetchval(
         """
@@ -147,6 +151,7 @@ async def note_login(connection: Connection, login: Login) -> bool:
         login.user_id,
         login.encrypted_password,
     )
+    # Without a user id, this changes nothing.
     await connection.execute(
         "update auth.identities set last_sign_in_at = now(), updated_at = now() where user_id = $1", user_id
     )
@@ -162,7 +167,7 @@ async def change_password(connection: Connection, user_id: UUID, encrypted_passw
 
 
 async def change_email(connection: Connection, user_id: UUID, email: str) -> None:
-    """Give the user another address, which counts as confirmed."""
+    """Change a user's address. The new one counts as confirmed."""
     claims = json.dumps({"email": email})
     try:
         await connection.execute(
@@ -192,7 +197,7 @@ async def change_email(connection: Connection, user_id: UUID, email: str) -> Non
 
 
 async def change_metadata(connection: Connection, user_id: UUID, changes: dict[str, Any]) -> None:
-    """Merge `changes` into the user's own metadata; a null takes its key away."""
+    """Merge changes into a user's metadata. A null removes its key."""
     await connection.execute(
         """
         update auth.users
@@ -209,6 +214,6 @@ def user_already_exists() -> AuthError:
     return AuthError(422, "user_already_exists", "User already registered")
 
 
-def _with_json(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
-    """Parse the row's jsonb columns, which the driver gives as text."""
+def _parse_columns(row: asyncpg.Record, *columns: str) -> dict[str, Any]:
+    """Return a row with some columns parsed: the driver gives jsonb as text."""
     return {**row, **{column: json.loads(row[column]) for column in columns}}

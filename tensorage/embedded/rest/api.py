@@ -10,44 +10,49 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from tensorage.embedded.database import Caller, Database
-from tensorage.embedded.inflight import BusyError, Room
+from tensorage.embedded.request_memory import BusyError, RequestMemory
 from tensorage.embedded.rest import errors
 from tensorage.embedded.rest.answers import (
     Answer,
     Result,
-    allow_answer,
-    call_answer,
+    answer_call,
+    answer_error,
+    answer_options,
+    answer_read,
+    answer_write,
     check_result,
-    error_answer,
-    read_answer,
-    write_answer,
 )
+from tensorage.embedded.rest.bodies import SUMMARY, ClientGoneError, JsonSummary, Receive, invalid_json
 from tensorage.embedded.rest.caller import ANONYMOUS, identify
 from tensorage.embedded.rest.calls import CallPlan, CallRequest, plan_call
-from tensorage.embedded.rest.catalogue import Catalogue
 from tensorage.embedded.rest.errors import ApiError
 from tensorage.embedded.rest.headers import Format, Preferences
-from tensorage.embedded.rest.payload import LOOK, ClientGoneError, JsonLook, Receive, invalid_json
 from tensorage.embedded.rest.query import parse_query
+from tensorage.embedded.rest.query_model import Query
 from tensorage.embedded.rest.request import (
     METHODS,
     MUTATIONS,
     SCHEMA,
-    Look,
     Request,
     Scope,
     Send,
-    call_arguments,
-    named_schema,
+    Summarize,
+    check_schema,
+    read_call_arguments,
     read_request,
+    read_table_body,
     send_answer,
-    table_payload,
 )
-from tensorage.embedded.rest.routines import routine_named
+from tensorage.embedded.rest.routines import find_routine
+from tensorage.embedded.rest.schema import Schema
 from tensorage.embedded.rest.schema_cache import SchemaCache
 from tensorage.embedded.rest.sql import Statement
-from tensorage.embedded.rest.tables import Write, check_put_happened, read_statement, write_statement
-from tensorage.embedded.rest.terms import Query
+from tensorage.embedded.rest.tables import (
+    Write,
+    check_put_happened,
+    make_read_statement,
+    make_write_statement,
+)
 from tensorage.embedded.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -55,11 +60,11 @@ if TYPE_CHECKING:
 
 _NO_QUERY: Final = Query()
 
-#: Number of different calls that are remembered, with their SQL, and the length of the longest: all its texts together.
+#: Most calls of which the SQL is remembered, and length of the longest: that of all its texts together.
 _REMEMBERED_CALLS: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 1024
 
-#: JSON that PostgreSQL does not take for any: not valid, or nested too deeply.
+#: Errors by which PostgreSQL refuses JSON: it is not valid, or nested too deeply.
 _NOT_JSON: Final[dict[type[Exception], Callable[[], ApiError]]] = {
     asyncpg.DataError: invalid_json,
     asyncpg.StatementTooComplexError: invalid_json,
@@ -68,7 +73,7 @@ _NOT_JSON: Final[dict[type[Exception], Callable[[], ApiError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A statement, how it is run, and what its result has to be."""
+    """A statement, the way to run it, and the conditions on its result."""
 
     statement: Statement
     form: Format
@@ -84,7 +89,7 @@ class RestApi:
     Parameters
     ----------
     database
-        Logged in as ``authenticator``.
+        Pool of the role ``authenticator``.
     tokens
         Verifies the bearer tokens.
     """
@@ -92,9 +97,9 @@ class RestApi:
     def __init__(self, database: Database, tokens: Tokens) -> None:
         self._database = database
         self._tokens = tokens
-        self._room = Room()
+        self._memory = RequestMemory()
         self._schema_cache = SchemaCache(database, SCHEMA)
-        self._planned_for: Catalogue | None = None
+        self._planned_for: Schema | None = None
         self._call_plans: dict[CallRequest, CallPlan] = {}
 
     async def start(self) -> None:
@@ -105,26 +110,27 @@ class RestApi:
         await self._schema_cache.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._room.share() as share:
+        with self._memory.lend() as memory:
             try:
-                answer = await self._answer(read_request(scope, receive, share))
+                answer = await self._answer(read_request(scope, receive, memory))
             except ClientGoneError:
                 return
             except BusyError:
-                answer = error_answer(errors.busy())
+                answer = answer_error(errors.busy())
             except ApiError as error:
-                answer = error_answer(error)
-            # The body is done with; the answer stays until the client has taken it.
-            share.release()
-            share.hold(len(answer.body))
+                answer = answer_error(error)
+            # The body is no longer needed. The answer stays in memory until the client has received it.
+            memory.release()
+            memory.hold(len(answer.body))
             await send_answer(send, answer, head=scope["method"] == "HEAD")
 
     async def _answer(self, request: Request) -> Answer:
         caller = identify(request.headers, self._tokens)
-        await request.share.add(0)
+        # Wait for memory before any work: a request that finds none has no effect.
+        await request.memory.add(0)
         if request.method not in METHODS:
             raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {request.method}")
-        profile = named_schema(request)
+        profile = check_schema(request)
         answer = await self._answer_path(request, caller)
         if profile is not None and "content-type" in answer.headers:
             return replace(answer, headers={**answer.headers, "content-profile": profile})
@@ -132,6 +138,7 @@ class RestApi:
 
     async def _answer_path(self, request: Request, caller: Caller) -> Answer:
         match request.path.removeprefix("/").split("/"):
+            # PostgreSQL has no names with a NUL.
             case [name] if name and "\0" not in name:
                 return await self._answer_table(request, caller, name)
             case ["rpc", name] if name and "\0" not in name:
@@ -142,34 +149,36 @@ class RestApi:
                 raise ApiError(404, "PGRST125", "Invalid path specified in request URL")
 
     async def _answer_table(self, request: Request, caller: Caller, name: str) -> Answer:
-        table = self._schema_cache.catalogue.table(name)
+        table = self._schema_cache.schema.find_table(name)
         if request.method == "OPTIONS":
-            return allow_answer(table.methods)
+            return answer_options(table.methods)
         query, preferences, form = parse_query(request.query_string), request.preferences, request.format()
         if request.is_read:
             rows = request.rows(query)
             read = _Work(
-                read_statement(table, query, rows, preferences, form), form, preferences, read_only=True
+                make_read_statement(table, query, rows, preferences, form), form, preferences, read_only=True
             )
             result = await self._run(request, caller, read)
-            return read_answer(name, query, rows, preferences=preferences, form=form, result=result)
+            return answer_read(name, query, rows, preferences=preferences, form=form, result=result)
         method = MUTATIONS[request.method]
-        payload = (
-            None if method == "DELETE" else await table_payload(request, query, self._look(request, caller))
+        body = (
+            None
+            if method == "DELETE"
+            else await read_table_body(request, query, self._make_summarizer(request, caller))
         )
-        write = Write(method, table, query, preferences, payload)
-        work = _Work(write_statement(write, form), form, preferences, is_put=method == "PUT")
-        return write_answer(write, form, await self._run(request, caller, work))
+        write = Write(method, table, query, preferences, body)
+        work = _Work(make_write_statement(write, form), form, preferences, is_put=method == "PUT")
+        return answer_write(write, form, await self._run(request, caller, work))
 
     async def _answer_call(self, request: Request, caller: Caller, name: str) -> Answer:
         if request.method == "OPTIONS":
-            return allow_answer(routine_named(self._schema_cache.catalogue, name).methods)
+            return answer_options(find_routine(self._schema_cache.schema, name).methods)
         if not request.is_read and request.method != "POST":
             raise ApiError(405, "PGRST101", f"Cannot use the {request.method} method on RPC")
         query, preferences = parse_query(request.query_string, arguments=request.is_read), request.preferences
-        arguments, body = await call_arguments(request, query, self._look(request, caller))
+        arguments, body = await read_call_arguments(request, query, self._make_summarizer(request, caller))
         rows, accept = request.rows(query), request.headers.get("accept", "")
-        plan = self._call_plan(CallRequest(name, arguments, query, preferences, rows, accept))
+        plan = self._plan_call(CallRequest(name, arguments, query, preferences, rows, accept))
         work = _Work(
             plan.statement.with_body(body),
             plan.form,
@@ -178,38 +187,40 @@ class RestApi:
             settings=plan.routine.settings,
         )
         result = await self._run(request, caller, work)
-        return call_answer(plan.routine, rows, preferences=preferences, form=plan.form, result=result)
+        return answer_call(plan.routine, rows, preferences=preferences, form=plan.form, result=result)
 
-    def _call_plan(self, asked: CallRequest) -> CallPlan:
-        """Plan a call; what most calls of a busy client have in common is worked out once."""
-        catalogue = self._schema_cache.catalogue
-        if asked.query != _NO_QUERY or asked.length > _MAX_REMEMBERED_LENGTH:
-            return plan_call(catalogue, asked)
-        if self._planned_for is not catalogue or len(self._call_plans) >= _REMEMBERED_CALLS:
-            self._planned_for, self._call_plans = catalogue, {}
-        plan = self._call_plans.get(asked)
+    def _plan_call(self, call: CallRequest) -> CallPlan:
+        """Plan a call, from memory if the same call was planned before: a busy client's calls are mostly alike."""
+        schema = self._schema_cache.schema
+        # Calls with filters or columns rarely come twice. Long ones would fill the memory.
+        if call.query != _NO_QUERY or call.length > _MAX_REMEMBERED_LENGTH:
+            return plan_call(schema, call)
+        if self._planned_for is not schema or len(self._call_plans) >= _REMEMBERED_CALLS:
+            # Plans of an older schema may name functions that are gone.
+            self._planned_for, self._call_plans = schema, {}
+        plan = self._call_plans.get(call)
         if plan is None:
-            plan = self._call_plans[asked] = plan_call(catalogue, asked)
+            plan = self._call_plans[call] = plan_call(schema, call)
         return plan
 
-    def _look(self, request: Request, caller: Caller) -> Look:
-        """Give a way to look at the request's JSON, within the time that its caller has for a statement."""
+    def _make_summarizer(self, request: Request, caller: Caller) -> Summarize:
+        """Return a function that lets PostgreSQL summarize JSON, within the statement timeout of the caller."""
 
-        async def look(text: str) -> JsonLook:
+        async def summarize(text: str) -> JsonSummary:
             async with self._transaction(request, caller, read_only=True, refusals=_NOT_JSON) as connection:
-                (row,) = await connection.fetch(LOOK, text)
-            return JsonLook(row["shape"], frozenset(row["keys"]), row["size"], row["is_even"])
+                (row,) = await connection.fetch(SUMMARY, text)
+            return JsonSummary(row["shape"], frozenset(row["keys"]), row["size"], row["is_even"])
 
-        return look
+        return summarize
 
     async def _run(self, request: Request, caller: Caller, work: _Work) -> Result:
-        """Run the statement in a transaction of its own, and give the one row that it answers."""
+        """Run a statement in its own transaction, and return its only row."""
         async with self._transaction(
             request, caller, read_only=work.read_only, settings=dict(work.settings)
         ) as connection:
             (row,) = await connection.fetch(work.statement.text, *work.statement.values)
             result = dict(row)
-            # An answer that is not as the request insists is rolled back.
+            # Checked inside the transaction, which a refusal rolls back.
             check_result(work.form, work.preferences, result)
             if work.is_put:
                 check_put_happened(result["page_total"])
@@ -225,14 +236,14 @@ class RestApi:
         settings: Mapping[str, str] | None = None,
         refusals: Mapping[type[Exception], Callable[[], ApiError]] | None = None,
     ) -> AsyncIterator[Connection]:
-        """One transaction as the caller; what PostgreSQL refuses is raised as PostgREST says it.
+        """Open a transaction as the caller. Errors of PostgreSQL are raised in PostgREST's words.
 
         Parameters
         ----------
         refusals
-            What errors of PostgreSQL mean in this transaction, where it is not what they usually do.
+            Refusals for errors of PostgreSQL that mean something special in this transaction.
         """
-        role_settings = self._schema_cache.catalogue.role_settings.get(caller.role, {})
+        role_settings = self._schema_cache.schema.role_settings.get(caller.role, {})
         everything = request.settings | role_settings | dict(settings or {})
         try:
             async with self._database.transaction(
@@ -241,7 +252,7 @@ class RestApi:
                 yield connection
         except errors.CONNECTION_ERRORS as error:
             if isinstance(error, ValueError):
-                raise  # a parameter of the wrong type is a fault of ours, not of the connection
+                raise  # asyncpg's error for a parameter of the wrong type: a bug of ours, not an outage
             raise errors.unavailable(error) from error
         except asyncpg.PostgresError as error:
             refusal = next((r for kind, r in (refusals or {}).items() if isinstance(error, kind)), None)

@@ -1,4 +1,4 @@
-"""Who asks: from the bearer token, or the API key, to a :class:`~tensorage.embedded.database.Caller`."""
+"""Tokens to roles: the :class:`~tensorage.embedded.database.Caller` of a bearer token or an API key."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from tensorage.embedded.database import Caller
 from tensorage.embedded.rest.errors import ApiError, invalid_token
 from tensorage.embedded.tokens import Tokens
 
-#: The role of whoever shows no token.
+#: Role of requests without a token.
 ANONYMOUS: Final = "anon"
 _NOBODY: Final = Caller(ANONYMOUS)
 
 
 def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
-    """Who sent a request with these headers (names in lower case).
+    """Return the caller who sent a request with these headers (names in lower case).
 
     Raises
     ------
     ApiError
-        ``PGRST301`` for a token that is not ours, ``PGRST303`` for one that is not good now.
+        ``PGRST301`` for a token that is not ours, ``PGRST303`` for one that has expired or is not good yet.
     """
     scheme, space, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and (space or not token):
-        return _caller(_verified(token.strip(), tokens))
+        return _make_caller(_verify(token.strip(), tokens))
     if scheme or "apikey" not in headers:
         return _NOBODY
     try:
-        return _caller(tokens.verify(headers["apikey"]))
+        return _make_caller(tokens.verify(headers["apikey"]))
     except jwt.InvalidTokenError:
-        # A key need not be a token: hosted Supabase's newer ones are not, and stand for nobody in particular.
+        # The newer API keys of hosted Supabase are no tokens, and mean the anonymous role.
         return _NOBODY
 
 
-def _caller(claims: Mapping[str, Any]) -> Caller:
+def _make_caller(claims: Mapping[str, Any]) -> Caller:
     role = claims.get("role", ANONYMOUS)
+    # The role becomes a setting of PostgreSQL, which cannot hold a NUL.
     if not isinstance(role, str) or not role or "\0" in role:
         raise invalid_token("PGRST303", "The JWT 'role' claim must be the name of a role")
     return Caller(role, claims)
 
 
-def _verified(token: str, tokens: Tokens) -> Mapping[str, Any]:
+def _verify(token: str, tokens: Tokens) -> Mapping[str, Any]:
     if not token:
         raise invalid_token("PGRST301", "Empty JWT is sent in Authorization header")
     parts = token.count(".") + 1
@@ -66,14 +67,16 @@ def _refusal(token: str, error: jwt.InvalidTokenError) -> ApiError:
             details = "None of the keys was able to decode the JWT"
             return invalid_token("PGRST301", "No suitable key or wrong key type", details)
         case jwt.InvalidAlgorithmError():
-            return invalid_token("PGRST301", "Wrong or unsupported encoding algorithm", _algorithm(token))
+            return invalid_token(
+                "PGRST301", "Wrong or unsupported encoding algorithm", _explain_algorithm(token)
+            )
         case jwt.DecodeError():
             return invalid_token("PGRST301", "JWT cryptographic operation failed")
         case _:
             return invalid_token("PGRST303", "JWT claims validation failed", str(error))
 
 
-def _algorithm(token: str) -> str:
+def _explain_algorithm(token: str) -> str:
     algorithm = jwt.get_unverified_header(token).get("alg")
     if algorithm == "none":
         return "JWT is unsecured but expected 'alg' was not 'none'"

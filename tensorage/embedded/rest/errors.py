@@ -1,4 +1,4 @@
-"""What is answered when a request fails: PostgREST's codes, PostgreSQL's SQLSTATEs, and their HTTP status."""
+"""Errors as HTTP answers: PostgREST's codes, PostgreSQL's SQLSTATEs, and the HTTP status of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 #: ``raise sqlstate 'PT404'`` answers 404: the last three characters are the HTTP status.
 _STATUS_OF_SQLSTATE = re.compile(r"^PT([1-5]\d\d)$")
 
-#: HTTP status by SQLSTATE or by its beginning; the longest that fits decides, and 400 where none does.
+#: HTTP status by SQLSTATE, or by the first two characters of one. Without an entry the status is 400.
 _STATUS_BY_PREFIX = {
     "08": 503,  # connection
     "09": 500,  # triggered action
@@ -51,11 +51,11 @@ _NOT_ALLOWED = "42501"
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-#: What frames the answer is the server's to say.
+#: Headers that only the HTTP server may set, since they frame the answer.
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection"})
 
-#: What asyncpg raises when PostgreSQL is not there (any more). The last is its answer to whoever uses a
-#: connection between the server's farewell and the end of the stream.
+#: Errors of asyncpg when PostgreSQL is away or was lost. The last one is raised by a connection that PostgreSQL has
+#: ended, and whose stream has not been closed yet.
 CONNECTION_ERRORS = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -65,14 +65,14 @@ CONNECTION_ERRORS = (
 
 
 def is_header(name: Any, value: Any) -> bool:
-    """Whether a function may send this header: it is one, and it is not one that frames the answer."""
+    """Tell whether a function may set this header: it is valid, and does not frame the answer."""
     if not isinstance(name, str) or not isinstance(value, str) or name.lower() in _FRAMING:
         return False
     return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
 
 
 class ApiError(Exception):
-    """An answer that is an error, in PostgREST's shape.
+    """An error in PostgREST's JSON.
 
     Parameters
     ----------
@@ -81,9 +81,9 @@ class ApiError(Exception):
     code
         PostgREST's ``PGRSTnnn``, or PostgreSQL's SQLSTATE.
     message, details, hint
-        As in the answer's JSON.
+        Fields of the answer's JSON.
     headers
-        More headers of the answer, names in lower case.
+        Additional headers of the answer, with names in lower case.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ApiError(Exception):
 
 
 def not_implemented(what: str) -> ApiError:
-    """Refusal of what PostgREST can do and this server cannot."""
+    """Return the refusal of a feature that PostgREST has and this server lacks."""
     return ApiError(400, "PGRST127", "Feature not implemented", details=what)
 
 
@@ -120,13 +120,13 @@ def invalid_body(message: str) -> ApiError:
 
 
 def invalid_token(code: str, message: str, details: str | None = None) -> ApiError:
-    """Refusal of a bearer token."""
+    """Return the refusal of a bearer token."""
     challenge = f'Bearer error="invalid_token", error_description="{message}"'
     return ApiError(401, code, message, details=details, headers={"www-authenticate": challenge})
 
 
 def unavailable(error: Exception) -> ApiError:
-    """Answer to one of `CONNECTION_ERRORS`: PostgreSQL cannot be reached, or went away while it was asked."""
+    """Return the answer to one of `CONNECTION_ERRORS`: PostgreSQL cannot be reached, or was lost."""
     if isinstance(error, OSError):
         code, message = "PGRST000", "Database connection error. Retrying the connection."
     else:
@@ -135,43 +135,43 @@ def unavailable(error: Exception) -> ApiError:
 
 
 def busy() -> ApiError:
-    """Answer to whoever found no memory for its request within a reasonable time."""
+    """Return the answer to a request that found no memory in time."""
     message = "The server holds as many bytes of requests and answers in memory as it may"
     return ApiError(503, "53200", message, hint="Try again in a moment", headers={"retry-after": "1"})
 
 
 def unfiltered(method: str) -> ApiError:
-    """Refusal of a change to every row: hosted Supabase loads PostgreSQL's `safeupdate` for requests of the API."""
+    """Return the refusal of a change to every row, which hosted Supabase's `safeupdate` refuses, too."""
     command = {"PATCH": "UPDATE", "DELETE": "DELETE"}[method]
     return ApiError(400, "21000", f"{command} requires a WHERE clause")
 
 
 def from_postgres(error: asyncpg.PostgresError, *, authenticated: bool) -> ApiError:
-    """Answer to an error that PostgreSQL raised.
+    """Return the answer to an error of PostgreSQL.
 
     Parameters
     ----------
     authenticated
-        Whether the caller showed a user's token: who did not may try again with one (401, not 403).
+        Whether the caller has a user's token. Without one the answer is 401 rather than 403: logging in may help.
     """
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
     if sqlstate == "PGRST":
-        return _raised_answer(message, error.detail)
-    status = _status(sqlstate, message, authenticated=authenticated)
+        return _parse_raised(message, error.detail)
+    status = _choose_status(sqlstate, message, authenticated=authenticated)
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     return ApiError(status, sqlstate, message, details=error.detail, hint=error.hint, headers=headers)
 
 
-def _status(sqlstate: str, message: str, *, authenticated: bool) -> int:
+def _choose_status(sqlstate: str, message: str, *, authenticated: bool) -> int:
     own = _STATUS_OF_SQLSTATE.match(sqlstate)
     if own:
         return int(own[1])
     if sqlstate == _NOT_ALLOWED:
         return 403 if authenticated else 401
     if sqlstate == "22023" and message.startswith("role ") and message.endswith("does not exist"):
-        return 401  # the token's role, not something in the request
+        return 401  # the token's role does not exist
     if sqlstate == "21000" and message.endswith("requires a WHERE clause"):
-        return 400  # of `safeupdate`, where PostgreSQL has it
+        return 400  # raised by `safeupdate`, if PostgreSQL has loaded it
     for length in (5, 2):
         status = _STATUS_BY_PREFIX.get(sqlstate[:length])
         if status is not None:
@@ -179,8 +179,8 @@ def _status(sqlstate: str, message: str, *, authenticated: bool) -> int:
     return 400
 
 
-def _raised_answer(message: str, detail: str | None) -> ApiError:
-    """Answer that a function wrote itself: ``raise sqlstate 'PGRST'`` with JSON in message and detail."""
+def _parse_raised(message: str, detail: str | None) -> ApiError:
+    """Return the answer that a function raised itself: SQLSTATE ``PGRST`` with JSON in message and detail."""
     try:
         fields, answer = json.loads(message), json.loads(detail or "")
         raised = ApiError(

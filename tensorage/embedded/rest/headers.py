@@ -1,4 +1,4 @@
-"""What a request's headers ask for: Prefer, Range, Accept. Pure functions, no I/O."""
+"""The request headers Prefer, Range and Accept, parsed. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _ARRAY = frozenset({"application/vnd.pgrst.array+json", "application/vnd.pgrst.a
 _OBJECT = frozenset({"application/vnd.pgrst.object+json", "application/vnd.pgrst.object"})
 _NULLS_STRIPPED = ";nulls=stripped"
 
-#: Number of headers of a kind that are remembered with their meaning, and the length of the longest.
+#: Most headers of a kind whose parsed form is remembered, and length of the longest.
 _REMEMBERED: Final = 256
 MAX_REMEMBERED_LENGTH: Final = 256
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+#: Eighteen digits are the most that always fit a bigint of PostgreSQL.
 _RANGE = re.compile(r"^(\d{1,18})-(\d{1,18})?$", re.ASCII)
 
-#: The preferences that are understood, with their values (None: any number), in the order in which PostgREST
-#: says that it applied them. ``tx`` and ``timezone`` are not among them: here, as on hosted Supabase, a
-#: request cannot choose how its transaction ends, and whoever insists (``handling=strict``) is told so.
+#: Known preferences with their values (None: any number), in the order of ``Preference-Applied``. ``tx`` and
+#: ``timezone`` are missing: as on hosted Supabase, a request cannot choose how its transaction ends. Under
+#: ``handling=strict`` a request for them is refused.
 _PREFERENCES: Final[dict[str, tuple[str, ...] | None]] = {
     "resolution": ("merge-duplicates", "ignore-duplicates"),
     "missing": ("default", "null"),
@@ -40,7 +41,7 @@ _PREFERENCES: Final[dict[str, tuple[str, ...] | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The preferences of a request, each None where not given."""
+    """Preferences of a request. A missing one is None."""
 
     resolution: str | None = None
     missing: str | None = None
@@ -51,11 +52,11 @@ class Preferences:
 
     @property
     def strict_max_affected(self) -> int | None:
-        """``max-affected`` binds only who also asks for strict handling."""
+        """Limit of ``max-affected``, which counts only under strict handling."""
         return self.max_affected if self.handling == "strict" else None
 
-    def applied(self, names: Collection[str]) -> str | None:
-        """Value of ``Preference-Applied``, for an action that heeds the preferences in `names`."""
+    def list_applied(self, names: Collection[str]) -> str | None:
+        """Return the value of ``Preference-Applied`` for an action that follows the preferences in `names`."""
         values = {
             "resolution": self.resolution,
             "missing": self.missing,
@@ -68,8 +69,8 @@ class Preferences:
         return ", ".join(said) or None
 
 
-def _remembered(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
-    """Remember what the usual headers mean; one of any length may come from anybody, and is parsed each time."""
+def _remember(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatenate[str, _P], _T]:
+    """Cache a parser of headers. Long headers are parsed each time: anybody could fill the memory with them."""
     remembering: Callable[..., _T] = lru_cache(maxsize=_REMEMBERED)(parse)
 
     @wraps(parse)
@@ -80,9 +81,9 @@ def _remembered(parse: Callable[Concatenate[str, _P], _T]) -> Callable[Concatena
     return parse_or_remember
 
 
-@_remembered
+@_remember
 def parse_prefer(text: str) -> Preferences:
-    """Parse ``Prefer``. The first of several values counts.
+    """Parse the header ``Prefer``. The first of several values counts.
 
     Raises
     ------
@@ -102,6 +103,7 @@ def parse_prefer(text: str) -> Preferences:
     if unknown and found.get("handling") == "strict":
         message = "Invalid preferences given with handling=strict"
         raise ApiError(400, "PGRST122", message, details=f"Invalid preferences: {', '.join(unknown)}")
+    # Such counts would need the estimates of PostgreSQL's planner.
     if found.get("count") in ("planned", "estimated"):
         raise not_implemented(f"count={found['count']} is not supported; ask for count=exact")
     return Preferences(
@@ -116,23 +118,23 @@ def parse_prefer(text: str) -> Preferences:
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """The rows that are asked for: `limit` of them (None: all) from `offset` (from 0)."""
+    """Requested rows: `limit` of them (None: all), beginning with number `offset` (from 0)."""
 
     offset: int = 0
     limit: int | None = None
 
-    def narrowed(self, offset: int | None, limit: int | None) -> RowRange:
-        """Keep what is also in the range that a query string gives."""
+    def narrow(self, offset: int | None, limit: int | None) -> RowRange:
+        """Return the part of this range that is also in the range of a query string."""
         first = max(self.offset, offset or 0)
         ends = [start + n for start, n in ((self.offset, self.limit), (offset or 0, limit)) if n is not None]
         return RowRange(first, max(0, min(ends) - first) if ends else None)
 
-    def capped(self, max_rows: int) -> RowRange:
+    def cap(self, max_rows: int) -> RowRange:
         return RowRange(self.offset, max_rows if self.limit is None else min(self.limit, max_rows))
 
 
 def parse_range(text: str) -> RowRange:
-    """Parse ``Range: 0-9``. As HTTP has it, what is no such range is as if it were not there."""
+    """Parse ``Range: 0-9``. HTTP demands that a header of any other form is ignored."""
     found = _RANGE.match(text)
     if not found:
         return RowRange()
@@ -147,18 +149,18 @@ def parse_range(text: str) -> RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a result is answered.
+    """Format of a result in an answer.
 
     Parameters
     ----------
     media_type
-        As in ``Content-Type``, without a charset.
+        Media type of the answer, without a charset.
     singular
-        One object instead of an array of rows; another number of rows is an error.
+        Whether the answer is one object rather than an array. Any other number of rows is an error.
     nulls_stripped
-        JSON objects without their null fields.
+        Whether JSON objects lack their null fields.
     raw
-        The bytes of a function's result, as they are: `media_type` is what its result's domain is named.
+        Whether the answer is the bytes of a function's result, whose domain has the name `media_type`.
     """
 
     media_type: str
@@ -171,25 +173,25 @@ class Format:
         return self.media_type if self.raw else f"{self.media_type}; charset=utf-8"
 
 
-@_remembered
+@_remember
 def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Format:
     """Choose the format of an answer.
 
     Parameters
     ----------
     accept
-        The ``Accept`` header; empty for anything.
+        The header ``Accept``; empty for anything.
     own
-        The media type of a function's result, if it has one of its own.
+        Media type of a function's result, if its domain gives one.
     rows
         Whether the result is rows, which can be CSV.
 
     Raises
     ------
     ApiError
-        ``PGRST107`` where nothing that is accepted can be made.
+        ``PGRST107`` if no accepted format is available.
     """
-    accepted = list(_media_types(accept)) if accept.strip() else ["*/*"]
+    accepted = list(_sort_media_types(accept)) if accept.strip() else ["*/*"]
     for media_type in accepted:
         plain = media_type.removesuffix(_NULLS_STRIPPED)
         stripped = plain != media_type
@@ -209,23 +211,24 @@ def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Form
     )
 
 
-def _media_types(accept: str) -> Iterable[str]:
-    """Order the accepted media types, best first; of their parameters only PostgREST's own is kept."""
+def _sort_media_types(accept: str) -> Iterable[str]:
+    """Return the accepted media types, best first. Only PostgREST's own parameter is kept."""
     weighed = []
     for part in filter(None, (part.strip() for part in accept.split(","))):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
+        quality = next((_parse_quality(p) for p in parameters if p.startswith("q=")), 1.0)
         suffix = _NULLS_STRIPPED if "nulls=stripped" in parameters else ""
         if quality > 0:
             weighed.append((quality, name + suffix))
+    # The sort is stable: types of equal quality stay in the order of the header.
     return [name for _, name in sorted(weighed, key=lambda pair: -pair[0])]
 
 
-def _quality(parameter: str) -> float:
+def _parse_quality(parameter: str) -> float:
     found = re.fullmatch(r"q=([01](?:\.\d{0,3})?)", parameter, re.ASCII)
     return float(found[1]) if found else 0.0
 
 
-def content_type(text: str) -> str:
-    """Media type of a body, JSON where the request does not say."""
+def parse_content_type(text: str) -> str:
+    """Return the media type in a ``Content-Type``; JSON if it is empty."""
     return text.partition(";")[0].strip().lower() or JSON

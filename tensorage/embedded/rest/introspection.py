@@ -1,10 +1,10 @@
-"""The queries that read the schema cache from PostgreSQL's catalogue."""
+"""Queries of PostgreSQL's own tables, which describe the exposed schema."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: One row a column: its table or view, what can be done there, the column's type and default.
+#: One row a column: its table or view, the possible actions there, and the column's type and default.
 COLUMNS: Final = """
 with recursive base as (
   select oid as type_id, oid as base_id, typtype, typbasetype from pg_catalog.pg_type
@@ -35,7 +35,7 @@ where c.relnamespace = $1::text::pg_catalog.regnamespace and c.relkind in ('r', 
 order by c.relname, a.attnum
 """
 
-#: One row a function: its parameters, and what it returns.
+#: One row a function: its parameters and its result.
 ROUTINES: Final = """
 select
   p.proname::text as name,
@@ -72,7 +72,8 @@ where p.pronamespace = $1::text::pg_catalog.regnamespace and p.prokind = 'f'
 order by p.proname, p.oid
 """
 
-#: What ``alter role ... set`` said about the roles that a request can take, as far as they could set it too.
+#: Settings of ``alter role ... set``, of the roles that a request can take. Only settings that a role could make for
+#: itself are included: the others PostgreSQL would refuse in a request's transaction.
 ROLE_SETTINGS: Final = """
 select r.rolname::text as role, s.setting as setting
 from pg_catalog.pg_db_role_setting d

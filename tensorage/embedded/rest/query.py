@@ -1,7 +1,4 @@
-"""The query string: what is selected, by which filters, in which order. Pure functions, no I/O.
-
-The grammar is PostgREST's.
-"""
+"""Parser of query strings, with PostgREST's grammar: columns, filters and order. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote
 
 from tensorage.embedded.rest.errors import ApiError, not_implemented
-from tensorage.embedded.rest.scanner import Scanner
-from tensorage.embedded.rest.terms import (
+from tensorage.embedded.rest.query_model import (
     Condition,
     Field,
     Filter,
@@ -21,14 +17,15 @@ from tensorage.embedded.rest.terms import (
     Query,
     SelectItem,
 )
+from tensorage.embedded.rest.scanner import Scanner
 
-#: A name: words, with single dashes inside that do not begin an arrow.
+#: A name: words, joined by dashes that do not begin an arrow.
 _NAME = re.compile(r"[\w $]+(?:-(?!>)[\w $]+)*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ARROW = re.compile(r"->>|->")
-#: An index into a JSON array; what is too long for one is a key.
+#: An index into a JSON array. A longer number is a key.
 _INDEX = re.compile(r"-?\d{1,9}(?=$|->|[.,:)])", re.ASCII)
-#: A type's name: words such as ``double precision``, perhaps with a schema, perhaps an array.
+#: Name of a type: words such as ``double precision``, optionally with a schema, optionally an array.
 _TYPE = re.compile(r"[A-Za-z_]\w*(?:[ .][A-Za-z_]\w*)*(?:\[\])?", re.ASCII)
 _OPERATOR = re.compile(
     r"(?P<name>neq|eq|gte|gt|lte|lt|like|ilike|match|imatch|isdistinct|in|is"
@@ -36,6 +33,7 @@ _OPERATOR = re.compile(
     r"(?:\((?P<argument>[^()]*)\))?\."
 )
 _AGGREGATE = re.compile(r"\.\w+\(\)")
+#: Eighteen digits are the most that always fit a bigint of PostgreSQL.
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _RESERVED = frozenset({"select", "order", "limit", "offset", "columns", "on_conflict"})
 _LOGIC = frozenset({"and", "or"})
@@ -52,22 +50,23 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
     text
         Percent-encoded, without the question mark.
     arguments
-        Whether values that are no filters are a function's arguments (a call by GET) or errors.
+        Whether values that are no filters are arguments of a function, called by GET, rather than errors.
 
     Raises
     ------
     ApiError
-        ``PGRST100`` where it cannot be parsed, ``PGRST103`` for an impossible limit.
+        ``PGRST100`` for text that cannot be parsed, ``PGRST103`` for an impossible limit.
     """
     if not text:
         return Query()
     pairs = parse_qsl(text, keep_blank_values=True)
     for name, _ in pairs:
         _refuse_nul(name)
+    # Reversed, since the first of several values counts.
     given = {name: value for name, value in reversed(pairs) if name in _RESERVED}
     for name in ("select", "order", "columns", "on_conflict"):
         _refuse_nul(given.get(name, ""))
-    conditions, call = _conditions(pairs, arguments=arguments)
+    conditions, call = _parse_conditions(pairs, arguments=arguments)
     return Query(
         select=_parse_select(given["select"]) if "select" in given else (SelectItem(None),),
         conditions=conditions,
@@ -79,17 +78,17 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
         if "on_conflict" in given
         else None,
         arguments=call,
-        canonical=_canonical(pairs),
+        canonical=_canonicalize(pairs),
     )
 
 
 def _refuse_nul(text: str) -> None:
-    """PostgreSQL knows no name with this character, and text sent to it ends there."""
+    """Refuse a name with a NUL: no name of PostgreSQL has one, and text sent to PostgreSQL would end there."""
     if "\0" in text:
         raise ApiError(400, "PGRST100", "A NUL character cannot be part of a name")
 
 
-def _conditions(
+def _parse_conditions(
     pairs: list[tuple[str, str]], *, arguments: bool
 ) -> tuple[tuple[Condition, ...], tuple[tuple[str, str], ...]]:
     conditions: list[Condition] = []
@@ -109,8 +108,8 @@ def _conditions(
     return tuple(conditions), tuple(call)
 
 
-def _canonical(pairs: list[tuple[str, str]]) -> str:
-    """Sorted by name; values of one name together, joined by commas."""
+def _canonicalize(pairs: list[tuple[str, str]]) -> str:
+    """Return the query string sorted by name, with the values of one name joined by commas."""
     values: dict[str, list[str]] = {}
     for name, value in sorted(pairs, key=lambda pair: pair[0]):
         values.setdefault(name, []).append(quote(value, safe=""))
@@ -133,15 +132,15 @@ def _parse_count(given: dict[str, str], name: str) -> int | None:
 
 def _parse_names(text: str, what: str) -> tuple[str, ...]:
     scanner = Scanner(text, what)
-    names = [_name(scanner)]
+    names = [_parse_name(scanner)]
     while scanner.take(","):
-        names.append(_name(scanner))
+        names.append(_parse_name(scanner))
     if not scanner.at_end:
         scanner.fail('field name (* or [a..z0..9_$]) or ","')
     return tuple(names)
 
 
-def _name(scanner: Scanner) -> str:
+def _parse_name(scanner: Scanner) -> str:
     quoted = scanner.match(_QUOTED)
     if quoted:
         return _unescape(quoted[1])
@@ -156,38 +155,39 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _field(scanner: Scanner) -> Field:
-    name, steps = _name(scanner), []
+def _parse_field(scanner: Scanner) -> Field:
+    name, steps = _parse_name(scanner), []
     while arrow := scanner.match(_ARROW):
         index = scanner.match(_INDEX)
-        operand = int(index[0]) if index else _name(scanner)
+        operand = int(index[0]) if index else _parse_name(scanner)
         steps.append(JsonStep("->>" if arrow[0] == "->>" else "->", operand))
     return Field(name, tuple(steps))
 
 
 def _parse_select(text: str) -> tuple[SelectItem, ...]:
     scanner = Scanner(text, "select parameter")
-    items = [_select_item(scanner)]
+    items = [_parse_select_item(scanner)]
     while scanner.take(","):
-        items.append(_select_item(scanner))
+        items.append(_parse_select_item(scanner))
     if not scanner.at_end:
         scanner.fail('"," or end of input')
     return tuple(items)
 
 
-def _select_item(scanner: Scanner) -> SelectItem:
+def _parse_select_item(scanner: Scanner) -> SelectItem:
     if scanner.take("*"):
         return SelectItem(None)
     if scanner.peek("..."):
         raise not_implemented("Spread embedded resources are not supported")
     if scanner.peek("count()"):
         raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
-    alias, target = None, _field(scanner)
+    alias, target = None, _parse_field(scanner)
+    # One colon ends an alias, and two begin a cast.
     if scanner.peek(":") and not scanner.peek("::"):
         scanner.take(":")
         if scanner.peek("count()"):
             raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
-        alias, target = target.label, _field(scanner)
+        alias, target = target.label, _parse_field(scanner)
     if scanner.peek("(") or scanner.peek("!"):
         raise not_implemented(f"Embedded resources, such as {target.name}(...), are not supported")
     if _AGGREGATE.match(scanner.text, scanner.position):
@@ -203,21 +203,22 @@ def _select_item(scanner: Scanner) -> SelectItem:
 
 def _parse_order(text: str) -> tuple[OrderTerm, ...]:
     scanner = Scanner(text, "order")
-    terms = [_order_term(scanner)]
+    terms = [_parse_order_term(scanner)]
     while scanner.take(","):
-        terms.append(_order_term(scanner))
+        terms.append(_parse_order_term(scanner))
     if not scanner.at_end:
         scanner.fail('"," or end of input')
     return tuple(terms)
 
 
-def _order_term(scanner: Scanner) -> OrderTerm:
-    target = _field(scanner)
+def _parse_order_term(scanner: Scanner) -> OrderTerm:
+    target = _parse_field(scanner)
     if scanner.peek("("):
         raise not_implemented("Ordering by an embedded resource is not supported")
     direction: Literal["asc", "desc"] | None = None
     nulls: Literal["nullsfirst", "nullslast"] | None = None
     while scanner.take("."):
+        # The direction comes first, and each word at most once.
         if direction is None and nulls is None and scanner.take("asc"):
             direction = "asc"
         elif direction is None and nulls is None and scanner.take("desc"):
@@ -232,18 +233,19 @@ def _order_term(scanner: Scanner) -> OrderTerm:
 
 
 def _is_filter(value: str) -> bool:
+    # In PostgREST, too, a value is a filter if it begins with an operator.
     return bool(_OPERATOR.match(value.removeprefix("not.")))
 
 
 def _parse_filter_parameter(name: str, value: str) -> Filter:
     key = Scanner(name, "tree path")
-    target = _field(key)
+    target = _parse_field(key)
     if key.peek("."):
         raise not_implemented(f"Embedded resources, such as the one of {name}, are not supported")
     if not key.at_end:
         key.fail('letter, digit, "-", "->>", "->" or end of input')
     scanner = Scanner(value, "filter")
-    found = _operation(scanner, target, nested=False)
+    found = _parse_operation(scanner, target, nested=False)
     if not scanner.at_end:
         scanner.fail("end of input")
     return found
@@ -254,55 +256,58 @@ def _parse_logic_parameter(name: str, value: str) -> Logic:
     if path not in ("", "not"):
         raise not_implemented(f"Embedded resources, such as the one of {name}, are not supported")
     scanner = Scanner(value, "logic tree", columns_before=len(name))
-    tree = _logic(scanner, "and" if joiner == "and" else "or", negated=path == "not")
+    tree = _parse_logic(scanner, "and" if joiner == "and" else "or", negated=path == "not")
     if not scanner.at_end:
         scanner.fail("end of input")
     return tree
 
 
-#: How deep conditions may be nested in each other: far more than anybody writes, and no stack is at risk.
+#: Deepest nesting of conditions: far more than anybody writes, and no risk for the stack.
 _DEEPEST_LOGIC = 100
 
 
-def _logic(scanner: Scanner, joiner: Literal["and", "or"], *, negated: bool, depth: int = 0) -> Logic:
+def _parse_logic(scanner: Scanner, joiner: Literal["and", "or"], *, negated: bool, depth: int = 0) -> Logic:
     if depth > _DEEPEST_LOGIC:
         scanner.fail(f"at most {_DEEPEST_LOGIC} nested conditions")
     scanner.expect("(")
-    children = [_logic_child(scanner, depth)]
+    children = [_parse_logic_child(scanner, depth)]
     while scanner.take(","):
-        children.append(_logic_child(scanner, depth))
+        children.append(_parse_logic_child(scanner, depth))
     scanner.expect(")")
     return Logic(joiner, tuple(children), negated)
 
 
-def _logic_child(scanner: Scanner, depth: int) -> Condition:
+def _parse_logic_child(scanner: Scanner, depth: int) -> Condition:
     found = scanner.match(re.compile(r"(not\.)?(and|or)(?=\()"))
     if found:
-        return _logic(scanner, "and" if found[2] == "and" else "or", negated=bool(found[1]), depth=depth + 1)
-    target = _field(scanner)
+        return _parse_logic(
+            scanner, "and" if found[2] == "and" else "or", negated=bool(found[1]), depth=depth + 1
+        )
+    target = _parse_field(scanner)
     if not scanner.take("."):
         scanner.fail('letter, digit, "-", "->>", "->" or delimiter (.)')
-    return _operation(scanner, target, nested=True)
+    return _parse_operation(scanner, target, nested=True)
 
 
-def _operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter:
+def _parse_operation(scanner: Scanner, target: Field, *, nested: bool) -> Filter:
     negated = scanner.take("not.")
     start = scanner.position
     found = scanner.match(_OPERATOR)
     if not found or not _argument_fits(found["name"], found["argument"]):
+        # The error has to point at the operator, rather than behind it.
         scanner.position = start
         scanner.fail("operator (eq, gt, ...)" if negated else '"not" or operator (eq, gt, ...)')
     operator, argument = found["name"], found["argument"]
     value: str | tuple[str, ...]
     if operator == "in":
-        value = _list(scanner)
+        value = _parse_list(scanner)
     elif operator == "is":
-        value = _plain_value(scanner, nested=nested).lower()
+        value = _parse_plain_value(scanner, nested=nested).lower()
         if value not in _IS_VALUES:
             scanner.position = found.end()
             scanner.fail("isVal: (null, not_null, true, false, unknown)")
     else:
-        value = _plain_value(scanner, nested=nested)
+        value = _parse_plain_value(scanner, nested=nested)
     return Filter(target, operator, value, negated, argument)
 
 
@@ -314,31 +319,32 @@ def _argument_fits(operator: str, argument: str | None) -> bool:
     return operator in _QUANTIFIABLE and argument in ("any", "all")
 
 
-def _plain_value(scanner: Scanner, *, nested: bool) -> str:
-    """Value of an operator: all that is left, or up to the next delimiter inside a logic tree."""
+def _parse_plain_value(scanner: Scanner, *, nested: bool) -> str:
+    """Parse the value of an operator: the rest of the text, or up to the next delimiter inside a logic tree."""
     if not nested:
         value, scanner.position = scanner.text[scanner.position :], len(scanner.text)
         return value
     quoted = scanner.match(re.compile(_QUOTED.pattern + r"(?=[,)])", re.DOTALL))
     if quoted:
         return _unescape(quoted[1])
+    # The text of an array may contain the delimiters.
     array = scanner.match(re.compile(r'\{(?:"(?:[^"\\]|\\.)*"|[^{}"])*\}(?=[,)])', re.DOTALL))
     found = array or scanner.match(re.compile(r"[^,)]*"))
     return found[0] if found else ""
 
 
-def _list(scanner: Scanner) -> tuple[str, ...]:
+def _parse_list(scanner: Scanner) -> tuple[str, ...]:
     scanner.expect("(")
     if scanner.take(")"):
         return ()
-    elements = [_list_element(scanner)]
+    elements = [_parse_list_element(scanner)]
     while scanner.take(","):
-        elements.append(_list_element(scanner))
+        elements.append(_parse_list_element(scanner))
     scanner.expect(")")
     return tuple(elements)
 
 
-def _list_element(scanner: Scanner) -> str:
+def _parse_list_element(scanner: Scanner) -> str:
     quoted = scanner.match(re.compile(_QUOTED.pattern + r"(?=[,)])", re.DOTALL))
     if quoted:
         return _unescape(quoted[1])

@@ -1,4 +1,4 @@
-"""One HTTP request and its answer on the wire: what ASGI gives and takes."""
+"""Requests and answers on the wire: from and to ASGI."""
 
 from __future__ import annotations
 
@@ -7,63 +7,64 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tensorage.embedded.inflight import Share
+from tensorage.embedded.request_memory import HeldMemory
 from tensorage.embedded.rest.answers import Answer
+from tensorage.embedded.rest.bodies import (
+    MAX_BODY_BYTES,
+    MAX_PARSED_HERE_BYTES,
+    MAX_TEXT_BYTES,
+    JsonBody,
+    JsonSummary,
+    Receive,
+    decode_json,
+    make_json_body,
+    parse_json,
+    read_body,
+)
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 from tensorage.embedded.rest.headers import (
     JSON,
     Format,
     Preferences,
     RowRange,
-    content_type,
     negotiate,
+    parse_content_type,
     parse_prefer,
     parse_range,
 )
-from tensorage.embedded.rest.payload import (
-    MAX_BODY_BYTES,
-    MAX_PARSED_HERE_BYTES,
-    MAX_TEXT_BYTES,
-    JsonLook,
-    JsonPayload,
-    Receive,
-    checked_json,
-    decoded_json,
-    parse_json,
-    read_body,
-)
+from tensorage.embedded.rest.query_model import Query
 from tensorage.embedded.rest.routines import WHOLE_BODY_TYPES, Arguments
 from tensorage.embedded.rest.tables import Mutation
-from tensorage.embedded.rest.terms import Query
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Has PostgreSQL look at JSON.
-Look = Callable[[str], Awaitable[JsonLook]]
+#: Function that lets PostgreSQL summarize JSON.
+Summarize = Callable[[str], Awaitable[JsonSummary]]
 
-#: The exposed schema; and, as on hosted Supabase, where functions look for names, and the rows of one answer.
+#: The exposed schema, the search path of functions, and the most rows of an answer: as on hosted Supabase.
 SCHEMA: Final = "public"
 _SEARCH_PATH: Final = '"public", "extensions"'
 MAX_ROWS: Final = 1000
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: Methods that change a table, each with its literal type.
 MUTATIONS: Final[dict[str, Mutation]] = {"POST": "POST", "PUT": "PUT", "PATCH": "PATCH", "DELETE": "DELETE"}
 
-#: Not told to PostgreSQL, which may write the text of a failing statement to its log.
+#: Headers that PostgreSQL does not get: it may log the text of a failing statement.
 _SECRET_HEADERS: Final = frozenset({"authorization", "apikey", "cookie"})
 
 
 @dataclass(frozen=True)
 class Request:
-    """The parts of a request that say what to do; its body is still to be received."""
+    """A request whose body has not been received yet."""
 
     method: str
     path: str
     query_string: str
     headers: Mapping[str, str]
     receive: Receive = field(repr=False)
-    share: Share = field(repr=False)
+    memory: HeldMemory = field(repr=False)
 
     @property
     def is_read(self) -> bool:
@@ -75,24 +76,24 @@ class Request:
 
     @property
     def content_type(self) -> str:
-        return content_type(self.headers.get("content-type", ""))
+        return parse_content_type(self.headers.get("content-type", ""))
 
     def format(self, *, own: str | None = None, rows: bool = True) -> Format:
         return negotiate(self.headers.get("accept", ""), own=own, rows=rows)
 
     def rows(self, query: Query) -> RowRange:
-        """Take the rows that the query string and, in a read, the headers ask for."""
-        asked = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
-        return asked.narrowed(query.offset, query.limit).capped(MAX_ROWS)
+        """Return the rows that the query string asks for and, in a read, the header ``Range``."""
+        requested = parse_range(self.headers.get("range", "")) if self.is_read else RowRange()
+        return requested.narrow(query.offset, query.limit).cap(MAX_ROWS)
 
     async def body(self, max_nbytes: int = MAX_TEXT_BYTES) -> bytes:
         declared = self.headers.get("content-length")
         nbytes = None if declared is None else int(declared)
-        return await read_body(self.receive, nbytes, self.share, max_nbytes=max_nbytes)
+        return await read_body(self.receive, nbytes, self.memory, max_nbytes=max_nbytes)
 
     @property
     def settings(self) -> dict[str, str]:
-        """What functions can read of the request with ``current_setting``."""
+        """Settings of the request's transaction. Functions read them with ``current_setting``."""
         told = {name: value for name, value in self.headers.items() if name not in _SECRET_HEADERS}
         return {
             "search_path": _SEARCH_PATH,
@@ -102,32 +103,38 @@ class Request:
         }
 
 
-def read_request(scope: Scope, receive: Receive, share: Share) -> Request:
+def read_request(scope: Scope, receive: Receive, memory: HeldMemory) -> Request:
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        # A header that comes twice means the same as one with both values (RFC 9110, section 5.3).
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    # Starlette keeps the prefix of a mounted application in the path.
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     query_string = scope["query_string"].decode("utf-8", "replace")
-    return Request(scope["method"], path, query_string, headers, receive, share)
+    return Request(scope["method"], path, query_string, headers, receive, memory)
 
 
-async def _json(body: bytes, look: Look, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
+async def _read_json(
+    body: bytes, summarize: Summarize, *, any_shape: bool = False, any_keys: bool = False
+) -> JsonBody:
     if len(body) <= MAX_PARSED_HERE_BYTES:
         return parse_json(body, any_shape=any_shape, any_keys=any_keys)
-    text = decoded_json(body)
-    return checked_json(text, await look(text), any_shape=any_shape, any_keys=any_keys)
+    text = decode_json(body)
+    return make_json_body(text, await summarize(text), any_shape=any_shape, any_keys=any_keys)
 
 
-async def table_payload(request: Request, query: Query, look: Look) -> JsonPayload:
+async def read_table_body(request: Request, query: Query, summarize: Summarize) -> JsonBody:
     if request.content_type != JSON:
         raise invalid_body(f"Content-Type not acceptable: {request.content_type}")
-    # The columns parameter says which keys count: the others may differ.
-    return await _json(await request.body(), look, any_keys=query.columns is not None)
+    # With the parameter `columns`, only the keys that it names count. The others may differ.
+    return await _read_json(await request.body(), summarize, any_keys=query.columns is not None)
 
 
-async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Arguments, str | bytes]:
-    """Names of a call's arguments, and the body as it is handed to PostgreSQL."""
+async def read_call_arguments(
+    request: Request, query: Query, summarize: Summarize
+) -> tuple[Arguments, str | bytes]:
+    """Return the names of a call's arguments, and the body for PostgreSQL."""
     if request.is_read:
         return Arguments(tuple(sorted({name for name, _ in query.arguments}))), ""
     media_type = request.content_type
@@ -137,21 +144,21 @@ async def call_arguments(request: Request, query: Query, look: Look) -> tuple[Ar
         return Arguments((), media_type, named=False), await request.body(MAX_BODY_BYTES)
     body = await request.body()
     if media_type != JSON:
-        return Arguments((), media_type, named=False), _text(body)
-    payload = await _json(body or b"{}", look, any_shape=True)
-    names = payload.keys if query.columns is None else tuple(sorted(set(query.columns)))
-    return Arguments(names, JSON, payload.shape == "array", payload.shape != "other"), payload.text
+        return Arguments((), media_type, named=False), _decode_text(body)
+    parsed = await _read_json(body or b"{}", summarize, any_shape=True)
+    names = parsed.keys if query.columns is None else tuple(sorted(set(query.columns)))
+    return Arguments(names, JSON, parsed.shape == "array", parsed.shape != "other"), parsed.text
 
 
-def _text(body: bytes) -> str:
+def _decode_text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
         raise invalid_body("The body is not UTF-8") from error
 
 
-def named_schema(request: Request) -> str | None:
-    """Get the schema that the request names, which can only be the exposed one."""
+def check_schema(request: Request) -> str | None:
+    """Return the schema that a request names, or None. Refuse any schema but the exposed one."""
     profile = request.headers.get("content-profile" if request.method in MUTATIONS else "accept-profile")
     if profile not in (None, SCHEMA):
         hint = f"Only the following schemas are exposed: {SCHEMA}"
@@ -161,6 +168,7 @@ def named_schema(request: Request) -> str | None:
 
 async def send_answer(send: Send, answer: Answer, *, head: bool) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    # A 204 must not have a length (RFC 9110, section 8.6).
     if not head and answer.status != 204:
         headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

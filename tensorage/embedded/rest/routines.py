@@ -1,4 +1,4 @@
-"""Which function a call means, by its name and the names of its arguments. Pure functions."""
+"""Choice of the function that a call means, by its name and the names of its arguments. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tensorage.embedded.rest.catalogue import Catalogue, Routine, closest
 from tensorage.embedded.rest.errors import ApiError
+from tensorage.embedded.rest.schema import Routine, Schema, guess_name
 
-#: The types of a single unnamed parameter that takes a whole body, by the body's media type.
+#: Types of the single unnamed parameter that takes a whole body, by the body's media type.
 WHOLE_BODY_TYPES: Final = {
     "application/json": ("json", "jsonb"),
     "application/octet-stream": ("bytea",),
@@ -17,25 +17,24 @@ WHOLE_BODY_TYPES: Final = {
     "text/xml": ("xml",),
 }
 
-
-#: How much of the names of a call's arguments a message repeats.
+#: Most characters of the names of a call's arguments that a message repeats.
 _MAX_LISTED_LENGTH: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a call is given.
+    """Arguments of a call.
 
     Parameters
     ----------
     names
-        Of the arguments.
+        Names of the arguments.
     media_type
-        Of the body; None for a call by GET.
+        Media type of the body; None for a call by GET.
     in_array
-        Whether the JSON body is an array, of which the first object counts.
+        Whether the JSON body is an array, whose first object counts.
     named
-        Whether the body has names at all: not, if it is binary, text, or JSON that is no object.
+        Whether arguments have names: not in a body that is binary, text, or JSON but no object.
     """
 
     names: tuple[str, ...] = ()
@@ -46,12 +45,12 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function and how it is called.
+    """A function, and the way to call it.
 
     Parameters
     ----------
     whole_body
-        Type of the single parameter that takes the body as it is; None for named arguments.
+        Type of the single parameter that takes the whole body; None for named arguments.
     """
 
     routine: Routine
@@ -59,7 +58,7 @@ class Call:
     whole_body: str | None = None
 
 
-def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
+def find_call(schema: Schema, name: str, arguments: Arguments) -> Call:
     """Find the function that takes these arguments.
 
     Raises
@@ -67,38 +66,40 @@ def find_call(catalogue: Catalogue, name: str, arguments: Arguments) -> Call:
     ApiError
         ``PGRST202`` if there is none, ``PGRST203`` if there are several.
     """
-    candidates = catalogue.routines.get(name, ())
+    candidates = schema.routines.get(name, ())
     named = [r for r in candidates if arguments.named and _takes_names(r, arguments.names)]
     whole = [r for r in candidates if _takes_body(r, arguments)]
+    # In PostgREST, too, named arguments come before a parameter for the whole body.
     for found in (named, whole):
         if len(found) > 1:
             raise _ambiguous(found)
     if named:
         return Call(named[0], arguments)
     if whole:
-        # A named parameter cannot take a body. PostgREST then calls without arguments, and so do we:
-        # PostgreSQL says best which functions there are.
+        # A named parameter cannot take a body. PostgREST, too, then calls without arguments: PostgreSQL's own error
+        # names the functions that there are.
         type_ = whole[0].parameters[0].type if not whole[0].parameters[0].name else None
         return Call(whole[0], arguments if type_ else Arguments(), type_)
-    raise _not_found(catalogue, name, arguments)
+    raise _not_found(schema, name, arguments)
 
 
-def routine_named(catalogue: Catalogue, name: str) -> Routine:
-    """Any function of this name.
+def find_routine(schema: Schema, name: str) -> Routine:
+    """Return any function of this name.
 
     Raises
     ------
     ApiError
         ``PGRST202`` if there is none.
     """
-    if name not in catalogue.routines:
-        raise _not_found(catalogue, name, Arguments())
-    return catalogue.routines[name][0]
+    if name not in schema.routines:
+        raise _not_found(schema, name, Arguments())
+    return schema.routines[name][0]
 
 
 def _takes_names(routine: Routine, names: Sequence[str]) -> bool:
     known = {p.name for p in routine.parameters}
     required = {p.name for p in routine.parameters if p.required}
+    # An unnamed parameter cannot be given by name.
     return "" not in known and required <= set(names) <= known
 
 
@@ -120,8 +121,8 @@ def _ambiguous(found: Sequence[Routine]) -> ApiError:
     return ApiError(300, "PGRST203", message, hint=hint)
 
 
-def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiError:
-    function, listed = f"{catalogue.schema}.{name}", _listed(arguments.names)
+def _not_found(schema: Schema, name: str, arguments: Arguments) -> ApiError:
+    function, listed = f"{schema.name}.{name}", _list_names(arguments.names)
     types = "/".join(WHOLE_BODY_TYPES[arguments.media_type]) if arguments.media_type else None
     if not arguments.named:
         searched, shown = f"with a single unnamed {types} parameter", ""
@@ -136,21 +137,21 @@ def _not_found(catalogue: Catalogue, name: str, arguments: Arguments) -> ApiErro
         f"Could not find the function {function}{shown} in the schema cache",
         details=f"Searched for the function {function} {searched}, but no matches were found"
         " in the schema cache.",
-        hint=_hint(catalogue, name, listed) if arguments.named else None,
+        hint=_suggest(schema, name, listed) if arguments.named else None,
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    """List names for a message; a body may have any number of them, of any length."""
+def _list_names(names: Sequence[str]) -> str:
+    """Return names for a message, cut off: a body may have any number of them, of any length."""
     listed = ", ".join(names)
     return listed if len(listed) <= _MAX_LISTED_LENGTH else f"{listed[:_MAX_LISTED_LENGTH]}..."
 
 
-def _hint(catalogue: Catalogue, name: str, listed: str) -> str | None:
-    routines = catalogue.routines.get(name)
+def _suggest(schema: Schema, name: str, listed: str) -> str | None:
+    routines = schema.routines.get(name)
     if routines is None:
-        close = closest(name, catalogue.routines, cutoff=0.6)
-        return f"Perhaps you meant to call the function {catalogue.schema}.{close}" if close else None
+        close = guess_name(name, schema.routines, cutoff=0.6)
+        return f"Perhaps you meant to call the function {schema.name}.{close}" if close else None
     signatures = {", ".join(p.name for p in r.parameters): r.signature for r in routines}
-    close = closest(listed, signatures, cutoff=0.3)
+    close = guess_name(listed, signatures, cutoff=0.3)
     return f"Perhaps you meant to call the function {signatures[close]}" if close else None

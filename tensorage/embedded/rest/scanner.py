@@ -1,4 +1,4 @@
-"""A position in a text that is being parsed, and the error that says where it could not be."""
+"""A position in a text that is being parsed, and the error of a text that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Scanner:
     Parameters
     ----------
     text
-        What is parsed.
+        The text.
     what
-        What it is, for the message of an error.
+        Name of the text in error messages.
     columns_before
-        How many characters of the request PostgREST counts before the text.
+        Number of characters that PostgREST counts before the text.
     """
 
     text: str
@@ -32,14 +32,14 @@ class Scanner:
         return self.text.startswith(literal, self.position)
 
     def take(self, literal: str) -> bool:
-        """Step over `literal` if it is next."""
+        """Step over `literal`, and tell whether it was next."""
         found = self.peek(literal)
         if found:
             self.position += len(literal)
         return found
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Step over what `pattern` matches here, if it does."""
+        """Step over the match of a pattern at this position, and return it, or None."""
         found = pattern.match(self.text, self.position)
         if found:
             self.position = found.end()
@@ -54,6 +54,7 @@ class Scanner:
         return self.position >= len(self.text)
 
     def fail(self, expecting: str) -> NoReturn:
+        # The message is that of PostgREST's own parser.
         seen = "end of input" if self.at_end else f'"{self.text[self.position]}"'
         column = self.columns_before + self.position + 1
         raise ApiError(

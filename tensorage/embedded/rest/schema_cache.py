@@ -1,4 +1,4 @@
-"""The schema cache, loaded when the server starts and again whenever the database says so."""
+"""The exposed schema, loaded when the server starts, and again when the database notifies of a change."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from tensorage.embedded.rest.catalogue import Catalogue, load_catalogue
 from tensorage.embedded.rest.errors import CONNECTION_ERRORS
+from tensorage.embedded.rest.schema import Schema, load_schema
 
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection, Database
 
-#: ``notify pgrst, 'reload schema'`` asks for a reload; these payloads do (the empty one is PostgREST's too).
+#: Channel and payloads that ask for a reload: ``notify pgrst, 'reload schema'``. PostgREST takes the empty one, too.
 CHANNEL: Final = "pgrst"
 _RELOADS: Final = frozenset({"", "reload schema", "reload config"})
 
-#: Seconds between attempts to listen again after the connection was lost.
+#: Seconds between attempts to listen again, after the connection was lost.
 _RETRY_DELAY_S: Final = 0.2
 
 _log = logging.getLogger(__name__)
 
 
 class SchemaCache:
-    """Keeps the newest :class:`~tensorage.embedded.rest.catalogue.Catalogue` of one schema.
+    """Keeper of the newest :class:`~tensorage.embedded.rest.schema.Schema`.
 
-    It holds one connection of the pool, to listen on.
+    One connection of the pool is held, to listen for notifications.
     """
 
-    def __init__(self, database: Database, schema: str) -> None:
+    def __init__(self, database: Database, name: str) -> None:
         self._database = database
-        self._schema = schema
-        self._catalogue: Catalogue | None = None
+        self._name = name
+        self._newest: Schema | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
-    def catalogue(self) -> Catalogue:
-        assert self._catalogue is not None, "the schema cache is loaded when the server starts"
-        return self._catalogue
+    def schema(self) -> Schema:
+        assert self._newest is not None, "the schema cache is loaded when the server starts"
+        return self._newest
 
     async def start(self) -> None:
-        """Return when the cache is loaded and notifications are heard."""
+        """Load the schema and listen for notifications. Returns when both are done."""
         self._loaded = asyncio.get_running_loop().create_future()
         self._watcher = asyncio.create_task(self._watch(self._loaded))
         await self._loaded
@@ -63,13 +63,14 @@ class SchemaCache:
                     await self._listen(connection, loaded)
             except (asyncpg.PostgresError, *CONNECTION_ERRORS) as error:
                 if not loaded.done():
+                    # Without a first schema the server cannot start.
                     loaded.set_exception(error)
                     return
                 _log.warning("The schema cache lost its connection, trying again: %r", error)
             await asyncio.sleep(_RETRY_DELAY_S)
 
     async def _listen(self, connection: Connection, loaded: asyncio.Future[None]) -> None:
-        """Reload on every notification, until the connection is gone."""
+        """Reload the schema on every notification, until the connection is lost."""
         wake, gone = asyncio.Event(), asyncio.Event()
 
         def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -84,9 +85,9 @@ class SchemaCache:
         await connection.add_listener(CHANNEL, on_notification)
         try:
             while not gone.is_set():
-                # Whatever is notified from here on is loaded next time round.
+                # Cleared before loading: a notification that comes during the load causes another load.
                 wake.clear()
-                self._catalogue = await load_catalogue(connection, self._schema)
+                self._newest = await load_schema(connection, self._name)
                 if not loaded.done():
                     loaded.set_result(None)
                 await wake.wait()

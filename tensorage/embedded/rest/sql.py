@@ -1,7 +1,7 @@
-"""Parsed requests to SQL. Pure functions, no I/O.
+"""Parsed requests as SQL. Pure functions, no I/O.
 
-Identifiers are quoted, values are always parameters. Parameters are sent as text and cast by PostgreSQL to
-what they are compared with, so that it is PostgreSQL which reads them and says what is wrong with them.
+Identifiers are quoted, and values are always parameters. Parameters are sent as text. PostgreSQL casts them to the type
+that they are compared with, and therefore reads them, and reports errors in them, by its own rules.
 """
 
 # ruff: noqa: S608 - SQL is what this module writes: identifiers go through `identifier`, values through `Values`.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tensorage.embedded.rest.headers import CSV, Format, RowRange
-from tensorage.embedded.rest.terms import Condition, Field, Filter, Logic, OrderTerm, SelectItem
+from tensorage.embedded.rest.query_model import Condition, Field, Filter, Logic, OrderTerm, SelectItem
 
 _COMPARISONS: Final = {
     "eq": "=",
@@ -51,8 +51,7 @@ _IS: Final = {
 }
 _NULLS: Final = {"nullsfirst": "nulls first", "nullslast": "nulls last"}
 
-
-#: Stands for the request's body among the values of a statement that is made once for many requests.
+#: Placeholder of a request's body among the values of a statement that serves many requests.
 BODY: Final = object()
 
 
@@ -69,35 +68,35 @@ class Statement:
 
 @dataclass
 class Values:
-    """The values of a statement that is being written."""
+    """Values of a statement that is being written."""
 
     found: list[Any] = field(default_factory=list)
 
     def bind(self, value: Any, type_: str) -> str:
-        """Add a value, and give the SQL of its parameter. `type_` says how the value is sent."""
+        """Add a value, and return the SQL of its parameter. The value is sent as `type_`."""
         self.found.append(value)
         return f"${len(self.found)}::{type_}"
 
 
 def identifier(name: str) -> str:
-    """Quoted identifier."""
+    """Return a name as a quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def qualified(schema: str, name: str) -> str:
+def qualify(schema: str, name: str) -> str:
     return f"{identifier(schema)}.{identifier(name)}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What columns are taken from.
+    """Source of columns: a table, view or subquery.
 
     Parameters
     ----------
     reference
-        SQL by which its columns are qualified.
+        SQL that qualifies the source's columns.
     column_types
-        Types for comparison, where known.
+        Types to compare columns as, if known.
     """
 
     reference: str
@@ -110,14 +109,14 @@ class Source:
     def field(self, target: Field) -> str:
         sql, type_ = self.column(target.name), self.column_types.get(target.name)
         if target.path and type_ is not None and type_ not in ("json", "jsonb"):
-            sql = f"to_jsonb({sql})"  # composites and arrays have paths too
+            sql = f"to_jsonb({sql})"  # composite types and arrays have paths, too
         for step in target.path:
             kind = "int" if isinstance(step.operand, int) else "text"
             sql = f"{sql} {step.arrow} {self.values.bind(step.operand, kind)}"
         return f"({sql})" if target.path else sql
 
-    def _type(self, target: Field) -> str:
-        """Type that a value is made to be compared with a field."""
+    def _find_type(self, target: Field) -> str:
+        """Return the type to which a value is cast for a comparison with a field."""
         if not target.path:
             return self.column_types.get(target.name, "text")
         if target.path[-1].arrow == "->>":
@@ -138,7 +137,7 @@ class Source:
         return f"{sql} as {identifier(item.alias or item.field.label)}"
 
     def where(self, conditions: Iterable[Condition]) -> str:
-        """``where`` clause with a space before it, or nothing."""
+        """Return the ``where`` clause with a space before it, or nothing."""
         terms = [self._condition(condition) for condition in conditions]
         return f" where {' and '.join(terms)}" if terms else ""
 
@@ -150,48 +149,59 @@ class Source:
         return f"not ({sql})" if condition.negated else f"({sql})"
 
     def _filter(self, condition: Filter) -> str:
-        operator, target, type_ = condition.operator, self.field(condition.field), self._type(condition.field)
+        operator, target, type_ = (
+            condition.operator,
+            self.field(condition.field),
+            self._find_type(condition.field),
+        )
         if isinstance(condition.value, tuple):
-            return f"{target} = any({self._texts(condition.value, type_)})"
+            # One parameter for all values: the number of a statement's parameters is limited.
+            return f"{target} = any({self._bind_texts(condition.value, type_)})"
         if operator == "is":
             return f"{target} {_IS[condition.value]}"
         if operator in _FULL_TEXT:
-            return self._full_text(condition.value, condition.argument, _FULL_TEXT[operator], target, type_)
+            return self._write_full_text(
+                condition.value, condition.argument, _FULL_TEXT[operator], target, type_
+            )
+        # PostgREST's wildcard `*` needs no escape in a URL.
         value = condition.value.replace("*", "%") if operator in ("like", "ilike") else condition.value
         bound = self.values.bind(value, "text")
         if condition.argument is not None:
             return f"{target} {_COMPARISONS[operator]} {condition.argument}(({bound})::{type_}[])"
         return f"{target} {_COMPARISONS[operator]} ({bound})::{type_}"
 
-    def _texts(self, values: tuple[str, ...], type_: str) -> str:
+    def _bind_texts(self, values: tuple[str, ...], type_: str) -> str:
         return f"({self.values.bind(list(values), 'text[]')})::{type_}[]"
 
-    def _full_text(self, value: str, language: str | None, function: str, target: str, type_: str) -> str:
-        """Full-text search; what is not yet a ``tsvector`` is made one, in the same language."""
+    def _write_full_text(
+        self, value: str, language: str | None, function: str, target: str, type_: str
+    ) -> str:
+        """Write a full-text search. A field of another type is made a ``tsvector``, in the same language."""
         config = f"({self.values.bind(language, 'text')})::regconfig, " if language else ""
         vector = target if type_ == "tsvector" else f"to_tsvector({config}{target})"
         return f"{vector} @@ {function}({config}{self.values.bind(value, 'text')})"
 
     def order_by(self, terms: Iterable[OrderTerm]) -> str:
-        """``order by`` clause with a space before it, or nothing."""
-        said = []
+        """Return the ``order by`` clause with a space before it, or nothing."""
+        written = []
         for term in terms:
             parts = (self.field(term.field), term.direction, _NULLS.get(term.nulls or ""))
-            said.append(" ".join(filter(None, parts)))
-        return f" order by {', '.join(said)}" if said else ""
+            written.append(" ".join(filter(None, parts)))
+        return f" order by {', '.join(written)}" if written else ""
 
     def limit(self, rows: RowRange) -> str:
-        """``limit`` and ``offset`` clauses with a space before them, or nothing."""
+        """Return the ``limit`` and ``offset`` clauses with a space before them, or nothing."""
         sql = "" if rows.limit is None else f" limit {self.values.bind(rows.limit, 'bigint')}"
         return sql + (f" offset {self.values.bind(rows.offset, 'bigint')}" if rows.offset else "")
 
 
-#: What every statement answers besides its body: what a function said about the HTTP answer.
+#: Columns of every statement's result: status and headers that a function has set for the HTTP answer.
 RESPONSE_SETTINGS: Final = (
     "nullif(current_setting('response.status', true), '') as response_status, "
     "nullif(current_setting('response.headers', true), '') as response_headers"
 )
 
+#: Body of an answer in CSV: a line of names, and each row's text form without its parentheses.
 _CSV_BODY: Final = (
     "coalesce((select string_agg(k, ',') from (select json_object_keys(row_to_json(h.*)) as k"
     " from (select * from pgrst_source limit 1) h) keys), '') || e'\\n'"
@@ -199,8 +209,8 @@ _CSV_BODY: Final = (
 )
 
 
-def rows_body(form: Format) -> str:
-    """Write the answer's body, over rows called ``t`` of ``pgrst_source``."""
+def write_body(form: Format) -> str:
+    """Write the body of an answer, from rows called ``t`` of ``pgrst_source``."""
     if form.media_type == CSV:
         return _CSV_BODY
     rows = "json_strip_nulls(json_agg(t.*))" if form.nulls_stripped else "json_agg(t.*)"
@@ -208,18 +218,18 @@ def rows_body(form: Format) -> str:
 
 
 def answer_rows(source: str, body: str, *, total: str = "null", extra: str = "", also: str = "") -> str:
-    """Statement that answers the rows of `source` as one row: body, number of rows, total, settings.
+    """Write a statement that answers the rows of `source` as one row: body, number of rows, total, settings.
 
     Parameters
     ----------
     body
-        As of `rows_body`.
+        SQL of the body: see `write_body`.
     total
-        SQL of the number of all rows, where only some are answered.
+        SQL of the number of all rows, if the answer may have only some.
     extra
-        More columns of the answer, each with a comma before it.
+        Additional columns of the answer, each with a comma before it.
     also
-        More common table expressions, each with a comma after it.
+        Additional common table expressions, each with a comma after it.
     """
     return (
         f"with {also}pgrst_source as ({source}) "

@@ -1,27 +1,27 @@
 -- The roles and schemas of a hosted Supabase project, in a new cluster whose superuser is supabase_admin.
 -- Runs once, as that superuser, inside one transaction. Passwords are set afterwards.
 
--- What a request may become. They own nothing, and inherit nothing.
+-- Roles of requests. They own nothing, and inherit nothing.
 create role anon nologin noinherit;
 create role authenticated nologin noinherit;
 create role service_role nologin noinherit bypassrls;
 
--- What REST requests log in as: it has no rights but to become one of the three.
+-- Role that the REST and Storage APIs log in as. Its only right is to take one of the three roles above.
 create role authenticator login noinherit;
 grant anon, authenticated, service_role to authenticator;
 
--- What the Auth and Storage services log in as: owners of their schemas.
+-- Owners of the schemas of Auth and Storage.
 create role supabase_auth_admin login noinherit createrole;
 create role supabase_storage_admin login noinherit createrole;
 
--- What the project's owner gets: everything but superuser rights.
+-- Role of the project's owner, with all rights but those of a superuser.
 create role postgres login createdb createrole bypassrls;
 grant anon, authenticated, service_role to postgres;
 -- On a hosted project `postgres` may create policies on storage.objects. It used to have that by this
 -- membership; today an extension gives it, which a plain PostgreSQL does not have.
 grant supabase_storage_admin to postgres;
 
--- As hosted: a runaway request ends.
+-- Timeouts as on hosted Supabase, which end runaway requests.
 alter role anon set statement_timeout = '3s';
 alter role authenticated set statement_timeout = '8s';
 alter role authenticator set statement_timeout = '8s';

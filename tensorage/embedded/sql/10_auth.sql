@@ -3,7 +3,7 @@
 
 create schema auth authorization supabase_auth_admin;
 
--- What follows belongs to the Auth API's role, so that `postgres`, which runs the migrations, does not own it.
+-- The Auth API's role owns the following objects: `postgres`, which runs the migrations, must not.
 set local role supabase_auth_admin;
 
 create type auth.aal_level as enum ('aal1', 'aal2', 'aal3');
@@ -112,7 +112,7 @@ comment on column auth.refresh_tokens.parent is 'The token that was exchanged fo
 create index refresh_tokens_session_id_revoked_idx on auth.refresh_tokens (session_id, revoked);
 
 
--- What policies ask about the caller -----------------------------------------------------------------------
+-- Functions for policies, about the caller -----------------------------------------------------------------
 -- `request.jwt.claims` is one JSON object; `request.jwt.claim.<name>` is how older PostgRESTs told one claim.
 -- An empty setting is what is left of one that was local to an earlier transaction: the same as none.
 
@@ -154,7 +154,7 @@ comment on function auth.email() is 'The calling user''s e-mail address, or null
 comment on function auth.jwt() is 'All claims of the calling user''s token, or null.';
 
 
--- Who may do what ------------------------------------------------------------------------------------------
+-- Grants ---------------------------------------------------------------------------------------------------
 -- Clients call the functions and see no table; row-level security without a policy says so a second time.
 
 alter table auth.users enable row level security;

@@ -1,36 +1,32 @@
 """The Storage API: Supabase Storage's protocol over the schema ``storage`` and files of the data folder.
 
-Which objects there are, and who may do what with them, is PostgreSQL's to say: every request is decided by
-the policies on ``storage.objects`` and ``storage.buckets``, as the caller's role. Only bytes are kept in
-files. A file is named after its object's version, is never changed, and never seen by anybody before the
-row that names it was committed.
+PostgreSQL has the rows of objects, and decides every request by the policies on ``storage.objects`` and
+``storage.buckets``, in the caller's role. Only content is kept in files, called blobs. A blob is named after the
+version of its object and never changes. Nobody can read it before the row with that version is committed.
 
 Modules, each using only those above it
 ---------------------------------------
-errors      what is answered when something fails
-answers     answers in JSON
-names       names of buckets and objects, MIME types
-ranges      the Range header
-params      JSON bodies and query strings
-records     rows of ``storage`` as Storage shows them
-caller      tokens to roles
-blobs       the files
-database    transactions as the caller, and what the server asks on its own behalf
-placement   rows that give a name to a version
-custody     which files stay: what PostgreSQL committed
-multipart   form uploads, taken apart while they arrive
-intake      bodies to files
-partial     the files of resumable uploads
-turns       one request at a time for each resumable upload
-tus         the protocol of resumable uploads: its headers
-delivery    files to answers
-storing     objects as the caller
-buckets     requests about buckets
-objects     requests about objects that leave their content as it is
-uploads     requests that store
-resumable   requests that store in several pieces
-downloads   requests that read, and signed URLs
-api         the ASGI application
+errors            errors in Storage's JSON
+names             names of buckets and objects, MIME types
+params            JSON bodies and query strings, read and checked
+answers           answers in Storage's JSON
+caller            tokens to roles
+blobs             the files of content
+database          transactions as the caller or as the server
+version_files     the files kept in step with the rows
+object_rows       the rows of objects
+multipart         uploads by form, parsed while they arrive
+upload_bodies     bodies of uploads, written to files
+resumable_files   the files of resumable uploads
+upload_locks      one request at a time for each resumable upload
+tus               the headers of resumable uploads
+content           files as answers, and the header Range
+buckets           requests about buckets
+objects           requests that list, move, copy and remove objects
+uploads           requests that store an object
+resumable         requests that store an object in several pieces
+downloads         requests that read objects, and signed URLs
+api               the ASGI application
 """
 
 from tensorage.embedded.storage.api import StorageApi

@@ -1,15 +1,15 @@
-"""The files that hold objects' bytes.
+"""Blobs: the files that hold the content of objects.
 
 ::
 
     storage/
-      incoming/<version>   being received
-      resumable/<version>  being received in several requests: a folder, see the module `partial`
-      pending/<version>    empty: a transaction is deciding whether the file of this version stays
-      objects/<version>    whole, and never changed
+      incoming/<version>   content that is being received
+      resumable/<version>  folder of a resumable upload, see the module `resumable_files`
+      pending/<version>    an empty file, the mark: a transaction decides whether the blob of this version stays
+      objects/<version>    the blob: whole, and never changed
 
-A version is a UUID of our making, so that no name which a user chose is ever part of a path. Everything here
-blocks: it is called in threads.
+A version is a UUID that the server made: no name that a user chose is part of a path. All functions here block, and are
+called in threads.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ from typing import Final
 
 from tensorage.embedded.folder import FolderError
 
-#: How many leftovers of killed servers are looked at when one starts.
-MAX_LEFTOVERS: Final = 10_000
+#: Most files of a folder that are listed. After a killed server there are far fewer.
+MAX_LISTED_NAMES: Final = 10_000
 
 _VERSION: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-#: A symbolic link in place of a file is refused, and no descriptor is handed to a child process.
+#: Flags of every `os.open`: refuse a symbolic link, and give no descriptor to a child process.
 FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Content that is on the disk, whole.
+    """A file of content that is on the disk, whole.
 
     Parameters
     ----------
     version
-        The file's name.
+        Name of the file.
+    size
+        Bytes of the content.
     md5
-        Of the content, hexadecimal.
+        MD5 of the content, in hexadecimal digits.
     """
 
     version: str
@@ -56,7 +58,7 @@ class Blob:
 
 
 class Blobs:
-    """The files below one folder, which belongs to one server process."""
+    """The blobs in one folder, which belongs to one server process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,83 +67,85 @@ class Blobs:
         )
 
     def prepare(self) -> None:
-        """Make the folders where they are missing.
+        """Make the folders that are missing, and delete content that was not received to its end.
 
         Raises
         ------
         FolderError
-            One of them is a symbolic link, or no folder.
+            A folder is a symbolic link, or no folder.
         """
         for folder in (self._path, self.incoming, self._pending, self._objects):
             make_folder(folder)
-        for leftover in names_in(self.incoming):
+        for leftover in list_names(self.incoming):
             (self.incoming / leftover).unlink()
 
-    def undecided(self) -> list[str]:
-        """Versions whose transactions were not seen to end by a server that was killed."""
-        return [name for name in names_in(self._pending) if is_version(name)]
+    def list_marked(self) -> list[str]:
+        """Return the marked versions: a server was killed while transactions decided about them."""
+        return [name for name in list_names(self._pending) if is_version(name)]
 
     def open(self, version: str) -> io.FileIO:
-        """Open a blob for reading; who has it open goes on reading it whatever happens to its name.
+        """Open a blob for reading. An open blob can be read even after its name is deleted.
 
         Raises
         ------
         OSError
-            It is missing, or no plain file.
+            The blob is missing, or no plain file.
         """
-        file = io.FileIO(os.open(self._objects / _checked(version), os.O_RDONLY | FLAGS))
+        file = io.FileIO(os.open(self._objects / _check_version(version), os.O_RDONLY | FLAGS))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(f"{version} is no plain file")
         return file
 
     def publish(self, source: Path, version: str) -> None:
-        """Give a whole file its name, on the disk before it is in any row."""
+        """Move a whole file to the blobs, and wait until the new name is on the disk."""
         self.mark([version])
+        # Marked first: a crash after the rename would leave a file that nobody finds.
         source.rename(self._objects / version)
         _sync_folder(self._objects)
 
     def adopt(self, source: Path, version: str) -> None:
-        """Give a whole file, which is on the disk, its name beside the one that it has."""
+        """Add a whole file to the blobs under a second name, while it keeps the first."""
         self.mark([version])
-        os.link(source, self._objects / _checked(version), follow_symlinks=False)
+        os.link(source, self._objects / _check_version(version), follow_symlinks=False)
         _sync_folder(self._objects)
 
     def has(self, version: str) -> bool:
-        """Whether there is a file of this version, of a row or not."""
-        return (self._objects / _checked(version)).exists()
+        """Tell whether a version has a file, even if no row has the version."""
+        return (self._objects / _check_version(version)).exists()
 
     def link(self, version: str) -> str:
-        """Give a blob, which never changes, a second name: all that a copy needs."""
+        """Copy a blob under a new version. A second name for the file is enough, since it never changes."""
         new = new_version()
         self.mark([new])
-        os.link(self._objects / _checked(version), self._objects / new, follow_symlinks=False)
+        os.link(self._objects / _check_version(version), self._objects / new, follow_symlinks=False)
         _sync_folder(self._objects)
         return new
 
     def mark(self, versions: Iterable[str]) -> None:
-        """Say that a transaction decides about these."""
+        """Mark versions: a transaction is about to decide whether their blobs stay."""
         for version in versions:
-            path = self._pending / _checked(version)
+            path = self._pending / _check_version(version)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | FLAGS, 0o600))
 
     def unmark(self, versions: Iterable[str]) -> None:
         for version in versions:
-            (self._pending / _checked(version)).unlink(missing_ok=True)
+            (self._pending / _check_version(version)).unlink(missing_ok=True)
 
     def delete(self, versions: Iterable[str]) -> None:
-        """Delete blobs that no row names. Some may be gone already, by an earlier attempt."""
+        """Delete blobs that no row has. An earlier attempt may have deleted some of them."""
         for version in versions:
-            (self._objects / _checked(version)).unlink(missing_ok=True)
+            (self._objects / _check_version(version)).unlink(missing_ok=True)
 
 
 class Incoming:
-    """A file that is being received. Its first piece creates it; it ends by `finish` or `discard`."""
+    """A file that is being received. The first piece creates it, and `finish` or `discard` ends it."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._version = new_version()
         self._path = blobs.incoming / self._version
+        # An MD5, since ETags of Supabase Storage are. Nothing relies on it for security.
         self._digest = hashlib.md5(usedforsecurity=False)
         self._descriptor: int | None = None
         self._size = 0
@@ -154,8 +158,9 @@ class Incoming:
             write_all(descriptor, piece)
 
     def finish(self, pieces: Iterable[bytes]) -> Blob:
-        """Write the last pieces, and give the file to the blobs: on the disk, with its final name."""
+        """Write the last pieces, and move the file to the blobs once it is on the disk."""
         self.write(pieces)
+        # A row must never name content that a loss of power can take away.
         os.fsync(self._open())
         self._close()
         self._blobs.publish(self._path, self._version)
@@ -181,23 +186,24 @@ def new_version() -> str:
 
 
 def is_version(version: str | None) -> bool:
-    """Whether this is a name of ours: the column could hold anything, such as a path."""
+    """Tell whether this is a version that the server made. The column could hold anything else, such as a path."""
     return version is not None and _VERSION.fullmatch(version) is not None
 
 
-def _checked(version: str) -> str:
+def _check_version(version: str) -> str:
     if not is_version(version):
+        # A row that was made by plain SQL may hold any text as its version, and no such text becomes a path.
         raise FileNotFoundError(f"{version!r} names no blob")
     return version
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where it is missing.
+    """Make a folder if it is missing.
 
     Raises
     ------
     FolderError
-        It is a symbolic link, or no folder.
+        The folder is a symbolic link, or no folder.
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -205,14 +211,14 @@ def make_folder(folder: Path) -> None:
         raise FolderError(f"{folder} is no folder, or a link to one: objects are kept in a real folder")
 
 
-def names_in(folder: Path) -> list[str]:
-    """Names of what is in a folder, of a bounded number of them."""
+def list_names(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, at most a bounded number."""
     with os.scandir(folder) as entries:
-        return [entry.name for entry in itertools.islice(entries, MAX_LEFTOVERS)]
+        return [entry.name for entry in itertools.islice(entries, MAX_LISTED_NAMES)]
 
 
 def write_all(descriptor: int, piece: bytes) -> None:
-    """Write all of `piece`, however much the system takes at a time."""
+    """Write a whole piece, however few bytes the system accepts at a time."""
     rest = memoryview(piece)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

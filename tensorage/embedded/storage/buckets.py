@@ -10,9 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensorage.embedded.database import Caller, Database
-from tensorage.embedded.storage.answers import json_answer
+from tensorage.embedded.storage.answers import bucket_json, json_answer
 from tensorage.embedded.storage.caller import identify
-from tensorage.embedded.storage.custody import Custody
 from tensorage.embedded.storage.database import owner_of, transaction
 from tensorage.embedded.storage.errors import (
     FOREIGN_KEY,
@@ -22,9 +21,9 @@ from tensorage.embedded.storage.errors import (
     invalid_request,
     no_such_bucket,
 )
-from tensorage.embedded.storage.names import checked_allowed_mime_types, checked_bucket_name
-from tensorage.embedded.storage.params import Fields, read_fields, storable
-from tensorage.embedded.storage.records import bucket_json
+from tensorage.embedded.storage.names import check_allowed_mime_types, check_bucket_name
+from tensorage.embedded.storage.params import Fields, check_storable, read_fields
+from tensorage.embedded.storage.version_files import VersionFiles
 from tensorage.embedded.tokens import Tokens
 
 _COLUMNS: Final = "id, name, owner, public, file_size_limit, allowed_mime_types, created_at, updated_at"
@@ -34,17 +33,18 @@ _SIZE: Final = re.compile(r"(\d{1,12})\s*([kmgt]?b)?", re.IGNORECASE | re.ASCII)
 
 
 class BucketRoutes:
-    """Buckets are made, shown, changed, emptied and deleted by whoever the policies let."""
+    """Routes that make, show, change, empty and delete buckets, as far as the policies let the caller."""
 
-    def __init__(self, database: Database, tokens: Tokens, custody: Custody) -> None:
+    def __init__(self, database: Database, tokens: Tokens, version_files: VersionFiles) -> None:
         self._database = database
         self._tokens = tokens
-        self._custody = custody
+        self._version_files = version_files
 
     @property
     def routes(self) -> list[Route]:
         return [
             Route("/bucket", self._list, methods=["GET"]),
+            # SDKs use the path with and without a slash at its end.
             Route("/bucket/", self._list, methods=["GET"]),
             Route("/bucket", self._create, methods=["POST"]),
             Route("/bucket/", self._create, methods=["POST"]),
@@ -55,36 +55,36 @@ class BucketRoutes:
         ]
 
     async def _list(self, request: Request) -> Response:
-        caller = self._caller(request)
-        asked = Fields(request.query_params, "querystring")
-        column, order = asked.text("sortColumn", "id"), asked.text("sortOrder", "asc")
+        caller = self._identify(request)
+        query = Fields(request.query_params, "querystring")
+        column, order = query.text("sortColumn", "id"), query.text("sortOrder", "asc")
         if column not in _SORTS or order not in ("asc", "desc"):
             raise invalid_request("querystring/sortColumn or sortOrder is not allowed")
-        # Names of columns, from a closed list; everything else is a parameter.
+        # The column and the order come from closed lists. All other values are parameters.
         statement = (
             f"select {_COLUMNS} from storage.buckets where starts_with(lower(name), lower($1)) "  # noqa: S608
             f"order by {column} {order}, id limit $2 offset $3"
         )
-        limit, offset = asked.integer("limit", 1_000_000, minimum=1), asked.integer("offset", 0, minimum=0)
+        limit, offset = query.integer("limit", 1_000_000, minimum=1), query.integer("offset", 0, minimum=0)
         async with transaction(self._database, caller, read_only=True) as connection:
-            rows = await connection.fetch(statement, asked.text("search", ""), limit, offset)
+            rows = await connection.fetch(statement, query.text("search", ""), limit, offset)
         return json_answer([bucket_json(row, with_type=True) for row in rows])
 
     async def _get(self, request: Request) -> Response:
-        async with transaction(self._database, self._caller(request), read_only=True) as connection:
+        async with transaction(self._database, self._identify(request), read_only=True) as connection:
             row = await connection.fetchrow(
                 f"select {_COLUMNS} from storage.buckets where id = $1",  # noqa: S608  (a constant)
-                _bucket_id(request),
+                _read_bucket_id(request),
             )
         if row is None:
             raise no_such_bucket()
         return json_answer(bucket_json(row))
 
     async def _create(self, request: Request) -> Response:
-        caller = self._caller(request)
+        caller = self._identify(request)
         fields = await read_fields(request)
-        name = checked_bucket_name(fields.text("name"))
-        bucket_id = checked_bucket_name(fields.text("id", name))
+        name = check_bucket_name(fields.text("name"))
+        bucket_id = check_bucket_name(fields.text("id", name))
         refusals = {UNIQUE: bucket_already_exists}
         async with transaction(self._database, caller, refusals=refusals) as connection:
             await connection.execute(
@@ -94,67 +94,67 @@ class BucketRoutes:
                 name,
                 *owner_of(caller),
                 fields.boolean("public", default=False),
-                _size_limit(fields),
-                _allowed_mime_types(fields),
+                _read_size_limit(fields),
+                _read_mime_types(fields),
             )
         return json_answer({"name": bucket_id})
 
     async def _update(self, request: Request) -> Response:
-        caller = self._caller(request)
+        caller = self._identify(request)
         fields = await read_fields(request)
         changes: dict[str, Any] = {}
         if fields.values.get("public") is not None:
             changes["public"] = fields.boolean("public", default=False)
-        # Null takes the limit away; a field that is not there leaves it.
+        # Null removes a limit, and a missing field leaves it as it is.
         if "file_size_limit" in fields.values:
-            changes["file_size_limit"] = _size_limit(fields)
+            changes["file_size_limit"] = _read_size_limit(fields)
         if "allowed_mime_types" in fields.values:
-            changes["allowed_mime_types"] = _allowed_mime_types(fields)
+            changes["allowed_mime_types"] = _read_mime_types(fields)
         assignments = "".join(f", {column} = ${n}" for n, column in enumerate(changes, 2))
         statement = f"update storage.buckets set updated_at = now(){assignments} where id = $1"  # noqa: S608
         async with transaction(self._database, caller) as connection:
-            status = await connection.execute(statement, _bucket_id(request), *changes.values())
+            status = await connection.execute(statement, _read_bucket_id(request), *changes.values())
         _check_found(status)
         return json_answer({"message": "Successfully updated"})
 
     async def _delete(self, request: Request) -> Response:
-        caller = self._caller(request)
-        # PostgreSQL looks for objects in the bucket among all of them, not only those the caller may see.
+        caller = self._identify(request)
+        # PostgreSQL checks the foreign key against all objects, also those that the caller may not see.
         refusals = {FOREIGN_KEY: bucket_not_empty}
         async with transaction(self._database, caller, refusals=refusals) as connection:
             status = await connection.execute(
-                "delete from storage.buckets where id = $1", _bucket_id(request)
+                "delete from storage.buckets where id = $1", _read_bucket_id(request)
             )
         _check_found(status)
         return json_answer({"message": "Successfully deleted"})
 
     async def _empty(self, request: Request) -> Response:
-        caller, bucket_id = self._caller(request), _bucket_id(request)
+        caller, bucket_id = self._identify(request), _read_bucket_id(request)
         async with transaction(self._database, caller, read_only=True) as connection:
             if not await connection.fetchval("select true from storage.buckets where id = $1", bucket_id):
                 raise no_such_bucket()
-        await self._custody.remove(
+        await self._version_files.delete_objects(
             caller, "delete from storage.objects where bucket_id = $1 returning version", bucket_id
         )
-        # Hosted Supabase's words; here it is done.
+        # The words are hosted Supabase's. This server has emptied the bucket already.
         return json_answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
 
-    def _caller(self, request: Request) -> Caller:
+    def _identify(self, request: Request) -> Caller:
         return identify(request.headers, self._tokens)
 
 
-def _bucket_id(request: Request) -> str:
-    return storable(request.path_params["bucket"], "params/bucketId")
+def _read_bucket_id(request: Request) -> str:
+    return check_storable(request.path_params["bucket"], "params/bucketId")
 
 
 def _check_found(status: str) -> None:
-    """PostgreSQL's report of a command ends with the number of rows it changed."""
+    """Refuse a bucket that was not found: PostgreSQL's status of a command ends with the number of changed rows."""
     if status.endswith(" 0"):
         raise no_such_bucket()
 
 
-def _size_limit(fields: Fields) -> int | None:
-    """Take the field ``file_size_limit``: bytes, or a text such as ``10MB``."""
+def _read_size_limit(fields: Fields) -> int | None:
+    """Return the field ``file_size_limit``, which may be a text such as ``10MB``, in bytes."""
     value = fields.values.get("file_size_limit")
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is not None:
@@ -162,7 +162,7 @@ def _size_limit(fields: Fields) -> int | None:
     return None if value is None else fields.integer("file_size_limit", minimum=0)
 
 
-def _allowed_mime_types(fields: Fields) -> list[str] | None:
+def _read_mime_types(fields: Fields) -> list[str] | None:
     if not fields.values.get("allowed_mime_types"):
         return None
-    return checked_allowed_mime_types(fields.texts("allowed_mime_types", maximum=1000))
+    return check_allowed_mime_types(fields.texts("allowed_mime_types", maximum=1000))

@@ -1,4 +1,4 @@
-"""Who asks: from the bearer token to a :class:`~tensorage.embedded.database.Caller`."""
+"""Tokens to roles: the :class:`~tensorage.embedded.database.Caller` of a bearer token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tensorage.embedded.database import Caller
 from tensorage.embedded.storage.errors import StorageError, access_denied, invalid_jwt, invalid_request
 from tensorage.embedded.tokens import Tokens
 
-#: The server itself, for what Storage does not ask the caller's policies: what a bucket allows.
+#: The server itself, which reads the limits of buckets without the caller's policies, as Supabase Storage does.
 SERVICE: Final = Caller("service_role")
 
-# In the words of the JWT library that Storage uses, by the exceptions of ours: the first that fits.
+# Messages of Storage's JWT library, by the exceptions of ours. The first class that fits gives the message.
 _REASONS: Final[tuple[tuple[type[jwt.InvalidTokenError], str], ...]] = (
     (jwt.ExpiredSignatureError, '"exp" claim timestamp check failed'),
     (jwt.ImmatureSignatureError, '"nbf" claim timestamp check failed'),
@@ -26,19 +26,19 @@ _REASONS: Final[tuple[tuple[type[jwt.InvalidTokenError], str], ...]] = (
 
 
 def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
-    """Who sent a request with these headers.
+    """Return the caller who sent a request with these headers.
 
     Raises
     ------
     StorageError
-        There is no token, or it is not ours or not good now.
+        The token is missing, is not ours, or has expired.
     """
     if "authorization" not in headers:
         raise invalid_request("headers must have required property 'authorization'")
     scheme, _, token = headers["authorization"].partition(" ")
     if scheme.lower() != "bearer":
         raise access_denied(_REASONS[4][1])
-    claims = _verified(token.strip(), tokens, access_denied)
+    claims = _verify(token.strip(), tokens, access_denied)
     role = claims.get("role", "anon")
     if not isinstance(role, str) or not role or "\0" in role:
         raise access_denied("The JWT 'role' claim must be the name of a role")
@@ -46,7 +46,7 @@ def identify(headers: Mapping[str, str], tokens: Tokens) -> Caller:
 
 
 def identify_if_possible(headers: Mapping[str, str], tokens: Tokens) -> Caller | None:
-    """Who sent a request to a route that needs no token, None for whoever shows none that is good."""
+    """Return the caller of a route that needs no token; None without a good token."""
     try:
         return identify(headers, tokens)
     except StorageError:
@@ -54,12 +54,13 @@ def identify_if_possible(headers: Mapping[str, str], tokens: Tokens) -> Caller |
 
 
 def verify_signed_url(token: str, tokens: Tokens) -> Mapping[str, Any]:
-    """Claims of the token of a signed URL."""
-    return _verified(token, tokens, invalid_jwt)
+    """Return the claims of a signed URL's token."""
+    return _verify(token, tokens, invalid_jwt)
 
 
-def _verified(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
+def _verify(token: str, tokens: Tokens, refusal: Any) -> Mapping[str, Any]:
     try:
+        # Unlike PostgREST, Supabase Storage allows no clock skew.
         return tokens.verify(token, leeway_s=0)
     except jwt.InvalidTokenError as error:
         reason = next(words for kind, words in _REASONS if isinstance(error, kind))

@@ -1,4 +1,4 @@
-"""Transactions as the caller, and what the server asks PostgreSQL on its own behalf."""
+"""Transactions as the caller or as the server, and queries that several requests need."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: On hosted Supabase, too, policies and triggers of an application find their functions here.
 _SETTINGS: Final = {"search_path": '"storage", "public", "extensions"'}
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """What decides about uploads to a bucket and downloads from it."""
+    """A bucket's limits for uploads, and whether everybody may read it."""
 
     id: str
     public: bool
@@ -47,19 +48,19 @@ async def transaction(
     read_only: bool = False,
     refusals: Mapping[str, Callable[[], StorageError]] | None = None,
 ) -> AsyncIterator[Connection]:
-    """One transaction as `caller`; whatever PostgreSQL refuses is raised as Storage says it.
+    """Open a transaction as a caller. Errors of PostgreSQL are raised in Storage's words.
 
     Parameters
     ----------
     refusals
-        What errors of PostgreSQL mean in this transaction, by SQLSTATE, where it is not what they usually do.
+        Refusals by SQLSTATE, for errors of PostgreSQL that mean something special in this transaction.
     """
     try:
         async with database.transaction(caller, read_only=read_only, settings=_SETTINGS) as connection:
             yield connection
     except CONNECTION_ERRORS as error:
         if isinstance(error, ValueError):
-            raise  # a parameter of the wrong type is a fault of ours, not of the connection
+            raise  # asyncpg's error for a parameter of the wrong type: a bug of ours, not an outage
         log.warning("PostgreSQL was lost: %s: %s", type(error).__name__, error)
         raise unavailable() from error
     except asyncpg.PostgresError as error:
@@ -68,7 +69,7 @@ async def transaction(
 
 
 async def become(connection: Connection, caller: Caller) -> None:
-    """Go on in this transaction as `caller`."""
+    """Continue a transaction as another caller."""
     await connection.execute(
         "select set_config('role', $1, true), set_config('request.jwt.claims', $2, true)",
         caller.role,
@@ -77,12 +78,12 @@ async def become(connection: Connection, caller: Caller) -> None:
 
 
 async def find_bucket(connection: Connection, bucket_id: str) -> Bucket:
-    """Look up a bucket, in a transaction of the server's own.
+    """Return a bucket. The transaction has to be the server's own, since policies may hide the bucket.
 
     Raises
     ------
     StorageError
-        There is none.
+        The bucket does not exist.
     """
     row = await connection.fetchrow(
         "select id, public, file_size_limit, allowed_mime_types from storage.buckets where id = $1", bucket_id
@@ -92,8 +93,8 @@ async def find_bucket(connection: Connection, bucket_id: str) -> Bucket:
     return Bucket(row["id"], bool(row["public"]), row["file_size_limit"], row["allowed_mime_types"])
 
 
-async def known_versions(database: Database, versions: Sequence[str]) -> set[str]:
-    """Those of `versions` that are some object's."""
+async def find_known_versions(database: Database, versions: Sequence[str]) -> set[str]:
+    """Return those of some versions that a row of an object has."""
     async with transaction(database, SERVICE, read_only=True) as connection:
         rows: list[Any] = await connection.fetch(
             "select version from storage.objects where version = any($1::text[])", versions
@@ -102,7 +103,7 @@ async def known_versions(database: Database, versions: Sequence[str]) -> set[str
 
 
 def owner_of(caller: Caller) -> tuple[UUID | None, str | None]:
-    """Values of ``owner`` and ``owner_id`` of what `caller` makes."""
+    """Return the columns ``owner`` and ``owner_id`` of a row that a caller makes."""
     subject = caller.claims.get("sub")
     if not isinstance(subject, str) or not subject or "\0" in subject:
         return None, None

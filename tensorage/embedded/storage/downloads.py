@@ -1,4 +1,4 @@
-"""Requests that read: content, what is known of it, and signed URLs."""
+"""Requests that read: content, information about content, and signed URLs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensorage.embedded.database import Caller, Database
-from tensorage.embedded.storage.answers import json_answer
+from tensorage.embedded.storage.answers import Metadata, info_json, json_answer
 from tensorage.embedded.storage.blobs import Blobs
 from tensorage.embedded.storage.caller import SERVICE, identify, identify_if_possible, verify_signed_url
+from tensorage.embedded.storage.content import ContentResponse, parse_range, read_piece
 from tensorage.embedded.storage.database import become, find_bucket, transaction
-from tensorage.embedded.storage.delivery import ContentResponse, read_piece
 from tensorage.embedded.storage.errors import (
     invalid_jwt,
     invalid_request,
@@ -33,9 +33,7 @@ from tensorage.embedded.storage.errors import (
     no_such_key,
 )
 from tensorage.embedded.storage.names import is_object_name
-from tensorage.embedded.storage.params import read_fields, storable
-from tensorage.embedded.storage.ranges import parse_range
-from tensorage.embedded.storage.records import Metadata, info_json
+from tensorage.embedded.storage.params import check_storable, read_fields
 from tensorage.embedded.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -47,20 +45,20 @@ _FIND: Final = (
     "select id, name, bucket_id, version, metadata, user_metadata, created_at, updated_at "
     "from storage.objects where bucket_id = $1 and name = $2"
 )
-#: How often a row is looked up again whose file an overwrite has just taken away.
+#: Most attempts to read an object that is being overwritten: each overwrite deletes the file of the last row.
 _ATTEMPTS: Final = 5
 _MAX_SIGNED_AT_ONCE: Final = 500
 
-#: Longest life of a signed URL: ten years, as long as the project's own keys. It outlives every change of the rights to
-#: its object. Supabase Storage knows no bound.
+#: Longest life of a signed URL: ten years, as for the project's own keys. A signed URL stays good whatever happens to
+#: the rights to its object. Supabase Storage has no limit.
 _MAX_LIFETIME_S: Final = 10 * 365 * 86_400
-#: What of a name needs no escape in a signed URL.
+#: Characters of a name that need no escape in a signed URL.
 _URL_SAFE: Final = "/!$&'()*+,;=:@"
 _NOT_SIGNED: Final = "Either the object does not exist or you do not have access to it"
 
 
 class DownloadRoutes:
-    """Objects are read by whoever the policies let, those of signed URLs and of public buckets by all."""
+    """Routes that read objects: by the policies, and for everybody by signed URL or from public buckets."""
 
     def __init__(self, database: Database, tokens: Tokens, blobs: Blobs) -> None:
         self._database = database
@@ -69,16 +67,18 @@ class DownloadRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        """Routes, the fixed ones before those that any bucket's name fits."""
+        """The routes. Routes with fixed words come first: a bucket's name could be one of the words."""
         return [
-            Route("/object/info/public/{bucket}/{name:path}", self._public_info, methods=["GET"]),
-            Route("/object/info/authenticated/{bucket}/{name:path}", self._private_info, methods=["GET"]),
-            Route("/object/info/{bucket}/{name:path}", self._info, methods=["GET"]),
-            Route("/object/sign/{bucket}/{name:path}", self._signed, methods=["GET"]),
+            Route("/object/info/public/{bucket}/{name:path}", self._show_public_info, methods=["GET"]),
+            Route(
+                "/object/info/authenticated/{bucket}/{name:path}", self._show_private_info, methods=["GET"]
+            ),
+            Route("/object/info/{bucket}/{name:path}", self._show_info, methods=["GET"]),
+            Route("/object/sign/{bucket}/{name:path}", self._download_signed, methods=["GET"]),
             Route("/object/sign/{bucket}/{name:path}", self._sign, methods=["POST"]),
             Route("/object/sign/{bucket}", self._sign_many, methods=["POST"]),
-            Route("/object/public/{bucket}/{name:path}", self._public, methods=["GET"]),
-            Route("/object/authenticated/{bucket}/{name:path}", self._private, methods=["GET"]),
+            Route("/object/public/{bucket}/{name:path}", self._download_public, methods=["GET"]),
+            Route("/object/authenticated/{bucket}/{name:path}", self._download_private, methods=["GET"]),
             Route("/object/{bucket}/{name:path}", self._download, methods=["GET"]),
         ]
 
@@ -87,31 +87,31 @@ class DownloadRoutes:
     async def _download(self, request: Request) -> Response:
         return await self._deliver(request, identify_if_possible(request.headers, self._tokens))
 
-    async def _private(self, request: Request) -> Response:
+    async def _download_private(self, request: Request) -> Response:
         return await self._deliver(request, identify(request.headers, self._tokens))
 
-    async def _public(self, request: Request) -> Response:
+    async def _download_public(self, request: Request) -> Response:
         return await self._deliver(request, None)
 
-    async def _signed(self, request: Request) -> Response:
+    async def _download_signed(self, request: Request) -> Response:
         token = request.query_params.get("token")
         if not token:
             raise invalid_request("querystring must have required property 'token'")
         claims = verify_signed_url(token, self._tokens)
         if "exp" not in claims or not isinstance(claims.get("url"), str):
-            # A user's access token, for one, is good and opens nothing.
+            # A user's access token, for example, is a good token, but not that of a URL.
             raise invalid_jwt("The token is not that of a signed URL")
-        if claims["url"] != "/".join(_asked(request)):
+        if claims["url"] != "/".join(_read_key(request)):
             raise invalid_signature("The token was signed for another object")
         return await self._deliver(request, SERVICE)
 
     async def _deliver(self, request: Request, caller: Caller | None) -> Response:
-        """Answer with the content; a caller of None sees what is public."""
+        """Answer with the content of an object. A caller of None can read public buckets."""
         last_version = None
         for _ in range(_ATTEMPTS):
             row = await self._find(request, caller)
             metadata = Metadata.from_json(row["metadata"])
-            headers = _content_headers(request, row, metadata)
+            headers = _make_content_headers(request, row, metadata)
             if request.headers.get("if-none-match") == metadata.etag:
                 return Response(status_code=304, headers={**headers, "content-length": "0"})
             span, status = range(metadata.size), 200
@@ -127,14 +127,14 @@ class DownloadRoutes:
                 if row["version"] == last_version or not isinstance(error, FileNotFoundError):
                     log.exception("the file of %s/%s cannot be read", row["bucket_id"], row["name"])
                     raise lost_content(row["bucket_id"], row["name"]) from error
-                # Overwritten since its row was read: the new row names another file.
+                # The object was overwritten after its row was read. The new row has another version: read that.
                 last_version = row["version"]
                 continue
             return ContentResponse(file, first, span, status=status, headers=headers)
-        raise lost_content(*_asked(request))
+        raise lost_content(*_read_key(request))
 
     def _open(self, version: str, size: int, span: range) -> tuple[io.FileIO, bytes]:
-        """Open a blob and read its first piece: one visit of a thread is enough for a small one."""
+        """Open a blob and read its first piece. A small blob needs only this one call in a thread."""
         with ExitStack() as opened:
             file = opened.enter_context(self._blobs.open(version))
             if os.fstat(file.fileno()).st_size != size:
@@ -143,29 +143,29 @@ class DownloadRoutes:
             opened.pop_all()
             return file, first
 
-    # -- What is known of it ------------------------------------------------------------------------------
+    # -- Information ------------------------------------------------------------------------------------
 
-    async def _info(self, request: Request) -> Response:
-        return await self._tell(request, identify_if_possible(request.headers, self._tokens))
+    async def _show_info(self, request: Request) -> Response:
+        return await self._answer_info(request, identify_if_possible(request.headers, self._tokens))
 
-    async def _private_info(self, request: Request) -> Response:
-        return await self._tell(request, identify(request.headers, self._tokens))
+    async def _show_private_info(self, request: Request) -> Response:
+        return await self._answer_info(request, identify(request.headers, self._tokens))
 
-    async def _public_info(self, request: Request) -> Response:
-        return await self._tell(request, None)
+    async def _show_public_info(self, request: Request) -> Response:
+        return await self._answer_info(request, None)
 
-    async def _tell(self, request: Request, caller: Caller | None) -> Response:
+    async def _answer_info(self, request: Request, caller: Caller | None) -> Response:
         row = await self._find(request, caller)
         metadata = Metadata.from_json(row["metadata"])
         headers = {"etag": metadata.etag, "cache-control": metadata.cache_control}
-        return json_answer(info_json(row, metadata), headers=_sendable(headers))
+        return json_answer(info_json(row, metadata), headers=_make_sendable(headers))
 
     async def _find(self, request: Request, caller: Caller | None) -> asyncpg.Record:
-        """Row of the object that is asked for, if `caller` may see it."""
-        bucket_id, name = _asked(request)
-        storable(bucket_id, "params/bucketName")
+        """Return the row of the requested object, or refuse it if the caller may not see it."""
+        bucket_id, name = _read_key(request)
+        check_storable(bucket_id, "params/bucketName")
         async with transaction(self._database, caller or SERVICE, read_only=True) as connection:
-            # Nearly always the policies let it be seen, and nothing else has to be asked.
+            # Tried first as the caller: nearly always the policies show the object, and one query is enough.
             row = None if caller is None else await _find_object(connection, bucket_id, name)
             if row is None:
                 await become(connection, SERVICE)
@@ -173,24 +173,26 @@ class DownloadRoutes:
                     row = await _find_object(connection, bucket_id, name)
                 elif caller is None:
                     raise no_such_bucket()
-            return _found(row)
+            return _require_object(row)
 
     # -- Signed URLs ------------------------------------------------------------------------------------
 
     async def _sign(self, request: Request) -> Response:
         caller = identify(request.headers, self._tokens)
         lifetime_s = (await read_fields(request)).integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
-        bucket_id, name = _asked(request)
+        bucket_id, name = _read_key(request)
         async with transaction(self._database, caller, read_only=True) as connection:
-            _found(await _find_object(connection, storable(bucket_id, "params/bucketName"), name))
-        return json_answer({"signedURL": self._signed_url(bucket_id, name, lifetime_s)})
+            _require_object(
+                await _find_object(connection, check_storable(bucket_id, "params/bucketName"), name)
+            )
+        return json_answer({"signedURL": self._sign_url(bucket_id, name, lifetime_s)})
 
     async def _sign_many(self, request: Request) -> Response:
         caller = identify(request.headers, self._tokens)
         fields = await read_fields(request)
         lifetime_s = fields.integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         paths = fields.texts("paths", maximum=_MAX_SIGNED_AT_ONCE)
-        bucket_id = storable(request.path_params["bucket"], "params/bucketName")
+        bucket_id = check_storable(request.path_params["bucket"], "params/bucketName")
         async with transaction(self._database, caller, read_only=True) as connection:
             rows = await connection.fetch(
                 "select name from storage.objects where bucket_id = $1 and name = any($2::text[])",
@@ -203,34 +205,34 @@ class DownloadRoutes:
                 {
                     "error": None if path in seen else _NOT_SIGNED,
                     "path": path,
-                    "signedURL": self._signed_url(bucket_id, path, lifetime_s) if path in seen else None,
+                    "signedURL": self._sign_url(bucket_id, path, lifetime_s) if path in seen else None,
                 }
                 for path in paths
             ]
         )
 
-    def _signed_url(self, bucket_id: str, name: str, lifetime_s: int) -> str:
+    def _sign_url(self, bucket_id: str, name: str, lifetime_s: int) -> str:
         now, url = int(time.time()), f"{bucket_id}/{name}"
         token = self._tokens.sign({"url": url, "iat": now, "exp": now + lifetime_s})
         return f"/object/sign/{quote(url, safe=_URL_SAFE)}?token={token}"
 
 
-def _asked(request: Request) -> tuple[str, str]:
+def _read_key(request: Request) -> tuple[str, str]:
     return request.path_params["bucket"], request.path_params["name"]
 
 
 async def _find_object(connection: Connection, bucket_id: str, name: str) -> asyncpg.Record | None:
-    # No object has another name than these.
+    # An object with an invalid name cannot exist: no query is needed.
     return await connection.fetchrow(_FIND, bucket_id, name) if is_object_name(name) else None
 
 
-def _found(row: asyncpg.Record | None) -> asyncpg.Record:
+def _require_object(row: asyncpg.Record | None) -> asyncpg.Record:
     if row is None:
         raise no_such_key()
     return row
 
 
-def _content_headers(request: Request, row: asyncpg.Record, metadata: Metadata) -> dict[str, str]:
+def _make_content_headers(request: Request, row: asyncpg.Record, metadata: Metadata) -> dict[str, str]:
     headers = {
         "accept-ranges": "bytes",
         "content-type": metadata.mimetype,
@@ -246,11 +248,11 @@ def _content_headers(request: Request, row: asyncpg.Record, metadata: Metadata) 
         headers["content-disposition"] = "attachment"
         if name:
             headers["content-disposition"] += f"; filename*=UTF-8''{quote(name, safe='')}"
-    return _sendable(headers)
+    return _make_sendable(headers)
 
 
-def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
-    """Values that fit a header, whatever the row says."""
+def _make_sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers with printable values in Latin-1. Metadata in a row may hold any text."""
     return {
         name: "".join(c if c.isprintable() else " " for c in value)
         .encode("latin-1", "replace")

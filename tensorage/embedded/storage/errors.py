@@ -1,4 +1,4 @@
-"""What is answered when a request fails: Storage's own words, by what went wrong."""
+"""Errors in Storage's JSON and words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncpg
 
 from tensorage.embedded.database import UnreachableError
 
-#: What asyncpg raises when PostgreSQL is not there (any more). Other errors of the operating system are the disk's.
+#: Errors of asyncpg when PostgreSQL is away or was lost. OSError is missing: in Storage it is an error of the disk.
 CONNECTION_ERRORS = (
     UnreachableError,
     asyncpg.PostgresConnectionError,
@@ -19,28 +19,28 @@ CONNECTION_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-#: Status of an answer that PostgreSQL could not be asked for.
+#: Status of an error while PostgreSQL is away or lost.
 UNAVAILABLE: Final = 503
 
 #: SQLSTATEs that mean different things to different requests.
 UNIQUE: Final = "23505"
 FOREIGN_KEY: Final = "23503"
 
-#: What the operating system says when nothing more can be written.
+#: Errors of the operating system when nothing more can be written.
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class StorageError(Exception):
-    """An answer that is an error, in Storage's shape.
+    """An error in Storage's JSON.
 
     Parameters
     ----------
     status
-        The true status, which the answer carries as text.
+        The true status, a text in the answer's JSON.
     error, message, code
-        As in the answer's JSON.
+        Fields of the answer's JSON.
     http_status
-        The status of the HTTP answer: 400 for nearly everything, whatever is wrong.
+        Status of the HTTP answer: 400 for nearly every error, as in Supabase Storage.
     """
 
     def __init__(self, status: int, error: str, message: str, code: str, *, http_status: int = 400) -> None:
@@ -124,7 +124,7 @@ def invalid_signature(message: str) -> StorageError:
 
 
 def tus_refusal(status: int, message: str) -> StorageError:
-    """Refusal of a request of the TUS protocol."""
+    """Return the refusal of a request of the TUS protocol."""
     return StorageError(status, "TusError", message, "TusError", http_status=status)
 
 
@@ -133,7 +133,7 @@ def upload_taken_over() -> StorageError:
 
 
 def not_implemented(message: str) -> StorageError:
-    """Refusal of what Supabase Storage can do and this server cannot."""
+    """Return the refusal of a feature that Supabase Storage has and this server lacks."""
     return StorageError(501, "NotImplemented", message, "NotImplemented", http_status=501)
 
 
@@ -142,24 +142,24 @@ def internal(message: str) -> StorageError:
 
 
 def lost_content(bucket: str, name: str) -> StorageError:
-    # Not a 404: that would say that there is no such object, and a reader might take its data for absent.
+    # Not a 404: a reader would take the object for missing, and put fill values in place of data that exists.
     return internal(f"The content of {bucket}/{name} is missing or damaged in the data folder")
 
 
 def from_os(error: OSError) -> StorageError:
-    """Answer to a failure of the disk."""
+    """Return the answer to an error of the disk."""
     if error.errno in _FULL_DISK:
         return disk_full(os.strerror(error.errno or errno.ENOSPC))
     return internal("The data folder cannot be read or written, please check the server's log")
 
 
 def from_postgres(error: asyncpg.PostgresError) -> StorageError:
-    """Answer to an error that PostgreSQL raised."""
+    """Return the answer to an error of PostgreSQL."""
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
-    if sqlstate in _OF_SQLSTATE:
-        return _OF_SQLSTATE[sqlstate]()
+    if sqlstate in _BY_SQLSTATE:
+        return _BY_SQLSTATE[sqlstate]()
     if sqlstate == "42501":
-        return access_denied(_of_any_table(message))
+        return access_denied(_strip_table(message))
     if sqlstate == "22023" and message.startswith("role "):
         return access_denied(message)  # the token's role does not exist
     if sqlstate.startswith("22"):
@@ -177,19 +177,19 @@ def unavailable() -> StorageError:
     return StorageError(UNAVAILABLE, "DatabaseError", message, "DatabaseError", http_status=UNAVAILABLE)
 
 
-def _of_any_table(message: str) -> str:
-    """PostgreSQL's message without the table that it ends with, as Storage shows it."""
+def _strip_table(message: str) -> str:
+    """Return PostgreSQL's message without the table's name at its end, as in Supabase Storage."""
     return message.partition(" for table ")[0] if "row-level security" in message else message
 
 
-#: What errors of PostgreSQL mean in nearly every transaction.
-_OF_SQLSTATE: Final[Mapping[str, Callable[[], StorageError]]] = {
+#: Answers to errors of PostgreSQL by SQLSTATE, for transactions that give them no special meaning.
+_BY_SQLSTATE: Final[Mapping[str, Callable[[], StorageError]]] = {
     UNIQUE: lambda: _already_exists("ResourceAlreadyExists"),
     FOREIGN_KEY: no_such_bucket,
     "53100": disk_full,
     "55P03": lambda: StorageError(423, "Conflict", "The resource is locked", "ResourceLocked"),
     "57014": lambda: StorageError(544, "DatabaseTimeout", "The database took too long", "DatabaseTimeout"),
-    # Shutting down, crashed, starting: whether it committed before is not known.
+    # Shutting down, crashed, starting. PostgreSQL may have committed before.
     "57P01": unavailable,
     "57P02": unavailable,
     "57P03": unavailable,

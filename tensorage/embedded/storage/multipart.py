@@ -1,4 +1,4 @@
-"""Uploads by form (``multipart/form-data``), taken apart while they arrive."""
+"""Uploads by form (``multipart/form-data``), parsed while they arrive."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tensorage.embedded.storage.errors import invalid_request
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-#: Largest field besides the file: `metadata` is a JSON object of the user's.
+#: Largest field besides the file. The largest one is `metadata`, a JSON object of the user's.
 MAX_FIELD_BYTES: Final = 1 << 20
 _MAX_FIELDS: Final = 100
 
-#: Bytes of the headers of all parts together.
+#: Most bytes of the headers of all parts together.
 _MAX_HEADER_BYTES: Final = 64 * 1024
 
 
 @dataclass
 class _Part:
-    """One part of the form: its headers, and whether its data is the file's."""
+    """One part of a form: its headers, and whether its data is the file's."""
 
     headers: dict[str, bytes] = field(default_factory=dict)
     name: str = ""
@@ -35,11 +35,11 @@ class FormUpload:
     Parameters
     ----------
     boundary
-        As the request's content type says.
+        Boundary of the parts, from the request's content type.
     fields
-        The values besides the file, as far as they have come.
+        Fields besides the file that have arrived.
     content_type
-        Of the file; None if the form does not say.
+        Content type of the file; None if the form has none.
     """
 
     boundary: bytes
@@ -47,7 +47,7 @@ class FormUpload:
     content_type: str | None = None
 
     def __post_init__(self) -> None:
-        # Most uploads are no forms.
+        # Imported here, since most uploads are no forms.
         from python_multipart.multipart import MultipartParser
 
         self._part = _Part()
@@ -67,7 +67,7 @@ class FormUpload:
         self._parser = MultipartParser(self.boundary, callbacks)
 
     async def feed(self, piece: bytes, sink: Callable[[bytes], Awaitable[None]]) -> None:
-        """Take a piece of the body; what of it is the file's content goes to `sink`."""
+        """Parse a piece of the body, and pass the file's content in it to `sink`."""
         from python_multipart.exceptions import FormParserError
 
         try:
@@ -104,7 +104,7 @@ class FormUpload:
         part = self._part
         _, options = parse_options_header(part.headers.get("content-disposition"))
         part.name = options.get(b"name", b"").decode("latin-1")
-        # Browsers and SDKs send the file as a part with a file name, whatever the field is called.
+        # The names of the file's field differ between clients. All of them send a file name with it.
         part.is_file = b"filename" in options
         if part.is_file and self._has_file:
             raise invalid_request("The form holds more than one file")

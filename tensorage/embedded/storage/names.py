@@ -1,4 +1,4 @@
-"""Names of buckets and objects, and MIME types: which are allowed. Pure functions."""
+"""Names of buckets and objects, and MIME types, checked. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 from tensorage.embedded.storage.errors import invalid_bucket_name, invalid_key, invalid_mime_type
 
-#: Longest name of an object. Supabase's own server fails somewhat above this.
+#: Longest name of an object. Supabase Storage fails at somewhat longer names.
 MAX_NAME_BYTES: Final = 1000
 MAX_BUCKET_NAME_BYTES: Final = 100
 
-#: Longest value kept to become a header of an answer.
+#: Longest stored value that becomes a header of answers.
 MAX_HEADER_LENGTH: Final = 255
 
 _OBJECT_NAME: Final = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
@@ -22,7 +22,7 @@ _ALLOWED_MIME_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_
 
 
 def is_object_name(name: str) -> bool:
-    """Whether an object can have this name.
+    """Tell whether an object can have this name.
 
     Examples
     --------
@@ -32,30 +32,30 @@ def is_object_name(name: str) -> bool:
     return (
         len(name) <= MAX_NAME_BYTES
         and _OBJECT_NAME.fullmatch(name) is not None
-        # Whoever takes the name for a path stays within the bucket.
+        # Clients may use the name as a path. Without these steps the path stays within their folder.
         and not {".", ".."} & set(name.split("/"))
     )
 
 
-def checked_object_name(name: str) -> str:
+def check_object_name(name: str) -> str:
     if not is_object_name(name):
         raise invalid_key(name)
     return name
 
 
-def checked_bucket_name(name: str) -> str:
+def check_bucket_name(name: str) -> str:
     good = _BUCKET_NAME.fullmatch(name) and name.strip() == name and name not in (".", "..")
     if not good or len(name) > MAX_BUCKET_NAME_BYTES:
         raise invalid_bucket_name()
     return name
 
 
-def checked_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
-    """`mime_type`, if a bucket that allows these (all, if None or empty) takes it.
+def check_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
+    """Return a MIME type. Refuse one that a bucket does not allow (None or empty: the bucket allows all).
 
     Examples
     --------
-    >>> checked_mime_type("text/plain; charset=utf-8", ["image/png", "text/*"])
+    >>> check_mime_type("text/plain; charset=utf-8", ["image/png", "text/*"])
     'text/plain; charset=utf-8'
     """
     parts = _MIME_TYPE.fullmatch(mime_type)
@@ -68,8 +68,8 @@ def checked_mime_type(mime_type: str, allowed: Sequence[str] | None) -> str:
     return mime_type
 
 
-def checked_allowed_mime_types(allowed: Sequence[str]) -> list[str]:
-    """List of `allowed`, if a bucket may be told to allow these."""
+def check_allowed_mime_types(allowed: Sequence[str]) -> list[str]:
+    """Return the MIME types that a bucket is to allow. Refuse malformed ones."""
     for entry in allowed:
         if _ALLOWED_MIME_TYPE.fullmatch(entry) is None or len(entry) > MAX_HEADER_LENGTH:
             raise invalid_mime_type(entry[:MAX_HEADER_LENGTH])

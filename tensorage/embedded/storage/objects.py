@@ -1,4 +1,4 @@
-"""Requests about objects that leave their content as it is: list, move, copy, remove."""
+"""Requests that list, move, copy and remove objects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tensorage.embedded.database import Caller, Database
-from tensorage.embedded.storage.answers import json_answer
+from tensorage.embedded.storage.answers import Metadata, entry_json, json_answer, object_json
 from tensorage.embedded.storage.caller import SERVICE, identify
-from tensorage.embedded.storage.custody import Custody
 from tensorage.embedded.storage.database import become, find_bucket, transaction
 from tensorage.embedded.storage.errors import (
     UNIQUE,
@@ -24,10 +23,10 @@ from tensorage.embedded.storage.errors import (
     no_such_key,
     too_large,
 )
-from tensorage.embedded.storage.names import checked_mime_type, checked_object_name, is_object_name
-from tensorage.embedded.storage.params import Fields, read_fields, storable
-from tensorage.embedded.storage.placement import NewObject, place
-from tensorage.embedded.storage.records import Metadata, entry_json, object_json
+from tensorage.embedded.storage.names import check_mime_type, check_object_name, is_object_name
+from tensorage.embedded.storage.object_rows import NewObject, write_row
+from tensorage.embedded.storage.params import Fields, check_storable, read_fields
+from tensorage.embedded.storage.version_files import VersionFiles
 from tensorage.embedded.tokens import Tokens
 
 _COLUMNS: Final = (
@@ -36,10 +35,11 @@ _COLUMNS: Final = (
 )
 _DELETE_MANY: Final = "delete from storage.objects where bucket_id = $1 and name = any($2::text[])"
 _ONE: Final = "bucket_id = $1 and name = $2"
+#: Supabase Storage's default for listings, and its limit for removals.
 _DEFAULT_LIMIT: Final = 100
 _MAX_REMOVED_AT_ONCE: Final = 1000
 
-#: Entries of one level of a bucket: the objects on it, and a folder for those below. Case is not looked at.
+#: Entries of one level of a bucket: objects of that level, and folders for those below. Upper and lower case are equal.
 _ENTRIES: Final = """
     with below as (
         select path_tokens[$3] as entry, cardinality(path_tokens) > $3 as is_folder,
@@ -54,7 +54,7 @@ _ENTRIES: Final = """
     )
     select * from entries"""
 
-#: By the column that a request names; folders have nothing but a name, and come first.
+#: Order of a listing by the requested column. Folders have only a name, and come first.
 _SORTS: Final = {
     "name": "lower(name) {order}, name {order}, id nulls first",
     "updated_at": "id is not null, updated_at {order}, name, id",
@@ -64,12 +64,12 @@ _SORTS: Final = {
 
 
 class ObjectRoutes:
-    """Objects are listed, moved, copied and removed by whoever the policies let."""
+    """Routes that list, move, copy and remove objects, as far as the policies let the caller."""
 
-    def __init__(self, database: Database, tokens: Tokens, custody: Custody) -> None:
+    def __init__(self, database: Database, tokens: Tokens, version_files: VersionFiles) -> None:
         self._database = database
         self._tokens = tokens
-        self._custody = custody
+        self._version_files = version_files
 
     @property
     def routes(self) -> list[Route]:
@@ -84,19 +84,19 @@ class ObjectRoutes:
     # -- List -------------------------------------------------------------------------------------------
 
     async def _list(self, request: Request) -> Response:
-        caller = self._caller(request)
+        caller = self._identify(request)
         fields = await read_fields(request)
         prefix = fields.text("prefix")
         if prefix and not prefix.endswith("/"):
             prefix += "/"
         values = (
-            _bucket_id(request),
+            _read_bucket_id(request),
             prefix + fields.text("search", ""),
             prefix.count("/") + 1,
             fields.integer("limit", _DEFAULT_LIMIT, minimum=1),
             fields.integer("offset", 0, minimum=0),
         )
-        statement = f"{_ENTRIES} order by {_order(fields.object('sortBy'))} limit $4 offset $5"
+        statement = f"{_ENTRIES} order by {_choose_order(fields.object('sortBy'))} limit $4 offset $5"
         async with transaction(self._database, caller, read_only=True) as connection:
             rows = await connection.fetch(statement, *values)
         return json_answer([entry_json(row) for row in rows])
@@ -104,12 +104,12 @@ class ObjectRoutes:
     # -- Move and copy ----------------------------------------------------------------------------------
 
     async def _move(self, request: Request) -> Response:
-        caller = self._caller(request)
-        source, destination = _ends(await read_fields(request))
+        caller = self._identify(request)
+        source, destination = _read_ends(await read_fields(request))
         if destination[0] != source[0]:
-            await self._check_bucket(caller, source, destination[0])
+            await self._check_limits(caller, source, destination[0])
         async with transaction(self._database, caller) as connection:
-            # A version's file is not named after its object: it stays where it is.
+            # Files are named after versions, not after objects: a move changes no file.
             status = await connection.execute(
                 f"update storage.objects set bucket_id = $3, name = $4 where {_ONE}",  # noqa: S608  (a constant)
                 *source,
@@ -120,20 +120,20 @@ class ObjectRoutes:
         return json_answer({"message": "Successfully moved"})
 
     async def _copy(self, request: Request) -> Response:
-        caller = self._caller(request)
+        caller = self._identify(request)
         fields = await read_fields(request)
-        source, destination = _ends(fields)
+        source, destination = _read_ends(fields)
         user_metadata = None if fields.boolean("copyMetadata", default=True) else "{}"
         upsert = request.headers.get("x-upsert") == "true"
         if destination[0] != source[0]:
-            await self._check_bucket(caller, source, destination[0])
+            await self._check_limits(caller, source, destination[0])
         row, version = await self._link(caller, source)
         new = NewObject(*destination, version, row["metadata"], user_metadata or row["user_metadata"] or "{}")
-        copy = await self._place_copy(caller, new, upsert=upsert)
+        copy = await self._store_copy(caller, new, upsert=upsert)
         return json_answer({"Key": "/".join(destination), "Id": str(copy["id"]), **object_json(copy)})
 
     async def _link(self, caller: Caller, source: tuple[str, str]) -> tuple[asyncpg.Record, str]:
-        """Row of an object that `caller` may see, and a new version of the same content."""
+        """Return the row of an object that the caller may see, and a new version with the same content."""
         last_version = None
         while True:
             async with transaction(self._database, caller, read_only=True) as connection:
@@ -144,33 +144,33 @@ class ObjectRoutes:
             if row is None:
                 raise no_such_key()
             try:
-                return row, await asyncio.to_thread(self._custody.blobs.link, row["version"])
+                return row, await asyncio.to_thread(self._version_files.blobs.link, row["version"])
             except FileNotFoundError as error:
-                # Overwritten or removed since its row was read, unless the row still says the same.
+                # The object was overwritten or removed after its row was read. With an unchanged row, the file is lost.
                 if row["version"] == last_version:
                     raise lost_content(*source) from error
                 last_version = row["version"]
 
-    async def _place_copy(self, caller: Caller, new: NewObject, *, upsert: bool) -> asyncpg.Record:
+    async def _store_copy(self, caller: Caller, new: NewObject, *, upsert: bool) -> asyncpg.Record:
         refusals = {UNIQUE: key_already_exists}
         async with (
-            self._custody.holding(new.version),
+            self._version_files.keep_if_committed(new.version),
             transaction(self._database, caller, refusals=refusals) as connection,
         ):
-            placed = await place(connection, caller, new, upsert=upsert)
-            replaced = await self._custody.release(placed.replaced)
-            # Shown to whoever made it, also if no policy lets them look.
+            stored = await write_row(connection, caller, new, upsert=upsert)
+            replaced = await self._version_files.mark_replaced(stored.replaced)
+            # The answer shows the row, even if no policy lets its maker read it.
             await become(connection, SERVICE)
             copy = await connection.fetchrow(
                 f"select {_COLUMNS} from storage.objects where id = $1",  # noqa: S608  (a constant)
-                placed.id,
+                stored.id,
             )
-        await self._custody.drop(replaced)
+        await self._version_files.delete_files(replaced)
         assert copy is not None, "it was written in this transaction"
         return copy
 
-    async def _check_bucket(self, caller: Caller, source: tuple[str, str], bucket_id: str) -> None:
-        """Hold an object that goes to another bucket to what that one allows."""
+    async def _check_limits(self, caller: Caller, source: tuple[str, str], bucket_id: str) -> None:
+        """Refuse to move or copy an object to a bucket whose limits it exceeds."""
         async with transaction(self._database, SERVICE, read_only=True) as connection:
             bucket = await find_bucket(connection, bucket_id)
             await become(connection, caller)
@@ -181,35 +181,35 @@ class ObjectRoutes:
         if text is None:
             raise no_such_key()
         metadata = Metadata.from_json(text)
-        checked_mime_type(metadata.mimetype, bucket.allowed_mime_types)
+        check_mime_type(metadata.mimetype, bucket.allowed_mime_types)
         if bucket.file_size_limit and metadata.size > bucket.file_size_limit:
             raise too_large()
 
     # -- Remove -----------------------------------------------------------------------------------------
 
     async def _remove_many(self, request: Request) -> Response:
-        caller = self._caller(request)
+        caller = self._identify(request)
         names = (await read_fields(request)).texts("prefixes", maximum=_MAX_REMOVED_AT_ONCE)
-        rows = await self._custody.remove(
+        rows = await self._version_files.delete_objects(
             caller,
             f"{_DELETE_MANY} returning {_COLUMNS}",
-            _bucket_id(request),
-            # No object has another name than these.
+            _read_bucket_id(request),
+            # Objects with invalid names cannot exist.
             [name for name in names if is_object_name(name)],
         )
         return json_answer([object_json(row) for row in rows])
 
     async def _remove(self, request: Request) -> Response:
-        caller, key = self._caller(request), (_bucket_id(request), request.path_params["name"])
+        caller, key = self._identify(request), (_read_bucket_id(request), request.path_params["name"])
         if not is_object_name(key[1]):
             raise no_such_key()
-        rows = await self._custody.remove(
+        rows = await self._version_files.delete_objects(
             caller,
             f"delete from storage.objects where {_ONE} returning version",  # noqa: S608  (a constant)
             *key,
         )
         if not rows:
-            # As Storage does: here, whoever may not remove an object learns that it is there.
+            # In Supabase Storage, too, a caller who may not remove an object learns that it exists.
             async with transaction(self._database, SERVICE, read_only=True) as connection:
                 exists = await connection.fetchval(
                     f"select true from storage.objects where {_ONE}",  # noqa: S608  (a constant)
@@ -218,25 +218,25 @@ class ObjectRoutes:
             raise access_denied("Access denied") if exists else no_such_key()
         return json_answer({"message": "Successfully deleted"})
 
-    def _caller(self, request: Request) -> Caller:
+    def _identify(self, request: Request) -> Caller:
         return identify(request.headers, self._tokens)
 
 
-def _bucket_id(request: Request) -> str:
-    return storable(request.path_params["bucket"], "params/bucketName")
+def _read_bucket_id(request: Request) -> str:
+    return check_storable(request.path_params["bucket"], "params/bucketName")
 
 
-def _ends(fields: Fields) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Bucket and name of where a move or copy goes from, and to."""
+def _read_ends(fields: Fields) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Return the source and the destination of a move or copy, each a bucket and a name."""
     bucket_id, source = fields.text("bucketId"), fields.text("sourceKey")
-    destination = checked_object_name(fields.text("destinationKey"))
+    destination = check_object_name(fields.text("destinationKey"))
     if not is_object_name(source):
         raise no_such_key()
     return (bucket_id, source), (fields.text("destinationBucket", bucket_id), destination)
 
 
-def _order(sort: Fields) -> str:
-    """Choose SQL that sorts a listing: of our own texts, whatever the request says."""
+def _choose_order(sort: Fields) -> str:
+    """Return the SQL that sorts a listing. The request chooses among fixed texts."""
     column, order = sort.text("column", "name"), sort.text("order", "asc")
     if column not in _SORTS:
         raise invalid_request("body/sortBy/column must be equal to one of the allowed values")

@@ -13,8 +13,8 @@ from tensorage.embedded.storage.errors import StorageError, invalid_request, too
 
 MAX_JSON_BYTES: Final = 1 << 20
 
-#: Lists and objects in a body. No request of Storage has ten, no name of an object has their brackets, and they take
-#: most of the time that JSON takes, in which nobody else is served.
+#: Most arrays and objects in a body. Arrays and objects take most of the time to parse JSON, in which no other request
+#: is served. No request of Storage has ten, and names of objects have no brackets.
 _MAX_CONTAINERS: Final = 100
 
 #: Largest value of an integer in PostgreSQL's `bigint`.
@@ -25,36 +25,37 @@ _TYPES: Final[dict[type, str]] = {str: "string", bool: "boolean", dict: "object"
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields of an object that a request sent; null is the same as not given.
+    """Fields of a JSON object in a request. Null means the same as a missing field.
 
     Parameters
     ----------
     values
         The fields.
     where
-        What messages call the object.
+        Name of the object in messages.
     """
 
     values: Mapping[str, Any] = field(repr=False)
     where: str = "body"
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Take the text called `name`, required where there is no `default`."""
-        found: str = self._required(name, default, str)
-        return storable(found, f"{self.where}/{name}")
+        """Return the text called `name`, which is required if there is no default."""
+        found: str = self._require(name, default, str)
+        return check_storable(found, f"{self.where}/{name}")
 
     def boolean(self, name: str, *, default: bool) -> bool:
-        found: bool = self._required(name, default, bool)
+        found: bool = self._require(name, default, bool)
         return found
 
     def object(self, name: str) -> Fields:
-        return Fields(self._required(name, {}, dict), f"{self.where}/{name}")
+        return Fields(self._require(name, {}, dict), f"{self.where}/{name}")
 
     def integer(
         self, name: str, default: int | None = None, *, minimum: int, maximum: int = _MAX_INTEGER
     ) -> int:
-        """Take the integer called `name`, which may be written as text."""
+        """Return the integer called `name`, which may be written as text."""
         value = self._get(name, default)
+        # Longer texts do not fit a bigint, and take long to parse.
         if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value > _MAX_INTEGER:
@@ -66,8 +67,8 @@ class Fields:
         return value
 
     def texts(self, name: str, *, maximum: int) -> list[str]:
-        """Take the list of between one and `maximum` texts that is called `name`."""
-        value = self._required(name, None, list)
+        """Return the list called `name`, which has between one and `maximum` texts."""
+        value = self._require(name, None, list)
         if not value:
             raise invalid_request(f"{self.where}/{name} must NOT have fewer than 1 items")
         if len(value) > maximum:
@@ -77,7 +78,7 @@ class Fields:
                 raise invalid_request(f"{self.where}/{name}/{position} must be string")
         return list(value)
 
-    def _required(self, name: str, default: Any, kind: type) -> Any:
+    def _require(self, name: str, default: Any, kind: type) -> Any:
         value = self._get(name, default)
         if not isinstance(value, kind):
             raise invalid_request(f"{self.where}/{name} must be {_TYPES.get(kind, 'array')}")
@@ -91,7 +92,7 @@ class Fields:
 
 
 async def read_fields(request: Request, *, required: bool = True) -> Fields:
-    """Parse the body of `request`, an object in JSON.
+    """Read and parse the body of a request: a JSON object.
 
     Parameters
     ----------
@@ -119,8 +120,8 @@ async def read_fields(request: Request, *, required: bool = True) -> Fields:
     return Fields(value)
 
 
-def storable(text: str, where: str) -> str:
-    """`text`, if PostgreSQL can store it."""
+def check_storable(text: str, where: str) -> str:
+    """Return a text. Refuse one that PostgreSQL cannot store."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

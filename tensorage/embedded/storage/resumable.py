@@ -1,7 +1,7 @@
-"""Requests that store an object's content in several pieces: TUS 1.0.0, as Supabase Storage serves it.
+"""Requests that store an object in several pieces: TUS 1.0.0, as in Supabase Storage.
 
-An upload is continued, looked at and ended by who began it, and is not there for anybody else. The policies are
-asked when it begins, and again when its object is stored, which is before its last bytes are acknowledged.
+Only the caller who began an upload can continue, see and end it. The policies are asked when the upload begins, and
+again when its object is stored, before the last bytes are acknowledged.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from starlette.routing import Route
 
 from tensorage.embedded.database import Caller
 from tensorage.embedded.storage import tus
+from tensorage.embedded.storage.answers import Metadata, js_time
 from tensorage.embedded.storage.blobs import new_version
 from tensorage.embedded.storage.caller import identify
-from tensorage.embedded.storage.custody import Custody
 from tensorage.embedded.storage.errors import StorageError, from_os, too_large, tus_refusal
-from tensorage.embedded.storage.intake import OCTETS, Sink, user_metadata_json
-from tensorage.embedded.storage.names import checked_mime_type, checked_object_name
-from tensorage.embedded.storage.params import storable
-from tensorage.embedded.storage.partial import Declared, Partial, Partials
-from tensorage.embedded.storage.placement import NewObject
-from tensorage.embedded.storage.records import Metadata, js_time
-from tensorage.embedded.storage.storing import Storing
-from tensorage.embedded.storage.turns import Turn, Turns
+from tensorage.embedded.storage.names import check_mime_type, check_object_name
+from tensorage.embedded.storage.object_rows import NewObject, ObjectWriter
+from tensorage.embedded.storage.params import check_storable
+from tensorage.embedded.storage.resumable_files import ResumableFiles, ResumableUpload, UploadDeclaration
+from tensorage.embedded.storage.upload_bodies import OCTETS, Sink, check_user_metadata
+from tensorage.embedded.storage.upload_locks import UploadLock, UploadLocks
+from tensorage.embedded.storage.version_files import VersionFiles
 from tensorage.embedded.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
-#: As long as hosted Supabase's upload URLs are good.
+#: Seconds for which an upload can be continued, as on hosted Supabase.
 _LIFETIME_S: Final = 24 * 3600
-_SWEEP_INTERVAL_S: Final = 3600
+#: Seconds between two searches for expired uploads.
+_CLEANUP_INTERVAL_S: Final = 3600
 
 _PATH: Final = "/upload/resumable"
 
 _Handler = Callable[["ResumableRoutes", Request, Caller], Awaitable[Response]]
 
 
-def _in_plain_text(handler: _Handler) -> Callable[[ResumableRoutes, Request], Awaitable[Response]]:
-    """Answer errors as TUS does: with their true status, in words."""
+def _answer_in_plain_text(handler: _Handler) -> Callable[[ResumableRoutes, Request], Awaitable[Response]]:
+    """Wrap a handler, so that errors are answered as in TUS: with their true status, in plain text."""
 
     @functools.wraps(handler)
     async def answer(self: ResumableRoutes, request: Request) -> Response:
-        # Tokens are looked at before the protocol, and refused in JSON.
+        # Outside the try: refusals of tokens are answered in JSON, as in Supabase Storage.
         caller = identify(request.headers, self.tokens)
         try:
             tus.check_version(request.headers)
@@ -67,15 +67,17 @@ def _in_plain_text(handler: _Handler) -> Callable[[ResumableRoutes, Request], Aw
 
 
 class ResumableRoutes:
-    """Uploads that survive a broken connection, and a restart of the server."""
+    """Routes of uploads that survive a broken connection and a restart of the server."""
 
-    def __init__(self, storing: Storing, tokens: Tokens, custody: Custody, partials: Partials) -> None:
+    def __init__(
+        self, writer: ObjectWriter, tokens: Tokens, version_files: VersionFiles, files: ResumableFiles
+    ) -> None:
         self.tokens = tokens
-        self._storing = storing
-        self._custody = custody
-        self._partials = partials
-        self._turns = Turns()
-        self._next_sweep = 0.0
+        self._writer = writer
+        self._version_files = version_files
+        self._files = files
+        self._locks = UploadLocks()
+        self._next_cleanup = 0.0
 
     @property
     def routes(self) -> list[Route]:
@@ -93,148 +95,155 @@ class ResumableRoutes:
         ]
 
     async def start(self) -> None:
-        """Make the folder, and delete what is too old."""
-        await asyncio.to_thread(self._partials.prepare)
-        await self._sweep()
+        """Make the folder, and delete expired uploads."""
+        await asyncio.to_thread(self._files.prepare)
+        await self._delete_expired()
 
     # -- Requests ---------------------------------------------------------------------------------------
 
     async def _tell_capabilities(self, _request: Request) -> Response:
         return Response(status_code=204, headers=tus.CAPABILITIES)
 
-    @_in_plain_text
+    @_answer_in_plain_text
     async def _create(self, request: Request, caller: Caller) -> Response:
-        declared = await self._declare(request, caller)
-        await self._sweep()
-        partial = await asyncio.to_thread(self._partials.create, declared)
+        declaration = await self._declare(request, caller)
+        await self._delete_expired()
+        upload = await asyncio.to_thread(self._files.create, declaration)
         try:
-            if tus.has_content(request.headers) and declared.size:
-                async with self._turns.turn(declared.id) as turn:
-                    partial = await self._receive(request, caller, partial, turn)
-            elif not declared.size:
-                partial = await self._store(request, caller, partial)
+            if tus.has_content(request.headers) and declaration.size:
+                async with self._locks.hold(declaration.id) as lock:
+                    upload = await self._receive(request, caller, upload, lock)
+            elif not declaration.size:
+                upload = await self._store(request, caller, upload)
         except BaseException:
-            # Nobody has been told of it.
-            await asyncio.to_thread(self._partials.remove, declared.id)
+            # No client knows the upload yet: nobody could continue it.
+            await asyncio.to_thread(self._files.remove, declaration.id)
             raise
         base = f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
-        headers = tus.progress_headers(partial) | {"Location": f"{base}{_PATH}/{declared.id}"}
+        headers = tus.make_progress_headers(upload) | {"Location": f"{base}{_PATH}/{declaration.id}"}
         return Response(status_code=201, headers=headers)
 
-    @_in_plain_text
+    @_answer_in_plain_text
     async def _tell_progress(self, request: Request, caller: Caller) -> Response:
-        async with self._turn_at(request, caller) as (_, partial):
+        async with self._lock_upload(request, caller) as (_, upload):
             pass
-        headers = tus.progress_headers(partial) | {
+        headers = tus.make_progress_headers(upload) | {
             "Cache-Control": "no-store",
-            "Upload-Length": str(partial.declared.size),
-            "Upload-Metadata": partial.declared.sent_metadata,
+            "Upload-Length": str(upload.declaration.size),
+            "Upload-Metadata": upload.declaration.sent_metadata,
         }
         return Response(headers=headers)
 
-    @_in_plain_text
+    @_answer_in_plain_text
     async def _continue(self, request: Request, caller: Caller) -> Response:
         tus.check_media_type(request.headers)
-        offset = tus.upload_offset(request.headers)
-        async with self._turn_at(request, caller) as (turn, found):
+        offset = tus.read_upload_offset(request.headers)
+        async with self._lock_upload(request, caller) as (lock, found):
             if offset != found.offset:
                 raise tus_refusal(409, f"The upload continues at {found.offset}, not at {offset}")
             if int(request.headers.get("content-length", "0")) > found.missing_nbytes:
                 raise too_large("There are more bytes than the upload was said to have")
-            partial = found if found.is_finished else await self._receive(request, caller, found, turn)
-        return Response(status_code=204, headers=tus.progress_headers(partial))
+            upload = found if found.is_finished else await self._receive(request, caller, found, lock)
+        return Response(status_code=204, headers=tus.make_progress_headers(upload))
 
-    @_in_plain_text
+    @_answer_in_plain_text
     async def _end(self, request: Request, caller: Caller) -> Response:
-        async with self._turn_at(request, caller) as (_, partial):
-            if partial.is_finished:
+        async with self._lock_upload(request, caller) as (_, upload):
+            if upload.is_finished:
                 raise tus_refusal(400, "The upload is finished: remove the object")
-            await asyncio.to_thread(self._partials.remove, partial.declared.id)
+            await asyncio.to_thread(self._files.remove, upload.declaration.id)
         return Response(status_code=204, headers={"Tus-Resumable": tus.VERSION})
 
-    # -- Parts of them ----------------------------------------------------------------------------------
+    # -- Steps of requests ------------------------------------------------------------------------------
 
-    async def _declare(self, request: Request, caller: Caller) -> Declared:
-        """What a request wants to begin, if it may."""
-        size, pairs = tus.upload_length(request.headers), tus.upload_metadata(request.headers)
-        bucket_id = storable(tus.metadata_text(pairs, "bucketName"), "metadata/bucketName")
-        name = checked_object_name(tus.metadata_text(pairs, "objectName"))
-        content_type = tus.metadata_text(pairs, "contentType") or OCTETS
-        user_metadata = user_metadata_json(pairs["metadata"]) if pairs.get("metadata") else "{}"
-        bucket = await self._storing.check(caller, bucket_id, name, upsert=_is_upsert(request), size=size)
+    async def _declare(self, request: Request, caller: Caller) -> UploadDeclaration:
+        """Return the declaration of an upload that a request begins. Refuse it if its object would be refused."""
+        size, pairs = tus.read_upload_length(request.headers), tus.read_upload_metadata(request.headers)
+        bucket_id = check_storable(tus.read_metadata_text(pairs, "bucketName"), "metadata/bucketName")
+        name = check_object_name(tus.read_metadata_text(pairs, "objectName"))
+        content_type = tus.read_metadata_text(pairs, "contentType") or OCTETS
+        user_metadata = check_user_metadata(pairs["metadata"]) if pairs.get("metadata") else "{}"
+        bucket = await self._writer.check(caller, bucket_id, name, upsert=_is_upsert(request), size=size)
         if bucket.file_size_limit and size > bucket.file_size_limit:
             raise too_large()
-        return Declared(
+        return UploadDeclaration(
             id=new_version(),
             role=caller.role,
-            subject=_subject(caller),
+            subject=_read_subject(caller),
             bucket_id=bucket_id,
             name=name,
             size=size,
-            content_type=checked_mime_type(content_type, bucket.allowed_mime_types),
-            cache_control=tus.cache_control(tus.metadata_text(pairs, "cacheControl")),
+            content_type=check_mime_type(content_type, bucket.allowed_mime_types),
+            cache_control=tus.make_cache_control(tus.read_metadata_text(pairs, "cacheControl")),
             user_metadata=user_metadata,
             sent_metadata=request.headers["upload-metadata"],
             expires_at=time.time() + _LIFETIME_S,
         )
 
     @asynccontextmanager
-    async def _turn_at(self, request: Request, caller: Caller) -> AsyncIterator[tuple[Turn, Partial]]:
-        """Alone with the upload that a request is about."""
+    async def _lock_upload(
+        self, request: Request, caller: Caller
+    ) -> AsyncIterator[tuple[UploadLock, ResumableUpload]]:
+        """Lock the upload of a request, and give it with its lock."""
         upload_id = request.path_params["upload"]
-        # Whoever may not go on with it must not make wait who does.
+        # Checked before the lock: other users must not make the upload's own user wait.
         await self._find(upload_id, caller)
-        async with self._turns.turn(upload_id) as turn:
-            yield turn, await self._settled(await self._find(upload_id, caller))
+        async with self._locks.hold(upload_id) as lock:
+            yield lock, await self._settle(await self._find(upload_id, caller))
 
-    async def _find(self, upload_id: str, caller: Caller) -> Partial:
-        """Look up an upload, if it is the caller's."""
-        partial = await asyncio.to_thread(self._partials.find, upload_id)
-        if partial is None or not partial.declared.is_of(caller.role, _subject(caller)):
+    async def _find(self, upload_id: str, caller: Caller) -> ResumableUpload:
+        """Return an upload of the caller's. Refuse other and expired ones."""
+        upload = await asyncio.to_thread(self._files.find, upload_id)
+        if upload is None or not upload.declaration.belongs_to(caller.role, _read_subject(caller)):
             raise tus_refusal(404, "There is no such upload")
-        if partial.declared.expires_at < time.time():
+        if upload.declaration.expires_at < time.time():
             raise tus_refusal(410, "The upload has expired")
-        return partial
+        return upload
 
-    async def _settled(self, partial: Partial) -> Partial:
-        """`partial`, also if PostgreSQL or the server was lost while its object was being stored."""
-        upload_id = partial.declared.id
+    async def _settle(self, upload: ResumableUpload) -> ResumableUpload:
+        """Return an upload, as finished if its object was stored although PostgreSQL or the server was lost."""
+        upload_id = upload.declaration.id
         if (
-            not partial.is_finished
-            and await asyncio.to_thread(self._custody.blobs.has, upload_id)
-            and await self._custody.settle(upload_id)
+            not upload.is_finished
+            and await asyncio.to_thread(self._version_files.blobs.has, upload_id)
+            and await self._version_files.settle(upload_id)
         ):
-            return await asyncio.to_thread(self._partials.finish, partial)
-        return partial
+            return await asyncio.to_thread(self._files.finish, upload)
+        return upload
 
-    async def _receive(self, request: Request, caller: Caller, partial: Partial, turn: Turn) -> Partial:
-        """Append the body of a request, or what of it comes, and store the object if that was its last."""
-        sink = Sink(self._partials.part(partial), partial.missing_nbytes)
+    async def _receive(
+        self, request: Request, caller: Caller, upload: ResumableUpload, lock: UploadLock
+    ) -> ResumableUpload:
+        """Append the body of a request, or the part that arrives. Store the object after the last byte."""
+        sink = Sink(self._files.continue_content(upload), upload.missing_nbytes)
         try:
-            interruption = await turn.receive(_pour(request, sink))
+            interruption = await lock.receive(_pour(request, sink))
             nbytes = await sink.finish()
         except BaseException:
             await sink.discard()
             raise
-        if nbytes == partial.missing_nbytes:
-            return await self._store(request, caller, partial)
-        partial = await asyncio.to_thread(self._partials.advance, partial, partial.offset + nbytes)
+        if nbytes == upload.missing_nbytes:
+            return await self._store(request, caller, upload)
+        # Bytes that arrived before an interruption count: the client continues after them.
+        upload = await asyncio.to_thread(self._files.advance, upload, upload.offset + nbytes)
         if interruption is not None:
             raise interruption
-        return partial
+        return upload
 
-    async def _store(self, request: Request, caller: Caller, partial: Partial) -> Partial:
-        """Make the object of an upload whose content is all there. Refused, its last piece does not count."""
-        upload_id = partial.declared.id
-        await asyncio.to_thread(self._custody.blobs.adopt, self._partials.content(upload_id), upload_id)
-        await self._storing.store(caller, _new_object(partial.declared), upsert=_is_upsert(request))
-        return await asyncio.to_thread(self._partials.finish, partial)
+    async def _store(self, request: Request, caller: Caller, upload: ResumableUpload) -> ResumableUpload:
+        """Store the object of an upload with all its content. If it is refused, the last piece does not count."""
+        upload_id = upload.declaration.id
+        await asyncio.to_thread(
+            self._version_files.blobs.adopt, self._files.content_path(upload_id), upload_id
+        )
+        await self._writer.store(caller, _make_object(upload.declaration), upsert=_is_upsert(request))
+        return await asyncio.to_thread(self._files.finish, upload)
 
-    async def _sweep(self) -> None:
-        if time.monotonic() < self._next_sweep:
+    async def _delete_expired(self) -> None:
+        if time.monotonic() < self._next_cleanup:
             return
-        self._next_sweep = time.monotonic() + _SWEEP_INTERVAL_S
-        await asyncio.to_thread(self._partials.sweep, time.time())
+        self._next_cleanup = time.monotonic() + _CLEANUP_INTERVAL_S
+        await asyncio.to_thread(self._files.delete_expired, time.time())
 
 
 async def _pour(request: Request, sink: Sink[int]) -> None:
@@ -243,23 +252,23 @@ async def _pour(request: Request, sink: Sink[int]) -> None:
 
 
 def _is_upsert(request: Request) -> bool:
-    # Said by every request of an upload, as Supabase Storage wants it.
+    # Every request of an upload carries the header, as in Supabase Storage.
     return request.headers.get("x-upsert") == "true"
 
 
-def _subject(caller: Caller) -> Any:
+def _read_subject(caller: Caller) -> Any:
     return caller.claims.get("sub")
 
 
-def _new_object(declared: Declared) -> NewObject:
+def _make_object(declaration: UploadDeclaration) -> NewObject:
     metadata = Metadata(
-        # Of content that comes in pieces no digest is known: its version is as much its own.
-        etag=f'"{declared.id}"',
-        size=declared.size,
-        mimetype=declared.content_type,
-        cache_control=declared.cache_control,
+        # Content that arrives in pieces has no digest. The version identifies it as well.
+        etag=f'"{declaration.id}"',
+        size=declaration.size,
+        mimetype=declaration.content_type,
+        cache_control=declaration.cache_control,
         last_modified=js_time(datetime.now(UTC)),
     )
     return NewObject(
-        declared.bucket_id, declared.name, declared.id, metadata.to_json(), declared.user_metadata
+        declaration.bucket_id, declaration.name, declaration.id, metadata.to_json(), declaration.user_metadata
     )

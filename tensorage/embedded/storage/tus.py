@@ -1,4 +1,4 @@
-"""The protocol of resumable uploads, TUS 1.0.0: what its headers say. Nothing here does I/O."""
+"""Headers of the protocol of resumable uploads, TUS 1.0.0. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from email.utils import formatdate
 from typing import Final
 
 from tensorage.embedded.storage.errors import StorageError, tus_refusal
-from tensorage.embedded.storage.intake import DEFAULT_CACHE_CONTROL
-from tensorage.embedded.storage.partial import Partial
+from tensorage.embedded.storage.resumable_files import ResumableUpload
+from tensorage.embedded.storage.upload_bodies import DEFAULT_CACHE_CONTROL
 
 VERSION: Final = "1.0.0"
 #: Media type of bodies that continue an upload.
@@ -18,7 +18,7 @@ MEDIA_TYPE: Final = "application/offset+octet-stream"
 
 _EXTENSIONS: Final = "creation,creation-with-upload,expiration,termination"
 
-#: What an answer to OPTIONS says.
+#: Headers of an answer to OPTIONS.
 CAPABILITIES: Final = {"Tus-Resumable": VERSION, "Tus-Version": VERSION, "Tus-Extension": _EXTENSIONS}
 
 _MAX_METADATA_LENGTH: Final = 16_384
@@ -28,7 +28,7 @@ _SECONDS: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
 
 def check_version(headers: Mapping[str, str]) -> None:
-    """Refuse requests of another protocol, or of another version of this one."""
+    """Refuse requests of another protocol, or of another version of TUS."""
     version = headers.get("tus-resumable")
     if version is None:
         raise tus_refusal(412, "The header Tus-Resumable is required")
@@ -36,38 +36,38 @@ def check_version(headers: Mapping[str, str]) -> None:
         raise tus_refusal(400, f"Tus-Resumable must be {VERSION}")
 
 
-def upload_length(headers: Mapping[str, str]) -> int:
-    """Size of the upload that a request wants to begin."""
+def read_upload_length(headers: Mapping[str, str]) -> int:
+    """Return the size of the upload that a request begins."""
     if "upload-defer-length" in headers:
         raise tus_refusal(501, "The length of an upload has to be known when it begins")
     if "upload-concat" in headers:
         raise tus_refusal(501, "An upload is sent in one sequence of pieces")
-    return _number(headers, "upload-length", 400)
+    return _read_number(headers, "upload-length", 400)
 
 
-def upload_offset(headers: Mapping[str, str]) -> int:
-    """Where a request wants to continue."""
-    # Supabase Storage answers 403 where the header is missing.
-    return _number(headers, "upload-offset", 403)
+def read_upload_offset(headers: Mapping[str, str]) -> int:
+    """Return the offset at which a request continues its upload."""
+    # Supabase Storage answers 403 if the header is missing.
+    return _read_number(headers, "upload-offset", 403)
 
 
 def check_media_type(headers: Mapping[str, str]) -> None:
-    """Refuse bodies that are not the next bytes of an upload."""
+    """Refuse a body that is not the next bytes of an upload."""
     if not has_content(headers):
         raise tus_refusal(415, f"The content type must be {MEDIA_TYPE}")
 
 
 def has_content(headers: Mapping[str, str]) -> bool:
-    """Whether a request brings bytes of the upload."""
+    """Tell whether a request brings bytes of the upload."""
     return headers.get("content-type", "") == MEDIA_TYPE
 
 
-def upload_metadata(headers: Mapping[str, str]) -> dict[str, bytes]:
-    """Take the pairs of the header ``Upload-Metadata``.
+def read_upload_metadata(headers: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the pairs of the header ``Upload-Metadata``.
 
     Examples
     --------
-    >>> upload_metadata({"upload-metadata": "bucketName dGVuc29ycw==,empty"})
+    >>> read_upload_metadata({"upload-metadata": "bucketName dGVuc29ycw==,empty"})
     {'bucketName': b'tensors', 'empty': b''}
     """
     header = headers.get("upload-metadata")
@@ -87,30 +87,30 @@ def upload_metadata(headers: Mapping[str, str]) -> dict[str, bytes]:
     return pairs
 
 
-def metadata_text(pairs: Mapping[str, bytes], name: str) -> str:
-    """Take the text called `name`, empty where there is none."""
+def read_metadata_text(pairs: Mapping[str, bytes], name: str) -> str:
+    """Return the metadata called `name` as text; empty if there is none."""
     try:
         return pairs.get(name, b"").decode()
     except UnicodeDecodeError as error:
         raise _invalid_metadata() from error
 
 
-def cache_control(seconds: str) -> str:
-    """Turn the metadata's ``cacheControl`` into the header that the object is given out with."""
+def make_cache_control(seconds: str) -> str:
+    """Return the header ``Cache-Control`` of downloads, from ``cacheControl`` in the metadata."""
     return f"max-age={seconds}" if _SECONDS.fullmatch(seconds) else DEFAULT_CACHE_CONTROL
 
 
-def progress_headers(partial: Partial) -> dict[str, str]:
-    """Say how far an upload has come, and how long the rest may take."""
-    headers = {"Tus-Resumable": VERSION, "Upload-Offset": str(partial.offset)}
-    if partial.is_finished:
+def make_progress_headers(upload: ResumableUpload) -> dict[str, str]:
+    """Return the headers that tell how far an upload has come, and when it expires."""
+    headers = {"Tus-Resumable": VERSION, "Upload-Offset": str(upload.offset)}
+    if upload.is_finished:
         headers["Tus-Complete"] = "1"
     else:
-        headers["Upload-Expires"] = formatdate(partial.declared.expires_at, usegmt=True)
+        headers["Upload-Expires"] = formatdate(upload.declaration.expires_at, usegmt=True)
     return headers
 
 
-def _number(headers: Mapping[str, str], name: str, status_if_missing: int) -> int:
+def _read_number(headers: Mapping[str, str], name: str, status_if_missing: int) -> int:
     if name not in headers:
         raise tus_refusal(status_if_missing, f"The header {name} is required")
     if _NUMBER.fullmatch(headers[name]) is None:

@@ -190,7 +190,7 @@ class TestSecretsStaySecret:
                 for thing in (app, database, tokens, parse_params(json.dumps(body).encode())):
                     assert not [secret for secret in secrets if secret in repr(thing)]
                 # And when the database is gone.
-                database._pool.terminate()
+                database.disconnect()
                 refused(await http.post("/signup", json=body), 503, "unexpected_failure")
                 await database.close()
                 refused(await http.post("/signup", json=body), 500, "unexpected_failure")

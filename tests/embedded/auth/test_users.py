@@ -15,7 +15,7 @@ from embedded.auth.client import PASSWORD, at_once, new_email, refused, wait_unt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorage.embedded.auth.params import checked_email
+from tensorage.embedded.auth.params import normalize_email
 
 
 class TestSignup:
@@ -86,7 +86,7 @@ class TestSignup:
 
     @given(st.emails(domains=st.just("example.org")))
     def test_addresses_in_use_are_addresses(self, email):
-        assert checked_email(email) == email.lower()
+        assert normalize_email(email) == email.lower()
 
     def test_what_is_not_offered_says_so(self, api):
         refused(api.http.post("/signup", json={}), 422, "anonymous_provider_disabled")

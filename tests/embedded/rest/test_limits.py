@@ -14,8 +14,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tensorage.embedded import control
+from tensorage.embedded.rest.bodies import (
+    MAX_PARSED_HERE_BYTES,
+    MAX_TEXT_BYTES,
+    SUMMARY,
+    JsonSummary,
+    summarize_json,
+)
 from tensorage.embedded.rest.headers import negotiate, parse_prefer
-from tensorage.embedded.rest.payload import LOOK, MAX_PARSED_HERE_BYTES, MAX_TEXT_BYTES, JsonLook, _look
 from tensorage.embedded.tokens import Tokens, new_secret
 
 
@@ -94,8 +100,8 @@ def test_large_json_is_taken_as_small_json_is(rest: Rest) -> None:
 
 def test_a_key_that_is_there_twice_counts_once(database: psycopg.Connection[tuple[Any, ...]]) -> None:
     for text in ('[{"a":1,"a":2},{}]', '[{"a":1,"a":2},{"b":1,"b":2}]', '[{"a":1,"a":2},{"a":1}]'):
-        _, size, is_even, keys = database.execute(LOOK.replace("$1", "%s"), [text]).fetchone()
-        own = _look(json.loads(text))
+        _, size, is_even, keys = database.execute(SUMMARY.replace("$1", "%s"), [text]).fetchone()
+        own = summarize_json(json.loads(text))
         assert (size, is_even, frozenset(keys)) == (own.size, own.is_even, own.keys)
 
 
@@ -117,11 +123,11 @@ values = st.recursive(
 def test_postgresql_looks_at_json_as_the_server_does(
     database: psycopg.Connection[tuple[Any, ...]], value: Any
 ) -> None:
-    shape, size, is_even, keys = database.execute(LOOK.replace("$1", "%s"), [json.dumps(value)]).fetchone()
-    own = _look(value)
+    shape, size, is_even, keys = database.execute(SUMMARY.replace("$1", "%s"), [json.dumps(value)]).fetchone()
+    own = summarize_json(value)
     assert (shape, frozenset(keys)) == (own.shape, own.keys)
     if shape == "array":
-        assert JsonLook(shape, frozenset(keys), size, is_even) == own
+        assert JsonSummary(shape, frozenset(keys), size, is_even) == own
 
 
 # -- Caches ---------------------------------------------------------------------------------------------

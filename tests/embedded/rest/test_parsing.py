@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorage.embedded.inflight import Room
+from tensorage.embedded.request_memory import RequestMemory
+from tensorage.embedded.rest.bodies import MAX_BODY_BYTES, ClientGoneError, parse_json, read_body
 from tensorage.embedded.rest.errors import ApiError
 from tensorage.embedded.rest.headers import (
     Format,
     Preferences,
     RowRange,
-    content_type,
     negotiate,
+    parse_content_type,
     parse_prefer,
     parse_range,
 )
-from tensorage.embedded.rest.payload import MAX_BODY_BYTES, ClientGoneError, parse_json, read_body
 from tensorage.embedded.rest.query import parse_query
-from tensorage.embedded.rest.terms import Field, Filter, JsonStep, Logic, OrderTerm, Query, SelectItem
+from tensorage.embedded.rest.query_model import Field, Filter, JsonStep, Logic, OrderTerm, Query, SelectItem
 
 OWN = "application/vnd.tensorage"
 
@@ -227,8 +227,8 @@ def test_prefer():
     text = "return=representation, count=exact,resolution=merge-duplicates , return=minimal"
     found = parse_prefer(text)
     assert found == Preferences("merge-duplicates", None, "representation", "exact")
-    assert found.applied({"return", "count"}) == "return=representation, count=exact"
-    assert found.applied({"missing"}) is None
+    assert found.list_applied({"return", "count"}) == "return=representation, count=exact"
+    assert found.list_applied({"missing"}) is None
     assert parse_prefer("nonsense, return=everything, tx=rollback") == Preferences()
 
 
@@ -254,12 +254,12 @@ def test_prefer_strictly():
     ],
 )
 def test_row_range(header, offset, limit, rows):
-    assert parse_range(header).narrowed(offset, limit) == rows
+    assert parse_range(header).narrow(offset, limit) == rows
 
 
 def test_row_range_ends():
-    assert RowRange(5, None).capped(1000) == RowRange(5, 1000)
-    assert RowRange(5, 10).capped(1000) == RowRange(5, 10)
+    assert RowRange(5, None).cap(1000) == RowRange(5, 1000)
+    assert RowRange(5, 10).cap(1000) == RowRange(5, 10)
     assert refused(parse_range, "5-2") == (416, "PGRST103")
 
 
@@ -294,8 +294,8 @@ def test_negotiate_refuses():
 
 
 def test_content_type():
-    assert content_type("Application/JSON; charset=utf-8") == "application/json"
-    assert content_type("") == "application/json"
+    assert parse_content_type("Application/JSON; charset=utf-8") == "application/json"
+    assert parse_content_type("") == "application/json"
 
 
 def test_json_payload():
@@ -339,17 +339,17 @@ def test_a_body_is_read_into_one_buffer():
     pieces = [{"type": "http.request", "body": bytes([n]) * n, "more_body": n < 5} for n in range(1, 6)]
     whole = b"".join(piece["body"] for piece in pieces)
     for declared in (len(whole), None):
-        with Room().share() as share:
-            assert asyncio.run(read_body(received(*pieces), declared, share)) == whole
+        with RequestMemory().lend() as held:
+            assert asyncio.run(read_body(received(*pieces), declared, held)) == whole
 
 
 def test_a_body_that_ends_early_or_is_too_large_is_none():
     pieces = [{"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.disconnect"}]
-    with Room().share() as share, pytest.raises(ClientGoneError):
-        asyncio.run(read_body(received(*pieces), 10, share))
+    with RequestMemory().lend() as held, pytest.raises(ClientGoneError):
+        asyncio.run(read_body(received(*pieces), 10, held))
     # Announced, it is refused before it comes; else when it does.
     for declared, message in ((MAX_BODY_BYTES + 1, []), (None, [{"type": "http.request", "body": b"abc"}])):
         most = MAX_BODY_BYTES if declared else 2
-        with Room().share() as share, pytest.raises(ApiError, match="at most") as caught:
-            asyncio.run(read_body(received(*message), declared, share, max_nbytes=most))
+        with RequestMemory().lend() as held, pytest.raises(ApiError, match="at most") as caught:
+            asyncio.run(read_body(received(*message), declared, held, max_nbytes=most))
         assert caught.value.status == 413

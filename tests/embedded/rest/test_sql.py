@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorage.embedded.rest.catalogue import Catalogue, Column, Parameter, Routine, Table
+from tensorage.embedded.rest.bodies import parse_json
 from tensorage.embedded.rest.errors import ApiError, from_postgres
 from tensorage.embedded.rest.headers import Format, Preferences, RowRange
-from tensorage.embedded.rest.payload import parse_json
 from tensorage.embedded.rest.query import parse_query
 from tensorage.embedded.rest.routines import Arguments, find_call
+from tensorage.embedded.rest.schema import Column, Parameter, Routine, Schema, Table
 from tensorage.embedded.rest.sql import identifier
-from tensorage.embedded.rest.tables import Write, read_statement, write_statement
+from tensorage.embedded.rest.tables import Write, make_read_statement, make_write_statement
 
 JSON = Format("application/json")
 TABLE = Table(
@@ -42,7 +42,7 @@ QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def sql_of(query: str) -> str:
-    return read_statement(TABLE, parse_query(query), RowRange(), Preferences(), JSON).text
+    return make_read_statement(TABLE, parse_query(query), RowRange(), Preferences(), JSON).text
 
 
 @given(st.text(alphabet=CHARACTERS, min_size=1))
@@ -64,7 +64,7 @@ def test_no_value_and_no_name_is_ever_part_of_the_sql(text):
 
 
 def test_values_are_cast_to_what_they_are_compared_with():
-    statement = read_statement(
+    statement = make_read_statement(
         TABLE,
         parse_query("id=eq.1&name=like.a*&doc->k=eq.2&doc->>k=in.(x,y)"),
         RowRange(),
@@ -82,12 +82,12 @@ def write(method: str, query: str, body: bytes | None = None, **preferences: str
 
 
 def test_minimal_writes_need_no_right_to_read():
-    assert "returning 1)" in write_statement(write("POST", "", b'{"id": 1}'), JSON).text
-    assert "returning 1)" in write_statement(write("DELETE", "id=eq.1"), JSON).text
+    assert "returning 1)" in make_write_statement(write("POST", "", b'{"id": 1}'), JSON).text
+    assert "returning 1)" in make_write_statement(write("DELETE", "id=eq.1"), JSON).text
 
 
 def test_the_body_is_a_parameter_as_a_whole():
-    statement = write_statement(write("POST", "", b'{"id": 1, "name": "x"}'), JSON)
+    statement = make_write_statement(write("POST", "", b'{"id": 1, "name": "x"}'), JSON)
     assert statement.values == ('{"id": 1, "name": "x"}',)
 
 
@@ -113,7 +113,7 @@ def test_the_body_is_a_parameter_as_a_whole():
 )
 def test_writes_that_are_refused(asked, answer):
     with pytest.raises(ApiError) as caught:
-        write_statement(write(*asked), JSON)
+        make_write_statement(write(*asked), JSON)
     assert (caught.value.status, caught.value.code) == answer
 
 
@@ -121,8 +121,8 @@ def routine(*parameters: Parameter) -> Routine:
     return Routine("public", "f", parameters, True, False, False, False, None, "integer")
 
 
-def catalogue(*routines: Routine) -> Catalogue:
-    return Catalogue("public", {}, {"f": routines}, {})
+def schema(*routines: Routine) -> Schema:
+    return Schema("public", {}, {"f": routines}, {})
 
 
 A, B = Parameter("a", "integer", required=True), Parameter("b", "integer", required=False)
@@ -130,28 +130,26 @@ A, B = Parameter("a", "integer", required=True), Parameter("b", "integer", requi
 
 def test_the_function_is_chosen_by_its_arguments():
     one, two = routine(A), routine(A, Parameter("b", "integer", required=True))
-    assert find_call(catalogue(one, two), "f", Arguments(("a",), "application/json")).routine is one
-    assert find_call(catalogue(one, two), "f", Arguments(("a", "b"), "application/json")).routine is two
+    assert find_call(schema(one, two), "f", Arguments(("a",), "application/json")).routine is one
+    assert find_call(schema(one, two), "f", Arguments(("a", "b"), "application/json")).routine is two
     with pytest.raises(ApiError) as caught:
-        find_call(catalogue(one, routine(A, B)), "f", Arguments(("a",), "application/json"))
+        find_call(schema(one, routine(A, B)), "f", Arguments(("a",), "application/json"))
     assert (caught.value.status, caught.value.code) == (300, "PGRST203")
     for names in ((), ("b",), ("a", "c"), ("",)):
         with pytest.raises(ApiError) as caught:
-            find_call(catalogue(routine(A, B)), "f", Arguments(names, "application/json"))
+            find_call(schema(routine(A, B)), "f", Arguments(names, "application/json"))
         assert (caught.value.status, caught.value.code) == (404, "PGRST202")
 
 
 def test_a_whole_body_goes_to_a_single_unnamed_parameter():
     takes_json, takes_bytes = (routine(Parameter("", type_, required=True)) for type_ in ("jsonb", "bytea"))
-    both = catalogue(takes_json, takes_bytes)
+    both = schema(takes_json, takes_bytes)
     assert find_call(both, "f", Arguments(("x",), "application/json")).whole_body == "jsonb"
     binary = Arguments((), "application/octet-stream", named=False)
     assert find_call(both, "f", binary).whole_body == "bytea"
     # Named arguments win over a parameter that would take anything.
     named = routine(A)
-    assert (
-        find_call(catalogue(takes_json, named), "f", Arguments(("a",), "application/json")).routine is named
-    )
+    assert find_call(schema(takes_json, named), "f", Arguments(("a",), "application/json")).routine is named
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What a query string can say, as plain records.
+"""A parsed query string, as plain records.
 
-Names that a request gives (columns, aliases, JSON keys) are kept as plain text here;
-:mod:`~tensorage.embedded.rest.sql` alone turns them into SQL.
+Names from a request (columns, aliases, JSON keys) are plain text here. Only :mod:`~tensorage.embedded.rest.sql` turns
+them into SQL.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class JsonStep:
-    """One arrow of a JSON path: ``->`` or ``->>``, and a key or an index."""
+    """One step of a JSON path: the arrow ``->`` or ``->>``, and a key or an index."""
 
     arrow: Literal["->", "->>"]
     operand: str | int
@@ -20,14 +20,14 @@ class JsonStep:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column, perhaps with a path into its JSON."""
+    """A column, optionally with a path into its JSON."""
 
     name: str
     path: tuple[JsonStep, ...] = ()
 
     @property
     def label(self) -> str:
-        """Name under which PostgREST answers it: the path's last key, else the column's."""
+        """Name of the field in an answer, as in PostgREST: the last key of the path, or the column's name."""
         keys = [step.operand for step in self.path if isinstance(step.operand, str)]
         return keys[-1] if keys else self.name
 
@@ -48,11 +48,11 @@ class Filter:
     Parameters
     ----------
     operator
-        PostgREST's name for it, such as ``eq``.
+        PostgREST's name of the operator, such as ``eq``.
     value
         The text after the operator; for ``in``, the texts of its list.
     argument
-        ``any`` or ``all``; the language, for a full-text operator; else None.
+        ``any`` or ``all``, the language of a full-text search, or None.
     """
 
     field: Field
@@ -64,7 +64,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Logic:
-    """Several conditions, joined by ``and`` or by ``or``."""
+    """Conditions that are joined by ``and`` or by ``or``."""
 
     joiner: Literal["and", "or"]
     children: tuple[Filter | Logic, ...]
@@ -76,7 +76,7 @@ Condition = Filter | Logic
 
 @dataclass(frozen=True, slots=True)
 class OrderTerm:
-    """One term of an ordering. None leaves it to PostgreSQL's default."""
+    """One term of an ordering. None means PostgreSQL's default."""
 
     field: Field
     direction: Literal["asc", "desc"] | None = None
@@ -90,15 +90,15 @@ class Query:
     Parameters
     ----------
     select
-        What to answer; ``*`` where the request does not say.
+        Columns to answer; ``*`` by default.
     conditions
-        Joined by ``and``.
+        Filters, joined by ``and``.
     columns, on_conflict
-        None where not given.
+        Names of columns; None if not given.
     arguments
         Arguments of a function that is called by GET.
     canonical
-        The query string again, sorted and encoded in one way.
+        The query string in a canonical form: sorted, and encoded in one way.
     """
 
     select: tuple[SelectItem, ...] = (SelectItem(None),)
@@ -113,6 +113,6 @@ class Query:
 
     @property
     def wants_whole_values(self) -> bool:
-        """Whether it asks for results as they are: no selection, no filter, no order, no part of them."""
+        """Whether the query asks for all results as they are: no selection, filter, order or limit."""
         shaped = self.conditions or self.order or self.limit is not None or self.offset is not None
         return not shaped and self.select == (SelectItem(None),)

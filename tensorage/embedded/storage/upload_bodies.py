@@ -1,4 +1,4 @@
-"""Bodies of uploads to files: written by a thread while the next bytes arrive, a bounded number in memory."""
+"""Bodies of uploads, written to files: a thread writes while the next bytes arrive, with few bytes in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from tensorage.embedded.storage.blobs import Blob, Blobs, Incoming
 from tensorage.embedded.storage.database import Bucket
 from tensorage.embedded.storage.errors import invalid_request, too_large
 from tensorage.embedded.storage.multipart import MAX_FIELD_BYTES, FormUpload
-from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, checked_mime_type
+from tensorage.embedded.storage.names import MAX_HEADER_LENGTH, check_mime_type
 
-#: What is handed to a thread at a time.
+#: Bytes that a thread writes at a time.
 _BATCH_BYTES: Final = 1 << 20
 
+#: Media type of content whose sender gives none.
 OCTETS: Final = "application/octet-stream"
+#: Supabase Storage's default.
 DEFAULT_CACHE_CONTROL: Final = "no-cache"
 
 T = TypeVar("T")
@@ -29,12 +31,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True)
 class Upload:
-    """An object's content, in a file, and what its sender said of it.
+    """An object's content in a file, with its sender's description.
 
     Parameters
     ----------
     user_metadata
-        JSON of an object.
+        JSON object, as text.
     """
 
     blob: Blob
@@ -44,7 +46,7 @@ class Upload:
 
 
 class Receiver(Protocol[T_co]):
-    """A file that takes content. Its methods block; it ends by `finish` or `discard`."""
+    """A file that receives content, until `finish` or `discard`. All methods block."""
 
     def write(self, pieces: Iterable[bytes]) -> None: ...
 
@@ -54,12 +56,12 @@ class Receiver(Protocol[T_co]):
 
 
 class Sink(Generic[T]):
-    """Where content goes to: at most two batches of it are in memory.
+    """A buffer in front of a file that receives content. At most two batches are in memory.
 
     Parameters
     ----------
     max_nbytes
-        More is refused.
+        Most bytes to receive. More are refused.
     """
 
     def __init__(self, incoming: Receiver[T], max_nbytes: int | None) -> None:
@@ -71,49 +73,49 @@ class Sink(Generic[T]):
         self._work: asyncio.Future[None] | None = None
 
     async def add(self, piece: bytes) -> None:
-        """Take the next piece. Waits while a batch is being written and another one is full."""
+        """Add a piece. Waits if a batch is being written while the next one is full."""
         self._received += len(piece)
         if self._max_nbytes is not None and self._received > self._max_nbytes:
             raise too_large()
         self._batch.append(piece)
         self._batch_nbytes += len(piece)
         if self._batch_nbytes >= _BATCH_BYTES:
-            await self._idle()
-            self._work = _in_thread(self._incoming.write, self._taken())
+            await self._wait_for_thread()
+            self._work = _run_in_thread(self._incoming.write, self._take_batch())
 
     async def finish(self) -> T:
-        """Write what is left; what the file says of itself."""
-        await self._idle()
-        return await asyncio.shield(_in_thread(self._incoming.finish, self._taken()))
+        """Write the rest, and return the result of the file's `finish`."""
+        await self._wait_for_thread()
+        return await asyncio.shield(_run_in_thread(self._incoming.finish, self._take_batch()))
 
     async def discard(self) -> None:
-        """Give up what was received."""
+        """Discard all content that was received."""
         if self._work is not None:
             await asyncio.wait([self._work])
         await asyncio.to_thread(self._incoming.discard)
 
-    def _taken(self) -> list[bytes]:
+    def _take_batch(self) -> list[bytes]:
         batch, self._batch, self._batch_nbytes = self._batch, [], 0
         return batch
 
-    async def _idle(self) -> None:
+    async def _wait_for_thread(self) -> None:
         if self._work is not None:
-            # A thread cannot be cancelled: who gives up has to wait for it before the file can go.
+            # Shielded, since a thread cannot be cancelled: `discard` waits for its end before the file is deleted.
             await asyncio.shield(self._work)
             self._work = None
 
 
-async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
-    """Receive the content that a request brings, held to what `bucket` allows as soon as that is known.
+async def receive_upload(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
+    """Receive the content in a request. A bucket's limits are checked as early as possible.
 
     Raises
     ------
     StorageError
-        It is too large or of a type not allowed, or the form or what it says cannot be read.
+        The content is too large or of a type that is not allowed, or the form cannot be read. No file is left.
     starlette.requests.ClientDisconnect
-        It did not come to its end. In all these cases no file is left.
+        The client hung up before the end. No file is left.
     """
-    boundary = _form_boundary(request)
+    boundary = _find_boundary(request)
     sink = Sink(Incoming(blobs), bucket.file_size_limit or None)
     try:
         if boundary is None:
@@ -126,11 +128,12 @@ async def receive(request: Request, blobs: Blobs, bucket: Bucket) -> Upload:
     return upload
 
 
-def _form_boundary(request: Request) -> bytes | None:
-    """Boundary of a form; None if the body is the content itself."""
+def _find_boundary(request: Request) -> bytes | None:
+    """Return the boundary of a form; None if the body is the content itself."""
     header = request.headers.get("content-type", "")
     if not header.lower().startswith("multipart/form-data"):
         return None
+    # Imported here, since most uploads are no forms.
     from python_multipart.multipart import parse_options_header
 
     boundary = parse_options_header(header)[1].get(b"boundary")
@@ -141,11 +144,12 @@ def _form_boundary(request: Request) -> bytes | None:
 
 async def _receive_raw(request: Request, sink: Sink[Blob], bucket: Bucket) -> Upload:
     content_type = request.headers.get("content-type") or OCTETS
-    checked_mime_type(content_type, bucket.allowed_mime_types)
+    check_mime_type(content_type, bucket.allowed_mime_types)
+    # Refused before it is received, if its length is announced.
     if bucket.file_size_limit and int(request.headers.get("content-length", "0")) > bucket.file_size_limit:
         raise too_large()
-    cache_control = _header_value("cache-control", request.headers.get("cache-control"))
-    user_metadata = _encoded_metadata(request.headers.get("x-metadata"))
+    cache_control = _check_header_value("cache-control", request.headers.get("cache-control"))
+    user_metadata = _decode_metadata(request.headers.get("x-metadata"))
     async for piece in request.stream():
         await sink.add(piece)
     return Upload(await sink.finish(), content_type, cache_control or DEFAULT_CACHE_CONTROL, user_metadata)
@@ -159,30 +163,30 @@ async def _receive_form(request: Request, sink: Sink[Blob], bucket: Bucket, boun
     form.check_complete()
     fields = form.fields
     content_type = fields.get("contentType", b"").decode("latin-1") or form.content_type or OCTETS
-    checked_mime_type(content_type, bucket.allowed_mime_types)
-    max_age = _header_value("cacheControl", fields.get("cacheControl", b"").decode("latin-1"))
+    check_mime_type(content_type, bucket.allowed_mime_types)
+    max_age = _check_header_value("cacheControl", fields.get("cacheControl", b"").decode("latin-1"))
     cache_control = f"max-age={max_age}" if max_age else DEFAULT_CACHE_CONTROL
-    user_metadata = user_metadata_json(fields["metadata"]) if "metadata" in fields else "{}"
+    user_metadata = check_user_metadata(fields["metadata"]) if "metadata" in fields else "{}"
     return Upload(await sink.finish(), content_type, cache_control, user_metadata)
 
 
-def _header_value(name: str, value: str | None) -> str:
+def _check_header_value(name: str, value: str | None) -> str:
     if value and (len(value) > MAX_HEADER_LENGTH or not value.isprintable()):
         raise invalid_request(f"{name} cannot be kept: it is too long, or not printable")
     return value or ""
 
 
-def _encoded_metadata(header: str | None) -> str:
+def _decode_metadata(header: str | None) -> str:
     if header is None:
         return "{}"
     try:
-        return user_metadata_json(base64.b64decode(header, validate=True))
+        return check_user_metadata(base64.b64decode(header, validate=True))
     except ValueError as error:
         raise invalid_request("headers/x-metadata must be base64") from error
 
 
-def user_metadata_json(text: bytes) -> str:
-    """Metadata that a sender gives an object, checked: JSON of an object."""
+def check_user_metadata(text: bytes) -> str:
+    """Return a user's metadata of an object as JSON. Refuse anything but a JSON object, or too large a one."""
     try:
         value = json.loads(text)
         if isinstance(value, dict) and len(text) <= MAX_FIELD_BYTES:
@@ -192,5 +196,5 @@ def user_metadata_json(text: bytes) -> str:
     raise invalid_request("metadata must be an object in JSON, of at most 1 MiB")
 
 
-def _in_thread(call: Callable[[Iterable[bytes]], T], pieces: list[bytes]) -> asyncio.Future[T]:
+def _run_in_thread(call: Callable[[Iterable[bytes]], T], pieces: list[bytes]) -> asyncio.Future[T]:
     return asyncio.get_running_loop().run_in_executor(None, call, pieces)

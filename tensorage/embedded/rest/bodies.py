@@ -1,7 +1,7 @@
-"""Request bodies: read from the connection in one piece, and looked at no further than SQL needs.
+"""Request bodies: received whole, and parsed only as far as the SQL needs.
 
-Buffers grow with what comes: what a header announces costs nothing. Small JSON is parsed here. Large JSON is parsed by
-PostgreSQL, whose processes serve one request each, while here everybody would wait for it.
+Memory is taken as bytes arrive: a length that a header announces costs nothing. Small JSON is parsed here. Large JSON
+is parsed by PostgreSQL, in a process that serves one request, since parsing it here would keep all requests waiting.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tensorage.embedded.inflight import Share
+from tensorage.embedded.request_memory import HeldMemory
 from tensorage.embedded.rest.errors import ApiError, invalid_body
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-#: Largest body that is binary. Supabase's own server was seen to take as much; a value of PostgreSQL has at most 1 GiB.
+#: Largest binary body. Supabase's own server accepted as much in a test; a value of PostgreSQL has at most 1 GiB.
 MAX_BODY_BYTES: Final = 128 * 1024 * 1024
 
-#: Largest body that is text: it is many times as large when it is parsed.
+#: Largest body of text, which takes many times its size when it is parsed.
 MAX_TEXT_BYTES: Final = 16 * 1024 * 1024
 
-#: Largest JSON that is parsed here. The slowest takes about 15 ms, in which nobody else is served.
+#: Largest JSON that is parsed here. The slowest takes about 15 ms, in which no other request is served.
 MAX_PARSED_HERE_BYTES: Final = 64 * 1024
 
 
 class ClientGoneError(Exception):
-    """The client went away before its request was complete: there is nothing to do and nobody to answer."""
+    """The client hung up before its request was complete. Nothing is done or answered."""
 
 
 async def read_body(
-    receive: Receive, declared_nbytes: int | None, share: Share, *, max_nbytes: int = MAX_BODY_BYTES
+    receive: Receive, declared_nbytes: int | None, memory: HeldMemory, *, max_nbytes: int = MAX_BODY_BYTES
 ) -> bytes:
-    """Receive a whole body.
+    """Receive the whole body of a request.
 
     Parameters
     ----------
     declared_nbytes
-        ``Content-Length``; None for a chunked body.
-    share
-        Of the memory: it holds the bytes as they come.
+        The header ``Content-Length``; None for a chunked body.
+    memory
+        Memory of the request, which holds the bytes as they arrive.
     max_nbytes
-        More is refused, before it comes if it is announced.
+        Largest body. A larger one is refused, before it arrives if its length is announced.
     """
     if declared_nbytes is not None and declared_nbytes > max_nbytes:
         raise _too_large(max_nbytes)
@@ -55,9 +55,10 @@ async def read_body(
         nbytes += len(piece)
         if nbytes > max_nbytes:
             raise _too_large(max_nbytes)
-        await share.add(len(piece))
+        await memory.add(len(piece))
         pieces.append(piece)
         if not message.get("more_body"):
+            # Joined once: growing one bytes object would copy the body again and again.
             return b"".join(pieces)
 
 
@@ -69,15 +70,15 @@ def _too_large(max_nbytes: int) -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonPayload:
-    """A JSON body: PostgreSQL parses it again, from `text`, and makes the values.
+class JsonBody:
+    """A JSON body. PostgreSQL parses `text` again to make the values.
 
     Parameters
     ----------
     keys
-        Of the object, or of every object of the array; sorted.
+        Keys of the object, or of every object of the array; sorted.
     size
-        Number of objects, 1 if it is no array.
+        Number of objects; 1 for a body that is no array.
     """
 
     text: str
@@ -86,31 +87,31 @@ class JsonPayload:
     size: int = 1
 
 
-def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) -> JsonPayload:
-    """Look at a JSON body's keys.
+def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) -> JsonBody:
+    """Parse a JSON body as far as its keys.
 
     Parameters
     ----------
     any_shape
-        Whether it may be something else than objects.
+        Whether the body may be anything else than objects.
     any_keys
         Whether the objects of an array may have different keys.
 
     Raises
     ------
     ApiError
-        ``PGRST102``.
+        ``PGRST102`` for a body that is no JSON, or has another shape.
     """
-    text = decoded_json(body)
+    text = decode_json(body)
     try:
-        # Numbers are PostgreSQL's to read: an int of any length is good enough as a float here.
+        # PostgreSQL reads the numbers. Here an int becomes a float: parsing a very long int would take long.
         value = json.loads(text, parse_int=float)
     except (ValueError, RecursionError) as error:
         raise invalid_json() from error
-    return checked_json(text, _look(value), any_shape=any_shape, any_keys=any_keys)
+    return make_json_body(text, summarize_json(value), any_shape=any_shape, any_keys=any_keys)
 
 
-def decoded_json(body: bytes) -> str:
+def decode_json(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
@@ -122,15 +123,15 @@ def invalid_json() -> ApiError:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonLook:
-    """What is to be known of a JSON body before there is a statement for it.
+class JsonSummary:
+    """Summary of a JSON body, from which its statement is chosen.
 
     Parameters
     ----------
     shape
-        "array" only for an array of objects, "list" for any other.
+        "array" for an array of objects, "list" for any other array.
     keys
-        Of the object, or of the array's first one.
+        Keys of the object, or of the array's first object.
     size
         Number of the array's elements.
     is_even
@@ -143,19 +144,19 @@ class JsonLook:
     is_even: bool = True
 
 
-def _look(value: Any) -> JsonLook:
+def summarize_json(value: Any) -> JsonSummary:
     if isinstance(value, dict):
-        return JsonLook("object", frozenset(value))
+        return JsonSummary("object", frozenset(value))
     if not isinstance(value, list):
-        return JsonLook("other")
+        return JsonSummary("other")
     if not all(isinstance(element, dict) for element in value):
-        return JsonLook("list", size=len(value))
+        return JsonSummary("list", size=len(value))
     is_even = all(element.keys() == value[0].keys() for element in value)
-    return JsonLook("array", frozenset(value[0] if value else ()), len(value), is_even)
+    return JsonSummary("array", frozenset(value[0] if value else ()), len(value), is_even)
 
 
-#: Tells of the JSON in its parameter what `JsonLook` does. A key that an object has twice counts once.
-LOOK: Final = """
+#: Query that gives the `JsonSummary` of its parameter. A key that an object has twice counts once.
+SUMMARY: Final = """
     with body as materialized (select $1::json as value),
     elements as materialized (
       select e.n, e.value, pg_catalog.json_typeof(e.value) = 'object' as is_object
@@ -181,15 +182,15 @@ LOOK: Final = """
 """
 
 
-def checked_json(text: str, look: JsonLook, *, any_shape: bool, any_keys: bool) -> JsonPayload:
-    """Take a body that was looked at, if it has the shape that is wanted: see `parse_json`."""
-    keys = tuple(sorted(look.keys))
-    if look.shape == "object":
-        return JsonPayload(text, "object", keys)
-    if look.shape == "array" and (look.is_even or any_keys):
-        return JsonPayload(text, "array", keys, look.size)
+def make_json_body(text: str, summary: JsonSummary, *, any_shape: bool, any_keys: bool) -> JsonBody:
+    """Return a body with this summary. Refuse it if it has another shape than `parse_json` allows."""
+    keys = tuple(sorted(summary.keys))
+    if summary.shape == "object":
+        return JsonBody(text, "object", keys)
+    if summary.shape == "array" and (summary.is_even or any_keys):
+        return JsonBody(text, "array", keys, summary.size)
     if any_shape:
-        return JsonPayload(text, "other")
-    if look.shape in ("array", "list"):
+        return JsonBody(text, "other")
+    if summary.shape in ("array", "list"):
         raise invalid_body("All object keys must match")
     raise invalid_json()

@@ -1,29 +1,63 @@
-"""Files to answers: read by a thread while the last piece is sent, a bounded number of bytes in memory."""
+"""Content of objects in answers: the header Range, and files that are sent in pieces.
+
+A thread reads the next piece while the last one is sent. At most two pieces are in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-#: What is read from the disk at a time.
+from tensorage.embedded.storage.errors import invalid_range
+
+#: Bytes that are read from the disk at a time.
 _PIECE_BYTES: Final = 1 << 20
+
+_ONE_RANGE: Final = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+
+
+def parse_range(header: str, size: int) -> range:
+    """Return the positions, at least one, that a header ``Range`` asks for in an object of `size` bytes.
+
+    Raises
+    ------
+    StorageError
+        416 for several ranges, anything that is no range, or a range beyond the end.
+
+    Examples
+    --------
+    >>> parse_range("bytes=-100", 1024), parse_range("bytes=1000-5000", 1024)
+    (range(924, 1024), range(1000, 1024))
+    """
+    match = _ONE_RANGE.fullmatch(header.strip())
+    if match is None or not (match[1] or match[2]):
+        raise invalid_range()
+    if not match[1]:
+        found = range(max(0, size - int(match[2])), size)
+    else:
+        last = int(match[2]) if match[2] else size - 1
+        found = range(int(match[1]), min(last + 1, size))
+    if not found:
+        raise invalid_range()
+    return found
 
 
 class ContentResponse(Response):
-    """Bytes of an open file, which is closed when they are sent.
+    """Answer with bytes of an open file, which is closed after sending.
 
     Parameters
     ----------
     file
-        It is all there: its size was compared with its row's.
+        The open file, whose size has been compared with the row's.
     first
-        The first of the bytes, read already.
+        First piece of the bytes, read already.
     span
         Positions of the bytes in the file.
     """
@@ -48,6 +82,7 @@ class ContentResponse(Response):
                 await self._send_rest(receive, send)
 
     async def _send_rest(self, receive: Receive, send: Send) -> None:
+        # Sending to a client that hung up raises no error: only `receive` tells.
         gone = asyncio.create_task(_wait_for_disconnect(receive))
         rest = range(self._span.start + len(self._first), self._span.stop)
         reading = self._read(rest)
@@ -56,13 +91,14 @@ class ContentResponse(Response):
                 piece = await asyncio.shield(reading)
                 rest = rest[len(piece) :]
                 if gone.done():
-                    return  # nobody is there to send it to
+                    return  # the client hung up
                 if rest:
+                    # The disk works while the client receives the last piece.
                     reading = self._read(rest)
                 await send({"type": "http.response.body", "body": piece, "more_body": bool(rest)})
         finally:
             gone.cancel()
-            # The file must not be closed under a thread that reads it.
+            # The file must stay open until the thread that reads it is done.
             await asyncio.wait([reading])
 
     def _read(self, rest: range) -> asyncio.Future[bytes]:
@@ -70,12 +106,12 @@ class ContentResponse(Response):
 
 
 def read_piece(file: io.FileIO, rest: range) -> bytes:
-    """Read the first of the bytes at these positions; in a thread.
+    """Read the first piece of the bytes at some positions. Blocks: called in a thread.
 
     Raises
     ------
     EOFError
-        The file ends before: somebody cut it off.
+        The file ends too early: it was cut off after its size was checked.
     """
     piece = os.pread(file.fileno(), min(_PIECE_BYTES, len(rest)), rest.start) if rest else b""
     if rest and not piece:

@@ -1,4 +1,4 @@
-"""The schema cache: what tables, views and functions the exposed schema has."""
+"""The exposed schema: its tables, views and functions, as PostgreSQL describes them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tensorage.embedded.rest.errors import ApiError
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
 
-#: Settings of a function that cannot take effect any more once it runs: they are made before it is called.
+#: Settings of a function that have no effect once the function runs, and are therefore made before its call.
 _HOISTED_SETTINGS = frozenset({"statement_timeout"})
 
-#: No name is longer, nor are the names of a function's parameters: the time to guess grows with the length.
+#: Longest text for which a similar name is guessed: the time to guess grows with the length.
 _MAX_GUESSED_LENGTH = 500
 
 _INSERT, _UPDATE, _DELETE = 8, 4, 16  # bits of pg_relation_is_updatable
@@ -25,16 +25,16 @@ _INSERT, _UPDATE, _DELETE = 8, 4, 16  # bits of pg_relation_is_updatable
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column.
+    """A column of a table or view.
 
     Parameters
     ----------
     type
-        With its modifier, such as ``character varying(20)``: what a value is made to be stored.
+        Type of stored values, with its modifier: ``character varying(20)``.
     comparison_type
-        Without modifier and domains: what a value is made to be compared.
+        Type of values to compare with: the type without modifier and domains.
     default
-        SQL expression, or None.
+        SQL expression of the default, or None.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or view."""
+    """A table or view of the exposed schema."""
 
     schema: str
     name: str
@@ -61,7 +61,7 @@ class Table:
 
     @property
     def methods(self) -> str:
-        """Value of ``Allow``."""
+        """Value of the header ``Allow``."""
         allowed = ["OPTIONS,GET,HEAD"]
         allowed += ["POST"] * self.insertable
         allowed += ["PUT"] * (self.insertable and self.updatable and bool(self.primary_key))
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter that a call gives a value to. An unnamed one has an empty name."""
+    """An input parameter of a function. An unnamed one has an empty name."""
 
     name: str
     type: str
@@ -82,20 +82,20 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A function.
+    """A function of the exposed schema.
 
     Parameters
     ----------
     returns_rows
-        Rows with columns, rather than plain values.
+        Whether results are rows with columns, rather than plain values.
     returns_set
-        Any number of results, rather than one.
+        Whether there may be any number of results, rather than one.
     media_type
-        Name of the domain it returns, if that is a media type.
+        Name of the result's domain, if that name is a media type.
     column_types
-        Of the rows it returns, as far as they are declared.
+        Types of the columns of returned rows, as far as they are declared.
     settings
-        To be made before it is called.
+        Settings to make before a call.
     """
 
     schema: str
@@ -116,66 +116,67 @@ class Routine:
 
     @property
     def methods(self) -> str:
-        """Value of ``Allow``."""
+        """Value of the header ``Allow``."""
+        # PostgREST calls volatile functions by POST only, since a GET must not change anything.
         return "OPTIONS,POST" if self.is_volatile else "OPTIONS,GET,HEAD,POST"
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """One state of the schema cache. A reload makes another one."""
+class Schema:
+    """State of the exposed schema at one time. A reload makes another one."""
 
-    schema: str
+    name: str
     tables: Mapping[str, Table]
     routines: Mapping[str, tuple[Routine, ...]]
     role_settings: Mapping[str, dict[str, str]]
 
-    def table(self, name: str) -> Table:
+    def find_table(self, name: str) -> Table:
         found = self.tables.get(name)
         if found is None:
-            close = closest(name, self.tables, cutoff=0.6)
-            hint = f"Perhaps you meant the table '{self.schema}.{close}'" if close else None
-            message = f"Could not find the table '{self.schema}.{name}' in the schema cache"
+            close = guess_name(name, self.tables, cutoff=0.6)
+            hint = f"Perhaps you meant the table '{self.name}.{close}'" if close else None
+            message = f"Could not find the table '{self.name}.{name}' in the schema cache"
             raise ApiError(404, "PGRST205", message, hint=hint)
         return found
 
 
-def closest(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
-    """Guess what somebody who wrote `name` meant."""
+def guess_name(name: str, known: Iterable[str], *, cutoff: float) -> str | None:
+    """Return the known name that is most similar to `name`, or None."""
     if len(name) > _MAX_GUESSED_LENGTH:
         return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
-async def load_catalogue(connection: Connection, schema: str) -> Catalogue:
-    """Read the schema cache of one schema."""
-    columns = await connection.fetch(introspection.COLUMNS, schema)
-    routines = await connection.fetch(introspection.ROUTINES, schema)
+async def load_schema(connection: Connection, name: str) -> Schema:
+    """Read a schema from PostgreSQL."""
+    columns = await connection.fetch(introspection.COLUMNS, name)
+    routines = await connection.fetch(introspection.ROUTINES, name)
     settings = await connection.fetch(introspection.ROLE_SETTINGS)
-    return Catalogue(
-        schema=schema,
-        tables=_tables(schema, [dict(row) for row in columns]),
-        routines=_routines(schema, [dict(row) for row in routines]),
-        role_settings=_role_settings([dict(row) for row in settings]),
+    return Schema(
+        name=name,
+        tables=_group_tables(name, [dict(row) for row in columns]),
+        routines=_group_routines(name, [dict(row) for row in routines]),
+        role_settings=_group_role_settings([dict(row) for row in settings]),
     )
 
 
 Row = Mapping[str, Any]
 
 
-def _tables(schema: str, rows: Iterable[Row]) -> dict[str, Table]:
+def _group_tables(schema: str, rows: Iterable[Row]) -> dict[str, Table]:
     by_table: dict[str, list[Row]] = {}
     for row in rows:
         by_table.setdefault(row["table_name"], []).append(row)
-    return {name: _table(schema, name, columns) for name, columns in by_table.items()}
+    return {name: _make_table(schema, name, columns) for name, columns in by_table.items()}
 
 
-def _table(schema: str, name: str, rows: list[Row]) -> Table:
+def _make_table(schema: str, name: str, rows: list[Row]) -> Table:
     key = sorted((row["key_position"], row["column_name"]) for row in rows if row["key_position"] is not None)
     actions = rows[0]["actions"]
     return Table(
         schema=schema,
         name=name,
-        columns={row["column_name"]: _column(row) for row in rows},
+        columns={row["column_name"]: _make_column(row) for row in rows},
         primary_key=tuple(column for _, column in key),
         insertable=bool(actions & _INSERT),
         updatable=bool(actions & _UPDATE),
@@ -183,29 +184,31 @@ def _table(schema: str, name: str, rows: list[Row]) -> Table:
     )
 
 
-def _column(row: Row) -> Column:
+def _make_column(row: Row) -> Column:
     default = row["identity_expression"] or row["default_expression"]
     return Column(row["column_name"], row["type"], row["comparison_type"], default)
 
 
-def _routines(schema: str, rows: Iterable[Row]) -> dict[str, tuple[Routine, ...]]:
+def _group_routines(schema: str, rows: Iterable[Row]) -> dict[str, tuple[Routine, ...]]:
     found: dict[str, tuple[Routine, ...]] = {}
     for row in rows:
-        found[row["name"]] = (*found.get(row["name"], ()), _routine(schema, row))
+        found[row["name"]] = (*found.get(row["name"], ()), _make_routine(schema, row))
     return found
 
 
-def _routine(schema: str, row: Row) -> Routine:
+def _make_routine(schema: str, row: Row) -> Routine:
     count = len(row["argument_types"])
+    # PostgreSQL leaves out the names if no argument has one, and the modes if all arguments are inputs.
     names = [*row["argument_names"], *[""] * count][:count]
     modes = row["argument_modes"] or ["i"] * count
     arguments = list(zip(names, modes, row["argument_types"], strict=True))
+    # Modes: i for in, o for out, b for both, v for variadic, t for a column of the result.
     outputs = {name: type_ for name, mode, type_ in arguments if mode in "obt"}
     settings = (setting.partition("=") for setting in row["settings"])
     return Routine(
         schema=schema,
         name=row["name"],
-        parameters=_parameters([a for a in arguments if a[1] in "ibv"], row),
+        parameters=_make_parameters([a for a in arguments if a[1] in "ibv"], row),
         is_volatile=row["is_volatile"],
         returns_set=row["returns_set"],
         returns_void=row["returns_void"],
@@ -217,7 +220,8 @@ def _routine(schema: str, row: Row) -> Routine:
     )
 
 
-def _parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter, ...]:
+def _make_parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter, ...]:
+    # Only the last input parameters can have defaults.
     required = row["input_count"] - row["default_count"]
     return tuple(
         Parameter(name, type_, required=n < required and mode != "v", variadic=mode == "v")
@@ -225,7 +229,7 @@ def _parameters(inputs: list[tuple[str, str, str]], row: Row) -> tuple[Parameter
     )
 
 
-def _role_settings(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
+def _group_role_settings(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         name, _, value = row["setting"].partition("=")
