@@ -21,7 +21,7 @@ from tensorage.embedded.storage.database import find_known_versions, transaction
 from tensorage.embedded.storage.errors import UNAVAILABLE, StorageError
 
 #: The logger's name does not follow the module's: readers of server.log may filter by it.
-log = logging.getLogger("tensorage.embedded.storage.custody")
+log = logging.getLogger(__name__)
 
 
 class VersionFiles:
