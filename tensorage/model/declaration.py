@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -9,14 +10,14 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.wire.header import block_elements
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.regions import divide_evenly
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room
 from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.types import COORDS_ATTRIBUTE, storable_dtype
 
-__all__ = ["ArrayOptions", "Declaration", "declare"]
+__all__ = ["ArrayOptions", "Declaration", "declare", "fit_block_size"]
 
 #: Bytes of one stored block, unless a chunk size is given.
 BLOCK_BYTES = 1024 * 1024
@@ -115,4 +116,18 @@ def declare(
             f"chunk_size={chunk_size} elements: a block of {stored} holds 1 to "
             f"{MAX_REQUEST_BYTES // stored.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
         )
-    return Declaration(key, extents, stored, block_elements(extents, chunk_size), is_shared, options)
+    return Declaration(key, extents, stored, fit_block_size(extents, chunk_size), is_shared, options)
+
+
+def fit_block_size(shape: tuple[int, ...], most: int) -> int:
+    """Fit the block size to the rows: whole rows of axis 0 where one has at most `most` elements, else an even part.
+
+    >>> fit_block_size((60000, 28, 28), 262144)
+    261856
+    >>> fit_block_size((10, 1000), 400)
+    334
+    """
+    row = math.prod(shape[1:])
+    if not shape or row == 0:
+        return most
+    return most // row * row if row <= most else divide_evenly(row, most)

@@ -19,14 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "FORMAT_VERSION",
-    "SCHEMA_VERSION",
-    "as_json",
-    "block_elements",
-    "bytes_of",
-    "header",
-]
+__all__ = ["FORMAT_VERSION", "SCHEMA_VERSION", "as_json", "bytes_of", "header"]
 
 #: Version of the binary header.
 FORMAT_VERSION = 1
@@ -64,25 +57,6 @@ _TEXT_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?e\+\d+')
 def _without_exponent(found: re.Match[str]) -> str:
     token = found[0]
     return token if token.startswith('"') else f"{Decimal(token):f}.0"
-
-
-def block_elements(shape: tuple[int, ...], chunk_size: int) -> int:
-    """Elements per block: whole rows of axis 0 where one fits `chunk_size`, else an even part of a row.
-
-    >>> block_elements((60000, 28, 28), 262144)
-    261856
-    >>> block_elements((10, 1000), 400)
-    334
-    """
-    row = 1
-    for extent in shape[1:]:
-        row *= extent
-    if not shape or row == 0:
-        return chunk_size
-    if row <= chunk_size:
-        return chunk_size // row * row
-    parts = -(-row // chunk_size)
-    return -(-row // parts)
 
 
 def bytes_of(flat: npt.NDArray[Any]) -> memoryview:
