@@ -10,6 +10,7 @@ What is used is what the disk says, so nothing can be out of step with it after 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -24,7 +25,6 @@ from typing import Any
 import numpy.typing as npt
 
 from tensorage.cache.cache_file import CacheFile, OpenFile
-from tensorage.cache.faults import cache_errors
 from tensorage.cache.file_format import ENTRY_NAME, FileFormat
 from tensorage.errors import CacheError
 from tensorage.indexing.selection import Positions
@@ -55,6 +55,9 @@ _SLACK_BYTES = 64 * 1024
 #: What `os.stat` counts in.
 _BLOCK_BYTES = 512
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -79,7 +82,7 @@ class Folder:
         CacheError
             If that is not possible, if it holds something else than a cache, or if others can enter or replace it.
         """
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             self._check_way()
             make_private_folder(self.path)
             names = os.listdir(self.path)  # noqa: PTH208 - names alone, without looking at each
@@ -111,11 +114,11 @@ class Folder:
             Whether an older version has the elements of the one that is there now, as after its attributes were
             changed: then its entry goes on being used.
         """
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             # Also in a process that a handle was sent to, where another folder may be at this path.
             self._check_way()
             self._check_private()
-        with cache_errors(self.path), self._locked():
+        with _cache_errors(self.path), self._locked():
             file = self._opened(layout)
             older = [] if file is not None else self._older(layout)
         stale: list[CacheFile] = []
@@ -125,7 +128,7 @@ class Folder:
                 self.touch(one)
                 return one
             stale.append(one)
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             if file is None:
                 with self._locked():
                     for one in stale:
@@ -137,12 +140,12 @@ class Folder:
 
     def missing(self, entry: CacheFile, numbers: Positions) -> Positions:
         """Those of some pieces that are not there, or damaged."""
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             return entry.missing(numbers)
 
     def touch(self, entry: CacheFile) -> None:
         """Note that an entry was used now."""
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             entry.file.touch()
 
     def keep(self, entry: CacheFile, numbers: Positions, elements: npt.NDArray[Any]) -> int:
@@ -153,7 +156,7 @@ class Folder:
         CacheError
             If the disk is full, or cannot be written to. What is in the cache stays as it is.
         """
-        with cache_errors(self.path), self._locked():
+        with _cache_errors(self.path), self._locked():
             count, growth = len(numbers), entry.layout.growth(numbers)
             room = self._room(entry.layout, growth)
             if room is not None and room < growth:
@@ -167,7 +170,7 @@ class Folder:
     def has_room(self, entry: CacheFile, numbers: Positions) -> bool:
         """Whether there is room for all of some pieces. It is made if it can be."""
         growth = entry.layout.growth(numbers)
-        with cache_errors(self.path), self._locked():
+        with _cache_errors(self.path), self._locked():
             room = self._room(entry.layout, growth)
             return room is None or room >= growth
 
@@ -343,3 +346,28 @@ def _is_sound(file: OpenFile, layout: FileFormat) -> bool:
 def _taken(status: os.stat_result) -> int:
     """Bytes of the disk: parts of a file that were never written take none."""
     return status.st_blocks * _BLOCK_BYTES
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    """Errors of the operating system in the block are about the folder."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except OSError as error:
+        named = CacheError(f"the cache in {folder} {_fault(error)}")
+        named.errno = error.errno
+        raise named from error
+
+
+def _fault(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return (
+            f"has no room on its disk ({reason}). What is in it stays usable. Free some space, give a max_bytes "
+            "that fits, or use a folder on another disk."
+        )
+    if error.errno in _FORBIDDEN:
+        return f"cannot be written to ({reason}). Give a folder that this user may write to."
+    return f"cannot be used ({reason}). Give a folder on a local disk that this user may write to."

@@ -271,7 +271,7 @@ class Login:
 
     def _sdk(self) -> supabase.Client:
         if self._client is None:
-            from tensorage.signin.client import make_client
+            from tensorage.signin.sdk import make_client
 
             url, key = self._required_url(), self.credentials.required_key()
             self._client, http = make_client(url, key)
