@@ -13,23 +13,41 @@ one of -0.0 is stored, one of 0.0 is not. What was stored and is lost or damaged
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.zarr.codec_pipeline import CodecPipeline, fill_value_of, pipeline_of
+from tensorage.backend.zarr.codec_pipeline import CodecPipeline, PlainPipeline, ZarrPipeline, fill_value_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
+from tensorage.errors import InvalidInputError
 from tensorage.model.memory import new_array
-from tensorage.model.zarr_metadata import array_metadata
+from tensorage.model.zarr_metadata import (
+    SHARDING,
+    Codec,
+    array_metadata,
+    configuration_of,
+    default_codecs,
+    default_fill_value,
+    name_of,
+)
 
-__all__ = ["EMPTY", "CorruptChunkError", "EncodedShard", "ShardCodec", "parse_index"]
+__all__ = [
+    "EMPTY",
+    "CorruptChunkError",
+    "EncodedShard",
+    "ShardCodec",
+    "choose_layout",
+    "parse_index",
+    "pipeline_of",
+]
 
 #: What is in memory in one piece.
 Bytes = bytes | bytearray | memoryview
@@ -332,6 +350,55 @@ class ShardCodec:
             )
 
 
+def choose_layout(
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    *,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal[False] | None = None,
+    codecs: Sequence[Any] | None = None,
+    chunk_size: int | None = None,
+) -> Layout:
+    """Choose the layout of a new array, codecs included.
+
+    Parameters
+    ----------
+    dtype, chunks, shards, chunk_size
+        Parameters of `Layout.choose`.
+    codecs
+        All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
+        Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes don't fit the array or each other, or zarr can't use the codecs.
+    DTypeError
+        If Zarr has no such dtype.
+    """
+    layout = Layout.choose(shape, dtype, chunks=chunks, shards=shards, chunk_size=chunk_size)
+    # Only codecs that somebody gave take zarr, which is slow to load: few arrays need it.
+    return (
+        layout if codecs is None else replace(layout, codecs=_normalize_codecs(codecs, layout.chunks, dtype))
+    )
+
+
+def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
+    """The way through the codecs of an array each of whose objects is a chunk.
+
+    Parameters
+    ----------
+    metadata
+        As the catalogue keeps them.
+
+    Raises
+    ------
+    InvalidInputError
+        If zarr doesn't know the codecs.
+    """
+    return PlainPipeline.of(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype, _find_inner_shards)
+
+
 def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
     """Offset and length of each chunk, in C order, of an index as the catalogue has it.
 
@@ -353,3 +420,83 @@ def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
     if np.any(is_empty[:, 0] != is_empty[:, 1]) or np.any(entries[:, 1] == 0):
         raise CorruptChunkError("an index names a chunk that is neither empty nor has bytes")
     return entries
+
+
+@dataclass(frozen=True)
+class _NestedShards:
+    """Shards within a chunk: the codec that gives their chunks back, and where the axes went before."""
+
+    codec: ShardCodec
+    #: For each axis of the chunk, the one of the shards that it is.
+    axes: tuple[int, ...]
+
+    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
+        whole = np.empty(self.codec.layout.shards, self.codec.layout.dtype)
+        self.codec.decode_object(payload, whole)
+        out[...] = whole.transpose(self.axes)
+
+    @property
+    def encoded_room(self) -> int:
+        layout = self.codec.layout
+        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
+
+
+def _find_inner_shards(
+    metadata: Mapping[str, Any], codecs: Sequence[Codec], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> _NestedShards | None:
+    """The codec of the shards that a chunk consists of, if these are its codecs.
+
+    Raises
+    ------
+    InvalidInputError
+        If they stand behind codecs that make other elements.
+    """
+    if not codecs or name_of(codecs[-1]) != SHARDING:
+        return None
+    axes = list(range(len(shape)))
+    for codec in codecs[:-1]:
+        if name_of(codec) != "transpose":
+            raise InvalidInputError(
+                f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
+            )
+        axes = [axes[axis] for axis in configuration_of(codec)["order"]]
+    shards = [shape[axis] for axis in axes]
+    kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])
+    return _NestedShards(ShardCodec(Layout.parse(kept, shards, dtype)), tuple(np.argsort(axes).tolist()))
+
+
+def _normalize_codecs(
+    codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[Codec, ...]:
+    """Codecs as somebody gave them, in the form that zarr writes down, after a chunk went through them and back.
+
+    Parameters
+    ----------
+    codecs
+        As the JSON of Zarr's metadata, or as zarr's own objects.
+
+    Raises
+    ------
+    InvalidInputError
+        If zarr doesn't know them, or they don't do for such chunks.
+    """
+    import zarr
+
+    chunk = np.zeros(chunks, dtype)
+    try:
+        given = list(codecs)
+        # What they leave open, zarr chooses now, such as the element size of a shuffle.
+        array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
+        written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
+        chain = ZarrPipeline(
+            array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype, _find_inner_shards
+        )
+        # Some codecs look at what they were told no sooner than this.
+        chain.decode(memoryview(b"".join(chain.encode(chunk))), chunk)
+    except Exception as error:
+        # Each codec has errors of its own.
+        raise InvalidInputError(
+            f"codecs={codecs!r} do not do for chunks of {chunks} elements of {dtype}: {error}. Give them as the "
+            f"metadata of Zarr have them, such as {list(default_codecs(dtype))}, or as objects of zarr.codecs"
+        ) from error
+    return tuple(written)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -20,34 +20,37 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.zarr.compressors import BloscBuffers, Compressor, CorruptChunkError, ZstdFrames
+from tensorage.backend.zarr.compressors import (
+    BLOSC_HEADER,
+    CUT_OFF,
+    BloscBuffers,
+    Compressor,
+    CorruptChunkError,
+    ZstdFrames,
+    end_of_frame,
+)
 from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
+from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import InvalidInputError
 from tensorage.model.zarr_metadata import (
-    SHARDING,
     Codec,
-    array_metadata,
     chunk_key,
     configuration_of,
-    default_codecs,
-    default_fill_value,
     name_of,
 )
 
 if TYPE_CHECKING:
     import zarr
 
-    from tensorage.backend.zarr.codec import ShardCodec
-
 __all__ = [
     "CRC32C_BYTES",
     "CodecPipeline",
+    "InnerShards",
     "PlainPipeline",
     "ZarrPipeline",
+    "check_encoded_chunk",
     "crc32c",
     "fill_value_of",
-    "normalize_codecs",
-    "pipeline_of",
 ]
 
 CRC32C_BYTES = 4
@@ -91,20 +94,22 @@ class CodecPipeline(Protocol):
         """Most bytes that a chunk of so many bytes of elements is encoded in."""
 
 
-def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
-    """The way through the codecs of an array each of whose objects is a chunk.
+class InnerShards(Protocol):
+    """Shards that a chunk consists of, where a codec of the chunk is itself the sharding codec."""
 
-    Parameters
-    ----------
-    metadata
-        As the catalogue keeps them.
+    @property
+    def encoded_room(self) -> int:
+        """Most bytes that the shards are encoded in."""
 
-    Raises
-    ------
-    InvalidInputError
-        If zarr doesn't know the codecs.
-    """
-    return PlainPipeline.of(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype)
+    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the elements of encoded shards, as `CodecPipeline.decode` does for a chunk."""
+
+
+#: Finds the shards within a chunk, by the metadata, the codecs before those between bytes, and the chunk's shape and
+#: dtype. None if there are none.
+FindInnerShards = Callable[
+    [Mapping[str, Any], Sequence[Codec], tuple[int, ...], np.dtype[Any]], InnerShards | None
+]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,12 @@ class ZarrPipeline:
         If zarr can make nothing of them.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        dtype: np.dtype[Any],
+        find_inner_shards: FindInnerShards | None = None,
+    ) -> None:
         import zarr
         from zarr.buffer.cpu import Buffer
         from zarr.storage import MemoryStore
@@ -192,7 +202,11 @@ class ZarrPipeline:
         self._key = chunk_key([0] * len(shape))
         self._inflaters = _trailing_inflaters(self._codecs)
         self._inner_codecs = self._codecs[: len(self._codecs) - len(self._inflaters)]
-        self._nested = _nested_shards(metadata, self._inner_codecs, self._shape, dtype)
+        self._inner_shards = (
+            None
+            if find_inner_shards is None
+            else find_inner_shards(metadata, self._inner_codecs, self._shape, dtype)
+        )
         # Each is used by one thread at a time.
         self._idle: deque[_Slot] = deque()
         self._idle_inner: deque[_Slot] = self._idle if not self._inflaters else deque()
@@ -211,8 +225,8 @@ class ZarrPipeline:
             payload = self._inflaters[position](
                 payload, self._room(position), self._is_exact and not position
             )
-        if self._nested is not None:
-            self._nested.decode(payload, out)
+        if self._inner_shards is not None:
+            self._inner_shards.decode(payload, out)
             return
         if self._is_exact and len(payload) != self._inner_room:
             raise CorruptChunkError(f"a chunk of {self._inner_room} bytes has {len(payload)}")
@@ -245,8 +259,8 @@ class ZarrPipeline:
     def _inner_room(self) -> int:
         """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
         nbytes: int = math.prod(self._shape) * self._dtype.itemsize
-        if self._nested is not None:
-            return self._nested.encoded_room
+        if self._inner_shards is not None:
+            return self._inner_shards.encoded_room
         if not self._is_exact:
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:
@@ -287,25 +301,6 @@ class ZarrPipeline:
         return _Slot(array, objects)
 
 
-@dataclass(frozen=True)
-class _NestedShards:
-    """Shards within a chunk: the codec that gives their chunks back, and where the axes went before."""
-
-    codec: ShardCodec
-    #: For each axis of the chunk, the one of the shards that it is.
-    axes: tuple[int, ...]
-
-    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
-        whole = np.empty(self.codec.layout.shards, self.codec.layout.dtype)
-        self.codec.decode_object(payload, whole)
-        out[...] = whole.transpose(self.axes)
-
-    @property
-    def encoded_room(self) -> int:
-        layout = self.codec.layout
-        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
-
-
 def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
     """The ways to undo the last codecs, in the order in which they encode: as many as can be undone within a bound."""
     found: deque[Inflater] = deque()
@@ -317,74 +312,11 @@ def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
     return list(found)
 
 
-def _nested_shards(
-    metadata: Mapping[str, Any], codecs: Sequence[Codec], shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> _NestedShards | None:
-    """The codec of the shards that a chunk consists of, if these are its codecs.
-
-    Raises
-    ------
-    InvalidInputError
-        If they stand behind codecs that make other elements.
-    """
-    if not codecs or name_of(codecs[-1]) != SHARDING:
-        return None
-    # They know this module.
-    from tensorage.backend.zarr.codec import ShardCodec
-    from tensorage.backend.zarr.layout import Layout
-
-    axes = list(range(len(shape)))
-    for codec in codecs[:-1]:
-        if name_of(codec) != "transpose":
-            raise InvalidInputError(
-                f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
-            )
-        axes = [axes[axis] for axis in configuration_of(codec)["order"]]
-    shards = [shape[axis] for axis in axes]
-    kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])
-    return _NestedShards(ShardCodec(Layout.parse(kept, shards, dtype)), tuple(np.argsort(axes).tolist()))
-
-
 class _Slot(NamedTuple):
     """An array of one chunk, and the objects that it is made of."""
 
     array: zarr.Array[Any]
     objects: dict[str, Any]
-
-
-def normalize_codecs(
-    codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]
-) -> tuple[Codec, ...]:
-    """Codecs as somebody gave them, in the form that zarr writes down, after a chunk went through them and back.
-
-    Parameters
-    ----------
-    codecs
-        As the JSON of Zarr's metadata, or as zarr's own objects.
-
-    Raises
-    ------
-    InvalidInputError
-        If zarr doesn't know them, or they don't do for such chunks.
-    """
-    import zarr
-
-    chunk = np.zeros(chunks, dtype)
-    try:
-        given = list(codecs)
-        # What they leave open, zarr chooses now, such as the element size of a shuffle.
-        array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
-        written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
-        chain = ZarrPipeline(array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype)
-        # Some codecs look at what they were told no sooner than this.
-        chain.decode(memoryview(b"".join(chain.encode(chunk))), chunk)
-    except Exception as error:
-        # Each codec has errors of its own.
-        raise InvalidInputError(
-            f"codecs={codecs!r} do not do for chunks of {chunks} elements of {dtype}: {error}. Give them as the "
-            f"metadata of Zarr have them, such as {list(default_codecs(dtype))}, or as objects of zarr.codecs"
-        ) from error
-    return tuple(written)
 
 
 def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -411,3 +343,48 @@ def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def crc32c(data: bytes | memoryview) -> bytes:
     """What the codec ``crc32c`` puts behind bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
+
+
+def check_encoded_chunk(data: memoryview, layout: Layout) -> None:
+    """Check the object of an array that is not sharded, which is an encoded chunk.
+
+    Raises
+    ------
+    CorruptChunkError
+        If its bytes are not those that were written. Not every damage shows.
+    """
+    if not data:
+        raise CorruptChunkError("there are no bytes")
+    last = name_of(layout.codecs[-1])
+    if last == "bytes" and len(layout.codecs) == 1:
+        nbytes = math.prod(layout.chunks) * layout.dtype.itemsize
+        if len(data) != nbytes:
+            raise CorruptChunkError(f"a chunk of {nbytes} bytes has {len(data)}")
+    elif last in _CHECKS:
+        _CHECKS[last](data)
+
+
+def _check_trailing_crc32c(data: memoryview) -> None:
+    payload, checksum = data[:-CRC32C_BYTES], data[-CRC32C_BYTES:]
+    if checksum != crc32c(payload):
+        raise CorruptChunkError(f"the checksum of {len(payload)} bytes is wrong")
+
+
+def _check_blosc_length(data: memoryview) -> None:
+    if len(data) < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(data)[-1] != len(data):
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
+
+
+def _check_zstd_frames(data: memoryview) -> None:
+    at = 0
+    while at < len(data):
+        at = end_of_frame(data, at)
+    if at > len(data):
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
+
+
+_CHECKS: Mapping[str, Callable[[memoryview], None]] = {
+    "crc32c": _check_trailing_crc32c,
+    "blosc": _check_blosc_length,
+    "zstd": _check_zstd_frames,
+}

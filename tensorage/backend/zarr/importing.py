@@ -25,8 +25,8 @@ from zarr.core.sync import sync
 
 from tensorage.backend.wire.header import bytes_of
 from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
-from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec
-from tensorage.backend.zarr.integrity import check_encoded_chunk
+from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec, choose_layout
+from tensorage.backend.zarr.codec_pipeline import check_encoded_chunk
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.writing import NewShard
 from tensorage.errors import CorruptTensorError, InvalidInputError, TensorageError
@@ -161,7 +161,7 @@ def layout_like(array: zarr.Array[Any], new: Declaration) -> Layout:
         own = chunks_of(array)
         if own and MIN_CHUNK_BYTES <= math.prod(own) * new.dtype.itemsize <= SHARD_BYTES:
             chunks = own
-    layout = Layout.choose(
+    layout = choose_layout(
         new.shape,
         new.dtype,
         chunks=chunks,

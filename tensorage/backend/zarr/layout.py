@@ -83,7 +83,6 @@ class Layout:
         *,
         chunks: Sequence[int] | None = None,
         shards: Sequence[int] | Literal[False] | None = None,
-        codecs: Sequence[Any] | None = None,
         chunk_size: int | None = None,
     ) -> Layout:
         """The layout of a new array.
@@ -98,16 +97,13 @@ class Layout:
             Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an
             object for each chunk, without an index, for readers that know nothing of shards. An array without
             dimensions, which is a single element, is stored so in any case.
-        codecs
-            Of a chunk: all of them, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a
-            checksum. Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
         chunk_size
             Elements of a chunk, about, where `chunks` are not given.
 
         Raises
         ------
         InvalidInputError
-            If the shapes don't fit the array or each other, or zarr can't use the codecs.
+            If the shapes don't fit the array or each other.
         DTypeError
             If Zarr has no such dtype.
         """
@@ -126,8 +122,7 @@ class Layout:
         else:
             outer = check_shards(inner if shards is False else shards, inner, extents)
         is_sharded = shards is not False and len(extents) > 0
-        chain = default_codecs(dtype) if codecs is None else _checked(codecs, inner, dtype)
-        return cls(extents, dtype, inner, outer, is_sharded, chain, default_fill_value(dtype))
+        return cls(extents, dtype, inner, outer, is_sharded, default_codecs(dtype), default_fill_value(dtype))
 
     @classmethod
     def parse(cls, zarr: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype[Any]) -> Layout:
@@ -298,13 +293,6 @@ def _dividing(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
         next(extent for extent in range(min(shard, most), 0, -1) if shard % extent == 0)
         for shard, most in zip(shards, wanted, strict=True)
     )
-
-
-def _checked(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Codec, ...]:
-    # It takes zarr, which few arrays need.
-    from tensorage.backend.zarr.codec_pipeline import normalize_codecs
-
-    return normalize_codecs(codecs, chunks, dtype)
 
 
 def _plain(data_type: Any) -> Any:

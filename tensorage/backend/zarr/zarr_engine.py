@@ -17,7 +17,7 @@ from tensorage.backend.staging import begin, commit, from_the_beginning, new_ope
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, fill_region
-from tensorage.backend.zarr.codec import ShardCodec
+from tensorage.backend.zarr.codec import ShardCodec, choose_layout
 from tensorage.backend.zarr.copying import copy_objects
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
@@ -192,7 +192,7 @@ class ZarrEngine:
         return 0
 
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
-        chosen = layout or Layout.choose(
+        chosen = layout or choose_layout(
             new.shape,
             new.dtype,
             chunks=new.options.get("chunks"),
