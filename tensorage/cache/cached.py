@@ -270,7 +270,7 @@ def _gathered(entry: CacheFile, loose: Loose, reading: ChunkPlan, out: npt.NDArr
     result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
     if reading.size:
         buffer = result.buffer.reshape(reading.buffer_shape)
-        for part in reading.parts():
+        for part in reading.projections():
             number = entry.grid.number_of(part.coords)
             part.take(loose[number] if number in loose else entry.piece(number), buffer)
     return result.take()

@@ -179,7 +179,7 @@ def _behind(reader: Reader, entry: ShardRecord, added: npt.NDArray[Any]) -> npt.
 
 
 def _assigned(reader: Reader, reading: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
-    for part, entry in reader.with_records(reading.parts()):
+    for part, entry in reader.with_records(reading.projections()):
         yield NewShard(entry.number, partial(_patched, reader, entry, part, buffer), entry.name)
 
 

@@ -31,7 +31,7 @@ from tensorage.backend.zarr.writing import (
     shards_of_regions,
 )
 from tensorage.indexing.chunks import plan_chunks
-from tensorage.indexing.regions import AxisLengths, grow_shape, join_units
+from tensorage.indexing.regions import AxisLengths, grow_shape, join_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
@@ -75,7 +75,7 @@ class ZarrEngine:
         fill_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
 
     def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
-        return join_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+        return join_chunks(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
@@ -169,7 +169,7 @@ class ZarrEngine:
             buffer = result.buffer.reshape(reading.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec).fill(reading.parts(), buffer, advance)
+                Reader(work, codec).fill(reading.projections(), buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
