@@ -272,5 +272,5 @@ def _gathered(entry: CacheFile, loose: Loose, reading: ChunkPlan, out: npt.NDArr
         buffer = result.buffer.reshape(reading.buffer_shape)
         for part in reading.projections():
             number = entry.grid.number_of(part.coords)
-            part.take(loose[number] if number in loose else entry.piece(number), buffer)
+            part.take(loose[number] if number in loose else entry.tile(number), buffer)
     return result.take()
