@@ -33,7 +33,7 @@ _UCRED = struct.Struct("3i")
 
 #: The beginning of `struct xucred` of macOS and FreeBSD: version, user. Python has no names for its option.
 _XUCRED = struct.Struct("=II")
-_XUCRED_BYTES = 76
+XUCRED_BYTES = 76
 _XUCRED_VERSION = 0
 _SOL_LOCAL = 0
 _LOCAL_PEERCRED = 1
@@ -116,11 +116,11 @@ def _user_of(there: _Connection) -> int | None:
             _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             return int(uid)
         if sys.platform == "darwin" or sys.platform.startswith("freebsd"):
-            return _uid_of_xucred(end.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES))
+            return uid_of_xucred(end.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, XUCRED_BYTES))
     return None
 
 
-def _uid_of_xucred(credentials: bytes) -> int:
+def uid_of_xucred(credentials: bytes) -> int:
     version, uid = _XUCRED.unpack_from(credentials)
     if version != _XUCRED_VERSION:
         raise NotThePeerError(f"this system tells users in a form that is not known here (version {version})")

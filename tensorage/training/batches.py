@@ -15,7 +15,7 @@ import numpy as np
 
 from tensorage.backend.arrays import OpenArray
 from tensorage.backend.wire.http import PARALLEL
-from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
+from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.training.order import Shuffle
@@ -282,7 +282,7 @@ class _Reads:
         hurry = Hurry(current_hurry())
 
         def read_one(read: Callable[[Selection], Any], selection: Selection) -> Any:
-            with hurried(hurry):
+            with end_waits_on(hurry):
                 return read(selection)
 
         pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
