@@ -238,9 +238,9 @@ def test_chunks_have_a_place_each(chosen: Layout) -> None:
 def test_growing_renumbers_nothing(chosen: Layout, rows: int) -> None:
     if not chosen.shape:
         with pytest.raises(InvalidInputError, match="no rows"):
-            chosen.grown(rows)
+            chosen.with_rows(rows)
         return
-    grown = chosen.grown(rows)
+    grown = chosen.with_rows(rows)
     assert grown.shape == (chosen.shape[0] + rows, *chosen.shape[1:])
     for number in range(chosen.shard_count):
         assert grown.coords_of(number) == chosen.coords_of(number)

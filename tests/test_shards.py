@@ -373,7 +373,7 @@ def test_a_shard_without_dimensions() -> None:
 def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     chunk = elements_of(dtype, (6, 50))
     of_chunk = array_metadata(chunk.dtype, chunk.shape, codecs, Layout.choose((), chunk.dtype).fill_value)
-    plain, by_zarr = PlainPipeline.of(codecs, chunk.dtype), ZarrPipeline(of_chunk, chunk.dtype)
+    plain, by_zarr = PlainPipeline.parse(codecs, chunk.dtype), ZarrPipeline(of_chunk, chunk.dtype)
     assert plain is not None
     assert type(pipeline_of(of_chunk, chunk.dtype)) is PlainPipeline
     encoded = b"".join(plain.encode(chunk))
@@ -408,11 +408,11 @@ def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     ids=str,
 )
 def test_the_rest_is_left_to_zarr(codecs: list[Any]) -> None:
-    assert PlainPipeline.of(codecs, np.dtype("<f4")) is None
+    assert PlainPipeline.parse(codecs, np.dtype("<f4")) is None
 
 
 def test_codecs_may_stand_by_their_names_alone() -> None:
-    plain = PlainPipeline.of(["bytes", "crc32c"], np.dtype("u1"))
+    plain = PlainPipeline.parse(["bytes", "crc32c"], np.dtype("u1"))
     assert plain == PlainPipeline(None, True)
 
 

@@ -1,9 +1,10 @@
-"""The codecs of a chunk at work: from elements to bytes and back.
+"""Codec pipelines: from the elements of a chunk to bytes and back.
 
-`pipeline_of` gives the way through the codecs that an array names. `PlainPipeline` does the common ones by numcodecs
-itself: elements as they are in memory, compressed by Blosc or zstd or not, with a checksum behind them or not.
-`ZarrPipeline` does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many
-threads at once.
+`PlainPipeline` runs the common codecs by numcodecs itself: elements as they are in memory, compressed by Blosc or zstd
+or not, with a checksum behind them or not. `ZarrPipeline` runs all codecs that zarr knows, by zarr. Both make the same
+bytes, and both are safe to use from many threads at once.
+
+`check_encoded_chunk` tells damage without decoding.
 """
 
 from __future__ import annotations
@@ -53,25 +54,26 @@ __all__ = [
     "fill_value_of",
 ]
 
+#: Bytes of the checksum that the codec ``crc32c`` writes.
 CRC32C_BYTES = 4
 
-#: Codecs that numcodecs is asked for, without zarr.
+#: Compressors that run by numcodecs, without zarr.
 _COMPRESSORS: Mapping[str, Callable[[Mapping[str, Any]], Compressor | None]] = {
-    "blosc": BloscBuffers.of,
-    "zstd": ZstdFrames.of,
+    "blosc": BloscBuffers.parse,
+    "zstd": ZstdFrames.parse,
 }
 
 
 class CodecPipeline(Protocol):
-    """The codecs of a chunk, in their order."""
+    """Codecs of a chunk, one after another."""
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
-        """The bytes of a chunk, one part after the other. They may be the chunk's own memory.
+        """Encode a chunk to bytes, one part after the other. Parts may be the chunk's own memory.
 
         Parameters
         ----------
         chunk
-            Of the full shape, C-contiguous and little-endian.
+            Chunk of the full shape, C-contiguous and little-endian.
         """
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
@@ -80,18 +82,18 @@ class CodecPipeline(Protocol):
         Parameters
         ----------
         data
-            Of bytes.
+            Bytes of the encoded chunk.
         out
-            Of the full shape, C-contiguous and little-endian.
+            Array of the full shape, C-contiguous and little-endian.
 
         Raises
         ------
         CorruptChunkError
-            What is in `out` is then of no use.
+            If the bytes are no encoded chunk. The content of `out` is then of no use.
         """
 
     def encoded_room(self, nbytes: int) -> int:
-        """Most bytes that a chunk of so many bytes of elements is encoded in."""
+        """Return the most bytes that a chunk of `nbytes` bytes of elements is encoded in."""
 
 
 class InnerShards(Protocol):
@@ -114,14 +116,14 @@ FindInnerShards = Callable[
 
 @dataclass(frozen=True)
 class PlainPipeline:
-    """Elements in their order in memory, then a compressor or none, then a checksum or none."""
+    """Elements in memory order, then perhaps a compressor, then perhaps a checksum."""
 
     compressor: Compressor | None
     has_crc32c: bool
 
     @classmethod
-    def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainPipeline | None:
-        """The chain, if the codecs are of this kind."""
+    def parse(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainPipeline | None:
+        """Make the pipeline, if the codecs are of this kind."""
         names = [name_of(codec) for codec in codecs]
         if names[:1] != ["bytes"]:
             return None
@@ -160,21 +162,21 @@ class PlainPipeline:
 
 
 class ZarrPipeline:
-    """Any codecs that zarr knows: an array of a single chunk, in memory, that zarr writes and reads.
+    """Any codecs that zarr knows. Zarr writes and reads an array of a single chunk, in memory.
 
-    Codecs between bytes are undone by `tensorage.backend.zarr.inflate`, each within the bound that the chunk sets,
-    and shards within a chunk by a `ShardCodec` of their own. Zarr decodes what is left, which is no longer than the
-    elements. A codec that somebody else has registered with zarr is that one's code, and zarr runs it as it is.
+    `tensorage.backend.zarr.inflate` undoes codecs between bytes, each within the bound that the chunk sets. Shards
+    within a chunk are decoded by a `ShardCodec` of their own. Zarr decodes the rest, which is no longer than the
+    elements. A codec that somebody else has registered with zarr is foreign code, and zarr runs it without a bound.
 
     Parameters
     ----------
     metadata
-        As the catalogue keeps them, of an array each of whose objects is a chunk.
+        Metadata of Zarr v3, as the catalogue keeps them, of an array each of whose objects is a chunk.
 
     Raises
     ------
     InvalidInputError
-        If zarr can make nothing of them.
+        If zarr cannot read the metadata.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class ZarrPipeline:
         try:
             array = zarr.open_array(MemoryStore({"zarr.json": Buffer.from_bytes(document)}), mode="r")
         except Exception as error:
-            # Each codec has errors of its own.
+            # The errors of codecs have no common type.
             raise InvalidInputError(
                 f"zarr can make no chunks of {shape} elements of {dtype} with codecs={metadata['codecs']} and "
                 f"fill_value={metadata['fill_value']!r}: {error}"
@@ -207,18 +209,18 @@ class ZarrPipeline:
             if find_inner_shards is None
             else find_inner_shards(metadata, self._inner_codecs, self._shape, dtype)
         )
-        # Each is used by one thread at a time.
+        # A thread takes a slot for one call, so no slot is used by two threads at a time.
         self._idle: deque[_Slot] = deque()
         self._idle_inner: deque[_Slot] = self._idle if not self._inflaters else deque()
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
-        return [self._encoded(chunk, self._idle, self._codecs)]
+        return [self._encode_by_zarr(chunk, self._idle, self._codecs)]
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
         from zarr.buffer.cpu import Buffer, NDBuffer
 
         if not data:
-            # Some codecs take this for a chunk that was never written.
+            # Some codecs take empty bytes for a chunk that was never written.
             raise CorruptChunkError("there are no bytes")
         payload = data
         for position in reversed(range(len(self._inflaters))):
@@ -230,7 +232,7 @@ class ZarrPipeline:
             return
         if self._is_exact and len(payload) != self._inner_room:
             raise CorruptChunkError(f"a chunk of {self._inner_room} bytes has {len(payload)}")
-        slot = self._take(self._idle_inner, self._inner_codecs)
+        slot = self._take_slot(self._idle_inner, self._inner_codecs)
         slot.objects[self._key] = Buffer.from_bytes(payload)
         try:
             slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out))
@@ -244,7 +246,7 @@ class ZarrPipeline:
         return self._room(len(self._inflaters))
 
     def _room(self, count: int) -> int:
-        """Most bytes that stand before so many of the codecs that are undone here have been at work."""
+        """Return the most bytes that a chunk has after `count` of the codecs that are undone here have encoded it."""
         nbytes = self._inner_room
         for _ in range(count):
             nbytes = encoded_room(nbytes)
@@ -252,12 +254,12 @@ class ZarrPipeline:
 
     @cached_property
     def _is_exact(self) -> bool:
-        """Whether elements become the same number of bytes in every chunk."""
+        """Whether the elements of every chunk become the same number of bytes."""
         return bool(self._inner_codecs) and name_of(self._inner_codecs[-1]) == "bytes"
 
     @cached_property
     def _inner_room(self) -> int:
-        """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
+        """Bytes of the elements before codecs between bytes: their number, or the most if it differs between chunks."""
         nbytes: int = math.prod(self._shape) * self._dtype.itemsize
         if self._inner_shards is not None:
             return self._inner_shards.encoded_room
@@ -265,24 +267,24 @@ class ZarrPipeline:
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:
             return nbytes
-        # Codecs between arrays may make other elements of them.
+        # Codecs between arrays may change the dtype, so encode a chunk and see.
         blank = np.full(self._shape, self.fill_value, self._dtype)
-        return len(self._encoded(blank, self._idle_inner, self._inner_codecs))
+        return len(self._encode_by_zarr(blank, self._idle_inner, self._inner_codecs))
 
-    def _encoded(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
-        slot = self._take(idle, codecs)
+    def _encode_by_zarr(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
+        slot = self._take_slot(idle, codecs)
         slot.array[...] = chunk
         encoded = slot.objects.pop(self._key)
         idle.append(slot)
         return memoryview(encoded.as_numpy_array().data)
 
-    def _take(self, idle: deque[_Slot], codecs: list[Codec]) -> _Slot:
+    def _take_slot(self, idle: deque[_Slot], codecs: list[Codec]) -> _Slot:
         try:
             return idle.pop()
         except IndexError:
-            return self._open(codecs)
+            return self._open_slot(codecs)
 
-    def _open(self, codecs: list[Codec]) -> _Slot:
+    def _open_slot(self, codecs: list[Codec]) -> _Slot:
         import zarr
         from zarr.storage import MemoryStore
 
@@ -295,14 +297,14 @@ class ZarrPipeline:
             codecs=cast("Any", codecs),
             zarr_format=3,
             store=MemoryStore(objects),
-            # Whether a chunk is written has been decided, and by bytes, not by values.
+            # `ShardCodec` has already decided, by bytes, that the chunk is not empty. Zarr compares values.
             config={"write_empty_chunks": True},
         )
         return _Slot(array, objects)
 
 
 def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
-    """The ways to undo the last codecs, in the order in which they encode: as many as can be undone within a bound."""
+    """Return inflaters for the last codecs, as many as can be undone within a bound, in the order of encoding."""
     found: deque[Inflater] = deque()
     for codec in reversed(codecs):
         inflater = inflater_of(codec)
@@ -313,14 +315,14 @@ def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
 
 
 class _Slot(NamedTuple):
-    """An array of one chunk, and the objects that it is made of."""
+    """An array of one chunk, and the objects of its store."""
 
     array: zarr.Array[Any]
     objects: dict[str, Any]
 
 
 def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The fill value, as an array without dimensions."""
+    """Return the fill value, as an array without dimensions."""
     value = metadata["fill_value"]
     if dtype.kind in "mM":
         if value == "NaT":
@@ -331,27 +333,35 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
 
 
 def _is_zero(value: Any) -> bool:
-    """Whether a number's bytes are zero, unlike those of -0.0."""
+    """Tell whether the bytes of a number are zero, which those of -0.0 are not."""
     return isinstance(value, int | float) and value == 0 and math.copysign(1, value) > 0
 
 
 def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The memory of a C-contiguous array."""
+    """Return the memory of a C-contiguous array."""
     return array.reshape(-1).view(np.uint8)
 
 
 def crc32c(data: bytes | memoryview) -> bytes:
-    """What the codec ``crc32c`` puts behind bytes."""
+    """Return the checksum that the codec ``crc32c`` puts behind bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
 
 
 def check_encoded_chunk(data: memoryview, layout: Layout) -> None:
-    """Check the object of an array that is not sharded, which is an encoded chunk.
+    """Check that an encoded chunk is whole, as far as that shows without decoding it.
+
+    A chunk that somebody else encoded may have been cut off or damaged since. Its last codec may have written a
+    checksum or a length, but not every codec does.
+
+    Parameters
+    ----------
+    data
+        Object of an array that is not sharded.
 
     Raises
     ------
     CorruptChunkError
-        If its bytes are not those that were written. Not every damage shows.
+        If the bytes are not those that were written.
     """
     if not data:
         raise CorruptChunkError("there are no bytes")

@@ -134,17 +134,17 @@ class ZarrEngine:
             If the source is damaged or cannot be read. Nothing is stored.
         """
         from tensorage.backend.zarr.importing import (
-            decoded_shards,
-            imported_shards,
+            decode_shards,
             layout_like,
             layout_of,
+            take_over_shards,
         )
 
         taken = None if _is_laid_out(new) else layout_of(source)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new, taken or layout_like(source, new))
-            shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
+            shards = decode_shards(source, codec.layout) if taken is None else take_over_shards(source, codec)
             return self._write(dataset, codec, shards)
 
         return from_the_beginning(write)
