@@ -38,10 +38,10 @@ __all__ = [
     "Configuration",
     "check_url",
     "configure",
-    "required",
+    "redact_url",
+    "require",
     "save",
     "saved_path",
-    "shown_url",
 ]
 
 #: Environment variable of each value.
@@ -104,14 +104,14 @@ def configure(**explicit: str | None) -> Configuration:
     """
     given = {name: value for name, value in explicit.items() if value}
     places = [_Place("argument", "an argument", given)]
-    for look in (_environment, _dotenv_file, _saved):
+    for look in (_environment, _dotenv_file, _saved_project):
         # The files behind are not looked at where they make no difference.
         if not all(any(name in place.values for place in places) for name in ENVIRONMENT):
             places.append(look())
     values, held_back = {}, {}
-    url_place = _first(places, "backend_url")
+    url_place = _first_place(places, "backend_url")
     for name in ENVIRONMENT:
-        place = _first(places, name)
+        place = _first_place(places, name)
         if place is None:
             continue
         if url_place is not None and (why := _why_held_back(name, place, url_place)):
@@ -126,7 +126,7 @@ def saved_path() -> Path:
     return platformdirs.user_config_path("tensorage") / "project.json"
 
 
-def required(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
+def require(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
     """The value, or an error that says how to configure it."""
     if value:
         return value
@@ -148,16 +148,16 @@ def check_url(url: str) -> str:
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"the backend URL {shown_url(url)!r} does not begin with https:// or http://"
+            f"the backend URL {redact_url(url)!r} does not begin with https:// or http://"
         )
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
     except ValueError as error:
-        raise ConfigurationError(f"the backend URL {shown_url(url)!r} is no URL ({error})") from error
+        raise ConfigurationError(f"the backend URL {redact_url(url)!r} is no URL ({error})") from error
     if "@" in parts.netloc:
         raise ConfigurationError(
-            f"the backend URL {shown_url(url)!r} has a user name or a password in it, which errors and logs would "
+            f"the backend URL {redact_url(url)!r} has a user name or a password in it, which errors and logs would "
             "show: leave them out"
         )
     if parts.scheme == "http" and not _is_this_machine(host):
@@ -168,7 +168,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """A URL without a user name and password that may be in it, for messages."""
     scheme, separator, rest = url.rpartition("://")
     authority, slash, path = rest.partition("/")
@@ -225,7 +225,7 @@ def _dotenv_file() -> _Place:
     return _Place(".env", str(found.path), values)
 
 
-def _saved() -> _Place:
+def _saved_project() -> _Place:
     path = saved_path()
     otherwise = "call tensorage.link_to(url, key) again, or delete the file"
     try:
@@ -252,7 +252,7 @@ def _saved() -> _Place:
     return _Place("saved", f"what tensorage.link_to saved in {path}", known)
 
 
-def _first(places: list[_Place], name: str) -> _Place | None:
+def _first_place(places: list[_Place], name: str) -> _Place | None:
     return next((place for place in places if name in place.values), None)
 
 
@@ -261,7 +261,7 @@ def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
     url, own_url = url_place.values["backend_url"], place.values.get("backend_url")
     is_from_dotenv = url_place.kind == ".env"
     if place.kind == "saved" and own_url is not None and not _is_same(url, own_url):
-        pair = f"It is for {shown_url(own_url)}, with which it was saved"
+        pair = f"It is for {redact_url(own_url)}, with which it was saved"
     elif place.kind == "saved" and own_url is None and is_from_dotenv:
         pair = "It was saved without a URL"
     elif place.kind == "environment" and name in _SECRETS and is_from_dotenv:
@@ -269,7 +269,7 @@ def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
     else:
         return None
     return (
-        f"the {name} in {place.words} is not sent to {shown_url(url)}, the URL in {url_place.words}. {pair}. If it "
+        f"the {name} in {place.words} is not sent to {redact_url(url)}, the URL in {url_place.words}. {pair}. If it "
         f"belongs to that URL, put both in one place: set {ENVIRONMENT['backend_url']} and {ENVIRONMENT[name]} in the "
         f"environment, or give backend_url= and {name}="
     )

@@ -69,19 +69,19 @@ def _read(path: Path, names: frozenset[str]) -> DotEnv | None:
         # In a folder above that this user may not enter, there is no file for this user either.
         return None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if flaw is not None:
-        _doubt(path, flaw, names)
+        _leave_out(path, flaw, names)
         return None
     try:
         with path.open("rb") as file:
             # Nobody else can have put another file there since it was looked at.
-            return DotEnv(path, _parsed(file.read().decode("utf-8")))
+            return DotEnv(path, _parse(file.read().decode("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
 
 
-def _doubt(path: Path, flaw: Flaw, names: frozenset[str]) -> None:
+def _leave_out(path: Path, flaw: Flaw, names: frozenset[str]) -> None:
     """Say that a file is left out, if that makes a difference. See ``docs/decisions/0017``."""
     concerned = sorted(names & _names_in(path))
     if not concerned:
@@ -104,18 +104,18 @@ def _names_in(path: Path) -> frozenset[str]:
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return frozenset()
-            return frozenset(_parsed(file.read(_MAX_DOUBTFUL_BYTES).decode("utf-8", "replace")))
+            return frozenset(_parse(file.read(_MAX_DOUBTFUL_BYTES).decode("utf-8", "replace")))
     except OSError:
         # It could not have been used either.
         return frozenset()
 
 
-def _parsed(text: str) -> dict[str, str]:
+def _parse(text: str) -> dict[str, str]:
     values = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in values.items() if value}
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+def _read_error(path: Path, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"{path} cannot be read ({error}): make it readable, delete it, or set the variables in the environment"
     )

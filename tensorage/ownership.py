@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Flaw", "flaw_of_file", "flaw_of_private_folder", "flaw_on_way", "make_private_folder"]
+__all__ = [
+    "Flaw",
+    "flaw_of_file",
+    "flaw_of_private_folder",
+    "flaw_on_way",
+    "make_private_folder",
+    "unmapped_root_uids",
+]
 
 #: Links that are followed at the most, as Linux does.
 _MAX_LINKS = 40
@@ -90,8 +97,8 @@ def flaw_on_way(path: Path) -> Flaw | None:
         if not stat.S_ISLNK(status.st_mode):
             here = below
             continue
-        if status.st_uid not in _trusted():
-            return _foreign(below, status.st_uid)
+        if status.st_uid not in _trusted_uids():
+            return _foreign_flaw(below, status.st_uid)
         links += 1
         if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -116,8 +123,8 @@ def flaw_of_file(path: Path, status: os.stat_result, *, is_private: bool = False
     """
     if not _HAS_OWNERS:
         return None
-    if status.st_uid not in _trusted():
-        return _foreign(path, status.st_uid)
+    if status.st_uid not in _trusted_uids():
+        return _foreign_flaw(path, status.st_uid)
     mode = stat.S_IMODE(status.st_mode)
     if is_private and mode & 0o077:
         return Flaw(path, f"can be read by others (its mode is {mode:04o})", _chmod("600", path), False)
@@ -132,7 +139,7 @@ def flaw_of_private_folder(path: Path) -> Flaw | None:
         return None
     status = path.stat()
     if status.st_uid != os.geteuid():
-        return _foreign(path, status.st_uid)
+        return _foreign_flaw(path, status.st_uid)
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         why = f"can be entered or read by others (its mode is {mode:04o})"
@@ -152,8 +159,8 @@ def make_private_folder(path: Path) -> None:
 
 def _flaw_of_way_folder(folder: Path) -> Flaw | None:
     status = folder.lstat()
-    if status.st_uid not in _trusted() | _unmapped_root():
-        return _foreign(folder, status.st_uid)
+    if status.st_uid not in _trusted_uids() | unmapped_root_uids():
+        return _foreign_flaw(folder, status.st_uid)
     # In a sticky folder, such as /tmp, what others can rename and remove is theirs.
     if status.st_mode & stat.S_ISVTX or not _others_write(folder, status):
         return None
@@ -180,7 +187,7 @@ def _is_group_of_ours(gid: int) -> bool:
     except KeyError:
         return False
     members |= {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid}
-    return bool(members) and members <= _trusted()
+    return bool(members) and members <= _trusted_uids()
 
 
 def _has_access_list(path: Path) -> bool:
@@ -195,12 +202,12 @@ def _has_access_list(path: Path) -> bool:
     return True
 
 
-def _trusted() -> set[int]:
+def _trusted_uids() -> set[int]:
     return {0, os.geteuid()}
 
 
 @cache
-def _unmapped_root() -> frozenset[int]:
+def unmapped_root_uids() -> frozenset[int]:
     """Owner that folders of the system's root show in a user namespace that does not know it, as in some sandboxes."""
     try:
         overflow = int(_OVERFLOW_UID.read_text())
@@ -212,7 +219,7 @@ def _unmapped_root() -> frozenset[int]:
     return frozenset({overflow})
 
 
-def _foreign(path: Path, uid: int) -> Flaw:
+def _foreign_flaw(path: Path, uid: int) -> Flaw:
     import pwd
 
     try:

@@ -204,7 +204,7 @@ def test_the_end_of_an_outage_and_a_hurry_may_end_one_wait() -> None:
     threads = [threading.Thread(target=wait) for _ in range(20)]
     for thread in threads:
         thread.start()
-    while len(shared._waiting) < len(threads):
+    while len(shared.waiting) < len(threads):
         time.sleep(0.001)
     shared.note_answer()
     hurry.begin()
@@ -330,12 +330,12 @@ def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, n
     handle = store.open("x")
     far.patience_s = 10_000
     line.cut()
-    thread = ctrl_c_while(lambda: bool(far._patience._waiting))
+    thread = ctrl_c_while(lambda: bool(far._patience.waiting))
     with pytest.raises(KeyboardInterrupt):
         _ = handle[...]
     thread.join()
     # Neither has somebody stayed behind who waits.
-    assert not far._patience._waiting
+    assert not far._patience.waiting
     line.mend()
 
 

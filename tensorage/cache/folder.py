@@ -97,7 +97,7 @@ class Folder:
                 with os.fdopen(fd, "rb") as file:
                     self._check_marker(file.read(len(_MARK) + 1) or b"")
             self._check_private()
-            with self._hold_lock() as marker:
+            with self.hold_lock() as marker:
                 if flaw := flaw_of_file(self.path / MARKER, os.fstat(marker)):
                     raise self._unsafe(flaw)
                 found = os.pread(marker, len(_MARK) + 1, 0)
@@ -118,7 +118,7 @@ class Folder:
             # A handle may have been sent to this process from a place with another folder at this path.
             self._check_way()
             self._check_private()
-        with _cache_errors(self.path), self._hold_lock():
+        with _cache_errors(self.path), self.hold_lock():
             file = self._open_file(file_format)
             older = [] if file is not None else self._find_older(file_format)
         stale: list[CacheFile] = []
@@ -130,7 +130,7 @@ class Folder:
             stale.append(one)
         with _cache_errors(self.path):
             if file is None:
-                with self._hold_lock():
+                with self.hold_lock():
                     for one in stale:
                         if not one.file.is_used():
                             one.file.path.unlink(missing_ok=True)
@@ -156,7 +156,7 @@ class Folder:
         CacheError
             If the disk is full, or cannot be written to. The cache stays as it is.
         """
-        with _cache_errors(self.path), self._hold_lock():
+        with _cache_errors(self.path), self.hold_lock():
             count, growth = len(numbers), cache_file.format.max_growth(numbers)
             room = self._make_room(cache_file.format, growth)
             if room is not None and room < growth:
@@ -173,7 +173,7 @@ class Folder:
     def has_room(self, cache_file: CacheFile, numbers: Positions) -> bool:
         """Tell whether there is room for some tiles, after making as much as possible."""
         growth = cache_file.format.max_growth(numbers)
-        with _cache_errors(self.path), self._hold_lock():
+        with _cache_errors(self.path), self.hold_lock():
             room = self._make_room(cache_file.format, growth)
             return room is None or room >= growth
 
@@ -198,7 +198,7 @@ class Folder:
         )
 
     @contextmanager
-    def _hold_lock(self) -> Iterator[int]:
+    def hold_lock(self) -> Iterator[int]:
         """Lock the folder for a block: no other process makes, deletes or writes a cache file meanwhile."""
         fd = os.open(self.path / MARKER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

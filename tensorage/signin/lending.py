@@ -94,28 +94,30 @@ class Loan:
             If it cannot renew it now, because the backend is away.
         """
         if self.lender is None:
-            raise _gone("it cannot be asked for another one")
+            raise _login_gone("it cannot be asked for another one")
         try:
             with connection.Client(self.lender.address) as asking:
                 prove_as_asker(asking, self.lender.key, ANSWER_TIMEOUT_S)
                 asking.send_bytes(json.dumps({"refused": refused}).encode())
                 if not asking.poll(ANSWER_TIMEOUT_S):
-                    raise _gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
+                    raise _login_gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
                 answer = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
         except NotThePeerError as error:
-            raise _gone(f"what answers at {self.lender.address} is not that process: {error}") from error
+            raise _login_gone(
+                f"what answers at {self.lender.address} is not that process: {error}"
+            ) from error
         except (OSError, EOFError) as error:
-            raise _gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+            raise _login_gone(f"it cannot be asked for another one ({type(error).__name__})") from error
         if answer.get("is_passing"):
             raise BackendUnavailableError(
                 f"the process that holds the login cannot renew it now: {answer['error']}"
             )
         if "error" in answer:
-            raise _gone(f"it has no other one: {answer['error']}")
+            raise _login_gone(f"it has no other one: {answer['error']}")
         return Loan(**answer, lender=self.lender)
 
 
-def _gone(why: str) -> AuthenticationError:
+def _login_gone(why: str) -> AuthenticationError:
     return AuthenticationError(
         f"the login of this process is that of the process it came from, and {why}. Keep that process and its "
         "store alive, or log in here with session.login_by_mail(email, password)"
@@ -208,13 +210,13 @@ class Lender:
                 if not asking.poll(QUESTION_TIMEOUT_S):
                     return
                 question = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
-                asking.send_bytes(json.dumps(self._said(question["refused"])).encode())
+                asking.send_bytes(json.dumps(self._answer_to(question["refused"])).encode())
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             logger.debug(
                 "a process that asked for a token is gone, may not have it, or asked for nothing: %s", error
             )
 
-    def _said(self, refused: str | None) -> dict[str, Any]:
+    def _answer_to(self, refused: str | None) -> dict[str, Any]:
         try:
             loan = asdict(self._lend(refused))
         except BackendUnavailableError as error:

@@ -58,20 +58,20 @@ class Shuffle:
         outside = np.ones(values.shape, np.bool_)
         # Those that leave the range go on until they are in it again: each ends at a sample of its own.
         while outside.any():
-            values[outside] = self._permuted(values[outside])
+            values[outside] = self._permute(values[outside])
             outside = values >= self._length
         return values.astype(np.int64)
 
-    def _permuted(self, values: _Words) -> _Words:
+    def _permute(self, values: _Words) -> _Words:
         left, right = values % self._wide, values // self._wide
         sides = np.array([self._wide, self._narrow], np.uint64)
         for number, key in enumerate(self._keys):
-            left, right = right, (left + _mixed(right ^ key) % sides[number % 2]) % sides[number % 2]
+            left, right = right, (left + _mix(right ^ key) % sides[number % 2]) % sides[number % 2]
         # An even number of rounds: left is below the wide side again.
         return left + right * np.uint64(self._wide)
 
 
-def _mixed(words: _Words) -> _Words:
+def _mix(words: _Words) -> _Words:
     """Each word as another one by which nothing can be told of it.
 
     The finalizer of SplitMix64: G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators",

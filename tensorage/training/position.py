@@ -8,14 +8,14 @@ from typing import Any
 
 from tensorage.errors import InvalidInputError
 
-__all__ = ["Plan", "Position", "read_state", "state_of"]
+__all__ = ["EpochPlan", "Position", "read_state", "state_of"]
 
 #: Version of what `state_of` gives.
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """What an epoch is: which samples are in which batch follows from it.
 
     Parameters
@@ -53,12 +53,12 @@ class Position:
         return Position(self.epoch, self.batch + 1)
 
 
-def state_of(plan: Plan, position: Position) -> dict[str, Any]:
+def state_of(plan: EpochPlan, position: Position) -> dict[str, Any]:
     """What has to be kept to go on from a position, as JSON can hold it."""
     return {"format": _FORMAT, **asdict(position), **asdict(plan)}
 
 
-def read_state(state: Mapping[str, Any], plan: Plan) -> Position:
+def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
     """The position that `state_of` gave, for the same plan.
 
     Raises

@@ -55,9 +55,7 @@ def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
     elements_of = _elements(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
         return dataset
-    parts = split_by_request(
-        reading.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS
-    )
+    parts = split_by_request(reading.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS)
     first = next(parts)
     if first.size == reading.size:
         try:

@@ -156,7 +156,7 @@ class Http:
                 **request.headers,
             }
             with self._room:
-                outcome = self._attempt(request, headers, asked)
+                outcome = self.attempt(request, headers, asked)
             if not isinstance(outcome, Fault):
                 self.patience.note_answer()
                 return outcome
@@ -207,7 +207,7 @@ class Http:
                 self._pool = new_pool(self.base_url, self.max_connections, timeout)
             return self._pool
 
-    def _attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
+    def attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
         """Make a request once."""
         import urllib3
 

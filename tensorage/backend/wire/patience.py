@@ -140,7 +140,8 @@ class Patience:
         self._began: float | None = None
         self._last = 0.0
         self._is_told = False
-        self._waiting: set[SimpleQueue[None]] = set()
+        #: A queue of each request that waits. An item in it ends the wait.
+        self.waiting: set[SimpleQueue[None]] = set()
 
     @property
     def is_patient(self) -> bool:
@@ -198,7 +199,7 @@ class Patience:
         with self._lock:
             began, self._began = self._began, None
             was_told, self._is_told = self._is_told, False
-            waiting, self._waiting = self._waiting, set()
+            waiting, self.waiting = self.waiting, set()
         for queue in waiting:
             queue.put(None)
         if was_told and began is not None:
@@ -220,14 +221,14 @@ class Patience:
         try:
             with self._lock:
                 if may_be_cut_short and self._began is not None:
-                    self._waiting.add(queue)
+                    self.waiting.add(queue)
             while (left := until - time.monotonic()) > 0:
                 with suppress(Empty):
                     queue.get(timeout=min(left, _SLICE_S))
                     break
         finally:
             with self._lock:
-                self._waiting.discard(queue)
+                self.waiting.discard(queue)
             if hurry is not None:
                 hurry.discard(queue)
         return hurry is None or not hurry.is_on
