@@ -1,10 +1,11 @@
-"""Tell who else can change, replace or read a file: the owners and modes of it, and of all that leads to it.
+"""Checks of the owners and modes of files, and of the way to them: who else can change, replace or read a file.
 
-A file is as safe as the folders and links on the way to it: whoever can write to one of these can put something of
-their own in its place. Trusted are this user and root, who can do everything anyhow.
+A file is as safe as the folders and links on the way to it: a user who can write to one of these can put another file
+in its place. This user is trusted, and so is root, who can do everything anyhow.
 
-Systems without owners and modes of this kind, such as Windows, have no flaws here. Nor do access lists of macOS count,
-which a mode does not show. (On Linux it does: the mode's middle bits are the most that any entry of a list allows.)
+Systems without owners and modes of this kind, such as Windows, have no flaws here. Access lists of macOS do not count
+either, since a mode does not show them. On Linux a mode does: its middle bits are the most that any entry of a list
+allows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = [
     "unmapped_root_uids",
 ]
 
-#: Links that are followed at the most, as Linux does.
+#: Most links that are followed, as on Linux.
 _MAX_LINKS = 40
 
 _HAS_OWNERS = hasattr(os, "geteuid")
@@ -37,18 +38,18 @@ _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 @dataclass(frozen=True)
 class Flaw:
-    """Lets others do what only this user should.
+    """A reason why others can do what only this user should.
 
     Parameters
     ----------
     path
-        A file, a folder or a link.
+        The file, folder or link that has the flaw.
     why
-        A predicate: "belongs to eve (uid 1001)".
+        The flaw as a predicate: "belongs to eve (uid 1001)".
     remedy
-        Mends it, in the imperative; None where this user cannot.
+        The remedy in the imperative; None if this user has none.
     is_foreign
-        It belongs to somebody else. Otherwise only its mode is too wide.
+        True if `path` belongs to somebody else. Otherwise only its mode is too wide.
     """
 
     path: Path
@@ -60,16 +61,16 @@ class Flaw:
         return f"{self.path} {self.why}"
 
     def advice(self, otherwise: str) -> str:
-        """A sentence that names the remedy, if there is one, and another way out."""
+        """Return a sentence that names the remedy, if there is one, and another way out."""
         words = f"{self.remedy}, or {otherwise}" if self.remedy else otherwise
         return words[0].upper() + words[1:]
 
 
 def flaw_on_way(path: Path) -> Flaw | None:
-    """Find a folder or a link through which others could put something else at a path.
+    """Find a folder or a link through which others could replace the file at a path.
 
-    The last component is looked at if it is a link, and else left to the other functions. The way ends at the first
-    component that is not there.
+    The last component is checked only if it is a link. The other functions check files and folders. The way ends at the
+    first component that does not exist.
 
     Raises
     ------
@@ -112,14 +113,14 @@ def flaw_on_way(path: Path) -> Flaw | None:
 
 
 def flaw_of_file(path: Path, status: os.stat_result, *, is_private: bool = False) -> Flaw | None:
-    """Find out whether others can write to a file.
+    """Find the flaw through which others can write to a file.
 
     Parameters
     ----------
     status
-        Of the open file, rather than of whatever has its name by now.
+        Status of the open file: another file may have its name by now.
     is_private
-        Others must not read it either.
+        True if others must not read the file either.
     """
     if not _HAS_OWNERS:
         return None
@@ -134,7 +135,7 @@ def flaw_of_file(path: Path, status: os.stat_result, *, is_private: bool = False
 
 
 def flaw_of_private_folder(path: Path) -> Flaw | None:
-    """Find out whether a folder is not this user's own, or can be entered by others."""
+    """Find the flaw of a folder that is not this user's own, or that others can enter."""
     if not _HAS_OWNERS:
         return None
     status = path.stat()
@@ -148,9 +149,9 @@ def flaw_of_private_folder(path: Path) -> Flaw | None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder that is not there, and those above it that are not, for this user alone.
+    """Make a folder and its missing parents for this user alone.
 
-    `Path.mkdir` makes the folders above with whatever mode the umask allows.
+    `Path.mkdir` would make the parents with any mode that the umask allows.
     """
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
@@ -161,7 +162,7 @@ def _flaw_of_way_folder(folder: Path) -> Flaw | None:
     status = folder.lstat()
     if status.st_uid not in _trusted_uids() | unmapped_root_uids():
         return _foreign_flaw(folder, status.st_uid)
-    # In a sticky folder, such as /tmp, what others can rename and remove is theirs.
+    # In a sticky folder, such as /tmp, others can only rename and remove files of their own.
     if status.st_mode & stat.S_ISVTX or not _others_write(folder, status):
         return None
     mode = stat.S_IMODE(status.st_mode)
@@ -178,7 +179,7 @@ def _others_write(path: Path, status: os.stat_result) -> bool:
 
 
 def _is_group_of_ours(gid: int) -> bool:
-    """Whether nobody but this user and root is in a group: many systems give each user one, and let it write."""
+    """Tell whether only this user and root are in a group. Many systems give each user a group that may write."""
     import grp
     import pwd
 
@@ -191,13 +192,13 @@ def _is_group_of_ours(gid: int) -> bool:
 
 
 def _has_access_list(path: Path) -> bool:
-    """Whether the middle bits of a mode are about more than the file's group."""
+    """Tell whether a file has an access list, so that the middle bits of its mode are about more than its group."""
     if not hasattr(os, "getxattr"):
         return False
     try:
         os.getxattr(path, "system.posix_acl_access")
     except OSError:
-        # There is none, or there can be none on this file system.
+        # The file has no access list, or its file system has none.
         return False
     return True
 
@@ -208,7 +209,7 @@ def _trusted_uids() -> set[int]:
 
 @cache
 def unmapped_root_uids() -> frozenset[int]:
-    """Owner that folders of the system's root show in a user namespace that does not know it, as in some sandboxes."""
+    """Return the owner that root's folders show in a user namespace that does not map root, as in some sandboxes."""
     try:
         overflow = int(_OVERFLOW_UID.read_text())
         spans = [tuple(map(int, line.split())) for line in _UID_MAP.read_text().splitlines()]

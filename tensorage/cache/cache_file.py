@@ -171,7 +171,7 @@ class CacheFile:
         itemsize = self.dataset.dtype.itemsize
         starts, lengths = self.grid.starts(numbers) * itemsize, self.grid.lengths(numbers) * itemsize
         ends = np.cumsum(lengths)
-        # As bytes, because numpy lends no buffer of its date and time types.
+        # Numpy lends no buffer of its date and time types, so view the elements as bytes.
         content = elements.view(np.uint8).data
         bounds = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
         records = np.empty(len(numbers), RECORD)

@@ -32,7 +32,7 @@ class BufferView(NamedTuple):
         return np.ndarray(
             self.shape,
             buffer.dtype,
-            # As bytes, because numpy lends no buffer of its date and time types.
+            # Numpy lends no buffer of its date and time types, so view the buffer as bytes.
             buffer=buffer.reshape(-1).view(np.uint8),
             offset=self.first * buffer.itemsize,
             strides=[stride * buffer.itemsize for stride in self.strides],

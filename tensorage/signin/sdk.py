@@ -1,7 +1,7 @@
-"""The auth part of the Supabase SDK under whichever of its two names is installed.
+"""The Supabase SDK, as a session uses it. Import this when a session first needs the SDK: loading it is slow.
 
-The package was called ``gotrue`` until supabase 2.18.0 and is called ``supabase_auth`` since. This is
-the only module that knows.
+The auth part of the SDK was called ``gotrue`` until supabase 2.18.0 and is called ``supabase_auth`` since. No other
+module has to know.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "make_client",
 ]
 
-#: Requests of the SDK, sign-ins and what the user asks of the client: seconds between two pieces of an answer.
+#: Longest wait of the SDK's requests for the next bytes of an answer, in seconds.
 TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 
@@ -51,12 +51,12 @@ class SessionClient(supabase.Client):
 
 
 def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
-    """A client of one project, and the HTTP client that its parts share.
+    """Make a client of one project, and the HTTP client that its parts share.
 
-    Tokens are neither refreshed in the background, by a thread that nobody asked for, nor kept on disk: the
-    session renews its login when it is used.
+    No thread refreshes tokens in the background, and no token is kept on disk: the session renews its login when it is
+    used.
     """
-    # A redirection would carry passwords and the key to wherever it says.
+    # A redirection would carry passwords and the key to any server that it names.
     http = httpx.Client(
         http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=False
     )

@@ -1,4 +1,4 @@
-"""How far a loop over batches has come: what is stored, and checked when a loop goes on from there. No I/O."""
+"""Position of a loop over batches, its stored form, and the checks when a loop resumes. No I/O."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tensorage.errors import InvalidInputError
 
 __all__ = ["EpochPlan", "Position", "read_state", "state_of"]
 
-#: Version of what `state_of` gives.
+#: Version of the stored form.
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch is: which samples are in which batch follows from it.
+    """Settings that decide which samples are in which batch of an epoch.
 
     Parameters
     ----------
     length
-        Samples.
+        Number of samples.
     seed
-        Of the order, if they are shuffled.
+        Seed of the order, if samples are shuffled.
     """
 
     length: int
@@ -34,37 +34,37 @@ class EpochPlan:
 
     @property
     def batch_count(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         whole, rest = divmod(self.length, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
 
 @dataclass(frozen=True)
 class Position:
-    """The next batch: its epoch, and its number in that."""
+    """Position of the next batch: its epoch, and its number in the epoch."""
 
     epoch: int = 0
     batch: int = 0
 
     def after(self, batch_count: int) -> Position:
-        """The position behind this batch."""
+        """Return the position behind this batch."""
         if self.batch + 1 >= batch_count:
             return Position(self.epoch + 1, 0)
         return Position(self.epoch, self.batch + 1)
 
 
 def state_of(plan: EpochPlan, position: Position) -> dict[str, Any]:
-    """What has to be kept to go on from a position, as JSON can hold it."""
+    """Return the stored form of a position, of JSON's types."""
     return {"format": _FORMAT, **asdict(position), **asdict(plan)}
 
 
 def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
-    """The position that `state_of` gave, for the same plan.
+    """Read the position from its stored form, for the same plan.
 
     Raises
     ------
     InvalidInputError
-        If it is of another plan, or no such state.
+        If the state is of another plan, or no such state.
     """
     if not (hasattr(state, "get") and state.get("format") == _FORMAT):
         raise InvalidInputError(f"start_at={state!r} is nothing that state() of batches gave")
