@@ -131,7 +131,7 @@ class CacheFile:
             at = (selection if each == 1 else selection // each) if is_within else None
         return at is not None and bool(self._by_row[at].all())
 
-    def missing(self, numbers: Positions) -> Positions:
+    def find_missing(self, numbers: Positions) -> Positions:
         """Return the tiles, of some, that are missing or damaged. All others are ready afterwards.
 
         Parameters
@@ -151,7 +151,7 @@ class CacheFile:
         missing: Positions = unknown[~is_ready]
         return missing
 
-    def absent(self) -> Positions:
+    def find_absent(self) -> Positions:
         """Return all tiles that are missing, without verifying the others."""
         return np.flatnonzero(~self._ready & (self._read_records(0, self.grid.count)["mark"] == 0))
 
@@ -237,8 +237,8 @@ class CacheFile:
         runs = find_number_runs(numbers)
         content = records.view(np.uint8).data
         for one, other in zip(runs.first.tolist(), runs.last.tolist(), strict=True):
-            part = content[one * RECORD.itemsize : (other + 1) * RECORD.itemsize]
-            _write_all(self.file.fd, part, self.format.index_at + int(numbers[one]) * RECORD.itemsize)
+            run_content = content[one * RECORD.itemsize : (other + 1) * RECORD.itemsize]
+            _write_all(self.file.fd, run_content, self.format.index_at + int(numbers[one]) * RECORD.itemsize)
 
     def _mark_ready(self, numbers: Positions) -> None:
         # No lock is needed, since a ready tile stays ready. A forked child might find a lock held for ever.

@@ -138,10 +138,10 @@ class Folder:
                     file = self._open_file(file_format) or self._make_file(file_format)
             return None if file is None else CacheFile(file_format, file)
 
-    def missing(self, cache_file: CacheFile, numbers: Positions) -> Positions:
+    def find_missing(self, cache_file: CacheFile, numbers: Positions) -> Positions:
         """Return the tiles, of some, that are missing or damaged."""
         with _cache_errors(self.path):
-            return cache_file.missing(numbers)
+            return cache_file.find_missing(numbers)
 
     def touch(self, cache_file: CacheFile) -> None:
         """Note that a cache file was used now."""

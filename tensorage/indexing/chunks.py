@@ -217,7 +217,7 @@ def _split_dim(dim: Dim, base: int, shape: tuple[int, ...]) -> dict[int, AxisSel
         moved = {axis: step for axis, step in enumerate(_unravel(dim.step, shape)) if step}
         axis, step = next(iter(moved.items()))
         first = _unravel(base, shape)[axis]
-        stop = first + dim.span // math.prod(shape[axis + 1 :]) + 1
+        stop = first + dim.reach // math.prod(shape[axis + 1 :]) + 1
         if len(moved) == 1 and stop <= shape[axis]:
             return {axis: slice(first, stop, step)}
     # Along all other axes each point has the index of the base.

@@ -112,27 +112,27 @@ def runs_of(indexer: Indexer, covering: Covering) -> Runs:
 
 def _coverings(dims: tuple[Dim, ...]) -> list[Covering]:
     """List the coverings: first a single run, last the one without over-read."""
-    span, count = 0, 1
-    spans, counts = [0], [1]
+    reach, count = 0, 1
+    reaches, counts = [0], [1]
     for dim in reversed(dims):
-        span += dim.span
+        reach += dim.reach
         count *= dim.count
-        spans.append(span)
+        reaches.append(reach)
         counts.append(count)
     coverings: list[Covering] = []
-    for level, (span, covered) in enumerate(zip(reversed(spans), reversed(counts), strict=True)):
+    for level, (reach, covered) in enumerate(zip(reversed(reaches), reversed(counts), strict=True)):
         runs = count // covered
         # A request names each row and each run, so the fewest of both together are best.
         rows = min((count // counts[-1 - cut] for cut in range(level, -1, -1)), key=lambda n: n + runs // n)
-        coverings.append(Covering(level, rows, span + 1, runs, rows + runs // rows, runs * (span + 1)))
-        if span + 1 == covered:
+        coverings.append(Covering(level, rows, reach + 1, runs, rows + runs // rows, runs * (reach + 1)))
+        if reach + 1 == covered:
             break
     return coverings
 
 
 def count_touched_blocks(base: int, dims: tuple[Dim, ...], block_size: int) -> int:
     """Count the blocks that the selected elements touch: never too many, and hardly too few."""
-    blocks, span = 1, 0
+    blocks, reach = 1, 0
     for number in range(len(dims) - 1, -1, -1):
         dim = dims[number]
         # Only the outermost dim is known to begin at `base`. The others begin anywhere in a block.
@@ -143,11 +143,11 @@ def count_touched_blocks(base: int, dims: tuple[Dim, ...], block_size: int) -> i
             # The same offsets from another start may fall into half as many blocks.
             touched = touched if number == 0 else (touched + 1) // 2
         else:
-            touched = dim.count if dim.step >= block_size else (offset + dim.span) // block_size + 1
+            touched = dim.count if dim.step >= block_size else (offset + dim.reach) // block_size + 1
         # Offsets that are further apart than the inner dims reach share at most one block with their neighbour.
-        apart = dim.count * (blocks - 1) + 1 if dim.step > span else blocks
+        apart = dim.count * (blocks - 1) + 1 if dim.step > reach else blocks
         blocks = max(touched, apart)
-        span += dim.span
+        reach += dim.reach
     return blocks
 
 

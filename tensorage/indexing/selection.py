@@ -55,7 +55,7 @@ class Dim:
     offsets: Positions | None = None
 
     @property
-    def span(self) -> int:
+    def reach(self) -> int:
         """The last offset."""
         return (self.count - 1) * self.step if self.offsets is None else int(self.offsets[-1])
 
@@ -231,7 +231,7 @@ class _Walk:
             self._take_slice(item)
         elif isinstance(item, np.ndarray):
             self.arrays.append(_Array.from_item(item, self.axis, self.shape, self.strides))
-        self.axis += _axes_used(item)
+        self.axis += _count_axes(item)
 
     def _take_slice(self, item: slice) -> None:
         start, stop, step = item.indices(self.shape[self.axis])
@@ -306,7 +306,7 @@ def _fits_index(number: int) -> bool:
     return -(2**63) <= number < 2**63
 
 
-def _axes_used(item: Item) -> int:
+def _count_axes(item: Item) -> int:
     """Count the axes of the array that an item stands for."""
     if isinstance(item, np.ndarray) and item.dtype.kind == "b":
         return item.ndim
@@ -318,7 +318,7 @@ def _expand_ellipsis(items: list[Item], ndim: int) -> list[Item]:
     at = [number for number, item in enumerate(items) if item is Ellipsis]
     if len(at) > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
-    used = sum(map(_axes_used, items)) - len(at)
+    used = sum(map(_count_axes, items)) - len(at)
     if used > ndim:
         raise IndexError(f"too many indices for array: array is {ndim}-dimensional, but {used} were indexed")
     whole: list[Item] = [slice(None)] * (ndim - used)
@@ -336,7 +336,7 @@ def _check_masks(items: list[Item], shape: tuple[int, ...]) -> None:
                         f"boolean index did not match indexed array along axis {number}; size of axis is "
                         f"{shape[number]} but size of corresponding boolean axis is {extent}"
                     )
-        axis += _axes_used(item)
+        axis += _count_axes(item)
 
 
 def _points_axis(written: list[Item], items: list[Item]) -> int:

@@ -76,23 +76,23 @@ class Coords(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, dataset: Dataset) -> None:
         self._key = dataset.key
-        self._entries = {entry["name"]: entry for entry in _entries(dataset)}
+        self._encoded_coords = {encoded["name"]: encoded for encoded in _encoded_coords(dataset)}
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return _decode(self._entries[name], self._key).values
+        return _decode(self._encoded_coords[name], self._key).values
 
     def decode_all(self) -> list[Coord]:
         """Decode all coordinates, with their dims and attributes."""
-        return [_decode(entry, self._key) for entry in self._entries.values()]
+        return [_decode(encoded, self._key) for encoded in self._encoded_coords.values()]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._encoded_coords)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._encoded_coords)
 
     def __repr__(self) -> str:
-        return f"<Coords {', '.join(map(repr, self._entries)) or 'none'}>"
+        return f"<Coords {', '.join(map(repr, self._encoded_coords)) or 'none'}>"
 
 
 def coords_of(dataset: Dataset) -> list[Coord]:
@@ -105,7 +105,7 @@ def coords_of(dataset: Dataset) -> list[Coord]:
     SchemaError
         If a later version of tensorage has stored them in a format of its own.
     """
-    return [_decode(entry, dataset.key) for entry in _entries(dataset)]
+    return [_decode(encoded, dataset.key) for encoded in _encoded_coords(dataset)]
 
 
 def is_named(dataset: Dataset) -> bool:
@@ -155,7 +155,7 @@ def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) ->
     nbytes = len(json.dumps({**attrs, COORDS_ATTRIBUTE: coords}, ensure_ascii=False).encode())
     if nbytes <= MAX_ATTRS_BYTES or not coords["coords"]:
         return
-    largest = max(coords["coords"], key=lambda entry: len(entry["data"]))
+    largest = max(coords["coords"], key=lambda encoded: len(encoded["data"]))
     name = largest["name"]
     raise InvalidInputError(
         f"storing {key!r}: its attributes and coordinates take {nbytes} bytes in the catalogue, which has room for "
@@ -275,7 +275,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
     names = tuple(dims or ())
     if len(set(names)) < len(names) and coords:
         raise InvalidInputError(f"{asked}: they need axes of different names, and the dims are {names}")
-    extents = dict(zip(names, shape, strict=bool(names)))
+    lengths = dict(zip(names, shape, strict=bool(names)))
     for coord in coords:
         check_name(asked, coord.name)
         if not set(coord.dims) <= set(names):
@@ -286,7 +286,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
             raise InvalidInputError(
                 f"{asked}: {coord.name!r} is the name of an axis, and its labels run along {coord.dims}"
             )
-        wanted = tuple(extents[name] for name in coord.dims)
+        wanted = tuple(lengths[name] for name in coord.dims)
         if coord.values.shape != wanted:
             raise InvalidInputError(
                 f"{asked}: {coord.name!r} along {coord.dims} has shape {coord.values.shape}, and the array {wanted}"
@@ -303,18 +303,21 @@ def rename_dims(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] 
     """
     if dataset.coords is None:
         return None
-    entries = _entries(dataset)
-    bound = [entry["name"] for entry in entries if entry["dims"]]
+    encoded_coords = _encoded_coords(dataset)
+    bound = [encoded["name"] for encoded in encoded_coords if encoded["dims"]]
     if dims is None and bound:
         raise InvalidInputError(
             f"naming the axes of {dataset.key!r}: the coordinates {bound} run along axes that have names. Remove them "
             "first, by tensor.coords = {}"
         )
-    return {**dataset.coords, "coords": move_to_axes(entries, dataset.dims or (), dims or (), dataset.key)}
+    return {
+        **dataset.coords,
+        "coords": move_to_axes(encoded_coords, dataset.dims or (), dims or (), dataset.key),
+    }
 
 
 def move_to_axes(
-    entries: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
+    encoded_coords: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
 ) -> list[dict[str, Any]]:
     """Rename the axes in encoded coordinates.
 
@@ -326,15 +329,15 @@ def move_to_axes(
     asked = f"naming the axes of {key!r}"
     names = dict(zip(dims, new_dims, strict=False))
     moved = []
-    for entry in entries:
-        along = [names[name] for name in entry["dims"]]
-        name = names.get(entry["name"], entry["name"])
+    for encoded in encoded_coords:
+        along = [names[name] for name in encoded["dims"]]
+        name = names.get(encoded["name"], encoded["name"])
         if name in new_dims and along != [name]:
             raise InvalidInputError(
                 f"{asked}: {name!r} is the name of a coordinate that runs along {along}: give another name"
             )
-        moved.append({**entry, "name": name, "dims": along})
-    if len({entry["name"] for entry in moved}) < len(moved):
+        moved.append({**encoded, "name": name, "dims": along})
+    if len({encoded["name"] for encoded in moved}) < len(moved):
         raise InvalidInputError(f"{asked}: {list(new_dims)} would give two coordinates the same name")
     return moved
 
@@ -387,7 +390,7 @@ def _advice(name: object) -> str:
     return f"Store {name!r} under a key of its own, and the array without it: .drop_vars({name!r}). Nothing was stored"
 
 
-def _entries(dataset: Dataset) -> list[dict[str, Any]]:
+def _encoded_coords(dataset: Dataset) -> list[dict[str, Any]]:
     if dataset.coords is None:
         return []
     kept: Any = dataset.coords
@@ -397,20 +400,20 @@ def _entries(dataset: Dataset) -> list[dict[str, Any]]:
             f"the coordinates of {dataset.key!r} are of format {found}, and this version knows {FORMAT}: upgrade "
             "tensorage. The array without them is read as ever"
         )
-    entries = kept.get("coords") if found == FORMAT else None
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+    encoded_coords = kept.get("coords") if found == FORMAT else None
+    if not isinstance(encoded_coords, list) or not all(map(_is_encoded_coord, encoded_coords)):
         raise _corrupt(dataset.key)
-    return entries
+    return encoded_coords
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_encoded_coord(encoded: Any) -> bool:
     return (
-        isinstance(entry, dict)
-        and {"name", "dims", "shape", "dtype", "attrs", "index", "deltas", "data"} <= entry.keys()
-        and isinstance(entry["name"], str)
-        and isinstance(entry["dims"], list)
-        and all(isinstance(name, str) for name in entry["dims"])
-        and isinstance(entry["attrs"], dict)
+        isinstance(encoded, dict)
+        and {"name", "dims", "shape", "dtype", "attrs", "index", "deltas", "data"} <= encoded.keys()
+        and isinstance(encoded["name"], str)
+        and isinstance(encoded["dims"], list)
+        and all(isinstance(name, str) for name in encoded["dims"])
+        and isinstance(encoded["attrs"], dict)
     )
 
 
@@ -426,14 +429,16 @@ def _encode(coord: Coord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _decode(entry: Mapping[str, Any], key: str) -> Coord:
+def _decode(encoded: Mapping[str, Any], key: str) -> Coord:
     try:
-        values = decode_labels(entry)
+        values = decode_labels(encoded)
     except ValueError as error:
         raise _corrupt(key) from error
-    if values.ndim != len(entry["dims"]):
+    if values.ndim != len(encoded["dims"]):
         raise _corrupt(key)
-    return Coord(entry["name"], tuple(entry["dims"]), values, dict(entry["attrs"]), bool(entry["index"]))
+    return Coord(
+        encoded["name"], tuple(encoded["dims"]), values, dict(encoded["attrs"]), bool(encoded["index"])
+    )
 
 
 def _corrupt(key: str) -> CorruptTensorError:

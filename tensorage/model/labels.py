@@ -70,18 +70,18 @@ def encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
     return {"shape": list(values.shape), "dtype": dtype, "deltas": deltas, "data": data}
 
 
-def decode_labels(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+def decode_labels(encoded: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Decode labels that `encode_labels` encoded.
 
     Raises
     ------
     ValueError
-        If `entry` holds no such labels.
+        If `encoded` holds no such labels.
     """
     try:
-        shape = tuple(int(extent) for extent in entry["shape"])
-        packed = base64.b64decode(entry["data"], validate=True)
-        dtype = entry["dtype"]
+        shape = tuple(int(extent) for extent in encoded["shape"])
+        packed = base64.b64decode(encoded["data"], validate=True)
+        dtype = encoded["dtype"]
         if dtype == _VARIABLE_TEXT:
             # Numpy 2.0 has the type, but not in its type hints.
             return _text(packed, np.dtypes.StringDType(), shape)  # type: ignore[attr-defined, unused-ignore]
@@ -89,7 +89,7 @@ def decode_labels(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
             raise ValueError(f"the dtype {dtype!r}")
         if np.dtype(dtype).kind in TEXT_KINDS:
             return _text(packed, np.dtype(dtype), shape)
-        return _numbers(packed, storable_dtype(dtype), shape, int(entry["deltas"]))
+        return _numbers(packed, storable_dtype(dtype), shape, int(encoded["deltas"]))
     except (TypeError, AttributeError, OverflowError, RecursionError, DTypeError, zlib.error) as error:
         raise ValueError(str(error)) from error
 

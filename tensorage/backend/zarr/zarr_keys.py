@@ -56,12 +56,12 @@ def number_at(layout: Layout, key: str) -> int | None:
 
     The inverse of `Layout.key_of`. Other spellings of a key, such as with leading zeros, are no keys.
     """
-    name, *parts = key.split("/")
-    if name != "c" or len(parts) != len(layout.grid):
+    name, *numbers = key.split("/")
+    if name != "c" or len(numbers) != len(layout.grid):
         return None
-    if not all(part.isascii() and part.isdigit() and len(part) <= _MAX_DIGITS for part in parts):
+    if not all(text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS for text in numbers):
         return None
-    coords = [int(part) for part in parts]
+    coords = [int(text) for text in numbers]
     if not all(coord < extent for coord, extent in zip(coords, layout.grid, strict=True)):
         return None
     number = layout.number_of(coords)
