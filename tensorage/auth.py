@@ -73,6 +73,7 @@ def link_to(
     ConfigurationError
         If `backend_url` is no URL of a project, or if others could replace the file.
     """
+    # Check the URL before the password is sent to it.
     config.check_url(backend_url)
     store = login(email, password, backend_url, backend_key) if email and password else None
     config.save(config.Configuration(backend_url, backend_key, email, password))
@@ -133,6 +134,7 @@ def local(
 def _login_or_register(session: BackendSession) -> None:
     from tensorage.errors import AuthenticationError
 
+    # Most calls find the user registered, so log in first.
     try:
         session.login_by_mail()
     except AuthenticationError as refused:

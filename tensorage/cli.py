@@ -30,6 +30,7 @@ class _EmbeddedGroup(click.Group):
         except RuntimeError as error:
             from tensorage.embedded.folder import EmbeddedError
 
+            # Any other RuntimeError is a bug, whose traceback is needed.
             if isinstance(error, EmbeddedError):
                 raise click.ClickException(str(error)) from error
             raise
@@ -94,6 +95,7 @@ def stop(data_dir: str | None) -> None:
     """
     from tensorage.embedded import control
 
+    # Stopping twice is no error, so that scripts can clean up without looking first.
     click.echo("stopped" if control.stop(data_dir) else "it was not running")
 
 

@@ -53,6 +53,7 @@ ENVIRONMENT = {
     "password": "USER_PASSWORD",
 }
 
+#: Values that must not reach a server of somebody else's choice.
 _SECRETS = frozenset({"backend_key", "password"})
 
 
@@ -103,6 +104,7 @@ def configure(**explicit: str | None) -> Configuration:
     ConfigurationError
         If a ``.env`` or the saved project is needed, but others can change it or it cannot be read.
     """
+    # An empty string counts as not given, as an empty variable of the environment does.
     given = {name: value for name, value in explicit.items() if value}
     places = [_Place("argument", "an argument", given)]
     for look in (_environment, _dotenv_file, _saved_project):
@@ -171,6 +173,7 @@ def check_url(url: str) -> str:
 
 def redact_url(url: str) -> str:
     """Remove a user name and password from a URL, for messages."""
+    # `urlsplit` would refuse some of the wrong URLs that messages are about.
     scheme, separator, rest = url.rpartition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
@@ -232,6 +235,7 @@ def _saved_project() -> _Place:
     try:
         flaw = flaw_on_way(path)
         with path.open("rb") as file:
+            # The status of the open file: the one of its name may be another by now.
             status = os.fstat(file.fileno())
             content = file.read()
         values = json.loads(content)
@@ -249,6 +253,7 @@ def _saved_project() -> _Place:
             f"the saved project in {path} is not used: {flaw}, and it says where passwords are sent. "
             f"{flaw.advice('delete it and call tensorage.link_to(url, key) again')}"
         )
+    # A later version may save settings that this one does not know.
     known = {name: str(value) for name, value in values.items() if name in ENVIRONMENT and value}
     return _Place("saved", f"what tensorage.link_to saved in {path}", known)
 

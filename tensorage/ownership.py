@@ -30,8 +30,10 @@ __all__ = [
 #: Most links that are followed, as on Linux.
 _MAX_LINKS = 40
 
+#: False on Windows, whose files have neither owners nor modes of this kind.
 _HAS_OWNERS = hasattr(os, "geteuid")
 
+#: Users that this user namespace knows, and the number that stands for all others.
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
@@ -98,8 +100,10 @@ def flaw_on_way(path: Path) -> Flaw | None:
         if not stat.S_ISLNK(status.st_mode):
             here = below
             continue
+        # The owner of a link can point it elsewhere, whatever its mode says.
         if status.st_uid not in _trusted_uids():
             return _foreign_flaw(below, status.st_uid)
+        # Links may go in a circle.
         links += 1
         if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -139,6 +143,7 @@ def flaw_of_private_folder(path: Path) -> Flaw | None:
     if not _HAS_OWNERS:
         return None
     status = path.stat()
+    # Root's own folder would not do: this user could not write to it.
     if status.st_uid != os.geteuid():
         return _foreign_flaw(path, status.st_uid)
     mode = stat.S_IMODE(status.st_mode)
@@ -175,6 +180,7 @@ def _others_write(path: Path, status: os.stat_result) -> bool:
         return True
     if not status.st_mode & stat.S_IWGRP:
         return False
+    # With an access list, the group bits stand for every user and group that the list names.
     return _has_access_list(path) or not _is_group_of_ours(status.st_gid)
 
 
@@ -187,6 +193,7 @@ def _is_group_of_ours(gid: int) -> bool:
         members = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(gid).gr_mem}
     except KeyError:
         return False
+    # The group database does not list a user whose primary group this is.
     members |= {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid}
     return bool(members) and members <= _trusted_uids()
 

@@ -96,6 +96,7 @@ class Dataset:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Dataset:
         """Read the entry that a function of the database answers with."""
+        # The catalogue keeps coordinates among the attributes. Users see them apart.
         attrs = dict(row["attrs"])
         coords = attrs.pop(COORDS_ATTRIBUTE, None)
         return cls(

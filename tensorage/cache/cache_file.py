@@ -115,6 +115,7 @@ class CacheFile:
 
         A training loop asks for rows only, and a plan of the selection takes longer than copying a batch.
         """
+        # Rows of a padded file are not consecutive, and an array without axes has none.
         if self.is_complete or not self.grid.shape or not self.grid.is_flat:
             return self.is_complete
         each, count = self.grid.rows or 1, self.grid.shape[0]
@@ -123,6 +124,7 @@ class CacheFile:
             rows = range(*selection.indices(count))
             low, high = (min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1) if rows else (0, 0)
             at = slice(low // each, -(-high // each))
+        # A bool is an int to Python, and a mask to numpy.
         elif isinstance(selection, int | np.integer) and not isinstance(selection, bool):
             row = int(selection) + (count if selection < 0 else 0)
             at = row // each if 0 <= row < count else None
@@ -219,6 +221,7 @@ class CacheFile:
         """Read the records of one tile or more from the index."""
         first, count = int(numbers[0]), int(numbers[-1] - numbers[0]) + 1
         runs = find_number_runs(numbers)
+        # One long read is cheaper than many short ones, up to about a page for each.
         if count * RECORD.itemsize <= len(runs) * PAGE_BYTES:
             return self._read_records(first, count)[numbers - first]
         bounds = zip(numbers[runs.first].tolist(), numbers[runs.last].tolist(), strict=True)

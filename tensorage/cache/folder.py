@@ -97,6 +97,7 @@ class Folder:
                 with os.fdopen(fd, "rb") as file:
                     self._check_marker(file.read(len(_MARK) + 1) or b"")
             self._check_private()
+            # Two processes may make the folder at once, so the marker is written under its own lock.
             with self.hold_lock() as marker:
                 if flaw := flaw_of_file(self.path / MARKER, os.fstat(marker)):
                     raise self._unsafe(flaw)
@@ -297,6 +298,7 @@ class Folder:
         """
         if self.max_bytes is None:
             return None
+        # The disk is asked anew each time: other processes write to the folder too.
         sizes: dict[Path, os.stat_result] = {}
         for path in self._list_files():
             sizes[path] = path.lstat()

@@ -89,6 +89,7 @@ class ChunkProjection:
             A C-contiguous view of the buffer, of the full chunk shape. None if not every element of a full chunk is
             taken, or if the elements are not one after another in the buffer.
         """
+        # At the end of the array, a chunk is larger than the part of it that the array has.
         if self.size != math.prod(self.chunks):
             return None
         if any(isinstance(item, np.ndarray) for item in self.buffer_selection):
@@ -189,11 +190,13 @@ def plan_chunks(shape: Sequence[int], selection: Selection, chunks: Sequence[int
     indexer = parse(shape, selection)
     if 0 in indexer.shape:
         return ChunkPlan(indexer.shape, empty_view(indexer), False, indexer.shape, None, chunks)
+    # An axis without a dim has one index, that of the base.
     selected: list[AxisSelection] = [slice(index, index + 1, 1) for index in _unravel(indexer.base, shape)]
     in_buffer: list[AxisSelection] = [slice(0, 1, 1)] * len(shape)
     buffer_shape, buffer_axes = [1] * len(shape), []
     for dim in indexer.dims:
         items = _split_dim(dim, indexer.base, shape)
+        # Points take several axes of the array but only the first of them in the buffer.
         for axis, item in items.items():
             selected[axis], in_buffer[axis] = item, 0
         buffer_axes.append(min(items))
@@ -218,6 +221,7 @@ def _split_dim(dim: Dim, base: int, shape: tuple[int, ...]) -> dict[int, AxisSel
         axis, step = next(iter(moved.items()))
         first = _unravel(base, shape)[axis]
         stop = first + dim.reach // math.prod(shape[axis + 1 :]) + 1
+        # A step that carries into other axes, as that of a diagonal does, is no slice of one axis.
         if len(moved) == 1 and stop <= shape[axis]:
             return {axis: slice(first, stop, step)}
     # Along all other axes each point has the index of the base.
@@ -229,6 +233,7 @@ def _split_dim(dim: Dim, base: int, shape: tuple[int, ...]) -> dict[int, AxisSel
         if (index != index[0]).any():
             items[axis] = index
         rest = rest - index * stride
+        # All points agree from here on, so the remaining axes keep the index of the base.
         if (rest == rest[0]).all():
             break
     return items

@@ -63,6 +63,7 @@ def plan_runs(
     """
     indexer = parse(shape, selection)
     if 0 in indexer.shape:
+        # A covering needs a first element, which an empty selection has not.
         nothing = RunProduct(np.empty(0, np.int64), np.zeros(1, np.int64), 1)
         return RunPlan(indexer.shape, empty_view(indexer), False, nothing)
     covering = choose_covering(indexer, itemsize, block_size, exact=exact)
@@ -74,6 +75,7 @@ def _view(indexer: Indexer, covering: Covering) -> BufferView:
     dims, points = indexer.dims, indexer.points
     strides = [dim.step for dim in dims]
     lengths = [dim.count for dim in dims]
+    # Walked dims stride over whole runs. Covered dims keep the strides of the array within each run.
     stride = covering.run_length
     for number in range(covering.level - 1, -1, -1):
         strides[number] = stride

@@ -49,6 +49,7 @@ def consecutive_regions(shape: Sequence[int], max_elements: int) -> Iterator[tup
     if not shape:
         yield ()
         return
+    # The axis to cut is the first one behind which everything fits a region.
     cut = next(axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= max_elements)
     step = max_elements // math.prod(shape[cut + 1 :])
     whole = tuple(slice(0, extent) for extent in shape[cut + 1 :])
@@ -70,6 +71,7 @@ def grow_shape(shape: Sequence[int], chunks: Sequence[int], room: int) -> tuple[
     (1, 2, 1000, 1000)
     """
     lengths = list(chunks)
+    # Axis 0 is left out: the shape must stay the same when rows are appended.
     for axis in range(len(shape) - 1, 0, -1):
         chunk_count = max(-(-shape[axis] // chunks[axis]), 1)
         part = divide_evenly(chunk_count, room)
@@ -149,6 +151,7 @@ def join_chunks(sizes: AxisLengths, chunks: Sequence[int], most: int) -> AxisLen
     >>> join_chunks(((7, 7), (10,)), (3, 5), 1000)
     ((6, 6, 2), (10,))
     """
+    # Inner axes come first, so that the elements of a region are near each other in C order.
     room = max(most // max(math.prod(chunks), 1), 1)
     lengths = list(chunks)
     for axis in range(len(chunks) - 1, -1, -1):

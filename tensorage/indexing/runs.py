@@ -194,6 +194,7 @@ class _TouchedBlocks:
         self.last = (starts + lengths - 1) // align
         own = self.last - self.first + 1
         common = np.minimum(self.last[1:], self.last[:-1]) - np.maximum(self.first[1:], self.first[:-1]) + 1
+        # Runs that are apart have a negative number of blocks in common.
         own[1:] -= np.maximum(common, 0)
         #: Blocks that all runs up to each one touch.
         self.until = np.cumsum(own)
@@ -226,6 +227,7 @@ def _split_product(product: RunProduct, caps: _Caps) -> Iterator[RequestRuns]:
         if stop > row:
             yield RequestRuns(RunProduct(product.rows[row:stop], product.runs, product.run_length), done)
         else:
+            # Not even one row fits, so cut within the row.
             stop = row + 1
             yield from _split_row(product, row, done, caps)
         done += (stop - row) * per_row
@@ -311,6 +313,7 @@ def _cut_list(run_list: RunList, ends: Positions, begin: int, stop: int) -> RunL
     """Return the runs that fill the elements ``[begin, stop)`` of the buffer, given the `ends` of all runs in it."""
     first = int(np.searchsorted(ends, begin, side="right"))
     last = int(np.searchsorted(ends, stop, side="left"))
+    # Copies, since the first and the last run are cut in place below.
     starts, lengths = run_list.starts[first : last + 1].copy(), run_list.lengths[first : last + 1].copy()
     lengths[-1] -= int(ends[last]) - stop
     skipped = begin - (int(ends[first]) - int(run_list.lengths[first]))

@@ -149,6 +149,7 @@ def parse(shape: tuple[int, ...], selection: Selection) -> Indexer:
     )
     items = _expand_ellipsis(written, len(shape))
     walk = _Walk(shape, _strides(shape))
+    # Numpy checks the masks before it checks any index, so the same error comes first here.
     if any(isinstance(item, np.ndarray) for item in items):
         _check_masks(items, shape)
     for item in items:
@@ -238,7 +239,9 @@ class _Walk:
         count = len(range(start, stop, step))
         stride = self.strides[self.axis]
         if count:
+            # Dims ascend, so a negative step begins at its last element and reverses the axis.
             self.base += (start if step > 0 else start + (count - 1) * step) * stride
+        # A single index is no dim: the base stands for it.
         if count > 1:
             self.dims[self.axis] = Dim(count, abs(step) * stride)
         self.axes.append((count, self.axis, step < 0))
@@ -286,6 +289,7 @@ def _to_item(item: Any) -> Item:
             else "only integers, slices (`:`), ellipsis (`...`), numpy.newaxis (`None`) and integer or boolean "
             "arrays are valid indices"
         )
+    # An array without axes counts as an integer, as in numpy.
     if array.ndim:
         return array
     if not _fits_index(int(array)):

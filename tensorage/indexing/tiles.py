@@ -57,6 +57,7 @@ class TileGrid:
     chunks: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        # A tile of length 1 along an empty axis keeps divisions defined. The grid has no tiles then.
         cut = (max(min(chunk, extent), 1) for chunk, extent in zip(self.chunks, self.shape, strict=True))
         object.__setattr__(self, "chunks", tuple(cut))
 
@@ -109,6 +110,7 @@ class TileGrid:
 
     def lengths(self, numbers: Positions) -> Positions:
         """Return the number of elements that tiles have in a file."""
+        # Only tiles at the end of the cut axis are shorter, and only in a flat file.
         lengths = np.full(len(numbers), self.full, np.int64)
         if self.is_flat and self.shape:
             axis = self._cut_axis
@@ -237,6 +239,7 @@ def row_tiles(shape: Sequence[int], dtype: np.dtype[Any]) -> TileGrid:
 
 def _touched_coords(item: slice, chunk: int) -> npt.NDArray[np.int64]:
     """Return the coordinates of the tiles that a slice touches along one axis."""
+    # With steps of at most a tile, no tile in between is skipped.
     if item.step <= chunk:
         return np.arange(item.start // chunk, (item.stop - 1) // chunk + 1, dtype=np.int64)
     return np.arange(item.start, item.stop, item.step, dtype=np.int64) // chunk

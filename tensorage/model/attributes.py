@@ -58,16 +58,19 @@ class Attributes(MutableMapping[str, Any]):
         self._annotate(attrs={name: value})
 
     def __delitem__(self, name: str) -> None:
+        # The backend removes an unknown name without an error, so a dictionary's error is raised here.
         if name not in self._now():
             raise KeyError(name)
         self._annotate(removed=[name])
 
     def update(self, *others: Any, **named: Any) -> None:
         """Set several attributes, in one request."""
+        # The inherited `update` would store each attribute by a request of its own.
         self._annotate(attrs=dict(*others, **named))
 
     def clear(self) -> None:
         """Remove all attributes, in one request."""
+        # The inherited `clear` would remove one attribute a request.
         self._annotate(replace=True)
 
     def __eq__(self, other: object) -> bool:

@@ -44,6 +44,7 @@ __all__ = [
     "replace_coords",
 ]
 
+#: Version of the members that `encode_coords` writes. A reader refuses later versions.
 FORMAT = 1
 
 #: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
@@ -195,6 +196,7 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
                     f"the coordinate {name!r} is labels, (dims, labels) or (dims, labels, attrs)"
                 )
             dims, values, *rest = given
+            # A tuple of labels is a likely mistake: its first label would be taken for names of axes.
             if not isinstance(dims, str | list | tuple):
                 raise InvalidInputError(f"the coordinate {name!r} of (dims, labels): {dims!r} names no axes")
             dims = (dims,) if isinstance(dims, str) else tuple(dims)
@@ -215,6 +217,7 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
 
 def _is_same(labels: npt.NDArray[Any], given: Any) -> bool:
     found = as_array(given)
+    # NaN and not-a-time equal themselves here. `array_equal` takes `equal_nan` for these kinds only.
     has_nan = labels.dtype.kind in "fcmM"
     return found.dtype == labels.dtype and np.array_equal(labels, found, equal_nan=has_nan)
 
@@ -244,6 +247,7 @@ def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
             f"the coordinate {name!r} holds objects ({found}), and only numbers, truth values, times and text can be "
             f"stored: convert it, as by .assign_coords({name}=...), or leave it out, by .drop_vars({name!r})"
         )
+    # Refuse these before they are compressed, which takes long and would not be enough.
     if labels.nbytes > MAX_LABELS_BYTES:
         raise InvalidInputError(
             f"the coordinate {name!r} has {labels.nbytes} bytes, and the catalogue has room for {MAX_ATTRS_BYTES} once "
@@ -273,6 +277,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
     """
     asked = f"coordinates of {key!r}"
     names = tuple(dims or ())
+    # Dims may repeat a name, but a coordinate could not say which of these axes it is along.
     if len(set(names)) < len(names) and coords:
         raise InvalidInputError(f"{asked}: they need axes of different names, and the dims are {names}")
     lengths = dict(zip(names, shape, strict=bool(names)))
@@ -353,6 +358,7 @@ def extend_coord(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     before, labels = coord.values, more.values
     is_text = before.dtype.kind in TEXT_KINDS
     if is_text and labels.dtype.kind in TEXT_KINDS:
+        # The stored labels keep their kind of text. Numpy would choose one by itself.
         if before.dtype.kind != labels.dtype.kind:
             labels = labels.astype(object if before.dtype.kind == "O" else str)
     elif is_text or labels.dtype.kind in TEXT_KINDS or not _keeps_values(labels, before.dtype):
@@ -371,6 +377,7 @@ def _keeps_values(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
         return True
     if not np.can_cast(labels.dtype, dtype, "same_kind"):
         return False
+    # Overflow shows in the comparison. Bytes are compared, since NaN is equal to no value.
     with np.errstate(all="ignore"):
         back = labels.astype(dtype).astype(labels.dtype)
     return back.tobytes() == labels.tobytes()
@@ -395,6 +402,7 @@ def _encoded_coords(dataset: Dataset) -> list[dict[str, Any]]:
         return []
     kept: Any = dataset.coords
     found = kept.get("format") if isinstance(kept, Mapping) else None
+    # Only the coordinates are of a later format, so the array itself stays readable.
     if isinstance(found, int) and found > FORMAT:
         raise SchemaError(
             f"the coordinates of {dataset.key!r} are of format {found}, and this version knows {FORMAT}: upgrade "
@@ -434,6 +442,7 @@ def _decode(encoded: Mapping[str, Any], key: str) -> Coord:
         values = decode_labels(encoded)
     except ValueError as error:
         raise _corrupt(key) from error
+    # The owner of a shared array can store any JSON, so nothing of it is believed unchecked.
     if values.ndim != len(encoded["dims"]):
         raise _corrupt(key)
     return Coord(

@@ -79,6 +79,7 @@ class Declaration:
         """Entry for the catalogue, with the members that both engines send."""
         attrs = as_attrs(self.options.get("attrs") or {})
         coords = self.options.get("coords")
+        # Coordinates share the room of the attributes, so both are checked together before anything is sent.
         if coords is not None:
             check_room(self.key, attrs, coords)
             attrs[COORDS_ATTRIBUTE] = coords
@@ -109,6 +110,7 @@ def declare(
         raise InvalidInputError(f"the shape {shape} has a negative extent")
     stored = storable_dtype(dtype)
     chunk_size = options.get("chunk_size")
+    # A block has to fit one request, whatever the user asks for.
     if chunk_size is None:
         chunk_size = BLOCK_BYTES // stored.itemsize
     elif not 1 <= chunk_size <= MAX_REQUEST_BYTES // stored.itemsize:

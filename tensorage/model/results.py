@@ -67,6 +67,7 @@ class Result:
             check_fits(plan.shape, dtype, f"reading {key!r}")
         self._plan = plan
         self._out = out
+        # Elements that arrive in order can go straight to `out`, which saves a copy and its memory.
         self._is_direct = out is not None and bool(
             plan.is_whole_buffer and out.flags.c_contiguous and out.flags.writeable
         )

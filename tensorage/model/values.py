@@ -50,6 +50,7 @@ def check_key(key: str) -> None:
 
 def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
     """Convert data to an array, and refuse data that an array cannot hold."""
+    # Numpy would drop the mask without a word.
     if isinstance(data, np.ma.MaskedArray):
         raise InvalidInputError(
             "a masked array has no elements where it is masked: store data.filled(...) and, if needed, data.mask"
@@ -71,6 +72,7 @@ def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
     if not isinstance(data, np.ndarray | np.generic):
         return as_assigned(data, dataset)
     array = as_array(data)
+    # An empty array has a dtype by accident, and no value to lose.
     if array.size and not np.can_cast(array.dtype, dataset.dtype, "safe"):
         raise DTypeError(
             f"{array.dtype} does not fit {dataset.key!r} of dtype {dataset.dtype} without loss: "
@@ -120,6 +122,7 @@ def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[n
                 "all but the first axis have to be the same"
             )
         came += rows.shape[0]
+        # Blocks may go on without end, so stop once there are too many rows.
         if came > dataset.shape[0]:
             break
         yield np.ascontiguousarray(rows).reshape(-1)
@@ -141,6 +144,7 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
                 f"the name {name!r} is reserved: coordinates are kept under it, and tensor.coords changes them"
             )
     try:
+        # A round trip through JSON makes a copy that later changes of the user's objects do not reach.
         plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_to_json_type, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error

@@ -109,6 +109,7 @@ class Loan:
             ) from error
         except (OSError, EOFError) as error:
             raise _login_gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+        # Only a lasting error means that this process has to log in by itself.
         if answer.get("is_passing"):
             raise BackendUnavailableError(
                 f"the process that holds the login cannot renew it now: {answer['error']}"
@@ -151,6 +152,7 @@ class Lender:
         with self._lock:
             if self._listener is None and not self._closed:
                 try:
+                    # The system chooses the address: a socket in a new folder of this user.
                     self._listener = connection.Listener(backlog=BACKLOG)
                 except OSError as error:
                     logger.warning("other processes cannot ask for the next token of this one: %s", error)
@@ -225,5 +227,6 @@ class Lender:
             return {"error": str(error), "is_passing": True}
         except TensorageError as error:
             return {"error": str(error)}
+        # The asker knows the lender, and its key must not be sent.
         del loan["lender"]
         return loan

@@ -66,6 +66,7 @@ def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
     InvalidInputError
         If the state is of another plan, or no such state.
     """
+    # The state may come from a file of the user's, so it may be anything.
     if not (hasattr(state, "get") and state.get("format") == _FORMAT):
         raise InvalidInputError(f"start_at={state!r} is nothing that state() of batches gave")
     for name, value in asdict(plan).items():
@@ -75,6 +76,7 @@ def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
                 "going on would miss or repeat samples. Ask for the same batches, or begin anew without start_at"
             )
     epoch, batch = state.get("epoch"), state.get("batch")
+    # An exact type, since True and False are integers too. An epoch without batches still has the position 0.
     if type(epoch) is int and type(batch) is int and epoch >= 0 and 0 <= batch < max(plan.batch_count, 1):
         return Position(epoch, batch)
     raise InvalidInputError(f"start_at names batch {batch!r} of epoch {epoch!r}: there is none")

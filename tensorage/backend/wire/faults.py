@@ -43,6 +43,7 @@ class BackendAnswerError(Exception):
     """The backend's own error, chained to an error of the package as its cause."""
 
 
+# These two subclasses carry the array's description, so that the engine needs no request to correct itself.
 class OtherDTypeError(DTypeError):
     """Rows were sent in another dtype than their array has. Never leaves the engine.
 
@@ -125,12 +126,14 @@ class Fault:
     @classmethod
     def parse(cls, status: int, body: bytes, retry_after: str | None = None) -> Fault:
         """Read an answer: its status, its body, and its header ``Retry-After``."""
+        # A date in ``Retry-After`` would need this machine's clock to be right.
         wait_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
         try:
             answer: Any = json.loads(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
+            # A gateway answers with a page of HTML, of which the beginning says enough.
             message = body[:200].decode("utf-8", "replace").strip() or "an empty answer"
             return cls(status, "", message, retry_after_s=wait_s)
         text = {name: str(value) for name, value in answer.items() if value is not None}
@@ -216,6 +219,7 @@ def _error_of_status(fault: Fault, asked: str) -> TensorageError:
             f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
             "Use a smaller chunk_size, or raise the statement timeout of the project."
         )
+    # PostgREST gives a code with every error. An answer without a code comes from another server.
     if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
         return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
     if fault.status < 500 and fault.status != 429:

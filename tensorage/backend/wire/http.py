@@ -129,6 +129,7 @@ class Http:
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # urllib3's pool opens more connections than it keeps, so the requests are counted here.
         self._room = threading.BoundedSemaphore(self.max_connections)
 
     def ask(self, request: Request, asked: str) -> Answer:
@@ -150,6 +151,7 @@ class Http:
         tries = self.patience.tries(asked)
         while True:
             tries.begin()
+            # The headers are made anew for each try, since the token may have been renewed meanwhile.
             headers = {
                 **self._login_headers(tries),
                 "Content-Length": str(sum(len(part) for part in request.body)),
@@ -259,6 +261,7 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
     if announced is not None and int(announced) != len(out):
         raise _wrong_size(asked, int(announced), len(out))
     socket_file = _socket_file(response)
+    # Without an announced length, an early end of the connection looks like a short answer.
     if announced is not None and socket_file is not None:
         _fill_straight(out, socket_file)
         return
@@ -305,6 +308,7 @@ def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.P
 
     scheme, _, rest = base_url.partition("://")
     host = rest.partition("/")[0]
+    # urllib3 does not look at the environment by itself.
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
     return make(

@@ -73,6 +73,7 @@ def read_fault(status: int, body: bytes, retry_after: str | None) -> Fault:
     fault = replace(fault, status=_true_status(status, body))
     if _is_about_the_token(fault, body):
         return LoginFault(fault.status, fault.code, fault.message, retry_after_s=fault.retry_after_s)
+    # A quota without room can look like a passing fault, but a repeated request would be refused again.
     if fault.is_passing and fault.status not in _LASTING and not _OVER_QUOTA.search(fault.message):
         return fault
     raise StorageRefusal(fault)

@@ -61,6 +61,7 @@ class StorageRequests:
         """
         import urllib3
 
+        # This request bypasses `Http.ask`, which would repeat it.
         sent = {**self.http.headers(asked), **headers}
         try:
             response = self.http.connections().request(

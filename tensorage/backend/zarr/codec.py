@@ -171,6 +171,7 @@ class ShardCodec:
         """
         data = memoryview(blob).cast("B")
         ranges = self.ranges(self.index_of(data), len(data)).tolist()
+        # One chunk's memory serves for all chunks of the shard.
         chunk = None
         for coords, (offset, length) in zip(np.ndindex(*self.layout.chunks_per_shard), ranges, strict=True):
             where = tuple(
@@ -208,6 +209,7 @@ class ShardCodec:
             If the index does not fit such an object, or a chunk is longer than `encoded_room`.
         """
         count = self.layout.chunk_count_per_shard
+        # A shard without an object has no index in the catalogue either.
         if nbytes == 0 and not index:
             return self._empty_index().reshape(count, 2)
         if not self.layout.is_sharded and not index:
@@ -220,6 +222,7 @@ class ShardCodec:
         # The sum of offset and length may overflow, so it is not made.
         if np.any(stored[:, 1] > nbytes) or np.any(stored[:, 0] > nbytes - stored[:, 1]):
             raise CorruptChunkError(f"an index names chunks outside of their object of {nbytes} bytes")
+        # Without this bound, the owner of an array could make its readers fetch any number of bytes.
         if len(stored):
             self._check_length(int(stored[:, 1].max()))
         return ranges
@@ -242,6 +245,7 @@ class ShardCodec:
             raise CorruptChunkError(f"{len(data)} bytes have no room for an index of {self.index_nbytes}")
         is_first = self.layout.index_location == "start"
         index = self.decode_index(data[: self.index_nbytes] if is_first else data[-self.index_nbytes :])
+        # Raises if the index names bytes outside of the object.
         self.ranges(index, len(data))
         return index
 
@@ -307,6 +311,7 @@ class ShardCodec:
         if not parts:
             return EncodedShard([], 0, index.tobytes())
         if self.layout.index_location == "start":
+            # Chunks begin behind an index that comes first. The offset of an empty chunk is no offset.
             index[..., 0] += np.where(index[..., 0] == EMPTY, 0, self.index_nbytes).astype(INDEX_DTYPE)
             parts = [*self._index_pipeline.encode(index), *parts]
         else:
@@ -333,6 +338,7 @@ class ShardCodec:
 
     def _is_empty(self, chunk: npt.NDArray[Any]) -> bool:
         """Tell whether all bytes of a chunk are those of the fill value."""
+        # Bits are compared, not values: -0.0 equals 0.0, and NaN does not equal itself.
         word = np.uint64 if chunk.nbytes % 8 == 0 else np.uint8
         words, blank = chunk.reshape(-1).view(word), self._blank.reshape(-1).view(word)
         # Comparing a few words first settles most cases.
@@ -459,6 +465,7 @@ def _find_inner_shards(
             raise InvalidInputError(
                 f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
             )
+        # Several transposes act one after the other.
         axes = [axes[axis] for axis in configuration_of(codec)["order"]]
     shards = [shape[axis] for axis in axes]
     kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])

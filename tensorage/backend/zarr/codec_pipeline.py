@@ -127,9 +127,11 @@ class PlainPipeline:
         names = [name_of(codec) for codec in codecs]
         if names[:1] != ["bytes"]:
             return None
+        # Elements are little-endian in memory. Single bytes have no order, and Zarr leaves it out for them.
         if dtype.itemsize > 1 and configuration_of(codecs[0]).get("endian") != "little":
             return None
         rest = list(codecs[1:])
+        # Any other order or number of codecs is left to zarr.
         has_crc32c = bool(rest) and name_of(rest[-1]) == "crc32c"
         if has_crc32c:
             del rest[-1]
@@ -233,6 +235,7 @@ class ZarrPipeline:
         if self._is_exact and len(payload) != self._inner_room:
             raise CorruptChunkError(f"a chunk of {self._inner_room} bytes has {len(payload)}")
         slot = self._take_slot(self._idle_inner, self._inner_codecs)
+        # A slot whose chunk zarr fails to decode is not put back: its state is not known.
         slot.objects[self._key] = Buffer.from_bytes(payload)
         try:
             slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out))
@@ -325,6 +328,7 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
     """Return the fill value, as an array without dimensions."""
     value = metadata["fill_value"]
     if dtype.kind in "mM":
+        # The common fill values are made here, since loading zarr takes long.
         if value == "NaT":
             return np.array(value, dtype)
     elif all(map(_is_zero, value if isinstance(value, list) else [value])):

@@ -118,6 +118,7 @@ def attributes_of(array: zarr.Array[Any]) -> tuple[dict[str, Any], tuple[str, ..
         if not _is_names(names, array.ndim):
             return attrs, None
         del attrs[V2_DIMENSIONS]
+    # Zarr v3 allows some dimensions to have names and others not. With none, the array has no dims.
     if all(name is None for name in names):
         return attrs, None
     # Xarray gives these names to dimensions that have none.
@@ -159,6 +160,7 @@ def layout_like(array: zarr.Array[Any], new: Declaration) -> Layout:
     chunks = options.get("chunks")
     if chunks is None and options.get("shards") is None and options.get("chunk_size") is None:
         own = chunks_of(array)
+        # Tiny chunks would make a large index. A chunk beyond a shard would make requests too large.
         if own and MIN_CHUNK_BYTES <= math.prod(own) * new.dtype.itemsize <= SHARD_BYTES:
             chunks = own
     layout = choose_layout(
@@ -243,6 +245,7 @@ def _take_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> Encode
         raise InvalidInputError(
             f"the object {str(place)!r} cannot be read ({type(error).__name__}: {error}). Nothing was stored"
         ) from error
+    # In Zarr, a missing object means that all elements are the fill value.
     if found is None:
         return EncodedShard([], 0, b"")
     blob = bytes_of(np.ascontiguousarray(found.as_numpy_array()).reshape(-1))
@@ -264,6 +267,7 @@ def _decode_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> npt.NDA
         raise
     except Exception as error:
         where = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
+        # An OSError is about the store of the source. All other errors are about its bytes.
         kind = InvalidInputError if isinstance(error, OSError) else CorruptTensorError
         raise kind(
             f"elements [{where}] of {str(array.store_path)!r} cannot be read ({type(error).__name__}: {error}). "

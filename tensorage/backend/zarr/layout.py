@@ -109,18 +109,21 @@ class Layout:
         """
         shape, itemsize = tuple(shape), dtype.itemsize
         chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
+        # Refuses a dtype that Zarr has not, before any shape is checked.
         data_type_of(dtype)
         if chunks is not None:
             inner = check_chunks(chunks, shape, itemsize)
         elif shards is None or shards is False:
             inner = choose_chunks(shape, itemsize, chunk_bytes)
         else:
+            # Given shards have to consist of whole chunks, so the chunks are fitted to the shards.
             whole = check_shape("shards", shards, shape)
             inner = _largest_divisors(whole, choose_chunks(whole, itemsize, chunk_bytes))
         if shards is None:
             outer = choose_shards(shape, inner, itemsize)
         else:
             outer = check_shards(inner if shards is False else shards, inner, shape)
+        # A shard of a single element would only add an index to it.
         is_sharded = shards is not False and len(shape) > 0
         return cls(shape, dtype, inner, outer, is_sharded, default_codecs(dtype), default_fill_value(dtype))
 
@@ -138,6 +141,7 @@ class Layout:
         shape = tuple(shape)
         try:
             return cls._parse(zarr, shape, dtype)
+        # The metadata may be any JSON, so that whatever they lack shows only when it is looked up.
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
                 f"these are no metadata of a Zarr v3 array of shape {shape}: {error!r} in {zarr!r}"
@@ -149,6 +153,7 @@ class Layout:
         _require("node_type", zarr["node_type"], "array")
         _require("data_type", _strip_empty_configuration(zarr["data_type"]), data_type_of(dtype))
         _require("chunk_grid", zarr["chunk_grid"]["name"], "regular")
+        # A storage transformer would change keys and bytes below the codecs. No version of Zarr defines one yet.
         _require("storage_transformers", list(zarr.get("storage_transformers") or ()), [])
         shards = zarr["chunk_grid"]["configuration"]["chunk_shape"]
         codecs, fill_value = zarr["codecs"], zarr["fill_value"]
@@ -179,6 +184,8 @@ class Layout:
 
     def document(self, attrs: Mapping[str, Any], dims: Sequence[str] | None) -> dict[str, Any]:
         """Return the content of the array's ``zarr.json``."""
+        # The names of dimensions are optional in Zarr v3, and null is none of them, so they are left out if there are
+        # none.
         document = {"shape": list(self.shape), **self.metadata(), "attributes": dict(attrs)}
         if dims is not None:
             document["dimension_names"] = list(dims)
@@ -194,6 +201,7 @@ class Layout:
         """
         if not self.shape:
             raise InvalidInputError("an array without dimensions has no rows that could be added to")
+        # Numbers count in C order, axis 0 outermost, so that new shards come behind all others.
         return replace(self, shape=(self.shape[0] + rows, *self.shape[1:]))
 
     @cached_property
@@ -251,6 +259,7 @@ class Layout:
         if not self.shape:
             return range(1)
         each = math.prod(self.grid[1:])
+        # Rounding below would otherwise make a shard of an empty range of rows.
         if row_high <= row_low:
             return range(0)
         return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)

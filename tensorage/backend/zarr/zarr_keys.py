@@ -35,6 +35,7 @@ def documents_of(dataset: Dataset, layout: Layout, as_group: str | None) -> dict
             f"{as_group!r} can be no name of an array in a group of Zarr: give one that is not of dots alone, has no "
             f"slash, does not begin with two underscores, and is not {METADATA_KEY!r}"
         )
+    # Xarray opens no array of a group whose dimensions have no names.
     dims = dataset.dims or [f"dim_{axis}" for axis in range(dataset.ndim)]
     document = layout.document(dataset.attrs, dims)
     group = {
