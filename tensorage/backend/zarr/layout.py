@@ -184,9 +184,8 @@ class Layout:
 
     def document(self, attrs: Mapping[str, Any], dims: Sequence[str] | None) -> dict[str, Any]:
         """Return the content of the array's ``zarr.json``."""
-        # The names of dimensions are optional in Zarr v3, and null is none of them, so they are left out if there are
-        # none.
         document = {"shape": list(self.shape), **self.metadata(), "attributes": dict(attrs)}
+        # Zarr v3 lets `dimension_names` be left out, but not be null.
         if dims is not None:
             document["dimension_names"] = list(dims)
         return document
