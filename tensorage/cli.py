@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-# Nothing more is loaded here: a command loads what it needs, so that each starts quickly.
+# Each command loads the modules that it needs, so that all of them start quickly.
 if TYPE_CHECKING:
     from tensorage.embedded.control import Running
 
@@ -17,7 +17,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class _EmbeddedGroup(click.Group):
-    """Commands whose errors are explained by their message alone."""
+    """Commands that show the message of an error in place of its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -30,6 +30,7 @@ class _EmbeddedGroup(click.Group):
         except RuntimeError as error:
             from tensorage.embedded.folder import EmbeddedError
 
+            # Any other RuntimeError is a bug, whose traceback is needed.
             if isinstance(error, EmbeddedError):
                 raise click.ClickException(str(error)) from error
             raise
@@ -94,6 +95,7 @@ def stop(data_dir: str | None) -> None:
     """
     from tensorage.embedded import control
 
+    # Stopping twice is no error, so that scripts can clean up without looking first.
     click.echo("stopped" if control.stop(data_dir) else "it was not running")
 
 
@@ -175,12 +177,12 @@ def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -
 
 
 def _same_folder(data_dir: str | None) -> str:
-    """The option that makes a suggested command act on the folder that this one was called with."""
+    """Return the option that makes a suggested command act on the data folder of this command."""
     return "" if data_dir is None else f" --data-dir {shlex.quote(data_dir)}"
 
 
 def _as_text(running: Running, data_dir: str | None) -> str:
-    """Say where the backend is. Keys and passwords are for those who ask for them."""
+    """Describe a running backend, without keys and passwords: a terminal may be watched or logged."""
     return (
         f"API URL: {running.api_url}\n"
         f"Data folder: {running.data_dir}\n"

@@ -1,17 +1,18 @@
-"""Where the project's URL and key, and the user's e-mail and password come from.
+"""Look-up of the project's URL and key, and of the user's e-mail and password.
 
-An explicit argument beats the environment, which beats a ``.env`` file, which beats what
-`tensorage.link_to` saved.
+An explicit argument beats the environment, the environment beats a ``.env`` file, and a ``.env`` file beats the
+project that `tensorage.link_to` saved.
 
 A key or a password must not reach a server that somebody else has chosen. An argument, the environment and the saved
 project are the user's own words. A ``.env`` belongs to the folder that the program is in, and may have come with a
 copy of somebody's files. Hence these rules:
 
 1. Keys and passwords of the environment are not sent to a URL of a ``.env``.
-2. What is saved belongs to the URL that it was saved with, and is used with no other one.
-3. An argument says what to do with the project that is configured, wherever that is.
+2. A saved value belongs to the URL that it was saved with, and is used with no other URL.
+3. An argument is used with the configured project, wherever that comes from.
 
-A value that is held back by 1 or 2 is missing, and whoever needs it is told why. None takes its place.
+A value that rule 1 or 2 holds back counts as missing, and an error tells why. No value of another place is used
+instead.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ __all__ = [
     "Configuration",
     "check_url",
     "configure",
-    "required",
+    "redact_url",
+    "require",
     "save",
     "saved_path",
-    "shown_url",
 ]
 
 #: Environment variable of each value.
@@ -52,17 +53,18 @@ ENVIRONMENT = {
     "password": "USER_PASSWORD",
 }
 
+#: Values that must not reach a server of somebody else's choice.
 _SECRETS = frozenset({"backend_key", "password"})
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings of the project and the user, as far as they are known; ``None`` where nothing is.
+    """Settings of the project and the user. A setting that is not known is ``None``.
 
     Parameters
     ----------
     held_back
-        Why a value is ``None`` although one is configured, by its name.
+        By the name of a setting, the reason why it is ``None`` although it is configured.
     """
 
     backend_url: str | None = None
@@ -74,14 +76,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class _Place:
-    """A place that values come from.
+    """A place in which values are looked up.
 
     Parameters
     ----------
     kind
         "argument", "environment", ".env" or "saved".
     words
-        Its name for people.
+        Name of the place for people.
     """
 
     kind: str
@@ -90,28 +92,29 @@ class _Place:
 
 
 def configure(**explicit: str | None) -> Configuration:
-    """Look up every value that is not given.
+    """Look up all settings that are not given.
 
     Parameters
     ----------
     explicit
-        `backend_url`, `backend_key`, `email`, `password`; ``None`` is "not given".
+        `backend_url`, `backend_key`, `email`, `password`; ``None`` means "not given".
 
     Raises
     ------
     ConfigurationError
-        If a ``.env`` or the saved project is needed, and others can change it or it cannot be read.
+        If a ``.env`` or the saved project is needed, but others can change it or it cannot be read.
     """
+    # An empty string counts as not given, as an empty variable of the environment does.
     given = {name: value for name, value in explicit.items() if value}
     places = [_Place("argument", "an argument", given)]
-    for look in (_environment, _dotenv_file, _saved):
-        # The files behind are not looked at where they make no difference.
+    for look in (_environment, _dotenv_file, _saved_project):
+        # A file that makes no difference is not read, so that none of its flaws stops the program.
         if not all(any(name in place.values for place in places) for name in ENVIRONMENT):
             places.append(look())
     values, held_back = {}, {}
-    url_place = _first(places, "backend_url")
+    url_place = _first_place(places, "backend_url")
     for name in ENVIRONMENT:
-        place = _first(places, name)
+        place = _first_place(places, name)
         if place is None:
             continue
         if url_place is not None and (why := _why_held_back(name, place, url_place)):
@@ -122,12 +125,12 @@ def configure(**explicit: str | None) -> Configuration:
 
 
 def saved_path() -> Path:
-    """File in which `tensorage.link_to` remembers a project: one per user of the machine."""
+    """Return the path of the file in which `tensorage.link_to` saves a project: one for each user of the machine."""
     return platformdirs.user_config_path("tensorage") / "project.json"
 
 
-def required(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
-    """The value, or an error that says how to configure it."""
+def require(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
+    """Return a value, or raise an error that says how to configure it."""
     if value:
         return value
     if held_back and name in held_back:
@@ -139,25 +142,25 @@ def required(name: str, value: str | None, held_back: Mapping[str, str] | None =
 
 
 def check_url(url: str) -> str:
-    """Refuse what is no URL of a project, and warn of one that sends passwords for everybody to read.
+    """Refuse a URL that cannot be a project's, and warn of a URL that sends passwords unencrypted.
 
     Raises
     ------
     ConfigurationError
-        If it is not one of HTTP, or carries a user name or password, which errors and logs would show.
+        If the URL is not of HTTP, or holds a user name or password, which errors and logs would show.
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"the backend URL {shown_url(url)!r} does not begin with https:// or http://"
+            f"the backend URL {redact_url(url)!r} does not begin with https:// or http://"
         )
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
     except ValueError as error:
-        raise ConfigurationError(f"the backend URL {shown_url(url)!r} is no URL ({error})") from error
+        raise ConfigurationError(f"the backend URL {redact_url(url)!r} is no URL ({error})") from error
     if "@" in parts.netloc:
         raise ConfigurationError(
-            f"the backend URL {shown_url(url)!r} has a user name or a password in it, which errors and logs would "
+            f"the backend URL {redact_url(url)!r} has a user name or a password in it, which errors and logs would "
             "show: leave them out"
         )
     if parts.scheme == "http" and not _is_this_machine(host):
@@ -168,15 +171,16 @@ def check_url(url: str) -> str:
     return url
 
 
-def shown_url(url: str) -> str:
-    """A URL without a user name and password that may be in it, for messages."""
+def redact_url(url: str) -> str:
+    """Remove a user name and password from a URL, for messages."""
+    # `urlsplit` would refuse some of the wrong URLs that messages are about.
     scheme, separator, rest = url.rpartition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def save(configuration: Configuration) -> Path:
-    """Remember a project, readable by this user of the machine only.
+    """Save a project in a file that only this user of the machine can read.
 
     Raises
     ------
@@ -192,7 +196,7 @@ def save(configuration: Configuration) -> Path:
         )
     make_private_folder(path.parent)
     known = {name: getattr(configuration, name) for name in ENVIRONMENT}
-    # Made with mode 0600 and renamed: neither half a file nor a readable one exists at any time.
+    # `mkstemp` makes the file with mode 0600. Renaming it in the end means that no half-written file is ever read.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -225,12 +229,13 @@ def _dotenv_file() -> _Place:
     return _Place(".env", str(found.path), values)
 
 
-def _saved() -> _Place:
+def _saved_project() -> _Place:
     path = saved_path()
     otherwise = "call tensorage.link_to(url, key) again, or delete the file"
     try:
         flaw = flaw_on_way(path)
         with path.open("rb") as file:
+            # The status of the open file: the one of its name may be another by now.
             status = os.fstat(file.fileno())
             content = file.read()
         values = json.loads(content)
@@ -248,20 +253,21 @@ def _saved() -> _Place:
             f"the saved project in {path} is not used: {flaw}, and it says where passwords are sent. "
             f"{flaw.advice('delete it and call tensorage.link_to(url, key) again')}"
         )
+    # A later version may save settings that this one does not know.
     known = {name: str(value) for name, value in values.items() if name in ENVIRONMENT and value}
     return _Place("saved", f"what tensorage.link_to saved in {path}", known)
 
 
-def _first(places: list[_Place], name: str) -> _Place | None:
+def _first_place(places: list[_Place], name: str) -> _Place | None:
     return next((place for place in places if name in place.values), None)
 
 
 def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
-    """Say why a value must not be used with the URL; None if it may be."""
+    """Return the reason why a value must not be used with the URL; None if it may be."""
     url, own_url = url_place.values["backend_url"], place.values.get("backend_url")
     is_from_dotenv = url_place.kind == ".env"
     if place.kind == "saved" and own_url is not None and not _is_same(url, own_url):
-        pair = f"It is for {shown_url(own_url)}, with which it was saved"
+        pair = f"It is for {redact_url(own_url)}, with which it was saved"
     elif place.kind == "saved" and own_url is None and is_from_dotenv:
         pair = "It was saved without a URL"
     elif place.kind == "environment" and name in _SECRETS and is_from_dotenv:
@@ -269,7 +275,7 @@ def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
     else:
         return None
     return (
-        f"the {name} in {place.words} is not sent to {shown_url(url)}, the URL in {url_place.words}. {pair}. If it "
+        f"the {name} in {place.words} is not sent to {redact_url(url)}, the URL in {url_place.words}. {pair}. If it "
         f"belongs to that URL, put both in one place: set {ENVIRONMENT['backend_url']} and {ENVIRONMENT[name]} in the "
         f"environment, or give backend_url= and {name}="
     )
@@ -280,7 +286,7 @@ def _is_same(url: str, other: str) -> bool:
 
 
 def _is_this_machine(host: str) -> bool:
-    """Whether what is sent to a host stays on this machine."""
+    """Tell whether requests to a host stay on this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

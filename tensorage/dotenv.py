@@ -1,7 +1,7 @@
-"""The ``.env`` file of the working directory: whether it is there, whether it can be believed, and its values.
+"""The ``.env`` file of the working directory: the search for it, its trustworthiness, and its values.
 
-Searched from the working directory upwards, as python-dotenv's own command does. Values are taken as they stand: ``$``
-names no variable in them, so that a file cannot carry another secret of the process away.
+The search goes from the working directory upwards, as that of python-dotenv's own command. Values are taken literally:
+``$`` names no variable in them, so that a file cannot carry another secret of the process away.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tensorage.warnings import warn_once
 
 __all__ = ["DotEnv", "find"]
 
-#: Bytes read of a file that is only looked into for names.
+#: Most bytes that are read of a file that cannot be trusted, to find the names in it.
 _MAX_DOUBTFUL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class DotEnv:
-    """A file that only this user and root could have written."""
+    """A ``.env`` file that only this user and root could have written."""
 
     path: Path
     values: Mapping[str, str] = field(repr=False)
@@ -39,17 +39,17 @@ def find(names: frozenset[str]) -> DotEnv | None:
     Parameters
     ----------
     names
-        Variables that matter. A file that cannot be believed matters only if it sets one of them.
+        Variables that matter. A file that cannot be trusted is ignored unless it sets one of them.
 
     Raises
     ------
     ConfigurationError
-        If that file can be changed or replaced by others, or cannot be read.
+        If others can change or replace the file, or it cannot be read.
     """
     try:
         here = Path.cwd()
     except FileNotFoundError:
-        # It was removed, and can hold no file any more.
+        # The working directory was removed, so it holds no file.
         return None
     for folder in (here, *here.parents):
         if (found := _read(folder / ".env", names)) is not None:
@@ -66,28 +66,28 @@ def _read(path: Path, names: frozenset[str]) -> DotEnv | None:
         if flaw is None or not flaw.is_foreign:
             flaw = flaw_on_way(path) or flaw
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        # In a folder above that this user may not enter, there is no file for this user either.
+        # A parent folder that this user may not enter has no file for this user either.
         return None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     if flaw is not None:
-        _doubt(path, flaw, names)
+        _leave_out(path, flaw, names)
         return None
     try:
         with path.open("rb") as file:
-            # Nobody else can have put another file there since it was looked at.
-            return DotEnv(path, _parsed(file.read().decode("utf-8")))
+            # The checks above mean that nobody else can have replaced the file since.
+            return DotEnv(path, _parse(file.read().decode("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
 
 
-def _doubt(path: Path, flaw: Flaw, names: frozenset[str]) -> None:
-    """Say that a file is left out, if that makes a difference. See ``docs/decisions/0017``."""
+def _leave_out(path: Path, flaw: Flaw, names: frozenset[str]) -> None:
+    """Warn or raise that a file is left out, if that makes a difference. See ``docs/decisions/0017``."""
     concerned = sorted(names & _names_in(path))
     if not concerned:
         return
     if flaw.is_foreign:
-        # No error: whoever can write to /tmp could stop every program that works below it.
+        # An error would let every user who can write to /tmp stop all programs that work below it.
         warn_once(f"{path} is not read: {flaw}, and could lead this program to a project of theirs")
         return
     raise ConfigurationError(
@@ -97,25 +97,25 @@ def _doubt(path: Path, flaw: Flaw, names: frozenset[str]) -> None:
 
 
 def _names_in(path: Path) -> frozenset[str]:
-    """Variables that a file sets which others may have written. Nothing else of it is looked at."""
+    """Return the names of the variables that an untrusted file sets. Nothing else of the file is used."""
     try:
-        # Not waited for, should it be a pipe by now.
+        # Without O_NONBLOCK, a pipe that took the file's place would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return frozenset()
-            return frozenset(_parsed(file.read(_MAX_DOUBTFUL_BYTES).decode("utf-8", "replace")))
+            return frozenset(_parse(file.read(_MAX_DOUBTFUL_BYTES).decode("utf-8", "replace")))
     except OSError:
-        # It could not have been used either.
+        # A file that cannot be read could not have been used either.
         return frozenset()
 
 
-def _parsed(text: str) -> dict[str, str]:
+def _parse(text: str) -> dict[str, str]:
     values = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in values.items() if value}
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+def _read_error(path: Path, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"{path} cannot be read ({error}): make it readable, delete it, or set the variables in the environment"
     )

@@ -8,7 +8,7 @@
     ├── KeyExistsError              (ValueError)        the key is taken
     ├── InvalidInputError           (ValueError)        a key, shape or argument that makes no sense
     │   └── IncompleteTensorError   (ValueError)        elements are missing
-    │       └── CorruptTensorError                      what is stored is not what was written
+    │       └── CorruptTensorError                      stored bytes are not those that were written
     ├── DTypeError                  (TypeError)         a dtype that cannot be stored
     ├── AuthenticationError         (RuntimeError)      not logged in, and cannot be
     │   └── ConfigurationError                          no URL, key, e-mail or password known
@@ -77,7 +77,7 @@ class IncompleteTensorError(InvalidInputError):
 
 
 class CorruptTensorError(IncompleteTensorError):
-    """What is stored of an array is damaged: its checksum is wrong, or it cannot be decoded."""
+    """The stored bytes of an array are damaged: a checksum is wrong, or they cannot be decoded."""
 
 
 class DTypeError(TensorageError, TypeError):
@@ -109,14 +109,14 @@ class ChangedError(TensorageError, RuntimeError):
 
 
 class CacheError(TensorageError, OSError):
-    """The folder of a local cache cannot be used: it is full, not writable, or holds what is none of a cache."""
+    """The folder of a local cache cannot be used: it is full, not writable, or holds other files than a cache's."""
 
 
 class ClosedError(TensorageError, ValueError):
     """The background writer has been closed, or belongs to another process: nothing was written."""
 
 
-# In this order: MemoryError makes its instances in a way of its own, which pickle asks for.
+# MemoryError comes first: it makes its instances in a way of its own, which pickle relies on.
 class TooLargeError(MemoryError, TensorageError):
     """More elements were asked for than this machine has memory for. Nothing was fetched."""
 

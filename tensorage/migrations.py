@@ -1,4 +1,4 @@
-"""Where the SQL of the schema is: one folder, read by the embedded backend, the command line and the docs."""
+"""Files with the SQL of the schema: one folder, read by the embedded backend, the command line and the docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
-#: The copy inside an installed wheel, and the original that a checkout has beside the package.
+#: Folder of the copy inside an installed wheel, and that of the original in a checkout, beside the package.
 _FOLDERS = (_PACKAGE / "_sql", _PACKAGE.parent / "supabase" / "migrations")
 
 
@@ -16,12 +16,12 @@ def migration_files() -> list[Path]:
     Returns
     -------
     list of Path
-        Named as the Supabase CLI names migrations, ``YYYYMMDDHHMMSS_name.sql``: sorting is ordering.
+        Files named as the Supabase CLI names migrations, ``YYYYMMDDHHMMSS_name.sql``: sorting is ordering.
 
     Raises
     ------
     FileNotFoundError
-        The installation has no such folder.
+        If the installation has no such folder.
     """
     for folder in _FOLDERS:
         if folder.is_dir():

@@ -1,10 +1,11 @@
-"""Tell who else can change, replace or read a file: the owners and modes of it, and of all that leads to it.
+"""Checks of the owners and modes of files, and of the way to them: who else can change, replace or read a file.
 
-A file is as safe as the folders and links on the way to it: whoever can write to one of these can put something of
-their own in its place. Trusted are this user and root, who can do everything anyhow.
+A file is as safe as the folders and links on the way to it: a user who can write to one of these can put another file
+in its place. This user is trusted, and so is root, who can do everything anyhow.
 
-Systems without owners and modes of this kind, such as Windows, have no flaws here. Nor do access lists of macOS count,
-which a mode does not show. (On Linux it does: the mode's middle bits are the most that any entry of a list allows.)
+Systems without owners and modes of this kind, such as Windows, have no flaws here. Access lists of macOS do not count
+either, since a mode does not show them. On Linux a mode does: its middle bits are the most that any entry of a list
+allows.
 """
 
 from __future__ import annotations
@@ -17,31 +18,40 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Flaw", "flaw_of_file", "flaw_of_private_folder", "flaw_on_way", "make_private_folder"]
+__all__ = [
+    "Flaw",
+    "flaw_of_file",
+    "flaw_of_private_folder",
+    "flaw_on_way",
+    "make_private_folder",
+    "unmapped_root_uids",
+]
 
-#: Links that are followed at the most, as Linux does.
+#: Most links that are followed, as on Linux.
 _MAX_LINKS = 40
 
+#: False on Windows, whose files have neither owners nor modes of this kind.
 _HAS_OWNERS = hasattr(os, "geteuid")
 
+#: Users that this user namespace knows, and the number that stands for all others.
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """Lets others do what only this user should.
+    """A reason why others can do what only this user should.
 
     Parameters
     ----------
     path
-        A file, a folder or a link.
+        The file, folder or link that has the flaw.
     why
-        A predicate: "belongs to eve (uid 1001)".
+        The flaw as a predicate: "belongs to eve (uid 1001)".
     remedy
-        Mends it, in the imperative; None where this user cannot.
+        The remedy in the imperative; None if this user has none.
     is_foreign
-        It belongs to somebody else. Otherwise only its mode is too wide.
+        True if `path` belongs to somebody else. Otherwise only its mode is too wide.
     """
 
     path: Path
@@ -53,16 +63,16 @@ class Flaw:
         return f"{self.path} {self.why}"
 
     def advice(self, otherwise: str) -> str:
-        """A sentence that names the remedy, if there is one, and another way out."""
+        """Return a sentence that names the remedy, if there is one, and another way out."""
         words = f"{self.remedy}, or {otherwise}" if self.remedy else otherwise
         return words[0].upper() + words[1:]
 
 
 def flaw_on_way(path: Path) -> Flaw | None:
-    """Find a folder or a link through which others could put something else at a path.
+    """Find a folder or a link through which others could replace the file at a path.
 
-    The last component is looked at if it is a link, and else left to the other functions. The way ends at the first
-    component that is not there.
+    The last component is checked only if it is a link. The other functions check files and folders. The way ends at the
+    first component that does not exist.
 
     Raises
     ------
@@ -90,8 +100,10 @@ def flaw_on_way(path: Path) -> Flaw | None:
         if not stat.S_ISLNK(status.st_mode):
             here = below
             continue
-        if status.st_uid not in _trusted():
-            return _foreign(below, status.st_uid)
+        # The owner of a link can point it elsewhere, whatever its mode says.
+        if status.st_uid not in _trusted_uids():
+            return _foreign_flaw(below, status.st_uid)
+        # Links may go in a circle.
         links += 1
         if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -105,19 +117,19 @@ def flaw_on_way(path: Path) -> Flaw | None:
 
 
 def flaw_of_file(path: Path, status: os.stat_result, *, is_private: bool = False) -> Flaw | None:
-    """Find out whether others can write to a file.
+    """Find the flaw through which others can write to a file.
 
     Parameters
     ----------
     status
-        Of the open file, rather than of whatever has its name by now.
+        Status of the open file: another file may have its name by now.
     is_private
-        Others must not read it either.
+        True if others must not read the file either.
     """
     if not _HAS_OWNERS:
         return None
-    if status.st_uid not in _trusted():
-        return _foreign(path, status.st_uid)
+    if status.st_uid not in _trusted_uids():
+        return _foreign_flaw(path, status.st_uid)
     mode = stat.S_IMODE(status.st_mode)
     if is_private and mode & 0o077:
         return Flaw(path, f"can be read by others (its mode is {mode:04o})", _chmod("600", path), False)
@@ -127,12 +139,13 @@ def flaw_of_file(path: Path, status: os.stat_result, *, is_private: bool = False
 
 
 def flaw_of_private_folder(path: Path) -> Flaw | None:
-    """Find out whether a folder is not this user's own, or can be entered by others."""
+    """Find the flaw of a folder that is not this user's own, or that others can enter."""
     if not _HAS_OWNERS:
         return None
     status = path.stat()
+    # Root's own folder would not do: this user could not write to it.
     if status.st_uid != os.geteuid():
-        return _foreign(path, status.st_uid)
+        return _foreign_flaw(path, status.st_uid)
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         why = f"can be entered or read by others (its mode is {mode:04o})"
@@ -141,9 +154,9 @@ def flaw_of_private_folder(path: Path) -> Flaw | None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder that is not there, and those above it that are not, for this user alone.
+    """Make a folder and its missing parents for this user alone.
 
-    `Path.mkdir` makes the folders above with whatever mode the umask allows.
+    `Path.mkdir` would make the parents with any mode that the umask allows.
     """
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
@@ -152,9 +165,9 @@ def make_private_folder(path: Path) -> None:
 
 def _flaw_of_way_folder(folder: Path) -> Flaw | None:
     status = folder.lstat()
-    if status.st_uid not in _trusted() | _unmapped_root():
-        return _foreign(folder, status.st_uid)
-    # In a sticky folder, such as /tmp, what others can rename and remove is theirs.
+    if status.st_uid not in _trusted_uids() | unmapped_root_uids():
+        return _foreign_flaw(folder, status.st_uid)
+    # In a sticky folder, such as /tmp, others can only rename and remove files of their own.
     if status.st_mode & stat.S_ISVTX or not _others_write(folder, status):
         return None
     mode = stat.S_IMODE(status.st_mode)
@@ -167,11 +180,12 @@ def _others_write(path: Path, status: os.stat_result) -> bool:
         return True
     if not status.st_mode & stat.S_IWGRP:
         return False
+    # With an access list, the group bits stand for every user and group that the list names.
     return _has_access_list(path) or not _is_group_of_ours(status.st_gid)
 
 
 def _is_group_of_ours(gid: int) -> bool:
-    """Whether nobody but this user and root is in a group: many systems give each user one, and let it write."""
+    """Tell whether only this user and root are in a group. Many systems give each user a group that may write."""
     import grp
     import pwd
 
@@ -179,29 +193,30 @@ def _is_group_of_ours(gid: int) -> bool:
         members = {pwd.getpwnam(name).pw_uid for name in grp.getgrgid(gid).gr_mem}
     except KeyError:
         return False
+    # The group database does not list a user whose primary group this is.
     members |= {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid}
-    return bool(members) and members <= _trusted()
+    return bool(members) and members <= _trusted_uids()
 
 
 def _has_access_list(path: Path) -> bool:
-    """Whether the middle bits of a mode are about more than the file's group."""
+    """Tell whether a file has an access list, so that the middle bits of its mode are about more than its group."""
     if not hasattr(os, "getxattr"):
         return False
     try:
         os.getxattr(path, "system.posix_acl_access")
     except OSError:
-        # There is none, or there can be none on this file system.
+        # The file has no access list, or its file system has none.
         return False
     return True
 
 
-def _trusted() -> set[int]:
+def _trusted_uids() -> set[int]:
     return {0, os.geteuid()}
 
 
 @cache
-def _unmapped_root() -> frozenset[int]:
-    """Owner that folders of the system's root show in a user namespace that does not know it, as in some sandboxes."""
+def unmapped_root_uids() -> frozenset[int]:
+    """Return the owner that root's folders show in a user namespace that does not map root, as in some sandboxes."""
     try:
         overflow = int(_OVERFLOW_UID.read_text())
         spans = [tuple(map(int, line.split())) for line in _UID_MAP.read_text().splitlines()]
@@ -212,7 +227,7 @@ def _unmapped_root() -> frozenset[int]:
     return frozenset({overflow})
 
 
-def _foreign(path: Path, uid: int) -> Flaw:
+def _foreign_flaw(path: Path, uid: int) -> Flaw:
     import pwd
 
     try:

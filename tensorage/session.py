@@ -24,7 +24,7 @@ from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.patience import PATIENCE_S, Patience, check_seconds
-from tensorage.config import configure, shown_url
+from tensorage.config import configure, redact_url
 from tensorage.signin.lending import Loan
 from tensorage.signin.login import Credentials, Login
 from tensorage.signin.processes import borrowed, watch
@@ -393,7 +393,7 @@ class BackendSession:
     def __repr__(self) -> str:
         user = self.login.user
         state = f"logged in as {user.email}" if user is not None else "not logged in"
-        url = shown_url(self.backend_url) if self.backend_url else "without a project"
+        url = redact_url(self.backend_url) if self.backend_url else "without a project"
         return f"<BackendSession {url}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:

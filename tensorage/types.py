@@ -1,4 +1,4 @@
-"""Plain records, and the dtypes that can be stored."""
+"""The catalogue's entry of an array, and the dtypes that can be stored."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tensorage.errors import DTypeError
 
 __all__ = ["COORDS_ATTRIBUTE", "Dataset", "Engine", "EngineChoice", "storable_dtype"]
 
-#: The attribute that coordinates are kept under: see `tensorage.model.coords`. No user's attribute has this name.
+#: Name of the attribute that holds coordinates: see `tensorage.model.coords`. No attribute of a user has this name.
 COORDS_ATTRIBUTE = "tensorage.coords"
 
-#: Where an array is kept: as rows of the database, or as objects of Supabase Storage.
+#: Engine that keeps an array: as blocks in the database, or as objects in Supabase Storage.
 Engine = Literal["database", "storage"]
 
-#: What may be said of a new array: an engine, or that the better one for it be taken.
+#: Choice of the engine for a new array. "auto" takes the better one.
 EngineChoice = Literal["database", "storage", "auto"]
 
-#: Kinds of ``numpy.dtype.kind`` whose elements are plain bytes of a fixed, non-zero size.
+#: Kinds of ``numpy.dtype.kind`` whose elements have a fixed number of plain bytes.
 _STORABLE_KINDS = frozenset("biufcmM")
 
 
@@ -38,19 +38,19 @@ class Dataset:
     key
         The name under which its owner stored it.
     shape
-        Extents in elements, slowest axis first. ``()`` is a scalar.
+        Shape in elements, slowest axis first. ``()`` is a scalar.
     dtype
-        Always little-endian.
+        Dtype, always little-endian.
     block_size
         Elements of the largest stored block.
     version
-        Grows with every change, and never repeats under one key.
+        Number that grows with every change, and never repeats under one key.
     owner
-        E-mail address of the user who stored it.
+        E-mail address of the user who stored the array.
     coords
-        Labels of its axes, as the catalogue keeps them: `tensorage.model.coords` decodes them.
+        Labels of the axes, as the catalogue keeps them: `tensorage.model.coords` decodes them.
     zarr
-        Of an array of Storage: its metadata of Zarr v3 as JSON, without its shape, attributes and dims.
+        Metadata of Zarr v3 of an array of Storage, as JSON, without its shape, attributes and dims.
     """
 
     id: int
@@ -95,7 +95,8 @@ class Dataset:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Dataset:
-        """Read the record that the functions of the database answer with."""
+        """Read the entry that a function of the database answers with."""
+        # The catalogue keeps coordinates among the attributes. Users see them apart.
         attrs = dict(row["attrs"])
         coords = attrs.pop(COORDS_ATTRIBUTE, None)
         return cls(
@@ -120,7 +121,7 @@ class Dataset:
 
 
 def storable_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Little-endian form of a dtype whose arrays can be stored.
+    """Return the little-endian form of a dtype, if its arrays can be stored.
 
     Raises
     ------

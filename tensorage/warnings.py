@@ -9,7 +9,7 @@ __all__ = ["SecurityWarning"]
 
 
 class SecurityWarning(UserWarning):
-    """Something works, or was left out, because others could read or change it. Given once in a process."""
+    """Something works although others could read or change it, or is left out for that. Given once a process."""
 
 
 _given: set[str] = set()
@@ -23,5 +23,5 @@ def warn_once(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "tensorage":
         frame, level = frame.f_back, level + 1
     warnings.warn(message, SecurityWarning, stacklevel=level)
-    # Not before: where warnings are errors, each attempt is one.
+    # Noted only now: if warnings are errors, each call is to raise one.
     _given.add(message)

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import example, given
 
-from tensorage.indexing.regions import AxisLengths, consecutive_regions, join_rows, join_units
+from tensorage.indexing.regions import AxisLengths, consecutive_regions, join_chunks, join_rows
 
 SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 
@@ -55,7 +55,7 @@ def test_boxes_of_rows_are_of_consecutive_elements(sizes: AxisLengths, least: in
 @given(sizes_of_axes.filter(len), st.data(), st.integers(1, 200))
 def test_boxes_of_units_begin_where_units_do(sizes: AxisLengths, data: st.DataObject, most: int) -> None:
     unit = data.draw(st.tuples(*(st.integers(1, 5) for _ in sizes)))
-    grid = join_units(sizes, unit, most)
+    grid = join_chunks(sizes, unit, most)
     assert [sum(axis) for axis in grid] == [sum(axis) for axis in sizes]
     assert all(size % step == 0 for axis, step in zip(grid, unit, strict=True) for size in axis[:-1])
     assert math.prod(max(axis) for axis in grid) <= max(most, math.prod(unit))

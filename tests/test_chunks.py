@@ -72,7 +72,7 @@ def read(reading: ChunkPlan, array: Array, chunk_shape: Shape) -> Array:
     """The buffer, by way of the chunks."""
     stored = chunks_of(array, chunk_shape)
     buffer = np.full(reading.buffer_shape, PADDING).astype(array.dtype)
-    for part in reading.parts():
+    for part in reading.projections():
         part.take(stored[part.coords], buffer)
     return buffer
 
@@ -115,7 +115,7 @@ def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shap
         return
     reading = plan_chunks(shape, selection, chunk_shape)
     assert reading.size == math.prod(reading.buffer_shape) == len(selected)
-    parts = list(reading.parts())
+    parts = list(reading.projections())
     if shape:
         assert [part.coords for part in parts] == coords_touched(shape, selection, chunk_shape)
     else:
@@ -146,7 +146,7 @@ def test_a_chunk_is_decoded_in_its_place_if_it_is_all_there(case: tuple[Shape, A
     except IndexError:
         return
     buffer = np.arange(reading.size).reshape(reading.buffer_shape)
-    for part in reading.parts():
+    for part in reading.projections():
         target = part.target(buffer)
         chunk = np.full(chunk_shape, -1)
         part.put(buffer, chunk)
@@ -176,9 +176,9 @@ def test_the_chunks_of_the_shards_are_the_chunks(case: tuple[Shape, Any, Shape],
         return
     array = numbered(shape)
     stored = chunks_of(array, chunk_shape)
-    expected = {part.coords: part for part in plan_chunks(shape, selection, chunk_shape).parts()}
+    expected = {part.coords: part for part in plan_chunks(shape, selection, chunk_shape).projections()}
     buffer = np.full(reading.buffer_shape, PADDING, array.dtype)
-    for shard in reading.parts():
+    for shard in reading.projections():
         parts = list(shard.split(chunk_shape))
         assert [part.coords for part in parts] == sorted({part.coords for part in parts})
         assert sum(part.size for part in parts) == shard.size
@@ -216,7 +216,7 @@ def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, S
     if reading.size:
         reading.place(value, buffer)
     stored = chunks_of(array, chunk_shape)
-    for part in reading.parts():
+    for part in reading.projections():
         part.put(buffer, stored[part.coords])
     np.testing.assert_array_equal(whole_of(stored, array, chunk_shape), expected)
     for coords, chunk in chunks_of(expected, chunk_shape).items():
@@ -227,7 +227,7 @@ def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, S
 def selected_parts(
     shape: Shape, selection: Any, chunk_shape: Shape
 ) -> Iterator[tuple[Shape, tuple[Any, ...], tuple[Any, ...]]]:
-    for part in plan_chunks(shape, selection, chunk_shape).parts():
+    for part in plan_chunks(shape, selection, chunk_shape).projections():
         yield part.coords, as_lists(part.chunk_selection), as_lists(part.buffer_selection)
 
 
@@ -240,7 +240,7 @@ def test_of_all_the_box_is_the_array() -> None:
         reading = plan_chunks(shape, ..., chunk_shape)
         assert reading.buffer_shape == reading.shape == shape
         assert reading.is_whole_buffer
-        assert all(part.is_whole for part in reading.parts())
+        assert all(part.is_whole for part in reading.projections())
 
 
 def test_slices_are_slices_in_the_box() -> None:
@@ -280,7 +280,7 @@ def test_points_around_a_slice_come_before_it_on_both_sides() -> None:
     array = numbered((5, 6, 4))
     reading = plan_chunks(array.shape, np.s_[[4, 0, 1], 1:5, [3, 3, 2]], (2, 3, 2))
     assert reading.buffer_shape == (3, 4, 1)
-    for part in reading.parts():
+    for part in reading.projections():
         selected = np.empty(part.chunks)[part.chunk_selection]
         assert selected.shape == np.empty(reading.buffer_shape)[part.buffer_selection].shape
     buffer = read(reading, array, (2, 3, 2))
@@ -289,7 +289,7 @@ def test_points_around_a_slice_come_before_it_on_both_sides() -> None:
 
 def test_indices_of_one_value_along_an_axis_are_an_integer_there() -> None:
     reading = plan_chunks((5, 6, 4), np.s_[[4, 0, 1], :, [2, 2, 2]], (5, 6, 4))
-    (part,) = reading.parts()
+    (part,) = reading.projections()
     assert as_lists(part.chunk_selection) == ([0, 1, 4], slice(0, 6, 1), slice(2, 3, 1))
     assert part.buffer_selection == (slice(0, 3, 1), slice(0, 6, 1), slice(0, 1, 1))
 
@@ -300,7 +300,8 @@ def test_stretches_of_a_mask_are_slices() -> None:
     reading = plan_chunks((40, 3), mask, (10, 3))
     buffer = np.zeros(reading.buffer_shape)
     taken = [
-        (part.coords[0], part.chunk_selection[0], part.target(buffer) is not None) for part in reading.parts()
+        (part.coords[0], part.chunk_selection[0], part.target(buffer) is not None)
+        for part in reading.projections()
     ]
     assert taken == [(0, slice(3, 10, 1), False), (1, slice(0, 7, 1), False), (3, slice(0, 10, 1), True)]
 
@@ -316,7 +317,7 @@ def test_a_mask_of_all_axes_in_flat_order_is_the_box() -> None:
 def test_a_full_chunk_at_the_end_of_the_array_is_not_padded() -> None:
     reading = plan_chunks((5, 4), ..., (2, 4))
     buffer = np.zeros(reading.buffer_shape)
-    assert [(part.is_whole, part.target(buffer) is not None) for part in reading.parts()] == [
+    assert [(part.is_whole, part.target(buffer) is not None) for part in reading.projections()] == [
         (True, True),
         (True, True),
         (True, False),
@@ -326,7 +327,7 @@ def test_a_full_chunk_at_the_end_of_the_array_is_not_padded() -> None:
 def test_a_chunk_that_is_not_of_whole_rows_of_the_box_is_not_decoded_in_place() -> None:
     reading = plan_chunks((4, 4), ..., (2, 2))
     buffer = np.zeros(reading.buffer_shape)
-    assert [part.target(buffer) for part in reading.parts()] == [None] * 4
+    assert [part.target(buffer) for part in reading.projections()] == [None] * 4
 
 
 @pytest.mark.parametrize("selection", [(), ..., None, True, False, (None, ...), np.array(True)], ids=str)
@@ -334,7 +335,7 @@ def test_no_axes_at_all(selection: Any) -> None:
     array = np.array(5.0)
     reading = plan_chunks((), selection, ())
     buffer = np.zeros(reading.buffer_shape)
-    for part in reading.parts():
+    for part in reading.projections():
         assert part.coords == ()
         target = part.target(buffer)
         assert target is not None
@@ -401,7 +402,7 @@ HUGE = (10**12, 1000)
 def test_a_few_rows_of_a_huge_grid_are_few_parts(selection: Any, part_count: int) -> None:
     reading = plan_chunks(HUGE, selection, (1000, 100))
     # A thousand times more, and the test would fail rather than end never.
-    parts = list(islice(reading.parts(), 1000 * part_count))
+    parts = list(islice(reading.projections(), 1000 * part_count))
     assert len(parts) == part_count
     assert sum(part.size for part in parts) == reading.size
 
@@ -409,9 +410,9 @@ def test_a_few_rows_of_a_huge_grid_are_few_parts(selection: Any, part_count: int
 def test_parts_of_an_array_of_any_size_come_one_by_one() -> None:
     reading = plan_chunks(HUGE, ..., (1000, 100))
     assert reading.size == 10**15
-    first = [part.coords for part in islice(reading.parts(), 11)]
+    first = [part.coords for part in islice(reading.projections(), 11)]
     assert first == [*((0, column) for column in range(10)), (1, 0)]
-    (shard,) = islice(plan_chunks(HUGE, ..., HUGE).parts(), 1)
+    (shard,) = islice(plan_chunks(HUGE, ..., HUGE).projections(), 1)
     assert [part.coords for part in islice(shard.split((1000, 100)), 11)] == first
 
 

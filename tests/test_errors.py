@@ -24,8 +24,8 @@ from tensorage.backend.database import DatabaseContext
 from tensorage.backend.transfer import MEDIA_TYPE, Transfer
 from tensorage.backend.wire import patience
 from tensorage.backend.wire.faults import (
-    _BY_CODE,
-    _SCHEMA_CODES,
+    ERRORS_BY_CODE,
+    SCHEMA_CODES,
     BackendAnswerError,
     Fault,
     check_version,
@@ -153,14 +153,14 @@ class TestFaults:
             re.findall(r"errcode = '(\w+)'", "".join(file.read_text() for file in folder.glob("*.sql")))
         )
         assert raised
-        assert raised <= set(_BY_CODE)
+        assert raised <= set(ERRORS_BY_CODE)
         # And no code of ours is known that nothing raises.
-        assert {code for code in _BY_CODE if code.startswith("TS")} <= raised
+        assert {code for code in ERRORS_BY_CODE if code.startswith("TS")} <= raised
 
-    @pytest.mark.parametrize("code", sorted(_BY_CODE))
+    @pytest.mark.parametrize("code", sorted(ERRORS_BY_CODE))
     def test_code(self, code: str) -> None:
         error = error_of(Fault(400, code, "what is wrong", "", "what to do"), "storing 'x'")
-        assert type(error) is _BY_CODE[code][0]
+        assert type(error) is ERRORS_BY_CODE[code][0]
         assert str(error).startswith("storing 'x': what is wrong.")
         assert len(str(error)) > len("storing 'x': what is wrong. ")
 
@@ -199,9 +199,9 @@ class TestFaults:
 
 
 def _expected(fault: Fault) -> type[Exception]:
-    if fault.code in _BY_CODE:
-        return _BY_CODE[fault.code][0]
-    if fault.code in _SCHEMA_CODES:
+    if fault.code in ERRORS_BY_CODE:
+        return ERRORS_BY_CODE[fault.code][0]
+    if fault.code in SCHEMA_CODES:
         return SchemaError
     if fault.status in {401, 403}:
         return AuthenticationError

@@ -62,7 +62,7 @@ def positions(source: Runs) -> np.ndarray[Any, Any]:
 
 
 def filled_box(reading: RunPlan, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.reshape(-1)[positions(reading.source)]
+    return array.reshape(-1)[positions(reading.runs)]
 
 
 def numbered(shape: tuple[int, ...], dtype: str = "<i4") -> np.ndarray[Any, Any]:
@@ -124,17 +124,17 @@ def test_parts_are_the_box_and_obey_their_caps(
 ) -> None:
     shape, selection = case
     try:
-        source = plan_runs(shape, selection, itemsize, chunk, exact=exact).source
+        source = plan_runs(shape, selection, itemsize, chunk, exact=exact).runs
     except IndexError:
         return
     done = 0
     expected = positions(source)
     for part in split(source, **caps):
-        asked = positions(part.source)
+        asked = positions(part.runs)
         assert part.out_first == done
         assert 0 < len(asked) == part.size <= caps["max_elements"]
         np.testing.assert_array_equal(asked, expected[done : done + part.size])
-        assert_within_caps(part.source, caps)
+        assert_within_caps(part.runs, caps)
         assert_halves_are_it(part)
         done += part.size
     assert done == source.size
@@ -159,20 +159,20 @@ def assert_halves_are_it(part: RequestRuns) -> None:
     assert first.size > 0
     assert second.size > 0
     assert (first.out_first, second.out_first) == (part.out_first, part.out_first + first.size)
-    both = np.concatenate((positions(first.source), positions(second.source)))
-    np.testing.assert_array_equal(both, positions(part.source))
+    both = np.concatenate((positions(first.runs), positions(second.runs)))
+    np.testing.assert_array_equal(both, positions(part.runs))
 
 
 def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize: int, chunk: int) -> RunPlan:
     """The rule in the module's docstring, by counting."""
     reading = plan_runs(array_shape, selection, itemsize, chunk)
     exact = plan_runs(array_shape, selection, itemsize, chunk, exact=True)
-    selected = np.unique(positions(exact.source))
+    selected = np.unique(positions(exact.runs))
     assert exact.size == len(selected)
     allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(np.unique(selected // chunk))
     if reading.size * itemsize > allowed:
-        assert count_of(split_by_request(reading.source, itemsize, chunk)) < count_of(
-            split_by_request(exact.source, itemsize, chunk)
+        assert count_of(split_by_request(reading.runs, itemsize, chunk)) < count_of(
+            split_by_request(exact.runs, itemsize, chunk)
         )
     return reading
 
@@ -187,7 +187,7 @@ def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, 
     except IndexError:
         return
     exact = plan_runs(shape, selection, itemsize, chunk, exact=True)
-    np.testing.assert_array_equal(np.sort(positions(exact.source)), selected)
+    np.testing.assert_array_equal(np.sort(positions(exact.runs)), selected)
     assert_little_travels(shape, selection, itemsize, chunk)
 
 
@@ -203,7 +203,7 @@ def test_no_more_blocks_are_counted_than_are_touched(case: tuple[tuple[int, ...]
         return
     if selected.size:
         indexer = selecting.parse(shape, selection)
-        counted = covering._blocks_touched(indexer.base, indexer.dims, chunk)
+        counted = covering.count_touched_blocks(indexer.base, indexer.dims, chunk)
         assert counted <= len(np.unique(selected // chunk))
 
 
@@ -250,27 +250,27 @@ def test_what_is_placed_is_what_numpy_assigns(
         return
     if reading.size:
         reading.place(value, buffer)
-    array.reshape(-1)[positions(reading.source)] = buffer
+    array.reshape(-1)[positions(reading.runs)] = buffer
     np.testing.assert_array_equal(array, expected)
 
 
 def test_a_shuffled_batch_with_repeats_is_one_request() -> None:
     batch = np.random.default_rng(0).integers(0, 60000, 1024)
     reading = assert_little_travels(MNIST, batch, 4, MNIST_CHUNK)
-    assert isinstance(reading.source, RunProduct)
-    np.testing.assert_array_equal(reading.source.rows, np.unique(batch) * 784)
-    assert (reading.source.runs.tolist(), reading.source.run_length) == ([0], 784)
-    assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
+    assert isinstance(reading.runs, RunProduct)
+    np.testing.assert_array_equal(reading.runs.rows, np.unique(batch) * 784)
+    assert (reading.runs.runs.tolist(), reading.runs.run_length) == ([0], 784)
+    assert count_of(split_by_request(reading.runs, 4, MNIST_CHUNK)) == 1
 
 
 def test_neighbouring_rows_are_one_run() -> None:
     for selection in (slice(100, 200), list(range(100, 200)), np.arange(60000) // 100 == 1):
         reading = plan_runs(MNIST, selection, 4, MNIST_CHUNK)
         assert reading.is_whole_buffer
-        assert positions(reading.source).tolist() == list(range(100 * 784, 200 * 784))
-        assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
-        assert isinstance(reading.source, RunProduct)
-        assert reading.source.run_length == 100 * 784
+        assert positions(reading.runs).tolist() == list(range(100 * 784, 200 * 784))
+        assert count_of(split_by_request(reading.runs, 4, MNIST_CHUNK)) == 1
+        assert isinstance(reading.runs, RunProduct)
+        assert reading.runs.run_length == 100 * 784
 
 
 def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
@@ -282,22 +282,22 @@ def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
 
 def test_a_strided_last_axis_of_one_row_reads_it_as_one_run() -> None:
     reading = assert_little_travels(MNIST, np.s_[3, :, ::4], 4, MNIST_CHUNK)
-    assert isinstance(reading.source, RunProduct)
-    assert (len(reading.source.rows), len(reading.source.runs)) == (1, 1)
-    assert reading.source.run_length == 27 * 28 + 25
+    assert isinstance(reading.runs, RunProduct)
+    assert (len(reading.runs.rows), len(reading.runs.runs)) == (1, 1)
+    assert reading.runs.run_length == 27 * 28 + 25
 
 
 def test_one_element_of_each_row_reads_nothing_else() -> None:
     reading = plan_runs(MNIST, np.s_[:, 4, 4], 4, MNIST_CHUNK)
     assert reading.size == 60000
-    assert count_of(split_by_request(reading.source, 4, MNIST_CHUNK)) == 1
+    assert count_of(split_by_request(reading.runs, 4, MNIST_CHUNK)) == 1
     assert reading.is_whole_buffer
 
 
 def test_rows_and_runs_are_few_numbers_for_many_runs() -> None:
     reading = plan_runs((1000, 1000, 1000, 10), np.s_[:, ::2, 4, 4], 8, 1 << 17)
-    assert isinstance(reading.source, RunProduct)
-    assert (len(reading.source.rows), len(reading.source.runs)) == (1000, 500)
+    assert isinstance(reading.runs, RunProduct)
+    assert (len(reading.runs.rows), len(reading.runs.runs)) == (1000, 500)
 
 
 def test_more_may_travel_where_that_saves_requests() -> None:
@@ -306,8 +306,8 @@ def test_more_may_travel_where_that_saves_requests() -> None:
     exact = plan_runs(shape, np.s_[:, ::5], 1, chunk, exact=True)
     # All the bytes, 10 MiB, in fewer requests than so many runs.
     assert reading.size > 4 * exact.size + MAX_GAP_BYTES * 10
-    assert count_of(split_by_request(reading.source, 1, chunk)) < count_of(
-        split_by_request(exact.source, 1, chunk)
+    assert count_of(split_by_request(reading.runs, 1, chunk)) < count_of(
+        split_by_request(exact.runs, 1, chunk)
     )
 
 
@@ -318,27 +318,27 @@ def test_stretches_are_few_spans() -> None:
     sorted_list = np.flatnonzero(mask).tolist()
     for selection in (mask, sorted_list, sorted_list[::-1], sorted_list + sorted_list[:7]):
         reading = assert_little_travels((60000, 28), selection, 4, 28 * 9362)
-        assert isinstance(reading.source, RunList)
-        assert reading.source.starts.tolist() == [5 * 28, 1000 * 28, 59990 * 28]
-        assert reading.source.lengths.tolist() == [295 * 28, 800 * 28, 10 * 28]
+        assert isinstance(reading.runs, RunList)
+        assert reading.runs.starts.tolist() == [5 * 28, 1000 * 28, 59990 * 28]
+        assert reading.runs.lengths.tolist() == [295 * 28, 800 * 28, 10 * 28]
 
 
 def test_small_gaps_are_closed_but_for_an_assignment() -> None:
     indices = [0, 1, 3, 4, 6, 7, 500_000, 500_002, 500_003]
     reading = plan_runs((1_000_000,), indices, 4, 1 << 18)
-    assert isinstance(reading.source, RunList)
-    assert reading.source.starts.tolist() == [0, 500_000]
-    assert reading.source.lengths.tolist() == [8, 4]
+    assert isinstance(reading.runs, RunList)
+    assert reading.runs.starts.tolist() == [0, 500_000]
+    assert reading.runs.lengths.tolist() == [8, 4]
     exact = plan_runs((1_000_000,), indices, 4, 1 << 18, exact=True)
-    assert positions(exact.source).tolist() == indices
+    assert positions(exact.runs).tolist() == indices
 
 
 def test_where_not_all_gaps_can_be_closed_the_smallest_are() -> None:
     # Pairs of elements with one between them, and twelve between the pairs: each gap is cheaper than a run.
     indices = np.cumsum(np.tile([2, 13], 10_000))
     reading = assert_little_travels((1_000_000,), indices, 8, 1 << 17)
-    assert isinstance(reading.source, RunList)
-    gaps = reading.source.starts[1:] - reading.source.starts[:-1] - reading.source.lengths[:-1]
+    assert isinstance(reading.runs, RunList)
+    gaps = reading.runs.starts[1:] - reading.runs.starts[:-1] - reading.runs.lengths[:-1]
     assert set(gaps.tolist()) == {12}
     assert 5000 < len(gaps) < 9999
 
@@ -365,16 +365,16 @@ def test_repeats_are_not_one_element_in_memory() -> None:
 def test_an_array_of_any_size_is_planned_for() -> None:
     reading = plan_runs((10**9, 10**6), np.s_[5 : 10**9 - 5], 8, 1 << 17)
     assert reading.size == (10**9 - 10) * 10**6
-    first = next(split_by_request(reading.source, 8, 1 << 17))
+    first = next(split_by_request(reading.runs, 8, 1 << 17))
     assert first.size <= indexing.max_elements(8, 1 << 17)
 
 
 def test_long_runs_are_cut_where_blocks_end() -> None:
     reading = plan_runs((1000,), np.s_[150:950], 1, 100)
-    parts = list(split(reading.source, 250, 1000, align=100))
-    assert [positions(part.source)[0] for part in parts] == [150, 400, 600, 800]
-    by_blocks = list(split(reading.source, 1000, 1000, align=100, max_blocks=1))
-    assert [positions(part.source)[0] for part in by_blocks] == [150, *range(200, 1000, 100)]
+    parts = list(split(reading.runs, 250, 1000, align=100))
+    assert [positions(part.runs)[0] for part in parts] == [150, 400, 600, 800]
+    by_blocks = list(split(reading.runs, 1000, 1000, align=100, max_blocks=1))
+    assert [positions(part.runs)[0] for part in by_blocks] == [150, *range(200, 1000, 100)]
 
 
 @pytest.mark.parametrize("max_blocks", [1, 2, 3, 5, 7])
@@ -382,8 +382,8 @@ def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) ->
     # As of [:, [0, 0], :, [0, 1]], whose points lie around the third axis.
     grid = RunProduct(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
     parts = list(split(grid, 1000, 1000, align=10, max_blocks=max_blocks))
-    assert all(len(np.unique(positions(part.source) // 10)) <= max_blocks for part in parts)
-    np.testing.assert_array_equal(np.concatenate([positions(part.source) for part in parts]), positions(grid))
+    assert all(len(np.unique(positions(part.runs) // 10)) <= max_blocks for part in parts)
+    np.testing.assert_array_equal(np.concatenate([positions(part.runs) for part in parts]), positions(grid))
 
 
 @pytest.mark.parametrize(

@@ -519,10 +519,10 @@ class TestWhoIsThere:
     def test_the_user_of_macos(self) -> None:
         """Version, user, number of groups, 16 groups."""
         credentials = struct.pack("=IIh2x16I", 0, 501, 1, *range(16))
-        assert len(credentials) == peers._XUCRED_BYTES
-        assert peers._uid_of_xucred(credentials) == 501
+        assert len(credentials) == peers.XUCRED_BYTES
+        assert peers.uid_of_xucred(credentials) == 501
         with pytest.raises(peers.NotThePeerError):
-            peers._uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
+            peers.uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
 
 
 class Recorder:

@@ -184,7 +184,7 @@ def test_what_meets_one_outage_shares_the_patience(monkeypatch: pytest.MonkeyPat
     # A second request, in the same outage.
     assert spend() < 10
     # Once it has been answered, the next outage is another one.
-    shared.answered()
+    shared.note_answer()
     assert spend() == pytest.approx(60)
     # And so it is if nobody has asked for long.
     clock[0] += 1000
@@ -194,25 +194,25 @@ def test_what_meets_one_outage_shares_the_patience(monkeypatch: pytest.MonkeyPat
 def test_the_end_of_an_outage_and_a_hurry_may_end_one_wait() -> None:
     """Whichever comes first: the other one finds that nobody waits any more, or somebody who is just waking up."""
     shared, hurry = patience.Patience(60, has_worked=True), patience.Hurry()
-    shared.met(patience.Fault.unreachable("http://x", OSError("refused")), time.monotonic())
+    shared.note_outage(patience.Fault.unreachable("http://x", OSError("refused")), time.monotonic())
     results: list[bool] = []
 
     def wait() -> None:
-        with patience.hurried(hurry):
+        with patience.end_waits_on(hurry):
             results.append(shared.wait(30, may_be_cut_short=True))
 
     threads = [threading.Thread(target=wait) for _ in range(20)]
     for thread in threads:
         thread.start()
-    while len(shared._waiting) < len(threads):
+    while len(shared.waiting) < len(threads):
         time.sleep(0.001)
-    shared.answered()
+    shared.note_answer()
     hurry.begin()
     for thread in threads:
         thread.join(30)
     assert len(results) == len(threads)
     # Nor does it matter that nobody is there.
-    shared.answered()
+    shared.note_answer()
     hurry.begin()
 
 
@@ -224,7 +224,7 @@ def test_others_that_are_answered_do_not_make_the_wait_endless(monkeypatch: pyte
     def wait(seconds: float, **_: Any) -> bool:
         clock[0] += seconds
         # Storage is away, and the database answers.
-        shared.answered()
+        shared.note_answer()
         return True
 
     monkeypatch.setattr(shared, "wait", wait)
@@ -330,12 +330,12 @@ def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, n
     handle = store.open("x")
     far.patience_s = 10_000
     line.cut()
-    thread = ctrl_c_while(lambda: bool(far._patience._waiting))
+    thread = ctrl_c_while(lambda: bool(far._patience.waiting))
     with pytest.raises(KeyboardInterrupt):
         _ = handle[...]
     thread.join()
     # Neither has somebody stayed behind who waits.
-    assert not far._patience._waiting
+    assert not far._patience.waiting
     line.mend()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import others
 import pytest
 
-from tensorage import ownership as _ownership
+from tensorage import ownership
 from tensorage.ownership import (
     Flaw,
     flaw_of_file,
@@ -192,9 +192,9 @@ class TestUserNamespaces:
 
     @pytest.fixture(autouse=True)
     def _anew(self) -> Iterator[None]:
-        _ownership._unmapped_root.cache_clear()
+        ownership.unmapped_root_uids.cache_clear()
         yield
-        _ownership._unmapped_root.cache_clear()
+        ownership.unmapped_root_uids.cache_clear()
 
     @pytest.mark.parametrize(
         ("uid_map", "trusted"),
@@ -206,6 +206,6 @@ class TestUserNamespaces:
     ) -> None:
         (tmp_path / "map").write_text(uid_map)
         (tmp_path / "overflow").write_text("65534\n")
-        monkeypatch.setattr(_ownership, "_UID_MAP", tmp_path / "map")
-        monkeypatch.setattr(_ownership, "_OVERFLOW_UID", tmp_path / "overflow")
-        assert _ownership._unmapped_root() == trusted
+        monkeypatch.setattr(ownership, "_UID_MAP", tmp_path / "map")
+        monkeypatch.setattr(ownership, "_OVERFLOW_UID", tmp_path / "overflow")
+        assert ownership.unmapped_root_uids() == trusted

@@ -23,6 +23,7 @@ from tensorage import DTypeError, InvalidInputError
 from tensorage.backend.zarr import chunk_shapes as extents
 from tensorage.backend.zarr import layout
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
+from tensorage.backend.zarr.codec import choose_layout
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model import zarr_metadata
 
@@ -172,7 +173,7 @@ def test_tiny_chunks_do_not_make_a_huge_index() -> None:
 )
 def test_extents_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):
-        Layout.choose((60000, 28, 28), F4, **options)
+        choose_layout((60000, 28, 28), F4, **options)
 
 
 # --- which shard holds what ---------------------------------------------------------------------------
@@ -237,9 +238,9 @@ def test_chunks_have_a_place_each(chosen: Layout) -> None:
 def test_growing_renumbers_nothing(chosen: Layout, rows: int) -> None:
     if not chosen.shape:
         with pytest.raises(InvalidInputError, match="no rows"):
-            chosen.grown(rows)
+            chosen.with_rows(rows)
         return
-    grown = chosen.grown(rows)
+    grown = chosen.with_rows(rows)
     assert grown.shape == (chosen.shape[0] + rows, *chosen.shape[1:])
     for number in range(chosen.shard_count):
         assert grown.coords_of(number) == chosen.coords_of(number)
@@ -360,16 +361,16 @@ def test_a_dtype_that_zarr_lacks_is_refused(dtype: Any) -> None:
 
 def test_codecs_as_json_and_as_objects_are_the_same() -> None:
     gzip = {"name": "gzip", "configuration": {"level": 3}}
-    by_json = Layout.choose((10,), F4, codecs=[LITTLE, gzip])
-    by_objects = Layout.choose((10,), F4, codecs=[BytesCodec(), GzipCodec(level=3)])
+    by_json = choose_layout((10,), F4, codecs=[LITTLE, gzip])
+    by_objects = choose_layout((10,), F4, codecs=[BytesCodec(), GzipCodec(level=3)])
     assert by_json == by_objects
     assert by_json.codecs == (LITTLE, gzip)
 
 
 def test_what_codecs_leave_open_is_chosen_for_the_dtype() -> None:
-    chosen = Layout.choose((10,), np.dtype("<f8"), codecs=[BytesCodec(), BloscCodec(shuffle="shuffle")])
+    chosen = choose_layout((10,), np.dtype("<f8"), codecs=[BytesCodec(), BloscCodec(shuffle="shuffle")])
     assert chosen.codecs[1]["configuration"]["typesize"] == 8
-    assert Layout.choose((10,), F4, codecs=[BytesCodec(), ZstdCodec()]).codecs[1]["name"] == "zstd"
+    assert choose_layout((10,), F4, codecs=[BytesCodec(), ZstdCodec()]).codecs[1]["name"] == "zstd"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +394,7 @@ def test_what_codecs_leave_open_is_chosen_for_the_dtype() -> None:
 )
 def test_codecs_that_zarr_cannot_use_are_refused(codecs: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"codecs=.*do not do for chunks of") as raised:
-        Layout.choose((10,), F4, chunks=(5,), codecs=codecs)
+        choose_layout((10,), F4, chunks=(5,), codecs=codecs)
     assert repr(codecs) in str(raised.value)
 
 
@@ -408,7 +409,7 @@ def test_codecs_that_zarr_cannot_use_are_refused(codecs: Any) -> None:
 )
 def test_codecs_that_fail_only_at_work_are_refused(codec: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=r"codecs=.*do not do for chunks of"):
-        Layout.choose((10,), F4, codecs=[codec, LITTLE])
+        choose_layout((10,), F4, codecs=[codec, LITTLE])
 
 
 def test_layouts_need_no_zarr() -> None:

@@ -27,8 +27,15 @@ from zarr.buffer.cpu import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from tensorage import InvalidInputError
-from tensorage.backend.zarr.codec import EMPTY, EncodedShard, ShardCodec, parse_index
-from tensorage.backend.zarr.codec_pipeline import PlainPipeline, ZarrPipeline, pipeline_of
+from tensorage.backend.zarr.codec import (
+    EMPTY,
+    EncodedShard,
+    ShardCodec,
+    choose_layout,
+    parse_index,
+    pipeline_of,
+)
+from tensorage.backend.zarr.codec_pipeline import PlainPipeline, ZarrPipeline
 from tensorage.backend.zarr.compressors import CorruptChunkError, frame_content_size
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.zarr_metadata import array_metadata
@@ -225,7 +232,7 @@ def test_zarr_goes_on_where_we_stopped(shards: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", [(8, 12), False])
 def test_zarr_reads_other_codecs(codecs: list[Any], shards: Any) -> None:
     array = elements_of("<i4", (13, 8))
-    layout = Layout.choose(array.shape, array.dtype, chunks=(4, 6), shards=shards, codecs=codecs)
+    layout = choose_layout(array.shape, array.dtype, chunks=(4, 6), shards=shards, codecs=codecs)
     objects = objects_of(array, layout)
     assert_same_bytes(zarr.open_array(store_of(objects), mode="r")[...], array)
     assert_same_bytes(read(objects, layout), array)
@@ -236,7 +243,7 @@ def test_zarr_reads_other_codecs(codecs: list[Any], shards: Any) -> None:
 def test_chunks_may_be_shards_in_turn(index_location: str, shards: Any) -> None:
     array = elements_of("<i4", (13, 8))
     codecs = [nested(index_location)]
-    layout = Layout.choose(array.shape, array.dtype, chunks=(4, 6), shards=shards, codecs=codecs)
+    layout = choose_layout(array.shape, array.dtype, chunks=(4, 6), shards=shards, codecs=codecs)
     objects = objects_of(array, layout)
     assert_same_bytes(read(objects, layout), array)
     if not layout.is_sharded:
@@ -366,7 +373,7 @@ def test_a_shard_without_dimensions() -> None:
 def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     chunk = elements_of(dtype, (6, 50))
     of_chunk = array_metadata(chunk.dtype, chunk.shape, codecs, Layout.choose((), chunk.dtype).fill_value)
-    plain, by_zarr = PlainPipeline.of(codecs, chunk.dtype), ZarrPipeline(of_chunk, chunk.dtype)
+    plain, by_zarr = PlainPipeline.parse(codecs, chunk.dtype), ZarrPipeline(of_chunk, chunk.dtype)
     assert plain is not None
     assert type(pipeline_of(of_chunk, chunk.dtype)) is PlainPipeline
     encoded = b"".join(plain.encode(chunk))
@@ -401,11 +408,11 @@ def test_both_ways_give_the_same_bytes(codecs: list[Any], dtype: str) -> None:
     ids=str,
 )
 def test_the_rest_is_left_to_zarr(codecs: list[Any]) -> None:
-    assert PlainPipeline.of(codecs, np.dtype("<f4")) is None
+    assert PlainPipeline.parse(codecs, np.dtype("<f4")) is None
 
 
 def test_codecs_may_stand_by_their_names_alone() -> None:
-    plain = PlainPipeline.of(["bytes", "crc32c"], np.dtype("u1"))
+    plain = PlainPipeline.parse(["bytes", "crc32c"], np.dtype("u1"))
     assert plain == PlainPipeline(None, True)
 
 
@@ -418,7 +425,7 @@ def test_codecs_that_zarr_lacks_are_named() -> None:
 
 def test_settings_of_zarr_change_nothing() -> None:
     array = elements_of("<i4", (4, 6))
-    layout = Layout.choose(array.shape, array.dtype, chunks=(4, 6), shards=(8, 6), codecs=[LITTLE, GZIP])
+    layout = choose_layout(array.shape, array.dtype, chunks=(4, 6), shards=(8, 6), codecs=[LITTLE, GZIP])
     with zarr.config.set({"array.order": "F", "array.write_empty_chunks": False}):
         codec = ShardCodec(layout)
         shard = codec.encode(array)
@@ -428,7 +435,7 @@ def test_settings_of_zarr_change_nothing() -> None:
 
 @pytest.mark.parametrize("codecs", [None, [LITTLE, GZIP]], ids=["plain", "by zarr"])
 def test_many_threads_at_once(codecs: list[Any] | None) -> None:
-    layout = Layout.choose((64, 50), np.dtype("<i4"), chunks=(2, 50), shards=(8, 50), codecs=codecs)
+    layout = choose_layout((64, 50), np.dtype("<i4"), chunks=(2, 50), shards=(8, 50), codecs=codecs)
     codec = ShardCodec(layout)
     arrays = [elements_of("<i4", (8, 50), seed) for seed in range(24)]
 
@@ -448,7 +455,7 @@ def test_many_threads_at_once(codecs: list[Any] | None) -> None:
 
 
 def test_codecs_of_zarr_work_within_a_running_event_loop() -> None:
-    codec = ShardCodec(Layout.choose((4, 6), np.dtype("<i4"), shards=False, codecs=[LITTLE, GZIP]))
+    codec = ShardCodec(choose_layout((4, 6), np.dtype("<i4"), shards=False, codecs=[LITTLE, GZIP]))
     array = elements_of("<i4", codec.layout.chunks)
 
     async def there_and_back() -> Array:
@@ -523,7 +530,7 @@ def test_nothing_but_fill_value_makes_no_object(is_sharded: bool) -> None:
 @pytest.mark.parametrize("codecs", [None, [LITTLE, GZIP]], ids=["plain", "by zarr"])
 @pytest.mark.parametrize("shards", [(4, 3), False])
 def test_negative_zero_is_stored(codecs: list[Any] | None, shards: Any) -> None:
-    layout = Layout.choose((4, 3), np.dtype("<f4"), chunks=(4, 3), shards=shards, codecs=codecs)
+    layout = choose_layout((4, 3), np.dtype("<f4"), chunks=(4, 3), shards=shards, codecs=codecs)
     array = np.full((4, 3), -0.0, "<f4")
     objects = objects_of(array, layout)
     assert "c/0/0" in objects
@@ -615,7 +622,7 @@ def assert_never_wrong(codec: ShardCodec, data: bytes, expected: Array) -> bool:
     ids=lambda codecs: "default" if codecs is None else "-".join(codec["name"] for codec in codecs),
 )
 def test_a_damaged_chunk_is_refused(codecs: list[Any] | None) -> None:
-    layout = Layout.choose((8, 6), np.dtype("<i4"), chunks=(8, 6), shards=(8, 6), codecs=codecs)
+    layout = choose_layout((8, 6), np.dtype("<i4"), chunks=(8, 6), shards=(8, 6), codecs=codecs)
     codec = ShardCodec(layout)
     chunk = np.arange(48, dtype="<i4").reshape(8, 6) // 5
     chunk[5] = elements_of("<i4", (6,), seed=3)
@@ -703,7 +710,7 @@ FRAMES = Zstd(level=1, checksum=True)
 
 def codec_of(codecs: list[Any]) -> ShardCodec:
     """Each object is a chunk like `CHUNK`."""
-    return ShardCodec(Layout.choose((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False, codecs=codecs))
+    return ShardCodec(choose_layout((8, 6), CHUNK.dtype, chunks=(8, 6), shards=False, codecs=codecs))
 
 
 def frame_of_unknown_size(content: bytes) -> bytes:
@@ -804,7 +811,7 @@ def test_a_buffer_of_another_size_is_refused() -> None:
     codec = codec_of([LITTLE, BLOSC])
     (whole,) = codec.encode(CHUNK).parts
     other = ShardCodec(
-        Layout.choose((4, 6), CHUNK.dtype, chunks=(4, 6), shards=False, codecs=[LITTLE, BLOSC])
+        choose_layout((4, 6), CHUNK.dtype, chunks=(4, 6), shards=False, codecs=[LITTLE, BLOSC])
     )
     (half,) = other.encode(CHUNK[:4]).parts
     for data in (

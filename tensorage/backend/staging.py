@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import RestartedError
-from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
+from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.wire.storage_requests import StorageRequests
 from tensorage.errors import BackendUnavailableError, QuotaExceededError
@@ -151,7 +151,7 @@ def _abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
         # The backend has been waited for, or somebody has pressed Ctrl-C: it is asked once.
         hurry.begin()
     try:
-        with hurried(hurry):
+        with end_waits_on(hurry):
             transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
             sweep(transfer, {"objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:

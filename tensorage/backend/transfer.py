@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
 from tensorage.backend.wire.http import PARALLEL, Http, Login, Request, TooMuchError
-from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, hurried
+from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, end_waits_on
 from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import BackendUnavailableError
 from tensorage.types import Dataset
@@ -274,7 +274,7 @@ def _under(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:
     """The job, whose waits end when the hurry begins."""
 
     def do() -> None:
-        with hurried(hurry):
+        with end_waits_on(hurry):
             job()
 
     return do

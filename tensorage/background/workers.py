@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 
-from tensorage.backend.wire.patience import Hurry, hurried
+from tensorage.backend.wire.patience import Hurry, end_waits_on
 from tensorage.background.operations import (
     MAX_UNDER_WAY,
     Failure,
@@ -276,7 +276,7 @@ class Workers:
                 operation.is_under_way = True
             # The end of the one before may have made room for several.
             self._start_thread()
-            with hurried(self._hurry):
+            with end_waits_on(self._hurry):
                 error = _outcome(operation)
             with self._lock:
                 self._operations.end(operation)

@@ -1,6 +1,6 @@
-"""Pieces of arrays on the local disk: what was read once is not fetched again, by any process of this machine.
+"""Tiles of arrays on the local disk: a tile that was read once is not fetched again by any process of this machine.
 
-A *folder* has one file for each version of an array, its *entry*. See `cached` for what reads through it, `folder` for
-the limit and for who may delete what, `entry` for how pieces get into a file and out of it, and `layout` for what is
-where in one.
+A *folder* has one *cache file* for each version of an array. `cached` reads through the folder, `folder` keeps to its
+limit and deletes files, `cache_file` puts tiles into a file and takes them out, and `file_format` says where in a file
+each of them is.
 """

@@ -172,7 +172,7 @@ class CachedReader:
         reading = plan_chunks(now.shape, selection, entry.grid.chunks)
         if out is not None:
             check_out(reading.shape, now.dtype, out)
-        missing = self._folder.missing(entry, entry.grid.numbers(reading))
+        missing = self._folder.find_missing(entry, entry.grid.numbers(reading))
         loose = self._fetched(arrays, entry, missing) if missing.size else {}
         if loose is None:
             return arrays.read(entry.dataset, selection, out=out)
@@ -204,7 +204,7 @@ class CachedReader:
         entry = self._file_of(arrays, now)
         if entry is None:
             return arrays.moved_bytes(now)
-        absent = entry.absent()
+        absent = entry.find_absent()
         return arrays.moved_bytes(entry.dataset, absent) if absent.size else 0
 
 
@@ -270,7 +270,7 @@ def _gathered(entry: CacheFile, loose: Loose, reading: ChunkPlan, out: npt.NDArr
     result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
     if reading.size:
         buffer = result.buffer.reshape(reading.buffer_shape)
-        for part in reading.parts():
+        for part in reading.projections():
             number = entry.grid.number_of(part.coords)
-            part.take(loose[number] if number in loose else entry.piece(number), buffer)
+            part.take(loose[number] if number in loose else entry.tile(number), buffer)
     return result.take()

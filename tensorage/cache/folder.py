@@ -1,15 +1,16 @@
-"""The folder of a cache: whose it is, how much may be in it, and what goes first when that is reached.
+"""The folder of a cache: its owner, its limit, and the files that go first when the limit is reached.
 
-The folder's file `MARKER` says that it is one, and is the lock under which entries are made and deleted and what is
-used is counted: for as long as a few files are looked at and at most `tensorage.cache.cached.BATCH_BYTES` are
-written, and never while somebody waits for a network. An entry that a process has open is locked by it, shared, and is
-never deleted.
+The file `MARKER` says that a folder is a cache. It is also the lock under which cache files are made and deleted, and
+their room is counted. The lock is held while a few files are looked at and at most
+`tensorage.cache.cached.BATCH_BYTES` are written, and never while a process waits for a network. A process locks each
+cache file that it has open, shared, and a file that is locked is never deleted.
 
-What is used is what the disk says, so nothing can be out of step with it after a crash.
+The room in use is counted anew from the disk each time, so no count can be wrong after a crash.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -24,8 +25,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tensorage.cache.cache_file import CacheFile, OpenFile
-from tensorage.cache.faults import cache_errors
-from tensorage.cache.file_format import ENTRY_NAME, FileFormat
+from tensorage.cache.file_format import FILE_NAME, FileFormat
 from tensorage.errors import CacheError
 from tensorage.indexing.selection import Positions
 from tensorage.ownership import (
@@ -42,44 +42,47 @@ __all__ = ["Folder"]
 MARKER = "tensorage-cache"
 _MARK = b"This folder is a cache of tensorage. Delete it as a whole whenever nobody uses it.\n"
 
-#: An entry that is being made. Found while the folder is locked, it is somebody's who died.
+#: Suffix of a file that is being made. If one is found while the folder is locked, the process that made it has died.
 _UNFINISHED = ".unfinished"
 
-#: Nobody holds the lock for so long: whoever does is stopped, and everybody else would wait for ever.
+#: Longest wait for the lock. A process that holds it for longer is stopped, and others would wait for ever.
 LOCK_TIMEOUT_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.05
 
-#: What a file system may need beside the blocks of a file, for knowing where they are.
+#: Bytes that a file system may need beside the blocks of a file, to know where they are.
 _SLACK_BYTES = 64 * 1024
 
-#: What `os.stat` counts in.
+#: Unit of `os.stat_result.st_blocks`.
 _BLOCK_BYTES = 512
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of entries. It holds nothing open, and can be sent to other processes.
+    """A folder of cache files. It holds no file open, and can be sent to other processes.
 
     Parameters
     ----------
     path
-        Absolute.
+        Absolute path.
     max_bytes
-        What all entries together may take on the disk, by anybody who writes through this; None for whatever fits.
+        Most bytes of disk for all cache files together, when written through this folder; None for as many as fit.
     """
 
     path: Path
     max_bytes: int | None
 
     def prepare(self) -> None:
-        """Make the folder, unless it is there.
+        """Make the folder, unless it exists.
 
         Raises
         ------
         CacheError
-            If that is not possible, if it holds something else than a cache, or if others can enter or replace it.
+            If the folder cannot be made, holds something else than a cache, or can be entered or replaced by others.
         """
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             self._check_way()
             make_private_folder(self.path)
             names = os.listdir(self.path)  # noqa: PTH208 - names alone, without looking at each
@@ -89,12 +92,13 @@ class Folder:
                     "which would be free to delete what is in it. Give a new folder, or an empty one."
                 )
             if MARKER in names:
-                # Not waited for, should others have put a pipe there.
+                # Without O_NONBLOCK, a pipe that others have put there would block for ever.
                 fd = os.open(self.path / MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
                 with os.fdopen(fd, "rb") as file:
                     self._check_marker(file.read(len(_MARK) + 1) or b"")
             self._check_private()
-            with self._locked() as marker:
+            # Two processes may make the folder at once, so the marker is written under its own lock.
+            with self.hold_lock() as marker:
                 if flaw := flaw_of_file(self.path / MARKER, os.fstat(marker)):
                     raise self._unsafe(flaw)
                 found = os.pread(marker, len(_MARK) + 1, 0)
@@ -102,73 +106,76 @@ class Folder:
                 if not found:
                     os.pwrite(marker, _MARK, 0)
 
-    def open(self, layout: FileFormat, still_stands: Callable[[Dataset], bool]) -> CacheFile | None:
-        """The entry of a version of an array, made if there is none. None if there is no room for one.
+    def open(self, file_format: FileFormat, still_stands: Callable[[Dataset], bool]) -> CacheFile | None:
+        """Open the cache file of a version of an array, or make it. None if there is no room for one.
 
         Parameters
         ----------
         still_stands
-            Whether an older version has the elements of the one that is there now, as after its attributes were
-            changed: then its entry goes on being used.
+            Function that tells whether an older version has the elements of the present one, as after a change of
+            attributes. The file of the older version stays in use then.
         """
-        with cache_errors(self.path):
-            # Also in a process that a handle was sent to, where another folder may be at this path.
+        with _cache_errors(self.path):
+            # A handle may have been sent to this process from a place with another folder at this path.
             self._check_way()
             self._check_private()
-        with cache_errors(self.path), self._locked():
-            file = self._opened(layout)
-            older = [] if file is not None else self._older(layout)
+        with _cache_errors(self.path), self.hold_lock():
+            file = self._open_file(file_format)
+            older = [] if file is not None else self._find_older(file_format)
         stale: list[CacheFile] = []
-        # The network is waited for while the folder is not locked.
+        # `still_stands` waits for the network, so the folder must not be locked here.
         for one in older:
             if still_stands(one.dataset):
                 self.touch(one)
                 return one
             stale.append(one)
-        with cache_errors(self.path):
+        with _cache_errors(self.path):
             if file is None:
-                with self._locked():
+                with self.hold_lock():
                     for one in stale:
                         if not one.file.is_used():
                             one.file.path.unlink(missing_ok=True)
-                    # Others may have been faster.
-                    file = self._opened(layout) or self._made(layout)
-            return None if file is None else CacheFile(layout, file)
+                    # Another process may have made the file meanwhile.
+                    file = self._open_file(file_format) or self._make_file(file_format)
+            return None if file is None else CacheFile(file_format, file)
 
-    def missing(self, entry: CacheFile, numbers: Positions) -> Positions:
-        """Those of some pieces that are not there, or damaged."""
-        with cache_errors(self.path):
-            return entry.missing(numbers)
+    def find_missing(self, cache_file: CacheFile, numbers: Positions) -> Positions:
+        """Return the tiles, of some, that are missing or damaged."""
+        with _cache_errors(self.path):
+            return cache_file.find_missing(numbers)
 
-    def touch(self, entry: CacheFile) -> None:
-        """Note that an entry was used now."""
-        with cache_errors(self.path):
-            entry.file.touch()
+    def touch(self, cache_file: CacheFile) -> None:
+        """Note that a cache file was used now."""
+        with _cache_errors(self.path):
+            cache_file.file.touch()
 
-    def keep(self, entry: CacheFile, numbers: Positions, elements: npt.NDArray[Any]) -> int:
-        """Keep as many of some pieces as there is room for, from the first one on: how many that are.
+    def keep(self, cache_file: CacheFile, numbers: Positions, elements: npt.NDArray[Any]) -> int:
+        """Write as many tiles as there is room for, from the first one on, and return how many were written.
 
         Raises
         ------
         CacheError
-            If the disk is full, or cannot be written to. What is in the cache stays as it is.
+            If the disk is full, or cannot be written to. The cache stays as it is.
         """
-        with cache_errors(self.path), self._locked():
-            count, growth = len(numbers), entry.layout.growth(numbers)
-            room = self._room(entry.layout, growth)
+        with _cache_errors(self.path), self.hold_lock():
+            count, growth = len(numbers), cache_file.format.max_growth(numbers)
+            room = self._make_room(cache_file.format, growth)
             if room is not None and room < growth:
                 fits = range(count + 1)
-                # The first number of pieces that are too many, less one.
-                count = bisect_right(fits, room, key=lambda some: entry.layout.growth(numbers[:some])) - 1
-            size = int(entry.grid.lengths(numbers[:count]).sum())
-            entry.write(numbers[:count], elements[:size])
+                # `bisect_right` finds the first number of tiles that are too many.
+                count = (
+                    bisect_right(fits, room, key=lambda some: cache_file.format.max_growth(numbers[:some]))
+                    - 1
+                )
+            size = int(cache_file.grid.lengths(numbers[:count]).sum())
+            cache_file.write(numbers[:count], elements[:size])
             return count
 
-    def has_room(self, entry: CacheFile, numbers: Positions) -> bool:
-        """Whether there is room for all of some pieces. It is made if it can be."""
-        growth = entry.layout.growth(numbers)
-        with cache_errors(self.path), self._locked():
-            room = self._room(entry.layout, growth)
+    def has_room(self, cache_file: CacheFile, numbers: Positions) -> bool:
+        """Tell whether there is room for some tiles, after making as much as possible."""
+        growth = cache_file.format.max_growth(numbers)
+        with _cache_errors(self.path), self.hold_lock():
+            room = self._make_room(cache_file.format, growth)
             return room is None or room >= growth
 
     def _check_marker(self, found: bytes) -> None:
@@ -192,20 +199,20 @@ class Folder:
         )
 
     @contextmanager
-    def _locked(self) -> Iterator[int]:
-        """Nobody else changes which entries there are, nor writes to one, until the block ends."""
+    def hold_lock(self) -> Iterator[int]:
+        """Lock the folder for a block: no other process makes, deletes or writes a cache file meanwhile."""
         fd = os.open(self.path / MARKER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            self._lock(fd)
+            self._acquire(fd)
             try:
                 yield fd
             finally:
-                # Closing does not do it if another thread forks meanwhile: the child has the open file, too.
+                # Closing does not unlock if another thread forks meanwhile: the child has the open file, too.
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
 
-    def _lock(self, fd: int) -> None:
+    def _acquire(self, fd: int) -> None:
         until, pause_s = time.monotonic() + LOCK_TIMEOUT_S, _FIRST_PAUSE_S
         while True:
             try:
@@ -223,14 +230,14 @@ class Folder:
 
     # With the folder locked ---------------------------------------------------------------------------
 
-    def _opened(self, layout: FileFormat) -> OpenFile | None:
-        """The file of an entry that is there, in use. What is no such file, and has its name, is deleted."""
-        path = self.path / layout.name
+    def _open_file(self, file_format: FileFormat) -> OpenFile | None:
+        """Open a cache file if it exists, and mark it as used. Delete a file that has its name and is none."""
+        path = self.path / file_format.name
         try:
             file = OpenFile.open(path)
         except FileNotFoundError:
             return None
-        if _is_sound(file, layout):
+        if _is_sound(file, file_format):
             file.use()
             os.utime(file.fd)
             return file
@@ -238,19 +245,19 @@ class Folder:
         path.unlink()
         return None
 
-    def _older(self, layout: FileFormat) -> list[CacheFile]:
-        """Entries of older versions of an array that may be what it is now, the latest first. Others are deleted."""
+    def _find_older(self, file_format: FileFormat) -> list[CacheFile]:
+        """Open files of older versions, the latest first, whose elements may be the present ones. Delete all others."""
         found: list[CacheFile] = []
-        for path in self._entries():
-            if not path.name.startswith(f"{layout.array}-") or path.name == layout.name:
+        for path in self._list_files():
+            if not path.name.startswith(f"{file_format.array}-") or path.name == file_format.name:
                 continue
             file = OpenFile.open(path)
             identity = file.identity()
             if identity is None:
                 path.unlink()
-            elif identity["version"] < layout.dataset.version:
-                version = replace(layout.dataset, version=identity["version"])
-                older = replace(layout, dataset=version)
+            elif identity["version"] < file_format.dataset.version:
+                version = replace(file_format.dataset, version=identity["version"])
+                older = replace(file_format, dataset=version)
                 if older.name == path.name and _is_sound(file, older):
                     file.use()
                     found.append(CacheFile(older, file))
@@ -258,20 +265,21 @@ class Folder:
                 if not file.is_used():
                     path.unlink()
             file.close()
-        return sorted(found, key=lambda entry: entry.dataset.version, reverse=True)
+        return sorted(found, key=lambda cache_file: cache_file.dataset.version, reverse=True)
 
-    def _made(self, layout: FileFormat) -> OpenFile | None:
-        """A new entry without pieces. None if there is no room for one."""
-        path = self.path / layout.name
+    def _make_file(self, file_format: FileFormat) -> OpenFile | None:
+        """Make a cache file without tiles. None if there is no room for one."""
+        path = self.path / file_format.name
         unfinished = path.with_suffix(_UNFINISHED)
-        header = layout.header
-        room = self._room(layout, len(header))
+        header = file_format.header
+        room = self._make_room(file_format, len(header))
         if room is not None and room < len(header):
             return None
         unfinished.unlink(missing_ok=True)
         file = OpenFile.open(unfinished, os.O_CREAT | os.O_EXCL)
         try:
-            os.ftruncate(file.fd, layout.nbytes)
+            # A hole to the full length, so that the file can be mapped before anything is in it.
+            os.ftruncate(file.fd, file_format.nbytes)
             if os.pwrite(file.fd, header, 0) != len(header):
                 os.pwrite(file.fd, header, 0)
             file.use()
@@ -282,31 +290,32 @@ class Folder:
             raise
         return file
 
-    def _room(self, layout: FileFormat, wanted: int) -> int | None:
-        """Bytes that may still be taken; None if as many as there are.
+    def _make_room(self, file_format: FileFormat, wanted: int) -> int | None:
+        """Return the bytes that may still be written, or None without a limit.
 
-        Where they are fewer than wanted, entries that nobody uses are deleted: first older versions of the same array,
-        then those that were used the longest time ago.
+        If they are fewer than wanted, files that nobody uses are deleted: first older versions of the same array, then
+        the files that were used the longest time ago.
         """
         if self.max_bytes is None:
             return None
+        # The disk is asked anew each time: other processes write to the folder too.
         sizes: dict[Path, os.stat_result] = {}
-        for path in self._entries():
+        for path in self._list_files():
             sizes[path] = path.lstat()
-        room = self.max_bytes - _SLACK_BYTES - sum(map(_taken, sizes.values()))
+        room = self.max_bytes - _SLACK_BYTES - sum(map(_disk_bytes, sizes.values()))
         if room < wanted:
-            same = f"{layout.array}-"
+            same = f"{file_format.array}-"
             for path in sorted(
                 sizes, key=lambda path: (not path.name.startswith(same), sizes[path].st_mtime_ns)
             ):
-                if path.name != layout.name and self._deleted(path):
-                    room += _taken(sizes[path])
+                if path.name != file_format.name and self._delete_unused(path):
+                    room += _disk_bytes(sizes[path])
                     if room >= wanted:
                         break
         return max(room, 0)
 
-    def _deleted(self, path: Path) -> bool:
-        """Whether an entry could be deleted, since nobody uses it."""
+    def _delete_unused(self, path: Path) -> bool:
+        """Delete a cache file unless somebody uses it. True if it was deleted."""
         file = OpenFile.open(path)
         try:
             if file.is_used():
@@ -316,14 +325,14 @@ class Folder:
         finally:
             file.close()
 
-    def _entries(self) -> Iterator[Path]:
-        """Files of entries. Those that were left unfinished are deleted."""
+    def _list_files(self) -> Iterator[Path]:
+        """Yield the paths of all cache files. Delete the unfinished ones on the way."""
         with os.scandir(self.path) as found:
             for one in list(found):
                 name = one.name
                 is_unfinished = name.endswith(_UNFINISHED)
                 known = name.removesuffix(_UNFINISHED) + ".pieces" if is_unfinished else name
-                if not ENTRY_NAME.fullmatch(known) or not one.is_file(follow_symlinks=False):
+                if not FILE_NAME.fullmatch(known) or not one.is_file(follow_symlinks=False):
                     continue
                 if is_unfinished:
                     Path(one.path).unlink()
@@ -331,15 +340,43 @@ class Folder:
                     yield Path(one.path)
 
 
-def _is_sound(file: OpenFile, layout: FileFormat) -> bool:
-    """Whether it is the entry that its name says. A map that ends behind the file would end the process."""
+def _is_sound(file: OpenFile, file_format: FileFormat) -> bool:
+    """Tell whether a file is the cache file that its name says, and as long as a map of it would need.
+
+    Reading a map behind the end of its file ends the process.
+    """
     status = os.fstat(file.fd)
-    is_file = stat.S_ISREG(status.st_mode) and status.st_size == layout.nbytes
-    # Others may have put it there before the folder was private.
+    is_file = stat.S_ISREG(status.st_mode) and status.st_size == file_format.nbytes
+    # Others may have put the file there before the folder was private.
     is_own = flaw_of_file(file.path, status, is_private=True) is None
-    return is_file and is_own and file.identity() == layout.identity
+    return is_file and is_own and file.identity() == file_format.identity
 
 
-def _taken(status: os.stat_result) -> int:
-    """Bytes of the disk: parts of a file that were never written take none."""
+def _disk_bytes(status: os.stat_result) -> int:
+    """Return the bytes of disk that a file takes: parts that were never written take none."""
     return status.st_blocks * _BLOCK_BYTES
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of the operating system in the block as errors of the folder."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except OSError as error:
+        named = CacheError(f"the cache in {folder} {_describe(error)}")
+        named.errno = error.errno
+        raise named from error
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return (
+            f"has no room on its disk ({reason}). What is in it stays usable. Free some space, give a max_bytes "
+            "that fits, or use a folder on another disk."
+        )
+    if error.errno in _FORBIDDEN:
+        return f"cannot be written to ({reason}). Give a folder that this user may write to."
+    return f"cannot be used ({reason}). Give a folder on a local disk that this user may write to."

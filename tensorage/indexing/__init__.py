@@ -1,24 +1,24 @@
-"""Numpy selections as runs of elements: which elements of a stored array to ask for. No I/O.
+"""Numpy selections as runs of elements: the elements of a stored array that a selection asks for. No I/O.
 
-The question answered here: given the shape of an array and an index expression, which runs of consecutive
-elements have to travel, and what is left to do in memory?
+The question answered here: given the shape of an array and a selection, which runs of consecutive elements have to
+travel, and what is left to do in memory?
 
-1. `selection` brings the expression into a normal form: nested *dims* of offsets, outermost first.
-2. `covering` decides from which dim on to *cover*: each run then goes from the first to the last element that the
-   dims from there on select, and the dims before it are *walked*, each offset a run of its own.
-3. The runs that travel are a `RunProduct` or a `RunList`, split so that each part fits a request. The elements of all
-   runs, one after another, are the *buffer*.
-4. `reading` puts it together; `buffer` takes the result out of the buffer, or puts assigned values into it.
+1. `selection` brings the selection into a normal form, the indexer: nested *dims* of offsets, outermost first.
+2. `covering` chooses the first dim to *cover*. Each run goes from the first to the last element that the dims from
+   that one on select. The dims before it are *walked*: each offset is a run of its own.
+3. The runs that travel are a `RunProduct` or a `RunList`, split into requests. The elements of all runs, one after
+   another, are the *buffer*.
+4. `reading` joins these steps. `buffer` takes the result out of the buffer, or puts assigned values into it.
 
-Where an array is not stored flat but in chunks of an N-d grid, `chunks` takes the place of the steps 2 to 4: the
-buffer has the axes of the array then, and what travels are the chunks that the selection touches.
+Steps 2 to 4 are for arrays that are stored flat. For arrays in chunks of an N-d grid, `chunks` takes their place: the
+buffer then has the axes of the array, and the chunks that the selection touches travel.
 
-Every index expression works that numpy accepts for reading, and gives what numpy gives; what numpy refuses is
-refused with the same kind of error.
+Every selection works that numpy accepts for reading, and gives the result that numpy gives. A selection that numpy
+refuses is refused with the same kind of error.
 
-What travels in runs is bounded: never more than twice the bytes of the distinct elements selected plus 64 KiB for
-each stored block that they touch, unless more saves a request. Within that, the cheapest way is taken: a run costs
-the server about as much as some bytes do (`RUN_COST_BYTES`), and more if there are few in a block.
+Over-read is bounded: the bytes that travel are at most twice those of the distinct elements selected, plus 64 KiB for
+each stored block that they touch, unless more saves a request. Within that bound the cheapest way is taken: a run
+costs the server about as much as some bytes do (`RUN_COST_BYTES`), and more if there are few runs in a block.
 """
 
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks

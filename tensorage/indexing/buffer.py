@@ -1,4 +1,4 @@
-"""The buffer of a selection's elements, as they travelled, and the selection's result in it. No I/O."""
+"""The way from a buffer, which holds a selection's elements as they travel, to the selection's result. No I/O."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class BufferView(NamedTuple):
     first: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    #: Indexes the axis `gather_axis`.
+    #: Index array for the axis `gather_axis`, or None if the view is the result as it is.
     gather: Positions | None = None
     gather_axis: int = 0
 
-    def of(self, buffer: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The view, before the gather. Numpy checks that it stays within the buffer."""
+    def apply(self, buffer: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the view of a buffer, before the gather. Numpy checks that it stays within the buffer."""
         if not buffer.flags.c_contiguous:
             raise ValueError(f"a buffer has to be C-contiguous, and this one has strides {buffer.strides}")
         return np.ndarray(
             self.shape,
             buffer.dtype,
-            # As bytes, because numpy lends no buffer of its date and time types.
+            # Numpy lends no buffer of its date and time types, so view the buffer as bytes.
             buffer=buffer.reshape(-1).view(np.uint8),
             offset=self.first * buffer.itemsize,
             strides=[stride * buffer.itemsize for stride in self.strides],
         )
 
     @property
-    def gathering(self) -> tuple[Any, ...]:
-        """Makes the gather of the view."""
+    def gather_index(self) -> tuple[Any, ...]:
+        """Index that gathers the result from the view."""
         return (*[slice(None)] * self.gather_axis, self.gather)
 
     def is_contiguous(self, size: int) -> bool:
-        """Whether it is all of a buffer of `size` elements, in order."""
+        """Tell whether the view is all of a buffer of `size` elements, in order."""
         expected = 1
         for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if extent > 1 and stride != expected:
@@ -54,16 +54,16 @@ class BufferView(NamedTuple):
 
 
 def view_of_result(
-    indexer: Indexer, extents: Sequence[int], strides: Sequence[int], gather: Positions | None
+    indexer: Indexer, lengths: Sequence[int], strides: Sequence[int], gather: Positions | None
 ) -> BufferView:
-    """Where the result of a selection is in its buffer.
+    """Describe the result of a selection as a view of its buffer.
 
     Parameters
     ----------
-    extents, strides
-        Of each dim of the indexer, in the buffer.
+    lengths, strides
+        Length and stride of each dim of the indexer in the buffer, in elements.
     gather
-        Brings the points into the order that was asked for.
+        Index array that brings the points into the order of the selection.
     """
     first = 0
     axes = []
@@ -71,9 +71,10 @@ def view_of_result(
         if axis.dim is None:
             axes.append((axis.extent, 0))
             continue
-        extent, stride = extents[axis.dim], strides[axis.dim]
+        extent, stride = lengths[axis.dim], strides[axis.dim]
         if axis.is_reversed:
             first += (extent - 1) * stride
+        # A negative stride reverses the axis without a copy.
         axes.append((extent, -stride if axis.is_reversed else stride))
     return BufferView(
         first,
@@ -85,22 +86,22 @@ def view_of_result(
 
 
 def empty_view(indexer: Indexer) -> BufferView:
-    """The result of a selection that takes no element."""
+    """Describe the result of a selection that takes no element."""
     return BufferView(0, indexer.shape, (0,) * len(indexer.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class BufferPlan(ABC):
-    """How to make the result of a selection of a buffer of elements.
+    """The way from a buffer to the result of a selection.
 
     Parameters
     ----------
     shape
-        Of the result.
+        Shape of the result.
     view
-        The result in the buffer.
+        The result as a view of the buffer.
     is_scalar
-        True where numpy gives a scalar rather than an array.
+        True if numpy gives a scalar rather than an array.
     """
 
     shape: tuple[int, ...]
@@ -114,7 +115,7 @@ class BufferPlan(ABC):
 
     @property
     def is_whole_buffer(self) -> bool:
-        """True if the buffer is the result, element by element in C order."""
+        """Whether the buffer is the result, element by element in C order."""
         return not self.size or self.view.is_contiguous(self.size)
 
     def pick(self, buffer: npt.NDArray[Any]) -> Any:
@@ -128,25 +129,25 @@ class BufferPlan(ABC):
         Returns
         -------
         numpy.ndarray or numpy.generic
-            What numpy gives for ``array[selection]``; an array may be a view of the buffer.
+            The result that numpy gives for ``array[selection]``; an array may be a view of the buffer.
         """
-        view = self.view.of(buffer)
+        view = self.view.apply(buffer)
         if self.view.gather is not None:
-            return view[self.view.gathering]
+            return view[self.view.gather_index]
         return view[()] if self.is_scalar else view.reshape(self.shape)
 
     def place(self, value: npt.NDArray[Any], buffer: npt.NDArray[Any]) -> None:
-        """Put into a buffer what ``array[selection] = value`` would put into the array.
+        """Put the values into a buffer that ``array[selection] = value`` would put into the array.
 
-        Where an element is selected more than once, the last of its values (in C order) stays.
+        If an element is selected more than once, the last of its values (in C order) stays.
 
         Parameters
         ----------
         value
-            Broadcast as numpy broadcasts it in an assignment.
+            Values to assign. They are broadcast as numpy broadcasts them in an assignment.
         buffer
-            To fill: C-contiguous, of any dtype. Where nothing travels beyond the elements selected, every
-            element of it is written.
+            Buffer to fill: C-contiguous, of any dtype. Every element of the buffer is written if it holds no
+            others than the elements selected.
 
         Raises
         ------
@@ -154,14 +155,15 @@ class BufferPlan(ABC):
             If the value does not broadcast to the selection's shape. Nothing is written then.
         """
         value = self._broadcast(np.asarray(value))
-        view = self.view.of(buffer)
+        view = self.view.apply(buffer)
         if self.view.gather is not None:
-            view[self.view.gathering] = value
+            view[self.view.gather_index] = value
         else:
-            # Splits an axis at most, so that it is a view of the buffer.
+            # The reshape at most splits an axis, so it never copies.
             view.reshape(self.shape)[...] = value
 
     def _broadcast(self, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        # Numpy drops leading axes of length 1 from an assigned value, which `broadcast_to` does not.
         shape = value.shape
         while len(shape) > len(self.shape) and shape[0] == 1 and not self.is_scalar:
             shape = shape[1:]

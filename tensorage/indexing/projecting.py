@@ -1,8 +1,9 @@
-"""What a selection takes along each axis, cut by a grid of chunks. No I/O.
+"""Projections of a selection along each axis, cut by a grid of chunks. No I/O.
 
-Each axis is either a *line*, of which a slice is taken, or one along which *points* have indices. `project_axes`
-walks the chunks that are touched, and says for each what it takes along each axis. The points are sorted by chunk once,
-and nothing is done element by element: of a line that is a million chunks long, one projection is made at a time.
+Each axis is either a *line*, of which a slice is taken, or an axis along which *points* have indices. `project_axes`
+walks the chunks that are touched, and yields for each chunk its projection along each axis. The points are sorted by
+chunk once, and no loop is over single elements. Projections are made one at a time, also along a line that is a
+million chunks long.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from tensorage.indexing.selection import Positions
 
 __all__ = ["AxisProjection", "AxisSelection", "project_axes"]
 
-#: What is taken along an axis, ascending. A slice begins at 0 or later, ends right behind its last element and has
-#: a step; an integer stands for the axes of the buffer that points do not need.
+#: Indices along one axis, ascending. A slice begins at 0 or later, ends right behind its last element and has a step.
+#: An integer stands for an axis of the buffer that points do not need.
 AxisSelection: TypeAlias = slice | Positions | int
 
 
 class AxisProjection(NamedTuple):
-    """What one chunk takes along one axis."""
+    """Indices that a selection takes of one chunk along one axis, and their places in the buffer."""
 
     coord: int
     in_chunk: AxisSelection
     in_buffer: AxisSelection
-    #: Elements: what a chunk takes is the product over all axes.
+    #: Number of indices. A chunk takes as many elements as the product over all axes says.
     size: int
 
 
 def project_axes(
     selected: Sequence[AxisSelection], in_buffer: Sequence[AxisSelection], chunks: Sequence[int]
 ) -> Iterator[tuple[AxisProjection, ...]]:
-    """What each chunk takes along each axis: in C order of the grid, each chunk once that is touched.
+    """Yield the projections of each chunk that is touched, one for each axis, in C order of the grid.
 
     Parameters
     ----------
     selected
-        Along each axis: a slice, or the indices of the points.
-    in_box
-        Where that is along each axis of the buffer. All points are along the first of their axes.
+        Selected indices along each axis: a slice, or an array for points.
+    in_buffer
+        Places of the selected indices along each axis of the buffer. All points are along the first of their axes.
     chunks
         Shape of a chunk.
 
@@ -64,7 +65,7 @@ def project_axes(
     if indices:
         place = in_buffer[min(indices)]
         assert not isinstance(place, int)
-        points = _Points.of(indices, place, chunks)
+        points = _Points.sort(indices, place, chunks)
     groups = range(1) if points is None else points.groups
     for projections, _ in _walk(0, groups, lines, points, chunks):
         yield projections
@@ -88,13 +89,13 @@ def _walk(
 
 
 class _Line(NamedTuple):
-    """A slice, and where it is in the buffer."""
+    """A slice, and its place in the buffer."""
 
     selected: slice
     in_buffer: slice
 
     def projections(self, extent: int) -> Iterator[AxisProjection]:
-        """The slice, cut by chunks of some extent."""
+        """Cut the slice by chunks of some extent."""
         step, done = self.selected.step, 0
         count = self.in_buffer.stop - self.in_buffer.start
         while done < count:
@@ -107,32 +108,32 @@ class _Line(NamedTuple):
 
 
 class _AxisPoints(NamedTuple):
-    """What the points have along one of their axes."""
+    """Indices and chunks of the points along one of their axes."""
 
-    #: Of each point.
+    #: Index of each point.
     indices: Positions
-    #: Of a chunk.
+    #: Extent of a chunk.
     extent: int
-    #: Of each group's chunk.
+    #: Coordinate of each group's chunk.
     coords: Positions
-    #: The groups whose chunk differs from that of the group before, along this axis or one before it.
+    #: Groups that are in another chunk than the group before, along this axis or one before it.
     begins: Positions
 
 
 @dataclass(frozen=True, slots=True)
 class _Points:
-    """Points, sorted by the chunk that they are in: those of one chunk are a *group*.
+    """Points, sorted by their chunk. The points of one chunk are a *group*.
 
     Parameters
     ----------
     axes
-        Along which the points have indices, ascending.
-    in_box
-        Where each point is along its axis of the buffer.
+        Axes along which the points have indices, ascending.
+    in_buffer
+        Place of each point along the points' axis of the buffer.
     order
-        Sorts the points. Those of one chunk stay in the order that they are given in.
+        Permutation that sorts the points. The points of one chunk keep the order in which they are given.
     bounds
-        Where each group begins among the sorted points, and where the last one ends.
+        Beginning of each group among the sorted points, and the end of the last one.
     """
 
     axes: dict[int, _AxisPoints]
@@ -141,13 +142,13 @@ class _Points:
     bounds: Positions
 
     @classmethod
-    def of(
+    def sort(
         cls, indices: dict[int, Positions], in_buffer: slice | Positions, chunks: Sequence[int]
     ) -> _Points:
         number: Positions = np.zeros(1, np.int64)
         for axis, index in indices.items():
             coord = index // chunks[axis]
-            # There are no more chunks than elements: it does not overflow.
+            # There are no more chunks than elements, so this does not overflow.
             number = number * (int(coord.max()) + 1) + coord
         order = number.argsort(kind="stable")
         number = number[order]
@@ -162,11 +163,11 @@ class _Points:
 
     @property
     def groups(self) -> range:
-        """All groups."""
+        """Numbers of all groups."""
         return range(len(self.bounds) - 1)
 
     def branches(self, axis: int, groups: range) -> Iterator[range]:
-        """Groups that are in the same chunk along the axes before one: cut where the chunk along this one changes."""
+        """Cut groups, which share their chunk along all axes before `axis`, where their chunk along `axis` changes."""
         begins = self.axes[axis].begins
         low, high = np.searchsorted(begins, (groups.start, groups.stop))
         firsts = begins[low:high].tolist()
@@ -174,7 +175,7 @@ class _Points:
             yield range(first, after)
 
     def projection(self, axis: int, group: int) -> AxisProjection:
-        """What a group's chunk takes along one of the axes."""
+        """Return the projection of a group's chunk along one of the axes."""
         first, after = self.bounds[group : group + 2].tolist()
         points = self.order[first:after]
         along = self.axes[axis]
@@ -183,22 +184,23 @@ class _Points:
         if axis != min(self.axes):
             return AxisProjection(coord, in_chunk, 0, 1)
         if len(self.axes) == 1:
-            return AxisProjection(coord, _as_slice(in_chunk), self._place(points), len(points))
-        return AxisProjection(coord, in_chunk, self._place(points), len(points))
+            return AxisProjection(coord, _to_slice(in_chunk), self._buffer_places(points), len(points))
+        return AxisProjection(coord, in_chunk, self._buffer_places(points), len(points))
 
-    def _place(self, points: Positions) -> slice | Positions:
-        """Where some points of one group are in the buffer."""
+    def _buffer_places(self, points: Positions) -> slice | Positions:
+        """Return the places in the buffer of some points of one group."""
         place = (
             self.in_buffer[points]
             if isinstance(self.in_buffer, np.ndarray)
             else points + self.in_buffer.start
         )
-        # With slices between index arrays, numpy brings the points before all other axes: here as in the chunk.
+        # With slices between index arrays, numpy moves the points before all other axes. The index of the chunk has
+        # arrays there, so the index of the buffer needs one too.
         is_together = max(self.axes) - min(self.axes) + 1 == len(self.axes)
-        return _as_slice(place) if is_together else place
+        return _to_slice(place) if is_together else place
 
 
-def _as_slice(indices: Positions) -> slice | Positions:
-    """Ascending indices as a slice, if they follow each other."""
+def _to_slice(indices: Positions) -> slice | Positions:
+    """Convert ascending indices to a slice, if they follow each other."""
     first, last = int(indices[0]), int(indices[-1])
     return slice(first, last + 1, 1) if last - first == len(indices) - 1 else indices

@@ -1,4 +1,4 @@
-"""An array cut into regions: of consecutive elements, of whole units, and near those that somebody else cut. No I/O."""
+"""An array cut into regions: of consecutive elements, of whole chunks, or near the regions of another cut. No I/O."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = [
     "cut_axes",
     "divide_evenly",
     "grow_shape",
+    "join_chunks",
     "join_rows",
-    "join_units",
 ]
 
-#: Of a grid of regions: along each axis, the extents of one region after the other.
+#: A grid of regions: along each axis, the lengths of one region after the other.
 AxisLengths = tuple[tuple[int, ...], ...]
 
 
 def consecutive_regions(shape: Sequence[int], max_elements: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array into regions whose elements follow each other in C order, from each region to the next one as well.
+    """Cut an array into regions of consecutive elements in C order. Each region begins where the one before ends.
 
     Parameters
     ----------
     max_elements
-        Of a region, at least 1.
+        Most elements of a region, at least 1.
 
     Yields
     ------
     tuple of slice
-        One for each axis: none has an open end.
+        One slice for each axis, without open ends.
 
     Examples
     --------
@@ -49,6 +49,7 @@ def consecutive_regions(shape: Sequence[int], max_elements: int) -> Iterator[tup
     if not shape:
         yield ()
         return
+    # The axis to cut is the first one behind which everything fits a region.
     cut = next(axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= max_elements)
     step = max_elements // math.prod(shape[cut + 1 :])
     whole = tuple(slice(0, extent) for extent in shape[cut + 1 :])
@@ -58,30 +59,31 @@ def consecutive_regions(shape: Sequence[int], max_elements: int) -> Iterator[tup
             yield (*before, slice(first, min(first + step, shape[cut])), *whole)
 
 
-def grow_shape(shape: Sequence[int], unit: Sequence[int], room: int) -> tuple[int, ...]:
-    """Extents of a region of whole units, at most `room` of them, that are neighbours in C order.
+def grow_shape(shape: Sequence[int], chunks: Sequence[int], room: int) -> tuple[int, ...]:
+    """Return the shape of a region of at most `room` whole chunks that are neighbours in C order.
 
-    From the last axis on, as many axes as there is room for are whole, the axis before them is cut evenly, and of
-    those before it there is one unit. Nothing depends on the extent of axis 0.
+    From the last axis on, the region has as many whole axes as there is room for. The axis before them is cut evenly.
+    Along each axis before that one the region is one chunk long. Nothing depends on the extent of axis 0.
 
     >>> grow_shape((60000, 28, 28), (334, 28, 28), 8)
     (2672, 28, 28)
     >>> grow_shape((10, 3, 1000, 1000), (1, 1, 250, 1000), 8)
     (1, 2, 1000, 1000)
     """
-    extents = list(unit)
+    lengths = list(chunks)
+    # Axis 0 is left out: the shape must stay the same when rows are appended.
     for axis in range(len(shape) - 1, 0, -1):
-        unit_count = max(-(-shape[axis] // unit[axis]), 1)
-        part = divide_evenly(unit_count, room)
-        extents[axis] *= part
-        if part < unit_count:
-            return tuple(extents)
+        chunk_count = max(-(-shape[axis] // chunks[axis]), 1)
+        part = divide_evenly(chunk_count, room)
+        lengths[axis] *= part
+        if part < chunk_count:
+            return tuple(lengths)
         room //= part
-    return (extents[0] * max(room, 1), *extents[1:]) if extents else ()
+    return (lengths[0] * max(room, 1), *lengths[1:]) if lengths else ()
 
 
 def divide_evenly(extent: int, room: int) -> int:
-    """The extent cut into as few equal parts as leave none larger than `room`.
+    """Return the length of a part, if an extent is cut into the fewest equal parts that are at most `room` long.
 
     >>> divide_evenly(10, 4)
     4
@@ -92,27 +94,28 @@ def divide_evenly(extent: int, room: int) -> int:
     return -(-extent // part_count)
 
 
-def cut_axes(shape: Sequence[int], extents: Sequence[int]) -> AxisLengths:
-    """The grid of regions of these extents, the last ones being smaller.
+def cut_axes(shape: Sequence[int], region_shape: Sequence[int]) -> AxisLengths:
+    """Cut an array into a grid of regions of one shape. The last regions may be smaller.
 
     >>> cut_axes((5, 4), (2, 4))
     ((2, 2, 1), (4,))
     """
     return tuple(
         tuple(min(step, extent - first) for first in range(0, extent, step)) or (0,)
-        for extent, step in zip(shape, extents, strict=True)
+        for extent, step in zip(shape, region_shape, strict=True)
     )
 
 
 def join_rows(sizes: AxisLengths, least: int, most: int) -> AxisLengths:
-    """A grid near another one, each region of which is of consecutive elements in C order.
+    """Make a grid near another one, each region of which is consecutive elements in C order.
 
     Parameters
     ----------
     sizes
-        The other one.
+        The other grid.
     least, most
-        Elements of a region: smaller ones are joined with their neighbours, where that makes none that is too large.
+        Elements of a region. A region of fewer than `least` is joined with its neighbour, unless both together
+        have more than `most`.
 
     Examples
     --------
@@ -128,42 +131,45 @@ def join_rows(sizes: AxisLengths, least: int, most: int) -> AxisLengths:
     behind = max(math.prod(shape[cut + 1 :]), 1)
     return (
         *((1,) * extent or (0,) for extent in shape[:cut]),
-        _join(sizes[cut], -(-least // behind), max(most // behind, 1)),
+        _join_lengths(sizes[cut], -(-least // behind), max(most // behind, 1)),
         *((extent,) for extent in shape[cut + 1 :]),
     )
 
 
-def join_units(sizes: AxisLengths, unit: Sequence[int], most: int) -> AxisLengths:
-    """A grid near another one, each region of which is of whole units.
+def join_chunks(sizes: AxisLengths, chunks: Sequence[int], most: int) -> AxisLengths:
+    """Make a grid near another one, each region of which is whole chunks.
 
     Parameters
     ----------
+    chunks
+        Shape of a chunk.
     most
-        Elements of a region, unless a single unit has more.
+        Most elements of a region, unless a single chunk has more.
 
     Examples
     --------
-    >>> join_units(((7, 7), (10,)), (3, 5), 1000)
+    >>> join_chunks(((7, 7), (10,)), (3, 5), 1000)
     ((6, 6, 2), (10,))
     """
-    room = max(most // max(math.prod(unit), 1), 1)
-    extents = list(unit)
-    for axis in range(len(unit) - 1, -1, -1):
-        part = min(max(max(sizes[axis]) // unit[axis], 1), room)
-        extents[axis] *= part
+    # Inner axes come first, so that the elements of a region are near each other in C order.
+    room = max(most // max(math.prod(chunks), 1), 1)
+    lengths = list(chunks)
+    for axis in range(len(chunks) - 1, -1, -1):
+        part = min(max(max(sizes[axis]) // chunks[axis], 1), room)
+        lengths[axis] *= part
         room //= part
-    return cut_axes([sum(axis) for axis in sizes], extents)
+    return cut_axes([sum(axis) for axis in sizes], lengths)
 
 
-def _join(sizes: Sequence[int], least: int, most: int) -> tuple[int, ...]:
-    """Extents along one axis, those below `least` joined and those above `most` cut evenly."""
+def _join_lengths(sizes: Sequence[int], least: int, most: int) -> tuple[int, ...]:
+    """Join neighbouring lengths along one axis that are below `least`, and cut evenly those above `most`."""
     joined: list[int] = []
-    run = 0
+    length = 0
     for size in (*sizes, 0):
-        # The 0 behind the last one ends what is left.
-        if run and (run >= least or run + size > most or not size):
-            parts = -(-run // most)
-            joined += [run // parts + (part < run % parts) for part in range(parts)]
-            run = 0
-        run += size
+        # The 0 behind the last length flushes the rest.
+        if length and (length >= least or length + size > most or not size):
+            count = -(-length // most)
+            joined += [length // count + (part < length % count) for part in range(count)]
+            length = 0
+        length += size
     return tuple(joined) or (0,)

@@ -1,4 +1,4 @@
-"""Attributes of a stored array, as a dictionary that writes through."""
+"""Attributes of a stored array, as a dictionary that writes changes through."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["Annotate", "Attributes"]
 
 
 class Annotate(Protocol):
-    """Changes attributes in the backend: `removed` go, `attrs` are set, with `replace` all others go."""
+    """Function that changes attributes in the backend.
+
+    It removes `removed` and sets `attrs`. With `replace`, it removes all others.
+    """
 
     def __call__(
         self, *, attrs: Mapping[str, Any] | None = None, removed: Iterable[str] = (), replace: bool = False
@@ -19,15 +22,15 @@ class Annotate(Protocol):
 class Attributes(MutableMapping[str, Any]):
     """Attributes by name. Every change is stored at once; `update` of many is one request.
 
-    The values are what JSON can hold: text, numbers, truth values, None, lists and dictionaries of them. They are
-    read as they were when the array was opened or last changed through this handle.
+    Values are of JSON's types: text, numbers, truth values, None, and lists and dictionaries of them. They are read as
+    they were when the array was opened or last changed through this handle.
 
     Parameters
     ----------
     now
-        Gives the attributes as they are known.
+        Function that returns the attributes as they are known.
     annotate
-        Changes them.
+        Function that changes the attributes in the backend.
 
     Examples
     --------
@@ -55,16 +58,19 @@ class Attributes(MutableMapping[str, Any]):
         self._annotate(attrs={name: value})
 
     def __delitem__(self, name: str) -> None:
+        # The backend removes an unknown name without an error, so a dictionary's error is raised here.
         if name not in self._now():
             raise KeyError(name)
         self._annotate(removed=[name])
 
     def update(self, *others: Any, **named: Any) -> None:
         """Set several attributes, in one request."""
+        # The inherited `update` would store each attribute by a request of its own.
         self._annotate(attrs=dict(*others, **named))
 
     def clear(self) -> None:
         """Remove all attributes, in one request."""
+        # The inherited `clear` would remove one attribute a request.
         self._annotate(replace=True)
 
     def __eq__(self, other: object) -> bool:

@@ -1,14 +1,14 @@
-"""Coordinates: the labels of an array's axes, as the catalogue keeps them. No I/O, and no xarray.
+"""Coordinates: labels of an array's axes, as the catalogue keeps them. No I/O, and no xarray.
 
-They stand with the attributes, under one name that is reserved for them: so they are stored together with the
-array, in one step, and go wherever it goes. There they are JSON, and share the little room that attributes have::
+Coordinates are kept among the attributes, under a reserved name. They are therefore stored together with the array, in
+one step, and go wherever the array goes. They are JSON, and share the little room that attributes have::
 
     {"format": 1, "name": "t2m", "coords": [
         {"name": "time", "dims": ["time"], "shape": [372], "dtype": "<M8[ns]", "attrs": {}, "index": true,
          "deltas": 1, "data": "..."}]}
 
-`tensorage.model.labels` says what is in ``data``. ``name`` is there if an array of xarray was stored: its name, which
-may be null.
+`tensorage.model.labels` describes ``data``. The member ``name`` exists if an array of xarray was stored. It holds the
+name of that array, which may be null.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ __all__ = [
     "replace_coords",
 ]
 
+#: Version of the members that `encode_coords` writes. A reader refuses later versions.
 FORMAT = 1
 
-#: What the database has room for: bytes of the attributes as JSON, coordinates included.
+#: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
 MAX_ATTRS_BYTES = 1024 * 1024
 
 
@@ -61,7 +62,7 @@ class Coord:
     values
         Numbers, truth values, times or text; one axis for each of the `dims`.
     is_index
-        Whether elements are looked up by it.
+        True if elements are looked up by these labels.
     """
 
     name: str
@@ -72,119 +73,120 @@ class Coord:
 
 
 class Coords(Mapping[str, npt.NDArray[Any]]):
-    """Labels of an array's axes by the name of the coordinate. To be read; each is decoded when it is looked at."""
+    """Labels of an array's axes, by the name of the coordinate. Read-only. Each is decoded when it is looked up."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._key = dataset.key
-        self._entries = {entry["name"]: entry for entry in _entries(dataset)}
+        self._encoded_coords = {encoded["name"]: encoded for encoded in _encoded_coords(dataset)}
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return _decode(self._entries[name], self._key).values
+        return _decode(self._encoded_coords[name], self._key).values
 
-    def decoded(self) -> list[Coord]:
-        """All of them, with their dims and attributes."""
-        return [_decode(entry, self._key) for entry in self._entries.values()]
+    def decode_all(self) -> list[Coord]:
+        """Decode all coordinates, with their dims and attributes."""
+        return [_decode(encoded, self._key) for encoded in self._encoded_coords.values()]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._encoded_coords)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._encoded_coords)
 
     def __repr__(self) -> str:
-        return f"<Coords {', '.join(map(repr, self._entries)) or 'none'}>"
+        return f"<Coords {', '.join(map(repr, self._encoded_coords)) or 'none'}>"
 
 
 def coords_of(dataset: Dataset) -> list[Coord]:
-    """The coordinates that are stored with an array.
+    """Decode the coordinates that are stored with an array.
 
     Raises
     ------
     CorruptTensorError
-        If these are none.
+        If the coordinates are damaged.
     SchemaError
-        If a later version of tensorage has stored them in another way.
+        If a later version of tensorage has stored them in a format of its own.
     """
-    return [_decode(entry, dataset.key) for entry in _entries(dataset)]
+    return [_decode(encoded, dataset.key) for encoded in _encoded_coords(dataset)]
 
 
 def is_named(dataset: Dataset) -> bool:
-    """Whether an array of xarray was stored, whose name is known, be it None."""
+    """Tell whether an array of xarray was stored, so that its name is known, be it None."""
     kept: object = dataset.coords
     return isinstance(kept, Mapping) and "name" in kept
 
 
 def name_of(dataset: Dataset) -> str | None:
-    """The name that an array of xarray had."""
+    """Return the name that an array of xarray had."""
     name = dataset.coords["name"] if dataset.coords is not None and is_named(dataset) else None
     return name if isinstance(name, str) else None
 
 
 def encode_coords(coords: Iterable[Coord], **more: Any) -> dict[str, Any]:
-    """Coordinates as the catalogue keeps them.
+    """Encode coordinates for the catalogue.
 
     Parameters
     ----------
     more
-        ``name``, of an array of xarray.
+        ``name``, if they are those of an array of xarray.
 
     Raises
     ------
     InvalidInputError
-        If one has more labels, or other attributes, than can be stored.
+        If a coordinate has more labels, or other attributes, than can be stored.
     """
     return {"format": FORMAT, **more, "coords": [_encode(coord) for coord in coords]}
 
 
 def replace_coords(dataset: Dataset, coords: Sequence[Coord]) -> dict[str, Any] | None:
-    """Coordinates as the catalogue keeps them, in place of those that an array has. Its name stays."""
+    """Encode coordinates that replace those of an array. The array's name, as xarray has it, stays."""
     if is_named(dataset):
         return encode_coords(coords, name=name_of(dataset))
     return encode_coords(coords) if coords else None
 
 
 def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) -> None:
-    """Refuse coordinates that the catalogue has no room for, beside the attributes.
+    """Refuse coordinates that do not fit the catalogue beside the attributes.
 
     Raises
     ------
     InvalidInputError
-        It says which one takes most of it, and what to do.
+        The message names the coordinate that takes the most room, and says what to do.
     """
-    # As PostgreSQL writes it when it counts.
+    # PostgreSQL counts the bytes of JSON in this form.
     nbytes = len(json.dumps({**attrs, COORDS_ATTRIBUTE: coords}, ensure_ascii=False).encode())
     if nbytes <= MAX_ATTRS_BYTES or not coords["coords"]:
         return
-    largest = max(coords["coords"], key=lambda entry: len(entry["data"]))
+    largest = max(coords["coords"], key=lambda encoded: len(encoded["data"]))
     name = largest["name"]
     raise InvalidInputError(
         f"storing {key!r}: its attributes and coordinates take {nbytes} bytes in the catalogue, which has room for "
         f"{MAX_ATTRS_BYTES}; the coordinate {name!r} of shape {tuple(largest['shape'])} takes "
-        f"{len(largest['data'])} of them. {_way_out(name)}"
+        f"{len(largest['data'])} of them. {_advice(name)}"
     )
 
 
 def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
-    """Coordinates as somebody gave them for a stored array.
+    """Parse coordinates that a user gave for a stored array.
 
     Parameters
     ----------
     coords
-        By name: labels along the axis of that name, or along the axes of the coordinate that is there;
-        ``(dims, labels)`` or ``(dims, labels, attrs)``; or what has `dims`, `values` and `attrs`, as the coordinates of
-        xarray do. A coordinate whose labels stay the same stays as it is, so that ``{**tensor.coords, ...}`` adds some.
+        Coordinates by name. Each is labels along the axis of that name, or along the axes of the stored coordinate of
+        that name; ``(dims, labels)`` or ``(dims, labels, attrs)``; or an object with `dims`, `values` and `attrs`, such
+        as a coordinate of xarray. A coordinate whose labels stay the same keeps its attributes, so that
+        ``{**tensor.coords, ...}`` adds some.
 
     Raises
     ------
     InvalidInputError, DTypeError
-        If they are none, or do not fit the array.
+        If they are no coordinates, or do not fit the array.
     """
     if isinstance(coords, Coords):
-        # Of another array: with all that its mapping does not show.
-        made = coords.decoded()
-        check_fit(made, dataset.key, dataset.dims, dataset.shape)
-        return made
-    made = []
+        # Coordinates of another array: take their dims and attributes too, which the mapping does not show.
+        result = coords.decode_all()
+        check_fit(result, dataset.key, dataset.dims, dataset.shape)
+        return result
+    result = []
     stored = _coords_by_name(dataset)
     for name, given in coords.items():
         attrs: Mapping[str, Any] = {}
@@ -194,6 +196,7 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
                     f"the coordinate {name!r} is labels, (dims, labels) or (dims, labels, attrs)"
                 )
             dims, values, *rest = given
+            # A tuple of labels is a likely mistake: its first label would be taken for names of axes.
             if not isinstance(dims, str | list | tuple):
                 raise InvalidInputError(f"the coordinate {name!r} of (dims, labels): {dims!r} names no axes")
             dims = (dims,) if isinstance(dims, str) else tuple(dims)
@@ -207,13 +210,14 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
         else:
             dims, values = (name,), given
         labels = as_labels(name, values)
-        made.append(Coord(name, dims, labels, attrs, dims == (name,)))
-    check_fit(made, dataset.key, dataset.dims, dataset.shape)
-    return made
+        result.append(Coord(name, dims, labels, attrs, dims == (name,)))
+    check_fit(result, dataset.key, dataset.dims, dataset.shape)
+    return result
 
 
 def _is_same(labels: npt.NDArray[Any], given: Any) -> bool:
     found = as_array(given)
+    # NaN and not-a-time equal themselves here. `array_equal` takes `equal_nan` for these kinds only.
     has_nan = labels.dtype.kind in "fcmM"
     return found.dtype == labels.dtype and np.array_equal(labels, found, equal_nan=has_nan)
 
@@ -222,17 +226,17 @@ def _coords_by_name(dataset: Dataset) -> dict[str, Coord]:
     try:
         return {coord.name: coord for coord in coords_of(dataset)}
     except CorruptTensorError:
-        # They are about to be replaced, which is what the error asks for.
+        # The caller is about to replace the coordinates, which is the remedy that the error names.
         return {}
 
 
 def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
-    """The labels of a coordinate, as an array that can be stored.
+    """Convert the labels of a coordinate to an array that can be stored.
 
     Raises
     ------
     InvalidInputError, DTypeError
-        If they are neither numbers, truth values, times nor text.
+        If the labels are neither numbers, truth values, times nor text.
     """
     labels = as_array(values)
     if labels.dtype.kind not in TEXT_KINDS:
@@ -243,22 +247,23 @@ def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
             f"the coordinate {name!r} holds objects ({found}), and only numbers, truth values, times and text can be "
             f"stored: convert it, as by .assign_coords({name}=...), or leave it out, by .drop_vars({name!r})"
         )
+    # Refuse these before they are compressed, which takes long and would not be enough.
     if labels.nbytes > MAX_LABELS_BYTES:
         raise InvalidInputError(
             f"the coordinate {name!r} has {labels.nbytes} bytes, and the catalogue has room for {MAX_ATTRS_BYTES} once "
-            f"they are compressed. {_way_out(name)}"
+            f"they are compressed. {_advice(name)}"
         )
     return labels
 
 
 def check_name(asked: str, name: object) -> None:
-    """Refuse what PostgreSQL can keep no name of.
+    """Refuse a name that PostgreSQL cannot store.
 
     Raises
     ------
     InvalidInputError
     """
-    # A lone surrogate is in no text of UTF-8.
+    # UTF-8 cannot encode a lone surrogate.
     if not isinstance(name, str) or any(char == "\0" or "\ud800" <= char <= "\udfff" for char in name):
         raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {name!r}")
 
@@ -272,9 +277,10 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
     """
     asked = f"coordinates of {key!r}"
     names = tuple(dims or ())
+    # Dims may repeat a name, but a coordinate could not say which of these axes it is along.
     if len(set(names)) < len(names) and coords:
         raise InvalidInputError(f"{asked}: they need axes of different names, and the dims are {names}")
-    extents = dict(zip(names, shape, strict=bool(names)))
+    lengths = dict(zip(names, shape, strict=bool(names)))
     for coord in coords:
         check_name(asked, coord.name)
         if not set(coord.dims) <= set(names):
@@ -285,7 +291,7 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
             raise InvalidInputError(
                 f"{asked}: {coord.name!r} is the name of an axis, and its labels run along {coord.dims}"
             )
-        wanted = tuple(extents[name] for name in coord.dims)
+        wanted = tuple(lengths[name] for name in coord.dims)
         if coord.values.shape != wanted:
             raise InvalidInputError(
                 f"{asked}: {coord.name!r} along {coord.dims} has shape {coord.values.shape}, and the array {wanted}"
@@ -293,65 +299,69 @@ def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, sha
 
 
 def rename_dims(dataset: Dataset, dims: Sequence[str] | None) -> dict[str, Any] | None:
-    """The coordinates of an array, as kept, once its axes have other names: those that run along one go with it.
+    """Return the encoded coordinates of an array whose axes get other names: each follows its axes.
 
     Raises
     ------
     InvalidInputError
-        If they would lose their axes, or take the name of one.
+        If a coordinate would lose its axes, or take the name of one.
     """
     if dataset.coords is None:
         return None
-    entries = _entries(dataset)
-    bound = [entry["name"] for entry in entries if entry["dims"]]
+    encoded_coords = _encoded_coords(dataset)
+    bound = [encoded["name"] for encoded in encoded_coords if encoded["dims"]]
     if dims is None and bound:
         raise InvalidInputError(
             f"naming the axes of {dataset.key!r}: the coordinates {bound} run along axes that have names. Remove them "
             "first, by tensor.coords = {}"
         )
-    return {**dataset.coords, "coords": move_to_axes(entries, dataset.dims or (), dims or (), dataset.key)}
+    return {
+        **dataset.coords,
+        "coords": move_to_axes(encoded_coords, dataset.dims or (), dims or (), dataset.key),
+    }
 
 
 def move_to_axes(
-    entries: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
+    encoded_coords: Iterable[Mapping[str, Any]], dims: Sequence[str], new_dims: Sequence[str], key: str
 ) -> list[dict[str, Any]]:
-    """Coordinates, as kept, of axes that are to have other names.
+    """Rename the axes in encoded coordinates.
 
     Raises
     ------
     InvalidInputError
-        If one of them would take the name of an axis that it does not run along, or of another coordinate.
+        If a coordinate would take the name of an axis that it is not along, or of another coordinate.
     """
     asked = f"naming the axes of {key!r}"
     names = dict(zip(dims, new_dims, strict=False))
-    made = []
-    for entry in entries:
-        along = [names[name] for name in entry["dims"]]
-        name = names.get(entry["name"], entry["name"])
+    moved = []
+    for encoded in encoded_coords:
+        along = [names[name] for name in encoded["dims"]]
+        name = names.get(encoded["name"], encoded["name"])
         if name in new_dims and along != [name]:
             raise InvalidInputError(
                 f"{asked}: {name!r} is the name of a coordinate that runs along {along}: give another name"
             )
-        made.append({**entry, "name": name, "dims": along})
-    if len({entry["name"] for entry in made}) < len(made):
+        moved.append({**encoded, "name": name, "dims": along})
+    if len({encoded["name"] for encoded in moved}) < len(moved):
         raise InvalidInputError(f"{asked}: {list(new_dims)} would give two coordinates the same name")
-    return made
+    return moved
 
 
 def extend_coord(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
-    """A coordinate with more labels at its end.
+    """Return a coordinate with more labels at its end.
 
     Raises
     ------
     InvalidInputError
-        If they are none of its kind.
+        If the labels are of another kind.
     """
     before, labels = coord.values, more.values
     is_text = before.dtype.kind in TEXT_KINDS
     if is_text and labels.dtype.kind in TEXT_KINDS:
+        # The stored labels keep their kind of text. Numpy would choose one by itself.
         if before.dtype.kind != labels.dtype.kind:
             labels = labels.astype(object if before.dtype.kind == "O" else str)
-    elif is_text or labels.dtype.kind in TEXT_KINDS or not _is_kept_by(labels, before.dtype):
+    elif is_text or labels.dtype.kind in TEXT_KINDS or not _keeps_values(labels, before.dtype):
         raise InvalidInputError(
             f"appending to {key!r}: labels of dtype {labels.dtype} do not fit the coordinate {coord.name!r} of dtype "
             f"{before.dtype}. Nothing was appended"
@@ -361,12 +371,13 @@ def extend_coord(coord: Coord, axis: int, more: Coord, key: str) -> Coord:
     return replace(coord, values=np.concatenate([before, labels], axis=axis))
 
 
-def _is_kept_by(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Whether labels are the same in another dtype."""
+def _keeps_values(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tell whether labels stay the same in another dtype."""
     if np.can_cast(labels.dtype, dtype, "safe"):
         return True
     if not np.can_cast(labels.dtype, dtype, "same_kind"):
         return False
+    # Overflow shows in the comparison. Bytes are compared, since NaN is equal to no value.
     with np.errstate(all="ignore"):
         back = labels.astype(dtype).astype(labels.dtype)
     return back.tobytes() == labels.tobytes()
@@ -382,34 +393,35 @@ def _number_dtype(name: object, dtype: np.dtype[Any]) -> np.dtype[Any]:
         ) from error
 
 
-def _way_out(name: object) -> str:
+def _advice(name: object) -> str:
     return f"Store {name!r} under a key of its own, and the array without it: .drop_vars({name!r}). Nothing was stored"
 
 
-def _entries(dataset: Dataset) -> list[dict[str, Any]]:
+def _encoded_coords(dataset: Dataset) -> list[dict[str, Any]]:
     if dataset.coords is None:
         return []
     kept: Any = dataset.coords
     found = kept.get("format") if isinstance(kept, Mapping) else None
+    # Only the coordinates are of a later format, so the array itself stays readable.
     if isinstance(found, int) and found > FORMAT:
         raise SchemaError(
             f"the coordinates of {dataset.key!r} are of format {found}, and this version knows {FORMAT}: upgrade "
             "tensorage. The array without them is read as ever"
         )
-    entries = kept.get("coords") if found == FORMAT else None
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+    encoded_coords = kept.get("coords") if found == FORMAT else None
+    if not isinstance(encoded_coords, list) or not all(map(_is_encoded_coord, encoded_coords)):
         raise _corrupt(dataset.key)
-    return entries
+    return encoded_coords
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_encoded_coord(encoded: Any) -> bool:
     return (
-        isinstance(entry, dict)
-        and {"name", "dims", "shape", "dtype", "attrs", "index", "deltas", "data"} <= entry.keys()
-        and isinstance(entry["name"], str)
-        and isinstance(entry["dims"], list)
-        and all(isinstance(name, str) for name in entry["dims"])
-        and isinstance(entry["attrs"], dict)
+        isinstance(encoded, dict)
+        and {"name", "dims", "shape", "dtype", "attrs", "index", "deltas", "data"} <= encoded.keys()
+        and isinstance(encoded["name"], str)
+        and isinstance(encoded["dims"], list)
+        and all(isinstance(name, str) for name in encoded["dims"])
+        and isinstance(encoded["attrs"], dict)
     )
 
 
@@ -418,21 +430,24 @@ def _encode(coord: Coord) -> dict[str, Any]:
         labels = encode_labels(coord.values)
     except InvalidInputError as error:
         raise InvalidInputError(
-            f"the coordinate {coord.name!r} has {error}. {_way_out(coord.name)}"
+            f"the coordinate {coord.name!r} has {error}. {_advice(coord.name)}"
         ) from error
     return {
         "name": coord.name, "dims": list(coord.dims), "attrs": as_attrs(coord.attrs), "index": coord.is_index, **labels,
     }  # fmt: skip
 
 
-def _decode(entry: Mapping[str, Any], key: str) -> Coord:
+def _decode(encoded: Mapping[str, Any], key: str) -> Coord:
     try:
-        values = decode_labels(entry)
+        values = decode_labels(encoded)
     except ValueError as error:
         raise _corrupt(key) from error
-    if values.ndim != len(entry["dims"]):
+    # The owner of a shared array can store any JSON, so nothing of it is believed unchecked.
+    if values.ndim != len(encoded["dims"]):
         raise _corrupt(key)
-    return Coord(entry["name"], tuple(entry["dims"]), values, dict(entry["attrs"]), bool(entry["index"]))
+    return Coord(
+        encoded["name"], tuple(encoded["dims"]), values, dict(encoded["attrs"]), bool(encoded["index"])
+    )
 
 
 def _corrupt(key: str) -> CorruptTensorError:

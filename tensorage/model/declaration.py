@@ -1,7 +1,8 @@
-"""What is said of an array that is to be stored, checked. No I/O."""
+"""Declarations of arrays that are to be stored, and their checks. No I/O."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -9,37 +10,37 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.wire.header import block_elements
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.regions import divide_evenly
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room
 from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.types import COORDS_ATTRIBUTE, storable_dtype
 
-__all__ = ["ArrayOptions", "Declaration", "declare"]
+__all__ = ["ArrayOptions", "Declaration", "declare", "fit_block_size"]
 
-#: Bytes of one stored block, unless a chunk size is given.
+#: Bytes of one stored block, unless `chunk_size` is given.
 BLOCK_BYTES = 1024 * 1024
 
 
 class ArrayOptions(TypedDict, total=False):
-    """What may be said of a new array beside its key, shape and dtype.
+    """Options of a new array, beside its key, shape and dtype.
 
     Parameters
     ----------
     chunk_size
         Elements per stored block of the database, or per chunk of Storage; about 1 MiB of them by default.
     chunks, shards, codecs
-        Of Storage: shape of a chunk, which is compressed and read as one; of an object; and the codecs of a
+        For Storage: shape of a chunk, which is compressed and read as one; shape of an object; and codecs of a
         chunk, as the JSON of Zarr's metadata or as zarr's own objects.
     attrs
-        Attributes: whatever JSON can hold.
+        Attributes, of JSON's types.
     dims
         Names of the axes.
     coords
         Labels of the axes, as `tensorage.model.coords` encodes them.
     overwrite
-        Let it replace the array that is under the key.
+        Let the new array replace one under the same key.
     """
 
     chunk_size: int | None
@@ -54,16 +55,16 @@ class ArrayOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Declaration:
-    """A new array.
+    """Declaration of a new array: everything that is said of it before its elements come.
 
     Parameters
     ----------
     dtype
-        Little-endian.
+        Dtype, little-endian.
     block_size
-        Elements of the largest block, where it is kept as rows.
+        Elements of the largest block, if the array is kept as blocks.
     is_shared
-        Let every signed-in user of the project read it.
+        Let every signed-in user of the project read the array.
     """
 
     key: str
@@ -75,9 +76,10 @@ class Declaration:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the catalogue is told, whatever the engine."""
+        """Entry for the catalogue, with the members that both engines send."""
         attrs = as_attrs(self.options.get("attrs") or {})
         coords = self.options.get("coords")
+        # Coordinates share the room of the attributes, so both are checked together before anything is sent.
         if coords is not None:
             check_room(self.key, attrs, coords)
             attrs[COORDS_ATTRIBUTE] = coords
@@ -96,18 +98,19 @@ class Declaration:
 def declare(
     key: str, shape: Sequence[int], dtype: npt.DTypeLike, is_shared: bool, options: ArrayOptions
 ) -> Declaration:
-    """Check what is said of a new array.
+    """Check the shape, dtype and options of a new array, and declare it.
 
     Raises
     ------
     InvalidInputError, DTypeError
     """
     check_key(key)
-    extents = tuple(int(extent) for extent in shape)
-    if any(extent < 0 for extent in extents):
-        raise InvalidInputError(f"the shape {extents} has a negative extent")
+    shape = tuple(int(extent) for extent in shape)
+    if any(extent < 0 for extent in shape):
+        raise InvalidInputError(f"the shape {shape} has a negative extent")
     stored = storable_dtype(dtype)
     chunk_size = options.get("chunk_size")
+    # A block has to fit one request, whatever the user asks for.
     if chunk_size is None:
         chunk_size = BLOCK_BYTES // stored.itemsize
     elif not 1 <= chunk_size <= MAX_REQUEST_BYTES // stored.itemsize:
@@ -115,4 +118,19 @@ def declare(
             f"chunk_size={chunk_size} elements: a block of {stored} holds 1 to "
             f"{MAX_REQUEST_BYTES // stored.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
         )
-    return Declaration(key, extents, stored, block_elements(extents, chunk_size), is_shared, options)
+    return Declaration(key, shape, stored, fit_block_size(shape, chunk_size), is_shared, options)
+
+
+def fit_block_size(shape: tuple[int, ...], most: int) -> int:
+    """Choose a block size of at most `most` elements: whole rows of axis 0, or an even part of a row that is larger.
+
+    >>> fit_block_size((60000, 28, 28), 262144)
+    261856
+    >>> fit_block_size((10, 1000), 400)
+    334
+    """
+    # Blocks that begin with a row are appended to, and a read of whole rows cuts none of them.
+    row = math.prod(shape[1:])
+    if not shape or row == 0:
+        return most
+    return most // row * row if row <= most else divide_evenly(row, most)

@@ -1,8 +1,8 @@
-"""Which engine is the better one for an array. No I/O.
+"""Choice of the better engine for an array. No I/O.
 
-What decides is measured: see the page "Which engine when" of the documentation. Rows of a database are written and read
-with fewer requests, and a sample is read without its neighbours; objects cost less, take less room, and move more bytes
-in a second.
+The choice rests on measurements: see the page "Which engine when" of the documentation. The database takes fewer
+requests to write and read, and gives a sample without its neighbours. Objects cost less, take less room, and move more
+bytes in a second.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tensorage.types import Engine, EngineChoice
 
 __all__ = ["check_engine", "choose_engine", "resolve_engine"]
 
-#: What fits two requests is faster as rows, however it is read.
+#: Arrays of two requests or fewer are faster in the database, whatever is read of them.
 SMALL_BYTES = 16 * 1024 * 1024
 
-#: Samples of axis 0 that are smaller than this are read one by one: of objects, many times as much would be fetched.
+#: Samples of axis 0 that are smaller than this are read one by one. From objects, many times as much would be fetched.
 SAMPLE_BYTES = 64 * 1024
 
-#: But a database is no place for more than this.
+#: Larger arrays than this are too much for a database, however small their samples are.
 LARGE_BYTES = 4 * 1024 * 1024 * 1024
 
 
 def choose_engine(shape: Sequence[int], dtype: np.dtype[Any]) -> Engine:
-    """The engine that ``engine="auto"`` stands for.
+    """Choose the engine that ``engine="auto"`` stands for.
 
     >>> choose_engine((1000, 1000), np.dtype("<f4"))
     'database'
@@ -47,7 +47,7 @@ def choose_engine(shape: Sequence[int], dtype: np.dtype[Any]) -> Engine:
 
 
 def resolve_engine(choice: EngineChoice, new: Declaration) -> Engine:
-    """The engine for a new array. What is said of chunks, shards or codecs can only be meant for Storage."""
+    """Resolve the user's choice for a new array. Chunks, shards or codecs can only be meant for Storage."""
     check_engine(choice, f"storing {new.key!r}: ")
     if choice != "auto":
         return choice
@@ -57,12 +57,12 @@ def resolve_engine(choice: EngineChoice, new: Declaration) -> Engine:
 
 
 def check_engine(choice: str, asked: str = "") -> None:
-    """Refuse what is no choice of an engine.
+    """Refuse a choice that names no engine.
 
     Parameters
     ----------
     asked
-        What the message begins with.
+        Beginning of the message.
     """
     if choice not in get_args(EngineChoice):
         known = ", ".join(map(repr, get_args(EngineChoice)))
@@ -70,7 +70,7 @@ def check_engine(choice: str, asked: str = "") -> None:
 
 
 def is_zarr_dtype(dtype: np.dtype[Any]) -> bool:
-    """Whether Zarr has a dtype that can be stored."""
+    """Tell whether Zarr has a name for a dtype that can be stored."""
     from tensorage.model.zarr_metadata import data_type_of
 
     try:

@@ -1,8 +1,9 @@
-"""The labels of a coordinate as JSON can hold them: shape, dtype and compressed bytes. No I/O.
+"""Labels of a coordinate as JSON: shape, dtype and compressed bytes. No I/O.
 
-``data`` is the labels' bytes, compressed, in base64. Numbers are taken for integers of the same bits, little-endian,
-of which those before are subtracted, ``deltas`` times over; then come the first bytes of all, the second bytes, and so
-on. Regular steps, as most labels have, so become zeros. Text is a list in JSON. Either comes back bit by bit.
+``data`` is the labels' bytes, compressed, in base64. Numbers are taken for little-endian integers of the same bits.
+From each the one before is subtracted, ``deltas`` times over. Then come the first bytes of all, the second bytes of
+all, and so on. Most labels have regular steps, which become zeros in this way. Text is a list in JSON. Both numbers
+and text come back bit by bit.
 """
 
 from __future__ import annotations
@@ -23,32 +24,32 @@ from tensorage.types import storable_dtype
 
 __all__ = ["MAX_LABELS_BYTES", "TEXT_KINDS", "decode_labels", "encode_labels"]
 
-#: Labels of one coordinate. More than that is not compressed first, to see that it does not fit; nor does somebody
-#: else's array, which holds whatever its owner likes, make a reader take more memory.
+#: Most bytes of the labels of one coordinate. Larger ones are refused before they are compressed, since they would not
+#: fit. Readers are bound by it too: the array of another user cannot make them take more memory.
 MAX_LABELS_BYTES = 256 * 1024 * 1024
 
-#: Of ``numpy.dtype.kind``: text of one length, Python's own objects, numpy's text of any length.
+#: Kinds of ``numpy.dtype.kind`` for text: of one length, Python's own objects, numpy's text of any length.
 TEXT_KINDS = "UOT"
 
-#: How often the label before is subtracted: whatever makes the least of it.
+#: Numbers of subtractions to try. The one that makes the fewest bytes is taken.
 _DELTAS = (0, 1, 2)
 
-#: Of zlib. Higher ones take several times as long, and make little of it, once neighbours are subtracted.
+#: Level of zlib. Once neighbours are subtracted, higher levels take several times as long and save little.
 _LEVEL = 6
 
 _VARIABLE_TEXT = "StringDType"
 
-#: What numpy is asked for, so that it is not asked for records or for what it would have to evaluate.
+#: Dtypes that numpy is asked for. Others could be records, or expressions that numpy evaluates.
 _DTYPE = re.compile(r"[<|][a-zA-Z][0-9]*(\[[0-9a-zA-Z]+\])?")
 
 
 def encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
-    """Numbers, truth values, times or text as JSON: the members ``shape``, ``dtype``, ``deltas`` and ``data``.
+    """Encode numbers, truth values, times or text as the JSON members ``shape``, ``dtype``, ``deltas`` and ``data``.
 
     Raises
     ------
     InvalidInputError
-        If it is more text than would be decoded again.
+        If there is more text than `decode_labels` accepts.
     """
     if values.dtype.kind in TEXT_KINDS:
         text = json.dumps(values.ravel().tolist()).encode()
@@ -69,26 +70,26 @@ def encode_labels(values: npt.NDArray[Any]) -> dict[str, Any]:
     return {"shape": list(values.shape), "dtype": dtype, "deltas": deltas, "data": data}
 
 
-def decode_labels(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """The labels again.
+def decode_labels(encoded: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Decode labels that `encode_labels` encoded.
 
     Raises
     ------
     ValueError
-        If these are none.
+        If `encoded` holds no such labels.
     """
     try:
-        shape = tuple(int(extent) for extent in entry["shape"])
-        packed = base64.b64decode(entry["data"], validate=True)
-        dtype = entry["dtype"]
+        shape = tuple(int(extent) for extent in encoded["shape"])
+        packed = base64.b64decode(encoded["data"], validate=True)
+        dtype = encoded["dtype"]
         if dtype == _VARIABLE_TEXT:
-            # Numpy 2.0 has the type, and its type hints do not.
+            # Numpy 2.0 has the type, but not in its type hints.
             return _text(packed, np.dtypes.StringDType(), shape)  # type: ignore[attr-defined, unused-ignore]
         if not _DTYPE.fullmatch(dtype):
             raise ValueError(f"the dtype {dtype!r}")
         if np.dtype(dtype).kind in TEXT_KINDS:
             return _text(packed, np.dtype(dtype), shape)
-        return _numbers(packed, storable_dtype(dtype), shape, int(entry["deltas"]))
+        return _numbers(packed, storable_dtype(dtype), shape, int(encoded["deltas"]))
     except (TypeError, AttributeError, OverflowError, RecursionError, DTypeError, zlib.error) as error:
         raise ValueError(str(error)) from error
 
@@ -97,7 +98,7 @@ def _text(packed: bytes, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]
     labels = json.loads(_unpack(packed, MAX_LABELS_BYTES))
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError("no list of texts")
-    # Of a length that is too large, numpy 2.0 makes a negative one.
+    # Numpy 2.0 turns an item size that is too large into a negative one.
     if len(labels) != math.prod(shape) or not 0 <= len(labels) * dtype.itemsize <= MAX_LABELS_BYTES:
         raise ValueError(f"{len(labels)} texts of {dtype.itemsize} bytes, for the shape {shape}")
     values = np.empty(len(labels), dtype)
@@ -115,7 +116,7 @@ def _numbers(packed: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], deltas
     if len(data) != nbytes:
         raise ValueError("fewer bytes than there should be")
     planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
-    # A copy also of single bytes, whose transpose would be what cannot be written to.
+    # Copy single bytes too: their transpose would be a view of read-only memory.
     plain = np.array(planes.T, order="C").reshape(-1)
     if deltas:
         integers = plain.view(_bits(dtype))
@@ -126,6 +127,7 @@ def _numbers(packed: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], deltas
 
 def _unpack(packed: bytes, most: int) -> bytes:
     reader = zlib.decompressobj()
+    # One byte more than allowed shows that there are more, without making them all.
     data = reader.decompress(packed, most + 1)
     if len(data) > most or not reader.eof:
         raise ValueError("more or fewer bytes than there should be")
@@ -137,7 +139,7 @@ def _deltas_to_try(dtype: np.dtype[Any]) -> tuple[int, ...]:
 
 
 def _bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Integers of the same bits."""
+    """Return the dtype of unsigned integers with as many bits."""
     return np.dtype(f"<u{dtype.itemsize}")
 
 

@@ -1,4 +1,4 @@
-"""Memory for elements whose number came from a backend."""
+"""Memory for arrays whose size a backend has told."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _GIB = 1024**3
 
 
 def new_array(shape: Sequence[int], dtype: np.dtype[Any], asked: str) -> npt.NDArray[Any]:
-    """Make an array whose elements are arbitrary yet.
+    """Allocate an array without setting its elements.
 
     Parameters
     ----------
     asked
-        What it is for, for the message: ``reading 'weather'``.
+        Purpose of the array, for the message: ``reading 'weather'``.
 
     Raises
     ------
     TooLargeError
-        If this machine has no memory for it.
+        If this machine has no memory for the array.
     """
     check_fits(shape, dtype, asked)
     try:
         return np.empty(tuple(shape), dtype)
     except (MemoryError, ValueError) as error:
-        # More than a process may have; or, by numpy, more than there can be addresses.
+        # A process may be limited to less than the machine has. Numpy refuses more than there can be addresses.
         raise _too_large(shape, dtype, asked, "this process gets no memory for it") from error
 
 
 def check_fits(shape: Sequence[int], dtype: np.dtype[Any], asked: str) -> None:
     """Refuse an array that is larger than the memory of this machine.
 
-    The system promises memory that it does not have, and ends a process that uses it.
+    An operating system promises memory that it does not have, and ends the process that uses it.
 
     Raises
     ------
@@ -66,11 +66,11 @@ def _too_large(shape: Sequence[int], dtype: np.dtype[Any], asked: str, why: str)
 
 @cache
 def _machine_bytes() -> int | None:
-    """Memory and swap of this machine; None where that is not known."""
+    """Return the bytes of memory and swap of this machine; None if they are not known."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        # Not on Windows.
+        # Windows has no `sysconf`.
         return None
     return memory + _swap_bytes() if memory > 0 else None
 
@@ -79,7 +79,7 @@ def _swap_bytes() -> int:
     try:
         lines = _SWAP_OF_LINUX.read_text().splitlines()
     except OSError:
-        # Other systems take of the disk what they need.
+        # Other systems than Linux swap to files that grow with the need.
         return 64 * _GIB
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapTotal:"))
 

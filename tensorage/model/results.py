@@ -1,4 +1,4 @@
-"""Results of reading, where they were asked for. No I/O."""
+"""Results of reads, in the memory that the caller asked for. No I/O."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ __all__ = ["Plan", "Result", "check_out"]
 
 
 class Plan(Protocol):
-    """What to read for a selection, and how to make its result of a buffer of elements."""
+    """Plan of a selection: the size of its buffer, and the way from the buffer to the result."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
     def size(self) -> int:
-        """Elements in the buffer."""
+        """Elements of the buffer."""
         ...
 
     @property
     def is_whole_buffer(self) -> bool:
-        """True if the buffer is the result, element by element in C order."""
+        """Whether the buffer is the result, element by element in C order."""
         ...
 
     def pick(self, buffer: npt.NDArray[Any]) -> Any:
-        """Take the result out of the buffer, of one axis."""
+        """Take the result out of a buffer of one axis."""
         ...
 
 
 def check_out(shape: tuple[int, ...], dtype: np.dtype[Any], out: npt.NDArray[Any]) -> None:
-    """Refuse an array that is not of a result's shape and dtype."""
+    """Refuse an array that has not the shape and dtype of the result."""
     if out.shape != shape or out.dtype != dtype:
         raise InvalidInputError(
             f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {shape} and dtype {dtype}"
@@ -43,21 +43,21 @@ def check_out(shape: tuple[int, ...], dtype: np.dtype[Any], out: npt.NDArray[Any
 
 
 class Result:
-    """A result to be: fill its `buffer`, then `take` it.
+    """Result of a read. Fill its `buffer`, then `take` it.
 
     Parameters
     ----------
     out
-        Where the caller wants it, or None.
+        Array for the result, or None for a new one.
     key
-        Of the array, for messages.
+        Key of the array, for messages.
 
     Raises
     ------
     InvalidInputError
-        If `out` is not of the result's shape and dtype.
+        If `out` has not the shape and dtype of the result.
     TooLargeError
-        If there is no memory for it.
+        If there is no memory for the result.
     """
 
     def __init__(self, plan: Plan, dtype: np.dtype[Any], out: npt.NDArray[Any] | None, key: str) -> None:
@@ -67,10 +67,11 @@ class Result:
             check_fits(plan.shape, dtype, f"reading {key!r}")
         self._plan = plan
         self._out = out
+        # Elements that arrive in order can go straight to `out`, which saves a copy and its memory.
         self._is_direct = out is not None and bool(
             plan.is_whole_buffer and out.flags.c_contiguous and out.flags.writeable
         )
-        #: Of one axis, contiguous: what travels goes here.
+        #: Memory for the elements that travel: contiguous, of one axis.
         self.buffer = (
             out.reshape(-1)
             if out is not None and self._is_direct
@@ -78,12 +79,12 @@ class Result:
         )
 
     def take(self) -> Any:
-        """What numpy gives for the selection, in `out` if there is one."""
+        """Return the result that numpy gives for the selection, in `out` if there is one."""
         if self._is_direct:
             return self._out
         result = self._plan.pick(self.buffer)
         if self._out is None:
-            # A view into a much larger buffer would keep all of it in memory.
+            # A view of a much larger buffer would keep the whole buffer in memory.
             small = isinstance(result, np.ndarray) and 2 * result.size < self.buffer.size
             return result.copy() if small else result
         self._out[...] = result

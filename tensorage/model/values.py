@@ -1,4 +1,4 @@
-"""What users hand in, as arrays and keys that can be stored. No I/O."""
+"""Conversion and checks of the arrays, keys and attributes that users hand in. No I/O."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
     "split_key",
 ]
 
-#: Bytes of UTF-8.
+#: Most bytes of a key in UTF-8.
 MAX_KEY_BYTES = 1024
 
 
 def check_key(key: str) -> None:
-    """Refuse what cannot be a key."""
+    """Refuse a value that cannot be a key."""
     if not isinstance(key, str):
         raise InvalidInputError(f"a key is a string, not {reprlib.repr(key)}")
     try:
@@ -49,7 +49,8 @@ def check_key(key: str) -> None:
 
 
 def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
-    """The array that data is, if all of it is one."""
+    """Convert data to an array, and refuse data that an array cannot hold."""
+    # Numpy would drop the mask without a word.
     if isinstance(data, np.ma.MaskedArray):
         raise InvalidInputError(
             "a masked array has no elements where it is masked: store data.filled(...) and, if needed, data.mask"
@@ -67,10 +68,11 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Data in the dtype of a dataset: arrays have to fit it without loss, lists are as good as their values."""
+    """Cast data to the dtype of a dataset. Arrays have to fit it without loss. Of a list, only the values have to."""
     if not isinstance(data, np.ndarray | np.generic):
         return as_assigned(data, dataset)
     array = as_array(data)
+    # An empty array has a dtype by accident, and no value to lose.
     if array.size and not np.can_cast(array.dtype, dataset.dtype, "safe"):
         raise DTypeError(
             f"{array.dtype} does not fit {dataset.key!r} of dtype {dataset.dtype} without loss: "
@@ -80,10 +82,10 @@ def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
 
 
 def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """A value in the dtype of the dataset that it is assigned to.
+    """Cast a value to the dtype of the dataset that it is assigned to.
 
-    As numpy casts within a kind (float64 to float32, say); otherwise, and as integers, only values that stay what
-    they are, where numpy would cut them off.
+    Within a kind, values are cast as numpy casts them (float64 to float32, say). To another kind, and to integers,
+    values are cast only if they stay equal: numpy would cut them off.
     """
     array = as_array(value)
     rule: Literal["safe", "same_kind"] = "safe" if dataset.dtype.kind in "iu" else "same_kind"
@@ -101,7 +103,7 @@ def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
 
 
 def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
-    """Refuse rows of another shape than the array has behind its first axis."""
+    """Refuse rows whose shape differs from that of the array beyond the first axis."""
     if target.ndim == 0 or rows.ndim != target.ndim or rows.shape[1:] != target.shape[1:]:
         raise InvalidInputError(
             f"rows of shape {rows.shape} do not fit {target.key!r} of shape {target.shape}: "
@@ -110,7 +112,7 @@ def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
 
 
 def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
-    """The elements of each block, in one dimension, checked against the declared shape."""
+    """Yield the elements of each block in one dimension, checked against the declared shape."""
     came = 0
     for block in blocks:
         rows = cast_to(block, dataset)
@@ -120,6 +122,7 @@ def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[n
                 "all but the first axis have to be the same"
             )
         came += rows.shape[0]
+        # Blocks may go on without end, so stop once there are too many rows.
         if came > dataset.shape[0]:
             break
         yield np.ascontiguousarray(rows).reshape(-1)
@@ -132,7 +135,7 @@ def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[n
 
 
 def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as JSON can hold them: numpy's numbers and arrays become Python's."""
+    """Convert attributes to JSON's types: numpy's numbers and arrays become Python's."""
     for name in attrs:
         if not isinstance(name, str):
             raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")
@@ -141,17 +144,18 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
                 f"the name {name!r} is reserved: coordinates are kept under it, and tensor.coords changes them"
             )
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_plain, allow_nan=False))
+        # A round trip through JSON makes a copy that later changes of the user's objects do not reach.
+        plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_to_json_type, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error
-    # Without the backslashes of the text, two in JSON: a NUL is one and a number.
+    # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
     return plain
 
 
 def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:
-    """Names of the axes, one for each."""
+    """Check the names of the axes: one for each."""
     if dims is None:
         return None
     if isinstance(dims, str) or not all(isinstance(name, str) for name in dims):
@@ -161,7 +165,7 @@ def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:
     return list(dims)
 
 
-def _plain(value: object) -> Any:
+def _to_json_type(value: object) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{value!r} is no text, number, truth value, None, list or dict")

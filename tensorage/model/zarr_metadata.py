@@ -1,4 +1,4 @@
-"""What the metadata of a Zarr v3 array say, as JSON. No I/O, and no zarr."""
+"""Metadata of a Zarr v3 array, as JSON. No I/O, and no zarr."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
     "regular_grid",
 ]
 
-#: A codec as the metadata name it: ``{"name": ..., "configuration": {...}}``, or by its name alone.
+#: A codec as JSON: ``{"name": ..., "configuration": {...}}``, or its name alone.
 Codec = Mapping[str, Any] | str
 
-#: The codec whose objects hold many chunks and an index of them.
+#: Name of the codec whose objects hold many chunks and an index of them.
 SHARDING = "sharding_indexed"
 
 #: Codecs of the index of a shard.
@@ -35,14 +35,14 @@ INDEX_CODECS: tuple[Codec, ...] = (
     {"name": "crc32c"},
 )
 
-#: With what stands in one place of all elements next to each other, numbers of several bytes become smaller than by
-#: zstd, in a fifth of its time (docs/decisions/0010).
+#: Blosc shuffles: it puts the first bytes of all elements together, and so on. Numbers of several bytes then become
+#: smaller than by zstd, in a fifth of its time (docs/decisions/0010).
 BLOSC = {"cname": "lz4", "clevel": 5, "blocksize": 0}
 
-#: Of single bytes, it is the other way round. Levels above this one are slower, and little better.
+#: Single bytes become smaller by zstd. Levels above this one are slower, and little better.
 ZSTD = {"level": 1, "checksum": True}
 
-#: Zarr's names of numpy's kinds, and the sizes in bytes that Zarr knows of each.
+#: Zarr's name of each of numpy's kinds, and the sizes in bytes that Zarr has of it.
 _NUMBERS: Mapping[str, tuple[str, frozenset[int]]] = {
     "i": ("int", frozenset({1, 2, 4, 8})),
     "u": ("uint", frozenset({1, 2, 4, 8})),
@@ -53,7 +53,7 @@ _TIMES: Mapping[str, str] = {"M": "numpy.datetime64", "m": "numpy.timedelta64"}
 
 
 def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
-    """Zarr's name of a dtype that can be stored.
+    """Return Zarr's name of a dtype that can be stored.
 
     >>> data_type_of(np.dtype("<f4"))
     'float32'
@@ -63,7 +63,7 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
     Raises
     ------
     DTypeError
-        If Zarr has none, as for the wide floats of some processors.
+        If Zarr has no name for the dtype, such as a wide float of some processors.
     """
     if dtype.kind == "b":
         return "bool"
@@ -80,19 +80,19 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
 
 
 def default_fill_value(dtype: np.dtype[Any]) -> Any:
-    """What elements are that were never written: zero, False or not-a-time, as JSON."""
+    """Return the value of elements that were never written, as JSON: zero, False or not-a-time."""
     if dtype.kind in _TIMES:
-        # Zarr also has the number behind it, which its readers don't take for times without a unit.
+        # Zarr also allows the number behind not-a-time, but its readers refuse that for times without a unit.
         return "NaT"
     zero = dtype.type(0).item()
     return [zero.real, zero.imag] if isinstance(zero, complex) else zero
 
 
 def default_codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
-    """Codecs of a chunk: its elements little-endian, compressed, with a checksum."""
+    """Return the codecs of a chunk by default: elements little-endian, compressed, with a checksum."""
     if dtype.itemsize == 1:
         return ({"name": "bytes"}, {"name": "zstd", "configuration": ZSTD})
-    # The upper bits of integers are mostly the same. The lower ones of floats are noise: to take them apart only costs.
+    # The upper bits of integers are mostly the same. The lower bits of floats are noise: taking them apart only costs.
     shuffle = "shuffle" if dtype.kind in "fc" else "bitshuffle"
     number_bytes = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
     return (
@@ -103,17 +103,17 @@ def default_codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
 
 
 def name_of(codec: Codec) -> str:
-    """Name of a codec."""
+    """Return the name of a codec."""
     return codec if isinstance(codec, str) else str(codec["name"])
 
 
 def configuration_of(codec: Codec) -> Mapping[str, Any]:
-    """What a codec is told, nothing if it is told nothing."""
+    """Return the configuration of a codec, empty if it has none."""
     return {} if isinstance(codec, str) else codec.get("configuration") or {}
 
 
 def chunk_key(coords: Sequence[int]) -> str:
-    """Name of an object within its array, by Zarr's default chunk key encoding.
+    """Return the name of an object within its array, by Zarr's default chunk key encoding.
 
     >>> chunk_key((1, 0, 5))
     'c/1/0/5'
@@ -123,30 +123,30 @@ def chunk_key(coords: Sequence[int]) -> str:
     return "/".join(["c", *(str(coord) for coord in coords)])
 
 
-def regular_grid(extents: Sequence[int]) -> dict[str, Any]:
-    """The grid of objects of these extents."""
-    return {"name": "regular", "configuration": {"chunk_shape": list(extents)}}
+def regular_grid(chunk_shape: Sequence[int]) -> dict[str, Any]:
+    """Describe the grid of objects of one shape."""
+    return {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}}
 
 
 def array_metadata(
-    dtype: np.dtype[Any], extents: Sequence[int], codecs: Sequence[Codec], fill_value: Any
+    dtype: np.dtype[Any], chunk_shape: Sequence[int], codecs: Sequence[Codec], fill_value: Any
 ) -> dict[str, Any]:
-    """All that the metadata say of an array but its shape, attributes and names of dimensions.
+    """Return the metadata of an array, without its shape, attributes and names of dimensions.
 
     Parameters
     ----------
-    extents
-        Of an object, in elements.
+    chunk_shape
+        Shape of an object, in elements.
     codecs
-        Of an object.
+        Codecs of an object.
     fill_value
-        As JSON.
+        Fill value, as JSON.
     """
     return {
         "zarr_format": 3,
         "node_type": "array",
         "data_type": data_type_of(dtype),
-        "chunk_grid": regular_grid(extents),
+        "chunk_grid": regular_grid(chunk_shape),
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": fill_value,
         "codecs": list(codecs),

@@ -1,14 +1,15 @@
-"""Tokens for the processes that work as the user of a session: they borrow its token, and ask for the next one.
+"""Loans of a session's token to processes that work as its user, and requests for the next token.
 
-A child process, or one that a session was pickled for, never logs in. The refresh token of a login can be used once,
-so one process refreshes it. The process that holds the login answers the others on a local socket, one question and
-one answer a connection, each a line of JSON, once both have proved who they are (see `tensorage.signin.peers`)::
+A child process never logs in, and neither does a process that a session was pickled for. The refresh token of a login
+can be used once, so a single process, the lender, refreshes it. The lender answers the other processes on a local
+socket: one question and one answer a connection, each a line of JSON, once both sides have proved their identity (see
+`tensorage.signin.peers`)::
 
     {"refused": the token that does not work any more, or null}
     {"token": ..., "fresh_until": ..., "expires_at": ..., "user_id": ...}   or   {"error": ...}
 
-The socket lies in a folder that only this user of the machine can enter. That folder goes with its process, and another
-user may make one of the same name: hence the proof.
+The socket lies in a folder that only this user of the machine can enter. The folder is removed with its process, and
+another user may then make one of the same name: hence the proof.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ __all__ = ["Lender", "Loan", "Whereabouts"]
 
 logger = logging.getLogger(__name__)
 
-#: For the question to come, once somebody has connected.
+#: Longest wait for the question, once a process has connected.
 QUESTION_TIMEOUT_S = 10.0
 
-#: For the answer: the lender may have to renew the login first, and to try that more than once.
+#: Longest wait for the answer. The lender may have to renew the login first, in more than one try.
 ANSWER_TIMEOUT_S = 60.0
 
-#: Processes that may ask at the same time, before one of them is turned away.
+#: Most processes that may ask at the same time before the system turns one away.
 BACKLOG = 256
 
-#: After a connection failed, which may be for want of file descriptors.
+#: Pause after a failed connection. The reason may be a lack of file descriptors, which repeats at once.
 PAUSE_S = 0.1
 
 _MAX_MESSAGE_BYTES = 64 * 1024
@@ -47,7 +48,7 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Address of a lender, and the key that it and its askers share."""
+    """Address of a lender, and the key that the lender and its askers share."""
 
     address: str
     secret: str = field(repr=False)
@@ -64,11 +65,11 @@ class Loan:
     Parameters
     ----------
     fresh_until
-        From then on the lender has a newer one. In seconds since the epoch, as `expires_at`.
+        Time from which on the lender has a newer token. In seconds since the epoch, as `expires_at`.
     user_id
-        Whose it is.
+        User whose token it is.
     lender
-        Where the next one comes from; None if that process cannot be asked.
+        Address for the next loan; None if the process that holds the login cannot be asked.
     """
 
     token: str = field(repr=False)
@@ -78,44 +79,47 @@ class Loan:
     lender: Whereabouts | None = None
 
     def next(self, refused: str | None = None) -> Loan:
-        """Ask for a fresh token.
+        """Ask the lender for a fresh token.
 
         Parameters
         ----------
         refused
-            The token that the backend has refused, if that is why.
+            The token that the backend has refused, if that is the reason for the question.
 
         Raises
         ------
         AuthenticationError
-            If the process that holds the login is gone, has logged out, or cannot renew it; or if another one answers
-            in its place, which is told nothing.
+            If the process that holds the login is gone, has logged out, or cannot renew the login; or if another
+            process answers in its place, which is told nothing.
         BackendUnavailableError
-            If it cannot renew it now, because the backend is away.
+            If the lender cannot renew the login now, because the backend is away.
         """
         if self.lender is None:
-            raise _gone("it cannot be asked for another one")
+            raise _login_gone("it cannot be asked for another one")
         try:
             with connection.Client(self.lender.address) as asking:
                 prove_as_asker(asking, self.lender.key, ANSWER_TIMEOUT_S)
                 asking.send_bytes(json.dumps({"refused": refused}).encode())
                 if not asking.poll(ANSWER_TIMEOUT_S):
-                    raise _gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
+                    raise _login_gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
                 answer = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
         except NotThePeerError as error:
-            raise _gone(f"what answers at {self.lender.address} is not that process: {error}") from error
+            raise _login_gone(
+                f"what answers at {self.lender.address} is not that process: {error}"
+            ) from error
         except (OSError, EOFError) as error:
-            raise _gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+            raise _login_gone(f"it cannot be asked for another one ({type(error).__name__})") from error
+        # Only a lasting error means that this process has to log in by itself.
         if answer.get("is_passing"):
             raise BackendUnavailableError(
                 f"the process that holds the login cannot renew it now: {answer['error']}"
             )
         if "error" in answer:
-            raise _gone(f"it has no other one: {answer['error']}")
+            raise _login_gone(f"it has no other one: {answer['error']}")
         return Loan(**answer, lender=self.lender)
 
 
-def _gone(why: str) -> AuthenticationError:
+def _login_gone(why: str) -> AuthenticationError:
     return AuthenticationError(
         f"the login of this process is that of the process it came from, and {why}. Keep that process and its "
         "store alive, or log in here with session.login_by_mail(email, password)"
@@ -123,14 +127,15 @@ def _gone(why: str) -> AuthenticationError:
 
 
 class Lender:
-    """Answers the processes of this machine that have borrowed a session's token.
+    """Server that lends a session's token to processes of this machine.
 
-    Nothing at first, a socket once `open` was called, and a thread once `start` was.
+    It has a socket once `open` was called, and a thread once `start` was. Most sessions need neither.
 
     Parameters
     ----------
     lend
-        Gives a token, fresh and another one than the `refused`; raises `TensorageError` if there is none.
+        Function that returns a loan with a fresh token, another one than the `refused`. It raises `TensorageError` if
+        there is none.
     """
 
     def __init__(self, lend: Callable[[str | None], Loan]) -> None:
@@ -139,14 +144,15 @@ class Lender:
         self._listener: connection.Listener | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        #: Where it is asked, once it can be.
+        #: Address and key of the lender, once it has a socket.
         self.whereabouts: Whereabouts | None = None
 
     def open(self) -> Whereabouts | None:
-        """Where it is asked; whoever asks waits until it was started. None if there can be no socket."""
+        """Open the socket and return its address; None if there can be no socket. Askers wait until `start`."""
         with self._lock:
             if self._listener is None and not self._closed:
                 try:
+                    # The system chooses the address: a socket in a new folder of this user.
                     self._listener = connection.Listener(backlog=BACKLOG)
                 except OSError as error:
                     logger.warning("other processes cannot ask for the next token of this one: %s", error)
@@ -155,7 +161,7 @@ class Lender:
             return self.whereabouts
 
     def start(self) -> None:
-        """Begin to answer, if somebody knows where to ask."""
+        """Begin to answer, if the socket is open."""
         with self._lock:
             if self._listener is not None and self._thread is None and not self._closed:
                 self._thread = threading.Thread(
@@ -164,13 +170,13 @@ class Lender:
                 self._thread.start()
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop answering, for good."""
         with self._lock:
             closed, self._closed = self._closed, True
         if closed or self._listener is None or self.whereabouts is None:
             return
         if self._thread is not None:
-            # It waits for somebody to connect.
+            # The thread waits for a connection, and stops after this one.
             try:
                 connection.Client(self.whereabouts.address).close()
             except OSError as error:
@@ -178,7 +184,7 @@ class Lender:
         self._listener.close()
 
     def leave(self) -> None:
-        """In a forked child: the socket is not the child's to answer, nor to keep open when the parent is gone."""
+        """Drop the socket in a forked child: the parent answers, and once it is gone nobody must seem to."""
         self._closed = True
         if self._listener is not None:
             self._listener.close()
@@ -196,7 +202,7 @@ class Lender:
             if self._closed:
                 asking.close()
                 return
-            # Each in a thread of its own: one that asks nothing keeps nobody waiting.
+            # Each connection has a thread of its own, so that one that asks nothing keeps nobody waiting.
             threading.Thread(target=self._answer, args=[asking], name="tensorage lender", daemon=True).start()
 
     def _answer(self, asking: connection.Connection[Any, Any]) -> None:
@@ -208,18 +214,19 @@ class Lender:
                 if not asking.poll(QUESTION_TIMEOUT_S):
                     return
                 question = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
-                asking.send_bytes(json.dumps(self._said(question["refused"])).encode())
+                asking.send_bytes(json.dumps(self._answer_to(question["refused"])).encode())
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             logger.debug(
                 "a process that asked for a token is gone, may not have it, or asked for nothing: %s", error
             )
 
-    def _said(self, refused: str | None) -> dict[str, Any]:
+    def _answer_to(self, refused: str | None) -> dict[str, Any]:
         try:
             loan = asdict(self._lend(refused))
         except BackendUnavailableError as error:
             return {"error": str(error), "is_passing": True}
         except TensorageError as error:
             return {"error": str(error)}
+        # The asker knows the lender, and its key must not be sent.
         del loan["lender"]
         return loan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.patience import Patience
-from tensorage.config import ENVIRONMENT, check_url, required
+from tensorage.config import ENVIRONMENT, check_url, require
 from tensorage.errors import (
     AuthenticationError,
     BackendUnavailableError,
@@ -58,11 +58,11 @@ class Credentials:
 
     def required_url(self) -> str:
         """Return the URL of the project, or say that one is needed."""
-        return required("backend_url", self.backend_url)
+        return require("backend_url", self.backend_url)
 
     def required_key(self) -> str:
         """Return the key of the project, or say that one is needed."""
-        return required("backend_key", self.backend_key, self.held_back)
+        return require("backend_key", self.backend_key, self.held_back)
 
 
 class Login:
@@ -148,7 +148,7 @@ class Login:
         """Return the headers that say whose a request is, without waiting for a backend that is away."""
         token = self.token_now()
         return {
-            "apikey": required("backend_key", self.credentials.backend_key),
+            "apikey": require("backend_key", self.credentials.backend_key),
             "Authorization": f"Bearer {token}",
         }
 
@@ -159,8 +159,8 @@ class Login:
         with self.lock:
             email, password = email or self.credentials.email, password or self.credentials.password
             credentials = {
-                "email": required("email", email, self.credentials.held_back),
-                "password": required("password", password, self.credentials.held_back),
+                "email": require("email", email, self.credentials.held_back),
+                "password": require("password", password, self.credentials.held_back),
             }
             try:
                 with auth_errors(f"logging in as {email}", self.credentials.backend_url):
@@ -175,7 +175,7 @@ class Login:
     def register(self, email: str, password: str) -> AuthResponse:
         """Register a new user, and go on as this user where no confirmation of the address is asked for."""
         with self.lock:
-            credentials = {"email": required("email", email), "password": required("password", password)}
+            credentials = {"email": require("email", email), "password": require("password", password)}
             try:
                 with auth_errors(f"registering {email}", self.credentials.backend_url):
                     response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
@@ -271,7 +271,7 @@ class Login:
 
     def _sdk(self) -> supabase.Client:
         if self._client is None:
-            from tensorage.signin.client import make_client
+            from tensorage.signin.sdk import make_client
 
             url, key = self._required_url(), self.credentials.required_key()
             self._client, http = make_client(url, key)
@@ -296,7 +296,7 @@ class Login:
         self.expires_at = time.time() + response.session.expires_in
         self.loan = None
         self.patience.has_worked = True
-        key = required("backend_key", self.credentials.backend_key)
+        key = require("backend_key", self.credentials.backend_key)
         self.ending.login = (self._required_url(), key, response.session.access_token)
 
     def _replace(self, response: AuthResponse) -> None:

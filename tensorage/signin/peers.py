@@ -1,14 +1,14 @@
-"""Proof, between two processes of this machine, that each is the one that the other means to talk to.
+"""Mutual proof of two processes of this machine that each is the one that the other means to talk to.
 
-Two questions are asked. The system is asked which user has the other end of a Unix socket. The other end is asked for a
-code that only who knows the shared key can make, over numbers that both have just drawn::
+There are two checks. The system tells which user has the other end of a Unix socket. The other end sends a code over
+numbers that both ends have just drawn, which can only be made with the shared key::
 
     lender -> asker    nonce of the lender
     asker  -> lender   nonce of the asker, code of ("asker", both nonces)
     lender -> asker    code of ("lender", both nonces)
 
-The key itself is never sent. Codes name the role, so that neither side's can be used as the other's; and no nonce
-comes twice, so that an old code is worth nothing.
+The key itself is never sent. A code names the role, so that neither side's code can be used as the other's. No nonce
+comes twice, so an old code is worth nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _CODE_BYTES = 32
 #: `struct ucred` of Linux: process, user, group.
 _UCRED = struct.Struct("3i")
 
-#: The beginning of `struct xucred` of macOS and FreeBSD: version, user. Python has no names for its option.
+#: Beginning of `struct xucred` of macOS and FreeBSD: version, user. Python has no names for the socket option.
 _XUCRED = struct.Struct("=II")
-_XUCRED_BYTES = 76
+XUCRED_BYTES = 76
 _XUCRED_VERSION = 0
 _SOL_LOCAL = 0
 _LOCAL_PEERCRED = 1
 
-#: It takes its parameters from type checkers alone.
+#: A string, since the class takes type parameters in type checkers only.
 _Connection: TypeAlias = "connection.Connection[Any, Any]"
 
 
@@ -47,14 +47,14 @@ class NotThePeerError(OSError):
 
 
 def prove_as_asker(there: _Connection, key: bytes, patience_s: float) -> None:
-    """Prove to a lender that this process may ask, and have it prove that it is the one that is meant.
+    """Prove to a lender that this process may ask, and have the lender prove that it is the one that is meant.
 
     Raises
     ------
     NotThePeerError
-        If it is not. It has learned nothing that would help it elsewhere.
+        If the other end is not that lender. It has learned nothing that would help it elsewhere.
     OSError, EOFError
-        If it hangs up.
+        If the other end hangs up.
     """
     _check_user(there)
     theirs = _receive(there, _NONCE_BYTES, patience_s)
@@ -65,14 +65,14 @@ def prove_as_asker(there: _Connection, key: bytes, patience_s: float) -> None:
 
 
 def prove_as_lender(there: _Connection, key: bytes, patience_s: float) -> None:
-    """Have an asker prove that it may ask, and prove to it that this is the lender.
+    """Have an asker prove that it may ask, and prove to the asker that this process is the lender.
 
     Raises
     ------
     NotThePeerError
-        If it may not. It has been told nothing.
+        If the asker may not. It has been told nothing.
     OSError, EOFError
-        If it hangs up.
+        If the asker hangs up.
     """
     _check_user(there)
     ours = secrets.token_bytes(_NONCE_BYTES)
@@ -85,7 +85,7 @@ def prove_as_lender(there: _Connection, key: bytes, patience_s: float) -> None:
 
 
 def _code(key: bytes, role: bytes, nonces: bytes) -> bytes:
-    # The nonces have a fixed length: no two roles and nonces make the same message.
+    # The nonces have a fixed length, so no two pairs of role and nonces make the same message.
     return hmac.digest(key, b"tensorage " + role + nonces, _CODE)
 
 
@@ -100,27 +100,27 @@ def _receive(there: _Connection, nbytes: int, patience_s: float) -> bytes:
 
 def _check_user(there: _Connection) -> None:
     uid = _user_of(there)
-    # Root could read the key out of this process's memory anyhow.
+    # Refusing root would gain nothing: root can read the key in this process's memory.
     if uid is not None and uid not in (0, os.geteuid()):
         raise NotThePeerError(f"it is a process of another user (uid {uid})")
 
 
 def _user_of(there: _Connection) -> int | None:
-    """User at the other end of a Unix socket; None where the system cannot tell."""
+    """Return the user at the other end of a Unix socket; None if the system cannot tell."""
     if sys.platform == "win32":
-        # A named pipe.
+        # Connections are named pipes, which tell no user.
         return None
-    # A duplicate, which the socket's object may close.
+    # `fromfd` duplicates the descriptor, so that closing the socket object leaves the connection open.
     with socket.fromfd(there.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
         if hasattr(socket, "SO_PEERCRED"):
             _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             return int(uid)
         if sys.platform == "darwin" or sys.platform.startswith("freebsd"):
-            return _uid_of_xucred(end.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES))
+            return uid_of_xucred(end.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, XUCRED_BYTES))
     return None
 
 
-def _uid_of_xucred(credentials: bytes) -> int:
+def uid_of_xucred(credentials: bytes) -> int:
     version, uid = _XUCRED.unpack_from(credentials)
     if version != _XUCRED_VERSION:
         raise NotThePeerError(f"this system tells users in a form that is not known here (version {version})")

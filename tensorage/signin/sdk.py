@@ -1,12 +1,17 @@
-"""The auth part of the Supabase SDK under whichever of its two names is installed.
+"""The Supabase SDK, as a session uses it. Import this when a session first needs the SDK: loading it is slow.
 
-The package was called ``gotrue`` until supabase 2.18.0 and is called ``supabase_auth`` since. This is
-the only module that knows.
+The auth part of the SDK was called ``gotrue`` until supabase 2.18.0 and is called ``supabase_auth`` since. No other
+module has to know.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+import httpx
+from supabase.lib.client_options import SyncClientOptions
+
+import supabase
 
 if TYPE_CHECKING:
     from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
@@ -28,5 +33,32 @@ __all__ = [
     "AuthRetryableError",
     "AuthUnknownError",
     "Session",
+    "SessionClient",
     "User",
+    "make_client",
 ]
+
+#: Longest wait of the SDK's requests for the next bytes of an answer, in seconds.
+TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
+
+
+class SessionClient(supabase.Client):
+    """A `supabase.Client` that can also be called: ``session.client()`` is ``session.client``."""
+
+    def __call__(self) -> Self:
+        return self
+
+
+def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
+    """Make a client of one project, and the HTTP client that its parts share.
+
+    No thread refreshes tokens in the background, and no token is kept on disk: the session renews its login when it is
+    used.
+    """
+    # A redirection would carry passwords and the key to any server that it names.
+    http = httpx.Client(
+        http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=False
+    )
+    options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
+    return SessionClient(url, key, options), http

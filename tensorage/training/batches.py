@@ -15,11 +15,11 @@ import numpy as np
 
 from tensorage.backend.arrays import OpenArray
 from tensorage.backend.wire.http import PARALLEL
-from tensorage.backend.wire.patience import Hurry, current_hurry, hurried
+from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.training.order import Shuffle
-from tensorage.training.position import Plan, Position, read_state, state_of
+from tensorage.training.position import EpochPlan, Position, read_state, state_of
 from tensorage.training.samples import SampleSource, name_of, read_source, read_together, same_length
 
 __all__ = ["AlignedTensors", "Batches", "batches", "zip"]
@@ -92,7 +92,13 @@ class Batches:
     """
 
     def __init__(
-        self, sources: Sequence[SampleSource], plan: Plan, prefetch: int, start: Position, *, are_tuples: bool
+        self,
+        sources: Sequence[SampleSource],
+        plan: EpochPlan,
+        prefetch: int,
+        start: Position,
+        *,
+        are_tuples: bool,
     ) -> None:
         self._reads = _Reads(sources)
         self._plan = plan
@@ -205,7 +211,7 @@ def batches(
         # Of the state it is taken; one that is none is refused below.
         before = start_at.get("seed") if isinstance(start_at, Mapping) else None
         seed = before if type(before) is int else secrets.randbits(63)
-    plan = Plan(length, size, bool(shuffle), seed if shuffle else None, bool(drop_last))
+    plan = EpochPlan(length, size, bool(shuffle), seed if shuffle else None, bool(drop_last))
     start = Position() if start_at is None else read_state(start_at, plan)
     are_tuples = len(sources) > 1 or isinstance(sources[0], AlignedTensors)
     return Batches(arrays, plan, ahead, start, are_tuples=are_tuples)
@@ -245,7 +251,7 @@ def _whole(name: str, value: int, least: int) -> int:
     return number
 
 
-def _selections(plan: Plan, start: Position) -> Iterator[Selection]:
+def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
     """The samples of each batch of an epoch, from a batch on."""
     first = start.batch * plan.batch_size
     after = min(plan.batch_count * plan.batch_size, plan.length)
@@ -282,7 +288,7 @@ class _Reads:
         hurry = Hurry(current_hurry())
 
         def read_one(read: Callable[[Selection], Any], selection: Selection) -> Any:
-            with hurried(hurry):
+            with end_waits_on(hurry):
                 return read(selection)
 
         pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")

@@ -1,10 +1,12 @@
-"""In which order an epoch takes its samples. No I/O.
+"""Order in which an epoch visits its samples. No I/O.
 
-The order is a permutation that can be computed at any place of it, so that neither an epoch over a billion samples
-needs memory for one, nor a loop that goes on from its middle has to repeat what was before. It is a generalized
-Feistel network, and walks along a cycle to stay in range: J. Black and P. Rogaway, "Ciphers with arbitrary finite
-domains", CT-RSA 2002, sections 4 and 5. It depends on nothing but the seed, the epoch and the number of samples, and
-is part of what is promised: a newer version of this package, or of numpy, goes through the samples in the same order.
+The order is a permutation that can be computed at any of its places. An epoch over a billion samples therefore needs
+no memory for the order, and a loop that resumes in the middle computes nothing of the beginning. The permutation is a
+generalized Feistel network, with cycle walking to stay in range: J. Black and P. Rogaway, "Ciphers with arbitrary
+finite domains", CT-RSA 2002, sections 4 and 5.
+
+The order depends on nothing but the seed, the epoch and the number of samples. This is a promise: a newer version of
+this package, or of numpy, visits the samples in the same order.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ import numpy.typing as npt
 
 __all__ = ["Shuffle"]
 
-#: Of the network. Six are enough against whoever tells it from chance by all pairs; small ranges need more to mix.
+#: Rounds of the network. Six suffice against an observer of all pairs, but small ranges need more to mix.
 ROUNDS = 16
 
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 class Shuffle:
-    """A permutation of ``range(length)`` that is one of all of them by chance.
+    """A random permutation of ``range(length)``.
 
     Parameters
     ----------
     length
-        Up to 2**62.
+        Length of the range, up to 2**62.
     seed, epoch
-        Which one it is.
+        Numbers that choose the permutation.
 
     Examples
     --------
@@ -42,7 +44,7 @@ class Shuffle:
 
     def __init__(self, length: int, seed: int, epoch: int) -> None:
         self._length = length
-        # Two numbers, one below each of these, make a position: hardly more pairs than positions.
+        # A place is a pair of numbers, one below each of these. There are hardly more pairs than places.
         self._wide = max(math.isqrt(max(length - 1, 0)) + 1, 1)
         self._narrow = max(-(-length // self._wide), 1)
         key = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=64).digest()
@@ -52,27 +54,28 @@ class Shuffle:
         self._keys = np.frombuffer(b"".join(words), "<u8").astype(np.uint64)
 
     def __getitem__(self, places: slice) -> npt.NDArray[np.int64]:
-        """The samples at consecutive places of the order."""
+        """Return the samples at consecutive places of the order."""
         first, after, _ = places.indices(self._length)
         values = np.arange(first, max(first, after), dtype=np.uint64)
         outside = np.ones(values.shape, np.bool_)
-        # Those that leave the range go on until they are in it again: each ends at a sample of its own.
+        # A value outside of the range is permuted again until it is inside. Every value ends at a sample of its own,
+        # since the permutation goes in cycles.
         while outside.any():
-            values[outside] = self._permuted(values[outside])
+            values[outside] = self._permute(values[outside])
             outside = values >= self._length
         return values.astype(np.int64)
 
-    def _permuted(self, values: _Words) -> _Words:
+    def _permute(self, values: _Words) -> _Words:
         left, right = values % self._wide, values // self._wide
         sides = np.array([self._wide, self._narrow], np.uint64)
         for number, key in enumerate(self._keys):
-            left, right = right, (left + _mixed(right ^ key) % sides[number % 2]) % sides[number % 2]
-        # An even number of rounds: left is below the wide side again.
+            left, right = right, (left + _mix(right ^ key) % sides[number % 2]) % sides[number % 2]
+        # The number of rounds is even, so `left` is below the wide side again.
         return left + right * np.uint64(self._wide)
 
 
-def _mixed(words: _Words) -> _Words:
-    """Each word as another one by which nothing can be told of it.
+def _mix(words: _Words) -> _Words:
+    """Mix each word, so that similar words become different.
 
     The finalizer of SplitMix64: G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators",
     OOPSLA 2014, with the constants of D. Stafford's variant 13.

@@ -1,4 +1,4 @@
-"""How far a loop over batches has come: what is stored, and checked when a loop goes on from there. No I/O."""
+"""Position of a loop over batches, its stored form, and the checks when a loop resumes. No I/O."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from tensorage.errors import InvalidInputError
 
-__all__ = ["Plan", "Position", "read_state", "state_of"]
+__all__ = ["EpochPlan", "Position", "read_state", "state_of"]
 
-#: Version of what `state_of` gives.
+#: Version of the stored form.
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an epoch is: which samples are in which batch follows from it.
+class EpochPlan:
+    """Settings that decide which samples are in which batch of an epoch.
 
     Parameters
     ----------
     length
-        Samples.
+        Number of samples.
     seed
-        Of the order, if they are shuffled.
+        Seed of the order, if samples are shuffled.
     """
 
     length: int
@@ -34,38 +34,39 @@ class Plan:
 
     @property
     def batch_count(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         whole, rest = divmod(self.length, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
 
 @dataclass(frozen=True)
 class Position:
-    """The next batch: its epoch, and its number in that."""
+    """Position of the next batch: its epoch, and its number in the epoch."""
 
     epoch: int = 0
     batch: int = 0
 
     def after(self, batch_count: int) -> Position:
-        """The position behind this batch."""
+        """Return the position behind this batch."""
         if self.batch + 1 >= batch_count:
             return Position(self.epoch + 1, 0)
         return Position(self.epoch, self.batch + 1)
 
 
-def state_of(plan: Plan, position: Position) -> dict[str, Any]:
-    """What has to be kept to go on from a position, as JSON can hold it."""
+def state_of(plan: EpochPlan, position: Position) -> dict[str, Any]:
+    """Return the stored form of a position, of JSON's types."""
     return {"format": _FORMAT, **asdict(position), **asdict(plan)}
 
 
-def read_state(state: Mapping[str, Any], plan: Plan) -> Position:
-    """The position that `state_of` gave, for the same plan.
+def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
+    """Read the position from its stored form, for the same plan.
 
     Raises
     ------
     InvalidInputError
-        If it is of another plan, or no such state.
+        If the state is of another plan, or no such state.
     """
+    # The state may come from a file of the user's, so it may be anything.
     if not (hasattr(state, "get") and state.get("format") == _FORMAT):
         raise InvalidInputError(f"start_at={state!r} is nothing that state() of batches gave")
     for name, value in asdict(plan).items():
@@ -75,6 +76,7 @@ def read_state(state: Mapping[str, Any], plan: Plan) -> Position:
                 "going on would miss or repeat samples. Ask for the same batches, or begin anew without start_at"
             )
     epoch, batch = state.get("epoch"), state.get("batch")
+    # An exact type, since True and False are integers too. An epoch without batches still has the position 0.
     if type(epoch) is int and type(batch) is int and epoch >= 0 and 0 <= batch < max(plan.batch_count, 1):
         return Position(epoch, batch)
     raise InvalidInputError(f"start_at names batch {batch!r} of epoch {epoch!r}: there is none")

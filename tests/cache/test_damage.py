@@ -37,18 +37,18 @@ def restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
     def begin() -> None:
         (tmp_path / "boot_id").write_text("another")
         monkeypatch.setattr(entry, "_BOOT_ID", tmp_path / "boot_id")
-        entry._this_run.cache_clear()
+        entry.this_run.cache_clear()
 
     yield begin
-    entry._this_run.cache_clear()
+    entry.this_run.cache_clear()
 
 
 @pytest.fixture
 def _without_boot_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(entry, "_BOOT_ID", tmp_path / "none")
-    entry._this_run.cache_clear()
+    entry.this_run.cache_clear()
     yield
-    entry._this_run.cache_clear()
+    entry.this_run.cache_clear()
 
 
 def change(path: Path, at: int, content: bytes) -> None:

@@ -153,7 +153,7 @@ def test_a_fork_while_the_folder_is_locked_stops_nobody(rows: TensorStore, folde
     rows["x"] = np.arange(10)
     cached = rows.open("x").cached(folder)
     ends = _FORK.Event()
-    with Folder(folder, None)._locked():
+    with Folder(folder, None).hold_lock():
         child = _FORK.Process(target=ends.wait, args=[60])
         child.start()
     np.testing.assert_array_equal(cached[...], np.arange(10))
@@ -170,7 +170,7 @@ def test_a_folder_that_somebody_stopped_holds_up_nobody_for_ever(
     rows["x"] = np.arange(10)
     cached = rows.open("x").cached(folder)
     with (
-        module.Folder(folder, None)._locked(),
+        module.Folder(folder, None).hold_lock(),
         pytest.raises(tensorage.CacheError, match="locked by a process"),
     ):
         cached[...]

@@ -15,7 +15,7 @@ __all__ = ["FAULTS", "commit"]
 
 def _resends_under_another_id() -> None:
     """Name each attempt of an append anew, so that one whose answer was lost is done again."""
-    attempt = Http._attempt
+    attempt = Http.attempt
 
     def attempt_anew(self: Http, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
         if request.path.endswith("tensorage_append"):
@@ -28,7 +28,7 @@ def _resends_under_another_id() -> None:
             request = replace(request, body=[bytes(head[:40]) + anew, *elements])
         return attempt(self, request, headers, asked)
 
-    Http._attempt = attempt_anew  # type: ignore[method-assign]
+    Http.attempt = attempt_anew  # type: ignore[method-assign]
 
 
 def _answers_before_the_commit() -> None:

@@ -55,9 +55,7 @@ def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
     elements_of = _elements(as_assigned(value, dataset), reading, dataset)
     if not reading.size:
         return dataset
-    parts = split_by_request(
-        reading.source, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS
-    )
+    parts = split_by_request(reading.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS)
     first = next(parts)
     if first.size == reading.size:
         try:
@@ -94,6 +92,6 @@ def _elements(
 
 def _assign_at_once(work: Work, part: RequestRuns, elements: memoryview) -> Dataset:
     dataset = work.dataset
-    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(part.source)}
+    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(part.runs)}
     head = header(count=part.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
     return written(work.transfer, work.send("tensorage_assign", [head, elements]))

@@ -111,7 +111,7 @@ class BlockEngine:
         if reading.size:
             work = self._reading(dataset)
             with work.bar(reading.size * dataset.dtype.itemsize) as advance:
-                fetch_runs(work, reading.source, result.buffer, advance)
+                fetch_runs(work, reading.runs, result.buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:

@@ -44,7 +44,7 @@ def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Itera
     array
         At least one element, of a storable dtype in any byte order.
     block_size
-        Elements per block, from `block_elements`.
+        Elements per block, from `tensorage.model.declaration.fit_block_size`.
     """
     wanted = array.dtype.newbyteorder("<")
     row = array.size // array.shape[0] if array.ndim else 1

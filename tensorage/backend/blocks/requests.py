@@ -41,9 +41,9 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
         arguments = {
             "data_id": work.dataset.id,
             "version": work.dataset.version,
-            **describe_runs(part.source),
+            **describe_runs(part.runs),
         }
-        function = "tensorage_read_spans" if isinstance(part.source, RunList) else "tensorage_read"
+        function = "tensorage_read_spans" if isinstance(part.runs, RunList) else "tensorage_read"
         work.read_into(function, arguments, out)
         advance(len(out))
 
@@ -91,7 +91,7 @@ def send_patches(
     staged = work.dataset
 
     def patch(part: RequestRuns) -> None:
-        meta = describe_runs(part.source)
+        meta = describe_runs(part.runs)
         head = header(count=part.size, block_size=staged.block_size, data_id=staged.id, meta=meta)
         work.send("tensorage_patch", [head, elements_of(part)])
         advance(part.size * staged.dtype.itemsize)

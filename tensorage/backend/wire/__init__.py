@@ -1,1 +1,1 @@
-"""HTTP requests to a Supabase project, and what can go wrong with them."""
+"""HTTP requests to a Supabase project, and their faults."""

@@ -1,7 +1,7 @@
-"""What the backend's error answers mean, as errors of ours. No I/O.
+"""Translation of the backend's error answers to errors of the package. No I/O.
 
-SQLSTATEs of class TS are those that tensorage's own SQL raises; the rest are PostgreSQL's, PostgREST's
-(``PGRSTnnn``) and those of the gateway in front of them, which has none.
+SQLSTATEs of class TS are raised by tensorage's own SQL. Other codes are PostgreSQL's and PostgREST's (``PGRSTnnn``).
+Answers of the gateway in front of them have no code.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ __all__ = [
 
 
 class BackendAnswerError(Exception):
-    """The backend's own error, chained to ours as its cause."""
+    """The backend's own error, chained to an error of the package as its cause."""
 
 
+# These two subclasses carry the array's description, so that the engine needs no request to correct itself.
 class OtherDTypeError(DTypeError):
     """Rows were sent in another dtype than their array has. Never leaves the engine.
 
@@ -68,10 +69,10 @@ class StoredElsewhereError(InvalidInputError):
 
 
 class RestartedError(ChangedError):
-    """The database failed and came back while an array was being written. A writer that can begins anew."""
+    """The database failed and came back while an array was being written. The writer begins anew, if it can."""
 
 
-_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
+ERRORS_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS001": (KeyNotFoundError, "list(store) shows what there is."),
     "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
     "TS003": (ChangedError, "Open it again."),
@@ -87,17 +88,17 @@ _BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "23505": (KeyExistsError, ""),
 }
 
-#: A function, table or column of ours is not known to this project.
-_SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
+#: Codes of an answer that a project gives if it does not know a function, table or column of tensorage.
+SCHEMA_CODES = frozenset({"PGRST202", "PGRST205", "PGRST204", "42P01", "42883", "42703", "PGRST106"})
 
 
-#: In place of an HTTP status, where there was no answer.
+#: Stands for the HTTP status if there was no answer.
 UNREACHABLE = 599
 
-#: Statuses of gateways whose server is away (Cloudflare's, too), of Storage without its database, of too many requests.
+#: Statuses of gateways whose server is away (Cloudflare's too), of Storage without its database, of too many requests.
 _OUTAGE_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 524, 530, 544, UNREACHABLE})
 
-#: PostgREST has no connection, or PostgreSQL starts or stops.
+#: Codes of PostgREST without a connection, and of PostgreSQL while it starts or stops.
 _OUTAGE_CODES = frozenset({"PGRST000", "PGRST001", "PGRST002", "PGRST003", "57P01", "57P02", "57P03"})
 
 
@@ -110,9 +111,9 @@ class Fault:
     status
         HTTP status.
     code
-        SQLSTATE or PGRST code, ``""`` where the answer has none.
+        SQLSTATE or PGRST code, ``""`` if the answer has none.
     retry_after_s
-        What ``Retry-After`` asks for, if it is there and in seconds.
+        Seconds that ``Retry-After`` asks for. None if there is no such header, or it holds a date.
     """
 
     status: int
@@ -125,12 +126,14 @@ class Fault:
     @classmethod
     def parse(cls, status: int, body: bytes, retry_after: str | None = None) -> Fault:
         """Read an answer: its status, its body, and its header ``Retry-After``."""
+        # A date in ``Retry-After`` would need this machine's clock to be right.
         wait_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
         try:
             answer: Any = json.loads(body)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
+            # A gateway answers with a page of HTML, of which the beginning says enough.
             message = body[:200].decode("utf-8", "replace").strip() or "an empty answer"
             return cls(status, "", message, retry_after_s=wait_s)
         text = {name: str(value) for name, value in answer.items() if value is not None}
@@ -140,29 +143,29 @@ class Fault:
 
     @property
     def is_expired_login(self) -> bool:
-        """The token is not, or no longer, good: a new one may help."""
+        """Whether the token is refused, as an expired one is, so that a new one may help."""
         return self.status == 401 and self.code in {"PGRST301", "PGRST302", "PGRST303"}
 
     @property
     def is_too_much(self) -> bool:
-        """The request was too large or took too long: a smaller one may pass."""
+        """Whether the request was too large or took too long, so that a smaller one may pass."""
         return self.status == 413 or self.code == "57014"
 
     @property
     def is_passing(self) -> bool:
-        """The same request may pass a moment later."""
+        """Whether the same request may pass a moment later."""
         # Class 53: the disk or the memory is full. That passes only for 53300, too many connections.
         is_full = self.code[:2] == "53" and self.code != "53300"
         return self.status == 429 or (self.status >= 500 and not self.is_too_much and not is_full)
 
     @property
     def is_unreachable(self) -> bool:
-        """Nobody answered."""
+        """Whether nobody answered."""
         return self.status == UNREACHABLE
 
     @property
     def is_outage(self) -> bool:
-        """The backend as a whole does not serve, or asks to be left alone: it may come back in a minute."""
+        """Whether the backend as a whole does not serve, or asks to be left alone. It may come back in a minute."""
         return self.is_passing and (self.status in _OUTAGE_STATUSES or self.code in _OUTAGE_CODES)
 
     @classmethod
@@ -179,12 +182,12 @@ class Fault:
 
 
 def error_of(fault: Fault, asked: str) -> TensorageError:
-    """The error of ours that a fault is, with the backend's own as its cause.
+    """Translate a fault to an error of the package, with the backend's own error as its cause.
 
     Parameters
     ----------
     asked
-        What was asked, for the message: ``reading 'weather'``.
+        Wish of the user, for the message: ``reading 'weather'``.
     """
     error = _error_of(fault, asked)
     error.__cause__ = BackendAnswerError(str(fault))
@@ -192,7 +195,7 @@ def error_of(fault: Fault, asked: str) -> TensorageError:
 
 
 def _error_of(fault: Fault, asked: str) -> TensorageError:
-    known = _BY_CODE.get(fault.code)
+    known = ERRORS_BY_CODE.get(fault.code)
     if fault.code == "TS003" and fault.details == "restarted":
         return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
     if known is not None:
@@ -201,7 +204,7 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
         if isinstance(error, OtherDTypeError | StoredElsewhereError):
             error.description = json.loads(fault.details or "null")
         return error
-    if fault.code in _SCHEMA_CODES:
+    if fault.code in SCHEMA_CODES:
         return missing_schema(fault.message)
     return _error_of_status(fault, asked)
 
@@ -216,6 +219,7 @@ def _error_of_status(fault: Fault, asked: str) -> TensorageError:
             f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
             "Use a smaller chunk_size, or raise the statement timeout of the project."
         )
+    # PostgREST gives a code with every error. An answer without a code comes from another server.
     if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
         return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
     if fault.status < 500 and fault.status != 429:
@@ -226,7 +230,7 @@ def _error_of_status(fault: Fault, asked: str) -> TensorageError:
 
 
 def check_version(version: Any) -> None:
-    """Refuse what ``tensorage_version()`` of a project answers, unless it is this client's version.
+    """Refuse the answer of a project's ``tensorage_version()`` unless it is this client's version.
 
     Raises
     ------
@@ -251,7 +255,7 @@ _HOW_TO_MIGRATE = (
 
 
 def missing_schema(why: str) -> SchemaError:
-    """The error that tells how to migrate."""
+    """Make the error that tells how to migrate a project."""
     return SchemaError(
         f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: "
         + _HOW_TO_MIGRATE

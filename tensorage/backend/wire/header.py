@@ -1,6 +1,6 @@
-"""Requests that carry elements: a header of 40 bytes, JSON, and the elements. No I/O.
+"""Format of requests that carry elements: a header of 40 bytes, JSON, and the elements. No I/O.
 
-The header is big-endian; its counterpart is ``tensorage.parse`` in the SQL::
+The header is big-endian. Its counterpart in the SQL is ``tensorage.parse``::
 
     0  4  magic "TNSR"           8  8  dataset id         24  4  block_size: elements per block
     4  2  format version        16  8  index of the       28  4  bytes of JSON that follow
@@ -19,19 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "FORMAT_VERSION",
-    "SCHEMA_VERSION",
-    "as_json",
-    "block_elements",
-    "bytes_of",
-    "header",
-]
+__all__ = ["FORMAT_VERSION", "SCHEMA_VERSION", "as_json", "bytes_of", "header"]
 
 #: Version of the binary header.
 FORMAT_VERSION = 1
 
-#: What ``tensorage_version()`` of the project has to answer.
+#: Version of the schema that ``tensorage_version()`` of the project has to answer.
 SCHEMA_VERSION = 3
 
 _HEADER = struct.Struct(">4sHHqqIIq")
@@ -40,16 +33,16 @@ _HEADER = struct.Struct(">4sHHqqIIq")
 def header(
     *, count: int, block_size: int, data_id: int = 0, index: int = 0, meta: Mapping[str, Any] | None = None
 ) -> bytes:
-    """First part of a request that carries `count` elements, stored in blocks of at most `block_size`."""
+    """Make the header and the JSON of a request that carries `count` elements, in blocks of at most `block_size`."""
     encoded = b"" if meta is None else as_json(meta)
     return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, block_size, len(encoded), count) + encoded
 
 
 def as_json(value: Any) -> bytes:
-    """What a request says, as JSON that comes back from a ``jsonb`` column as it was.
+    """Encode a value as JSON that comes back unchanged from a ``jsonb`` column.
 
-    Such a column keeps numbers as ``numeric``, which has no exponents: ``1e+16`` would come back as an integer,
-    and not as the same number. With a decimal place, it stays what it is.
+    Such a column keeps numbers as ``numeric``, which has no exponents: the float ``1e+16`` would come back as an
+    integer. With a decimal place it stays a float.
     """
     encoded = json.dumps(value, separators=(",", ":"), allow_nan=False)
     if "e+" in encoded:
@@ -57,7 +50,7 @@ def as_json(value: Any) -> bytes:
     return encoded.encode()
 
 
-#: In JSON: a text, to be left alone, or a number with a positive exponent.
+#: A text of JSON, which stays as it is, or a number with a positive exponent.
 _TEXT_OR_EXPONENT = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?e\+\d+')
 
 
@@ -66,26 +59,7 @@ def _without_exponent(found: re.Match[str]) -> str:
     return token if token.startswith('"') else f"{Decimal(token):f}.0"
 
 
-def block_elements(shape: tuple[int, ...], chunk_size: int) -> int:
-    """Elements per block: whole rows of axis 0 where one fits `chunk_size`, else an even part of a row.
-
-    >>> block_elements((60000, 28, 28), 262144)
-    261856
-    >>> block_elements((10, 1000), 400)
-    334
-    """
-    row = 1
-    for extent in shape[1:]:
-        row *= extent
-    if not shape or row == 0:
-        return chunk_size
-    if row <= chunk_size:
-        return chunk_size // row * row
-    parts = -(-row // chunk_size)
-    return -(-row // parts)
-
-
 def bytes_of(flat: npt.NDArray[Any]) -> memoryview:
-    """Memory of a one-dimensional array, not copied."""
+    """Return the memory of a one-dimensional array, without a copy."""
     # Through uint8: datetime64 and longdouble have no buffer format of their own.
     return flat.view(np.uint8).data

@@ -1,7 +1,7 @@
-"""HTTP requests to one project as one login: connections that are reused, retries, renewal of the login.
+"""HTTP requests to one project as one login: reuse of connections, retries, and renewal of the login.
 
-Every request that is made here is idempotent, so that it may be repeated: functions of tensorage carry an
-operation id where that matters, and an object is stored under a name of its own.
+Every request made here is idempotent, so that it may be repeated: a function of tensorage takes an operation id where
+that matters, and an object is stored under a name of its own.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ __all__ = [
 PARALLEL = 4
 
 CONNECT_TIMEOUT_S = 5.0
-#: Between two pieces of an answer. Hosted Supabase ends a statement after 8 s.
+#: Longest wait for the next bytes of an answer. Hosted Supabase ends a statement after 8 s.
 READ_TIMEOUT_S = 60.0
 
-#: Read from the socket at a time where it is then copied: large enough to be cheap, small enough to stay in the cache.
+#: Bytes read from the socket at a time, if they are then copied: enough to be cheap, few enough to stay in the cache.
 _READ_BYTES = 256 * 1024
 
-#: And where it is not.
+#: Bytes read from the socket at a time into their final place.
 _READ_INTO_BYTES = 1024 * 1024
 
 
 class Login(Protocol):
-    """What requests need of a session: the headers of its user, and new ones when they expire."""
+    """Headers of a session's user for requests, and their renewal when they expire."""
 
     def headers(self) -> Mapping[str, str]:
-        """``apikey`` and ``Authorization``."""
+        """Return the headers ``apikey`` and ``Authorization``."""
         ...
 
     def renew(self, refused: str) -> None:
-        """See to it that the next headers hold another token than the `refused` ``Authorization``."""
+        """Make the next headers hold another token than the `refused` ``Authorization``."""
         ...
 
 
 class TooMuchError(Exception):
-    """The request was too large, or took too long: ask for less. Never leaves the engine."""
+    """The request was too large, or took too long: a smaller one may pass. Never leaves the engine."""
 
     def __init__(self, fault: Fault, asked: str) -> None:
         super().__init__(str(fault))
@@ -73,18 +73,18 @@ class WrongSizeError(BackendUnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, without what all requests of a login have in common.
+    """A request, without the headers that all requests of a login have in common.
 
     Parameters
     ----------
     path
-        Behind the URL of the project, with its leading slash.
+        Path behind the URL of the project, with its leading slash.
     body
-        Sent one part after the other.
+        Parts of the body, sent one after the other.
     out
-        Takes the bytes of a good answer, which have to be exactly as many.
+        Memory for the bytes of a good answer, which have to fill it exactly.
     read_fault
-        Makes a fault of an error answer: its status, its body, and its header ``Retry-After``.
+        Function that makes a fault of an error answer: of its status, its body, and its header ``Retry-After``.
     """
 
     method: str
@@ -96,7 +96,7 @@ class Request:
 
 
 class Answer(NamedTuple):
-    """A good answer. The body is empty where it went elsewhere."""
+    """A good answer. Its body is empty if it went to `Request.out`."""
 
     status: int
     headers: Mapping[str, str]
@@ -105,19 +105,19 @@ class Answer(NamedTuple):
 
 @dataclass
 class Http:
-    """Requests to one project as one login. Safe to use from many threads; after a fork, make another.
+    """Requests to one project as one login. Safe to use from many threads; after a fork, make another one.
 
     Parameters
     ----------
     base_url
         URL of the project, without a path.
     login
-        Whose requests they are.
+        Login that the requests are made as.
     max_connections
-        Connections, and so requests at once, whoever makes them: a read, a loop's prefetching, background writes.
-        A request that waits for the end of an outage has none of them.
+        Most connections, and thereby requests at once, of all that use this object: a read, a loop's prefetching,
+        background writes. A request that waits for the end of an outage takes none.
     patience
-        Says how long that is waited for. By default it is not: a few quick tries have to do.
+        Limit of the wait for the end of an outage. By default there is no wait, only a few quick tries.
     """
 
     base_url: str
@@ -129,37 +129,40 @@ class Http:
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # urllib3's pool opens more connections than it keeps, so the requests are counted here.
         self._room = threading.BoundedSemaphore(self.max_connections)
 
     def ask(self, request: Request, asked: str) -> Answer:
-        """Make a request, again where that may help, until there is a good answer.
+        """Make a request, and repeat it if that may help, until there is a good answer.
 
         Parameters
         ----------
         asked
-            What the caller wanted, for error messages: ``opening 'weather'``.
+            Wish of the user, for error messages: ``opening 'weather'``.
 
         Raises
         ------
         TooMuchError
             If a smaller request may pass.
         TensorageError
-            What the backend's last fault means.
+            The translation of the backend's last fault.
         """
         renewed = False
         tries = self.patience.tries(asked)
         while True:
             tries.begin()
+            # The headers are made anew for each try, since the token may have been renewed meanwhile.
             headers = {
                 **self._login_headers(tries),
                 "Content-Length": str(sum(len(part) for part in request.body)),
                 **request.headers,
             }
             with self._room:
-                outcome = self._attempt(request, headers, asked)
+                outcome = self.attempt(request, headers, asked)
             if not isinstance(outcome, Fault):
-                self.patience.answered()
+                self.patience.note_answer()
                 return outcome
+            # A token that is refused right after its renewal is refused for another reason than its age.
             if outcome.is_expired_login and not renewed:
                 self._renew(headers["Authorization"], tries)
                 renewed = True
@@ -167,12 +170,12 @@ class Http:
             if outcome.is_too_much:
                 raise TooMuchError(outcome, asked)
             if not outcome.is_passing:
-                self.patience.answered()
+                self.patience.note_answer()
                 raise error_of(outcome, asked)
             tries.wait(outcome)
 
     def headers(self, asked: str) -> Mapping[str, str]:
-        """The login's headers, also if the login has to be renewed first and its backend is away for a while."""
+        """Return the login's headers. If the login has to be renewed and its backend is away, wait for it."""
         return self._login_headers(self.patience.tries(asked))
 
     def _login_headers(self, tries: Tries) -> Mapping[str, str]:
@@ -197,7 +200,7 @@ class Http:
             pool.clear()
 
     def connections(self) -> urllib3.PoolManager:
-        """The connections that requests are made on."""
+        """Return the pool of connections for requests."""
         import urllib3
 
         with self._lock:
@@ -206,8 +209,8 @@ class Http:
                 self._pool = new_pool(self.base_url, self.max_connections, timeout)
             return self._pool
 
-    def _attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
-        """One try."""
+    def attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
+        """Make a request once."""
         import urllib3
 
         try:
@@ -225,26 +228,26 @@ class Http:
                 if not 200 <= response.status < 300:
                     retry_after = response.headers.get("Retry-After")
                     return request.read_fault(response.status, response.read(), retry_after)
-                _check_plain(response, asked)
+                _check_uncompressed(response, asked)
                 if request.out is None:
                     return Answer(response.status, response.headers, response.read())
                 _fill(request.out, response, asked)
                 return Answer(response.status, response.headers, b"")
             except BaseException:
-                # Not read to its end: what is left of it must not be taken for the next answer.
+                # The answer was not read to its end: its rest must not be taken for the next answer.
                 response.close()
                 raise
             finally:
                 response.release_conn()
         except BackendUnavailableError:
-            # It is an OSError too; a complete answer of the wrong size comes again.
+            # This error is an OSError too, but not one of the connection: a repeated request would be answered alike.
             raise
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return Fault.unreachable(self.base_url, error)
 
 
-def _check_plain(response: urllib3.BaseHTTPResponse, asked: str) -> None:
-    """Refuse an answer that is compressed, since nobody asked for that: how much it is would show too late."""
+def _check_uncompressed(response: urllib3.BaseHTTPResponse, asked: str) -> None:
+    """Refuse a compressed answer, which nobody asked for: its true size would show too late."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise BackendUnavailableError(
@@ -258,6 +261,7 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
     if announced is not None and int(announced) != len(out):
         raise _wrong_size(asked, int(announced), len(out))
     socket_file = _socket_file(response)
+    # Without an announced length, an early end of the connection looks like a short answer.
     if announced is not None and socket_file is not None:
         _fill_straight(out, socket_file)
         return
@@ -272,9 +276,9 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
 
 
 def _socket_file(response: urllib3.BaseHTTPResponse) -> HTTPResponse | None:
-    """What urllib3 reads from, if it would change nothing of that.
+    """Return the file that urllib3 reads an answer from, if it passes the bytes on unchanged.
 
-    It has no way of its own to read into memory that is there, and copying takes a sixth of a large read's time.
+    urllib3 cannot read into existing memory, and a copy takes a sixth of the time of a large read.
     """
     below = getattr(response, "_fp", None)
     if not isinstance(below, HTTPResponse) or below.chunked or "Content-Encoding" in response.headers:
@@ -298,18 +302,19 @@ def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
 
 
 def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.PoolManager:
-    """Connections to a project, through the proxy that the environment names for it, if any."""
+    """Make a pool of connections to a project, through the proxy that the environment names for it, if any."""
     import httpx
     import urllib3
 
     scheme, _, rest = base_url.partition("://")
     host = rest.partition("/")[0]
+    # urllib3 does not look at the environment by itself.
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
     return make(
         maxsize=maxsize,
         block=False,
         timeout=timeout,
-        # The roots that the SDK's own client trusts, so that both reach the same hosts.
+        # Trust the roots that the SDK's own client trusts, so that both reach the same hosts.
         ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
     )

@@ -1,8 +1,8 @@
-"""Decide for how long requests are tried again: for some moments, or as long as an outage is to be waited out.
+"""Limits of the time for which requests are tried again: some moments, or as long as an outage is waited out.
 
-All requests of a login share one `Patience`. The first of them that fails begins an outage, the first that is answered
-ends it, and all that meet it wait until the same moment, however many they are. Ctrl-C ends the wait of the main thread
-by itself, and a `Hurry` those of the threads that work for it.
+All requests of a login share one `Patience`. The first request that fails begins an outage, and the first that is
+answered ends it. All requests that meet the outage give up at the same moment, however many they are. Ctrl-C ends a
+wait of the main thread by itself, and a `Hurry` ends the waits of the threads that work for the main thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "Tries",
     "check_seconds",
     "current_hurry",
-    "hurried",
+    "end_waits_on",
     "pause_s",
     "start_hint",
 ]
@@ -41,15 +41,15 @@ logger = logging.getLogger(__name__)
 #: Seconds for which a login that has worked waits for its backend to come back.
 PATIENCE_S = 60.0
 
-#: Tries of one request, at least, and seconds before the second one; each further wait is twice as long.
+#: Fewest tries of one request, and seconds before the second try. Each further wait is twice as long.
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 
-#: A backend that asks to be left alone for longer is asked again after this.
+#: Longest wait that a backend's ``Retry-After`` can ask for.
 LONGEST_ASKED_WAIT_S = 60.0
 
-#: An outage is told of once it has taken longer than this: shorter ones nobody has to know of.
+#: Seconds after which an outage is logged. Nobody has to know of shorter ones.
 TOLD_AFTER_S = 1.0
 
 #: Seconds of one wait. On Windows, Ctrl-C is heard only between two of them.
@@ -59,13 +59,13 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Hurry:
-    """Ends the waits of whatever works under it: see `hurried`. Safe to use from many threads."""
+    """Signal that ends the waits of all requests made under it: see `end_waits_on`. Safe to use from many threads."""
 
     def __init__(self, above: Hurry | None = None) -> None:
         self.is_on: bool = above is not None and above.is_on
         self._lock = threading.Lock()
-        # A queue for each that waits, and not a `threading.Event`: that is written in Python, and Ctrl-C at the wrong
-        # moment leaves its lock held. Nor a lock: the end of an outage and a hurry may both end one wait.
+        # Each wait has a queue. A `threading.Event` is written in Python, and Ctrl-C at the wrong moment leaves its
+        # lock held. A lock would not do either: the end of an outage and a hurry may both end one wait.
         self._waiting: set[SimpleQueue[None]] = set()
         self._below: list[Hurry] = []
         if above is not None:
@@ -74,7 +74,7 @@ class Hurry:
                 above._below.append(self)
 
     def begin(self) -> None:
-        """End all waits, and let none begin."""
+        """End all waits, and let no other begin."""
         with self._lock:
             self.is_on = True
             waiting, self._waiting = self._waiting, set()
@@ -85,7 +85,7 @@ class Hurry:
             hurry.begin()
 
     def add(self, waiting: SimpleQueue[None]) -> bool:
-        """Put something into the queue when it begins. False if it has begun."""
+        """Register a wait, whose queue gets an item when the hurry begins. False if the hurry has begun."""
         with self._lock:
             if not self.is_on:
                 self._waiting.add(waiting)
@@ -96,13 +96,13 @@ class Hurry:
             self._waiting.discard(waiting)
 
 
-#: The hurry that requests of this thread are under.
+#: Hurry that requests of this thread are made under.
 _hurry: ContextVar[Hurry | None] = ContextVar("tensorage_hurry", default=None)
 
 
 @contextmanager
-def hurried(hurry: Hurry) -> Iterator[None]:
-    """Have the requests of the block end their waits when the hurry begins."""
+def end_waits_on(hurry: Hurry) -> Iterator[None]:
+    """End the waits of the block's requests when a hurry begins."""
     before = _hurry.set(hurry)
     try:
         yield
@@ -111,24 +111,24 @@ def hurried(hurry: Hurry) -> Iterator[None]:
 
 
 def current_hurry() -> Hurry | None:
-    """Get the hurry that requests of this thread are under."""
+    """Return the hurry that requests of this thread are made under."""
     return _hurry.get()
 
 
 class Patience:
-    """Knowledge of an outage that the requests of one login share. Safe for many threads; after a fork, make another.
+    """State of an outage, shared by the requests of one login. Safe for many threads; after a fork, make another one.
 
     Parameters
     ----------
     seconds
-        How long an outage is waited out.
+        Longest wait for the end of an outage.
     url
-        Of the project, for messages.
+        URL of the project, for messages.
 
     Attributes
     ----------
     has_worked
-        Whether the login has: what never worked fails at once.
+        True once the login has worked. Before that, an outage fails at once: the URL may be wrong.
     """
 
     def __init__(self, seconds: float = 0.0, url: str | None = None, *, has_worked: bool = False) -> None:
@@ -136,23 +136,24 @@ class Patience:
         self.url = url
         self.has_worked = has_worked
         self._lock = threading.Lock()
-        #: By the monotonic clock: when the present outage began, and when it was last met. None without one.
+        #: Beginning of the present outage by the monotonic clock, None without one, and the last time that it was met.
         self._began: float | None = None
         self._last = 0.0
         self._is_told = False
-        self._waiting: set[SimpleQueue[None]] = set()
+        #: A queue of each request that waits. An item in it ends the wait.
+        self.waiting: set[SimpleQueue[None]] = set()
 
     @property
     def is_patient(self) -> bool:
-        """Whether an outage is waited out."""
+        """Whether outages are waited out."""
         return self.has_worked and self.seconds > 0
 
     def tries(self, asked: str, least: int | None = None) -> Tries:
-        """The tries of one request."""
+        """Begin to count the tries of one request."""
         return Tries(self, asked, ATTEMPTS if least is None else least)
 
     def keep_trying(self, do: Callable[[], T], asked: str) -> T:
-        """Do what needs the backend once, or if that is away, again until it is back.
+        """Call a function that needs the backend, again and again if the backend is away, until it is back.
 
         Raises
         ------
@@ -168,16 +169,16 @@ class Patience:
                 self.wait_for_login(error, tries)
 
     def wait_for_login(self, error: BackendUnavailableError, tries: Tries) -> None:
-        """Wait after a try to log in or to renew a login has failed, unless none ever worked."""
+        """Wait after a failed try to log in or to renew a login, unless no login ever worked."""
         if not self.is_patient:
             raise error
         tries.wait(Fault(UNREACHABLE, "", str(error)))
 
-    def met(self, fault: Fault, since: float) -> float:
-        """Note an outage that was met by a request: when it began."""
+    def note_outage(self, fault: Fault, since: float) -> float:
+        """Note that a request has met an outage, and return when the outage began."""
         now = time.monotonic()
         with self._lock:
-            # An outage that nobody has met for as long as it would be waited out is over: this is another one.
+            # If nobody met the outage for as long as it would be waited out, it is over, and this is another one.
             if self._began is None or now - self._last > max(self.seconds, 1.0):
                 self._began, self._is_told = since, False
             self._last = now
@@ -191,26 +192,26 @@ class Patience:
             )  # fmt: skip
         return began
 
-    def answered(self) -> None:
-        """Note that the backend serves, and let those who wait try again."""
+    def note_answer(self) -> None:
+        """Note that the backend serves, and let waiting requests try again."""
         if self._began is None:
             return
         with self._lock:
             began, self._began = self._began, None
             was_told, self._is_told = self._is_told, False
-            waiting, self._waiting = self._waiting, set()
+            waiting, self.waiting = self.waiting, set()
         for queue in waiting:
             queue.put(None)
         if was_told and began is not None:
             logger.info("%s serves again, after %.1f s", self.url or "the backend", time.monotonic() - began)
 
     def wait(self, seconds: float, *, may_be_cut_short: bool) -> bool:
-        """Wait, or until the outage is over. False if there is a hurry.
+        """Wait for some seconds, or until the outage is over. False if a hurry has begun.
 
         Parameters
         ----------
         may_be_cut_short
-            Whether the end of the outage ends the wait: not one that the backend has asked for.
+            True if the end of the outage ends the wait. A wait that the backend has asked for takes its time.
         """
         until = time.monotonic() + seconds
         queue: SimpleQueue[None] = SimpleQueue()
@@ -220,28 +221,28 @@ class Patience:
         try:
             with self._lock:
                 if may_be_cut_short and self._began is not None:
-                    self._waiting.add(queue)
+                    self.waiting.add(queue)
             while (left := until - time.monotonic()) > 0:
                 with suppress(Empty):
                     queue.get(timeout=min(left, _SLICE_S))
                     break
         finally:
             with self._lock:
-                self._waiting.discard(queue)
+                self.waiting.discard(queue)
             if hurry is not None:
                 hurry.discard(queue)
         return hurry is None or not hurry.is_on
 
 
 class Tries:
-    """The tries of one request.
+    """Count of the tries of one request.
 
     Parameters
     ----------
     asked
-        What the caller wanted, for error messages.
+        Wish of the user, for error messages.
     least
-        So many tries are made in any case.
+        Fewest tries before the request fails.
     """
 
     def __init__(self, patience: Patience, asked: str, least: int) -> None:
@@ -258,10 +259,10 @@ class Tries:
             self._began = time.monotonic()
 
     def reset(self) -> None:
-        """Begin to count anew, since something got further."""
+        """Begin to count anew, after progress."""
         self._failed, self._first_failed = 0, None
         self._began = time.monotonic()
-        self._patience.answered()
+        self._patience.note_answer()
 
     def wait(self, fault: Fault, attempt: int | None = None) -> None:
         """Wait after a failed try.
@@ -269,12 +270,12 @@ class Tries:
         Parameters
         ----------
         attempt
-            What the length of the wait goes by: by default, the number of tries that have failed.
+            Number that sets the length of the wait. By default, the number of failed tries.
 
         Raises
         ------
         TensorageError
-            If it is not to be tried again.
+            If the request is not to be tried again.
         """
         self._failed += 1
         patience, now = self._patience, time.monotonic()
@@ -282,21 +283,22 @@ class Tries:
             self._first_failed = self._began
         until = -math.inf
         if fault.is_outage:
-            # Others may end this outage again and again, whose requests go elsewhere in the backend.
-            began = min(patience.met(fault, self._first_failed), self._first_failed)
+            # Requests to other parts of the backend may be answered, which ends the shared outage again and again. The
+            # outage of this request begins no later than its own first failure.
+            began = min(patience.note_outage(fault, self._first_failed), self._first_failed)
             if patience.is_patient:
                 until = began + patience.seconds
-        # A wait that a backend asks for, be it a day, counts in the patience: each try could take a minute.
+        # A wait that a backend asks for, be it a day, counts against the patience. Each try could take a minute.
         is_asked_for = fault.retry_after_s is not None and until > -math.inf
         if now >= until and (self._failed >= self._least or is_asked_for):
-            raise self._given_up(fault, now)
+            raise self._final_error(fault, now)
         pause = pause_s(self._failed if attempt is None else attempt, fault)
         if self._failed >= self._least or is_asked_for:
             pause = min(pause, until - now)
         if not patience.wait(pause, may_be_cut_short=fault.retry_after_s is None):
-            raise self._given_up(fault, time.monotonic())
+            raise self._final_error(fault, time.monotonic())
 
-    def _given_up(self, fault: Fault, now: float) -> BaseException:
+    def _final_error(self, fault: Fault, now: float) -> BaseException:
         error = error_of(fault, self._asked)
         if isinstance(error, BackendUnavailableError) and self._first_failed is not None:
             tried = f"Tried {self._failed} times in {now - self._first_failed:.1f} s"
@@ -307,23 +309,23 @@ class Tries:
 
 
 def start_hint(url: str | None) -> str:
-    """Continue a message that nobody listens at a URL, where that may be an embedded backend's."""
+    """Return the end of a message that a URL cannot be reached: a hint if it may be that of an embedded backend."""
     if url is not None and urlsplit(url).hostname in _LOOPBACK:
         return ". If this is the address of an embedded backend: `tensorage local start` starts it."
     return "."
 
 
 def pause_s(attempt: int, fault: Fault) -> float:
-    """Seconds to wait after a failed attempt (1, 2, ...): as the backend asks, or longer and longer.
+    """Return the seconds to wait after a failed attempt (1, 2, ...): as the backend asks, or longer and longer.
 
-    At random within a factor of three, so that clients that failed together do not come again together.
+    The wait is random within a factor of three, so that clients that failed together do not come back together.
     """
     backing_off = min(FIRST_WAIT_S * 2.0 ** min(attempt - 1, 64), LONGEST_WAIT_S) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
     return max(backing_off, min(fault.retry_after_s or 0.0, LONGEST_ASKED_WAIT_S))
 
 
 def check_seconds(seconds: Any) -> float:
-    """Refuse what is no length of time.
+    """Refuse a value that is no length of time in seconds.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A bar for transfers that take long: bytes, rate and time that remains."""
+"""Progress bar for transfers that take long: bytes, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 __all__ = ["Advance", "progress"]
 
-#: Tells how many more bytes have arrived.
+#: Function that is told how many more bytes have arrived.
 Advance = Callable[[int], object]
 
-#: Seconds before a bar is shown: a transfer that is over by then flashes none.
+#: Seconds before a bar is shown. A short transfer shows none.
 DELAY_S = 1.0
 
 
@@ -22,7 +22,7 @@ def progress(total_bytes: int, what: str, *, quiet: bool) -> Iterator[Advance]:
     Parameters
     ----------
     what
-        Label of the bar: the key.
+        Label of the bar: the key of the array.
     """
     if quiet or not _somebody_watches():
         yield lambda _bytes: None
@@ -36,6 +36,6 @@ def progress(total_bytes: int, what: str, *, quiet: bool) -> Iterator[Advance]:
 
 
 def _somebody_watches() -> bool:
-    # A notebook's stderr is no terminal, and shows bars all the same.
+    # The stderr of a notebook is no terminal, but shows bars all the same.
     in_notebook = "ipykernel" in sys.modules
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())

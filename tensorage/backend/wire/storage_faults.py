@@ -1,7 +1,7 @@
-"""What error answers of Storage mean. No I/O.
+"""Translation of Storage's error answers. No I/O.
 
-Storage answers HTTP 400 to nearly everything and says the true status in the body, as text; its resumable uploads
-have true statuses, and words for a body.
+Storage answers HTTP 400 to nearly everything, with the true status in the body, as text. Its resumable uploads answer
+the true status, with plain words as the body.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _BY_STATUS: dict[int, tuple[type[TensorageError], str]] = {
     507: (QuotaExceededError, "The backend's disk is full."),
 }
 
-#: Not supported, and a full disk: asking again does not help.
+#: Statuses that no repetition changes: not supported, and a full disk.
 _LASTING = frozenset({501, 507})
 
-#: What PostgreSQL says when it is the policies, and not the token, that refuse.
-_OF_POLICIES = ("row-level security", "permission denied")
+#: Words of PostgreSQL when a policy refuses, not the token.
+_POLICY_WORDS = ("row-level security", "permission denied")
 
-#: Words of the database about an object for which the quota has no room: Storage passes its words on, but no code.
+#: Words of the database if the quota has no room for an object. Storage passes on words, but no code.
 _OVER_QUOTA = re.compile(r"more bytes do not fit: \d+ of \d+ bytes are in use")
 
 
@@ -62,17 +62,18 @@ class LoginFault(Fault):
 
 
 def read_fault(status: int, body: bytes, retry_after: str | None) -> Fault:
-    """Take an error answer: one after which the request may be made again, with another token or a moment later.
+    """Read an error answer after which the request may be repeated, with another token or a moment later.
 
     Raises
     ------
     StorageRefusal
-        The answer would be the same.
+        If a repeated request would be answered alike.
     """
     fault = Fault.parse(status, body, retry_after)
     fault = replace(fault, status=_true_status(status, body))
     if _is_about_the_token(fault, body):
         return LoginFault(fault.status, fault.code, fault.message, retry_after_s=fault.retry_after_s)
+    # A quota without room can look like a passing fault, but a repeated request would be refused again.
     if fault.is_passing and fault.status not in _LASTING and not _OVER_QUOTA.search(fault.message):
         return fault
     raise StorageRefusal(fault)
@@ -80,12 +81,12 @@ def read_fault(status: int, body: bytes, retry_after: str | None) -> Fault:
 
 @contextmanager
 def refusals_as_errors(asked: str) -> Iterator[None]:
-    """Raise refusals as errors of ours.
+    """Raise refusals in the block as errors of the package.
 
     Parameters
     ----------
     asked
-        What was asked, for the message: ``downloading 'a.txt'``.
+        Wish of the user, for the message: ``downloading 'a.txt'``.
     """
     try:
         yield
@@ -94,7 +95,7 @@ def refusals_as_errors(asked: str) -> Iterator[None]:
 
 
 def is_missing_bucket(fault: Fault) -> bool:
-    """Whether it is the bucket that is not there."""
+    """Tell whether the bucket itself is missing."""
     return fault.code == "NoSuchBucket" or (fault.status == 404 and fault.message == "Bucket not found")
 
 
@@ -120,8 +121,8 @@ def _true_status(status: int, body: bytes) -> int:
 
 def _is_about_the_token(fault: Fault, body: bytes) -> bool:
     if not body:
-        # An answer to HEAD has no body to say what is wrong. The request was well formed: it is the token.
+        # An answer to HEAD has no body that names the reason. The request was well formed, so it is the token.
         return fault.status in {400, 401, 403}
     return fault.status == 401 or (
-        fault.status == 403 and not any(words in fault.message for words in _OF_POLICIES)
+        fault.status == 403 and not any(words in fault.message for words in _POLICY_WORDS)
     )

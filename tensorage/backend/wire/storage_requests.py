@@ -1,4 +1,4 @@
-"""Requests to Storage as one login: objects' addresses, requests that are repeated, and those that cannot be."""
+"""Requests to Storage as one login: addresses of objects, requests that may be repeated, and requests that may not."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from tensorage.errors import InvalidInputError
 
 __all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
 
-#: The private bucket that the migrations make.
+#: Name of the private bucket that the migrations make.
 BUCKET = "tensors"
 
-#: Content of any kind.
+#: Content type of any bytes.
 OCTETS = "application/octet-stream"
 
-#: Route of downloads. Unlike the shorter one, it looks at the token first, and does not take a bad one for a missing
-#: bucket.
+#: Route of downloads. The shorter route answers a bad token with a missing bucket. This one checks the token first.
 FOR_READING = "/object/authenticated"
 
 #: Objects that one request deletes.
@@ -33,7 +32,7 @@ _ROOT = "/storage/v1"
 
 @dataclass(frozen=True)
 class StorageRequests:
-    """Requests below ``/storage/v1``. Their refusals are raised as `StorageRefusal`."""
+    """Requests below ``/storage/v1``. A refusal is raised as `StorageRefusal`."""
 
     http: Http
 
@@ -47,7 +46,7 @@ class StorageRequests:
         body: Sequence[bytes | memoryview] = (),
         out: memoryview | None = None,
     ) -> Answer:
-        """Make a request that may be repeated, until there is an answer; `out` takes its bytes."""
+        """Make a request, which may be repeated, until there is an answer. `out` takes the bytes of the answer."""
         request = Request(method, _ROOT + path, headers or {}, body, out, read_fault)
         return self.http.ask(request, asked)
 
@@ -60,12 +59,13 @@ class StorageRequests:
         headers: Mapping[str, str],
         body: Iterable[bytes | memoryview] | None = None,
     ) -> Answer | Fault:
-        """Make a request once, with a body that may come from anywhere; the token is renewed if that is refused.
+        """Make a request once, with a body that cannot be read twice. Renew the token if it is refused.
 
-        What the body raises while it is read ends the request, of which the backend then keeps nothing.
+        An exception of the body ends the request. The backend then keeps nothing of it.
         """
         import urllib3
 
+        # This request bypasses `Http.ask`, which would repeat it.
         sent = {**self.http.headers(asked), **headers}
         try:
             response = self.http.connections().request(
@@ -98,7 +98,7 @@ class StorageRequests:
 
 
 def object_path(name: str, route: str = "/object") -> str:
-    """Path of an object of the bucket, below ``/storage/v1``.
+    """Return the path of an object of the bucket, below ``/storage/v1``.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def object_path(name: str, route: str = "/object") -> str:
 
 
 def check_object_name(name: str) -> None:
-    """Refuse a name that is none of an object, whoever says it: empty or dot segments, backslashes, control characters.
+    """Refuse a name that no object has: with empty or dot segments, backslashes or control characters.
 
     Raises
     ------

@@ -44,7 +44,7 @@ def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Datase
     check_rows(rows, dataset)
     arguments = {"data_id": dataset.id, "shape": rows.shape, "base_rows": dataset.shape[0]}
     staged = _begin(work, "tensorage_begin_append", arguments)
-    grown = ShardCodec(codec.layout.grown(rows.shape[0]))
+    grown = ShardCodec(codec.layout.with_rows(rows.shape[0]))
     writer = ShardWriter(staged, grown)
     shards = _appended(_reader(work, codec), grown, rows)
     return _staged(writer, shards, rows.nbytes, work.asked)
@@ -179,7 +179,7 @@ def _behind(reader: Reader, entry: ShardRecord, added: npt.NDArray[Any]) -> npt.
 
 
 def _assigned(reader: Reader, reading: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
-    for part, entry in reader.with_records(reading.parts()):
+    for part, entry in reader.with_records(reading.projections()):
         yield NewShard(entry.number, partial(_patched, reader, entry, part, buffer), entry.name)
 
 

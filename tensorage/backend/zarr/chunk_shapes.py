@@ -1,10 +1,10 @@
-"""How large the chunks and the shards of an array are. No I/O.
+"""Shapes of the chunks and shards of an array. No I/O.
 
-A *chunk* is compressed on its own and is the least that is read. A *shard* is an object, of whole chunks. The
-elements of both are near each other in C order: from the last axis on, as many axes as fit are whole, the axis
-before them is cut evenly, and of those before it there is one row in each chunk.
+A *chunk* is compressed on its own and is the least that is read. A *shard* is an object, of whole chunks. The elements
+of both are near each other in C order. From the last axis on, as many axes as fit are whole, and the axis before them
+is cut evenly. Along each axis before that one, a chunk is one index long.
 
-Nothing depends on the extent of axis 0, so that rows can be appended.
+Nothing depends on the extent of axis 0, since rows can be appended.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = [
 #: Bytes of a chunk before compression, unless its shape is given.
 CHUNK_BYTES = 1024 * 1024
 
-#: Bytes of a shard before compression, unless its shape is given: what one request carries.
+#: Bytes of a shard before compression, unless its shape is given: as many as one request carries.
 SHARD_BYTES = 8 * 1024 * 1024
 
-#: Largest buffer of common codecs: what Blosc takes, whose header is within it.
+#: Largest buffer of common codecs: Blosc takes so many bytes, its header included.
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
 
-#: A reader has memory for a whole chunk. One that is larger than this has to be half full at least.
+#: A reader needs memory for a whole chunk. A chunk that is larger than this has to be half full at least.
 ROOMY_CHUNK_BYTES = 256 * 1024 * 1024
 
-#: The catalogue holds 16 bytes for each.
+#: Most chunks of a shard. The catalogue holds 16 bytes for each.
 MAX_CHUNKS_PER_SHARD = 65536
 
 
 def choose_chunks(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_BYTES) -> tuple[int, ...]:
-    """Chunks of about so many bytes, of whole rows of axis 0 where a row fits.
+    """Choose chunks of about `chunk_bytes` bytes, of whole rows of axis 0 if a row fits.
 
     >>> choose_chunks((60000, 28, 28), 4)
     (334, 28, 28)
@@ -56,7 +56,7 @@ def choose_chunks(shape: Sequence[int], itemsize: int, chunk_bytes: int = CHUNK_
 
 
 def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Shards of at most 8 MiB, or of one chunk where that is larger.
+    """Choose shards of at most 8 MiB, or of one chunk that is larger.
 
     >>> choose_shards((60000, 28, 28), (334, 28, 28), 4)
     (2672, 28, 28)
@@ -68,71 +68,71 @@ def choose_shards(shape: Sequence[int], chunks: Sequence[int], itemsize: int) ->
 
 
 def check_shape(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Extents as somebody gave them: whole numbers from 1 on, one for each axis.
+    """Check a shape that a user gave: whole numbers from 1 on, one for each axis.
 
     Raises
     ------
     InvalidInputError
-        It says what `name` is.
+        The message calls the shape `name`.
     """
     try:
-        extents = tuple(operator.index(extent) for extent in given)
+        result = tuple(operator.index(extent) for extent in given)
     except TypeError as error:
         raise InvalidInputError(
             f"{name}={given!r} is no sequence of whole numbers, one for each axis of the shape {tuple(shape)}"
         ) from error
-    if len(extents) != len(shape):
+    if len(result) != len(shape):
         raise InvalidInputError(
-            f"{name}={extents} has {len(extents)} extents, and the shape {tuple(shape)} has {len(shape)}"
+            f"{name}={result} has {len(result)} extents, and the shape {tuple(shape)} has {len(shape)}"
         )
-    if any(extent < 1 for extent in extents):
+    if any(extent < 1 for extent in result):
         raise InvalidInputError(
-            f"{name}={extents} of an array of shape {tuple(shape)}: each extent has to be at least 1"
+            f"{name}={result} of an array of shape {tuple(shape)}: each extent has to be at least 1"
         )
-    return extents
+    return result
 
 
 def check_chunks(chunks: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """The shape of a chunk, as somebody gave it.
+    """Check the shape of a chunk that a user gave.
 
     Raises
     ------
     InvalidInputError
     """
-    extents = check_shape("chunks", chunks, shape)
-    nbytes = math.prod(extents) * itemsize
+    result = check_shape("chunks", chunks, shape)
+    nbytes = math.prod(result) * itemsize
     if nbytes > MAX_CHUNK_BYTES:
         raise InvalidInputError(
-            f"chunks={extents} of {itemsize} bytes an element are {nbytes} bytes each, and {MAX_CHUNK_BYTES} is "
+            f"chunks={result} of {itemsize} bytes an element are {nbytes} bytes each, and {MAX_CHUNK_BYTES} is "
             f"the most; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
         )
     array_nbytes = math.prod(shape) * itemsize
     if nbytes > max(ROOMY_CHUNK_BYTES, 2 * array_nbytes):
         raise InvalidInputError(
-            f"chunks={extents} of {itemsize} bytes an element are {nbytes} bytes each, for an array of {array_nbytes}: "
+            f"chunks={result} of {itemsize} bytes an element are {nbytes} bytes each, for an array of {array_nbytes}: "
             f"its readers have to make room for a whole chunk, and {ROOMY_CHUNK_BYTES} is the most for one that is not "
             f"half full; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
         )
-    return extents
+    return result
 
 
 def check_shards(shards: Sequence[int], chunks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a shard, as somebody gave it.
+    """Check the shape of a shard that a user gave.
 
     Raises
     ------
     InvalidInputError
     """
-    extents = check_shape("shards", shards, shape)
-    if any(shard % chunk for shard, chunk in zip(extents, chunks, strict=True)):
+    result = check_shape("shards", shards, shape)
+    if any(shard % chunk for shard, chunk in zip(result, chunks, strict=True)):
         raise InvalidInputError(
-            f"shards={extents} do not hold whole chunks of {tuple(chunks)}: each extent of a shard has to be a "
+            f"shards={result} do not hold whole chunks of {tuple(chunks)}: each extent of a shard has to be a "
             "multiple of that of a chunk"
         )
-    chunk_count = math.prod(extents) // math.prod(chunks)
+    chunk_count = math.prod(result) // math.prod(chunks)
     if chunk_count > MAX_CHUNKS_PER_SHARD:
         raise InvalidInputError(
-            f"shards={extents} hold {chunk_count} chunks of {tuple(chunks)} each, and {MAX_CHUNKS_PER_SHARD} are "
+            f"shards={result} hold {chunk_count} chunks of {tuple(chunks)} each, and {MAX_CHUNKS_PER_SHARD} are "
             "the most: give larger chunks or smaller shards"
         )
-    return extents
+    return result

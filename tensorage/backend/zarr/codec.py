@@ -1,62 +1,81 @@
-"""Shards in and out of bytes.
+"""Encoding of shards to objects, and decoding of their chunks.
 
-`ShardCodec` makes of a shard's elements the object that is stored, and gives its chunks back. Objects are exactly
-those of Zarr v3: one encoded chunk where the array is not sharded, and otherwise encoded chunks, wherever they lie,
-and an index that says where.
+`ShardCodec` encodes the elements of a shard to the object that is stored, and decodes its chunks. Objects are exactly
+those of Zarr v3: one encoded chunk if the array is not sharded, and otherwise encoded chunks, wherever they lie, and
+an index of them.
 
-The index is kept in two forms. *Encoded*, as it stands in the object, with its checksum. And as the catalogue has
-it, so that a reader needs to fetch nothing but chunks: for each chunk in C order its offset in the object and its
-length, as little-endian uint64. Both are 2**64 - 1 where a chunk is *empty*, which means that all its elements are
-the fill value; so are those of a shard without an object. Chunks that are so are never stored, down to the bit:
-one of -0.0 is stored, one of 0.0 is not. What was stored and is lost or damaged is therefore never taken for empty.
+The index has two forms. In the object it is *encoded*, with a checksum. In the catalogue it is plain, so that a reader
+needs to fetch nothing but chunks: for each chunk in C order, its offset in the object and its length, as little-endian
+uint64. Both numbers are 2**64 - 1 if the chunk is *empty*, which means that all its elements are the fill value. All
+chunks of a shard without an object are empty. An empty chunk is never stored, and emptiness is told bit by bit: a
+chunk of -0.0 is stored, one of 0.0 is not. A chunk that was stored and is lost or damaged is therefore never taken for
+an empty one.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.zarr.codec_pipeline import CodecPipeline, fill_value_of, pipeline_of
+from tensorage.backend.zarr.codec_pipeline import CodecPipeline, PlainPipeline, ZarrPipeline, fill_value_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
+from tensorage.errors import InvalidInputError
 from tensorage.model.memory import new_array
-from tensorage.model.zarr_metadata import array_metadata
+from tensorage.model.zarr_metadata import (
+    SHARDING,
+    Codec,
+    array_metadata,
+    configuration_of,
+    default_codecs,
+    default_fill_value,
+    name_of,
+)
 
-__all__ = ["EMPTY", "CorruptChunkError", "EncodedShard", "ShardCodec", "parse_index"]
+__all__ = [
+    "EMPTY",
+    "CorruptChunkError",
+    "EncodedShard",
+    "ShardCodec",
+    "choose_layout",
+    "parse_index",
+    "pipeline_of",
+]
 
-#: What is in memory in one piece.
+#: Contiguous memory.
 Bytes = bytes | bytearray | memoryview
 
-#: Offset and length of an empty chunk.
+#: Stands for the offset and for the length of an empty chunk.
 EMPTY = 2**64 - 1
 
-ENTRY_BYTES = 16
+#: Bytes of one chunk's offset and length in the plain index.
+RANGE_BYTES = 16
 
-#: Of an index, in both its forms.
+#: Dtype of an index, in both forms.
 INDEX_DTYPE = np.dtype("<u8")
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedShard:
-    """The object of a shard, and what the catalogue says of it.
+    """The object of a shard, and the shard's index for the catalogue.
 
     Parameters
     ----------
     parts
-        The object's bytes, one part after the other; none if all elements are the fill value, and there is no
-        object to be made. Parts may be memory of the elements that were encoded: those must not change before
-        the parts are sent.
-    nbytes
-        Of the object; 0 if there is none.
-    index
-        As the catalogue has it: empty where the array is not sharded.
+        Bytes of the object, one part after the other. There are none, and no object, if all elements are the fill
+        value. Parts may be memory of the elements that were encoded, which must not change before the parts are sent.
+        nbytes
+        Bytes of the object, 0 if there is none.
+        index
+        Plain index, as the catalogue has it. It is empty if the array is not sharded.
     """
 
     parts: list[bytes | memoryview]
@@ -70,62 +89,62 @@ class ShardCodec:
     Parameters
     ----------
     layout
-        Of the array. Its extents don't matter: a codec serves the array however much it grows.
+        Layout of the array. The shape of the array doesn't matter: a codec serves the array however much it grows.
 
     Raises
     ------
     InvalidInputError
-        If zarr doesn't know its codecs.
+        If zarr doesn't know the codecs.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         of_chunk = array_metadata(layout.dtype, layout.chunks, layout.codecs, layout.fill_value)
-        self._chain = pipeline_of(of_chunk, layout.dtype)
-        #: What an empty chunk consists of, as an array without dimensions.
+        self._pipeline = pipeline_of(of_chunk, layout.dtype)
+        #: Fill value, as an array without dimensions.
         self.fill_value = fill_value_of(of_chunk, layout.dtype)
 
     def encode(self, elements: npt.NDArray[Any]) -> EncodedShard:
-        """The object of a shard.
+        """Encode a shard to its object.
 
         Parameters
         ----------
         elements
-            All that the shard has of the array: as many as `layout.region` says, from its first on, in any byte
-            order and with any strides.
+            Elements that the shard holds of the array: the region `layout.region`, in any byte order and with any
+            strides.
         """
         self._check_elements(elements)
         if not self.layout.is_sharded:
-            chunk = self._full(elements)
-            parts = [] if self._is_empty(chunk) else self._chain.encode(chunk)
+            chunk = self._pad(elements)
+            parts = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
             return EncodedShard(parts, sum(map(len, parts)), b"")
-        index = self._no_chunks()
+        index = self._empty_index()
         parts, nbytes = [], 0
-        for coords, chunk in self._chunks_within(elements):
+        for coords, chunk in self._split_chunks(elements):
             if self._is_empty(chunk):
                 continue
-            encoded = self._chain.encode(chunk)
+            encoded = self._pipeline.encode(chunk)
             length = sum(map(len, encoded))
             index[coords] = nbytes, length
             parts += encoded
             nbytes += length
-        return self._with_index(parts, nbytes, index)
+        return self._add_index(parts, nbytes, index)
 
     def decode(self, data: Bytes, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """The elements of one encoded chunk, in the chunk's full shape.
+        """Decode one chunk, in its full shape.
 
         Parameters
         ----------
         data
-            The bytes at one of `ranges`.
+            Bytes of the object at one of its `ranges`.
         out
-            Where they are put: a C-contiguous array of the full shape, in the layout's dtype. By default a new
-            one.
+            Array for the elements: C-contiguous, of the full shape and the layout's dtype. By default a new
+            array.
 
         Raises
         ------
         CorruptChunkError
-            If these are no encoded chunk, or not a whole one. What is in `out` is then of no use.
+            If the bytes are no encoded chunk, or not a whole one. The content of `out` is then of no use.
         """
         if out is None:
             out = new_array(self.layout.chunks, self.layout.dtype, "decoding a chunk")
@@ -134,24 +153,25 @@ class ShardCodec:
                 f"out has to be a writable C-contiguous array of {self.layout.chunks} {self.layout.dtype}, not of "
                 f"{out.shape} {out.dtype}"
             )
-        self._chain.decode(memoryview(data).cast("B"), out)
+        self._pipeline.decode(memoryview(data).cast("B"), out)
         return out
 
     def decode_object(self, blob: Bytes, out: npt.NDArray[Any]) -> None:
-        """The elements of a whole object.
+        """Decode a whole object.
 
         Parameters
         ----------
         out
-            Where they are put: of a shard's full shape, in the layout's dtype.
+            Array for the elements: of a shard's full shape, in the layout's dtype.
 
         Raises
         ------
         CorruptChunkError
-            If its index or a chunk is damaged. What is in `out` is then of no use.
+            If the index or a chunk is damaged. The content of `out` is then of no use.
         """
         data = memoryview(blob).cast("B")
         ranges = self.ranges(self.index_of(data), len(data)).tolist()
+        # One chunk's memory serves for all chunks of the shard.
         chunk = None
         for coords, (offset, length) in zip(np.ndindex(*self.layout.chunks_per_shard), ranges, strict=True):
             where = tuple(
@@ -166,93 +186,97 @@ class ShardCodec:
 
     @cached_property
     def encoded_room(self) -> int:
-        """Most bytes that a chunk is encoded in. What is longer is not looked at."""
-        return self._chain.encoded_room(math.prod(self.layout.chunks) * self.layout.dtype.itemsize)
+        """Most bytes of an encoded chunk. A longer one is refused before it is decoded."""
+        return self._pipeline.encoded_room(math.prod(self.layout.chunks) * self.layout.dtype.itemsize)
 
     def ranges(self, index: bytes, nbytes: int) -> npt.NDArray[np.uint64]:
-        """Offset and length of each chunk of a shard, in C order, by what the catalogue says of it.
+        """Return the offset and length of each chunk of a shard, in C order, from the plain index.
 
         Parameters
         ----------
         nbytes
-            Of the shard's object, 0 if it has none.
+            Bytes of the shard's object, 0 if it has none.
 
         Returns
         -------
         numpy.ndarray
-            Of shape (chunks of a shard, 2). `EMPTY` twice for an empty chunk. All others lie within the object.
+            Array of shape (chunks of a shard, 2). Both numbers of an empty chunk are `EMPTY`. All other chunks lie
+            within the object.
 
         Raises
         ------
         CorruptChunkError
-            If the index is none of such an object, or a chunk is longer than its elements can become.
+            If the index does not fit such an object, or a chunk is longer than `encoded_room`.
         """
         count = self.layout.chunk_count_per_shard
+        # A shard without an object has no index in the catalogue either.
         if nbytes == 0 and not index:
-            return self._no_chunks().reshape(count, 2)
+            return self._empty_index().reshape(count, 2)
         if not self.layout.is_sharded and not index:
             self._check_length(nbytes)
             return np.array([[0, nbytes]], INDEX_DTYPE)
-        entries = parse_index(index)
-        if len(entries) != (count if self.layout.is_sharded else 0):
-            raise CorruptChunkError(f"an index of {count} chunks has {len(entries)} entries")
-        stored = entries[entries[:, 0] != EMPTY]
-        # Their sum might be more than such a number holds.
+        ranges = parse_index(index)
+        if len(ranges) != (count if self.layout.is_sharded else 0):
+            raise CorruptChunkError(f"an index of {count} chunks has {len(ranges)} entries")
+        stored = ranges[ranges[:, 0] != EMPTY]
+        # The sum of offset and length may overflow, so it is not made.
         if np.any(stored[:, 1] > nbytes) or np.any(stored[:, 0] > nbytes - stored[:, 1]):
             raise CorruptChunkError(f"an index names chunks outside of their object of {nbytes} bytes")
+        # Without this bound, the owner of an array could make its readers fetch any number of bytes.
         if len(stored):
             self._check_length(int(stored[:, 1].max()))
-        return entries
+        return ranges
 
     def index_of(self, blob: Bytes) -> bytes:
-        """The index of a whole object, as the catalogue has it.
+        """Return the plain index of a whole object.
 
         Raises
         ------
         CorruptChunkError
-            If the object has no intact index.
+            If the object has no index, or a damaged one.
         """
         data = memoryview(blob).cast("B")
         if not self.layout.is_sharded:
             if not data:
-                # The catalogue would have it for a shard without an object.
+                # In the catalogue, 0 bytes mean that a shard has no object.
                 raise CorruptChunkError("there are no bytes")
             return b""
         if len(data) < self.index_nbytes:
             raise CorruptChunkError(f"{len(data)} bytes have no room for an index of {self.index_nbytes}")
         is_first = self.layout.index_location == "start"
         index = self.decode_index(data[: self.index_nbytes] if is_first else data[-self.index_nbytes :])
+        # Raises if the index names bytes outside of the object.
         self.ranges(index, len(data))
         return index
 
     def decode_index(self, data: Bytes) -> bytes:
-        """An index as the catalogue has it, of the `index_nbytes` that it takes at its end of the object.
+        """Decode an index from the `index_nbytes` bytes that it takes at the beginning or end of the object.
 
         Raises
         ------
         CorruptChunkError
         """
-        entries = self._no_chunks()
-        self._index_chain.decode(memoryview(data).cast("B"), entries)
-        return entries.tobytes()
+        ranges = self._empty_index()
+        self._index_pipeline.decode(memoryview(data).cast("B"), ranges)
+        return ranges.tobytes()
 
     def encode_index(self, index: bytes) -> bytes:
-        """An index as it stands in the object, of one as the catalogue has it.
+        """Encode a plain index for the object.
 
         Raises
         ------
         CorruptChunkError
-            If it is none of so many chunks.
+            If the index has another number of chunks than a shard.
         """
-        entries = parse_index(index)
-        if len(entries) != self.layout.chunk_count_per_shard:
+        ranges = parse_index(index)
+        if len(ranges) != self.layout.chunk_count_per_shard:
             raise CorruptChunkError(
-                f"an index of {self.layout.chunk_count_per_shard} chunks has {len(entries)} entries"
+                f"an index of {self.layout.chunk_count_per_shard} chunks has {len(ranges)} entries"
             )
-        return b"".join(self._index_chain.encode(entries.reshape(self._no_chunks().shape)))
+        return b"".join(self._index_pipeline.encode(ranges.reshape(self._empty_index().shape)))
 
     def _check_length(self, nbytes: int) -> None:
-        """Refuse a chunk of so many bytes, if its elements never take as many."""
+        """Refuse a chunk that is longer than its elements can become."""
         if nbytes > self.encoded_room:
             raise CorruptChunkError(
                 f"a chunk of {nbytes} bytes is longer than the {self.encoded_room} that {self.layout.chunks} elements "
@@ -261,18 +285,18 @@ class ShardCodec:
 
     @cached_property
     def index_nbytes(self) -> int:
-        """Length of an encoded index, which is the same for all shards; 0 where the array is not sharded."""
+        """Bytes of an encoded index, which are the same for all shards; 0 if the array is not sharded."""
         if not self.layout.is_sharded:
             return 0
-        return sum(map(len, self._index_chain.encode(self._no_chunks())))
+        return sum(map(len, self._index_pipeline.encode(self._empty_index())))
 
     @cached_property
-    def _index_chain(self) -> CodecPipeline:
-        shape = self._no_chunks().shape
+    def _index_pipeline(self) -> CodecPipeline:
+        shape = self._empty_index().shape
         return pipeline_of(array_metadata(INDEX_DTYPE, shape, self.layout.index_codecs, EMPTY), INDEX_DTYPE)
 
-    def _no_chunks(self) -> npt.NDArray[np.uint64]:
-        """The index of a shard all of whose chunks are empty."""
+    def _empty_index(self) -> npt.NDArray[np.uint64]:
+        """Make the index of a shard whose chunks are all empty."""
         return np.full((*self.layout.chunks_per_shard, 2), EMPTY, INDEX_DTYPE)
 
     @cached_property
@@ -280,33 +304,32 @@ class ShardCodec:
         """An empty chunk."""
         return np.full(self.layout.chunks, self.fill_value, self.layout.dtype)
 
-    def _with_index(
+    def _add_index(
         self, parts: list[bytes | memoryview], nbytes: int, index: npt.NDArray[np.uint64]
     ) -> EncodedShard:
-        """The object of these chunks, which lie one after the other from offset 0 on."""
+        """Put the index before or behind chunks that lie one after the other from offset 0 on."""
         if not parts:
             return EncodedShard([], 0, index.tobytes())
         if self.layout.index_location == "start":
+            # Chunks begin behind an index that comes first. The offset of an empty chunk is no offset.
             index[..., 0] += np.where(index[..., 0] == EMPTY, 0, self.index_nbytes).astype(INDEX_DTYPE)
-            parts = [*self._index_chain.encode(index), *parts]
+            parts = [*self._index_pipeline.encode(index), *parts]
         else:
-            parts = [*parts, *self._index_chain.encode(index)]
+            parts = [*parts, *self._index_pipeline.encode(index)]
         return EncodedShard(parts, nbytes + self.index_nbytes, index.tobytes())
 
-    def _chunks_within(
-        self, elements: npt.NDArray[Any]
-    ) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
-        """The chunks that hold elements: their positions in the shard, and what they are encoded from."""
+    def _split_chunks(self, elements: npt.NDArray[Any]) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
+        """Yield the chunks that hold elements of the array: their coords in the shard, and their elements."""
         chunks = self.layout.chunks
         counts = [-(-extent // chunk) for extent, chunk in zip(elements.shape, chunks, strict=True)]
         for coords in product(*map(range, counts)):
             where = tuple(
                 slice(coord * chunk, (coord + 1) * chunk) for coord, chunk in zip(coords, chunks, strict=True)
             )
-            yield coords, self._full(elements[where])
+            yield coords, self._pad(elements[where])
 
-    def _full(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Elements as a chunk of the full shape, little-endian and C-contiguous; copied only if they are not."""
+    def _pad(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Pad elements to a chunk of the full shape, little-endian and C-contiguous. Such a chunk is not copied."""
         if elements.shape == self.layout.chunks:
             return np.ascontiguousarray(elements, self.layout.dtype).reshape(self.layout.chunks)
         chunk = self._blank.copy()
@@ -314,10 +337,11 @@ class ShardCodec:
         return chunk
 
     def _is_empty(self, chunk: npt.NDArray[Any]) -> bool:
-        """Whether all bytes of a chunk are those of the fill value."""
+        """Tell whether all bytes of a chunk are those of the fill value."""
+        # Bits are compared, not values: -0.0 equals 0.0, and NaN does not equal itself.
         word = np.uint64 if chunk.nbytes % 8 == 0 else np.uint8
         words, blank = chunk.reshape(-1).view(word), self._blank.reshape(-1).view(word)
-        # A few of them settle it mostly.
+        # Comparing a few words first settles most cases.
         step = max(len(words) // 64, 1)
         return np.array_equal(words[::step], blank[::step]) and np.array_equal(words, blank)
 
@@ -332,24 +356,154 @@ class ShardCodec:
             )
 
 
+def choose_layout(
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    *,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal[False] | None = None,
+    codecs: Sequence[Any] | None = None,
+    chunk_size: int | None = None,
+) -> Layout:
+    """Choose the layout of a new array, codecs included.
+
+    Parameters
+    ----------
+    dtype, chunks, shards, chunk_size
+        Parameters of `Layout.choose`.
+    codecs
+        All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
+        Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shapes don't fit the array or each other, or zarr can't use the codecs.
+    DTypeError
+        If Zarr has no such dtype.
+    """
+    layout = Layout.choose(shape, dtype, chunks=chunks, shards=shards, chunk_size=chunk_size)
+    # Only codecs that somebody gave take zarr, which is slow to load: few arrays need it.
+    return (
+        layout if codecs is None else replace(layout, codecs=_normalize_codecs(codecs, layout.chunks, dtype))
+    )
+
+
+def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
+    """Make the codec pipeline of an array each of whose objects is a chunk.
+
+    Parameters
+    ----------
+    metadata
+        Metadata of Zarr v3, as the catalogue keeps them.
+
+    Raises
+    ------
+    InvalidInputError
+        If zarr doesn't know the codecs.
+    """
+    return PlainPipeline.parse(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype, _find_inner_shards)
+
+
 def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
-    """Offset and length of each chunk, in C order, of an index as the catalogue has it.
+    """Return the offset and length of each chunk, in C order, of a plain index.
 
     Returns
     -------
     numpy.ndarray
-        Of shape (chunks, 2). `EMPTY` twice for an empty chunk.
+        Array of shape (chunks, 2). Both numbers of an empty chunk are `EMPTY`.
 
     Raises
     ------
     CorruptChunkError
     """
-    if len(index) % ENTRY_BYTES:
+    if len(index) % RANGE_BYTES:
         raise CorruptChunkError(
-            f"an index has {ENTRY_BYTES} bytes for each chunk, and {len(index)} are no multiple"
+            f"an index has {RANGE_BYTES} bytes for each chunk, and {len(index)} are no multiple"
         )
-    entries = np.frombuffer(index, INDEX_DTYPE).reshape(-1, 2)
-    is_empty = entries == EMPTY
-    if np.any(is_empty[:, 0] != is_empty[:, 1]) or np.any(entries[:, 1] == 0):
+    ranges = np.frombuffer(index, INDEX_DTYPE).reshape(-1, 2)
+    is_empty = ranges == EMPTY
+    if np.any(is_empty[:, 0] != is_empty[:, 1]) or np.any(ranges[:, 1] == 0):
         raise CorruptChunkError("an index names a chunk that is neither empty nor has bytes")
-    return entries
+    return ranges
+
+
+@dataclass(frozen=True)
+class _InnerShards:
+    """Shards within a chunk: their codec, and the order of axes of the transposes before it."""
+
+    codec: ShardCodec
+    #: For each axis of the chunk, the axis of the shards that it becomes.
+    axes: tuple[int, ...]
+
+    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
+        whole = np.empty(self.codec.layout.shards, self.codec.layout.dtype)
+        self.codec.decode_object(payload, whole)
+        out[...] = whole.transpose(self.axes)
+
+    @property
+    def encoded_room(self) -> int:
+        layout = self.codec.layout
+        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
+
+
+def _find_inner_shards(
+    metadata: Mapping[str, Any], codecs: Sequence[Codec], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> _InnerShards | None:
+    """Make the codec of the shards within a chunk, if its codecs say that there are any.
+
+    Raises
+    ------
+    InvalidInputError
+        If the shards stand behind codecs that make other elements.
+    """
+    if not codecs or name_of(codecs[-1]) != SHARDING:
+        return None
+    axes = list(range(len(shape)))
+    for codec in codecs[:-1]:
+        if name_of(codec) != "transpose":
+            raise InvalidInputError(
+                f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
+            )
+        # Several transposes act one after the other.
+        axes = [axes[axis] for axis in configuration_of(codec)["order"]]
+    shards = [shape[axis] for axis in axes]
+    kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])
+    return _InnerShards(ShardCodec(Layout.parse(kept, shards, dtype)), tuple(np.argsort(axes).tolist()))
+
+
+def _normalize_codecs(
+    codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[Codec, ...]:
+    """Normalize codecs that a user gave to the form that zarr writes, and try them on a chunk.
+
+    Parameters
+    ----------
+    codecs
+        Codecs as the JSON of Zarr's metadata, or as zarr's own objects.
+
+    Raises
+    ------
+    InvalidInputError
+        If zarr doesn't know the codecs, or they don't fit such chunks.
+    """
+    import zarr
+
+    chunk = np.zeros(chunks, dtype)
+    try:
+        given = list(codecs)
+        # Zarr fills in what the user left open, such as the element size of a shuffle.
+        array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
+        written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
+        pipeline = ZarrPipeline(
+            array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype, _find_inner_shards
+        )
+        # Some codecs check their configuration only when they are used.
+        pipeline.decode(memoryview(b"".join(pipeline.encode(chunk))), chunk)
+    except Exception as error:
+        # Each codec has errors of its own.
+        raise InvalidInputError(
+            f"codecs={codecs!r} do not do for chunks of {chunks} elements of {dtype}: {error}. Give them as the "
+            f"metadata of Zarr have them, such as {list(default_codecs(dtype))}, or as objects of zarr.codecs"
+        ) from error
+    return tuple(written)

@@ -1,9 +1,10 @@
-"""The codecs of a chunk at work: from elements to bytes and back.
+"""Codec pipelines: from the elements of a chunk to bytes and back.
 
-`pipeline_of` gives the way through the codecs that an array names. `PlainPipeline` does the common ones by numcodecs
-itself: elements as they are in memory, compressed by Blosc or zstd or not, with a checksum behind them or not.
-`ZarrPipeline` does whatever zarr knows, by zarr. Both give the same bytes, and both are safe to use from many
-threads at once.
+`PlainPipeline` runs the common codecs by numcodecs itself: elements as they are in memory, compressed by Blosc or zstd
+or not, with a checksum behind them or not. `ZarrPipeline` runs all codecs that zarr knows, by zarr. Both make the same
+bytes, and both are safe to use from many threads at once.
+
+`check_encoded_chunk` tells damage without decoding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -20,55 +21,59 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.zarr.compressors import BloscBuffers, Compressor, CorruptChunkError, ZstdFrames
+from tensorage.backend.zarr.compressors import (
+    BLOSC_HEADER,
+    CUT_OFF,
+    BloscBuffers,
+    Compressor,
+    CorruptChunkError,
+    ZstdFrames,
+    end_of_frame,
+)
 from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
+from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import InvalidInputError
 from tensorage.model.zarr_metadata import (
-    SHARDING,
     Codec,
-    array_metadata,
     chunk_key,
     configuration_of,
-    default_codecs,
-    default_fill_value,
     name_of,
 )
 
 if TYPE_CHECKING:
     import zarr
 
-    from tensorage.backend.zarr.codec import ShardCodec
-
 __all__ = [
     "CRC32C_BYTES",
     "CodecPipeline",
+    "InnerShards",
     "PlainPipeline",
     "ZarrPipeline",
+    "check_encoded_chunk",
     "crc32c",
     "fill_value_of",
-    "normalize_codecs",
-    "pipeline_of",
 ]
 
+#: Bytes of the checksum that the codec ``crc32c`` writes.
 CRC32C_BYTES = 4
 
-#: Codecs that numcodecs is asked for, without zarr.
+#: Compressors that run by numcodecs, without zarr.
 _COMPRESSORS: Mapping[str, Callable[[Mapping[str, Any]], Compressor | None]] = {
-    "blosc": BloscBuffers.of,
-    "zstd": ZstdFrames.of,
+    "blosc": BloscBuffers.parse,
+    "zstd": ZstdFrames.parse,
 }
 
 
 class CodecPipeline(Protocol):
-    """The codecs of a chunk, in their order."""
+    """Codecs of a chunk, one after another."""
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
-        """The bytes of a chunk, one part after the other. They may be the chunk's own memory.
+        """Encode a chunk to bytes, one part after the other. Parts may be the chunk's own memory.
 
         Parameters
         ----------
         chunk
-            Of the full shape, C-contiguous and little-endian.
+            Chunk of the full shape, C-contiguous and little-endian.
         """
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
@@ -77,52 +82,56 @@ class CodecPipeline(Protocol):
         Parameters
         ----------
         data
-            Of bytes.
+            Bytes of the encoded chunk.
         out
-            Of the full shape, C-contiguous and little-endian.
+            Array of the full shape, C-contiguous and little-endian.
 
         Raises
         ------
         CorruptChunkError
-            What is in `out` is then of no use.
+            If the bytes are no encoded chunk. The content of `out` is then of no use.
         """
 
     def encoded_room(self, nbytes: int) -> int:
-        """Most bytes that a chunk of so many bytes of elements is encoded in."""
+        """Return the most bytes that a chunk of `nbytes` bytes of elements is encoded in."""
 
 
-def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
-    """The way through the codecs of an array each of whose objects is a chunk.
+class InnerShards(Protocol):
+    """Shards that a chunk consists of, where a codec of the chunk is itself the sharding codec."""
 
-    Parameters
-    ----------
-    metadata
-        As the catalogue keeps them.
+    @property
+    def encoded_room(self) -> int:
+        """Most bytes that the shards are encoded in."""
 
-    Raises
-    ------
-    InvalidInputError
-        If zarr doesn't know the codecs.
-    """
-    return PlainPipeline.of(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype)
+    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
+        """Fill `out` with the elements of encoded shards, as `CodecPipeline.decode` does for a chunk."""
+
+
+#: Finds the shards within a chunk, by the metadata, the codecs before those between bytes, and the chunk's shape and
+#: dtype. None if there are none.
+FindInnerShards = Callable[
+    [Mapping[str, Any], Sequence[Codec], tuple[int, ...], np.dtype[Any]], InnerShards | None
+]
 
 
 @dataclass(frozen=True)
 class PlainPipeline:
-    """Elements in their order in memory, then a compressor or none, then a checksum or none."""
+    """Elements in memory order, then perhaps a compressor, then perhaps a checksum."""
 
     compressor: Compressor | None
     has_crc32c: bool
 
     @classmethod
-    def of(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainPipeline | None:
-        """The chain, if the codecs are of this kind."""
+    def parse(cls, codecs: Sequence[Codec], dtype: np.dtype[Any]) -> PlainPipeline | None:
+        """Make the pipeline, if the codecs are of this kind."""
         names = [name_of(codec) for codec in codecs]
         if names[:1] != ["bytes"]:
             return None
+        # Elements are little-endian in memory. Single bytes have no order, and Zarr leaves it out for them.
         if dtype.itemsize > 1 and configuration_of(codecs[0]).get("endian") != "little":
             return None
         rest = list(codecs[1:])
+        # Any other order or number of codecs is left to zarr.
         has_crc32c = bool(rest) and name_of(rest[-1]) == "crc32c"
         if has_crc32c:
             del rest[-1]
@@ -155,24 +164,29 @@ class PlainPipeline:
 
 
 class ZarrPipeline:
-    """Any codecs that zarr knows: an array of a single chunk, in memory, that zarr writes and reads.
+    """Any codecs that zarr knows. Zarr writes and reads an array of a single chunk, in memory.
 
-    Codecs between bytes are undone by `tensorage.backend.zarr.inflate`, each within the bound that the chunk sets,
-    and shards within a chunk by a `ShardCodec` of their own. Zarr decodes what is left, which is no longer than the
-    elements. A codec that somebody else has registered with zarr is that one's code, and zarr runs it as it is.
+    `tensorage.backend.zarr.inflate` undoes codecs between bytes, each within the bound that the chunk sets. Shards
+    within a chunk are decoded by a `ShardCodec` of their own. Zarr decodes the rest, which is no longer than the
+    elements. A codec that somebody else has registered with zarr is foreign code, and zarr runs it without a bound.
 
     Parameters
     ----------
     metadata
-        As the catalogue keeps them, of an array each of whose objects is a chunk.
+        Metadata of Zarr v3, as the catalogue keeps them, of an array each of whose objects is a chunk.
 
     Raises
     ------
     InvalidInputError
-        If zarr can make nothing of them.
+        If zarr cannot read the metadata.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        dtype: np.dtype[Any],
+        find_inner_shards: FindInnerShards | None = None,
+    ) -> None:
         import zarr
         from zarr.buffer.cpu import Buffer
         from zarr.storage import MemoryStore
@@ -182,7 +196,7 @@ class ZarrPipeline:
         try:
             array = zarr.open_array(MemoryStore({"zarr.json": Buffer.from_bytes(document)}), mode="r")
         except Exception as error:
-            # Each codec has errors of its own.
+            # The errors of codecs have no common type.
             raise InvalidInputError(
                 f"zarr can make no chunks of {shape} elements of {dtype} with codecs={metadata['codecs']} and "
                 f"fill_value={metadata['fill_value']!r}: {error}"
@@ -192,31 +206,36 @@ class ZarrPipeline:
         self._key = chunk_key([0] * len(shape))
         self._inflaters = _trailing_inflaters(self._codecs)
         self._inner_codecs = self._codecs[: len(self._codecs) - len(self._inflaters)]
-        self._nested = _nested_shards(metadata, self._inner_codecs, self._shape, dtype)
-        # Each is used by one thread at a time.
+        self._inner_shards = (
+            None
+            if find_inner_shards is None
+            else find_inner_shards(metadata, self._inner_codecs, self._shape, dtype)
+        )
+        # A thread takes a slot for one call, so no slot is used by two threads at a time.
         self._idle: deque[_Slot] = deque()
         self._idle_inner: deque[_Slot] = self._idle if not self._inflaters else deque()
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
-        return [self._encoded(chunk, self._idle, self._codecs)]
+        return [self._encode_by_zarr(chunk, self._idle, self._codecs)]
 
     def decode(self, data: memoryview, out: npt.NDArray[Any]) -> None:
         from zarr.buffer.cpu import Buffer, NDBuffer
 
         if not data:
-            # Some codecs take this for a chunk that was never written.
+            # Some codecs take empty bytes for a chunk that was never written.
             raise CorruptChunkError("there are no bytes")
         payload = data
         for position in reversed(range(len(self._inflaters))):
             payload = self._inflaters[position](
                 payload, self._room(position), self._is_exact and not position
             )
-        if self._nested is not None:
-            self._nested.decode(payload, out)
+        if self._inner_shards is not None:
+            self._inner_shards.decode(payload, out)
             return
         if self._is_exact and len(payload) != self._inner_room:
             raise CorruptChunkError(f"a chunk of {self._inner_room} bytes has {len(payload)}")
-        slot = self._take(self._idle_inner, self._inner_codecs)
+        slot = self._take_slot(self._idle_inner, self._inner_codecs)
+        # A slot whose chunk zarr fails to decode is not put back: its state is not known.
         slot.objects[self._key] = Buffer.from_bytes(payload)
         try:
             slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out))
@@ -230,7 +249,7 @@ class ZarrPipeline:
         return self._room(len(self._inflaters))
 
     def _room(self, count: int) -> int:
-        """Most bytes that stand before so many of the codecs that are undone here have been at work."""
+        """Return the most bytes that a chunk has after `count` of the codecs that are undone here have encoded it."""
         nbytes = self._inner_room
         for _ in range(count):
             nbytes = encoded_room(nbytes)
@@ -238,37 +257,37 @@ class ZarrPipeline:
 
     @cached_property
     def _is_exact(self) -> bool:
-        """Whether elements become the same number of bytes in every chunk."""
+        """Whether the elements of every chunk become the same number of bytes."""
         return bool(self._inner_codecs) and name_of(self._inner_codecs[-1]) == "bytes"
 
     @cached_property
     def _inner_room(self) -> int:
-        """Bytes of the elements, before codecs between bytes: so many, or where that differs, so many at most."""
+        """Bytes of the elements before codecs between bytes: their number, or the most if it differs between chunks."""
         nbytes: int = math.prod(self._shape) * self._dtype.itemsize
-        if self._nested is not None:
-            return self._nested.encoded_room
+        if self._inner_shards is not None:
+            return self._inner_shards.encoded_room
         if not self._is_exact:
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:
             return nbytes
-        # Codecs between arrays may make other elements of them.
+        # Codecs between arrays may change the dtype, so encode a chunk and see.
         blank = np.full(self._shape, self.fill_value, self._dtype)
-        return len(self._encoded(blank, self._idle_inner, self._inner_codecs))
+        return len(self._encode_by_zarr(blank, self._idle_inner, self._inner_codecs))
 
-    def _encoded(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
-        slot = self._take(idle, codecs)
+    def _encode_by_zarr(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
+        slot = self._take_slot(idle, codecs)
         slot.array[...] = chunk
         encoded = slot.objects.pop(self._key)
         idle.append(slot)
         return memoryview(encoded.as_numpy_array().data)
 
-    def _take(self, idle: deque[_Slot], codecs: list[Codec]) -> _Slot:
+    def _take_slot(self, idle: deque[_Slot], codecs: list[Codec]) -> _Slot:
         try:
             return idle.pop()
         except IndexError:
-            return self._open(codecs)
+            return self._open_slot(codecs)
 
-    def _open(self, codecs: list[Codec]) -> _Slot:
+    def _open_slot(self, codecs: list[Codec]) -> _Slot:
         import zarr
         from zarr.storage import MemoryStore
 
@@ -281,33 +300,14 @@ class ZarrPipeline:
             codecs=cast("Any", codecs),
             zarr_format=3,
             store=MemoryStore(objects),
-            # Whether a chunk is written has been decided, and by bytes, not by values.
+            # `ShardCodec` has already decided, by bytes, that the chunk is not empty. Zarr compares values.
             config={"write_empty_chunks": True},
         )
         return _Slot(array, objects)
 
 
-@dataclass(frozen=True)
-class _NestedShards:
-    """Shards within a chunk: the codec that gives their chunks back, and where the axes went before."""
-
-    codec: ShardCodec
-    #: For each axis of the chunk, the one of the shards that it is.
-    axes: tuple[int, ...]
-
-    def decode(self, payload: memoryview, out: npt.NDArray[Any]) -> None:
-        whole = np.empty(self.codec.layout.shards, self.codec.layout.dtype)
-        self.codec.decode_object(payload, whole)
-        out[...] = whole.transpose(self.axes)
-
-    @property
-    def encoded_room(self) -> int:
-        layout = self.codec.layout
-        return self.codec.index_nbytes + layout.chunk_count_per_shard * self.codec.encoded_room
-
-
 def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
-    """The ways to undo the last codecs, in the order in which they encode: as many as can be undone within a bound."""
+    """Return inflaters for the last codecs, as many as can be undone within a bound, in the order of encoding."""
     found: deque[Inflater] = deque()
     for codec in reversed(codecs):
         inflater = inflater_of(codec)
@@ -317,80 +317,18 @@ def _trailing_inflaters(codecs: Sequence[Codec]) -> list[Inflater]:
     return list(found)
 
 
-def _nested_shards(
-    metadata: Mapping[str, Any], codecs: Sequence[Codec], shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> _NestedShards | None:
-    """The codec of the shards that a chunk consists of, if these are its codecs.
-
-    Raises
-    ------
-    InvalidInputError
-        If they stand behind codecs that make other elements.
-    """
-    if not codecs or name_of(codecs[-1]) != SHARDING:
-        return None
-    # They know this module.
-    from tensorage.backend.zarr.codec import ShardCodec
-    from tensorage.backend.zarr.layout import Layout
-
-    axes = list(range(len(shape)))
-    for codec in codecs[:-1]:
-        if name_of(codec) != "transpose":
-            raise InvalidInputError(
-                f"shards within a chunk behind the codec {name_of(codec)!r} cannot be read; behind 'transpose' they can"
-            )
-        axes = [axes[axis] for axis in configuration_of(codec)["order"]]
-    shards = [shape[axis] for axis in axes]
-    kept = array_metadata(dtype, shards, [codecs[-1]], metadata["fill_value"])
-    return _NestedShards(ShardCodec(Layout.parse(kept, shards, dtype)), tuple(np.argsort(axes).tolist()))
-
-
 class _Slot(NamedTuple):
-    """An array of one chunk, and the objects that it is made of."""
+    """An array of one chunk, and the objects of its store."""
 
     array: zarr.Array[Any]
     objects: dict[str, Any]
 
 
-def normalize_codecs(
-    codecs: Iterable[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]
-) -> tuple[Codec, ...]:
-    """Codecs as somebody gave them, in the form that zarr writes down, after a chunk went through them and back.
-
-    Parameters
-    ----------
-    codecs
-        As the JSON of Zarr's metadata, or as zarr's own objects.
-
-    Raises
-    ------
-    InvalidInputError
-        If zarr doesn't know them, or they don't do for such chunks.
-    """
-    import zarr
-
-    chunk = np.zeros(chunks, dtype)
-    try:
-        given = list(codecs)
-        # What they leave open, zarr chooses now, such as the element size of a shuffle.
-        array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
-        written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
-        chain = ZarrPipeline(array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype)
-        # Some codecs look at what they were told no sooner than this.
-        chain.decode(memoryview(b"".join(chain.encode(chunk))), chunk)
-    except Exception as error:
-        # Each codec has errors of its own.
-        raise InvalidInputError(
-            f"codecs={codecs!r} do not do for chunks of {chunks} elements of {dtype}: {error}. Give them as the "
-            f"metadata of Zarr have them, such as {list(default_codecs(dtype))}, or as objects of zarr.codecs"
-        ) from error
-    return tuple(written)
-
-
 def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The fill value, as an array without dimensions."""
+    """Return the fill value, as an array without dimensions."""
     value = metadata["fill_value"]
     if dtype.kind in "mM":
+        # The common fill values are made here, since loading zarr takes long.
         if value == "NaT":
             return np.array(value, dtype)
     elif all(map(_is_zero, value if isinstance(value, list) else [value])):
@@ -399,15 +337,68 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
 
 
 def _is_zero(value: Any) -> bool:
-    """Whether a number's bytes are zero, unlike those of -0.0."""
+    """Tell whether the bytes of a number are zero, which those of -0.0 are not."""
     return isinstance(value, int | float) and value == 0 and math.copysign(1, value) > 0
 
 
 def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The memory of a C-contiguous array."""
+    """Return the memory of a C-contiguous array."""
     return array.reshape(-1).view(np.uint8)
 
 
 def crc32c(data: bytes | memoryview) -> bytes:
-    """What the codec ``crc32c`` puts behind bytes."""
+    """Return the checksum that the codec ``crc32c`` puts behind bytes."""
     return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
+
+
+def check_encoded_chunk(data: memoryview, layout: Layout) -> None:
+    """Check that an encoded chunk is whole, as far as that shows without decoding it.
+
+    A chunk that somebody else encoded may have been cut off or damaged since. Its last codec may have written a
+    checksum or a length, but not every codec does.
+
+    Parameters
+    ----------
+    data
+        Object of an array that is not sharded.
+
+    Raises
+    ------
+    CorruptChunkError
+        If the bytes are not those that were written.
+    """
+    if not data:
+        raise CorruptChunkError("there are no bytes")
+    last = name_of(layout.codecs[-1])
+    if last == "bytes" and len(layout.codecs) == 1:
+        nbytes = math.prod(layout.chunks) * layout.dtype.itemsize
+        if len(data) != nbytes:
+            raise CorruptChunkError(f"a chunk of {nbytes} bytes has {len(data)}")
+    elif last in _CHECKS:
+        _CHECKS[last](data)
+
+
+def _check_trailing_crc32c(data: memoryview) -> None:
+    payload, checksum = data[:-CRC32C_BYTES], data[-CRC32C_BYTES:]
+    if checksum != crc32c(payload):
+        raise CorruptChunkError(f"the checksum of {len(payload)} bytes is wrong")
+
+
+def _check_blosc_length(data: memoryview) -> None:
+    if len(data) < BLOSC_HEADER.size or BLOSC_HEADER.unpack_from(data)[-1] != len(data):
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
+
+
+def _check_zstd_frames(data: memoryview) -> None:
+    at = 0
+    while at < len(data):
+        at = end_of_frame(data, at)
+    if at > len(data):
+        raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
+
+
+_CHECKS: Mapping[str, Callable[[memoryview], None]] = {
+    "crc32c": _check_trailing_crc32c,
+    "blosc": _check_blosc_length,
+    "zstd": _check_zstd_frames,
+}

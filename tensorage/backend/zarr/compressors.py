@@ -1,4 +1,4 @@
-"""What makes chunks smaller: one buffer in, one out, by numcodecs. Safe to use from many threads at once."""
+"""Compressors of chunks, by numcodecs: one buffer in, one out. Safe to use from many threads at once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = [
     "inflate_frames",
 ]
 
-#: What a frame of zstd begins with.
+#: First bytes of a frame of zstd.
 ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
 
-#: First bytes of zstd's skippable frames, without the last four bits.
+#: First bytes of a skippable frame of zstd, without the last four bits.
 SKIPPABLE_MAGIC = 0x184D2A50
 
 CUT_OFF = "it ends too early, or is none that its codecs write"
 
-#: A frame without content that does not say so: one empty block.
+#: A frame of one empty block, whose header does not say the size of the content.
 _EMPTY_FRAME = ZSTD_MAGIC + bytes.fromhex("0058010000")
 
-#: Decompresses whatever the level.
+#: Codec for decompression, which works for any level.
 _ZSTD = Zstd()
 
 #: Levels of compression that zstd has.
@@ -52,29 +52,29 @@ BLOSC_SHUFFLES: Mapping[str, int] = {
     "bitshuffle": numcodecs.blosc.BITSHUFFLE,
 }
 
-#: Of a Blosc 1 buffer: versions, flags and typesize, then its bytes without and with compression, and of a block.
+#: Header of a Blosc 1 buffer: versions, flags, typesize, bytes without compression, bytes of a block, bytes in all.
 BLOSC_HEADER = struct.Struct("<BBBBIII")
 
-# As zarr does it, too: chunks are many, and each is done by one thread. Blosc's own threads would not survive a fork.
+# There are many chunks, and one thread for each. Blosc's own threads would not survive a fork. Zarr does the same.
 numcodecs.blosc.use_threads = False
 
 
 class CorruptChunkError(Exception):
-    """Bytes of an array are not what was written: nothing of them may be used."""
+    """The bytes of a chunk or an index are not those that were written. None of them may be used."""
 
 
 class Compressor(Protocol):
-    """One codec that turns bytes into fewer."""
+    """A codec that turns bytes into fewer."""
 
     def encode(self, elements: npt.NDArray[np.uint8]) -> bytes: ...
 
     def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
-        """Fill `out`, all of it.
+        """Decompress a payload that fills `out` exactly.
 
         Raises
         ------
         CorruptChunkError
-            What is in `out` is then of no use.
+            If the payload does not. The content of `out` is then of no use.
         """
         ...
 
@@ -86,7 +86,7 @@ class ZstdFrames:
     zstd: Zstd
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> ZstdFrames | None:
+    def parse(cls, configuration: Mapping[str, Any]) -> ZstdFrames | None:
         level, checksum = configuration.get("level", 0), configuration.get("checksum", False)
         if type(level) is not int or level not in ZSTD_LEVELS or type(checksum) is not bool:
             return None
@@ -110,7 +110,7 @@ class BloscBuffers:
     blosc: numcodecs.blosc.Blosc
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> BloscBuffers | None:
+    def parse(cls, configuration: Mapping[str, Any]) -> BloscBuffers | None:
         given = {"typesize": 1, "blocksize": 0, **configuration}
         numbers = [given["typesize"], given["blocksize"], given.get("clevel")]
         if any(type(number) is not int for number in numbers):
@@ -155,7 +155,7 @@ def check_blosc_header(payload: memoryview) -> int:
     Raises
     ------
     CorruptChunkError
-        If it is no buffer, or of another length than it claims to have.
+        If the payload is no buffer, or has another length than it claims.
     """
     if len(payload) < BLOSC_HEADER.size:
         raise CorruptChunkError(f"{len(payload)} bytes have no room for the header of a Blosc buffer")
@@ -166,20 +166,20 @@ def check_blosc_header(payload: memoryview) -> int:
 
 
 def inflate_frames(payload: memoryview, out: npt.NDArray[np.uint8], *, has_one_size: bool = False) -> None:
-    """Decompress frames of zstd, as many as there are, which have to fill `out` exactly. No other memory is taken.
+    """Decompress frames of zstd, which together have to fill `out` exactly. No other memory is taken.
 
     Parameters
     ----------
     has_one_size
-        The first frame says that it has as many bytes as `out`.
+        True if the first frame says that it has as many bytes as `out`.
 
     Raises
     ------
     CorruptChunkError
-        If they have fewer bytes, or more.
+        If the frames have fewer bytes, or more.
     """
-    # numcodecs decompresses to the size that the first frame says, and leaves the rest of `out` as it was. To a first
-    # frame that does not say its size, it fills `out`, or raises.
+    # numcodecs believes the size in the first frame, and leaves the rest of `out` as it was. If the first frame has no
+    # size, numcodecs fills `out` or raises.
     frames = payload if has_one_size else b"".join([_EMPTY_FRAME, payload])
     try:
         _ZSTD.decode(frames, out=out)
@@ -203,7 +203,7 @@ def frames_content_size(payload: memoryview) -> int | None:
 
 
 def is_skippable(data: memoryview, at: int) -> bool:
-    """Whether the frame of zstd that begins at a byte has content that is not for the decoder."""
+    """Tell whether a skippable frame of zstd, with content that is not for the decoder, begins at a byte."""
     return int.from_bytes(data[at : at + 4], "little") & ~0xF == SKIPPABLE_MAGIC
 
 
@@ -213,24 +213,24 @@ def end_of_frame(data: memoryview, at: int) -> int:
     Raises
     ------
     CorruptChunkError
-        If none begins there, or its headers are cut off.
+        If no frame begins there, or its headers are cut off.
     """
     if is_skippable(data, at):
-        return at + 8 + _number(data, at + 4, 4)
+        return at + 8 + _read_number(data, at + 4, 4)
     if data[at : at + 4] != ZSTD_MAGIC:
         raise CorruptChunkError(f"no frame of zstd begins at byte {at} of {len(data)}")
-    descriptor = _number(data, at + 4, 1)
+    descriptor = _read_number(data, at + 4, 1)
     at += sum(content_size_field(descriptor))
     is_last = False
     while not is_last:
-        block = _number(data, at, 3)
+        block = _read_number(data, at, 3)
         is_last = bool(block & 1)
         is_repeated_byte = block >> 1 & 3 == 1
         at += 3 + (1 if is_repeated_byte else block >> 3)
     return at + (4 if descriptor & 4 else 0)
 
 
-def _number(data: memoryview, at: int, nbytes: int) -> int:
+def _read_number(data: memoryview, at: int, nbytes: int) -> int:
     field = data[at : at + nbytes]
     if len(field) < nbytes:
         raise CorruptChunkError(f"of {len(data)} bytes: {CUT_OFF}")
@@ -238,9 +238,10 @@ def _number(data: memoryview, at: int, nbytes: int) -> int:
 
 
 def content_size_field(descriptor: int) -> tuple[int, int]:
-    """Where a frame of zstd says its content's size, by the byte behind its magic number, and in how many bytes.
+    """Return the offset and the length of the content size in the header of a frame of zstd.
 
-    The field is the last one of the frame's header (RFC 8878, section 3.1.1.1). Of no bytes, the frame does not say it.
+    The byte behind the magic number, the descriptor, tells both (RFC 8878, section 3.1.1.1). The field is the last one
+    of the header. If its length is 0, the frame does not say the size.
     """
     is_single_segment = bool(descriptor & 0x20)
     dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
@@ -249,11 +250,12 @@ def content_size_field(descriptor: int) -> tuple[int, int]:
 
 
 def frame_content_size(frame: memoryview) -> int | None:
-    """How many bytes a frame of zstd decompresses to, if it says so (RFC 8878, section 3.1.1.1)."""
+    """Read the number of bytes that a frame of zstd decompresses to, if it says so (RFC 8878, section 3.1.1.1)."""
     if len(frame) < 6 or frame[:4] != ZSTD_MAGIC:
         return None
     at, size_bytes = content_size_field(frame[4])
     field = frame[at : at + size_bytes]
     if len(field) < max(size_bytes, 1):
         return None
+    # A field of two bytes counts from 256, since smaller sizes have a field of one byte.
     return int.from_bytes(field, "little") + (256 if size_bytes == 2 else 0)

@@ -1,11 +1,11 @@
-"""Zarr arrays that somebody else wrote, taken in.
+"""Import of Zarr arrays that somebody else wrote.
 
-An array of Zarr v3 is taken over as it is: its objects are copied, whatever their names there, and nothing is decoded
-but the indexes of shards. These, or the lengths and checksums that chunks have, say whether an object is whole.
-`layout_of` says which arrays those are.
+Most arrays of Zarr v3 are taken over as they are: their objects are copied, under names of our own, and only the
+indexes of shards are decoded. An index, or the length and checksum of a chunk, tells whether an object is whole.
+`layout_of` decides which arrays can be taken over.
 
-The others, those of Zarr v2 among them, are decoded by zarr and encoded anew, in parts that are chunks of the
-source where those are of a sensible size, so that each is decoded once.
+All other arrays, of Zarr v2 among them, are decoded by zarr and encoded anew. The new chunks are those of the source
+if their size is sensible, so that each chunk is decoded once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from zarr.core.sync import sync
 
 from tensorage.backend.wire.header import bytes_of
 from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
-from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec
-from tensorage.backend.zarr.integrity import check_encoded_chunk
+from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardCodec, choose_layout
+from tensorage.backend.zarr.codec_pipeline import check_encoded_chunk
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.writing import NewShard
 from tensorage.errors import CorruptTensorError, InvalidInputError, TensorageError
@@ -37,42 +37,42 @@ from tensorage.types import storable_dtype
 __all__ = [
     "blocks_of",
     "declaration_of",
-    "decoded_shards",
-    "imported_shards",
+    "decode_shards",
     "layout_like",
     "layout_of",
     "open_source",
+    "take_over_shards",
 ]
 
-#: Names of the dimensions where the metadata have no place for them, as in Zarr v2: xarray's convention.
+#: Attribute for the names of the dimensions in Zarr v2, whose metadata have no place for them: xarray's convention.
 V2_DIMENSIONS = "_ARRAY_DIMENSIONS"
 
-#: Chunks of fewer bytes than this are not kept where they have to be encoded anew.
+#: Chunks of fewer bytes than this are not kept if they have to be encoded anew.
 MIN_CHUNK_BYTES = 1024
 
-#: Arrays of a group that an error names.
+#: Most arrays of a group that an error names.
 _MAX_NAMES = 10
 
 
 def open_source(source: Any) -> zarr.Array[Any]:
-    """The array that is to be taken in.
+    """Open the array to import.
 
     Parameters
     ----------
     source
-        An array of zarr, or whatever zarr opens: a path, a URL, a store.
+        Array of zarr, or anything that zarr opens: a path, a URL, a store.
 
     Raises
     ------
     InvalidInputError
-        If it is no array of Zarr.
+        If the source is no array of Zarr.
     """
     node = source
     if not isinstance(source, zarr.Array | zarr.Group):
         try:
             node = zarr.open(source, mode="r")
         except Exception as error:
-            # Each store has errors of its own.
+            # The errors of stores have no common type.
             raise InvalidInputError(
                 f"{source!r} is no array of Zarr that can be opened ({type(error).__name__}: {error})"
             ) from error
@@ -86,7 +86,7 @@ def open_source(source: Any) -> zarr.Array[Any]:
 
 
 def declaration_of(array: zarr.Array[Any], key: str, is_shared: bool, options: ArrayOptions) -> Declaration:
-    """What is said of the new array: what its source says of itself, unless the options say otherwise.
+    """Declare the new array as the source declares itself, unless the options say otherwise.
 
     Raises
     ------
@@ -110,25 +110,26 @@ def declaration_of(array: zarr.Array[Any], key: str, is_shared: bool, options: A
 
 
 def attributes_of(array: zarr.Array[Any]) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """The attributes of an array, and the names of its dimensions, which may be among the attributes."""
+    """Return the attributes of an array, and the names of its dimensions, which may be kept among the attributes."""
     attrs = dict(array.attrs.asdict())
     names: Any = getattr(array.metadata, "dimension_names", None)
     if names is None:
         names = attrs.get(V2_DIMENSIONS)
-        if not _are_names(names, array.ndim):
+        if not _is_names(names, array.ndim):
             return attrs, None
         del attrs[V2_DIMENSIONS]
+    # Zarr v3 allows some dimensions to have names and others not. With none, the array has no dims.
     if all(name is None for name in names):
         return attrs, None
-    # As xarray names those that have none.
+    # Xarray gives these names to dimensions that have none.
     return attrs, tuple(f"dim_{axis}" if name is None else name for axis, name in enumerate(names))
 
 
 def layout_of(array: zarr.Array[Any]) -> Layout | None:
-    """The layout of an array whose objects can be taken over as they are; None if they cannot.
+    """Parse the layout of an array whose objects can be taken over as they are.
 
-    They cannot be if the array is one of Zarr v2, or if chunks, shards, codecs or dtype are such as this engine does
-    not read.
+    None if they cannot be: if the array is one of Zarr v2, or if this engine does not read its chunks, shards, codecs
+    or dtype.
 
     Raises
     ------
@@ -148,20 +149,21 @@ def layout_of(array: zarr.Array[Any]) -> Layout | None:
 
 
 def layout_like(array: zarr.Array[Any], new: Declaration) -> Layout:
-    """The layout of an array that is encoded anew: chunks as the source has them, and its fill value.
+    """Choose the layout of an array that is encoded anew, with the chunks and the fill value of the source.
 
     Raises
     ------
     InvalidInputError, DTypeError
-        As for any new array.
+        If the same declaration of any new array is refused.
     """
     options = new.options
     chunks = options.get("chunks")
     if chunks is None and options.get("shards") is None and options.get("chunk_size") is None:
         own = chunks_of(array)
+        # Tiny chunks would make a large index. A chunk beyond a shard would make requests too large.
         if own and MIN_CHUNK_BYTES <= math.prod(own) * new.dtype.itemsize <= SHARD_BYTES:
             chunks = own
-    layout = Layout.choose(
+    layout = choose_layout(
         new.shape,
         new.dtype,
         chunks=chunks,
@@ -172,68 +174,68 @@ def layout_like(array: zarr.Array[Any], new: Declaration) -> Layout:
     return replace(layout, fill_value=_fill_value_of(array, layout.fill_value))
 
 
-def imported_shards(array: zarr.Array[Any], codec: ShardCodec) -> Iterator[NewShard]:
-    """The shards of a new array, each an object of the source or, where that has none, without one.
+def take_over_shards(array: zarr.Array[Any], codec: ShardCodec) -> Iterator[NewShard]:
+    """Yield the shards of a new array. Each takes over an object of the source, or has none if the source has none.
 
     Parameters
     ----------
     codec
-        Of the layout that `layout_of` gives.
+        Codec of the layout that `layout_of` returns.
 
     Raises
     ------
     CorruptTensorError
-        Once a shard is made whose object is damaged, as far as that shows without decoding: an index is read, and
-        the length and checksum that a chunk says it has.
+        When a shard is made whose object is damaged, as far as that shows without decoding: from its index, or from
+        the length and checksum of a chunk.
     InvalidInputError
-        Once an object cannot be read.
+        When an object cannot be read.
     """
     for number in range(codec.layout.shard_count):
-        yield NewShard(number, partial(_taken_over, array, codec, number))
+        yield NewShard(number, partial(_take_over, array, codec, number))
 
 
-def decoded_shards(array: zarr.Array[Any], layout: Layout) -> Iterator[NewShard]:
-    """The shards of a new array of any layout, each of elements that zarr reads.
+def decode_shards(array: zarr.Array[Any], layout: Layout) -> Iterator[NewShard]:
+    """Yield the shards of a new array of any layout, with elements that zarr reads.
 
     Raises
     ------
     CorruptTensorError, InvalidInputError
-        Once a shard is made of what zarr cannot read.
+        When a shard is made whose elements zarr cannot read.
     """
     for number in range(layout.shard_count):
-        yield NewShard(number, partial(_decoded, array, layout.region(number)))
+        yield NewShard(number, partial(_decode_region, array, layout.region(number)))
 
 
 def blocks_of(array: zarr.Array[Any]) -> Iterator[npt.NDArray[Any]]:
-    """All rows of an array, in blocks of whole rows of chunks: about 8 MiB, and more only where such a row is larger.
+    """Yield all rows of an array, in blocks of whole rows of chunks: about 8 MiB, or more if a row of chunks is larger.
 
     Parameters
     ----------
     array
-        With dimensions.
+        Array with at least one dimension.
 
     Raises
     ------
     CorruptTensorError, InvalidInputError
-        If zarr cannot read it.
+        If zarr cannot read the rows.
     """
     chunks = chunks_of(array) or (1,)
     row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
     rows = chunks[0] * max(SHARD_BYTES // max(chunks[0] * row_bytes, 1), 1)
     for first in range(0, array.shape[0], rows):
-        yield _decoded(array, (slice(first, min(first + rows, array.shape[0])),))
+        yield _decode_region(array, (slice(first, min(first + rows, array.shape[0])),))
 
 
 def chunks_of(array: zarr.Array[Any]) -> tuple[int, ...] | None:
-    """Shape of what zarr decodes at once; None where that is not the same everywhere."""
+    """Return the shape of the part that zarr decodes at once; None if it differs within the array."""
     try:
         return tuple(array.shards or array.chunks)
     except (AttributeError, NotImplementedError):
-        # Other grids than the regular one.
+        # Only a regular grid has one shape of chunks.
         return None
 
 
-def _taken_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> EncodedShard:
+def _take_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> EncodedShard:
     place = array.store_path / array.metadata.encode_chunk_key(codec.layout.coords_of(number))
     try:
         found = sync(place.get(buffer_prototype))
@@ -243,6 +245,7 @@ def _taken_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> Encod
         raise InvalidInputError(
             f"the object {str(place)!r} cannot be read ({type(error).__name__}: {error}). Nothing was stored"
         ) from error
+    # In Zarr, a missing object means that all elements are the fill value.
     if found is None:
         return EncodedShard([], 0, b"")
     blob = bytes_of(np.ascontiguousarray(found.as_numpy_array()).reshape(-1))
@@ -256,14 +259,15 @@ def _taken_over(array: zarr.Array[Any], codec: ShardCodec, number: int) -> Encod
         ) from error
 
 
-def _decoded(array: zarr.Array[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
+def _decode_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
     try:
-        # Without dimensions, zarr may give a number.
+        # Zarr may return a number for an array without dimensions.
         return np.asarray(array[cast("Any", region) or ...])
     except TensorageError:
         raise
     except Exception as error:
         where = ", ".join(f"{axis.start}:{axis.stop}" for axis in region)
+        # An OSError is about the store of the source. All other errors are about its bytes.
         kind = InvalidInputError if isinstance(error, OSError) else CorruptTensorError
         raise kind(
             f"elements [{where}] of {str(array.store_path)!r} cannot be read ({type(error).__name__}: {error}). "
@@ -272,12 +276,12 @@ def _decoded(array: zarr.Array[Any], region: tuple[slice, ...]) -> npt.NDArray[A
 
 
 def _fill_value_of(array: zarr.Array[Any], default: Any) -> Any:
-    """The fill value of an array as the JSON of Zarr v3. In Zarr v2, there may be none."""
+    """Return the fill value of an array as the JSON of Zarr v3, or the default if an array of Zarr v2 has none."""
     value = array.metadata.fill_value
     if value is None or (array.dtype.kind in "mM" and np.isnat(value)):
         return default
     return array.metadata.dtype.to_json_scalar(value, zarr_format=3)
 
 
-def _are_names(names: Any, ndim: int) -> bool:
+def _is_names(names: Any, ndim: int) -> bool:
     return isinstance(names, list | tuple) and len(names) == ndim and all(isinstance(n, str) for n in names)

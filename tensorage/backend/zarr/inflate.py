@@ -1,7 +1,7 @@
-"""Codecs from bytes to bytes, undone within a bound. No I/O, and no zarr.
+"""Bounded decoding of codecs from bytes to bytes. No I/O, and no zarr.
 
-An array's owner chooses its codecs and writes its objects, and whoever may read it decodes them. A hundred kilobytes
-can decompress to gigabytes, so each codec is told how many bytes the chunk can hold behind it, and stops there.
+The owner of an array chooses its codecs and writes its objects, and other users who may read it decode them. A hundred
+kilobytes can decompress to gigabytes. Each inflater is therefore told how many bytes it may make, and stops there.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from tensorage.model.zarr_metadata import Codec, configuration_of, name_of
 
 __all__ = ["Inflater", "encoded_room", "inflater_of"]
 
-#: Undoes a codec: of the payload, no more bytes than the second argument says, or exactly so many if the third is true.
+#: Function that undoes a codec. It takes the payload and the most bytes to make of it, or the exact number of bytes if
+#: the third argument is true.
 Inflater = Callable[[memoryview, int, bool], memoryview]
 
-#: Memory that a decompressor of LZMA may take beside its output. Its highest preset asks for 65 MiB.
+#: Most memory that a decompressor of LZMA may take beside its output. The highest preset asks for 65 MiB.
 LZMA_BYTES = 128 * 1024 * 1024
 
 _LZ4_HEADER_BYTES = 4
@@ -41,18 +42,18 @@ _ZLIB, _GZIP = 15, 31
 
 
 def encoded_room(nbytes: int) -> int:
-    """Most bytes that a codec between bytes makes of so many: incompressible ones, with frames and headers around."""
+    """Return the most bytes that a codec makes of `nbytes`: of incompressible ones, with frames and headers around."""
     return nbytes + nbytes // 8 + 1024
 
 
 def inflater_of(codec: Codec) -> Inflater | None:
-    """The way to undo a codec within a bound; None for a codec that somebody else has registered with zarr."""
+    """Return the inflater of a codec; None for a codec that somebody else has registered with zarr."""
     make = _INFLATERS.get(name_of(codec))
     return None if make is None else make(configuration_of(codec))
 
 
 class _Stream(Protocol):
-    """Decompresses one stream of several."""
+    """A decompressor of one stream, such as zlib's."""
 
     @property
     def eof(self) -> bool: ...
@@ -70,7 +71,7 @@ def _inflate_streams(
     while rest:
         stream = begin()
         try:
-            # One byte more than there is room for shows that there are more, without making them.
+            # One byte more than there is room for shows that there are more, without making them all.
             made += stream.decompress(rest, most - len(made) + 1)
         except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, MemoryError) as error:
             raise CorruptChunkError(f"{name} does not decompress {len(payload)} bytes: {error}") from error
@@ -78,7 +79,7 @@ def _inflate_streams(
             raise _too_many(name, payload, most)
         if not stream.eof:
             raise CorruptChunkError(f"{name}: {len(payload)} bytes end too early")
-        # Streams may be padded with zeros.
+        # Zeros may pad a stream.
         rest = stream.unused_data.lstrip(b"\0")
     return memoryview(made)
 
@@ -96,7 +97,7 @@ def _lzma(configuration: Mapping[str, Any]) -> Inflater:
         for given in filters or ():
             if given.get("dict_size", 0) > LZMA_BYTES:
                 raise CorruptChunkError(f"lzma asks for a dictionary of {given['dict_size']} bytes")
-        # Raw streams take no limit: theirs is the dictionary above.
+        # LZMADecompressor takes no limit for raw streams. The check of the dictionary above bounds their memory.
         limit = None if kind == lzma.FORMAT_RAW else LZMA_BYTES
         begin = partial(lzma.LZMADecompressor, kind, limit, filters)
         return _inflate_streams(begin, "lzma", payload, most, exact)
@@ -148,11 +149,11 @@ def _check_crc32c(payload: memoryview, _most: int, _exact: bool) -> memoryview:
 def _undo_by_numcodecs(
     configuration: Mapping[str, Any], payload: memoryview, _most: int, _exact: bool
 ) -> memoryview:
-    """Undo what makes bytes no fewer: checksums and shuffles. A decompressor's header has been looked at before."""
+    """Undo a codec that makes bytes no fewer, such as a checksum or a shuffle, or one whose header has been checked."""
     try:
         content = numcodecs.get_codec(dict(configuration)).decode(payload)
     except Exception as error:
-        # Each codec has errors of its own.
+        # The errors of codecs have no common type.
         raise CorruptChunkError(
             f"numcodecs does not decode {len(payload)} bytes by {configuration['id']}: {error}"
         ) from error

@@ -1,7 +1,7 @@
-"""Where the elements of an array are: which object holds which, and in chunks of which shape. No I/O, and no zarr.
+"""Layout of an array of Storage: its cut into shards and chunks, and the codecs of a chunk. No I/O, and no zarr.
 
-`Layout` is what the catalogue says of an array of Storage: its metadata of Zarr v3, beside its shape and dtype.
-"Shard" means an object throughout, also where the array is not sharded and an object is a single chunk.
+The catalogue keeps a `Layout` as metadata of Zarr v3, beside the shape and dtype of the array. "Shard" means an object
+throughout, also if the array is not sharded and an object is a single chunk.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ __all__ = ["Layout"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array is cut into shards and these into chunks, and how a chunk is encoded.
+    """Cut of an array into shards, cut of a shard into chunks, and encoding of a chunk.
 
     Parameters
     ----------
     shape
-        Of the array, in elements.
+        Shape of the array, in elements.
     dtype
-        Little-endian.
+        Dtype, little-endian.
     chunks
-        Shape of a chunk. Those at the end of the array are as large, with fill values behind the end.
+        Shape of a chunk. Chunks at the end of the array are as large, with fill values behind the end.
     shards
-        Shape of a shard: whole chunks, and exactly one where the array is not sharded.
+        Shape of a shard: whole chunks, and exactly one if the array is not sharded.
     is_sharded
-        Whether an object holds an index of its chunks. Otherwise it is an encoded chunk, and nothing else.
+        True if an object holds an index of its chunks. Otherwise an object is an encoded chunk, and nothing else.
     codecs
-        Of a chunk, as the JSON of Zarr's metadata.
+        Codecs of a chunk, as the JSON of Zarr's metadata.
     fill_value
-        What elements are that were never written, as the JSON of Zarr's metadata.
+        Value of elements that were never written, as the JSON of Zarr's metadata.
     index_codecs, index_location
-        Of the index of a shard.
+        Codecs of the index of a shard, and its place in the object.
     """
 
     shape: tuple[int, ...]
@@ -83,81 +83,81 @@ class Layout:
         *,
         chunks: Sequence[int] | None = None,
         shards: Sequence[int] | Literal[False] | None = None,
-        codecs: Sequence[Any] | None = None,
         chunk_size: int | None = None,
     ) -> Layout:
-        """The layout of a new array.
+        """Choose the layout of a new array, with codecs by default.
 
         Parameters
         ----------
         dtype
-            Little-endian, of those that `tensorage.types.storable_dtype` gives.
+            Dtype that `tensorage.types.storable_dtype` returns.
         chunks
-            Shape of a chunk, of any extents. By default about 1 MiB, of whole rows where a row fits.
+            Shape of a chunk, any one. By default about 1 MiB, of whole rows if a row fits.
         shards
             Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an
             object for each chunk, without an index, for readers that know nothing of shards. An array without
             dimensions, which is a single element, is stored so in any case.
-        codecs
-            Of a chunk: all of them, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a
-            checksum. Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
         chunk_size
-            Elements of a chunk, about, where `chunks` are not given.
+            Elements of a chunk, about, if `chunks` are not given.
 
         Raises
         ------
         InvalidInputError
-            If the shapes don't fit the array or each other, or zarr can't use the codecs.
+            If the shapes don't fit the array or each other.
         DTypeError
             If Zarr has no such dtype.
         """
-        extents, itemsize = tuple(shape), dtype.itemsize
+        shape, itemsize = tuple(shape), dtype.itemsize
         chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
+        # Refuses a dtype that Zarr has not, before any shape is checked.
         data_type_of(dtype)
         if chunks is not None:
-            inner = check_chunks(chunks, extents, itemsize)
+            inner = check_chunks(chunks, shape, itemsize)
         elif shards is None or shards is False:
-            inner = choose_chunks(extents, itemsize, chunk_bytes)
+            inner = choose_chunks(shape, itemsize, chunk_bytes)
         else:
-            whole = check_shape("shards", shards, extents)
-            inner = _dividing(whole, choose_chunks(whole, itemsize, chunk_bytes))
+            # Given shards have to consist of whole chunks, so the chunks are fitted to the shards.
+            whole = check_shape("shards", shards, shape)
+            inner = _largest_divisors(whole, choose_chunks(whole, itemsize, chunk_bytes))
         if shards is None:
-            outer = choose_shards(extents, inner, itemsize)
+            outer = choose_shards(shape, inner, itemsize)
         else:
-            outer = check_shards(inner if shards is False else shards, inner, extents)
-        is_sharded = shards is not False and len(extents) > 0
-        chain = default_codecs(dtype) if codecs is None else _checked(codecs, inner, dtype)
-        return cls(extents, dtype, inner, outer, is_sharded, chain, default_fill_value(dtype))
+            outer = check_shards(inner if shards is False else shards, inner, shape)
+        # A shard of a single element would only add an index to it.
+        is_sharded = shards is not False and len(shape) > 0
+        return cls(shape, dtype, inner, outer, is_sharded, default_codecs(dtype), default_fill_value(dtype))
 
     @classmethod
     def parse(cls, zarr: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype[Any]) -> Layout:
-        """The layout that metadata of Zarr v3 tell of: the catalogue's, or those of an array of somebody else.
+        """Parse metadata of Zarr v3: the catalogue's, or those of an array that somebody else wrote.
 
-        Whatever their chunk key encoding, `key_of` names objects by the default one.
+        `key_of` names objects by the default chunk key encoding, also if the metadata have another one.
 
         Raises
         ------
         InvalidInputError
-            If they are no metadata of Zarr v3, of a kind that can't be read, or of another dtype.
+            If the metadata are not of Zarr v3, of a kind that can't be read, or of another dtype.
         """
-        extents = tuple(shape)
+        shape = tuple(shape)
         try:
-            return cls._parse(zarr, extents, dtype)
+            return cls._parse(zarr, shape, dtype)
+        # The metadata may be any JSON, so that whatever they lack shows only when it is looked up.
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
-                f"these are no metadata of a Zarr v3 array of shape {extents}: {error!r} in {zarr!r}"
+                f"these are no metadata of a Zarr v3 array of shape {shape}: {error!r} in {zarr!r}"
             ) from error
 
     @classmethod
     def _parse(cls, zarr: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
-        _expect("zarr_format", zarr["zarr_format"], 3)
-        _expect("node_type", zarr["node_type"], "array")
-        _expect("data_type", _plain(zarr["data_type"]), data_type_of(dtype))
-        _expect("chunk_grid", zarr["chunk_grid"]["name"], "regular")
-        _expect("storage_transformers", list(zarr.get("storage_transformers") or ()), [])
+        _require("zarr_format", zarr["zarr_format"], 3)
+        _require("node_type", zarr["node_type"], "array")
+        _require("data_type", _strip_empty_configuration(zarr["data_type"]), data_type_of(dtype))
+        _require("chunk_grid", zarr["chunk_grid"]["name"], "regular")
+        # A storage transformer would change keys and bytes below the codecs. No version of Zarr defines one yet.
+        _require("storage_transformers", list(zarr.get("storage_transformers") or ()), [])
         shards = zarr["chunk_grid"]["configuration"]["chunk_shape"]
         codecs, fill_value = zarr["codecs"], zarr["fill_value"]
-        # Any other codec beside it, and a chunk can't be had without the rest of its shard.
+        # With any other codec beside the sharding one, a chunk can't be had without the rest of its shard.
         if len(codecs) != 1 or name_of(codecs[0]) != SHARDING:
             chunks = check_chunks(shards, shape, dtype.itemsize)
             return cls(shape, dtype, chunks, chunks, False, tuple(codecs), fill_value)
@@ -179,18 +179,19 @@ class Layout:
         )
 
     def metadata(self) -> dict[str, Any]:
-        """What the catalogue keeps as `zarr`: all metadata but what it has in columns of their own."""
+        """Return the metadata that the catalogue keeps as `zarr`: all for which it has no columns."""
         return array_metadata(self.dtype, self.shards, self._object_codecs, self.fill_value)
 
     def document(self, attrs: Mapping[str, Any], dims: Sequence[str] | None) -> dict[str, Any]:
-        """The whole of the array's ``zarr.json``."""
+        """Return the content of the array's ``zarr.json``."""
         document = {"shape": list(self.shape), **self.metadata(), "attributes": dict(attrs)}
+        # Zarr v3 lets `dimension_names` be left out, but not be null.
         if dims is not None:
             document["dimension_names"] = list(dims)
         return document
 
-    def grown(self, rows: int) -> Layout:
-        """The same with more rows of axis 0: shards keep their numbers.
+    def with_rows(self, rows: int) -> Layout:
+        """Return the layout of the array with more rows of axis 0. Shards keep their numbers.
 
         Raises
         ------
@@ -199,11 +200,12 @@ class Layout:
         """
         if not self.shape:
             raise InvalidInputError("an array without dimensions has no rows that could be added to")
+        # Numbers count in C order, axis 0 outermost, so that new shards come behind all others.
         return replace(self, shape=(self.shape[0] + rows, *self.shape[1:]))
 
     @cached_property
     def grid(self) -> tuple[int, ...]:
-        """Shards along each axis."""
+        """Number of shards along each axis."""
         return tuple(-(-extent // shard) for extent, shard in zip(self.shape, self.shards, strict=True))
 
     @cached_property
@@ -212,20 +214,20 @@ class Layout:
 
     @cached_property
     def chunks_per_shard(self) -> tuple[int, ...]:
-        """Chunks of a shard along each axis, also where they lie behind the end of the array."""
+        """Number of chunks of a shard along each axis, chunks behind the end of the array included."""
         return tuple(map(floordiv, self.shards, self.chunks))
 
     @cached_property
     def chunk_count_per_shard(self) -> int:
-        """Chunks of a shard, also those behind the end of the array."""
+        """Number of chunks of a shard, chunks behind the end of the array included."""
         return math.prod(self.chunks_per_shard)
 
     def number_of(self, coords: Sequence[int]) -> int:
-        """Number of the shard at a position of the grid, in C order."""
-        return _number(coords, self.grid)
+        """Return the number, in C order, of the shard at a position of the grid."""
+        return _number_in_grid(coords, self.grid)
 
     def coords_of(self, number: int) -> tuple[int, ...]:
-        """Position of a shard in the grid."""
+        """Return the position of a shard in the grid."""
         coords = []
         for extent in reversed(self.grid):
             number, coord = divmod(number, extent)
@@ -233,35 +235,36 @@ class Layout:
         return tuple(reversed(coords))
 
     def key_of(self, number: int) -> str:
-        """Name of a shard's object within its array, such as ``c/1/0/0``."""
+        """Return the name of a shard's object within its array, such as ``c/1/0/0``."""
         return chunk_key(self.coords_of(number))
 
     def region(self, number: int) -> tuple[slice, ...]:
-        """Elements of the array that a shard holds."""
+        """Return the region of the array that a shard holds."""
         return tuple(
             slice(coord * shard, min((coord + 1) * shard, extent))
             for coord, shard, extent in zip(self.coords_of(number), self.shards, self.shape, strict=True)
         )
 
     def nbytes_of(self, number: int) -> int:
-        """Bytes of the elements that a shard holds of the array."""
+        """Count the bytes of the elements that a shard holds of the array."""
         return int(math.prod(axis.stop - axis.start for axis in self.region(number))) * self.dtype.itemsize
 
     def shards_of(self, row_low: int, row_high: int) -> range:
-        """Numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.
+        """Return the numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.
 
-        Rows may lie behind the end of the array, as those do that are to be added. Without dimensions, it is the
-        one shard whatever the rows.
+        Rows may lie behind the end of the array, as rows do that are to be added. An array without dimensions has
+        one shard, whatever the rows.
         """
         if not self.shape:
             return range(1)
         each = math.prod(self.grid[1:])
+        # Rounding below would otherwise make a shard of an empty range of rows.
         if row_high <= row_low:
             return range(0)
         return range(row_low // self.shards[0] * each, -(-row_high // self.shards[0]) * each)
 
     def shards_in(self, region: Sequence[slice]) -> Iterator[int]:
-        """Numbers of the shards that hold any element of a region, one slice for each axis, none with an open end."""
+        """Yield the numbers of the shards that hold any element of a region, whose slices have no open ends."""
         touched = (
             range(axis.start // shard, -(-axis.stop // shard)) if axis.start < axis.stop else range(0)
             for axis, shard in zip(region, self.shards, strict=True)
@@ -269,8 +272,8 @@ class Layout:
         return map(self.number_of, product(*touched))
 
     def position_of(self, inner_coords: Sequence[int]) -> int:
-        """Position of a chunk in the index of its shard, in which it has these coordinates."""
-        return _number(inner_coords, self.chunks_per_shard)
+        """Return the position in a shard's index of the chunk with these coords in the shard."""
+        return _number_in_grid(inner_coords, self.chunks_per_shard)
 
     @property
     def _object_codecs(self) -> tuple[Codec, ...]:
@@ -285,36 +288,29 @@ class Layout:
         return ({"name": SHARDING, "configuration": configuration},)
 
 
-def _number(coords: Sequence[int], grid: Sequence[int]) -> int:
+def _number_in_grid(coords: Sequence[int], grid: Sequence[int]) -> int:
     number = 0
     for coord, extent in zip(coords, grid, strict=True):
         number = number * extent + coord
     return number
 
 
-def _dividing(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """The largest extents not above `wanted` that divide those of a shard."""
+def _largest_divisors(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Return the largest chunk shape that divides a shard and is along no axis longer than `wanted`."""
     return tuple(
         next(extent for extent in range(min(shard, most), 0, -1) if shard % extent == 0)
         for shard, most in zip(shards, wanted, strict=True)
     )
 
 
-def _checked(codecs: Sequence[Any], chunks: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Codec, ...]:
-    # It takes zarr, which few arrays need.
-    from tensorage.backend.zarr.codec_pipeline import normalize_codecs
-
-    return normalize_codecs(codecs, chunks, dtype)
-
-
-def _plain(data_type: Any) -> Any:
-    """A data type without the empty configuration that it may stand with."""
+def _strip_empty_configuration(data_type: Any) -> Any:
+    """Return a data type without its configuration, if that is empty."""
     if isinstance(data_type, Mapping) and not data_type.get("configuration"):
         return data_type["name"]
     return data_type
 
 
-def _expect(what: str, found: Any, wanted: Any) -> None:
+def _require(what: str, found: Any, wanted: Any) -> None:
     if found != wanted:
         raise InvalidInputError(
             f"the metadata of a Zarr array say {what} {found!r}; readable is {wanted!r} only"

@@ -131,7 +131,7 @@ class Reader:
         buffer = new_array(
             reading.buffer_shape, layout.dtype, f"reading {entry.name!r} of {self.dataset.key!r}"
         )
-        for part in reading.parts():
+        for part in reading.projections():
             for job in self._jobs_of(part, entry, _Target(buffer, lambda _bytes: None)):
                 job()
         return buffer

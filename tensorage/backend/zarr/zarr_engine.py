@@ -17,7 +17,7 @@ from tensorage.backend.staging import begin, commit, from_the_beginning, new_ope
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, fill_region
-from tensorage.backend.zarr.codec import ShardCodec
+from tensorage.backend.zarr.codec import ShardCodec, choose_layout
 from tensorage.backend.zarr.copying import copy_objects
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
@@ -31,7 +31,7 @@ from tensorage.backend.zarr.writing import (
     shards_of_regions,
 )
 from tensorage.indexing.chunks import plan_chunks
-from tensorage.indexing.regions import AxisLengths, grow_shape, join_units
+from tensorage.indexing.regions import AxisLengths, grow_shape, join_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
@@ -75,7 +75,7 @@ class ZarrEngine:
         fill_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
 
     def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
-        return join_units(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+        return join_chunks(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
@@ -134,17 +134,17 @@ class ZarrEngine:
             If the source is damaged or cannot be read. Nothing is stored.
         """
         from tensorage.backend.zarr.importing import (
-            decoded_shards,
-            imported_shards,
+            decode_shards,
             layout_like,
             layout_of,
+            take_over_shards,
         )
 
         taken = None if _is_laid_out(new) else layout_of(source)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new, taken or layout_like(source, new))
-            shards = decoded_shards(source, codec.layout) if taken is None else imported_shards(source, codec)
+            shards = decode_shards(source, codec.layout) if taken is None else take_over_shards(source, codec)
             return self._write(dataset, codec, shards)
 
         return from_the_beginning(write)
@@ -169,7 +169,7 @@ class ZarrEngine:
             buffer = result.buffer.reshape(reading.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec).fill(reading.parts(), buffer, advance)
+                Reader(work, codec).fill(reading.projections(), buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
@@ -192,7 +192,7 @@ class ZarrEngine:
         return 0
 
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
-        chosen = layout or Layout.choose(
+        chosen = layout or choose_layout(
             new.shape,
             new.dtype,
             chunks=new.options.get("chunks"),

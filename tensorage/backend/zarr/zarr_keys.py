@@ -1,4 +1,4 @@
-"""What a reader of Zarr may ask of a stored array: its metadata documents, keys of shards, ranges of bytes. No I/O."""
+"""Answers to a reader of Zarr: metadata documents of a stored array, keys of shards, ranges of bytes. No I/O."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ __all__ = ["METADATA_KEY", "byte_extent", "documents_of", "number_at"]
 
 METADATA_KEY = "zarr.json"
 
-#: Longest number in a key: no grid has more shards.
+#: Most digits of a number in a key. No grid has so many shards that it needs more.
 _MAX_DIGITS = 18
 
 
 def documents_of(dataset: Dataset, layout: Layout, as_group: str | None) -> dict[str, bytes]:
-    """The metadata documents of a store, by their keys.
+    """Return the metadata documents of a store, by their keys.
 
     Raises
     ------
     InvalidInputError
-        If `as_group` can be no name in a group of Zarr.
+        If `as_group` cannot be a name in a group of Zarr.
     """
     if as_group is None:
-        return {METADATA_KEY: _encoded(layout.document(dataset.attrs, dataset.dims))}
+        return {METADATA_KEY: _encode(layout.document(dataset.attrs, dataset.dims))}
     if not as_group.strip(".") or "/" in as_group or as_group.startswith("__") or as_group == METADATA_KEY:
         raise InvalidInputError(
             f"{as_group!r} can be no name of an array in a group of Zarr: give one that is not of dots alone, has no "
             f"slash, does not begin with two underscores, and is not {METADATA_KEY!r}"
         )
+    # Xarray opens no array of a group whose dimensions have no names.
     dims = dataset.dims or [f"dim_{axis}" for axis in range(dataset.ndim)]
     document = layout.document(dataset.attrs, dims)
     group = {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {},
-        # As zarr writes it, so that readers who look for it here don't warn that there is none.
+        # Zarr writes consolidated metadata in this form. Some readers warn if there are none.
         "consolidated_metadata": {
             "kind": "inline",
             "must_understand": False,
             "metadata": {as_group: document},
         },
     }
-    return {METADATA_KEY: _encoded(group), f"{as_group}/{METADATA_KEY}": _encoded(document)}
+    return {METADATA_KEY: _encode(group), f"{as_group}/{METADATA_KEY}": _encode(document)}
 
 
 def number_at(layout: Layout, key: str) -> int | None:
-    """Number of the shard whose object has this key, None if no shard of the array has.
+    """Return the number of the shard whose object has a key, or None.
 
-    The inverse of `Layout.key_of`: a key that would be another one if it were made again is none.
+    The inverse of `Layout.key_of`. Other spellings of a key, such as with leading zeros, are no keys.
     """
-    name, *parts = key.split("/")
-    if name != "c" or len(parts) != len(layout.grid):
+    name, *numbers = key.split("/")
+    if name != "c" or len(numbers) != len(layout.grid):
         return None
-    if not all(part.isascii() and part.isdigit() and len(part) <= _MAX_DIGITS for part in parts):
+    if not all(text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS for text in numbers):
         return None
-    coords = [int(part) for part in parts]
+    coords = [int(text) for text in numbers]
     if not all(coord < extent for coord, extent in zip(coords, layout.grid, strict=True)):
         return None
     number = layout.number_of(coords)
@@ -69,12 +70,12 @@ def number_at(layout: Layout, key: str) -> int | None:
 
 
 def byte_extent(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
-    """First byte of a range, and the one behind its last, of so many bytes. It ends with them at the latest.
+    """Return the first byte of a range and the byte behind its last one, of an object of `nbytes` bytes.
 
     Raises
     ------
     InvalidInputError
-        If it begins behind them.
+        If the range begins behind the end of the object. A range that only ends there is cut.
     """
     match byte_range:
         case None:
@@ -92,5 +93,5 @@ def byte_extent(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
     return first, after
 
 
-def _encoded(document: Mapping[str, Any]) -> bytes:
+def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document).encode()
