@@ -77,7 +77,7 @@ class Proxy:
         address = urlsplit(url)
         if address.scheme != "http" or address.hostname is None:
             pytest.skip("what passes cannot be seen: the project is reached by TLS")
-        self._server = (address.hostname, address.port or 80)
+        self.server = (address.hostname, address.port or 80)
         self._loses_answer = loses_answer
         self._breaks = breaks
         self._changes = changes
@@ -113,7 +113,7 @@ class Proxy:
     def _pass_on(self, client: socket.socket) -> None:
         exchange, is_answering, owed_bytes = Exchange(""), True, 0
         # A server that is down refuses: whoever asks finds the connection closed.
-        with client, contextlib.suppress(ConnectionError), socket.create_connection(self._server) as server:
+        with client, contextlib.suppress(ConnectionError), socket.create_connection(self.server) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A process that is killed resets its connections.

@@ -235,7 +235,7 @@ class TestServers:
         self, own: Files, separate: control.Running, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         own.upload_file("x", b"before")
-        own._backend.patience_s = 0
+        own.backend.patience_s = 0
         monkeypatch.setattr(resumable, "MAX_FAILURES", 2)
         with pytest.raises(tensorage.BackendUnavailableError, match=r"uploading 'x'.*cannot be reached"):
             own.upload_file("x", Hooked(CONTENT, PIECE_BYTES, lambda: kill(separate)))
@@ -251,7 +251,7 @@ class TestServers:
         assert own.download_file("x") == CONTENT
 
     def test_a_token_that_is_refused_in_the_middle(self, own: Files, separate: control.Running) -> None:
-        session = own._backend
+        session = own.backend
 
         def expire() -> None:
             claims = {"sub": session.user_id, "role": "authenticated", "exp": int(time.time()) - 60}

@@ -35,6 +35,7 @@ from tensorage import (
     Tensor,
     TensorStore,
 )
+from tensorage.backend.transfer import Work
 from tensorage.backend.zarr.bucket import Bucket
 from tensorage.backend.zarr.codec import CorruptChunkError, choose_layout
 from tensorage.backend.zarr.codec_pipeline import check_encoded_chunk, crc32c
@@ -110,7 +111,7 @@ def objects_of(store: TensorStore, key: str) -> dict[str, bytes]:
     """The objects of a stored array, by their keys of Zarr."""
     dataset = store.arrays.open(key)
     transfer, layout = store.backend.transfer, codec_of(dataset).layout
-    entries = fetch_records(transfer, dataset, layout, range(layout.shard_count))
+    entries = fetch_records(Work.reading(transfer, dataset), layout, range(layout.shard_count))
     objects = {}
     for number, entry in entries.items():
         if entry.name:

@@ -330,12 +330,12 @@ def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, n
     handle = store.open("x")
     far.patience_s = 10_000
     line.cut()
-    thread = ctrl_c_while(lambda: bool(far._patience.waiting))
+    thread = ctrl_c_while(lambda: bool(far.login.patience.waiting))
     with pytest.raises(KeyboardInterrupt):
         _ = handle[...]
     thread.join()
     # Neither has somebody stayed behind who waits.
-    assert not far._patience.waiting
+    assert not far.login.patience.waiting
     line.mend()
 
 

@@ -30,6 +30,7 @@ from tensorage import (
     InvalidInputError,
     TensorStore,
 )
+from tensorage.backend.transfer import Work
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
 from tensorage.backend.zarr.zarr_engine import codec_of
@@ -66,7 +67,8 @@ def read(store: CatalogueStore) -> Array:
 
 def entry_of(store: TensorStore, key: str, number: int) -> ShardRecord:
     dataset = store.arrays.open(key)
-    return fetch_records(store.backend.transfer, dataset, codec_of(dataset).layout, [number])[number]
+    work = Work.reading(store.backend.transfer, dataset)
+    return fetch_records(work, codec_of(dataset).layout, [number])[number]
 
 
 def assert_same(array: Any, expected: Array) -> None:
@@ -240,9 +242,9 @@ def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
     entry = entry_of(store, "a", 0)
     # Only the database's owner could change the object: so what is known of it is.
     source = opened(store, "a")
-    shards = source._shards
+    shards = source.shards
     longer = ShardRecord(0, entry.name, entry.nbytes + 1, entry.index)
-    shards._pages[0] = {0: longer}
+    shards.pages[0] = {0: longer}
     assert shards.entry(0) == longer
     with pytest.raises(CorruptTensorError, match=f"does not have the {entry.nbytes + 1} bytes"):
         zarr.open_array(source)[...]
@@ -256,7 +258,7 @@ def test_an_index_that_is_damaged_in_the_catalogue_is_refused(store: TensorStore
     write(store, "a", numbers((4, 6)), chunks=(2, 3), shards=(4, 6))
     entry = entry_of(store, "a", 0)
     source = opened(store, "a")
-    source._shards._pages[0] = {0: ShardRecord(0, entry.name, entry.nbytes, index)}
+    source.shards.pages[0] = {0: ShardRecord(0, entry.name, entry.nbytes, index)}
     with pytest.raises(CorruptTensorError, match=f"{entry.name}.*its index in the catalogue"):
         zarr.open_array(source)[0, 0]
 
@@ -336,9 +338,9 @@ def test_no_more_is_kept_than_a_few_pages(store: TensorStore, monkeypatch: pytes
     array = numbers((20, 2))
     write(store, "a", array, chunks=(1, 2), shards=(1, 2))
     source = opened(store, "a")
-    assert source._shards.page_count == 10
+    assert source.shards.page_count == 10
     assert_same(read(source), array)
-    assert len(source._shards._pages) == 3
+    assert len(source.shards.pages) == 3
     assert_same(read(source), array)
 
 

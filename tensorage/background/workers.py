@@ -42,21 +42,21 @@ class Workers:
 
     def __init__(self, max_in_flight: int, max_bytes: int) -> None:
         self._process = os.getpid()
-        self._operations = Operations(max_in_flight, max_bytes)
+        self.operations = Operations(max_in_flight, max_bytes)
         self._threads: set[threading.Thread] = set()
-        self._failures: list[Failure] = []
+        self.failures: list[Failure] = []
         self._is_closed = False
         # Whether nobody is there any more to raise errors to.
         self._is_left = False
         # Guards all of the above. No `threading.Condition`: that is written in Python, and Ctrl-C at the wrong moment
         # leaves its lock held. Reentrant, as is the other one: a signal handler may write, too.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         # Begins when closing was interrupted: what is under way waits for no backend any more.
         self._hurry = Hurry()
         # Of those who wait for a change: each is held until there is one.
         self._waiters: list[threading.Lock] = []
         # Held by the one who waits for room: what is small must not take it from what is large again and again.
-        self._entrance = threading.RLock()
+        self.entrance = threading.RLock()
 
     def check_open(self) -> None:
         """Refuse a writer that takes nothing.
@@ -94,16 +94,16 @@ class Workers:
         """
         is_taken = False
         try:
-            with self._entrance:
+            with self.entrance:
                 while True:
-                    with self._lock:
+                    with self.lock:
                         self.check_open()
                         self._raise_failures(refused=operation)
-                        if self._operations.have_room_for(operation):
-                            self._operations.add(operation)
+                        if self.operations.have_room_for(operation):
+                            self.operations.add(operation)
                             is_taken = True
                             break
-                        change = self._next_change()
+                        change = self.next_change()
                     _await(change)
             if not self._start_thread():
                 self._work()
@@ -120,13 +120,13 @@ class Workers:
             Of an operation: this thread's, or another's if it has not been raised there.
         """
         self.check_open()
-        with self._lock:
-            given = set(self._operations)
+        with self.lock:
+            given = set(self.operations)
         try:
             self._wait_for(given)
         except KeyboardInterrupt as interrupt:
-            with self._lock:
-                unfinished = listed(operation for operation in self._operations if operation in given)
+            with self.lock:
+                unfinished = listed(operation for operation in self.operations if operation in given)
             interrupt.add_note(
                 f"background writer: not waited for, and still going on: {unfinished or 'nothing'}"
             )
@@ -144,9 +144,9 @@ class Workers:
         if not self.is_here:
             return
         self._is_closed = True
-        with self._lock:
+        with self.lock:
             self._notify()
-            given = set(self._operations)
+            given = set(self.operations)
         try:
             self._wait_for(given)
         except KeyboardInterrupt as interrupt:
@@ -161,10 +161,10 @@ class Workers:
         """
         if not self.is_here:
             return
-        with self._lock:
+        with self.lock:
             is_closed, self._is_closed, self._is_left = self._is_closed, True, True
-            failures = [failure for failure in self._failures if not failure.is_told]
-            unfinished = listed(self._operations)
+            failures = [failure for failure in self.failures if not failure.is_told]
+            unfinished = listed(self.operations)
         for failure in failures:
             _log(failure)
         if unfinished and not threading.main_thread().is_alive():
@@ -178,8 +178,8 @@ class Workers:
     def __str__(self) -> str:
         if not self.is_here:
             return f"of process {self._process}"
-        with self._lock:
-            count, nbytes = len(self._operations), self._operations.nbytes
+        with self.lock:
+            count, nbytes = len(self.operations), self.operations.nbytes
         closed = "closed, " if self._is_closed else ""
         return f"{closed}{count} operation{'' if count == 1 else 's'} and {describe_bytes(nbytes)} in flight"
 
@@ -192,13 +192,13 @@ class Workers:
         and believe that all is written.
         """
         here = threading.current_thread()
-        with self._lock:
-            due = [one for one in self._failures if one.giver is here or (of_all and not one.is_told)]
+        with self.lock:
+            due = [one for one in self.failures if one.giver is here or (of_all and not one.is_told)]
             for failure in due:
                 failure.is_told = True
-            self._failures = [
+            self.failures = [
                 one
-                for one in self._failures
+                for one in self.failures
                 if one.giver is not here and (not one.is_told or one.giver.is_alive())
             ]
         if due:
@@ -206,10 +206,10 @@ class Workers:
 
     def _give_up(self, interrupt: KeyboardInterrupt) -> None:
         """Closing was interrupted: begin nothing any more, and say what that means."""
-        with self._lock:
-            dropped = listed(self._operations.drop())
-            unfinished = listed(self._operations)
-            failures = [failure for failure in self._failures if not failure.is_told]
+        with self.lock:
+            dropped = listed(self.operations.drop())
+            unfinished = listed(self.operations)
+            failures = [failure for failure in self.failures if not failure.is_told]
             for failure in failures:
                 failure.is_told = True
             self._is_left = True
@@ -231,13 +231,13 @@ class Workers:
             # Mostly there is one; but an interrupt may have come before it was started.
             if not self._start_thread():
                 self._work()
-            with self._lock:
-                if not any(operation in self._operations for operation in operations):
+            with self.lock:
+                if not any(operation in self.operations for operation in operations):
                     return
-                change = self._next_change()
+                change = self.next_change()
             _await(change)
 
-    def _next_change(self) -> threading.Lock:
+    def next_change(self) -> threading.Lock:
         """What can be acquired when an operation has ended, or the writer has been closed."""
         change = threading.Lock()
         change.acquire()
@@ -251,9 +251,9 @@ class Workers:
 
     def _start_thread(self) -> bool:
         """Start a thread, if there is something for one more to do. False if nobody will do it."""
-        with self._lock:
+        with self.lock:
             self._threads = {thread for thread in self._threads if thread.is_alive()}
-            if self._operations.next() is None or len(self._threads) >= MAX_UNDER_WAY:
+            if self.operations.next() is None or len(self._threads) >= MAX_UNDER_WAY:
                 return True
             # No daemon, also if the thread that writes is one: Python waits for it at its end.
             thread = threading.Thread(target=self._work, name="tensorage-background", daemon=False)
@@ -268,8 +268,8 @@ class Workers:
     def _work(self) -> None:
         """Do what may begin, until there is nothing."""
         while True:
-            with self._lock:
-                operation = self._operations.next()
+            with self.lock:
+                operation = self.operations.next()
                 if operation is None:
                     self._threads.discard(threading.current_thread())
                     return
@@ -278,10 +278,10 @@ class Workers:
             self._start_thread()
             with end_waits_on(self._hurry):
                 error = _outcome(operation)
-            with self._lock:
-                self._operations.end(operation)
+            with self.lock:
+                self.operations.end(operation)
                 if error is not None:
-                    self._add_failure(Failure.of(operation, error, self._operations.drop(operation.key)))
+                    self._add_failure(Failure.of(operation, error, self.operations.drop(operation.key)))
                 self._notify()
             # Neither the array nor, by its traceback, what the writing used is kept until the next one has come.
             del operation, error
@@ -290,7 +290,7 @@ class Workers:
         if self._is_left:
             _log(failure)
         else:
-            self._failures.append(failure)
+            self.failures.append(failure)
 
 
 def _await(change: threading.Lock) -> None:

@@ -112,8 +112,8 @@ class BackgroundWriter:
         self._of = repr(store)
         # Holds the login until the writer is closed.
         self._store: Store | None = store
-        self._workers = Workers(*limits)
-        weakref.finalize(self, self._workers.leave)
+        self.workers = Workers(*limits)
+        weakref.finalize(self, self.workers.leave)
 
     # What is written --------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class BackgroundWriter:
         TensorageError
             Of an operation that was given before, when all others are done.
         """
-        self._workers.flush()
+        self.workers.flush()
 
     def close(self) -> None:
         """Wait as `flush` does, and take nothing any more. Closing again does nothing.
@@ -262,12 +262,12 @@ class BackgroundWriter:
             Of an operation that was given before, when all others are done.
         """
         try:
-            self._workers.close()
+            self.workers.close()
         finally:
             self._store = None
 
     def __enter__(self) -> BackgroundWriter:
-        self._workers.check_open()
+        self.workers.check_open()
         return self
 
     def __exit__(
@@ -292,7 +292,7 @@ class BackgroundWriter:
             logger.exception("background writer: an error of writing, when another error had ended the block")
 
     def __repr__(self) -> str:
-        return f"<BackgroundWriter of {self._of}, {self._workers}>"
+        return f"<BackgroundWriter of {self._of}, {self.workers}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -303,14 +303,14 @@ class BackgroundWriter:
     # Inner parts ------------------------------------------------------------------------------------
 
     def _opened(self) -> Store:
-        self._workers.check_open()
+        self.workers.check_open()
         store = self._store
         if store is None:
             raise ClosedError("the background writer is closed")
         return store
 
     def _take(self, verb: str, key: str, nbytes: int, do: Callable[[], object]) -> None:
-        self._workers.take(Operation(verb, key, nbytes, do))
+        self.workers.take(Operation(verb, key, nbytes, do))
 
 
 class _Snapshot:

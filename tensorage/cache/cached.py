@@ -76,7 +76,7 @@ class CachedReader:
 
     def __getstate__(self) -> dict[str, Any]:
         # Files and maps stay in their process.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_looked", "_held")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_looked", "held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,7 +84,7 @@ class CachedReader:
 
     def _forget(self) -> None:
         self._looked: _Look | None = None
-        self._held: tuple[Dataset, CacheFile | None] | None = None
+        self.held: tuple[Dataset, CacheFile | None] | None = None
 
     @property
     def directory(self) -> Path:
@@ -137,13 +137,13 @@ class CachedReader:
             return looked.dataset
         now = array.reopen()
         self._looked = _Look(now, changes, time.monotonic() + self._check_every_s)
-        if self._held is not None and self._held[1] is not None:
-            self._folder.touch(self._held[1])
+        if self.held is not None and self.held[1] is not None:
+            self._folder.touch(self.held[1])
         return now
 
     def _file_of(self, arrays: Arrays, dataset: Dataset) -> CacheFile | None:
         """The entry that has the elements of a version, which may be that of an older one. None if there is no room."""
-        held, entry = self._held or (None, None)
+        held, entry = self.held or (None, None)
         if (
             held is not None
             and (held is dataset or _version(held) == _version(dataset))
@@ -151,12 +151,12 @@ class CachedReader:
         ):
             return entry
         # No longer in use, so that what was replaced can be deleted.
-        self._held = held = entry = None
+        self.held = held = entry = None
         url = arrays.project.backend_url or ""
         entry = self._folder.open(
             FileFormat(url, dataset, arrays.tiles(dataset)), partial(_still_stands, arrays)
         )
-        self._held = (dataset, entry)
+        self.held = (dataset, entry)
         return entry
 
     # Elements -----------------------------------------------------------------------------------------

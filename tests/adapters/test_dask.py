@@ -117,7 +117,7 @@ class TestReading:
             assert lazy.chunks[1:] == ((512,), (1024,))
             assert len(lazy.chunks[0]) <= 4
         else:
-            shards = store.zarr_store("x")._codec.layout.shards  # type: ignore[attr-defined]
+            shards = store.zarr_store("x").codec.layout.shards  # type: ignore[attr-defined]
             for extents, shard in zip(lazy.chunks, shards, strict=True):
                 assert all(extent % shard == 0 for extent in extents[:-1])
 

@@ -289,14 +289,14 @@ class TestInterrupts:
             while "0 operations" not in repr(bg):
                 wait_for_change(bg)
             gate.close()
-            bg._workers._failures[0].giver = threading.Thread()  # As if another loop had given it.
+            bg.workers.failures[0].giver = threading.Thread()  # As if another loop had given it.
             bg["x"] = [1]
             gate.wait_for(1)
         assert "deleting 'not there' failed: KeyNotFoundError: " in notes(raised.value)
 
 
 def wait_for_change(bg: BackgroundWriter) -> None:
-    change = bg._workers._next_change()
+    change = bg.workers.next_change()
     change.acquire(timeout=0.01)
 
 

@@ -209,7 +209,7 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(gated: TensorStore, ga
         held, let_go = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with bg._workers._entrance, bg._workers._lock:
+            with bg.workers.entrance, bg.workers.lock:
                 held.set()
                 let_go.wait(60)
 
@@ -247,7 +247,7 @@ def _refusals(bg: tensorage.background.writer.BackgroundWriter) -> str:
             except tensorage.ClosedError as error:
                 said += f"{type(error).__name__} "
         bg.close()
-        bg._workers.leave()
+        bg.workers.leave()
         said += repr(bg).rpartition(", ")[2].rstrip(">")
     except Exception as error:  # noqa: BLE001 - told to the parent
         said += repr(error)

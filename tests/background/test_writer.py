@@ -141,7 +141,7 @@ def test_no_more_is_in_flight_than_may_be(limits: dict[str, int], gated: TensorS
 
         def watch() -> None:
             nonlocal most
-            most = max(most, len(bg._workers._operations))
+            most = max(most, len(bg.workers.operations))
 
         gate.watches = watch
         gate.close()

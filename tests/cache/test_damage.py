@@ -116,9 +116,9 @@ def test_pieces_that_a_crash_of_the_system_lost_are_fetched_again(
     assert cached.epoch_cost() == 0
     # From then on, the file is believed.
     again = store.open("x").cached(folder)
-    assert again.cache._held is not None
-    assert again.cache._held[1] is not None
-    assert again.cache._held[1].is_complete
+    assert again.cache.held is not None
+    assert again.cache.held[1] is not None
+    assert again.cache.held[1].is_complete
 
 
 def test_sound_pieces_are_not_fetched_again(

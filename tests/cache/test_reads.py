@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from selections import selections
 
 from tensorage import InvalidInputError, Tensor, TensorStore
-from tensorage.indexing import tiles as pieces
+from tensorage.indexing import tiles
 
 Array = np.ndarray[Any, Any]
 
@@ -30,7 +30,7 @@ ARRAYS = [
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small arrays are made of many."""
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 32)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 32)
 
 
 def stored(store: TensorStore, number: int) -> tuple[Array, Tensor]:

@@ -35,7 +35,7 @@ class Relay:
         """Pass on what comes from now on to another address: a backend may come back on another port."""
         address = urlsplit(url)
         assert address.hostname is not None
-        self._proxy._server = (address.hostname, address.port or 80)
+        self._proxy.server = (address.hostname, address.port or 80)
 
     def arm(self, kill: Kill, fire: Callable[[], None]) -> None:
         """Call `fire` at the request that `kill` means."""

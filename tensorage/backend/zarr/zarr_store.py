@@ -89,9 +89,9 @@ class CatalogueStore(Store):
         self.dataset = dataset
         self._transfer = transfer
         self._as_group = as_group
-        self._codec = codec_of(dataset)
+        self.codec = codec_of(dataset)
         self._root = "" if as_group is None else f"{as_group}/"
-        self._documents = documents_of(dataset, self._codec.layout, as_group)
+        self._documents = documents_of(dataset, self.codec.layout, as_group)
         self._names: dict[int, str] = {}
         self._known: _Shards | None = None
 
@@ -119,7 +119,7 @@ class CatalogueStore(Store):
         number = self._number_at(key)
         if number is None:
             return None
-        data = await asyncio.to_thread(self._shards.read, number, byte_range)
+        data = await asyncio.to_thread(self.shards.read, number, byte_range)
         return None if data is None else prototype.buffer.from_bytes(data)
 
     async def get_partial_values(
@@ -235,31 +235,31 @@ class CatalogueStore(Store):
     # Parts ----------------------------------------------------------------------------------------------
 
     @property
-    def _shards(self) -> _Shards:
+    def shards(self) -> _Shards:
         transfer, known = self._transfer(), self._known
         if known is None or known.transfer is not transfer:
             # At first, and after a fork: neither connections nor locks are shared.
-            known = self._known = _Shards(transfer, self.dataset, self._codec, self._names)
+            known = self._known = _Shards(transfer, self.dataset, self.codec, self._names)
         return known
 
     def _number_at(self, key: str) -> int | None:
         if not key.startswith(self._root):
             return None
-        return number_at(self._codec.layout, key.removeprefix(self._root))
+        return number_at(self.codec.layout, key.removeprefix(self._root))
 
     async def _entry_at(self, key: str) -> ShardRecord | None:
         """What the catalogue says of a key, if that is a shard with an object."""
         number = self._number_at(key)
         if number is None:
             return None
-        entry = await asyncio.to_thread(self._shards.entry, number)
+        entry = await asyncio.to_thread(self.shards.entry, number)
         return entry if entry.name else None
 
     async def _shard_keys(self) -> AsyncIterator[str]:
         """Keys of the shards that have objects."""
-        for page in range(self._shards.page_count):
-            for number in await asyncio.to_thread(self._shards.stored_numbers, page):
-                yield self._root + self._codec.layout.key_of(number)
+        for page in range(self.shards.page_count):
+            for number in await asyncio.to_thread(self.shards.stored_numbers, page):
+                yield self._root + self.codec.layout.key_of(number)
 
 
 class _Shards:
@@ -278,7 +278,7 @@ class _Shards:
         self.transfer = transfer
         self._reader = Reader(Work.reading(transfer, dataset), codec)
         self._names = names
-        self._pages: dict[int, dict[int, ShardRecord]] = {}
+        self.pages: dict[int, dict[int, ShardRecord]] = {}
         self._lock = threading.Lock()
         # Readers of Zarr ask for more at once than the backend has connections.
         self._room = threading.BoundedSemaphore(transfer.parallel)
@@ -339,13 +339,13 @@ class _Shards:
         numbers = range(first, min(first + self._page_extent, self._layout.shard_count))
         # Locked also while it is asked for: many that need the same page ask once.
         with self._lock:
-            entries = self._pages.pop(page, None)
+            entries = self.pages.pop(page, None)
             if entries is None:
                 entries = fetch_records(self._reader.work, self._layout, numbers)
             # In order of their last use.
-            self._pages[page] = entries
-            if len(self._pages) > _MAX_PAGES:
-                del self._pages[next(iter(self._pages))]
+            self.pages[page] = entries
+            if len(self.pages) > _MAX_PAGES:
+                del self.pages[next(iter(self.pages))]
         return entries
 
 
