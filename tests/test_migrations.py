@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from clusters import dsn
+from schema_objects import schema_objects
 from sql.api import binary, whole
 
 from tensorage.cli import main
@@ -77,12 +78,12 @@ def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
 
     files = migration_files()
     assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == [file.name for file in files]
-    made = _objects(owner)
+    made = schema_objects(owner)
     _check(cluster, owner)
     assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == []
     for file in files:
         owner.execute(file.read_text("utf-8"))
-    assert _objects(owner) == made
+    assert schema_objects(owner) == made
     _check(cluster, owner)
 
 
@@ -192,28 +193,3 @@ def _value(connection: Connection, function: str, *arguments: Any) -> Any:
     row = connection.execute(f"select public.{function}({places})", arguments).fetchone()
     assert row is not None
     return row[0]
-
-
-def _objects(owner: Connection) -> list[tuple[Any, ...]]:
-    """All that the migrations made, as PostgreSQL would write it down."""
-    return owner.execute(
-        """
-        select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid),
-            array(select unnest(p.proacl)::text order by 1)::text from pg_proc p
-          where p.pronamespace = 'tensorage'::regnamespace or p.proname like 'tensorage%'
-        union all
-        select 'policy', policyname, coalesce(qual, '') || coalesce(with_check, ''), cmd || roles::text from pg_policies
-        union all
-        select 'column', attrelid::regclass::text, attname, format_type(atttypid, atttypmod) || attstorage::text
-          from pg_attribute a join pg_class c on c.oid = attrelid
-          where attnum > 0 and (c.relnamespace = 'tensorage'::regnamespace or c.relname in ('datasets', 'tensors'))
-        union all
-        select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
-          where conrelid <> 0 and connamespace in ('tensorage'::regnamespace, 'public'::regnamespace)
-        union all
-        select 'index', tablename, indexname, indexdef from pg_indexes where schemaname in ('tensorage', 'public')
-        union all
-        select 'bucket', id, name, public::text from storage.buckets
-        order by 1, 2, 3
-        """
-    ).fetchall()
