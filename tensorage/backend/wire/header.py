@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FIRST_RELEASED_SCHEMA",
     "FORMAT_VERSION",
     "SCHEMA_VERSION",
     "as_json",
@@ -32,7 +33,10 @@ __all__ = [
 FORMAT_VERSION = 1
 
 #: What ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+#: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
+FIRST_RELEASED_SCHEMA = 4
 
 _HEADER = struct.Struct(">4sHHqqIIq")
 
