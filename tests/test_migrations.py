@@ -218,6 +218,30 @@ def test_an_earlier_schema_is_refused_by_the_embedded_backend(
     assert schema_objects(owner) == before
 
 
+def test_recorded_migrations_of_others_are_refused(
+    cluster: Cluster, owner: Connection, tmp_path: Path
+) -> None:
+    """Before anything changes: a folder that another version made."""
+    *first, last = migration_files()
+    other = tmp_path / "20261123000000_tensorage.sql"
+    other.write_text("create table public.of_another_version ()")
+    assert asyncio.run(migrate(dsn(cluster, "postgres"), [other, *first])) == [
+        file.name for file in (other, *first)
+    ]
+    before = schema_objects(owner)
+    recorded = owner.execute("select * from supabase_migrations.schema_migrations").fetchall()
+    says = (
+        r"does not know \(20261123000000_tensorage\).*Nothing has been changed.*checkout of tensorage that made it"
+        r".*tensorage local reset"
+    )
+    for _ in range(2):
+        with pytest.raises(MigrationError, match=says):
+            asyncio.run(migrate(dsn(cluster, "postgres"), [*first, last]))
+        assert schema_objects(owner) == before
+        assert owner.execute("select * from supabase_migrations.schema_migrations").fetchall() == recorded
+    owner.execute("drop table public.of_another_version")
+
+
 #: Arguments of tensorage_begin after chunk: engine, is_shared, attrs, dims, overwrite, append.
 _AS_APPEND = ("database", False, "{}", None, False, True)
 
