@@ -162,8 +162,14 @@ def migrations(sql: bool) -> None:
         files = migration_files()
     except FileNotFoundError as error:
         raise click.ClickException(str(error)) from error
+    if not sql:
+        click.echo("\n".join(str(file) for file in files))
+        return
+    # One transaction: psql goes on after the statement that refuses a project, unless it is told not to.
+    click.echo("begin;\n")
     for file in files:
-        click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}" if sql else file)
+        click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}")
+    click.echo("commit;")
 
 
 def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -> None:

@@ -116,6 +116,9 @@ def test_migrations() -> None:
     assert tensorage("migrations").stdout.splitlines() == [str(file) for file in files]
     sql = tensorage("migrations", "--sql").stdout
     assert all(file.read_text("utf-8") in sql for file in files)
+    # One transaction: psql goes on after an error.
+    assert sql.startswith("begin;\n")
+    assert sql.endswith("commit;\n")
 
 
 @pytest.mark.parametrize("command", ["start", "stop", "status", "reset"])

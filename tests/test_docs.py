@@ -71,10 +71,10 @@ def test_the_python_of_a_page_runs_and_can_run_again(
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql")], ids=page_name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql", "postgresql")], ids=page_name)
 def test_the_sql_of_a_page_runs_as_the_owner_of_a_project(page: Path, backend: Running) -> None:
     with psycopg.connect(backend.db_url) as connection:
-        for block in blocks(page, "sql"):
+        for block in blocks(page, "sql", "postgresql"):
             connection.execute(block.content.encode())
         connection.rollback()
 

@@ -31,7 +31,7 @@ from tensorage.backend.wire.faults import (
     check_version,
     error_of,
 )
-from tensorage.backend.wire.header import SCHEMA_VERSION
+from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.errors import (
     AuthenticationError,
@@ -196,6 +196,8 @@ class TestFaults:
             check_version(SCHEMA_VERSION - 1)
         with pytest.raises(SchemaError, match=r"newer.*pip install"):
             check_version(SCHEMA_VERSION + 1)
+        with pytest.raises(SchemaError, match=r"older.*never released.*checkout.*reset.*migrations --sql"):
+            check_version(FIRST_RELEASED_SCHEMA - 1)
 
 
 def _expected(fault: Fault) -> type[Exception]:

@@ -117,7 +117,7 @@ def own(separate: control.Running) -> Iterator[Files]:
     session.logout()
     with psycopg.connect(separate.superuser_url, autocommit=True) as database:
         for file in migration_files():
-            if file.name.endswith("_storage_bucket.sql"):
+            if file.name.endswith("_storage.sql"):
                 database.execute(file.read_text())
 
 

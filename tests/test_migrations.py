@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,14 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from clusters import dsn
+from postgres_versions import bin_dir
+from run_page import blocks
+from schema_objects import schema_objects
 from sql.api import binary, whole
 
+from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
 from tensorage.cli import main
-from tensorage.embedded.migrate import migrate
+from tensorage.embedded.migrate import MigrationError, migrate
 from tensorage.embedded.postgres import SUPERUSER, Cluster
 from tensorage.migrations import migration_files
 
@@ -30,17 +37,12 @@ alter default privileges in schema public grant all on sequences to anon, authen
 alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
 """
 
-_UNINSTALL = """
-drop schema if exists supabase_migrations cascade;
-do $$ declare f regprocedure; begin
-  for f in select p.oid from pg_proc p
-    where p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')
-  loop execute format('drop function %s cascade', f); end loop;
-end $$;
-drop schema tensorage cascade;
-drop table public.datasets, public.tensors, public.shards cascade;
-drop domain public."application/vnd.tensorage";
-"""
+_TROUBLESHOOTING = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
+
+#: Removes all of tensorage, as the documentation says.
+_UNINSTALL = (
+    "drop schema if exists supabase_migrations cascade;" + blocks(_TROUBLESHOOTING, "postgresql")[0].content
+)
 
 _RIGHTS_OF_ANON = """
 select c.oid::regclass::text from pg_class c, aclexplode(c.relacl) a
@@ -77,21 +79,22 @@ def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
 
     files = migration_files()
     assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == [file.name for file in files]
-    made = _objects(owner)
+    made = schema_objects(owner)
     _check(cluster, owner)
     assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == []
     for file in files:
         owner.execute(file.read_text("utf-8"))
-    assert _objects(owner) == made
+    assert schema_objects(owner) == made
     _check(cluster, owner)
 
 
-def test_what_the_first_version_stored_is_still_there(cluster: Cluster, owner: Connection) -> None:
+def test_what_is_stored_is_still_there_when_they_are_applied_again(
+    cluster: Cluster, owner: Connection
+) -> None:
     """Readable, appended to and assigned to, and what was begun is completed."""
     files = migration_files()
-    for file in files[:2]:
+    for file in files:
         owner.execute(file.read_text("utf-8"))
-    assert owner.execute("select public.tensorage_version()").fetchone() == (1,)
     array = np.arange(600, dtype="<f4").reshape(20, 30)
     user_id, by, again = (str(uuid.uuid4()) for _ in range(3))
     with _as_user(cluster, user_id) as user:
@@ -106,18 +109,16 @@ def test_what_the_first_version_stored_is_still_there(cluster: Cluster, owner: C
         _value(user, "tensorage_put", binary(array.tobytes(), count=600, chunk=300, data_id=more["id"]))
 
     for _ in range(2):
-        for file in files[2:]:
+        for file in files:
             owner.execute(file.read_text("utf-8"))
-    assert owner.execute("select public.tensorage_version()").fetchone() == (3,)
+    assert owner.execute("select public.tensorage_version()").fetchone() == (SCHEMA_VERSION,)
     assert owner.execute("select key, nbytes from public.datasets order by id").fetchall() == [
         ("a", 2640), ("b", 2400), ("a", 2400),
     ]  # fmt: skip
     with _as_user(cluster, user_id) as user:
-        # What was answered before is answered again, though answers are kept otherwise now.
-        assert _value(user, "tensorage_store", whole(array, key="a", operation=by)) == stored | {"zarr": None}
-        assert _value(user, "tensorage_append", whole(array[:2], key="a", operation=again)) == appended | {
-            "zarr": None
-        }
+        # Repeated requests are answered as the first time.
+        assert _value(user, "tensorage_store", whole(array, key="a", operation=by)) == stored
+        assert _value(user, "tensorage_append", whole(array[:2], key="a", operation=again)) == appended
         expected = np.concatenate([array, array[:2]])
         assert _read(user, stored, 600) == array.tobytes()
         assert _read(user, appended, 660) == expected.tobytes()
@@ -136,7 +137,112 @@ def test_what_the_first_version_stored_is_still_there(cluster: Cluster, owner: C
         assert _read(user, changed, 1350) == expected.tobytes()
 
 
-#: Of tensorage_begin, after chunk: engine, is_shared, attrs, dims, overwrite, append.
+def test_both_ways_of_applying_them_make_the_same(owner: Connection) -> None:
+    """Including the order of columns, and what nobody calls."""
+    owner.execute(CliRunner().invoke(main, ["migrations", "--sql"]).output)
+    made = schema_objects(owner)
+    owner.execute(_UNINSTALL)
+    for file in migration_files():
+        with owner.transaction():
+            owner.execute(file.read_text("utf-8"))
+    assert schema_objects(owner) == made
+
+
+def test_every_function_is_defined_once() -> None:
+    """And every column where its table is."""
+    sql = "".join(file.read_text("utf-8") for file in migration_files())
+    defined = re.findall(r"^create or replace function ([\w.]+)\(", sql, re.MULTILINE)
+    assert defined
+    assert sorted(set(defined)) == sorted(defined)
+    assert "add column" not in sql
+    assert sql.rstrip().endswith("notify pgrst, 'reload schema';")
+    assert sql.count("notify pgrst") == 1
+
+
+def test_the_version_is_the_clients(owner: Connection) -> None:
+    files = migration_files()
+    for file in files:
+        owner.execute(file.read_text("utf-8"))
+    assert owner.execute("select public.tensorage_version()").fetchone() == (SCHEMA_VERSION,)
+    assert f"installed < {FIRST_RELEASED_SCHEMA} then" in files[0].read_text("utf-8")
+
+
+@pytest.fixture(params=[1, FIRST_RELEASED_SCHEMA - 1])
+def earlier(request: pytest.FixtureRequest, owner: Connection) -> int:
+    """The project has a schema that was never released: other columns, other functions."""
+    for file in migration_files():
+        owner.execute(file.read_text("utf-8"))
+    owner.execute(
+        f"""
+        create or replace function public.tensorage_version() returns int language sql as 'select {request.param}';
+        alter table public.datasets drop column base_rows;
+        drop function public.tensorage_share(text, boolean);
+        """
+    )
+    version: int = request.param
+    return version
+
+
+def test_an_earlier_schema_is_refused_and_left_alone(
+    cluster: Cluster, owner: Connection, earlier: int
+) -> None:
+    """By one script that is pasted, by the first file, and by a psql that goes on after errors."""
+    before = schema_objects(owner)
+    pasted = CliRunner().invoke(main, ["migrations", "--sql"]).output
+    says = f"(?s)version {earlier} of tensorage's schema, which was never released.*nothing has been changed.*checkout"
+    with pytest.raises(psycopg.errors.RaiseException, match=says):
+        owner.execute(pasted)
+    owner.rollback()
+    assert schema_objects(owner) == before
+    with pytest.raises(psycopg.errors.RaiseException, match=says):
+        owner.execute(migration_files()[0].read_text("utf-8"))
+    assert schema_objects(owner) == before
+    psql = subprocess.run(
+        [bin_dir(owner.info.server_version // 10000) / "psql", "--no-psqlrc", dsn(cluster, "postgres")],
+        input=pasted, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.search(says, psql.stderr)
+    assert "ROLLBACK" in psql.stdout
+    assert schema_objects(owner) == before
+
+
+def test_an_earlier_schema_is_refused_by_the_embedded_backend(
+    cluster: Cluster, owner: Connection, earlier: int
+) -> None:
+    """Also where nothing is recorded of it."""
+    before = schema_objects(owner)
+    with pytest.raises(
+        MigrationError, match=f"version {earlier} of tensorage's schema, which was never released"
+    ):
+        asyncio.run(migrate(dsn(cluster, "postgres"), migration_files()))
+    assert schema_objects(owner) == before
+
+
+def test_recorded_migrations_of_others_are_refused(
+    cluster: Cluster, owner: Connection, tmp_path: Path
+) -> None:
+    """Before anything changes: a folder that another version made."""
+    *first, last = migration_files()
+    other = tmp_path / "20261123000000_tensorage.sql"
+    other.write_text("create table public.of_another_version ()")
+    assert asyncio.run(migrate(dsn(cluster, "postgres"), [other, *first])) == [
+        file.name for file in (other, *first)
+    ]
+    before = schema_objects(owner)
+    recorded = owner.execute("select * from supabase_migrations.schema_migrations").fetchall()
+    says = (
+        r"does not know \(20261123000000_tensorage\).*Nothing has been changed.*checkout of tensorage that made it"
+        r".*tensorage local reset"
+    )
+    for _ in range(2):
+        with pytest.raises(MigrationError, match=says):
+            asyncio.run(migrate(dsn(cluster, "postgres"), [*first, last]))
+        assert schema_objects(owner) == before
+        assert owner.execute("select * from supabase_migrations.schema_migrations").fetchall() == recorded
+    owner.execute("drop table public.of_another_version")
+
+
+#: Arguments of tensorage_begin after chunk: engine, is_shared, attrs, dims, overwrite, append.
 _AS_APPEND = ("database", False, "{}", None, False, True)
 
 
@@ -192,28 +298,3 @@ def _value(connection: Connection, function: str, *arguments: Any) -> Any:
     row = connection.execute(f"select public.{function}({places})", arguments).fetchone()
     assert row is not None
     return row[0]
-
-
-def _objects(owner: Connection) -> list[tuple[Any, ...]]:
-    """All that the migrations made, as PostgreSQL would write it down."""
-    return owner.execute(
-        """
-        select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid),
-            array(select unnest(p.proacl)::text order by 1)::text from pg_proc p
-          where p.pronamespace = 'tensorage'::regnamespace or p.proname like 'tensorage%'
-        union all
-        select 'policy', policyname, coalesce(qual, '') || coalesce(with_check, ''), cmd || roles::text from pg_policies
-        union all
-        select 'column', attrelid::regclass::text, attname, format_type(atttypid, atttypmod) || attstorage::text
-          from pg_attribute a join pg_class c on c.oid = attrelid
-          where attnum > 0 and (c.relnamespace = 'tensorage'::regnamespace or c.relname in ('datasets', 'tensors'))
-        union all
-        select 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint
-          where conrelid <> 0 and connamespace in ('tensorage'::regnamespace, 'public'::regnamespace)
-        union all
-        select 'index', tablename, indexname, indexdef from pg_indexes where schemaname in ('tensorage', 'public')
-        union all
-        select 'bucket', id, name, public::text from storage.buckets
-        order by 1, 2, 3
-        """
-    ).fetchall()

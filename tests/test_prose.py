@@ -32,7 +32,9 @@ def test_no_sentence_opens_with_a_riddle(folder: str) -> None:
 
 
 def test_exceptions_are_in_use() -> None:
-    openings = {opening.text for folder in FOLDERS for path in sources(folder) for opening in openings_of(path)}
+    openings = {
+        opening.text for folder in FOLDERS for path in sources(folder) for opening in openings_of(path)
+    }
     assert set(EXCEPTIONS) <= openings
 
 

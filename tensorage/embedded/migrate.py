@@ -29,7 +29,7 @@ insert into supabase_migrations.schema_migrations (version, name, statements) va
 
 
 class MigrationError(EmbeddedError):
-    """A file of SQL that PostgreSQL refused."""
+    """A file of SQL that PostgreSQL refused, or a database that other files have made."""
 
 
 async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
@@ -82,13 +82,14 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     Raises
     ------
     MigrationError
-        PostgreSQL refused a migration. The ones before it stay applied; of the refused one nothing does.
+        new = [file for file in files if _split_name(file)[0] not in done]
+        for file, sql in _read_files(new):
     """
     connection = await asyncpg.connect(dsn)
     try:
+        done = await _recorded(connection)
+        _check_all_known(done, files)
         await connection.execute(_HISTORY)
-        rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
-        done = {row["version"] for row in rows}
         new = [file for file in files if _split_name(file)[0] not in done]
         for file, sql in _read_files(new):
             async with connection.transaction():
@@ -98,6 +99,29 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     finally:
         await connection.close()
     return [file.name for file in new]
+
+
+async def _recorded(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, str]:
+    """Versions and names of the migrations that the database has had."""
+    if await connection.fetchval("select to_regclass('supabase_migrations.schema_migrations') is null"):
+        return {}
+    rows = await connection.fetch(
+        "select version, name from supabase_migrations.schema_migrations order by 1"
+    )
+    return {row["version"]: row["name"] or "" for row in rows}
+
+
+def _check_all_known(done: Mapping[str, str], files: Sequence[Path]) -> None:
+    """Raise if the database has had other migrations: ours would make a mixture of the two schemas."""
+    known = {_split_name(file)[0] for file in files}
+    others = [f"{version}_{name}" for version, name in done.items() if version not in known]
+    if others:
+        raise MigrationError(
+            f"this data folder has had migrations that this version of tensorage does not know "
+            f"({', '.join(others)}): another version made it, perhaps one that was never released. Nothing has been "
+            "changed. Read it with the version or checkout of tensorage that made it, and store in a new folder what "
+            "you need; or remove all that is in it with `tensorage local reset`"
+        )
 
 
 def _read_files(files: Sequence[Path]) -> list[tuple[Path, str]]:

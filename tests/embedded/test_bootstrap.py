@@ -156,8 +156,10 @@ def test_migration_that_fails_leaves_nothing_of_itself(
     good.write_text(f"create table public.good_{mark} ()")
     bad.write_text(f"create table public.bad_{mark} (); select 1/0")
     later.write_text(f"create table public.later_{mark} ()")
+    # A database that has had others than these is refused.
+    ours = migration_files()
     with pytest.raises(MigrationError, match=rf"{bad.name} cannot be applied: 22012: division by zero"):
-        asyncio.run(migrate(backend.db_url, [good, bad, later]))
+        asyncio.run(migrate(backend.db_url, [*ours, good, bad, later]))
 
     def tables() -> list[tuple[Any, ...]]:
         return database.execute(
@@ -167,9 +169,13 @@ def test_migration_that_fails_leaves_nothing_of_itself(
 
     assert tables() == [(f"good_{mark}", "postgres")]
     bad.write_text(f"create table public.bad_{mark} ()")
-    assert asyncio.run(migrate(backend.db_url, [good, bad, later])) == [bad.name, later.name]
+    assert asyncio.run(migrate(backend.db_url, [*ours, good, bad, later])) == [bad.name, later.name]
     assert [name for name, _ in tables()] == [f"bad_{mark}", f"good_{mark}", f"later_{mark}"]
-    assert asyncio.run(migrate(backend.db_url, [good, bad, later])) == []
+    assert asyncio.run(migrate(backend.db_url, [*ours, good, bad, later])) == []
+    tidy = "delete from supabase_migrations.schema_migrations where starts_with(version, %s)"
+    database.execute(tidy, [mark])
+    for name, _ in tables():
+        database.execute(f"drop table public.{name}")
 
 
 def test_bootstrap_is_done_once(backend: control.Running) -> None:

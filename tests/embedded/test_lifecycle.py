@@ -475,6 +475,26 @@ def test_folder_of_a_newer_release_is_refused(tmp_path: Path) -> None:
             call(tmp_path)
 
 
+def test_folder_that_another_version_has_migrated_is_refused(data_dir: Path) -> None:
+    """As one that a checkout of before the first release made. Only a reset removes what is in it."""
+    running = control.start(data_dir)
+    execute(
+        running,
+        "insert into supabase_migrations.schema_migrations (version, name) values ('20261125000000', 'objects')",
+    )
+    control.stop(data_dir)
+    for _ in range(2):
+        with pytest.raises(
+            control.StartError,
+            match=r"does not know \(20261125000000_objects\).*Nothing has been changed.*reset",
+        ):
+            control.start(data_dir)
+        assert control.status(data_dir) is None
+        assert (data_dir / "postgres").is_dir()
+    assert control.reset(data_dir)
+    assert get(control.start(data_dir)) == 200
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "1"}', "\x00\xff"])
 def test_damaged_folder_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tensorage.json").write_text(content)

@@ -337,7 +337,7 @@ def repaired(database: Sql) -> Iterator[None]:
 
 def migrate(database: Sql) -> None:
     for file in migration_files():
-        if file.name.endswith(("_storage_bucket.sql", "_objects.sql")):
+        if file.name.endswith("_storage.sql"):
             database.execute(file.read_text())
 
 

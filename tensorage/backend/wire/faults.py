@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tensorage.backend.wire.header import SCHEMA_VERSION
+from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
 from tensorage.errors import (
     AmbiguousKeyError,
     AuthenticationError,
@@ -241,6 +241,8 @@ def check_version(version: Any) -> None:
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
         age, remedy = "newer", "Upgrade the client: pip install -U tensorage"
+    elif isinstance(version, int) and version < FIRST_RELEASED_SCHEMA:
+        age, remedy = "older", _NEVER_RELEASED
     else:
         age, remedy = "older", f"Apply the new migrations: {_HOW_TO_MIGRATE}"
     raise SchemaError(
@@ -251,6 +253,12 @@ def check_version(version: Any) -> None:
 _HOW_TO_MIGRATE = (
     "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
     "`tensorage migrations --sql` into the SQL editor of the project"
+)
+
+_NEVER_RELEASED = (
+    "It was never released, and no migration leads from it: read what you need with the checkout of tensorage "
+    'that made it. Then remove that schema (the page "Troubleshooting" of the documentation has the SQL) or '
+    f"reset the database, and apply the migrations: {_HOW_TO_MIGRATE}"
 )
 
 

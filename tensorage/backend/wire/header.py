@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FORMAT_VERSION", "SCHEMA_VERSION", "as_json", "bytes_of", "header"]
+__all__ = ["FIRST_RELEASED_SCHEMA", "FORMAT_VERSION", "SCHEMA_VERSION", "as_json", "bytes_of", "header"]
 
 #: Version of the binary header.
 FORMAT_VERSION = 1
 
 #: Version of the schema that ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+#: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
+FIRST_RELEASED_SCHEMA = 4
 
 _HEADER = struct.Struct(">4sHHqqIIq")
 

@@ -1,0 +1,251 @@
+-- tensorage: schema, types and tables.
+--
+-- These files make one schema, a subject each, in the order of their names; `tensorage_version()`, in the last one, says
+-- which. They run as hosted Supabase's role `postgres` (no superuser, not the owner of `auth` and `storage`), on PostgreSQL
+-- 15 to 18: by `supabase db push`, in an SQL editor, or by the embedded backend; and again on top of themselves.
+--
+-- Rights, in short:
+--   * `authenticated` may select from the tables; row-level security lets through what is the user's own or shared;
+--   * all writing goes through functions: no role but the owner may write the tables. A user who could write them could
+--     store past the quota, or change a committed block under a reader;
+--   * functions that read or write run as the owner of the tables (`security definer`), and compare the owner of an array
+--     with auth.uid() before they touch it. Their search_path keeps temporary types behind PostgreSQL's own: in an empty
+--     search_path, a caller's temporary type would come first;
+--   * the functions that read do not lean on row-level security: PostgreSQL 15 keeps a condition that may raise an error
+--     out of an index scan behind it, and would walk a whole array for each sample;
+--   * `anon` may do nothing.
+--
+-- Errors that the client tells apart carry SQLSTATEs of class TS:
+--   TS001 no such array             TS005 over the quota                  TS008 several users share an array of this key
+--   TS002 the key is taken          TS006 the request makes no sense      TS009 the array has another dtype
+--   TS003 changed since opened      TS007 not the owner                   TS010 the array is kept by another engine
+--   TS004 elements are missing
+-- The detail of TS009 and TS010 is the description of the array.
+--
+-- Locks are taken in this order, so that no two requests wait for each other in a circle: the operation
+-- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the key (tensorage.lock_key), the committed
+-- array, its blocks or shards, and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
+-- Sweeping waits for nobody: it passes by rows that are locked.
+
+-- Schemas 1 to 3 were never released, and no migration leads from them: their tables would be left as they are, and their
+-- functions replaced. This stands before all else, so that nothing has changed when it raises.
+do $$
+declare
+  installed int;
+begin
+  if to_regprocedure('public.tensorage_version()') is not null then
+    select public.tensorage_version() into installed;
+    if installed < 4 then
+      raise exception using
+        message = format('this project has version %s of tensorage''s schema, which was never released: it cannot be migrated, '
+                         'and nothing has been changed', installed),
+        hint = 'Read what you need with the checkout of tensorage that made it. Then remove that schema (the page '
+               '"Troubleshooting" of the documentation has the SQL) or reset the database, and apply these migrations.';
+    end if;
+  end if;
+end
+$$;
+
+create schema if not exists tensorage;
+comment on schema tensorage is 'Inner parts of tensorage: not exposed over REST.';
+
+-- The media type of answers that are bytes. PostgREST sends a function's result as it is if its type bears this name.
+do $$
+begin
+  create domain public."application/vnd.tensorage" as bytea;
+exception when duplicate_object then
+  null; -- Applied before: a domain has no "if not exists".
+end
+$$;
+
+-- Functions that the tables are computed and checked with ------------------------------------------
+
+-- Number of elements of an array of this shape.
+create or replace function tensorage.elements(shape bigint[]) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  product numeric := 1;
+  extent bigint;
+begin
+  foreach extent in array shape loop
+    product := product * extent;
+  end loop;
+  if product > 4611686018427387904 then
+    raise exception using errcode = 'TS006', message = format('the shape %s has too many elements', shape);
+  end if;
+  return product;
+end
+$$;
+
+-- True if the name of an object leads nowhere else as a part of a URL: no part of it is empty or made of dots alone.
+create or replace function tensorage.is_plain_name(object_name text) returns boolean
+language sql immutable as $$
+  select object_name !~ '(^|/)\.{0,2}(/|$)' and object_name !~ '[[:cntrl:]\\?#%]'
+$$;
+
+-- Arrays -------------------------------------------------------------------------------------------
+
+create table if not exists public.datasets (
+  id bigint generated always as identity primary key,
+  user_id uuid not null default auth.uid() references auth.users on delete cascade,
+  -- The owner's address when the array was made. It may be somebody else's by now: functions look up the present one.
+  owner text,
+  -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.
+  key text collate "C" not null check (octet_length(key) between 1 and 1024),
+  -- numpy has no more than 64 axes.
+  shape bigint[] not null
+    check (array_position(shape, null) is null and 0 <= all (shape) and cardinality(shape) <= 64),
+  -- numpy's dtype.str, little-endian: numbers, booleans, times and time spans.
+  dtype text not null check (dtype ~ '^(\|[biu]1|<[iu][248]|<f(2|4|8|12|16)|<c(8|16|24|32)|<[mM]8(\[[0-9A-Za-z/]{1,32}\])?)$'),
+  itemsize int not null generated always as (substring(dtype from '^..(\d+)')::int) stored,
+  -- Stored, since reads and reservations ask for it. A generated column cannot be computed from another one (itemsize).
+  nbytes numeric not null
+    generated always as (tensorage.elements(shape)::numeric * substring(dtype from '^..(\d+)')::int) stored,
+  -- Elements of the largest block: readers look no further back than this for the block that an element is in.
+  chunk int not null check (chunk > 0),
+  engine text not null default 'database' check (engine in ('database', 'storage')),
+  -- Zarr v3 metadata of an array of Storage, without shape, attributes and names of dimensions. Not jsonb: its numbers do
+  -- not know -0.0.
+  zarr json check (json_typeof(zarr) = 'object' and octet_length(zarr::text) <= 65536),
+  is_shared boolean not null default false,
+  -- At most a mebibyte each: also a project without a quota bounds them.
+  attrs jsonb not null default '{}' check (jsonb_typeof(attrs) = 'object' and octet_length(attrs::text) <= 1048576),
+  dims text[] check (octet_length(array_to_string(dims, '', '')) <= 1048576),
+  state text not null default 'staged' check (state in ('staged', 'committed')),
+  version bigint not null default 1,
+  -- The version since which no stored element has changed. An append only adds to what a reader has opened.
+  stable_since bigint not null default 1,
+  -- True if the commit may replace the array that is under the key.
+  overwrite boolean not null default false,
+  -- The array that a staged append goes to; and, for an array of Storage, the rows that it is added behind.
+  append_to bigint references public.datasets on delete cascade,
+  base_rows bigint,
+  -- The array, and the version of it, that a staged assignment holds changed copies of blocks or shards of.
+  assign_to bigint references public.datasets on delete cascade,
+  assign_version bigint,
+  -- The client's own id of the operation that began this dataset.
+  operation uuid,
+  -- The time from which a staged dataset may be swept. -infinity once it was aborted, replaced or removed: that is in the
+  -- past also for a request that began earlier. Null while committed.
+  expires_at timestamptz,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint dims_name_every_axis check (dims is null or cardinality(dims) = cardinality(shape)),
+  constraint committed_stays check ((state = 'committed') = (expires_at is null)),
+  constraint only_staged_rows_are_appended check (append_to is null or state = 'staged'),
+  -- Appends merge blocks up to this size, again and again.
+  constraint blocks_are_small check (chunk::bigint * itemsize <= 67108864),
+  constraint zarr_is_of_storage check ((engine = 'storage') = (zarr is not null)),
+  -- The user is a part of it, so that another user's operation is never met, not even as a conflict. The operation comes
+  -- first: without statistics, PostgreSQL would take an index that begins with the user for other look-ups, too.
+  unique (operation, user_id)
+);
+create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
+create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
+create index if not exists datasets_staged on public.datasets (user_id, expires_at) where state = 'staged';
+create index if not exists datasets_append_to on public.datasets (append_to) where append_to is not null;
+create index if not exists datasets_assign_to on public.datasets (assign_to) where assign_to is not null;
+
+-- Blocks of arrays of the engine "database".
+create table if not exists public.tensors (
+  data_id bigint not null references public.datasets on delete cascade,
+  -- The dataset's owner once more, so that the policy is one comparison.
+  user_id uuid not null,
+  -- Position of the block's first element in the flat array.
+  index bigint not null check (index >= 0),
+  count int not null check (count > 0),
+  tensor bytea not null,
+  primary key (data_id, index)
+);
+-- Uncompressed and out of line, so that substr() reads only the pages it needs. A statement of its own: PostgreSQL 15 does
+-- not take it in "create table".
+alter table public.tensors alter column tensor set storage external;
+
+-- Shards of arrays of the engine "storage": one object each, or none if all its elements are the fill value. This table
+-- says which objects an array has; nothing lists the bucket to find out. An object is never written over once it is a part
+-- of an array: a change makes new objects in a folder of its own, named by the number of the staged dataset, and the commit
+-- puts them in place of the old ones in one transaction. The client deletes the old ones afterwards, since SQL cannot.
+create table if not exists public.shards (
+  data_id bigint not null references public.datasets on delete cascade,
+  -- The dataset's owner once more, so that the policy is one comparison.
+  user_id uuid not null,
+  -- Position in the grid of shards, in C order.
+  number bigint not null check (number >= 0),
+  -- Name of the object in the bucket; null if there is none.
+  name text collate "C" check (octet_length(name) <= 1024),
+  nbytes bigint not null check (nbytes >= 0),
+  -- Offset and length of each chunk in the object, as little-endian uint64; empty if the object is one chunk. At most as
+  -- many chunks as a client cuts a shard into: also a project without a quota bounds them.
+  index bytea not null check (octet_length(index) % 16 = 0 and octet_length(index) <= 16 * 65536),
+  -- Rows of axis 0 that are there so far, while the shard is being written; null once it is whole.
+  filled int8multirange,
+  -- The object that a shard of a staged append or assignment is made from and replaces, '' for a shard without an object;
+  -- null if the array has no such shard yet.
+  based_on text collate "C",
+  primary key (data_id, number),
+  constraint an_object_has_bytes check ((name is null) = (nbytes = 0)),
+  constraint objects_are_in_the_folder_of_the_user check (starts_with(name, user_id::text || '/')),
+  constraint objects_have_plain_names check (tensorage.is_plain_name(name)),
+  constraint based_on_is_a_name check (octet_length(based_on) <= 1024)
+);
+create unique index if not exists shards_name on public.shards (name);
+
+-- Requests, quotas and totals ----------------------------------------------------------------------
+
+-- Answers of operations, so that the same operation sent again is answered as the first time.
+create table if not exists tensorage.operations (
+  user_id uuid not null references auth.users on delete cascade,
+  id uuid not null,
+  answer json not null,
+  finished_at timestamptz not null default now(),
+  primary key (user_id, id)
+);
+create index if not exists operations_finished on tensorage.operations (user_id, finished_at);
+
+create table if not exists tensorage.quotas (
+  user_id uuid primary key references auth.users on delete cascade,
+  max_bytes bigint not null check (max_bytes >= 0)
+);
+comment on table tensorage.quotas is 'Bytes that a user may store. No row: tensorage.settings.default_quota_bytes.';
+
+create table if not exists tensorage.settings (
+  only_row boolean primary key default true check (only_row),
+  default_quota_bytes bigint check (default_quota_bytes >= 0)
+);
+comment on column tensorage.settings.default_quota_bytes is 'Bytes that each user may store; null: no limit.';
+insert into tensorage.settings default values on conflict do nothing;
+
+-- Half of each page is left empty, here and below: an update then finds room for the new row next to the old one.
+create table if not exists tensorage.usage (
+  user_id uuid primary key references auth.users on delete cascade,
+  bytes numeric not null default 0
+) with (fillfactor = 50);
+comment on table tensorage.usage is 'Bytes that count against a user''s quota: what is stored and what is reserved.';
+
+-- Room for bytes that were declared and have not come yet. The bytes of a dataset use up its reservation first.
+create table if not exists tensorage.reservations (
+  data_id bigint primary key references public.datasets on delete cascade,
+  user_id uuid not null,
+  bytes numeric not null check (bytes >= 0)
+) with (fillfactor = 50);
+create index if not exists reservations_user on tensorage.reservations (user_id);
+
+-- Requests that stage elements do not wait for the disk, so that a crash of PostgreSQL may lose some that were answered.
+-- This table tells of the crash: being unlogged, it is empty afterwards. A dataset without a row here is written no
+-- further, and never committed. Every function that adds to a staged dataset, and each commit, calls
+-- tensorage.check_uncrashed.
+create unlogged table if not exists tensorage.stagings (
+  data_id bigint primary key references public.datasets on delete cascade
+);
+comment on table tensorage.stagings is 'Datasets that are being written since the last crash. Unlogged on purpose.';
+
+-- Nobody sees a row before a policy says so: the files on access and grants say who may see which.
+alter table public.datasets enable row level security;
+alter table public.tensors enable row level security;
+alter table public.shards enable row level security;
+alter table tensorage.operations enable row level security;
+alter table tensorage.quotas enable row level security;
+alter table tensorage.settings enable row level security;
+alter table tensorage.usage enable row level security;
+alter table tensorage.reservations enable row level security;
+alter table tensorage.stagings enable row level security;

@@ -1,0 +1,134 @@
+-- tensorage: the form of requests, and the answers of requests that are sent again.
+
+-- Binary requests ----------------------------------------------------------------------------------
+--
+-- 40 bytes, big-endian, then `meta_bytes` of JSON, then the elements in C order, little-endian:
+--   0  4  magic "TNSR"          8  8  data_id            24  4  chunk: elements per block
+--   4  2  format version (1)   16  8  index: first       28  4  meta_bytes
+--   6  2  reserved (0)                element            32  8  count: elements that follow
+
+create or replace function tensorage.integer_at(request bytea, at int, bytes int) returns bigint
+language sql immutable as $$
+  select ('x' || lpad(encode(substr(request, at + 1, bytes), 'hex'), 16, '0'))::bit(64)::bigint
+$$;
+
+do $$
+begin
+  create type tensorage.header as (
+    data_id bigint, index bigint, chunk bigint, count bigint, meta json, elements_at int);
+exception when duplicate_object then
+  null; -- Applied before: a type has no "if not exists".
+end
+$$;
+
+create or replace function tensorage.meta(encoded bytea) returns json
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return convert_from(encoded, 'UTF8')::json;
+exception when data_exception or program_limit_exceeded then
+  raise exception using errcode = 'TS006', message = format('the meta of the request is not JSON: %s', sqlerrm);
+end
+$$;
+
+create or replace function tensorage.parse(request bytea) returns tensorage.header
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  h tensorage.header;
+  meta_bytes bigint;
+begin
+  if request is null or octet_length(request) < 40 or substr(request, 1, 4) <> '\x544e5352'::bytea then
+    raise exception using errcode = 'TS006', message = 'the request does not begin with a tensorage header';
+  elsif tensorage.integer_at(request, 4, 2) <> 1 then
+    raise exception using errcode = 'TS006',
+      message = format('the request has format version %s, this project reads version 1',
+                       tensorage.integer_at(request, 4, 2)),
+      hint = 'Client and project are of different versions: apply the migrations of the newer one.';
+  end if;
+  h.data_id := tensorage.integer_at(request, 8, 8);
+  h.index := tensorage.integer_at(request, 16, 8);
+  h.chunk := tensorage.integer_at(request, 24, 4);
+  meta_bytes := tensorage.integer_at(request, 28, 4);
+  h.count := tensorage.integer_at(request, 32, 8);
+  -- An element has at least a byte, an array at most 2^62 elements: no sum below overflows.
+  if h.count not between 0 and octet_length(request) - 40 - meta_bytes then
+    raise exception using errcode = 'TS006', message = 'the header of the request contradicts its length';
+  elsif h.chunk = 0 or h.index not between 0 and 4611686018427387904 then
+    raise exception using errcode = 'TS006',
+      message = format('there are no blocks of %s elements at element %s', h.chunk, h.index);
+  end if;
+  if meta_bytes > 0 then
+    h.meta := tensorage.meta(substr(request, 41, meta_bytes::int));
+  end if;
+  h.elements_at := 40 + meta_bytes;
+  return h;
+end
+$$;
+
+-- Raises if a request names more runs than the server builds at once: lists of n rows and of m runs stand for n * m.
+create or replace function tensorage.check_pieces(pieces numeric) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if pieces > 1048576 then
+    raise exception using errcode = 'TS006',
+      message = format('%s runs are too many for one request, which may have 1048576', pieces),
+      hint = 'Ask for fewer at a time.';
+  end if;
+end
+$$;
+
+-- A shape as Python writes it, for messages.
+create or replace function tensorage.shape_text(shape bigint[]) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select format(case cardinality(shape) when 1 then '(%s,)' else '(%s)' end, array_to_string(shape, ', '))
+$$;
+
+-- Requests that are sent again ---------------------------------------------------------------------
+--
+-- A client that did not get its answer sends the same operation again. A function that changes something therefore begins
+-- with tensorage.answered, and returns its result if that is one; and it ends with tensorage.answer.
+
+-- The answer that this operation of this user gave before, or null. Makes two requests of one operation wait for each
+-- other, so that the second finds the first one's answer. Attributes, dims and metadata are looked up: see below.
+create or replace function tensorage.answered(operation uuid) returns json
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if operation is null then
+    return null;
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
+  return (select o.answer::jsonb || coalesce(
+                   (select jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text) from public.datasets d
+                     where o.answer -> 'attrs' is not null and d.id = (o.answer ->> 'id')::bigint), '{}')
+            from tensorage.operations o where o.id = operation and o.user_id = auth.uid());
+end
+$$;
+
+-- Deletes some of the caller's answers that are older than a day, none that another request is deleting.
+create or replace function tensorage.forget(max_operations int) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  delete from tensorage.operations o
+   -- An array, not a join: a join may run the subquery again once the first answers are gone, and delete more.
+   where o.user_id = auth.uid() and o.id = any (array(
+     select p.id from tensorage.operations p
+      where p.user_id = auth.uid() and p.finished_at < now() - interval '1 day'
+      order by p.finished_at limit max_operations for update skip locked))
+$$;
+
+-- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims
+-- and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:
+-- its answer is kept also where it does not fit.
+create or replace function tensorage.answer(operation uuid, answer json, must_fit boolean default true) returns json
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if operation is not null then
+    insert into tensorage.operations (id, user_id, answer)
+      values (operation, auth.uid(),
+              case when answer -> 'attrs' is null then answer
+                   else (answer::jsonb || '{"attrs": {}, "dims": null, "zarr": null}')::json end);
+    -- Two old ones for each new one: appends sweep nothing, and a user who only appends would keep all answers for ever.
+    perform tensorage.forget(2);
+  end if;
+  perform tensorage.settle(must_fit);
+  return answer;
+end
+$$;

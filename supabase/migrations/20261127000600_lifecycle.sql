@@ -1,0 +1,354 @@
+-- tensorage: the life of an array: begun, committed, renamed, removed.
+
+-- Beginning ----------------------------------------------------------------------------------------
+
+-- Raises unless rows of this shape and dtype can be appended to an array.
+create or replace function tensorage.check_append(
+  target public.datasets, key text, shape bigint[], dtype text, engine text default 'database') returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if target.id is null then
+    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L to append to', key));
+  elsif target.engine <> engine then
+    raise exception using errcode = 'TS010', message = format('the array %L is kept by engine %L', key, target.engine),
+      detail = tensorage.describe(target)::text;
+  elsif cardinality(target.shape) = 0 or target.shape[2:] is distinct from shape[2:]
+        or cardinality(target.shape) <> cardinality(shape) or coalesce(shape[1], -1) < 0 then
+    raise exception using errcode = 'TS006',
+      message = format('rows of shape %s do not fit the array %L of shape %s', tensorage.shape_text(shape), key,
+                       tensorage.shape_text(target.shape)),
+      hint = 'All but the first axis have to be the same.';
+  elsif target.shape[1]::numeric + shape[1] > 9223372036854775807 then
+    raise exception using errcode = 'TS006', message = format('the array %L has no room for %s more rows', key, shape[1]);
+  elsif target.dtype is distinct from dtype then
+    raise exception using errcode = 'TS009',
+      message = format('rows of dtype %s do not fit the array %L of dtype %s', dtype, key, target.dtype),
+      detail = tensorage.describe(target)::text;
+  end if;
+end
+$$;
+
+-- Zarr metadata of a request, if the shape of a shard can be taken from them.
+create or replace function tensorage.zarr_of(metadata text) returns json
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if metadata is not null and exists (
+       select from json_array_elements_text(metadata::json -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') extent
+        where (extent::bigint >= 1) is not true) then
+    raise exception using errcode = 'TS006', message = 'the metadata of Zarr name a shard without elements';
+  end if;
+  return metadata::json;
+exception when data_exception or program_limit_exceeded then
+  raise exception using errcode = 'TS006', message = format('these are no metadata of Zarr: %s', sqlerrm);
+end
+$$;
+
+-- Makes a staged dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
+-- (rows for an existing array of the database), overwrite (an existing array may be replaced).
+create or replace function tensorage.stage(asked json) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets;
+  target public.datasets;
+  asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
+begin
+  if exists (select from json_each(asked) m
+              where m.key in ('append', 'overwrite', 'is_shared') and json_typeof(m.value) not in ('boolean', 'null')) then
+    raise exception using errcode = 'TS006', message = 'append, overwrite and is_shared are true or false, and nothing else';
+  end if;
+  perform tensorage.sweep(64);
+  select * into target from public.datasets t
+   where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
+  if coalesce((asked ->> 'append')::boolean, false) then
+    perform tensorage.check_append(target, asked ->> 'key', asked_shape, asked ->> 'dtype');
+    if asked ->> 'engine' <> 'database' then
+      raise exception using errcode = 'TS010',
+        message = format('the array %L is kept by engine %L', target.key, target.engine),
+        detail = tensorage.describe(target)::text;
+    end if;
+    -- Locked until the row below refers to it: another request may just be replacing and sweeping it.
+    perform from public.datasets t where t.id = target.id and t.state = 'committed' for key share;
+    if not found then
+      raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
+    end if;
+  elsif target.id is not null and (asked ->> 'overwrite') is distinct from 'true' then
+    raise exception using errcode = 'TS002', message = format('the key %L is taken', asked ->> 'key');
+  end if;
+  insert into public.datasets (
+      user_id, owner, key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
+    values (
+      tensorage.me(), tensorage.address_of(tensorage.me()), asked ->> 'key', asked_shape, asked ->> 'dtype',
+      (asked ->> 'chunk')::int, coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
+      coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
+      case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,
+      coalesce((asked ->> 'overwrite')::boolean, false), (asked ->> 'operation')::uuid,
+      case when (asked ->> 'append')::boolean then target.id end,
+      now() + interval '1 day')
+    returning * into d;
+  if d.engine = 'storage' then
+    -- Raises now if shards and shape do not fit, not at the commit, when all objects have been uploaded.
+    perform tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
+  end if;
+  perform tensorage.begin_staging(d);
+  return d;
+end
+$$;
+
+-- Declares an array that comes in several requests: a staged dataset, for tensorage_put, or for objects and
+-- tensorage_put_shards. Its answer is not kept, as that of no beginning is: the dataset itself bears the operation.
+create or replace function public.tensorage_begin(
+  key text, shape bigint[], dtype text, chunk int, engine text default 'database', is_shared boolean default false,
+  attrs jsonb default '{}', dims text[] default null, overwrite boolean default false, append boolean default false,
+  operation uuid default null, zarr text default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.begun(operation);
+begin
+  if before is not null then
+    return before;
+  end if;
+  return tensorage.answer(null, tensorage.describe(tensorage.stage(json_build_object(
+    'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
+    'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr))));
+end
+$$;
+
+-- Begins an assignment of several requests: a staged dataset, for tensorage_patch, or for objects and
+-- tensorage_put_shards. Reserves as much as the array takes.
+create or replace function public.tensorage_begin_assign(
+  data_id bigint, version bigint, operation uuid default null, engine text default 'database') returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.begun(operation);
+  target public.datasets;
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  end if;
+  perform tensorage.sweep(64);
+  target := tensorage.assignable(data_id, version, engine);
+  insert into public.datasets (
+      user_id, owner, key, shape, dtype, chunk, engine, zarr, operation, assign_to, assign_version, expires_at)
+    values (
+      target.user_id, target.owner, target.key, target.shape, target.dtype, target.chunk, target.engine, target.zarr,
+      tensorage_begin_assign.operation, target.id, target.version, now() + interval '1 day')
+    returning * into d;
+  perform tensorage.begin_staging(d);
+  return tensorage.answer(null, tensorage.describe(d));
+end
+$$;
+
+-- Begins an append to an array of Storage, of rows of this shape behind its `base_rows`: a staged dataset, for objects and
+-- tensorage_put_shards.
+create or replace function public.tensorage_begin_append(
+  data_id bigint, shape bigint[], base_rows bigint, operation uuid default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.begun(operation);
+  target public.datasets;
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  end if;
+  perform tensorage.sweep(64);
+  select * into target from public.datasets s
+   where s.id = tensorage_begin_append.data_id and s.user_id = tensorage.me() for key share;
+  if target.id is null then
+    perform tensorage.raise_not_own(null, data_id, 'TS003', 'the array to append to has changed since it was opened');
+  elsif target.state <> 'committed' or target.shape[1] is distinct from base_rows then
+    raise exception using errcode = 'TS003', message = 'the array to append to has changed since it was opened';
+  end if;
+  perform tensorage.check_append(target, target.key, shape, target.dtype, 'storage');
+  insert into public.datasets (
+      user_id, owner, key, shape, dtype, chunk, engine, zarr, operation, append_to, base_rows, expires_at)
+    values (
+      target.user_id, target.owner, target.key, tensorage_begin_append.shape, target.dtype, target.chunk, target.engine,
+      target.zarr, tensorage_begin_append.operation, target.id, target.shape[1], now() + interval '1 day')
+    returning * into d;
+  perform tensorage.begin_staging(d);
+  return tensorage.answer(null, tensorage.describe(d));
+end
+$$;
+
+-- Gives up a staged dataset. Returns how many datasets are left to sweep.
+create or replace function public.tensorage_abort(data_id bigint) returns int
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update public.datasets s set expires_at = '-infinity'
+   where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
+  if found then
+    perform tensorage.end_staging(data_id);
+  end if;
+  return tensorage.sweep(256);
+end
+$$;
+
+-- Committing ---------------------------------------------------------------------------------------
+
+-- Makes one writer after the other replace the array under a key. Taken before the row of that array is locked: all writers
+-- lock in this order, so that none waits for another in a circle.
+create or replace function tensorage.lock_key(key text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  select pg_advisory_xact_lock(hashtextextended(format('tensorage key %s of %s', key, auth.uid()), 0))
+$$;
+
+-- Hides the committed array under a key, except `but`, to be swept. Returns its version, or null if there is none. The caller
+-- holds the lock of the key.
+create or replace function tensorage.hide(key text, but bigint) returns bigint
+language sql set search_path = pg_catalog, pg_temp as $$
+  update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
+   where o.user_id = auth.uid() and o.key = hide.key and o.state = 'committed' and o.id <> but
+  returning o.version
+$$;
+
+-- Makes the complete, locked, staged dataset d the array under its key.
+create or replace function tensorage.publish(d public.datasets) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  published public.datasets;
+  replaced bigint;
+begin
+  perform tensorage.lock_key(d.key);
+  if d.overwrite then
+    replaced := tensorage.hide(d.key, d.id);
+  end if;
+  update public.datasets c set state = 'committed', expires_at = null, updated_at = now(),
+         version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1
+   where c.id = d.id returning * into published;
+  perform tensorage.end_staging(d.id);
+  return published;
+exception when unique_violation then
+  raise exception using errcode = 'TS002', message = format('the key %L is taken', d.key);
+end
+$$;
+
+-- Adds `rows` to the length of an array, for elements that the caller puts there. Returns the array, locked, in its new
+-- shape.
+create or replace function tensorage.extend(target_id bigint, rows bigint) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  target public.datasets;
+begin
+  update public.datasets t set shape[1] = t.shape[1] + rows, version = t.version + 1, updated_at = now()
+   where t.id = target_id and t.state = 'committed' returning * into target;
+  if target.id is null then
+    raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
+  end if;
+  return target;
+end
+$$;
+
+-- Notes that elements of an array have changed: its readers begin anew.
+create or replace function tensorage.changed(id bigint) returns public.datasets
+language sql set search_path = pg_catalog, pg_temp as $$
+  update public.datasets t set version = t.version + 1, stable_since = t.version + 1, updated_at = now()
+   where t.id = changed.id returning t.*
+$$;
+
+-- Makes a complete staged dataset visible in one step: as an array, or, if it was begun as one, as an append to its array or
+-- an assignment. The last of its shards may come along. The functions that check and move elements are in the files on
+-- blocks and shards.
+create or replace function public.tensorage_commit(
+  data_id bigint, operation uuid default null, shards json default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.answered(operation);
+  d public.datasets;
+  target public.datasets;
+begin
+  if before is not null then
+    return before;
+  end if;
+  select * into d from public.datasets s
+   where s.id = tensorage_commit.data_id and s.user_id = tensorage.me() for update;
+  if d.id is null then
+    raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
+  elsif d.state = 'committed' then
+    return tensorage.describe(d);
+  elsif d.expires_at <= now() then
+    raise exception using errcode = 'TS003', message = format('the array %L was aborted', d.key);
+  end if;
+  perform tensorage.check_uncrashed(d);
+  if shards is not null then
+    perform tensorage.put_shards(tensorage.of_engine(d, 'storage'), shards);
+  end if;
+  if d.engine = 'storage' then
+    if d.append_to is not null or d.assign_to is not null then
+      return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_shards(d)));
+    end if;
+    perform tensorage.check_shards(d);
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
+  elsif d.assign_to is not null then
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_assignment(d)));
+  end if;
+  perform tensorage.check_complete(d);
+  if d.append_to is null then
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
+  end if;
+  target := tensorage.extend(d.append_to, d.shape[1]);
+  update public.tensors t
+     set data_id = target.id, index = t.index + tensorage.elements(target.shape) - tensorage.elements(d.shape)
+   where t.data_id = d.id;
+  update public.datasets t set chunk = greatest(t.chunk, d.chunk) where t.id = target.id returning * into target;
+  delete from public.datasets s where s.id = d.id;
+  perform tensorage.merge_tail(target);
+  return tensorage.answer(operation, tensorage.describe(target));
+end
+$$;
+
+-- Renaming and removing ----------------------------------------------------------------------------
+
+-- Gives an array of the caller another key.
+create or replace function public.tensorage_rename(
+  key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.answered(operation);
+  replaced bigint;
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  end if;
+  -- All renamings lock in one order, so that two of them to each other's keys do not wait for each other.
+  perform tensorage.lock_key(least(key, new_key collate "C"));
+  perform tensorage.lock_key(greatest(key, new_key collate "C"));
+  select * into d from public.datasets s
+   where s.user_id = tensorage.me() and s.key = tensorage_rename.key and s.state = 'committed' for update;
+  if d.id is null then
+    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L', key));
+  elsif key = new_key then
+    return tensorage.describe(d);
+  elsif overwrite then
+    replaced := tensorage.hide(new_key, d.id);
+  end if;
+  update public.datasets s
+     set key = new_key, version = greatest(s.version, coalesce(replaced, 0)) + 1, updated_at = now()
+   where s.id = d.id returning * into d;
+  return tensorage.answer(operation, tensorage.describe_and_sweep(d));
+exception when unique_violation then
+  raise exception using errcode = 'TS002', message = format('the key %L is taken', new_key);
+end
+$$;
+
+-- Deletes an array of the caller. {"left": datasets still to be swept, "objects_left": whether objects are}
+create or replace function public.tensorage_remove(key text, operation uuid default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.answered(operation);
+  removed bigint;
+begin
+  if before is not null then
+    return before;
+  end if;
+  update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
+   where d.user_id = tensorage.me() and d.key = tensorage_remove.key and d.state = 'committed' returning d.id into removed;
+  if removed is null then
+    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L', key));
+  end if;
+  return tensorage.answer(operation, json_build_object(
+    'id', removed, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+end
+$$;

@@ -1,0 +1,352 @@
+-- tensorage: shards of arrays of the engine "storage".
+
+-- The grid of shards -------------------------------------------------------------------------------
+
+-- Number of shards along each axis of an array of this shape.
+create or replace function tensorage.shard_grid(zarr json, shape bigint[]) returns bigint[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  extents bigint[] := array(
+    select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape')::bigint);
+begin
+  if cardinality(extents) <> cardinality(shape) then
+    raise exception using errcode = 'TS006',
+      message = format('shards of shape %s do not fit an array of shape %s', tensorage.shape_text(extents),
+                       tensorage.shape_text(shape));
+  end if;
+  -- Rounds up without a sum that could overflow.
+  return array(select s.extent / e.extent + (s.extent % e.extent > 0)::int
+                 from unnest(shape) with ordinality s(extent, axis)
+                 join unnest(extents) with ordinality e(extent, axis) using (axis) order by axis);
+end
+$$;
+
+-- Numbers of the shards that a staged dataset must have: all of a new array, or those from the first that an append adds to.
+-- For an assignment, numbers of the shards that it may have.
+create or replace function tensorage.staged_shards(d public.datasets) returns int8range
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
+  row_shards bigint := tensorage.elements(grid[2:]);
+  extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
+  rows bigint;
+begin
+  if d.append_to is null then
+    return int8range(0, tensorage.elements(grid));
+  elsif d.shape[1] = 0 then
+    return 'empty';
+  end if;
+  rows := d.base_rows + d.shape[1];
+  return int8range(d.base_rows / extent * row_shards, (rows / extent + (rows % extent > 0)::int) * row_shards);
+end
+$$;
+
+-- The most chunks that a shard can have: no more than its elements, and no more than 65536.
+create or replace function tensorage.chunks_of_shard(zarr json) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  product bigint := 1;
+  extent text;
+begin
+  for extent in select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape') loop
+    product := product * least(extent::bigint, 65536);
+    exit when product >= 65536;
+  end loop;
+  return least(product, 65536);
+end
+$$;
+
+-- The rows of axis 0 that a shard of d holds, as far as the array extends. All of an array without axes.
+create or replace function tensorage.rows_of_shard(d public.datasets, number bigint) returns int8range
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
+  extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
+  low bigint;
+begin
+  if cardinality(grid) = 0 then
+    return int8range(0, 1);
+  end if;
+  low := number / greatest(tensorage.elements(grid[2:]), 1) * extent;
+  return int8range(low, least(low + extent, d.shape[1]));
+end
+$$;
+
+-- True if this is the name of an object in the folder of a dataset.
+create or replace function tensorage.is_object_of(d public.datasets, object_name text) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
+$$;
+
+-- Writing ------------------------------------------------------------------------------------------
+
+-- Puts shards into a staged dataset. Each of them says its number, name, nbytes and index (base64). A part of a shard says
+-- the rows of the array that are in it now, and the name that the shard had before. A shard that replaces another says in
+-- based_on which. Sent twice, they are there once.
+create or replace function tensorage.put_shards(d public.datasets, shards json) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  s record;
+  old public.shards;
+  is_known boolean;
+  whole int8range;
+  there int8multirange;
+  numbers int8range := tensorage.staged_shards(d);
+  max_chunks bigint := tensorage.chunks_of_shard(d.zarr);
+begin
+  for s in
+    select * from json_to_recordset(shards)
+      as s(number bigint, name text, nbytes bigint, index text, low bigint, high bigint, before text, based_on text)
+  loop
+    if s.name is not null and not tensorage.is_object_of(d, s.name) then
+      raise exception using errcode = 'TS006',
+        message = format('%L is no name of an object of dataset %s', left(s.name, 200), d.id);
+    elsif s.based_on is not null and d.append_to is null and d.assign_to is null then
+      raise exception using errcode = 'TS006', message = format('shard %s of a new array takes the place of none', s.number);
+    elsif not s.number <@ numbers or length(s.index) / 4 * 3 > 16 * max_chunks + 2 then
+      -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
+      raise exception using errcode = 'TS006',
+        message = format('%L has shards %s of up to %s chunks, and not one of number %s with an index of %s bytes', d.key,
+                         numbers, max_chunks, s.number, length(s.index) / 4 * 3);
+    elsif s.low is null and s.high is null then
+      insert into public.shards as t (data_id, user_id, number, name, nbytes, index, based_on)
+        values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), s.based_on)
+        on conflict (data_id, number) do update
+          set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, filled = null,
+              based_on = excluded.based_on;
+      continue;
+    end if;
+    whole := tensorage.rows_of_shard(d, s.number);
+    -- A shard that replaces another one comes whole: a part does not say which one it replaces.
+    if (s.low < s.high and int8range(s.low, s.high) <@ whole and d.append_to is null and d.assign_to is null) is not true then
+      raise exception using errcode = 'TS006',
+        message = format('rows %s to %s are no part of shard %s', s.low, s.high, s.number);
+    end if;
+    select * into old from public.shards t where t.data_id = d.id and t.number = s.number for update;
+    is_known := found;
+    continue when is_known and old.name = s.name;  -- Sent again.
+    if (case when is_known then coalesce(old.name, '') end) is distinct from s.before then
+      raise exception using errcode = 'TS003', message = format('shard %s of %L was filled meanwhile', s.number, d.key);
+    end if;
+    there := case when is_known then coalesce(old.filled, whole::int8multirange) else '{}' end
+             + int8range(s.low, s.high)::int8multirange;
+    insert into public.shards as t (data_id, user_id, number, name, nbytes, index, filled)
+      values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), nullif(there, whole::int8multirange))
+      on conflict (data_id, number) do update
+        set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, filled = excluded.filled
+        where coalesce(t.name, '') = s.before;
+    if not found then
+      raise exception using errcode = 'TS003', message = format('shard %s of %L was filled meanwhile', s.number, d.key);
+    end if;
+  end loop;
+exception when not_null_violation or check_violation or data_exception then
+  raise exception using errcode = 'TS006', message = format('these are no shards: %s', sqlerrm);
+when unique_violation then
+  raise exception using errcode = 'TS006', message = 'an object can be no two shards';
+end
+$$;
+
+-- Shards of a staged dataset, whose objects have been uploaded. See tensorage.put_shards.
+create or replace function public.tensorage_put_shards(data_id bigint, shards json) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets := tensorage.staged(data_id, 'storage');
+begin
+  perform tensorage.put_shards(d, shards);
+  perform tensorage.settle();
+  return json_build_object('id', d.id);
+end
+$$;
+
+-- Raises unless all shards of a staged dataset are there. tensorage.put_shards lets in no others.
+create or replace function tensorage.check_shards(d public.datasets) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  numbers int8range := tensorage.staged_shards(d);
+  expected bigint := coalesce(upper(numbers) - lower(numbers), 0);
+  whole bigint;
+begin
+  select count(*) filter (where s.filled is null) into whole from public.shards s where s.data_id = d.id;
+  if whole <> expected then
+    raise exception using errcode = 'TS004',
+      message = format('%s of the %s objects of %L are there', whole, expected, d.key),
+      detail = json_build_object('stored', whole, 'expected', expected)::text,
+      hint = 'Send the missing ones, or abort.';
+  end if;
+end
+$$;
+
+-- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset of
+-- their own, to be swept.
+create or replace function tensorage.publish_shards(d public.datasets) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  target public.datasets;
+  replaced bigint;
+begin
+  select * into target from public.datasets t
+   where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
+  if target.id is null or target.shape[1] <> d.base_rows or exists (
+       select from public.shards s
+        where s.data_id = d.id and s.based_on is distinct from (
+          select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number)) then
+    raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
+  end if;
+  if d.append_to is not null then
+    perform tensorage.check_shards(d);
+    target := tensorage.extend(target.id, d.shape[1]);
+  elsif exists (select from public.shards s where s.data_id = d.id and (s.based_on is null or s.filled is not null)) then
+    -- An array has all of its shards: one that replaces none lies outside of it.
+    raise exception using errcode = 'TS004', message = format('not all objects are whole and of shards of %L', d.key);
+  else
+    target := tensorage.changed(target.id);
+  end if;
+  if exists (select from public.shards s where s.data_id = d.id and s.based_on is not null) then
+    insert into public.datasets (user_id, owner, key, shape, dtype, chunk, engine, zarr, expires_at)
+      values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.chunk, d.engine, d.zarr, '-infinity') returning id into replaced;
+    update public.shards t set data_id = replaced
+     where t.data_id = target.id
+       and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
+  end if;
+  update public.shards t set data_id = target.id, based_on = null where t.data_id = d.id;
+  delete from public.datasets s where s.id = d.id;
+  return target;
+end
+$$;
+
+-- Reading ------------------------------------------------------------------------------------------
+
+-- The objects that hold the elements of shards, in order of their numbers, each once. Big-endian, for each of them:
+--   0  8  number              16  4  bytes of the name       24  the object's name, none if the shard has no object
+--   8  8  bytes of the object 20  4  bytes of the index          and then the index: see public.shards
+-- With a version: of an array as it was opened. Without: of a dataset of the caller that is being written, as many of the
+-- shards as there are.
+create or replace function public.tensorage_shards(data_id bigint, version bigint, numbers bigint[])
+returns public."application/vnd.tensorage"
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  me uuid := tensorage.me();
+  d public.datasets;
+  wanted bigint;
+  there bigint;
+  answer_bytes bigint;
+begin
+  if version is not null then
+    d := tensorage.readable(data_id, version, 'storage');
+  else
+    select * into d from public.datasets s where s.id = tensorage_shards.data_id;
+    if (d.user_id = me and d.state = 'staged' and d.expires_at > now()) is not true then
+      raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
+    end if;
+    d := tensorage.of_engine(d, 'storage');
+  end if;
+  perform tensorage.check_pieces(cardinality(numbers));
+  -- "offset 0" makes PostgreSQL look up each shard by its number. For "number = any (numbers)", it may read all shards of
+  -- the array.
+  select count(w.number), count(s.number), sum(24 + coalesce(octet_length(s.name), 0) + octet_length(s.index))
+    into wanted, there, answer_bytes
+    from (select distinct number from unnest(numbers) number) w left join lateral (
+      select t.number, t.name, t.index from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s
+      on true;
+  if answer_bytes > 16777216 then
+    raise exception using errcode = 'TS006',
+      message = format('%s shards are too many for one request', wanted), hint = 'Ask for less at a time.';
+  elsif version is not null and there <> wanted then
+    raise exception using errcode = 'TS004',
+      message = format('%s of the %s objects asked for are known', there, wanted),
+      hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
+  end if;
+  return coalesce((
+    select string_agg(int8send(s.number) || int8send(s.nbytes) || int4send(coalesce(octet_length(s.name), 0))
+                      || int4send(octet_length(s.index)) || convert_to(coalesce(s.name, ''), 'UTF8') || s.index,
+                      '' order by s.number)
+      from (select distinct number from unnest(numbers) number) w, lateral (
+        select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s), '');
+end
+$$;
+
+-- True if the bucket has the object of a shard that the caller may read. If Storage says otherwise, a policy is missing.
+create or replace function public.tensorage_has_object(data_id bigint, number bigint) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  me uuid := tensorage.me();
+  d public.datasets;
+  object_name text;
+begin
+  -- One look-up after the other, each by one index: a join may begin at either end.
+  select * into d from public.datasets s where s.id = tensorage_has_object.data_id;
+  if (d.user_id = me or (d.is_shared and d.state = 'committed')) is not true then
+    return false;
+  end if;
+  select s.name into object_name from public.shards s where s.data_id = d.id and s.number = tensorage_has_object.number;
+  -- Compared by the collation of Storage's index: "C" would make PostgreSQL read all objects of the project.
+  return exists (
+    select from storage.objects o where o.bucket_id = 'tensors' and o.name = object_name collate "default");
+end
+$$;
+
+-- Sweeping -----------------------------------------------------------------------------------------
+
+-- Names of objects that the caller's removed, replaced or given up arrays have left, at most max_objects, for the client to
+-- delete by requests to Storage. Asked again, it forgets those that are gone, and names others: none if there are no more,
+-- or none among the next 100,000 shards.
+create or replace function public.tensorage_sweep_objects(max_objects int default 1000) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  room int := least(max_objects, 1000);
+  -- Bounded, since a statement has only some seconds: further requests look at the remaining shards.
+  seen int := 0;
+  names text[] := '{}';
+  page record;
+  after bigint;
+  folder text;
+  untold text[];
+  d public.datasets;
+begin
+  -- Staged appends and assignments of an array go with it. They expire now, so that this request names their objects, too.
+  perform tensorage.give_up(s.id) from public.datasets s
+   where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage';
+  for d in
+    select * from public.datasets s
+     where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage'
+     order by s.expires_at, s.id for update skip locked
+  loop
+    after := -1;
+    loop
+      exit when room <= 0 or seen >= 100000;
+      select count(*) as shards, max(s.number) as last, array_agg(s.number) filter (where not s.has_object) as gone,
+             coalesce(array_agg(s.name order by s.number) filter (where s.has_object), '{}') as there
+        into page
+        from (select t.number, t.name, exists (
+                       -- Compared by the collation of Storage's index. "offset 0" makes PostgreSQL look up each one.
+                       select from storage.objects o
+                        where o.bucket_id = 'tensors' and o.name = t.name collate "default" offset 0) as has_object
+                from public.shards t where t.data_id = d.id and t.number > after order by t.number limit 1000) s;
+      exit when page.shards = 0;
+      delete from public.shards s where s.data_id = d.id and s.number = any (page.gone);
+      names := names || page.there[:room];
+      room := room - cardinality(page.there);
+      seen := seen + page.shards;
+      after := page.last;
+    end loop;
+    exit when room <= 0 or seen >= 100000;
+    seen := seen + 1;
+    -- Objects that a writer has uploaded without telling of them.
+    folder := d.user_id || '/' || d.id;
+    untold := array(
+      select o.name from storage.objects o
+       -- Storage's own index of prefixes answers this; '0' comes right after '/'.
+       where o.bucket_id = 'tensors' and o.name ~>=~ (folder || '/') and o.name ~<~ (folder || '0')
+         and not exists (select from public.shards s where s.name = o.name)
+       limit room);
+    names := names || untold;
+    room := room - cardinality(untold);
+    if cardinality(untold) = 0 and not exists (select from public.shards s where s.data_id = d.id) then
+      perform tensorage.delete_swept(d.id);
+    end if;
+  end loop;
+  return to_json(names);
+end
+$$;

@@ -1,0 +1,45 @@
+-- tensorage: rights of each role, and the version of the schema. The last file: a project that has the version has all.
+
+-- Number of this schema. It goes up with each change that a client must know of. Not immutable: a plan that was cached with
+-- its answer in it would give the answer to those who may not ask.
+create or replace function public.tensorage_version() returns int
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 4 $$;
+comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
+
+-- Projects that were made before 2026-10-30 give rights on all that is made in `public` to the roles of the API: revoked first.
+revoke all on schema tensorage from public, anon;
+revoke all on public.datasets, public.tensors, public.shards from public, anon, authenticated;
+revoke all on sequence public.datasets_id_seq from public, anon, authenticated;
+revoke all on tensorage.operations, tensorage.quotas, tensorage.settings, tensorage.usage, tensorage.reservations,
+  tensorage.stagings from public, anon, authenticated;
+
+grant usage on schema tensorage to authenticated, service_role;
+grant select on public.datasets, public.tensors, public.shards to authenticated;
+grant select, insert, update, delete on public.datasets, public.tensors, public.shards to service_role;
+grant select, insert, update, delete on tensorage.operations, tensorage.quotas, tensorage.settings to service_role;
+-- Totals and reservations follow from the other tables: nobody writes them.
+grant select on tensorage.usage, tensorage.reservations, tensorage.stagings to service_role;
+
+do $$
+declare
+  f regprocedure;
+begin
+  -- PostgreSQL lets everybody execute a new function.
+  for f in select p.oid from pg_proc p
+            where p.pronamespace = 'tensorage'::regnamespace
+               or (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')) loop
+    execute format('revoke all on function %s from public, anon, authenticated', f);
+  end loop;
+  -- The functions of the API; those that policies call; and `elements`, which computes datasets.nbytes, for service_role,
+  -- which may write the table.
+  for f in select p.oid from pg_proc p
+            where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
+               or (p.pronamespace = 'tensorage'::regnamespace
+                   and p.proname in ('elements', 'folder_of_array', 'may_write_object', 'may_delete_object',
+                                     'is_shared_object', 'is_user')) loop
+    execute format('grant execute on function %s to authenticated, service_role', f);
+  end loop;
+end
+$$;
+
+notify pgrst, 'reload schema';
