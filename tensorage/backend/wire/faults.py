@@ -236,7 +236,7 @@ def check_version(version: Any) -> None:
     if version == SCHEMA_VERSION:
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        age, remedy = "newer", "Upgrade the client: pip install -U tensorage"
+        age, remedy = "newer", "Upgrade the client: pip install -U 'tensorage>=0.2'"
     else:
         age, remedy = "older", f"Apply the new migrations: {_HOW_TO_MIGRATE}"
     raise SchemaError(
