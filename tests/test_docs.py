@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import click
 import httpx
 import psycopg
 import pytest
+from markdown_it import MarkdownIt
 from run_page import blocks
 
 import tensorage
@@ -107,6 +109,44 @@ def assert_click_accepts(words: list[str]) -> None:
     command.parse_args(context, words)
 
 
+def test_installing_asks_for_a_version_that_can_be_imported() -> None:
+    asked = [
+        (path.name, requirement)
+        for path in [*PAGES, *(ROOT / "tensorage").rglob("*.py")]
+        for requirement in re.findall(
+            r"pip install (?:-U |--upgrade )?'?(tensorage\b[^\s'`]*)", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert len(asked) > 5
+    assert not [each for each in asked if not each[1].endswith(">=0.2")]
+
+
+#: Words that open a sentence without a subject, or lean on the sentence before.
+RIDDLES = {"What", "Where", "Which", "Who", "Whom", "Whose", "How", "Those", "Of", "As", "And", "So"}
+
+
+def sentences(page: Path) -> Iterator[tuple[int, str]]:
+    """Every sentence of a page outside of headings and code, with the line on which its paragraph begins."""
+    in_heading = False
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        if token.type in {"heading_open", "heading_close"}:
+            in_heading = token.type == "heading_open"
+        elif token.type == "inline" and not in_heading:
+            line = token.map[0] + 1 if token.map else 0
+            for sentence in re.split(r"(?<=[.!?])\**\s+", " ".join(token.content.split())):
+                yield line, sentence
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=page_name)
+def test_sentences_begin_with_what_they_are_about(page: Path) -> None:
+    riddles = [
+        f"{page.name}:{line}: {sentence}"
+        for line, sentence in sentences(page)
+        if re.sub(r"^\W+", "", sentence).split(" ")[0] in RIDDLES and not sentence.endswith("?")
+    ]
+    assert not riddles
+
+
 def test_the_first_screen_of_the_readme() -> None:
     first_screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:45]
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in first_screen}
@@ -120,10 +160,68 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
             assert re.search(rf"^{' '.join(words)}$", script, re.M), words
 
 
-def test_every_public_name_is_documented() -> None:
-    written = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    missing = [name for name in tensorage.__all__ if not re.search(rf"\b{name}\b", written)]
+def shown_in_the_reference() -> dict[str, str]:
+    """The names that the pages of the API describe, each with its page."""
+    shown: dict[str, str] = {}
+    for page in sorted((ROOT / "docs" / "api").glob("*.rst")):
+        text = page.read_text(encoding="utf-8")
+        for kind, target, options in re.findall(
+            r"^ *\.\. (?:py:)?(\w+):: ([\w.]+).*\n((?: +:.*\n)*)", text, re.M
+        ):
+            name = target.removeprefix("tensorage.")
+            if kind in {
+                "autofunction",
+                "autoclass",
+                "autoexception",
+                "automethod",
+                "autoproperty",
+                "method",
+                "property",
+            }:
+                shown[name] = text
+            for members in re.findall(r":(?:special-)?members: (.+)", options):
+                shown.update({f"{name}.{member}": text for member in members.split(", ")})
+        shown.update(dict.fromkeys(re.findall(r"^``tensorage\.(\w+)`` is", text, re.M), text))
+    return shown
+
+
+def test_every_export_has_a_place_in_the_reference_and_in_the_list_of_names() -> None:
+    shown, names = shown_in_the_reference(), (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert not set(dir(tensorage)) - shown.keys()
+    assert not [
+        name
+        for name in dir(tensorage)
+        if not re.search(rf"\b{name}\b", names) and not issubclass_of_error(getattr(tensorage, name))
+    ]
+
+
+def issubclass_of_error(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, errors.TensorageError)
+
+
+#: Methods by which Python's syntax, numpy and PyTorch use an object.
+SYNTAX = {
+    "TensorStore": ["getitem", "setitem", "delitem", "contains", "iter", "len", "getattr"],
+    "Tensor": ["getitem", "setitem", "iter", "len", "array", "getitems"],
+    "BackendSession": ["call"],
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [tensorage.TensorStore, tensorage.Tensor, tensorage.BackendSession, tensorage.Dataset]
+)
+def test_every_public_method_has_a_place_in_the_reference(kind: type) -> None:
+    public = {name for name in dir(kind) if not name.startswith("_")} | {
+        f"__{name}__" for name in SYNTAX.get(kind.__name__, [])
+    }
+    # Fields of the dataclasses are parameters on their pages. The others serve inner parts.
+    public -= set(getattr(kind, "__dataclass_fields__", {})) | INNER.get(kind.__name__, set())
+    missing = {f"{kind.__name__}.{name}" for name in public} - shown_in_the_reference().keys()
     assert not missing
+
+
+#: Public for other modules of the package only.
+INNER = {"BackendSession": {"transfer"}, "Dataset": {"from_json"}}
 
 
 def test_every_error_has_its_place_in_troubleshooting() -> None:

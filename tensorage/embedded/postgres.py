@@ -92,7 +92,9 @@ def installed_bin_dir() -> Path:
         )
     bin_dir = Path(spec.origin).parent / "pginstall" / "bin"
     if not (bin_dir / "postgres").is_file():
-        raise PostgresError(f"{bin_dir} holds no PostgreSQL: reinstall with pip install 'tensorage[local]>=0.2'")
+        raise PostgresError(
+            f"{bin_dir} holds no PostgreSQL: reinstall with pip install 'tensorage[local]>=0.2'"
+        )
     return bin_dir
 
 
