@@ -154,6 +154,13 @@ def test_the_first_screen_of_the_readme() -> None:
     assert "```python" in first_screen
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=page_name)
+def test_the_links_of_a_page_outside_of_the_documentation_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / link).is_file()]
+
+
 def test_ci_runs_the_commands_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     for words in commands(ROOT / "README.md"):
