@@ -53,9 +53,9 @@ nitpick_ignore_regex = [
     # Annotations as the code writes them: the standard library, the SDK, and our aliases and type variables.
     (
         r"py:.*",
-        r"(Path|datetime|TracebackType|AuthResponse|CachedTensor|Engine|EngineChoice|SampleSource|Selection)",
+        r"(Path|datetime|TracebackType|AuthResponse|CachedReader|Engine|EngineChoice|SampleSource|Selection)",
     ),
-    (r"py:.*", r"tensorage\..+\.(C|Annotate|Readable|Writable)"),
+    (r"py:.*", r"tensorage\..+\.(C|Annotate|Readable|Writable|Backend|OpenArray)"),
 ]
 
 

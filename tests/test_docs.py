@@ -183,6 +183,7 @@ def shown_in_the_reference() -> dict[str, str]:
                 "autoexception",
                 "automethod",
                 "autoproperty",
+                "attribute",
                 "method",
                 "property",
             }:
@@ -209,7 +210,12 @@ SYNTAX = {
 }
 
 #: Public for other modules of the package only.
-INNER = {"BackendSession": {"transfer"}, "Dataset": {"from_json"}}
+INNER = {
+    "BackendSession": {"hold", "release", "takes", "transfer"},
+    "Dataset": {"from_json"},
+    "Tensor": {"on_latest", "reopen"},
+    "TensorStore": {"arrays", "write_declared"},
+}
 
 
 @pytest.mark.parametrize(
