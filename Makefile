@@ -63,7 +63,7 @@ clean:
 	@if [ -x $(VENV)/bin/tensorage ]; then \
 	    TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)" $(VENV)/bin/tensorage local stop; \
 	fi
-	rm -rf $(VENV) $(OLDEST) $(HSDS) build dist docs/_build docs/autoapi
+	rm -rf $(VENV) $(OLDEST) $(HSDS) build dist docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

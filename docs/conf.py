@@ -1,5 +1,6 @@
 """Sphinx configuration. Nothing is fetched: the documentation builds without a network."""
 
+import re
 from importlib.metadata import version as installed_version
 
 from sphinx.application import Sphinx
@@ -8,11 +9,12 @@ project = "tensorage"
 copyright = "2026, the tensorage developers"
 version = release = installed_version("tensorage")
 
-extensions = ["autoapi.extension", "myst_parser", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design"]
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"tensorage {version}"
+html_static_path = ["_static"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -22,23 +24,24 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_preprocess_types = True
-napoleon_type_aliases = {
-    "BackendSession": "tensorage.session.BackendSession",
-    "TensorStore": "tensorage.store.TensorStore",
-    "Dataset": "tensorage.types.Dataset",
-    "Path": "pathlib.Path",
-}
+napoleon_attr_annotations = False
+# Classes that have a page and are not exported: methods of those that are give them.
+napoleon_type_aliases = {"Batches": "tensorage.training.batches.Batches"}
 
-autoapi_dirs = ["../tensorage"]
-autoapi_add_toctree_entry = False
-autoapi_member_order = "bysource"
-autoapi_python_class_content = "both"
-# `__all__` decides what is public where a module has one; names with an underscore never show. Names that
-# a module only imports are documented where they are defined.
-autoapi_options = ["members", "undoc-members", "show-inheritance", "show-module-summary"]
-# The embedded backend is a server whose interface is Supabase's protocol, and the command line explains
-# itself: both have their page.
-autoapi_ignore = ["*/tensorage/embedded/*", "*/tensorage/cli.py"]
+# The pages below api/ name what they show. Names are short: a reader of `Sequence[int]` needs no module.
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autoclass_content = "class"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {
+    "npt.ArrayLike": "numpy.typing.ArrayLike",
+    "npt.DTypeLike": "numpy.typing.DTypeLike",
+}
+add_module_names = False
+python_use_unqualified_type_names = True
+# One parameter a line where a signature is longer.
+python_maximum_signature_line_length = 80
 
 # Names of other packages are no links: that would need their inventories, from the network.
 nitpick_ignore_regex = [
@@ -47,15 +50,19 @@ nitpick_ignore_regex = [
         r"(numpy|np|npt|httpx|urllib3|supabase|supabase_auth|gotrue|postgrest|zarr|numcodecs|tqdm|dask|xarray|xr)(\..+)?",
     ),
     (r"py:.*", r"(collections|pathlib|types|os|concurrent|threading|queue|datetime|abc)\..+"),
-    # Type variables and aliases, and the SDK's types under their two names.
-    (r"py:.*", r"(C|T|Positions|Buffer|Bytes|ReadBox|AuthResponse|tensorage\._.+)"),
+    # Annotations as the code writes them: the standard library, the SDK, and our aliases and type variables.
+    (
+        r"py:.*",
+        r"(Path|datetime|TracebackType|AuthResponse|CachedReader|Engine|EngineChoice|SampleSource|Selection)",
+    ),
+    (r"py:.*", r"tensorage\..+\.(C|Annotate|Readable|Writable|Backend|OpenArray)"),
 ]
 
 
 def keep_colons(
     _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Begin what is said of a property with an empty comment.
+    """Begin the description of a property with an empty comment.
 
     Napoleon takes the words before a colon in the first line for the type of the property.
     """
@@ -63,14 +70,47 @@ def keep_colons(
         lines[:0] = ["..", ""]
 
 
-def drop_inherited_init(
+def name_every_error(
     _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Leave out what Python's own classes say of how they are made: in a section, it would be taken for a name."""
-    lines[:] = [line for line in lines if "See help(type" not in line]
+    """Repeat the text of an entry such as ``KeyExistsError, DTypeError`` for each error that it names.
+
+    Napoleon keeps only the first name of such an entry.
+    """
+    section, names, made = "", [], []
+    for position, line in enumerate(lines):
+        if position + 1 < len(lines) and re.fullmatch("-{3,}", lines[position + 1]):
+            section = line
+        if section == "Raises" and re.fullmatch(r"\w+(, \w+)+", line):
+            names, text = line.split(", "), []
+            for following in lines[position + 1 :]:
+                if following and not following.startswith(" "):
+                    break
+                text.append(following)
+            for name in names:
+                made.extend([name, *(each for each in text if each)])
+        elif not (section == "Raises" and names and line.startswith(" ")):
+            names = []
+            made.append(line)
+    lines[:] = made
+
+
+def name_aliases(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Write an alias within a union by its name, which autodoc does for an alias that stands alone."""
+    alias = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
+    return signature and alias.sub(r"\1", signature), returned and alias.sub(r"\1", returned)
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", name_aliases)
     # Before napoleon, whose priority is the default, 500.
     app.connect("autodoc-process-docstring", keep_colons, priority=400)
-    app.connect("autodoc-process-docstring", drop_inherited_init, priority=400)
+    app.connect("autodoc-process-docstring", name_every_error, priority=400)

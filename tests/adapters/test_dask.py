@@ -452,6 +452,6 @@ def test_without_dask_nothing_is_one(monkeypatch: pytest.MonkeyPatch, session: B
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "dask.array", None)
         tensorage.TensorStore(session, quiet=True)["x"] = np.arange(3)
-        with pytest.raises(InvalidInputError, match=r"pip install 'tensorage\[dask\]'"):
+        with pytest.raises(InvalidInputError, match=r"pip install 'tensorage\[dask\]>=0.2'"):
             tensorage.TensorStore(session, quiet=True).open("x").to_dask()
     del tensorage.TensorStore(session, quiet=True)["x"]

@@ -521,4 +521,4 @@ def test_without_xarray_an_error_says_what_to_install() -> None:
         [sys.executable, "-W", "error", "-c", WITHOUT], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "pip install 'tensorage[xarray]'" in done.stdout
+    assert "pip install 'tensorage[xarray]>=0.2'" in done.stdout

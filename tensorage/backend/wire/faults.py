@@ -240,7 +240,7 @@ def check_version(version: Any) -> None:
     if version == SCHEMA_VERSION:
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        age, remedy = "newer", "Upgrade the client: pip install -U tensorage"
+        age, remedy = "newer", "Upgrade the client: pip install -U 'tensorage>=0.2'"
     elif isinstance(version, int) and version < FIRST_RELEASED_SCHEMA:
         age, remedy = "older", _NEVER_RELEASED
     else:
