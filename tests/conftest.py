@@ -15,8 +15,10 @@ from typing import Any
 import clusters
 import psycopg
 import pytest
+import workers
 from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
+from proxy import Proxy
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
@@ -72,19 +74,26 @@ def project(request: pytest.FixtureRequest) -> Project:
     return Project(running.api_url, running.anon_key)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def user(project: Project) -> User:
-    """A new user: nothing is stored, nobody is logged in."""
+    """One for all tests of a file: to sign up and in takes longer than most of them do."""
     return project.register()
 
 
+@pytest.fixture(scope="module")
+def login(project: Project, user: User) -> Iterator[BackendSession]:
+    """A session that is logged in as the file's user for as long as its tests run."""
+    with workers.store_of(project, user) as store:
+        yield store.backend
+
+
 @pytest.fixture
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    """A session that is logged in as the new user."""
-    session = project.session(user)
-    session.login_by_mail()
-    yield session
-    session.logout()
+def session(login: BackendSession) -> Iterator[BackendSession]:
+    """The session of the file's user, who has no arrays when a test begins."""
+    yield login
+    store = login()
+    for key in store:
+        del store[key]
 
 
 @pytest.fixture(params=["database", "storage"])
@@ -95,6 +104,33 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def store(session: BackendSession) -> TensorStore:
-    """The store of the new user."""
-    return session()
+def store(session: BackendSession, engine: Engine) -> TensorStore:
+    """The user's store, once for each engine: for tests of what users see."""
+    return TensorStore(session, quiet=True, engine=engine)
+
+
+@pytest.fixture
+def rows(session: BackendSession) -> TensorStore:
+    """A store whose new arrays are rows: for tests of how the database keeps them."""
+    return TensorStore(session, quiet=True, engine="database")
+
+
+@pytest.fixture(scope="module")
+def proxy(project: Project) -> Iterator[Proxy]:
+    """A proxy to the project."""
+    proxy = Proxy(project.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def new_user(project: Project) -> User:
+    """A user of this test's own: nothing is stored, nobody is logged in."""
+    return project.register()
+
+
+@pytest.fixture
+def new_session(project: Project, new_user: User) -> Iterator[BackendSession]:
+    """A session that is logged in as the new user."""
+    with workers.store_of(project, new_user) as store:
+        yield store.backend

@@ -83,6 +83,12 @@ def through(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 
 
 @pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """Of a user of each test's own: their files are listed."""
+    return new_session
+
+
+@pytest.fixture
 def files(session: BackendSession) -> Files:
     return Files(session)
 

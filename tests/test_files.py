@@ -78,6 +78,18 @@ class Stream:
 
 
 @pytest.fixture
+def user(new_user: User) -> User:
+    """Of each test's own: users' files are listed."""
+    return new_user
+
+
+@pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """The new user's."""
+    return new_session
+
+
+@pytest.fixture
 def files(session: BackendSession) -> Files:
     return Files(session)
 

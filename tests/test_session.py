@@ -43,6 +43,24 @@ Logins = Callable[[], int]
 
 
 @pytest.fixture
+def user(new_user: User) -> User:
+    """Of each test's own: logins are counted."""
+    return new_user
+
+
+@pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """The new user's."""
+    return new_session
+
+
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """The new user's, by itself."""
+    return session()
+
+
+@pytest.fixture
 def logins(database: psycopg.Connection[Any], user: User) -> Logins:
     """How many logins the server knows of the user."""
 
