@@ -15,6 +15,7 @@ from typing import Any
 import clusters
 import psycopg
 import pytest
+import servers
 import workers
 from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
@@ -38,13 +39,20 @@ def _without_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One for all processes of a run: where there are several, each has a folder in that of the run."""
+    base = tmp_path_factory.getbasetemp()
+    servers.set_template((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
+
+
 @pytest.fixture(scope="session")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A running backend, shared by all tests: make users and keys of your own in it."""
     if IS_ELSEWHERE:
         pytest.skip("SUPABASE_URL names another Supabase, and this test needs the embedded server")
     data_dir = tmp_path_factory.mktemp("backend")
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+import servers
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -115,7 +116,7 @@ def watched(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend of these tests' own, which they may harm."""
     data_dir = tmp_path_factory.mktemp("data")
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 

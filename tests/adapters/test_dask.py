@@ -17,6 +17,7 @@ import distributed
 import numpy as np
 import psycopg
 import pytest
+import servers
 from leftovers import assert_only_arrays_are_kept
 from project import Project, User
 from proxy import Proxy
@@ -415,7 +416,7 @@ def test_a_graph_that_takes_longer_than_a_token_lives(
 ) -> None:
     """Its workers have the next token from the process that made the graph, and the login is that of before."""
     data_dir = tmp_path_factory.mktemp("short")
-    backend = control.start(data_dir, jwt_lifetime_s=2)
+    backend = servers.start(data_dir, jwt_lifetime_s=2)
     project = Project(backend.api_url, backend.anon_key)
     session = project.session(project.register())
     store = session()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+import servers
 import torch
 from project import Project
 from proxy import Proxy
@@ -33,7 +34,7 @@ WORKERS = [("fork", False), ("fork", True), ("spawn", False), ("spawn", True)]
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend whose tokens live for two seconds."""
     data_dir = tmp_path_factory.mktemp("short")
-    yield control.start(data_dir, jwt_lifetime_s=2)
+    yield servers.start(data_dir, jwt_lifetime_s=2)
     control.stop(data_dir)
 
 
