@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import clusters
+import hypothesis
 import psycopg
 import pytest
 import servers
@@ -29,6 +30,25 @@ from tensorage.types import Engine
 
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
 os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
+
+# How long an example takes says nothing where several processes share the machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand the tests to several processes by the parts that `distribution` knows."""
+    from distribution import Scheduling
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from distribution import order
+
+        order(items)
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +115,23 @@ def login(project: Project, user: User) -> Iterator[BackendSession]:
         yield store.backend
 
 
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The file's user has no arrays when a test begins, by whatever session the last one stored some."""
+    used = set(request.fixturenames)
+    is_shared = "login" in used or ("user" in used and "new_user" not in used)
+    login: BackendSession | None = request.getfixturevalue("login") if is_shared else None
+    yield
+    if login is not None:
+        store = login()
+        for key in store:
+            del store[key]
+
+
 @pytest.fixture
-def session(login: BackendSession) -> Iterator[BackendSession]:
-    """The session of the file's user, who has no arrays when a test begins."""
-    yield login
-    store = login()
-    for key in store:
-        del store[key]
+def session(login: BackendSession) -> BackendSession:
+    """The session of the file's user."""
+    return login
 
 
 @pytest.fixture(params=["database", "storage"])

@@ -148,13 +148,17 @@ def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path, options: 
         cwd=tests, stdout=subprocess.DEVNULL, env={**environment, "PYTHONPATH": path},
     )  # fmt: skip
     ran = "popen-gw0/*/all run" if options else "*/all run"
-    until(lambda: list((tmp_path / "base").glob(ran)) or run.poll() is not None)
-    found = [
-        process for process in processes_below(tmp_path / "base") if "tensorage.embedded" in process.cmdline()
-    ]
-    assert len(found) == 4
-    run.kill()
-    run.wait()
+    try:
+        until(lambda: list((tmp_path / "base").glob(ran)) or run.poll() is not None)
+        found = [
+            process
+            for process in processes_below(tmp_path / "base")
+            if "tensorage.embedded" in process.cmdline()
+        ]
+        assert len(found) == 4
+    finally:
+        run.kill()
+        run.wait()
     until(lambda: not processes_below(tmp_path / "base"))
 
 
