@@ -8,21 +8,31 @@ OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py \
     tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/training/test_aligned.py
 DEMO_DATA := build/demo
 
+# Tests wait for servers and for each other more than they work: twice as many processes as most machines have cores.
+IN_PARALLEL := -n 4
+# What is pure, and one path through everything.
+QUICK_TESTS := tests/test_indexing.py
+
+# Children of the tests would compile all modules anew, each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two pips must not write into one virtual environment.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-.PHONY: help demo test test-oldest chaos check lint types docs bench clean
+.PHONY: help install demo quick test test-oldest chaos check lint types docs bench clean
 
 help:
 	@echo "make demo         run examples/train_digits.py on an embedded backend of its own"
 	@echo "make test         run the whole test suite (PYTEST_ARGS='-k name -x' to choose)"
+	@echo "make quick        run the tests of what is pure, and one path through everything, in less than a minute"
 	@echo "make test-oldest  run the client's tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make chaos        kill backends and writers, a thousand times, and look at what is there; CHAOS_ARGS='--rounds 50'"
 	@echo "make check        lint, types and documentation"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make bench        measure, next to peers that it installs; BENCH_ARGS='bulk samples' to choose"
+	@echo "make install      install what test, check and demo need, all at once"
 	@echo "make clean        remove what these commands made"
 
 # The shell runs its EXIT trap after Ctrl-C only if it leaves by its own exit.
@@ -32,12 +42,18 @@ demo: $(VENV)/.installed-example
 	trap '$(VENV)/bin/tensorage local stop' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	$(VENV)/bin/python examples/train_digits.py
 
+# The tests that need the machine to themselves come last. pytest ends with 5 where no test was chosen.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@none=0; \
+	$(VENV)/bin/python -m pytest $(IN_PARALLEL) -m 'not alone' $(PYTEST_ARGS) || { [ $$? -eq 5 ] && none=5; } || exit 1; \
+	$(VENV)/bin/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq $$((5 - none)) ]
+
+quick: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(IN_PARALLEL) -m 'not alone' $(QUICK_TESTS) $(PYTEST_ARGS)
 
 # The SDK of that age ships the auth package under its old name, gotrue, and imports one that has been renamed since.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS) \
+	$(OLDEST)/bin/python -m pytest $(IN_PARALLEL) $(OLDEST_TESTS) $(PYTEST_ARGS) \
 	    -W 'ignore:The `supafunc` package is deprecated:DeprecationWarning'
 
 chaos: $(VENV)/.installed-test
@@ -79,6 +95,12 @@ clean:
 	@$(PYTHON) -m venv $*
 	@$(call pip,$*) --upgrade 'pip >= 25.1'
 	@touch $@
+
+# What test, check and demo need, by one run of pip in place of four.
+install: $(VENV)/.pip
+	@echo "== installing tensorage and what its tests and checks need into $(VENV)"
+	@$(call pip,$(VENV)) --editable '.[local,storage,dask,xarray]' --group test --group check --group docs
+	@touch $(addprefix $(VENV)/.installed-,test check docs example)
 
 # The project itself in the same call as a dependency group, so that pip resolves both together.
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.pip

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import clusters
+import hypothesis
 import psycopg
 import pytest
+import servers
+import workers
 from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
+from proxy import Proxy
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
@@ -27,6 +31,25 @@ from tensorage.types import Engine
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
 os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
 
+# How long an example takes says nothing where several processes share the machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand the tests to several processes by the parts that `distribution` knows."""
+    from distribution import Scheduling
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from distribution import order
+
+        order(items)
+
 
 @pytest.fixture(autouse=True)
 def _without_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,13 +59,20 @@ def _without_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One for all processes of a run: where there are several, each has a folder in that of the run."""
+    base = tmp_path_factory.getbasetemp()
+    servers.set_template((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
+
+
 @pytest.fixture(scope="session")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A running backend, shared by all tests: make users and keys of your own in it."""
     if IS_ELSEWHERE:
         pytest.skip("SUPABASE_URL names another Supabase, and this test needs the embedded server")
     data_dir = tmp_path_factory.mktemp("backend")
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 
@@ -72,19 +102,36 @@ def project(request: pytest.FixtureRequest) -> Project:
     return Project(running.api_url, running.anon_key)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def user(project: Project) -> User:
-    """A new user: nothing is stored, nobody is logged in."""
+    """One for all tests of a file: to sign up and in takes longer than most of them do."""
     return project.register()
 
 
+@pytest.fixture(scope="module")
+def login(project: Project, user: User) -> Iterator[BackendSession]:
+    """A session that is logged in as the file's user for as long as its tests run."""
+    with workers.store_of(project, user) as store:
+        yield store.backend
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The file's user has no arrays when a test begins, by whatever session the last one stored some."""
+    used = set(request.fixturenames)
+    is_shared = "login" in used or ("user" in used and "new_user" not in used)
+    login: BackendSession | None = request.getfixturevalue("login") if is_shared else None
+    yield
+    if login is not None:
+        store = login()
+        for key in store:
+            del store[key]
+
+
 @pytest.fixture
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    """A session that is logged in as the new user."""
-    session = project.session(user)
-    session.login_by_mail()
-    yield session
-    session.logout()
+def session(login: BackendSession) -> BackendSession:
+    """The session of the file's user."""
+    return login
 
 
 @pytest.fixture(params=["database", "storage"])
@@ -95,6 +142,33 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 @pytest.fixture
-def store(session: BackendSession) -> TensorStore:
-    """The store of the new user."""
-    return session()
+def store(session: BackendSession, engine: Engine) -> TensorStore:
+    """The user's store, once for each engine: for tests of what users see."""
+    return TensorStore(session, quiet=True, engine=engine)
+
+
+@pytest.fixture
+def rows(session: BackendSession) -> TensorStore:
+    """A store whose new arrays are rows: for tests of how the database keeps them."""
+    return TensorStore(session, quiet=True, engine="database")
+
+
+@pytest.fixture(scope="module")
+def proxy(project: Project) -> Iterator[Proxy]:
+    """A proxy to the project."""
+    proxy = Proxy(project.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def new_user(project: Project) -> User:
+    """A user of this test's own: nothing is stored, nobody is logged in."""
+    return project.register()
+
+
+@pytest.fixture
+def new_session(project: Project, new_user: User) -> Iterator[BackendSession]:
+    """A session that is logged in as the new user."""
+    with workers.store_of(project, new_user) as store:
+        yield store.backend

@@ -19,7 +19,7 @@ from project import Project, User
 from proxy import Proxy
 
 import tensorage
-from tensorage import TensorStore
+from tensorage import BackendSession, TensorStore
 from tensorage.backend.wire.storage_requests import object_path
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.memory import new_array
@@ -28,6 +28,12 @@ from tensorage.types import Engine
 Sql = psycopg.Connection[tuple[Any, ...]]
 
 MIB = 1024 * 1024
+
+
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """Which engine an array is for, each test says."""
+    return session()
 
 
 def test_nothing_is_inflated_beyond_its_chunk() -> None:

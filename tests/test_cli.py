@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
@@ -71,6 +72,7 @@ def test_formats_of_the_status(backend: control.Running) -> None:
 
 
 def test_foreground_ends_with_ctrl_c(data_dir: Path) -> None:
+    servers.make(data_dir)
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorage.cli", "local", "start", "--foreground", "--data-dir", data_dir],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -19,6 +19,12 @@ from tensorage.types import Engine
 
 
 @pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """Of a user of each test's own: what is declared stays where nobody lists it."""
+    return new_session
+
+
+@pytest.fixture
 def db(session: BackendSession) -> Iterator[DatabaseContext]:
     with session.database() as context:
         yield context

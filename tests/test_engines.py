@@ -18,6 +18,12 @@ ENGINES: tuple[Name, ...] = ("database", "storage")
 ARRAY = np.random.default_rng(0).integers(-100, 100, (50, 7, 9)).astype("<i4")
 
 
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """Which engine an array is for, each test says."""
+    return session()
+
+
 def written(store: TensorStore, key: str, array: np.ndarray[Any, Any], engine: Name) -> tensorage.Tensor:
     """Several shards or several blocks, where there are so many elements."""
     how: dict[str, Any] = {

@@ -448,35 +448,35 @@ class TestHalving:
     """A proxy's limit on bodies, and a statement timeout, in front of a real backend."""
 
     def test_a_statement_timeout_halves_reads(
-        self, store: TensorStore, monkeypatch: pytest.MonkeyPatch
+        self, rows: TensorStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         array = np.arange(4096, dtype="i8").reshape(64, 64)
-        store["x"] = array
+        rows["x"] = array
         sizes = _refuse(monkeypatch, "read_into", lambda arguments: len(arguments[2]), 5000)
-        assert np.array_equal(store["x"], array)
+        assert np.array_equal(rows["x"], array)
         assert max(sizes) == array.nbytes
         assert sum(size for size in sizes if size <= 5000) == array.nbytes
-        assert np.array_equal(store["x", ::3, 5:9], array[::3, 5:9])
+        assert np.array_equal(rows["x", ::3, 5:9], array[::3, 5:9])
 
     def test_a_limit_of_bodies_halves_writes(
-        self, store: TensorStore, monkeypatch: pytest.MonkeyPatch
+        self, rows: TensorStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store.chunk_size = 256
+        rows.chunk_size = 256
         array = np.random.default_rng(1).integers(0, 9, (64, 64))
         sizes = _refuse(monkeypatch, "send", lambda arguments: sum(map(len, arguments[1])), 5000)
-        store["x"] = array
+        rows["x"] = array
         assert max(sizes) > array.nbytes
         assert len(sizes) > 8
-        assert np.array_equal(store["x"], array)
+        assert np.array_equal(rows["x"], array)
 
     def test_what_cannot_be_halved_any_more_is_told(
-        self, store: TensorStore, monkeypatch: pytest.MonkeyPatch, database: psycopg.Connection[Any]
+        self, rows: TensorStore, monkeypatch: pytest.MonkeyPatch, database: psycopg.Connection[Any]
     ) -> None:
         _refuse(monkeypatch, "send", lambda _: 1, 0)
         with pytest.raises(BackendUnavailableError, match=r"storing 'x'.*chunk_size"):
-            store["x"] = np.arange(8)
-        assert "x" not in store
-        owner = store.backend.user_id
+            rows["x"] = np.arange(8)
+        assert "x" not in rows
+        owner = rows.backend.user_id
         assert database.execute("select count(*) from datasets where user_id = %s", [owner]).fetchone() == (
             0,
         )

@@ -16,6 +16,7 @@ import jwt
 import psutil
 import psycopg
 import pytest
+import servers
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -83,6 +84,12 @@ def through(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 
 
 @pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """Of a user of each test's own: their files are listed."""
+    return new_session
+
+
+@pytest.fixture
 def files(session: BackendSession) -> Files:
     return Files(session)
 
@@ -91,14 +98,14 @@ def files(session: BackendSession) -> Files:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a backend of these tests' own, which they may harm."""
     data_dir = tmp_path_factory.mktemp("data")
-    control.start(data_dir)
+    servers.start(data_dir)
     yield data_dir
     control.stop(data_dir)
 
 
 @pytest.fixture
 def separate(data_dir: Path) -> control.Running:
-    return control.start(data_dir)
+    return servers.start(data_dir)
 
 
 @pytest.fixture
@@ -239,7 +246,7 @@ class TestServers:
         monkeypatch.setattr(resumable, "MAX_FAILURES", 2)
         with pytest.raises(tensorage.BackendUnavailableError, match=r"uploading 'x'.*cannot be reached"):
             own.upload_file("x", Hooked(CONTENT, PIECE_BYTES, lambda: kill(separate)))
-        control.start(separate.data_dir)
+        servers.start(separate.data_dir)
         assert own.download_file("x") == b"before"
 
     def test_that_forgot_the_upload(self, own: Files, separate: control.Running) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+import servers
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -78,6 +79,18 @@ class Stream:
 
 
 @pytest.fixture
+def user(new_user: User) -> User:
+    """Of each test's own: users' files are listed."""
+    return new_user
+
+
+@pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """The new user's."""
+    return new_session
+
+
+@pytest.fixture
 def files(session: BackendSession) -> Files:
     return Files(session)
 
@@ -103,7 +116,7 @@ def watched(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend of these tests' own, which they may harm."""
     data_dir = tmp_path_factory.mktemp("data")
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 

@@ -27,6 +27,7 @@ from zarr.registry import register_codec
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from tensorage import (
+    BackendSession,
     ChangedError,
     CorruptTensorError,
     DTypeError,
@@ -59,6 +60,12 @@ TRANSPOSE = {"name": "transpose", "configuration": {"order": [1, 0]}}
 
 #: zarr says of some dtypes that other libraries might not know them.
 UNSTABLE = pytest.mark.filterwarnings("ignore:The data type .* does not have a Zarr V3 specification")
+
+
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """Which engine an array is for, each test says."""
+    return session()
 
 
 def numbers(shape: tuple[int, ...] = (11, 7), dtype: str = "<f4") -> Array:

@@ -24,6 +24,7 @@ import numpy as np
 import others
 import psycopg
 import pytest
+import servers
 from forks import fork
 from project import Project
 
@@ -43,7 +44,7 @@ Events = Callable[[], tuple[int, int]]
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     data_dir = tmp_path_factory.mktemp("short")
-    yield control.start(data_dir, jwt_lifetime_s=LIFETIME_S)
+    yield servers.start(data_dir, jwt_lifetime_s=LIFETIME_S)
     control.stop(data_dir)
 
 

@@ -60,6 +60,12 @@ class Line:
 
 
 @pytest.fixture
+def user(new_user: User) -> User:
+    """Of each test's own: a test may leave a login that nobody could end."""
+    return new_user
+
+
+@pytest.fixture
 def line(project: Project) -> Iterator[Line]:
     line = Line(project)
     yield line

@@ -22,6 +22,7 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+import servers
 from forks import fork
 from project import IS_ELSEWHERE, Project, User
 
@@ -40,6 +41,24 @@ from tensorage.embedded import control
 from tensorage.signin import sdk
 
 Logins = Callable[[], int]
+
+
+@pytest.fixture
+def user(new_user: User) -> User:
+    """Of each test's own: logins are counted."""
+    return new_user
+
+
+@pytest.fixture
+def session(new_session: BackendSession) -> BackendSession:
+    """The new user's."""
+    return new_session
+
+
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """The new user's, by itself."""
+    return session()
 
 
 @pytest.fixture
@@ -286,7 +305,7 @@ def _closed_port() -> int:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend of one's own, to be damaged: its tokens live for a few seconds."""
     data_dir = tmp_path_factory.mktemp("bare")
-    yield control.start(data_dir, jwt_lifetime_s=2)
+    yield servers.start(data_dir, jwt_lifetime_s=2)
     control.stop(data_dir)
 
 
@@ -457,7 +476,7 @@ class TestTheEnd:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         """Neither when sessions are dropped nor when a script ends."""
-        running = control.start(tmp_path)
+        running = servers.start(tmp_path)
         try:
             project = Project(running.api_url, running.anon_key)
             user = project.register()

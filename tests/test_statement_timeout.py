@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
+import servers
 
 import tensorage
 from tensorage.embedded import control
@@ -26,11 +27,11 @@ notify pgrst, 'reload schema';
 def slow(tmp_path: Path) -> Iterator[Path]:
     """Data folder of such a backend, its own."""
     data_dir = tmp_path / "data"
-    with psycopg.connect(control.start(data_dir).superuser_url, autocommit=True) as connection:
+    with psycopg.connect(servers.start(data_dir).superuser_url, autocommit=True) as connection:
         connection.execute(SLOW)
     # Started anew, so that the setting of the role is sure to be known.
     control.stop(data_dir)
-    control.start(data_dir)
+    servers.start(data_dir)
     yield data_dir
     control.stop(data_dir)
 
@@ -48,6 +49,6 @@ def test_a_write_that_takes_too_long_goes_in_smaller_pieces(slow: Path) -> None:
     assert pool.num_requests == before + 6
     np.testing.assert_array_equal(store["x"], array)
     session.logout()
-    with psycopg.connect(control.start(slow).superuser_url, autocommit=True) as connection:
+    with psycopg.connect(servers.start(slow).superuser_url, autocommit=True) as connection:
         count = connection.execute("select count(*), sum(count) from public.tensors").fetchone()
     assert count == (9, array.size)

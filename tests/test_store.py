@@ -12,12 +12,10 @@ import leftovers
 import numpy as np
 import psycopg
 import pytest
-from project import Project, User
 
 import tensorage
 from tensorage import BackendSession, TensorStore
 from tensorage.indexing import MAX_REQUEST_BYTES
-from tensorage.types import Engine
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 
@@ -36,39 +34,6 @@ SHAPES: list[tuple[int, ...]] = [
     (1, 1, 1, 1, 1, 1),
     (5, 1, 0),
 ]
-
-
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    session = project.session(user)
-    session.login_by_mail()
-    yield session
-    session.logout()
-
-
-@pytest.fixture
-def store(session: BackendSession, engine: Engine) -> TensorStore:
-    return TensorStore(session, quiet=True, engine=engine)
-
-
-@pytest.fixture
-def rows(session: BackendSession) -> TensorStore:
-    """A store whose new arrays are rows of the database, for what is about those."""
-    return session()
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
 
 
 @pytest.fixture

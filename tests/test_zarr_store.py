@@ -48,6 +48,12 @@ GZIP = {"name": "gzip", "configuration": {"level": 1}}
 DTYPES = ["?", "i1", "u2", "<i4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16", "<M8[s]", "<m8[25us]"]
 
 
+@pytest.fixture
+def store(session: BackendSession) -> TensorStore:
+    """Which engine an array is for, each test says."""
+    return session()
+
+
 def numbers(shape: tuple[int, ...], dtype: str = "<f4") -> Array:
     return np.arange(1, np.prod(shape, dtype=int) + 1).astype(dtype).reshape(shape)
 

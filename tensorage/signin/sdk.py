@@ -12,6 +12,7 @@ import httpx
 from supabase.lib.client_options import SyncClientOptions
 
 import supabase
+from tensorage.backend.wire.http import tls_context
 
 if TYPE_CHECKING:
     from supabase_auth.errors import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
@@ -58,7 +59,10 @@ def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     """
     # A redirection would carry passwords and the key to any server that it names.
     http = httpx.Client(
-        http2=False, timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S), follow_redirects=False
+        verify=tls_context(url),
+        http2=False,
+        timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        follow_redirects=False,
     )
     options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
     return SessionClient(url, key, options), http

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 import dask
@@ -17,6 +19,7 @@ import distributed
 import numpy as np
 import psycopg
 import pytest
+import servers
 from leftovers import assert_only_arrays_are_kept
 from project import Project, User
 from proxy import Proxy
@@ -66,7 +69,8 @@ def cluster() -> Iterator[distributed.Client]:
             processes=True,
             memory_limit=MEMORY_LIMIT,
             host="127.0.0.1",
-            dashboard_address=None,
+            # Any free port: other clusters of this machine may have the usual one.
+            dashboard_address="127.0.0.1:0",
             silence_logs=40,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
@@ -74,14 +78,23 @@ def cluster() -> Iterator[distributed.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def pools() -> Iterator[dict[str, Executor | None]]:
+    """Each scheduler of dask with its pool: by itself, the one of processes would start them anew each time."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        yield {"synchronous": None, "threads": None, "processes": processes}
+
+
 class TestReading:
     @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
-    def test_as_numpy_does(self, store: TensorStore, scheduler: str) -> None:
+    def test_as_numpy_does(
+        self, store: TensorStore, scheduler: str, pools: dict[str, Executor | None]
+    ) -> None:
         store["x"] = ARRAY
         lazy = store.open("x").to_dask(chunks=(20, 15, 20))
         assert is_dask(lazy)
         assert (lazy.shape, lazy.dtype) == (ARRAY.shape, ARRAY.dtype)
-        with dask.config.set(scheduler=scheduler):
+        with dask.config.set(scheduler=scheduler, pool=pools[scheduler]):
             assert np.array_equal(lazy.compute(), ARRAY)
             assert np.array_equal(lazy[3:40:7, ::-1, 5].compute(), ARRAY[3:40:7, ::-1, 5])
             assert np.array_equal(lazy[[7, 2, 2]].compute(), ARRAY[[7, 2, 2]])
@@ -415,7 +428,7 @@ def test_a_graph_that_takes_longer_than_a_token_lives(
 ) -> None:
     """Its workers have the next token from the process that made the graph, and the login is that of before."""
     data_dir = tmp_path_factory.mktemp("short")
-    backend = control.start(data_dir, jwt_lifetime_s=2)
+    backend = servers.start(data_dir, jwt_lifetime_s=2)
     project = Project(backend.api_url, backend.anon_key)
     session = project.session(project.register())
     store = session()

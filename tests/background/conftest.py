@@ -1,37 +1,16 @@
-"""Fixtures of background writers' tests: they share one user a file, and a store's requests can be held back."""
+"""A store whose requests can be held back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import workers
 from gate import Gate
 from project import Project, User
 from proxy import Proxy
 
-from tensorage import BackendSession, TensorStore
+from tensorage import TensorStore
 from tensorage.types import Engine
-
-
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
 
 
 @pytest.fixture

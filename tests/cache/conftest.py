@@ -1,4 +1,4 @@
-"""Fixtures of the local cache's tests: they share one user a file, and leave nothing behind."""
+"""Stores that may overwrite, and one whose requests are seen."""
 
 from __future__ import annotations
 
@@ -14,18 +14,6 @@ from tensorage import BackendSession, TensorStore
 from tensorage.types import Engine
 
 
-@pytest.fixture(scope="module")
-def user(project: Project) -> User:
-    """One for all tests of this file: to sign up and in takes longer than most of them do."""
-    return project.register()
-
-
-@pytest.fixture(scope="module")
-def session(project: Project, user: User) -> Iterator[BackendSession]:
-    with workers.store_of(project, user) as store:
-        yield store.backend
-
-
 @pytest.fixture
 def store(session: BackendSession, engine: Engine) -> TensorStore:
     return TensorStore(session, quiet=True, engine=engine, allow_overwrite=True)
@@ -35,14 +23,6 @@ def store(session: BackendSession, engine: Engine) -> TensorStore:
 def rows(session: BackendSession) -> TensorStore:
     """A store whose new arrays are rows of the database."""
     return TensorStore(session, quiet=True, engine="database", allow_overwrite=True)
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing(session: BackendSession) -> Iterator[None]:
-    yield
-    store = session()
-    for key in store:
-        del store[key]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import psycopg
+import servers
 from project import Project
 
 from tensorage.embedded import control
@@ -126,7 +127,7 @@ class Backend:
         control.stop(self._data_dir)
 
     def _start(self) -> control.Running:
-        return control.start(self._data_dir, postgres_bin=self._postgres_bin)
+        return servers.start(self._data_dir, postgres_bin=self._postgres_bin)
 
     def _names(self, folder: str) -> set[str]:
         return {path.name for path in (self._data_dir / "storage" / folder).iterdir()}

@@ -18,6 +18,7 @@ import httpx
 import psutil
 import psycopg
 import pytest
+import servers
 from postgres_versions import VERSIONS, bin_dir
 
 from tensorage.embedded import control, postgres
@@ -45,15 +46,21 @@ def of_version(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 class Backend:
     """A backend that is killed and started again, with a row for each start that succeeded."""
 
-    def __init__(self, data_dir: Path, postgres_bin: Path | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        postgres_bin: Path | None = None,
+        start: Callable[..., control.Running] = servers.start,
+    ) -> None:
         self.data_dir = data_dir
         self._postgres_bin = postgres_bin
+        self._start = start
         self._rows = 0
         self.running = self.start()
         self._execute("create table public.starts (n int)")
 
     def start(self) -> control.Running:
-        self.running = control.start(self.data_dir, postgres_bin=self._postgres_bin)
+        self.running = self._start(self.data_dir, postgres_bin=self._postgres_bin)
         return self.running
 
     def start_again(self) -> None:
@@ -241,7 +248,7 @@ def test_postgresql_killed_while_its_database_is_prepared(data_dir: Path, moment
     """The start that is on its way succeeds."""
     said = {"roles": "ready to accept connections", "migrations": "made the roles"}[moment]
     with ThreadPoolExecutor(1) as starter:
-        starting = starter.submit(Backend, data_dir)
+        starting = starter.submit(Backend, data_dir, start=control.start)
         until(lambda: said in log_of(data_dir))
         postmaster_of(data_dir).kill()
         backend = starting.result()

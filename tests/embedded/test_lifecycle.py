@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+import servers
 
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, FolderError, ServerState
@@ -28,11 +29,17 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
+def new_dir(tmp_path: Path) -> Iterator[Path]:
     """A data folder that is not there yet, and whose server does not outlive the test."""
     path = tmp_path / "data"
     yield path
     control.stop(path)
+
+
+@pytest.fixture
+def data_dir(new_dir: Path) -> Path:
+    """The folder as a server that has been stopped leaves it."""
+    return servers.make(new_dir)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -96,10 +103,10 @@ START = """
 # Starting and joining
 
 
-def test_processes_that_start_at_once_share_one_server(data_dir: Path) -> None:
-    starters = [python(START, data_dir) for _ in range(3)]
+def test_processes_that_start_at_once_share_one_server(new_dir: Path) -> None:
+    starters = [python(START, new_dir) for _ in range(3)]
     outputs = [starter.communicate()[0].strip() for starter in starters]
-    running = control.status(data_dir)
+    running = control.status(new_dir)
     assert running is not None
     assert outputs == [str(running.pid)] * 3
 
@@ -133,18 +140,18 @@ def test_server_survives_the_death_of_its_starter(data_dir: Path) -> None:
     assert fetch(running, "select 1") == [(1,)]
 
 
-def test_starter_killed_half_way_leaves_a_start_to_be_joined(data_dir: Path) -> None:
-    starter = python(START, data_dir)
-    until((data_dir / "server.json").exists)
+def test_starter_killed_half_way_leaves_a_start_to_be_joined(new_dir: Path) -> None:
+    starter = python(START, new_dir)
+    until((new_dir / "server.json").exists)
     starter.kill()
     starter.communicate()
-    begun = json.loads((data_dir / "server.json").read_text())
-    running = control.start(data_dir)
+    begun = json.loads((new_dir / "server.json").read_text())
+    running = control.start(new_dir)
     assert running.pid == begun["pid"]
 
 
-def test_folders_side_by_side_share_nothing(data_dir: Path, tmp_path: Path) -> None:
-    one, other = control.start(data_dir), control.start(tmp_path / "other")
+def test_folders_side_by_side_share_nothing(new_dir: Path, tmp_path: Path) -> None:
+    one, other = control.start(new_dir), control.start(tmp_path / "other")
     try:
         for name, value in one.as_dict().items():
             assert other.as_dict()[name] != value, name
@@ -264,18 +271,18 @@ def test_server_ends_when_postgres_cannot_be_started(data_dir: Path) -> None:
 @pytest.mark.parametrize(
     "moment", ["postgres.new/PG_VERSION", "postgres/PG_VERSION", "postgres/postmaster.pid"]
 )
-def test_killed_while_making_the_database(data_dir: Path, moment: str) -> None:
-    starter = python(START, data_dir)
-    until((data_dir / moment).exists)
-    state = DataFolder(data_dir).read_state()
+def test_killed_while_making_the_database(new_dir: Path, moment: str) -> None:
+    starter = python(START, new_dir)
+    until((new_dir / moment).exists)
+    state = DataFolder(new_dir).read_state()
     assert state is not None
     psutil.Process(state.pid).kill()
     starter.communicate()
-    running = control.start(data_dir)
+    running = control.start(new_dir)
     assert fetch(running, "select count(*) from pg_roles where rolname in ('anon', 'authenticator')") == [
         (2,)
     ]
-    assert not (data_dir / "postgres.new").exists()
+    assert not (new_dir / "postgres.new").exists()
 
 
 def test_stale_state_is_not_believed(data_dir: Path) -> None:
@@ -386,16 +393,16 @@ def test_ctrl_c_stops_a_server_in_the_foreground(data_dir: Path) -> None:
     assert not (data_dir / "server.json").exists()
 
 
-def test_signal_during_the_start_ends_it_cleanly(data_dir: Path) -> None:
+def test_signal_during_the_start_ends_it_cleanly(new_dir: Path) -> None:
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorage.embedded", "--data-dir", str(data_dir)],
+        [sys.executable, "-m", "tensorage.embedded", "--data-dir", str(new_dir)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    until((data_dir / "postgres.new" / "PG_VERSION").exists)
+    until((new_dir / "postgres.new" / "PG_VERSION").exists)
     server.terminate()
     output, _ = server.communicate()
     assert (server.returncode, output) == (0, b"")
-    assert fetch(control.start(data_dir), "select 1") == [(1,)]
+    assert fetch(control.start(new_dir), "select 1") == [(1,)]
 
 
 def test_reset_removes_everything(data_dir: Path) -> None:
@@ -436,7 +443,7 @@ def test_the_server_reaches_postgresql_by_a_socket_that_is_the_owners_alone(back
 def test_where_no_socket_can_be_it_goes_by_tcp(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     try:
-        assert addresses_of_the_server(control.start(path)) == [("127.0.0.1/32",)]
+        assert addresses_of_the_server(servers.start(path)) == [("127.0.0.1/32",)]
     finally:
         control.stop(path)
 
@@ -519,14 +526,14 @@ def test_lost_secrets_are_not_made_again(data_dir: Path) -> None:
     assert fetch(control.start(data_dir), "select 1") == [(1,)]
 
 
-def test_environment_names_the_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENSORAGE_DATA_DIR", str(data_dir))
+def test_environment_names_the_folder(new_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORAGE_DATA_DIR", str(new_dir))
     # Variables that would lead PostgreSQL and its clients elsewhere.
     for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere.invalid"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("USER_PASSWORD", "SECRET")
     running = control.start()
-    assert running.data_dir == data_dir
+    assert running.data_dir == new_dir
     # As root PostgreSQL runs as nobody, and is not to have what is root's.
     inherited = postmaster(running).environ()
     assert "PATH" in inherited

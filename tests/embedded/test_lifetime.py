@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import servers
 
 import tensorage
 from tensorage.embedded import control
@@ -30,10 +31,17 @@ STARTS = """
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
+def new_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data folder that is not there yet."""
     path = tmp_path / "data"
     yield path
     control.stop(path)
+
+
+@pytest.fixture
+def data_dir(new_dir: Path) -> Path:
+    """The folder as a server that has been stopped leaves it."""
+    return servers.make(new_dir)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -100,16 +108,17 @@ def test_ends_with_its_starter_even_if_children_of_that_live_on(data_dir: Path, 
     again.logout()
 
 
-def test_ends_while_it_starts(data_dir: Path) -> None:
-    starter = python(FORKS, data_dir)
-    until((data_dir / "postgres.new" / "PG_VERSION").exists)
+def test_ends_while_it_starts(new_dir: Path) -> None:
+    starter = python(FORKS, new_dir)
+    until((new_dir / "postgres.new" / "PG_VERSION").exists)
     starter.kill()
     starter.communicate()
-    until(lambda: not processes_below(data_dir))
-    assert control.status(data_dir) is None
+    until(lambda: not processes_below(new_dir))
+    assert control.status(new_dir) is None
 
 
-def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["-n", "1"]], ids=["one process", "workers"])
+def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path, options: list[str]) -> None:
     """Servers of its fixtures, of its tests, and of programs that its tests run, by the tests' own `conftest.py`."""
     tests = tmp_path / "tests"
     tests.mkdir()
@@ -132,17 +141,24 @@ def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
     path = os.pathsep.join([str(real), *sys.path])
+    # This run may be a worker's: the other one is not.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.Popen(
-        [*command, "--rootdir", tests, "--basetemp", tmp_path / "base", tests / "test_it.py"],
-        cwd=tests, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
+        [*command, *options, "--rootdir", tests, "--basetemp", tmp_path / "base", tests / "test_it.py"],
+        cwd=tests, stdout=subprocess.DEVNULL, env={**environment, "PYTHONPATH": path},
     )  # fmt: skip
-    until(lambda: list((tmp_path / "base").glob("*/all run")) or run.poll() is not None)
-    servers = [
-        process for process in processes_below(tmp_path / "base") if "tensorage.embedded" in process.cmdline()
-    ]
-    assert len(servers) == 4
-    run.kill()
-    run.wait()
+    ran = "popen-gw0/*/all run" if options else "*/all run"
+    try:
+        until(lambda: list((tmp_path / "base").glob(ran)) or run.poll() is not None)
+        found = [
+            process
+            for process in processes_below(tmp_path / "base")
+            if "tensorage.embedded" in process.cmdline()
+        ]
+        assert len(found) == 4
+    finally:
+        run.kill()
+        run.wait()
     until(lambda: not processes_below(tmp_path / "base"))
 
 
@@ -169,44 +185,44 @@ def test_any_process_will_do(data_dir: Path) -> None:
     until(lambda: has_ended(psutil.Process(running.pid)) if psutil.pid_exists(running.pid) else True)
 
 
-def test_another_process_of_the_same_pid_is_not_it(data_dir: Path) -> None:
+def test_another_process_of_the_same_pid_is_not_it(new_dir: Path) -> None:
     me = Companion.of(os.getpid())
-    server = [sys.executable, "-m", "tensorage.embedded", "--data-dir", str(data_dir)]
+    server = [sys.executable, "-m", "tensorage.embedded", "--data-dir", str(new_dir)]
     earlier = [*server, "--ends-with", str(me.pid), "--began-at", str(me.create_time - 60)]
     ended = subprocess.run(earlier, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert ended.returncode == 1
     assert f"the server is to end with process {me.pid}, which does not run" in ended.stderr
-    assert not data_dir.exists()
+    assert not new_dir.exists()
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_a_process_that_has_ended_is_refused(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    new_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     with python("") as ended:
         ended.communicate()
     if how == "environment":
         monkeypatch.setenv(ENDS_WITH_VARIABLE, str(ended.pid))
     with pytest.raises(LifetimeError, match=f"process {ended.pid}, which does not run: name one"):
-        control.start(data_dir, ends_with=ended.pid if how == "argument" else None)
-    assert not data_dir.exists()
+        control.start(new_dir, ends_with=ended.pid if how == "argument" else None)
+    assert not new_dir.exists()
 
 
 @pytest.mark.parametrize("said", ["me", "-1", "1.5"])
 def test_an_environment_that_names_no_process(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, said: str
+    new_dir: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     monkeypatch.setenv(ENDS_WITH_VARIABLE, said)
     with pytest.raises(LifetimeError, match=f"{ENDS_WITH_VARIABLE} is '{said}'"):
-        control.start(data_dir)
-    assert not data_dir.exists()
+        control.start(new_dir)
+    assert not new_dir.exists()
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 40])
-def test_impossible_pids(data_dir: Path, pid: int) -> None:
+def test_impossible_pids(new_dir: Path, pid: int) -> None:
     with pytest.raises(LifetimeError, match="does not run"):
-        control.start(data_dir, ends_with=pid)
-    assert not data_dir.exists()
+        control.start(new_dir, ends_with=pid)
+    assert not new_dir.exists()
 
 
 def test_the_command_line_takes_a_process_too(data_dir: Path) -> None:

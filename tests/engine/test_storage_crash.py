@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import psycopg
 import pytest
+import servers
 import workers
 from killed import Killed
 from project import Project, User
@@ -233,7 +234,7 @@ class Server:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.running = control.start(data_dir)
+        self.running = servers.start(data_dir)
         self.project = Project(self.running.api_url, self.running.anon_key)
 
     def kill(self) -> None:
@@ -242,7 +243,7 @@ class Server:
         server.wait(60)
 
     def start(self) -> None:
-        self.running = control.start(self.data_dir)
+        self.running = servers.start(self.data_dir)
         assert self.running.api_url == self.project.url
 
     def connect(self) -> Sql:

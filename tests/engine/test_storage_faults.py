@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import psycopg
 import pytest
+import servers
 from damage import Damage
 from project import Project, User
 from proxy import Proxy
@@ -40,7 +41,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     data_dir = tmp_path_factory.mktemp("data")
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 

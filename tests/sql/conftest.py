@@ -12,6 +12,7 @@ import httpx
 import jwt
 import psycopg
 import pytest
+import servers
 from sql.api import Caller
 from sql.kept import Kept, keep
 
@@ -56,7 +57,7 @@ def backend(backend: control.Running, tmp_path_factory: pytest.TempPathFactory) 
     """A backend apart: arrays that are shared here would be in the list of every user of the other tests."""
     data_dir = tmp_path_factory.mktemp("backend")
     assert data_dir != backend.data_dir
-    yield control.start(data_dir)
+    yield servers.start(data_dir)
     control.stop(data_dir)
 
 

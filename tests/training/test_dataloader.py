@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-import torch
+import servers
 from project import Project
 from proxy import Proxy
 
@@ -33,7 +33,7 @@ WORKERS = [("fork", False), ("fork", True), ("spawn", False), ("spawn", True)]
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend whose tokens live for two seconds."""
     data_dir = tmp_path_factory.mktemp("short")
-    yield control.start(data_dir, jwt_lifetime_s=2)
+    yield servers.start(data_dir, jwt_lifetime_s=2)
     control.stop(data_dir)
 
 
@@ -80,6 +80,9 @@ def logins(short: control.Running, session: BackendSession) -> Callable[[], int]
 
 
 def loader(dataset: Any, method: str | None = None, persistent: bool = False, **more: Any) -> Any:
+    # It takes seconds, also in a process that only collects these tests.
+    import torch.utils.data
+
     workers = {} if method is None else {"num_workers": 2, "persistent_workers": persistent}
     return torch.utils.data.DataLoader(
         dataset, batch_size=BATCH, shuffle=True, multiprocessing_context=method, **workers, **more
@@ -88,6 +91,8 @@ def loader(dataset: Any, method: str | None = None, persistent: bool = False, **
 
 def check_epoch(batches: Any) -> None:
     """Each sample once, and each as it was stored."""
+    import torch
+
     seen: list[int] = []
     for images in batches:
         assert images.dtype == torch.float32
@@ -127,6 +132,8 @@ def test_a_batch_is_one_request(
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_samples_of_several_arrays(store: TensorStore, proxy: Proxy, method: str, engine: Engine) -> None:
+    import torch
+
     samples = tensorage.zip(store.open("images"), store.open("labels"))
     seen: list[int] = []
     with proxy.counted() as exchanges:
@@ -196,6 +203,8 @@ def test_an_error_of_a_worker_reaches_the_loop(store: TensorStore) -> None:
 @contextlib.contextmanager
 def running(store: TensorStore, method: str) -> Iterator[Any]:
     """An epoch that fails. PyTorch waits for five seconds for each worker then, whatever the error: here for less."""
+    import torch.utils.data
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
         batches = iter(loader(store.open("images"), method, prefetch_factor=1))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+import servers
 
 from tensorage.embedded import control
 
@@ -21,7 +22,7 @@ _NEW_PUBLIC_SCHEMA = "drop schema public cascade; create schema public;"
 def recorded_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Running]:
     """A backend whose schema ``public`` is that of ``postgrest.sql`` and nothing else."""
     data_dir = tmp_path_factory.mktemp("recorded")
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     try:
         schema = Path(__file__).with_name("postgrest.sql").read_text()
         with psycopg.connect(running.superuser_url, autocommit=True) as connection:

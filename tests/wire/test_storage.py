@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import jwt
 import psycopg
 import pytest
+import servers
 
 from tensorage.embedded import control
 
@@ -121,7 +122,7 @@ class Replay:
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replay]:
     """A backend of its own: the record's bucket is the only one."""
     data_dir = tmp_path_factory.mktemp("recorded-storage")
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     try:
         with psycopg.connect(running.superuser_url, autocommit=True) as sql:
             sql.execute(SCHEMA)

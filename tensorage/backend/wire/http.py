@@ -6,6 +6,9 @@ that matters, and an object is stored under a name of its own.
 
 from __future__ import annotations
 
+import functools
+import os
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +33,7 @@ __all__ = [
     "TooMuchError",
     "WrongSizeError",
     "new_pool",
+    "tls_context",
 ]
 
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
@@ -303,7 +307,6 @@ def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
 
 def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.PoolManager:
     """Make a pool of connections to a project, through the proxy that the environment names for it, if any."""
-    import httpx
     import urllib3
 
     scheme, _, rest = base_url.partition("://")
@@ -315,6 +318,37 @@ def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.P
         maxsize=maxsize,
         block=False,
         timeout=timeout,
-        # Trust the roots that the SDK's own client trusts, so that both reach the same hosts.
-        ssl_context=httpx.create_ssl_context() if scheme == "https" else None,
+        ssl_context=tls_context(base_url) if scheme == "https" else None,
     )
+
+
+def tls_context(base_url: str) -> ssl.SSLContext:
+    """Return the TLS settings of connections to a project, which all sessions of this process share.
+
+    Reading the trusted certificates takes some 40 ms. A project that is reached by plain HTTP needs none of them: its
+    settings trust nobody, so that a connection by TLS fails instead of going unchecked.
+    """
+    if not base_url.startswith("https:"):
+        return _trusting_nobody()
+    return _trusting(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@functools.cache
+def _trusting_nobody() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@functools.cache
+def _trusting(*_variables: str | None) -> ssl.SSLContext:
+    """Trust the roots that the SDK's own client trusts, so that both reach the same hosts.
+
+    The variables are those that httpx reads: a process that changes them gets what they say now.
+    """
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+# Another thread may be using it, and hold a lock of OpenSSL's, at the moment of a fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_trusting.cache_clear)

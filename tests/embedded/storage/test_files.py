@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 import pytest
+import servers
 from embedded.storage.client import BUCKET, Files, Storage, refused
 
 from tensorage.embedded import control
@@ -56,7 +57,7 @@ def begin_upload(storage: Storage, name: str, nbytes: int) -> socket.socket:
 @pytest.fixture
 def separate(tmp_path: Path) -> Iterator[control.Running]:
     """A backend of the test's own, which it may harm."""
-    yield control.start(tmp_path / "data")
+    yield servers.start(tmp_path / "data")
     control.stop(tmp_path / "data")
 
 
@@ -230,7 +231,7 @@ class TestNothingIsLeft:
 
 class TestAfterACrash:
     def test_what_was_stored_is_there_and_nothing_else(self, tmp_path: Path, owner: Storage):
-        running = control.start(tmp_path / "data")
+        running = servers.start(tmp_path / "data")
         storage, files = Storage(owner.http, running), Files(tmp_path / "data" / "storage")
         assert storage.upload("kept", b"kept").status_code == 200
         kept = files.all()
@@ -246,7 +247,7 @@ class TestAfterACrash:
         files.of(orphan).write_bytes(b"orphan")
         for version in (orphan, decided):
             (files.path / "pending" / version).touch()
-        storage.running = control.start(tmp_path / "data")
+        storage.running = servers.start(tmp_path / "data")
         assert files.all() == kept
         assert storage.names() == ["kept"]
         assert storage.download("kept").content == b"kept"
@@ -275,13 +276,13 @@ class TestLinks:
 
     def test_in_place_of_a_folder(self, tmp_path: Path):
         data_dir = tmp_path / "data"
-        control.start(data_dir)
+        servers.start(data_dir)
         control.stop(data_dir)
         (tmp_path / "elsewhere").mkdir()
         (data_dir / "storage" / "objects").rmdir()
         (data_dir / "storage" / "objects").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(control.EmbeddedError):
-            control.start(data_dir)
+            servers.start(data_dir)
         assert "is no folder, or a link to one" in (data_dir / "server.log").read_text()
 
     def test_a_version_that_is_a_path(self, owner: Storage, database: Sql, tmp_path: Path):

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import psycopg
 import pytest
+import servers
 from embedded.storage.client import BUCKET, Files, Storage, refused
 
 from tensorage.embedded import control
@@ -119,7 +120,7 @@ def content_file(files: Files, upload: Upload) -> Path:
 @pytest.fixture
 def separate(tmp_path: Path) -> Iterator[control.Running]:
     """A backend of the test's own, which it may harm."""
-    yield control.start(tmp_path / "data")
+    yield servers.start(tmp_path / "data")
     control.stop(tmp_path / "data")
 
 
@@ -426,7 +427,7 @@ class TestRestarts:
         server.wait(60)
 
     def test_an_upload_goes_on(self, tmp_path: Path, owner: Storage):
-        storage = Storage(owner.http, control.start(tmp_path / "data"))
+        storage = Storage(owner.http, servers.start(tmp_path / "data"))
         files = Files(tmp_path / "data" / "storage")
         upload = begin(storage, "x")
         upload.patch(0, CONTENT[:MIB])
@@ -434,14 +435,14 @@ class TestRestarts:
         wait_for(lambda: content_file(files, upload).stat().st_size > MIB)
         self.kill(storage.running)
         sending.close()
-        storage.running = control.start(tmp_path / "data")
+        storage.running = servers.start(tmp_path / "data")
         assert upload.offset() == MIB
         assert upload.patch(MIB, CONTENT[MIB:]).status_code == 204
         assert storage.download("x").content == CONTENT
         control.stop(tmp_path / "data")
 
     def test_a_kill_between_the_commit_and_the_note_of_it(self, tmp_path: Path, owner: Storage):
-        storage = Storage(owner.http, control.start(tmp_path / "data"))
+        storage = Storage(owner.http, servers.start(tmp_path / "data"))
         files = Files(tmp_path / "data" / "storage")
         upload = begin(storage, "x")
         upload.patch(0, CONTENT[:MIB])
@@ -452,14 +453,14 @@ class TestRestarts:
         os.link(files.of(version), content_file(files, upload))
         content_file(files, upload).with_name("offset").write_text(str(MIB))
         (files.path / "pending" / version).touch()
-        storage.running = control.start(tmp_path / "data")
+        storage.running = servers.start(tmp_path / "data")
         assert upload.offset() == len(CONTENT)
         assert files.of(version).stat().st_nlink == 1
         assert storage.download("x").content == CONTENT
         control.stop(tmp_path / "data")
 
     def test_a_kill_before_the_commit(self, tmp_path: Path, owner: Storage):
-        storage = Storage(owner.http, control.start(tmp_path / "data"))
+        storage = Storage(owner.http, servers.start(tmp_path / "data"))
         files = Files(tmp_path / "data" / "storage")
         upload = begin(storage, "x")
         upload.patch(0, CONTENT[:MIB])
@@ -469,7 +470,7 @@ class TestRestarts:
         content.write_bytes(CONTENT)
         os.link(content, files.of(version))
         (files.path / "pending" / version).touch()
-        storage.running = control.start(tmp_path / "data")
+        storage.running = servers.start(tmp_path / "data")
         assert not files.of(version).exists()
         assert upload.offset() == MIB
         assert upload.patch(MIB, CONTENT[MIB:]).status_code == 204
@@ -506,7 +507,7 @@ class TestExpiry:
         said(upload.as_other(Storage(owner.http, owner.running)).head(), 404)
 
     def test_is_cleaned_up(self, tmp_path: Path, owner: Storage):
-        storage = Storage(owner.http, control.start(tmp_path / "data"))
+        storage = Storage(owner.http, servers.start(tmp_path / "data"))
         files = Files(tmp_path / "data" / "storage")
         kept, finished, gone = (begin(storage, name) for name in ("kept", "finished", "gone"))
         kept.patch(0, CONTENT[:1000])
@@ -518,7 +519,7 @@ class TestExpiry:
         unmade.mkdir()
         os.utime(unmade, (0, 0))
         control.stop(tmp_path / "data")
-        storage.running = control.start(tmp_path / "data")
+        storage.running = servers.start(tmp_path / "data")
         assert [folder.name for folder in (files.path / "resumable").iterdir()] == [
             kept.path.rpartition("/")[2]
         ]
@@ -529,13 +530,13 @@ class TestExpiry:
 
     def test_a_link_in_place_of_the_folder(self, tmp_path: Path):
         data_dir = tmp_path / "data"
-        control.start(data_dir)
+        servers.start(data_dir)
         control.stop(data_dir)
         (tmp_path / "elsewhere").mkdir()
         (data_dir / "storage" / "resumable").rmdir()
         (data_dir / "storage" / "resumable").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(control.EmbeddedError):
-            control.start(data_dir)
+            servers.start(data_dir)
         assert "is no folder, or a link to one" in (data_dir / "server.log").read_text()
 
 

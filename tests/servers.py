@@ -1,0 +1,52 @@
+"""Servers on data folders that begin as a copy of one that has been run: making a database anew takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tensorage.embedded import control
+from tensorage.embedded.folder import DataFolder, Secrets, write_private
+
+#: What is copied: a data folder of this run of the tests, which all its processes share. None outside of pytest.
+_template: Path | None = None
+
+
+def set_template(path: Path) -> None:
+    """Say where the data folder that is copied is to be made, when it is first needed."""
+    global _template  # noqa: PLW0603 - the tests that start servers are too many to be handed it
+    _template = path
+
+
+def start(data_dir: Path, **options: Any) -> control.Running:
+    """Start the server of a data folder, which is made as a copy where there is none."""
+    is_new = not data_dir.exists() or not any(data_dir.iterdir())
+    if is_new and _template is not None and options.get("postgres_bin") is None:
+        make(data_dir)
+    return control.start(data_dir, **options)
+
+
+def make(data_dir: Path) -> Path:
+    """Make a data folder as the first run of a server leaves it: nobody has signed up, nothing is stored.
+
+    Its secrets are its own, but for the passwords of PostgreSQL's roles.
+    """
+    assert _template is not None
+    with FileLock(_template.with_suffix(".lock")):
+        if not (_template / "made").exists():
+            control.start(_template)
+            control.stop(_template)
+            (_template / "made").touch()
+    folder, template = DataFolder.open(data_dir), DataFolder(_template)
+    # As they are: root's PostgreSQL belongs to another user.
+    copied = [template.postgres_dir, template.storage_dir]
+    subprocess.run(["cp", "-a", "--", *map(os.fspath, copied), os.fspath(folder.path)], check=True)
+    secrets = replace(Secrets.new(), database_passwords=template.read_secrets().database_passwords)
+    write_private(folder.path / "secrets.json", json.dumps(asdict(secrets)))
+    return folder.path
