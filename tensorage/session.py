@@ -32,7 +32,7 @@ from tensorage.tracebacks import end_tracebacks_here
 
 if TYPE_CHECKING:
     import supabase
-    from tensorage.signin.sdk import AuthResponse
+    from tensorage.signin.sdk import AuthResponse, Session, User
     from tensorage.store import TensorStore
 
 __all__ = ["BackendSession", "ContextWrapper"]
@@ -87,6 +87,30 @@ class ContextWrapper(Generic[C]):
         self._session.release()
 
 
+class _Kept:
+    """An attribute of a session that its login keeps."""
+
+    def __init__(self, *path: str) -> None:
+        *self._way, self._name = path
+
+    def __get__(self, session: BackendSession | None, owner: type[BackendSession]) -> Any:
+        return self if session is None else getattr(self._keeper(session), self._name)
+
+    def __set__(self, session: BackendSession, value: Any) -> None:
+        setattr(self._keeper(session), self._name, value)
+
+    def _keeper(self, session: BackendSession) -> Any:
+        keeper: Any = session.login
+        for name in self._way:
+            keeper = getattr(keeper, name)
+        return keeper
+
+
+def _kept_by_login(*path: str) -> Any:
+    # Type checkers take the annotation's word for the attribute's type.
+    return _Kept(*path)
+
+
 @end_tracebacks_here
 class BackendSession:
     """A user's session with a Supabase project. Safe to use from many threads.
@@ -122,6 +146,14 @@ class BackendSession:
             db.insert_dataset(key='test', shape=[1, 2, 3], dim=3)
     """
 
+    email: str | None = _kept_by_login("credentials", "email")
+    password: str | None = _kept_by_login("credentials", "password")
+    backend_url: str | None = _kept_by_login("credentials", "backend_url")
+    backend_key: str | None = _kept_by_login("credentials", "backend_key")
+    _client: supabase.Client | None = _kept_by_login("sdk_client")
+    _user: User | None = _kept_by_login("user")
+    _session: Session | None = _kept_by_login("session")
+
     def __init__(
         self,
         email: str | None = None,
@@ -142,44 +174,6 @@ class BackendSession:
         self.login = Login(credentials, patience, loan)
         watch(self.login)
         self._store: weakref.ref[TensorStore] | None = None
-
-    # Project and user ---------------------------------------------------------------------------------
-
-    @property
-    def email(self) -> str | None:
-        """E-mail address of the user."""
-        return self.login.credentials.email
-
-    @email.setter
-    def email(self, email: str | None) -> None:
-        self.login.credentials.email = email
-
-    @property
-    def password(self) -> str | None:
-        """Password of the user, None where a login is borrowed."""
-        return self.login.credentials.password
-
-    @password.setter
-    def password(self, password: str | None) -> None:
-        self.login.credentials.password = password
-
-    @property
-    def backend_url(self) -> str | None:
-        """URL of the project."""
-        return self.login.credentials.backend_url
-
-    @backend_url.setter
-    def backend_url(self, url: str | None) -> None:
-        self.login.credentials.backend_url = url
-
-    @property
-    def backend_key(self) -> str | None:
-        """Publishable or ``anon`` key of the project."""
-        return self.login.credentials.backend_key
-
-    @backend_key.setter
-    def backend_key(self, key: str | None) -> None:
-        self.login.credentials.backend_key = key
 
     # The client and the login ---------------------------------------------------------------------
 
@@ -391,7 +385,7 @@ class BackendSession:
             login.end()
 
     def __repr__(self) -> str:
-        user = self.login.user
+        user = self._user
         state = f"logged in as {user.email}" if user is not None else "not logged in"
         url = redact_url(self.backend_url) if self.backend_url else "without a project"
         return f"<BackendSession {url}, {state}>"

@@ -104,7 +104,7 @@ class Login:
             self.credentials.backend_url,
             has_worked=before.has_worked or self.loan is not None,
         )
-        self._client: supabase.Client | None = None
+        self.sdk_client: supabase.Client | None = None
         self._transfer: Transfer | None = None
         self.lender = Lender(partial(_lend, weakref.ref(self)))
         self.ending = Ending(connections=[self.lender])
@@ -270,15 +270,15 @@ class Login:
             return self._transfer
 
     def _sdk(self) -> supabase.Client:
-        if self._client is None:
+        if self.sdk_client is None:
             from tensorage.signin.sdk import make_client
 
             url, key = self._required_url(), self.credentials.required_key()
-            self._client, http = make_client(url, key)
+            self.sdk_client, http = make_client(url, key)
             self.ending.connections.append(http)
             if self.loan is not None:
-                self._client.options.headers["Authorization"] = f"Bearer {self.loan.token}"
-        return self._client
+                self.sdk_client.options.headers["Authorization"] = f"Bearer {self.loan.token}"
+        return self.sdk_client
 
     def _required_url(self) -> str:
         url = self.credentials.required_url()
@@ -378,7 +378,7 @@ class Login:
         """Go on with another token of the same login."""
         if self.loan is not None and self.loan.token != loan.token:
             # The SDK's client holds the one before.
-            self._client = None
+            self.sdk_client = None
         self.loan = loan
 
     def takes(self, loan: Loan) -> bool:
@@ -411,7 +411,7 @@ class Login:
         """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
         self.end.detach()
         # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
-        self._inherited = (self._client, self._transfer, self.ending)
+        self._inherited = (self.sdk_client, self._transfer, self.ending)
         self.lender.leave()
         if self.session is not None and self.user is not None:
             self.loan = Loan(
