@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 #: Version of the schema that ``tensorage_version()`` of the project has to answer.
 SCHEMA_VERSION = 3
 
+#: Layout of the binary header, as the table above shows it.
 _HEADER = struct.Struct(">4sHHqqIIq")
 
 
