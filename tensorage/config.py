@@ -111,6 +111,7 @@ def configure(**explicit: str | None) -> Configuration:
         # A file that makes no difference is not read, so that none of its flaws stops the program.
         if not all(any(name in place.values for place in places) for name in ENVIRONMENT):
             places.append(look())
+    # The place of the URL decides which other values may be used with it.
     values, held_back = {}, {}
     url_place = _first_place(places, "backend_url")
     for name in ENVIRONMENT:
@@ -282,6 +283,7 @@ def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
 
 
 def _is_same(url: str, other: str) -> bool:
+    # Users copy a URL with and without its last slash.
     return url.rstrip("/") == other.rstrip("/")
 
 
@@ -290,4 +292,5 @@ def _is_this_machine(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
+        # Any other name may resolve to another machine.
         return host == "localhost"

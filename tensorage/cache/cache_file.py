@@ -31,6 +31,7 @@ from tensorage.indexing.tiles import find_number_runs
 
 __all__ = ["CacheFile", "OpenFile"]
 
+#: File in which Linux tells one run of the kernel from another.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 #: Mark of a record on a system that does not tell one run of the kernel from another. It is never trusted.

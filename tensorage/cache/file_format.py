@@ -36,6 +36,7 @@ PAGE_BYTES = 4096
 #: Record of the index. A mark of 0 says that the tile is missing; see `tensorage.cache.cache_file` for the others.
 RECORD = np.dtype([("crc", "<u4"), ("mark", "<u4")])
 
+#: Hexadecimal digits of a hash in a file's name: 80 bits, too many for a collision by chance.
 _DIGITS = 20
 
 #: Names of cache files: the array, and a version of it. Nothing else in a folder is touched.

@@ -39,6 +39,7 @@ from tensorage.types import Dataset
 
 __all__ = ["Folder"]
 
+#: Name and content of the file that says that a folder is a cache.
 MARKER = "tensorage-cache"
 _MARK = b"This folder is a cache of tensorage. Delete it as a whole whenever nobody uses it.\n"
 
@@ -55,6 +56,7 @@ _SLACK_BYTES = 64 * 1024
 #: Unit of `os.stat_result.st_blocks`.
 _BLOCK_BYTES = 512
 
+#: Numbers of errors that mean a full disk, and that mean a folder without permission to write.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 

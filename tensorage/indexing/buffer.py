@@ -27,6 +27,7 @@ class BufferView(NamedTuple):
 
     def apply(self, buffer: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the view of a buffer, before the gather. Numpy checks that it stays within the buffer."""
+        # Reshaping another buffer would copy it, and assigned values would go to the copy.
         if not buffer.flags.c_contiguous:
             raise ValueError(f"a buffer has to be C-contiguous, and this one has strides {buffer.strides}")
         return np.ndarray(

@@ -92,6 +92,7 @@ class ChunkProjection:
         # At the end of the array, a chunk is larger than the part of it that the array has.
         if self.size != math.prod(self.chunks):
             return None
+        # Indexing by an array makes a copy, which is no place in the buffer.
         if any(isinstance(item, np.ndarray) for item in self.buffer_selection):
             return None
         # Without axes, indexing gives a scalar. The ellipsis makes it a view.
@@ -126,6 +127,7 @@ class ChunkProjection:
             yield ChunkProjection(
                 coords,
                 chunks,
+                # The last chunk along an axis may reach behind the end of this one.
                 tuple(min(extent, end - coord * extent) for extent, coord, end in ends),
                 tuple(projection.in_chunk for projection in along_axes),
                 tuple(projection.in_buffer for projection in along_axes),

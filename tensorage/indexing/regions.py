@@ -101,6 +101,7 @@ def cut_axes(shape: Sequence[int], region_shape: Sequence[int]) -> AxisLengths:
     ((2, 2, 1), (4,))
     """
     return tuple(
+        # An empty axis is one region of no length, as dask has it.
         tuple(min(step, extent - first) for first in range(0, extent, step)) or (0,)
         for extent, step in zip(shape, region_shape, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Runs of elements of a stored array, and how they are cut into requests. No I/O.
+"""Runs of elements of a stored array, and their split into requests. No I/O.
 
 *Runs* say which elements to send, by the positions at which runs of consecutive elements begin. They are either a
 `RunProduct` (each run of each row, all of one length: few numbers for many runs) or a `RunList` (runs of any length).
@@ -207,6 +207,7 @@ class _TouchedBlocks:
         first_block
             First block of the series, if it begins within the run `begin`.
         """
+        # `until` counts from the first run of all, so its value at `begin` is taken off.
         first = int(self.first[begin]) if first_block is None else first_block
         blocks_of_first = int(self.last[begin]) - first + 1
         room = max_blocks - blocks_of_first + int(self.until[begin])
@@ -219,6 +220,7 @@ def _split_product(product: RunProduct, caps: _Caps) -> Iterator[RequestRuns]:
         caps.elements // per_row, caps.runs // len(product.runs), max(caps.positions, 2) - len(product.runs)
     )
     row, done, count = 0, 0, len(product.rows)
+    # Blocks are counted once for all rows. If not even one row fits, `_split_row` counts those of each.
     touched, clusters = _touched_blocks_of_rows(product, caps) if at_once > 0 else (None, 1)
     while row < count:
         stop = min(row + at_once, count)

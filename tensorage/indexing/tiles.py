@@ -159,6 +159,7 @@ class TileGrid:
             return np.empty(0, np.int64)
         points: Positions | None = None
         lines: list[Positions] = []
+        # The number of a tile is a sum over the axes, so each axis is looked at on its own.
         stride = self.count
         for item, chunk, extent in zip(plan.whole.chunk_selection, self.chunks, self.grid_shape, strict=True):
             stride //= extent
@@ -168,6 +169,7 @@ class TileGrid:
             else:
                 assert isinstance(item, slice)
                 lines.append(_touched_coords(item, chunk) * stride)
+        # Points of one tile share its number. The tiles of lines are distinct already.
         numbers = np.zeros(1, np.int64) if points is None else np.unique(points)
         for line in lines:
             numbers = (numbers[:, None] + line).reshape(-1)

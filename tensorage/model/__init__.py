@@ -1,1 +1,1 @@
-"""Arrays as values: what users hand in, what the catalogue says, and how both are checked. No I/O."""
+"""Arrays as values: keys, arrays and attributes of users, entries of the catalogue, and their checks. No I/O."""

@@ -37,6 +37,7 @@ _DELTAS = (0, 1, 2)
 #: Level of zlib. Once neighbours are subtracted, higher levels take several times as long and save little.
 _LEVEL = 6
 
+#: Stands for the dtype of text of any length, which has no string of its own.
 _VARIABLE_TEXT = "StringDType"
 
 #: Dtypes that numpy is asked for. Others could be records, or expressions that numpy evaluates.

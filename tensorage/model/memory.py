@@ -16,6 +16,7 @@ from tensorage.errors import TooLargeError
 
 __all__ = ["check_fits", "describe_bytes", "new_array"]
 
+#: File in which Linux tells the size of its swap.
 _SWAP_OF_LINUX = Path("/proc/meminfo")
 
 _GIB = 1024**3

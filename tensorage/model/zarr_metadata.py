@@ -49,6 +49,7 @@ _NUMBERS: Mapping[str, tuple[str, frozenset[int]]] = {
     "f": ("float", frozenset({2, 4, 8})),
     "c": ("complex", frozenset({8, 16})),
 }
+#: Zarr's names of numpy's kinds of times, whose unit is in the configuration.
 _TIMES: Mapping[str, str] = {"M": "numpy.datetime64", "m": "numpy.timedelta64"}
 
 

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 __all__ = ["NotThePeerError", "prove_as_asker", "prove_as_lender"]
 
+#: Random bytes that each side draws for one proof.
 _NONCE_BYTES = 32
 _CODE = "sha256"
 _CODE_BYTES = 32

@@ -30,6 +30,7 @@ SCHEMA_VERSION = 4
 #: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
 FIRST_RELEASED_SCHEMA = 4
 
+#: Layout of the binary header, as the table above shows it.
 _HEADER = struct.Struct(">4sHHqqIIq")
 
 

@@ -55,6 +55,7 @@ TOLD_AFTER_S = 1.0
 #: Seconds of one wait. On Windows, Ctrl-C is heard only between two of them.
 _SLICE_S = 1.0
 
+#: Hosts at which an embedded backend may listen.
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 

@@ -106,6 +106,7 @@ def check_chunks(chunks: Sequence[int], shape: Sequence[int], itemsize: int) -> 
             f"chunks={result} of {itemsize} bytes an element are {nbytes} bytes each, and {MAX_CHUNK_BYTES} is "
             f"the most; {choose_chunks(shape, itemsize)} would be about {CHUNK_BYTES}"
         )
+    # The owner pays for storage, but a padded chunk takes the memory of every reader.
     array_nbytes = math.prod(shape) * itemsize
     if nbytes > max(ROOMY_CHUNK_BYTES, 2 * array_nbytes):
         raise InvalidInputError(

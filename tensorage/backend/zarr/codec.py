@@ -84,7 +84,7 @@ class EncodedShard:
 
 
 class ShardCodec:
-    """Encodes and decodes the shards of one array, safe to use from many threads at once.
+    """Encoder and decoder of the shards of one array. Safe to use from many threads at once.
 
     Parameters
     ----------
@@ -99,6 +99,7 @@ class ShardCodec:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        # A chunk on its own is an array whose objects are single chunks: that is what pipelines are made for.
         of_chunk = array_metadata(layout.dtype, layout.chunks, layout.codecs, layout.fill_value)
         self._pipeline = pipeline_of(of_chunk, layout.dtype)
         #: Fill value, as an array without dimensions.

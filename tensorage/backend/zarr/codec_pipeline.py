@@ -213,6 +213,7 @@ class ZarrPipeline:
         )
         # A thread takes a slot for one call, so no slot is used by two threads at a time.
         self._idle: deque[_Slot] = deque()
+        # `deque.pop` and `append` are atomic, so the slots need no lock.
         self._idle_inner: deque[_Slot] = self._idle if not self._inflaters else deque()
 
     def encode(self, chunk: npt.NDArray[Any]) -> list[bytes | memoryview]:
@@ -267,6 +268,7 @@ class ZarrPipeline:
         if self._inner_shards is not None:
             return self._inner_shards.encoded_room
         if not self._is_exact:
+            # A codec from arrays to bytes that is not known here: twice the elements is a generous bound.
             return 2 * encoded_room(nbytes)
         if len(self._inner_codecs) == 1:
             return nbytes
@@ -370,6 +372,7 @@ def check_encoded_chunk(data: memoryview, layout: Layout) -> None:
     if not data:
         raise CorruptChunkError("there are no bytes")
     last = name_of(layout.codecs[-1])
+    # Without a codec behind them, elements have one length.
     if last == "bytes" and len(layout.codecs) == 1:
         nbytes = math.prod(layout.chunks) * layout.dtype.itemsize
         if len(data) != nbytes:

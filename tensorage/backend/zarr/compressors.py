@@ -32,6 +32,7 @@ ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
 #: First bytes of a skippable frame of zstd, without the last four bits.
 SKIPPABLE_MAGIC = 0x184D2A50
 
+#: End of a message about bytes that are cut off.
 CUT_OFF = "it ends too early, or is none that its codecs write"
 
 #: A frame of one empty block, whose header does not say the size of the content.

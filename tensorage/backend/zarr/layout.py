@@ -151,6 +151,7 @@ class Layout:
     def _parse(cls, zarr: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
         _require("zarr_format", zarr["zarr_format"], 3)
         _require("node_type", zarr["node_type"], "array")
+        # Zarr v3 allows both spellings of a data type without configuration.
         _require("data_type", _strip_empty_configuration(zarr["data_type"]), data_type_of(dtype))
         _require("chunk_grid", zarr["chunk_grid"]["name"], "regular")
         # A storage transformer would change keys and bytes below the codecs. No version of Zarr defines one yet.
@@ -279,6 +280,7 @@ class Layout:
     def _object_codecs(self) -> tuple[Codec, ...]:
         if not self.is_sharded:
             return self.codecs
+        # In Zarr, a shard is a chunk of the array whose only codec makes it of inner chunks.
         configuration = {
             "chunk_shape": list(self.chunks),
             "codecs": list(self.codecs),
