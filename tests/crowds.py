@@ -33,7 +33,7 @@ _USERS = "insert into auth.users (id, email) values (%s, %s)"
 
 _ARRAY = f"""
 with made as (
-  insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared)
+  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
     values (%(user)s::uuid, %(user)s::uuid::text || '@example.com', %(key)s::text, array[%(blocks)s::bigint * {BLOCK}],
             '<i4', {BLOCK}, 'committed', %(shared)s)
     returning id, user_id),
@@ -48,7 +48,7 @@ _ZARR = json.dumps({"chunk_grid": {"name": "regular", "configuration": {"chunk_s
 
 _OBJECTS = f"""
 with made as (
-  insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared, engine, zarr)
+  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared, engine, zarr)
     values (%(user)s::uuid, %(user)s::uuid::text || '@example.com', %(key)s::text, array[%(blocks)s::bigint * {BLOCK}],
             '<i4', {BLOCK}, 'committed', %(shared)s, 'storage', '{_ZARR}')
     returning id, user_id),
@@ -63,7 +63,7 @@ select id from made
 """
 
 _CROWD = """
-insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared)
+insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
 select %(user)s::uuid, %(user)s::uuid::text || '@example.com', 'crowd/' || lpad(n::text, 6, '0'), '{16}',
        '<i4', 16, 'committed', %(shared)s
   from generate_series(1, %(arrays)s) n
@@ -73,13 +73,13 @@ _SHARERS = """
 with users as (
   insert into auth.users (id, email)
     select gen_random_uuid(), 'sharer' || n || '@example.com' from generate_series(1, %s) n returning id, email)
-insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared)
+insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
   select id, email, 'common', '{16}', '<i4', 16, 'committed', true from users
 """
 
 #: Arrays that the user is writing.
 _WRITING = """
-insert into public.datasets (user_id, key, shape, dtype, chunk, expires_at)
+insert into public.datasets (user_id, key, shape, dtype, block_size, expires_at)
 select %s::uuid, 'writing/' || n, '{16}', '<i4', 16, now() + interval '1 hour' from generate_series(1, 2000) n
 """
 

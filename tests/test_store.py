@@ -283,7 +283,7 @@ def test_it_is_a_mapping(store: TensorStore) -> None:
 
 def test_more_keys_than_one_answer_holds(rows: TensorStore, database: Sql) -> None:
     database.execute(
-        "insert into public.datasets (user_id, key, shape, dtype, chunk, state) "
+        "insert into public.datasets (user_id, key, shape, dtype, block_size, state) "
         "select %s, 'k' || i, '{0}', '<f4', 1, 'committed' from generate_series(1, 2345) i",
         [rows.backend.user_id],
     )

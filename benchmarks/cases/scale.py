@@ -24,7 +24,7 @@ CALLS = 60
 #: blocks of large arrays do.
 _FILL = f"""
     with made as (
-      insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, expires_at)
+      insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, expires_at)
         select $1, 'bench', 'filler/' || i, '{{2500}}', '|u1', 2500, 'committed', null
           from generate_series(1, {DATASETS}) i
       returning id, user_id)

@@ -102,7 +102,7 @@ create table if not exists public.datasets (
   nbytes numeric not null
     generated always as (tensorage.elements(shape)::numeric * substring(dtype from '^..(\d+)')::int) stored,
   -- Elements of the largest block: readers look no further back than this for the block that an element is in.
-  chunk int not null check (chunk > 0),
+  block_size int not null check (block_size > 0),
   engine text not null default 'database' check (engine in ('database', 'storage')),
   -- Zarr v3 metadata of an array of Storage, without shape, attributes and names of dimensions. Not jsonb: its numbers do
   -- not know -0.0.
@@ -134,7 +134,7 @@ create table if not exists public.datasets (
   constraint committed_stays check ((state = 'committed') = (expires_at is null)),
   constraint only_staged_rows_are_appended check (append_to is null or state = 'staged'),
   -- Appends merge blocks up to this size, again and again.
-  constraint blocks_are_small check (chunk::bigint * itemsize <= 67108864),
+  constraint blocks_are_small check (block_size::bigint * itemsize <= 67108864),
   constraint zarr_is_of_storage check ((engine = 'storage') = (zarr is not null)),
   -- The user is a part of it, so that another user's operation is never met, not even as a conflict. The operation comes
   -- first: without statistics, PostgreSQL would take an index that begins with the user for other look-ups, too.

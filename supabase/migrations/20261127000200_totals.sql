@@ -37,12 +37,12 @@ language sql immutable as $$
          + coalesce(octet_length(metadata::text), 0) + coalesce(octet_length(user_metadata::text), 0)
 $$;
 
--- Bytes that a dataset takes at most if it is written as declared, in blocks of its chunk; objects are mostly smaller. 1024
+-- Bytes that a dataset takes at most if it is written as declared, in blocks of its block_size; objects are mostly smaller. 1024
 -- of them are for the answers of the requests that write it.
 create or replace function tensorage.bytes_to_reserve(d public.datasets) returns numeric
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select 1024 + d.nbytes + case d.engine when 'database' then
-    tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.chunk) else 0 end
+    tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.block_size) else 0 end
 $$;
 
 -- Moves within a transaction -----------------------------------------------------------------------

@@ -3,7 +3,7 @@
 -- Binary requests ----------------------------------------------------------------------------------
 --
 -- 40 bytes, big-endian, then `meta_bytes` of JSON, then the elements in C order, little-endian:
---   0  4  magic "TNSR"          8  8  data_id            24  4  chunk: elements per block
+--   0  4  magic "TNSR"          8  8  data_id            24  4  block_size: elements per block
 --   4  2  format version (1)   16  8  index: first       28  4  meta_bytes
 --   6  2  reserved (0)                element            32  8  count: elements that follow
 
@@ -15,7 +15,7 @@ $$;
 do $$
 begin
   create type tensorage.header as (
-    data_id bigint, index bigint, chunk bigint, count bigint, meta json, elements_at int);
+    data_id bigint, index bigint, block_size bigint, count bigint, meta json, elements_at int);
 exception when duplicate_object then
   null; -- Applied before: a type has no "if not exists".
 end
@@ -46,15 +46,15 @@ begin
   end if;
   h.data_id := tensorage.integer_at(request, 8, 8);
   h.index := tensorage.integer_at(request, 16, 8);
-  h.chunk := tensorage.integer_at(request, 24, 4);
+  h.block_size := tensorage.integer_at(request, 24, 4);
   meta_bytes := tensorage.integer_at(request, 28, 4);
   h.count := tensorage.integer_at(request, 32, 8);
   -- An element has at least a byte, an array at most 2^62 elements: no sum below overflows.
   if h.count not between 0 and octet_length(request) - 40 - meta_bytes then
     raise exception using errcode = 'TS006', message = 'the header of the request contradicts its length';
-  elsif h.chunk = 0 or h.index not between 0 and 4611686018427387904 then
+  elsif h.block_size = 0 or h.index not between 0 and 4611686018427387904 then
     raise exception using errcode = 'TS006',
-      message = format('there are no blocks of %s elements at element %s', h.chunk, h.index);
+      message = format('there are no blocks of %s elements at element %s', h.block_size, h.index);
   end if;
   if meta_bytes > 0 then
     h.meta := tensorage.meta(substr(request, 41, meta_bytes::int));

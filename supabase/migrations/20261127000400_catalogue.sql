@@ -5,7 +5,7 @@ create or replace function tensorage.describe(d public.datasets) returns json
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', tensorage.address_of(d.user_id), 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
-    'chunk', d.chunk, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
+    'chunk', d.block_size, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
     -- Text, because a number could change on its way through jsonb.
     'zarr', d.zarr::text)

@@ -75,7 +75,7 @@ begin
     raise exception using errcode = 'TS002', message = format('the key %L is taken', asked ->> 'key');
   end if;
   insert into public.datasets (
-      user_id, owner, key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
+      user_id, owner, key, shape, dtype, block_size, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
     values (
       tensorage.me(), tensorage.address_of(tensorage.me()), asked ->> 'key', asked_shape, asked ->> 'dtype',
       (asked ->> 'chunk')::int, coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
@@ -129,9 +129,9 @@ begin
   perform tensorage.sweep(64);
   target := tensorage.assignable(data_id, version, engine);
   insert into public.datasets (
-      user_id, owner, key, shape, dtype, chunk, engine, zarr, operation, assign_to, assign_version, expires_at)
+      user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, assign_to, assign_version, expires_at)
     values (
-      target.user_id, target.owner, target.key, target.shape, target.dtype, target.chunk, target.engine, target.zarr,
+      target.user_id, target.owner, target.key, target.shape, target.dtype, target.block_size, target.engine, target.zarr,
       tensorage_begin_assign.operation, target.id, target.version, now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
@@ -162,9 +162,9 @@ begin
   end if;
   perform tensorage.check_append(target, target.key, shape, target.dtype, 'storage');
   insert into public.datasets (
-      user_id, owner, key, shape, dtype, chunk, engine, zarr, operation, append_to, base_rows, expires_at)
+      user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, append_to, base_rows, expires_at)
     values (
-      target.user_id, target.owner, target.key, tensorage_begin_append.shape, target.dtype, target.chunk, target.engine,
+      target.user_id, target.owner, target.key, tensorage_begin_append.shape, target.dtype, target.block_size, target.engine,
       target.zarr, tensorage_begin_append.operation, target.id, target.shape[1], now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
@@ -291,7 +291,7 @@ begin
   update public.tensors t
      set data_id = target.id, index = t.index + tensorage.elements(target.shape) - tensorage.elements(d.shape)
    where t.data_id = d.id;
-  update public.datasets t set chunk = greatest(t.chunk, d.chunk) where t.id = target.id returning * into target;
+  update public.datasets t set block_size = greatest(t.block_size, d.block_size) where t.id = target.id returning * into target;
   delete from public.datasets s where s.id = d.id;
   perform tensorage.merge_tail(target);
   return tensorage.answer(operation, tensorage.describe(target));

@@ -1,6 +1,6 @@
 -- tensorage: reading elements of arrays of the engine "database".
 --
--- No block is longer than d.chunk: a block that reaches into a run begins less than d.chunk before it. Readers walk along the
+-- No block is longer than d.block_size: a block that reaches into a run begins less than d.block_size before it. Readers walk along the
 -- index of blocks. The settings of the functions of the API keep PostgreSQL to it: for a small or a new table, it would
 -- rather read all rows and sort the wanted ones with their bytes, which takes twice as long, and a file if they are many.
 
@@ -44,8 +44,8 @@ $$;
 -- a few hundred pieces: to find it out would take longer than is saved.
 create or replace function tensorage.is_dense(d public.datasets, pieces numeric, blocks numeric, extent numeric) returns boolean
 language sql immutable as $$
-  select pieces * 15 > least(blocks, extent / d.chunk + 1) * (10 + d.chunk::numeric * d.itemsize / 2048)
-                       + (extent / d.chunk + 1) * 2
+  select pieces * 15 > least(blocks, extent / d.block_size + 1) * (10 + d.block_size::numeric * d.itemsize / 2048)
+                       + (extent / d.block_size + 1) * 2
 $$;
 
 -- True if no span reaches into the next one.
@@ -79,7 +79,7 @@ begin
                       ((least(t.index + t.count, p.at + p.length) - greatest(t.index, p.at)) * d.itemsize)::int
                ) as piece
           from public.tensors t
-         where t.data_id = d.id and t.index > p.at - d.chunk and t.index < p.at + p.length
+         where t.data_id = d.id and t.index > p.at - d.block_size and t.index < p.at + p.length
            and t.index + t.count > p.at
          order by t.index) s);
 end
@@ -107,7 +107,7 @@ begin
             select i.at + (case when i.at = 0 or starts[i.at] + lengths[i.at] <= t.index then 1 else 0 end) as low,
                    width_bucket(t.index + t.count - 1, starts) as high
               from width_bucket(t.index, starts) i(at)) w
-         where t.data_id = d.id and t.index > starts[1] - d.chunk and t.index < starts[n] + lengths[n]
+         where t.data_id = d.id and t.index > starts[1] - d.block_size and t.index < starts[n] + lengths[n]
            and w.low <= w.high
          order by t.index offset 0) o offset 0) b;
   return answer;
@@ -150,7 +150,7 @@ begin
           from public.tensors t, lateral (
             select width_bucket(t.index - row_end, rows) + 1 as low,
                    width_bucket(t.index + t.count - 1 - row_first, rows) as high) w
-         where t.data_id = d.id and t.index > rows[1] + row_first - d.chunk and t.index < rows[cardinality(rows)] + row_end
+         where t.data_id = d.id and t.index > rows[1] + row_first - d.block_size and t.index < rows[cardinality(rows)] + row_end
            and w.low <= w.high
          order by t.index offset 0) o offset 0) b;
   return answer;
@@ -198,12 +198,12 @@ begin
                               ((least(t.index + t.count, rows[1] + runs[1] + run_length)
                                 - greatest(t.index, rows[1] + runs[1])) * d.itemsize)::int) as piece
                   from public.tensors t
-                 where t.data_id = d.id and t.index > rows[1] + runs[1] - d.chunk
+                 where t.data_id = d.id and t.index > rows[1] + runs[1] - d.block_size
                    and t.index < rows[1] + runs[1] + run_length and t.index + t.count > rows[1] + runs[1]
                  order by t.index) s) p);
   elsif pieces >= 256 and rows[1] >= 0 and runs[1] >= 0 and row_extent > 0 and extent > 0
         and tensorage.is_dense(d, pieces, 1, extent) then
-    blocks := (select count(distinct r / d.chunk) from unnest(rows) r) * (1 + trunc(row_extent / d.chunk));
+    blocks := (select count(distinct r / d.block_size) from unnest(rows) r) * (1 + trunc(row_extent / d.block_size));
     if tensorage.is_dense(d, pieces, blocks, extent)
        and tensorage.are_apart(rows, row_extent::bigint) and tensorage.are_apart(runs, run_length) then
       return tensorage.check_answer(d, pieces * run_length, tensorage.gather_grid(d, rows, runs, run_length));
@@ -240,7 +240,7 @@ begin
     return '';
   -- Arrays that come as text may have any lower bound; width_bucket and slices count from 1.
   elsif n >= 256 and array_lower(lengths, 1) = 1 and extent > 0 and tensorage.is_dense(d, n, 1, extent)
-        and tensorage.is_dense(d, n, (select count(distinct at / d.chunk) from unnest(starts) at), extent)
+        and tensorage.is_dense(d, n, (select count(distinct at / d.block_size) from unnest(starts) at), extent)
         and tensorage.are_in_order(starts, lengths) then
     answer := tensorage.gather_dense(d, starts, lengths);
   else

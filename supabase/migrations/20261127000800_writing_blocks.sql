@@ -4,7 +4,7 @@
 
 -- Cuts the elements of a request into blocks of d. Sent twice, the same blocks stay as they are.
 create or replace function tensorage.insert_blocks(
-  d public.datasets, at_index bigint, elements bigint, chunk bigint, request bytea, elements_at int) returns void
+  d public.datasets, at_index bigint, elements bigint, block_size bigint, request bytea, elements_at int) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if d.engine <> 'database' then
@@ -13,15 +13,15 @@ begin
     raise exception using errcode = 'TS006',
       message = format('%s elements of %s are %s bytes, the request holds %s', elements, d.dtype,
                        elements * d.itemsize, octet_length(request) - elements_at);
-  elsif chunk > d.chunk then
+  elsif block_size > d.block_size then
     raise exception using errcode = 'TS006',
-      message = format('blocks of %s elements are too large for this array: its chunk is %s', chunk, d.chunk);
+      message = format('blocks of %s elements are too large for this array: its block_size is %s', block_size, d.block_size);
   end if;
   insert into public.tensors as t (data_id, user_id, index, count, tensor)
-    select d.id, d.user_id, at_index + first, least(chunk, elements - first),
+    select d.id, d.user_id, at_index + first, least(block_size, elements - first),
            substr(request, (elements_at + first * d.itemsize)::int + 1,
-                  (least(chunk, elements - first) * d.itemsize)::int)
-      from generate_series(0, elements - 1, chunk) as first
+                  (least(block_size, elements - first) * d.itemsize)::int)
+      from generate_series(0, elements - 1, block_size) as first
     on conflict (data_id, index) do update set count = excluded.count, tensor = excluded.tensor
       where t.count <> excluded.count or t.tensor <> excluded.tensor;
 end
@@ -30,13 +30,13 @@ $$;
 -- True if new blocks would overlap stored ones without replacing them whole: the array could never be complete, and could
 -- hold any number of times the bytes that the quota was asked for.
 create or replace function tensorage.cuts_blocks(
-  d public.datasets, at_index bigint, elements bigint, chunk bigint) returns boolean
+  d public.datasets, at_index bigint, elements bigint, block_size bigint) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (
     select from public.tensors t
-     where t.data_id = d.id and t.index > at_index - d.chunk and t.index < at_index + elements
+     where t.data_id = d.id and t.index > at_index - d.block_size and t.index < at_index + elements
        and t.index + t.count > at_index
-       and (t.index < at_index or t.index + t.count > at_index + elements or (t.index - at_index) % chunk <> 0))
+       and (t.index < at_index or t.index + t.count > at_index + elements or (t.index - at_index) % block_size <> 0))
 $$;
 
 -- Raises unless the blocks of d follow each other without a gap from element 0 to its last.
@@ -74,12 +74,12 @@ begin
     raise exception using errcode = 'TS006',
       message = format('elements %s to %s lie outside of the shape %s', h.index, h.index + h.count,
                        tensorage.shape_text(d.shape));
-  elsif tensorage.cuts_blocks(d, h.index, h.count, h.chunk) then
+  elsif tensorage.cuts_blocks(d, h.index, h.count, h.block_size) then
     raise exception using errcode = 'TS006',
       message = format('elements %s to %s are stored in other blocks', h.index, h.index + h.count),
       hint = 'Send the same blocks again, or abort.';
   end if;
-  perform tensorage.insert_blocks(d, h.index, h.count, h.chunk, $1, h.elements_at);
+  perform tensorage.insert_blocks(d, h.index, h.count, h.block_size, $1, h.elements_at);
   perform tensorage.settle();
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
 end
@@ -104,7 +104,7 @@ begin
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, d.shape);
   end if;
-  perform tensorage.insert_blocks(d, 0, h.count, h.chunk, $1, h.elements_at);
+  perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
   return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
 end
 $$;
@@ -135,7 +135,7 @@ declare
   b record;
 begin
   for b in select t.index, t.count from public.tensors t where t.data_id = d.id order by t.index desc loop
-    exit when last is not null and (b.count > total or b.count + total > d.chunk);
+    exit when last is not null and (b.count > total or b.count + total > d.block_size);
     first := b.index;
     last := coalesce(last, b.index);
     total := total + b.count;
@@ -146,7 +146,7 @@ begin
 end
 $$;
 
--- Adds rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation. The array's own chunk
+-- Adds rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation. The array's own block_size
 -- says where they are cut: the sender need not know it.
 create or replace function public.tensorage_append(bytea) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -168,7 +168,7 @@ begin
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(added));
   end if;
   d := tensorage.extend(d.id, added[1]);
-  perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.chunk, $1, h.elements_at);
+  perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.block_size, $1, h.elements_at);
   perform tensorage.merge_tail(d);
   return tensorage.answer(operation, tensorage.describe(d));
 end
@@ -198,7 +198,7 @@ begin
      where t.data_id = d.id and t.index >= tensorage_compact.after order by t.index
   loop
     seen := seen + 1;
-    if first is not null and total + b.count <= d.chunk then
+    if first is not null and total + b.count <= d.block_size then
       last := b.index;
       total := total + b.count;
       merged := merged + 1;
@@ -331,16 +331,16 @@ declare
   n int := cardinality(s.starts);
   behind bigint := s.starts[n] + s.lengths[n];
 begin
-  if n * 15 > ((behind - s.starts[1]) / d.chunk + 1) * 2 then
+  if n * 15 > ((behind - s.starts[1]) / d.block_size + 1) * 2 then
     return query
       select t.index, t.count from public.tensors t
-       where t.data_id = d.id and t.index > s.starts[1] - d.chunk and t.index < behind;
+       where t.data_id = d.id and t.index > s.starts[1] - d.block_size and t.index < behind;
   else
     return query
       select distinct b.index, b.count
         from unnest(s.starts, s.lengths) p(at, length), lateral (
           select t.index, t.count from public.tensors t
-           where t.data_id = d.id and t.index > p.at - d.chunk and t.index < p.at + p.length
+           where t.data_id = d.id and t.index > p.at - d.block_size and t.index < p.at + p.length
            order by t.index) b;
   end if;
 end
@@ -456,8 +456,8 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   -- The old blocks go to an expired dataset, to be swept piece by piece: deleting many takes longer than a statement may.
-  insert into public.datasets (user_id, owner, key, shape, dtype, chunk, expires_at)
-    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.chunk, '-infinity') returning id into replaced;
+  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, expires_at)
+    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, '-infinity') returning id into replaced;
   update public.tensors t set data_id = replaced
    where t.data_id = target.id and t.index = any (array(select s.index from public.tensors s where s.data_id = d.id));
   update public.tensors t set data_id = target.id where t.data_id = d.id;

@@ -202,8 +202,8 @@ begin
     target := tensorage.changed(target.id);
   end if;
   if exists (select from public.shards s where s.data_id = d.id and s.based_on is not null) then
-    insert into public.datasets (user_id, owner, key, shape, dtype, chunk, engine, zarr, expires_at)
-      values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.chunk, d.engine, d.zarr, '-infinity') returning id into replaced;
+    insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
+      values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id into replaced;
     update public.shards t set data_id = replaced
      where t.data_id = target.id
        and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));

@@ -27,7 +27,7 @@ def crowded(request: pytest.FixtureRequest, project: Project, proxy: Proxy) -> I
     url = request.getfixturevalue("backend").superuser_url
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            "insert into public.datasets (user_id, key, shape, dtype, chunk, state) "
+            "insert into public.datasets (user_id, key, shape, dtype, block_size, state) "
             "select %s, format('run %%s/%%s', i %% 100, i), '{0}', '<f4', 1, 'committed' "
             "from generate_series(0, %s) i",
             [user.id, COUNT - 1],

@@ -18,7 +18,7 @@ _MANY = 20_000
 _TABLES = ("datasets", "shards", "objects")
 
 _DATASETS = """
-insert into public.datasets (user_id, key, shape, dtype, chunk, state, is_shared, engine, zarr)
+insert into public.datasets (user_id, key, shape, dtype, block_size, state, is_shared, engine, zarr)
 select %s, 'run ' || n, '{}', '<i4', 1, 'committed', %s, 'storage', '{}' from generate_series(1, %s) n
 """
 #: Many arrays of one shard, and one of many. Every third shard of that has no object.

@@ -18,7 +18,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 _MANY = 20_000
 
 _DATASETS = """
-insert into public.datasets (user_id, owner, key, shape, dtype, chunk, state, is_shared)
+insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
 select %s, 'many@example.com', 'run ' || lpad((n / 100)::text, 4, '0') || '/' || lpad((n %% 100)::text, 2, '0'),
        '{}', '<i4', 1, 'committed', %s
   from generate_series(0, %s - 1) n

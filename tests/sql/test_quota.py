@@ -332,7 +332,7 @@ def test_service_may_write_the_table_whose_bytes_are_computed(owner: Caller, dat
     with database.transaction():
         database.execute("set local role service_role")
         row = database.execute(
-            "insert into public.datasets (user_id, key, shape, dtype, chunk, expires_at) "
+            "insert into public.datasets (user_id, key, shape, dtype, block_size, expires_at) "
             "values (%s, 'a', '{2,3}', '<i4', 1, now()) returning id, nbytes",
             (owner.id,),
         ).fetchone()
