@@ -41,6 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Hand the tests to several processes by the parts that `distribution` knows."""
     from distribution import Scheduling
 
+    # In the order in which they are collected.
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 

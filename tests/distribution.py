@@ -1,41 +1,70 @@
-"""How the tests are handed to the processes of a run: by files, and parts of files that would take long.
+"""How the tests are handed to the processes of a run: by files, and by less where a file takes long.
 
-The tests of a part share what its fixtures make: a login, a server, the clusters of a version of PostgreSQL.
+The tests of a part share what its fixtures make: a login, a server, the cluster of a version of PostgreSQL.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
-#: Files whose tests are of a major version of PostgreSQL, which is their first parameter.
+#: Files that take long, in the order in which they are begun, before all others.
+_LONG = (
+    "tests/test_packaging.py",
+    "tests/test_read_growth.py",
+    "tests/sql/test_object_plans.py",
+    "tests/engine/test_catalogue_at_scale.py",
+    "tests/adapters/test_dask.py",
+    "tests/embedded/test_deaths.py",
+    "tests/chaos/test_chaos.py",
+    "tests/test_indexing.py",
+    "tests/test_chunks.py",
+    "tests/engine/test_storage_crash.py",
+    "tests/test_docs.py",
+    "tests/test_session.py",
+    "tests/test_lending.py",
+    "tests/embedded/test_lifecycle.py",
+    "tests/embedded/test_lifetime.py",
+    "tests/engine/test_many_processes.py",
+    "tests/engine/test_assign.py",
+    "tests/test_import_zarr.py",
+    "tests/test_files.py",
+    "tests/engine/test_write_blocks.py",
+    "tests/test_engines.py",
+    "tests/cache/test_pieces.py",
+)
+
+#: Files whose tests are of a major version of PostgreSQL, which is their first parameter: a part is a version.
 _BY_VERSION = frozenset(
     {"tests/embedded/test_deaths.py", "tests/test_migrations.py", "tests/test_read_growth.py"}
 )
 
-#: Files whose tests share little: each function may go to another process.
-_BY_FUNCTION: frozenset[str] = frozenset()
-
-#: Files that take longest, which are begun first.
-_FIRST: tuple[str, ...] = ()
+#: Long files whose fixtures take long, too: they are a part each.
+_WHOLE = frozenset(
+    {
+        "tests/adapters/test_dask.py",
+        "tests/engine/test_catalogue_at_scale.py",
+        "tests/sql/test_object_plans.py",
+        "tests/test_packaging.py",
+    }
+)
 
 
 def part_of(nodeid: str) -> str:
-    """Name the part that a test belongs to."""
+    """Name the part that a test belongs to: of a long file, each test is one."""
     path, _, test = nodeid.partition("::")
-    function, _, parameters = test.partition("[")
-    if path in _BY_VERSION and (version := re.match(r"1[5-8]\b", parameters)):
-        return f"{path} {version[0]}"
-    return f"{path} {function}" if path in _BY_FUNCTION else path
+    if path in _BY_VERSION:
+        version = re.search(r"\[(1[5-8])\b", test)
+        return f"{path} {version[1] if version else ''}"
+    return nodeid if path in _LONG and path not in _WHOLE else path
 
 
 def order(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first, and leave the others as they are."""
-    places = {path: place for place, path in enumerate(_FIRST)}
-    items.sort(key=lambda item: places.get(Path(item.nodeid.partition("::")[0]).as_posix(), len(places)))
+    """Put the tests of long files first, and leave the others as they are."""
+    places = {path: place for place, path in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 class Scheduling(LoadScopeScheduling):
