@@ -31,7 +31,7 @@ from tensorage.types import Engine
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
 os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
 
-# How long an example takes says nothing where several processes share the machine.
+# The time of an example says nothing where several processes share the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -136,7 +136,7 @@ def session(login: BackendSession) -> BackendSession:
 
 @pytest.fixture(params=["database", "storage"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Where new arrays are kept. What users see does not depend on it: tests of that take each in turn."""
+    """The engine of new arrays. Tests of what users see take each in turn, since users see no difference."""
     kept: Engine = request.param
     return kept
 

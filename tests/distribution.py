@@ -1,4 +1,4 @@
-"""How the tests are handed to the processes of a run: by files, and parts of files that would take long.
+"""Handing the tests to the processes of a run: by files, and parts of files that would take long.
 
 The tests of a part share what its fixtures make: a login, a server, the clusters of a version of PostgreSQL.
 """

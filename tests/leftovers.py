@@ -1,4 +1,4 @@
-"""What the project keeps of a user's arrays, looked at by SQL, round the client."""
+"""Everything that the project keeps of a user's arrays, looked at by SQL, round the client."""
 
 from __future__ import annotations
 

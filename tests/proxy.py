@@ -35,7 +35,7 @@ class Exchange:
 
     @property
     def kind(self) -> str:
-        """What is asked for: a function, or that an object is stored or read, or that some are deleted."""
+        """The request in a word or two: a function, or that objects are stored, read or deleted."""
         if self.is_upload or self.is_download:
             return "upload" if self.is_upload else "download"
         return "remove objects" if self.method == "DELETE" else self.function

@@ -1,4 +1,4 @@
-"""Where the project and the user come from."""
+"""Sources of the project and the user."""
 
 from __future__ import annotations
 

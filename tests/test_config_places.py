@@ -1,4 +1,4 @@
-"""Which file may configure a program, and which secret may go to which URL."""
+"""Files that may configure a program, and secrets that may go to a URL."""
 
 from __future__ import annotations
 

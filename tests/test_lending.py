@@ -59,7 +59,7 @@ def session(short: control.Running) -> Iterator[BackendSession]:
 
 @pytest.fixture
 def events(short: control.Running, session: BackendSession) -> Events:
-    """How often the user has logged in, and how many refresh tokens there have been."""
+    """Number of the user's logins, and of the refresh tokens that there have been."""
     user_id = session.user_id
 
     def count() -> tuple[int, int]:
@@ -247,7 +247,7 @@ class TestALoginThatIsGone:
         session.logout()
         copied.login_by_mail(email, password)
         assert list(copied()) == []
-        # And is nobody's that is unpickled later.
+        # The login is not that of a session that is unpickled later, either.
         session.login_by_mail()
         again = pickle.loads(pickle.dumps(session))
         assert again is not copied

@@ -30,7 +30,7 @@ from tensorage.migrations import migration_files
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-#: What projects that were made before 2026-10-30 do with whatever is made in `public`.
+#: Grants that projects made before 2026-10-30 give on whatever is made in `public`.
 _GRANTS_OF_OLD_PROJECTS = """
 alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
 alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
@@ -70,7 +70,7 @@ def owner(cluster: Cluster) -> Iterator[Connection]:
 
 
 def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
-    """As one script that is pasted, or file by file; again on top of themselves; and what they make works."""
+    """Applied as one script that is pasted, or file by file, and again on top of themselves, they work."""
     pasted = CliRunner().invoke(main, ["migrations", "--sql"]).output
     for _ in range(2):
         owner.execute(pasted)
@@ -149,7 +149,7 @@ def test_both_ways_of_applying_them_make_the_same(owner: Connection) -> None:
 
 
 def test_every_function_is_defined_once() -> None:
-    """And every column where its table is."""
+    """Every column is defined where its table is."""
     sql = "".join(file.read_text("utf-8") for file in migration_files())
     defined = re.findall(r"^create or replace function ([\w.]+)\(", sql, re.MULTILINE)
     assert defined

@@ -22,7 +22,7 @@ from tensorage import BackendSession, TensorStore
 from tensorage.backend.wire import patience
 from tensorage.types import Engine
 
-#: How long the outages of these tests are: longer than the quick tries take.
+#: Length of the outages of these tests: longer than the quick tries take.
 OUTAGE_S = 2.5
 
 
@@ -61,7 +61,7 @@ class Line:
 
 @pytest.fixture
 def user(new_user: User) -> User:
-    """Of each test's own: a test may leave a login that nobody could end."""
+    """A user of each test's own: a test may leave a login that nobody could end."""
     return new_user
 
 
@@ -192,7 +192,7 @@ def test_what_meets_one_outage_shares_the_patience(monkeypatch: pytest.MonkeyPat
     # Once it has been answered, the next outage is another one.
     shared.note_answer()
     assert spend() == pytest.approx(60)
-    # And so it is if nobody has asked for long.
+    # It is another one, too, if nobody has asked for long.
     clock[0] += 1000
     assert spend() == pytest.approx(60)
 

@@ -1,4 +1,4 @@
-"""Who else could change or replace a file: owners and modes of it, and of what leads to it."""
+"""Others who could change or replace a file: owners and modes of it, and of what leads to it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ Logins = Callable[[], int]
 
 @pytest.fixture
 def user(new_user: User) -> User:
-    """Of each test's own: logins are counted."""
+    """A user of each test's own: logins are counted."""
     return new_user
 
 
@@ -63,7 +63,7 @@ def store(session: BackendSession) -> TensorStore:
 
 @pytest.fixture
 def logins(database: psycopg.Connection[Any], user: User) -> Logins:
-    """How many logins the server knows of the user."""
+    """Number of the user's logins that the server knows of."""
 
     def count() -> int:
         row = database.execute("select count(*) from auth.sessions where user_id = %s", [user.id]).fetchone()

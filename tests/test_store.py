@@ -1,4 +1,4 @@
-"""What goes in comes out, and nothing else does. What is stored is checked by SQL, round the client."""
+"""Elements come out as they went in, and nothing else does. SQL checks what is stored, round the client."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ def test_blocks_deleted_behind_the_arrays_back_are_noticed(rows: TensorStore, da
 def test_a_write_that_fails_half_way_leaves_nothing(rows: TensorStore, database: Sql) -> None:
     rows["x"] = np.arange(3)
     rows.allow_overwrite = True
-    # As a disk that is full would: some blocks are stored, one is not.
+    # A full disk would do so: some blocks are stored, one is not.
     name = f"fail_{rows.backend.user_id.replace('-', '')}"
     database.execute(
         f"create function {name}() returns trigger language plpgsql as "

@@ -53,7 +53,7 @@ SHAPES = [
     np.arange(5).astype("M8[D]"),
 ]
 
-#: Of memory: another order of bytes, and of axes.
+#: Arrays in another order of bytes, and of axes in memory.
 LAYOUTS = [np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.arange(12.0).reshape(3, 4))]
 
 
@@ -303,13 +303,13 @@ class TestStoring:
             database.execute("delete from tensorage.quotas where user_id = %s", [user.id])
 
     def test_a_block_that_is_stored_twice_is_there_once(self, store: TensorStore, engine: Engine) -> None:
-        """As by a worker that was taken for dead, and another one after it."""
+        """A worker is taken for dead, and another one stores its block again."""
 
         def fill_twice(dataset: Dataset) -> None:
             for turn in range(2):
                 for first in (0, 1024):
-                    box = (slice(first, first + 1024), slice(0, 1024))
-                    store.arrays.fill(dataset, box, np.full((1024, 1024), turn * (first > 0), "f8"))
+                    region = (slice(first, first + 1024), slice(0, 1024))
+                    store.arrays.fill(dataset, region, np.full((1024, 1024), turn * (first > 0), "f8"))
 
         options: ArrayOptions = {"chunks": (1024, 1024), "shards": False} if engine == "storage" else {}
         store.arrays.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)

@@ -144,7 +144,7 @@ def test_other_arrays_have_xarrays_own_labels(store: TensorStore) -> None:
         two.to_xarray()
 
 
-# What cannot be stored --------------------------------------------------------------------------------
+# Objects of xarray that cannot be stored ----------------------------------------------------------------
 
 
 def with_coord(values: Any) -> xr.DataArray:

@@ -289,7 +289,7 @@ class TestInterrupts:
             while "0 operations" not in repr(bg):
                 wait_for_change(bg)
             gate.close()
-            bg.workers.failures[0].giver = threading.Thread()  # As if another loop had given it.
+            bg.workers.failures[0].giver = threading.Thread()  # Another loop seems to have given it.
             bg["x"] = [1]
             gate.wait_for(1)
         assert "deleting 'not there' failed: KeyNotFoundError: " in notes(raised.value)

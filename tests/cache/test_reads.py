@@ -28,8 +28,8 @@ ARRAYS = [
 
 
 @pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small arrays are made of many."""
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make tiles so small that small arrays are made of many."""
     monkeypatch.setattr(tiles, "TILE_BYTES", 32)
 
 
@@ -40,7 +40,7 @@ def stored(store: TensorStore, number: int) -> tuple[Array, Tensor]:
     return array.astype(array.dtype.newbyteorder("<")), tensor
 
 
-@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.usefixtures("_small_tiles")
 def test_any_index_gives_what_numpy_gives(store: TensorStore, folder: Path) -> None:
     arrays = [stored(store, number) for number in range(len(ARRAYS))]
     ways = [

@@ -105,7 +105,7 @@ class Write(Operation):
             self._fill(store, attrs)
 
     def _blocks(self) -> Iterator[Array]:
-        # Of a length that fits neither blocks nor objects.
+        # The length fits neither blocks nor objects.
         for first in range(0, self.rows, 21):
             yield self.array[first : first + 21]
 

@@ -31,7 +31,7 @@ USER_OF_WRITER = (0, 0, 0, 1)
 
 
 class Target(enum.Enum):
-    """Who is killed."""
+    """The process that is killed."""
 
     POSTGRES = "PostgreSQL"
     SERVER = "server"
@@ -54,7 +54,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Kill:
-    """Who is killed, and when.
+    """The process that is killed, and the moment.
 
     Parameters
     ----------
@@ -248,12 +248,12 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
 
 _NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "sweep"})
 
-#: Those that end with a commit, in each engine.
+#: Operations that end with a commit, in each engine.
 _STAGED = frozenset(
     {"staged write", "write from blocks", "fill", "staged append", "staged assign", "copy", "overwrite"}
 )
 
-#: Those that end with a commit only in Storage.
+#: Operations that end with a commit only in Storage.
 _STAGED_IN_STORAGE = frozenset({"store", "append", "assign"})
 
 KINDS = tuple(_MAKERS)

@@ -92,7 +92,7 @@ class Arena:
         self.writers = [Writer(project, self.users[user], fault) for user in USER_OF_WRITER]
         for writer in self.writers:
             self._exit.callback(writer.close)
-        #: Of each user, straight to the backend.
+        #: A store of each user, straight to the backend.
         self.stores = [self._store(user) for user in self.users]
         #: Prefixes of the last rounds, and the arrays of each user that are there below them.
         self._kept: deque[tuple[str, list[State]]] = deque()

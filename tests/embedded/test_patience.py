@@ -171,7 +171,7 @@ def test_an_answer_that_is_taken_slowly(backend: control.Running, port: int, lar
 
 
 def test_no_more_connections_than_allowed(port: int) -> None:
-    """Who waits longest without a request makes room."""
+    """The connection that waits longest without a request makes room."""
     with ExitStack() as stack:
         raws = [stack.enter_context(connected(port)) for _ in range(LIMITS.connections)]
         for raw in raws[1:]:
@@ -251,7 +251,7 @@ def test_who_finds_no_room_is_told_so() -> None:
     async def scene() -> None:
         memory = RequestMemory(100, max_wait_s=0.05)
         with memory.lend() as answer, memory.lend() as first, memory.lend() as second:
-            # What is there is counted; it cannot be refused any more.
+            # Memory that is held is counted; it cannot be refused any more.
             answer.hold(150)
             # One at a time goes beyond the bound, for a while.
             await first.add(10)

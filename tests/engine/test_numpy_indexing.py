@@ -43,7 +43,7 @@ def test_any_index_gives_what_numpy_gives(store: TensorStore) -> None:
         stored.append((key, array.astype(array.dtype.newbyteorder("<")), store.open(key)))
 
     @settings(
-        # Of objects, each chunk is decoded on its own, and some of these have a single element.
+        # Each chunk of an object is decoded on its own, and some of these have a single element.
         max_examples=600 if store.engine == "database" else 150,
         deadline=None,
         derandomize=True,
@@ -112,7 +112,7 @@ def test_a_read_into_out_gives_what_numpy_gives(store: TensorStore) -> None:
 SAMPLES = (6000, 28, 28)
 MASK = np.random.default_rng(1).random(6000) < 0.1
 
-#: What is asked for, and how many requests it may be at most.
+#: Selections, and the most requests that each may take.
 SELECTIONS = [
     ("a sample", np.s_[77], 1), ("a row", np.s_[77, 5], 1), ("an element", np.s_[77, 5, 3], 1),
     ("64 samples", np.s_[np.random.default_rng(2).integers(0, 6000, 64)], 1),

@@ -198,7 +198,7 @@ def test_readers_go_on_while_rows_are_appended(store: TensorStore) -> None:
 
 @pytest.mark.parametrize("change", ["overwrite", "assign"])
 def test_readers_see_one_version(store: TensorStore, change: str) -> None:
-    """Of many objects, each of which is another one in the next version."""
+    """The array has many objects, each of which is another one in the next version."""
     zeros = np.zeros((16, 30), "i4")
     how: ArrayOptions = {"chunks": (1, 30), "shards": (1, 30), "overwrite": True}
     store.arrays.write("x", zeros + 1, engine="storage", **how)

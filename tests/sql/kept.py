@@ -36,14 +36,14 @@ class Names:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a user keeps: a committed array, a staged one, and an assignment that is not committed; in both engines."""
+    """All that a user keeps: an array, a staged one, and an assignment that is not committed; in both engines."""
 
     owner: Caller
     names: Names
 
     @property
     def marks(self) -> list[str]:
-        """What no answer to somebody else may hold, however it is written."""
+        """Texts that no answer to somebody else may hold, however they are written."""
         elements = ARRAY.tobytes()
         return [
             self.owner.id,

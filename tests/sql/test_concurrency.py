@@ -1,4 +1,4 @@
-"""What holds when several requests of one user meet."""
+"""Several requests of one user meet."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_reader_gets_one_array_or_the_other(owner: Caller) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_appends_lose_and_double_nothing(staged: bool, owner: Caller) -> None:
-    """And each one's rows stay together, in their order."""
+    """The rows of each append stay together, in their order."""
     key, rows, rounds = new_key(), 7, 6
     owner.store(key, np.empty((0, 3), "<i4"), chunk=60)
 

@@ -76,7 +76,7 @@ def test_what_is_no_truth_value_is_refused(name: str, value: Any, owner: Caller,
 def test_appends_to_somebody_elses_array_wait_for_nobody(
     is_shared: bool, owner: Caller, other: Caller, backend: control.Running
 ) -> None:
-    """Whose it is, is asked before it is locked: nobody holds up the owner, or waits for them."""
+    """An array's owner is known before it is locked: nobody holds up the owner, or waits for them."""
     stored = store(owner, is_shared=is_shared)
     with psycopg.connect(backend.superuser_url) as writing:
         writing.execute("select from public.datasets where id = %s for update", (stored["id"],))

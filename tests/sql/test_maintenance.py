@@ -1,4 +1,4 @@
-"""What is done to stored arrays beside writing them: compaction, attributes, renaming, lists of keys."""
+"""Changes of stored arrays beside writing them: compaction, attributes, renaming, lists of keys."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_rows_have_no_metadata_and_engines_are_known_ones(owner: Caller, state_o
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 0])
 def test_append_brings_the_shards_from_its_first_row_on(rows: int, owner: Caller, state_of: StateOf) -> None:
-    """Of nine rows in shards of two, the last shard has one: it is written anew with the rows that it has then."""
+    """Nine rows in shards of two leave one to the last shard: it is written anew with the rows that it has then."""
     dataset = store(owner)
     old = names(owner, dataset)
     begun = begin_append(owner, dataset, rows)
@@ -215,7 +215,7 @@ def test_readers_of_the_earlier_version_go_on_after_an_append(owner: Caller) -> 
     dataset = store(owner)
     old = names(owner, dataset)
     appended = append(owner, dataset, 3, [4, 5], of_4=old[4])
-    # Of the shard that has grown, they are given the new one: the old one may be deleted.
+    # They are given the new object of the shard that has grown: the old one may be deleted.
     assert names(owner, dataset) == names(owner, appended)
     assert names(owner, dataset)[:4] == old[:4]
     for number, name in enumerate(names(owner, dataset)):

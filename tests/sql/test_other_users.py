@@ -1,4 +1,4 @@
-"""What somebody else, or nobody, gets of a user's private arrays from any function: nothing, and learns nothing."""
+"""Calls of somebody else, or nobody, get and learn nothing of a user's private arrays from any function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL does with many datasets: it looks up those that are asked for, by an index."""
+"""Plans of PostgreSQL with many datasets: it looks up those that are asked for, by an index."""
 
 from __future__ import annotations
 

@@ -483,7 +483,7 @@ def test_objects_that_are_given_up_are_counted_until_they_are_swept(
 def test_files_are_counted(owner: Caller, other: Caller, database: Connection) -> None:
     folder = f"{owner.id}/papers"
     assert upload(owner, f"{folder}/a.pdf", bytes(6000)).status_code == 200
-    # Of each file, as all have names of one length.
+    # Every file has such a row, as all have names of one length.
     row = used(database, owner) - 6000
     assert 4 * _ROW < row < 10 * _ROW
     quota = 10_000 + 2 * row

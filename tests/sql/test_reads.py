@@ -17,7 +17,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _DTYPES = ["|u1", "<i2", "<f4", "<i8", "<c16"]
 
-#: Where sums overflow, or nearly do.
+#: Numbers whose sums overflow, or nearly do.
 _HUGE = [2**31, 2**62 - 1, 2**62, 2**63 - 2, 2**63 - 1, -(2**62), -(2**63)]
 
 
@@ -164,7 +164,7 @@ def _calls(connection: Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-# What is no selection, or none of this array -----------------------------------------------------------------
+# Requests for no selection, or none of this array ------------------------------------------------------------
 
 
 def _bad_lists(dice: random.Random) -> list[list[Any]]:
@@ -276,7 +276,7 @@ def test_missing_blocks_are_noticed_both_ways(owner: Caller, database: Connectio
 
 
 def test_readers_follow_what_leaves_elements_alone(owner: Caller) -> None:
-    """And no others: an assignment changes what was opened before it."""
+    """No others do: an assignment changes what was opened before it."""
     key = new_key()
     opened = owner.store(key, np.arange(100, dtype="<i4"), chunk=30)
     answer_of(owner.append(key, np.arange(5, dtype="<i4")))

@@ -72,7 +72,7 @@ def target(owner: Caller) -> Target:
 
 @pytest.mark.parametrize("function", _BINARY)
 def test_good_request_is_taken(function: str, target: Target, owner: Caller) -> None:
-    """So that what is refused below is refused for what is bad in it."""
+    """The requests that are refused below are refused for what is bad in them."""
     answer_of(owner.call(function, target.request(function)))
 
 
@@ -227,7 +227,7 @@ def test_selections_inside(
 
 
 def test_selections_are_in_the_order_of_rows_and_then_of_runs(stored: Json, owner: Caller) -> None:
-    """Of any numbers of both: no plan that PostgreSQL may choose for some of them changes it."""
+    """Any numbers of both keep it: no plan that PostgreSQL may choose for some of them changes it."""
     dice = random.Random(2)
     for counts in [(1, 1), (2, 3), (3, 2), (1, 30), (30, 1), (30, 2), (2, 30), (40, 40), (900, 3), (3, 900)]:
         for length in (1, 4):

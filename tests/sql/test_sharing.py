@@ -1,4 +1,4 @@
-"""What others can do with an array that its owner shares: read it, as long as it is shared, and nothing else."""
+"""Rights of others on an array that its owner shares: to read it, as long as it is shared, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_sharee_reads(shared: Json, owner: Caller, other: Caller) -> None:
 def test_sharee_follows_what_the_owner_appends(shared: Json, owner: Caller, other: Caller) -> None:
     answer_of(owner.append(shared["key"], _ARRAY[:1]))
     assert np.array_equal(other.read(other.open(shared["key"]))[12:], _ARRAY[0])
-    # What was opened before is as it was.
+    # The array that was opened before is as it was.
     assert np.array_equal(other.read(shared), _ARRAY.reshape(-1))
 
 

@@ -151,7 +151,7 @@ def test_array_that_changed_meanwhile_is_not_assigned_to(
     answer_of(owner.patch(begun["id"], -_NUMBERS[:50], [0], [50]))
     meddle(owner, stored)
     before = state_of(owner)
-    # What goes to an array that is gone is swept with it.
+    # A patch of an array that is gone is swept with it.
     gone = meddle in (_overwrite, _remove)
     expected = ("TS001", "TS003") if gone else ("TS003",)
     assert code_of(owner.patch(begun["id"], -_NUMBERS[:50], [0], [50])) in expected

@@ -1,4 +1,4 @@
-"""What writing guarantees: all or nothing, once however often it is asked, and no block of anything else."""
+"""Guarantees of writing: all or nothing, once however often it is asked, and no block of anything else."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_rows_that_do_not_fit_are_not_appended(
     )
     assert code_of(staged) in codes, staged.text
     if "dtype" in meta:
-        # So that the rows can be cast and sent again.
+        # The client needs these details to cast the rows and send them again.
         said = [json.loads(answer.json()["details"]) for answer in (refused, staged)]
         assert said == [owner.open(key)] * 2
     assert state_of(owner) == before

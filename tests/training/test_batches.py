@@ -42,7 +42,7 @@ def prefetchers() -> list[threading.Thread]:
 
 
 def numbers(batch: np.ndarray[Any, Any]) -> list[int]:
-    """Which samples of `x` they are."""
+    """Numbers of the samples of `x` in a batch."""
     assert (batch == batch[:, :1, :1] + np.arange(6, dtype="f4").reshape(2, 3)).all()
     return [int(number) for number in batch[:, 0, 0] / 6]
 
@@ -325,7 +325,7 @@ class TestRequests:
                 else:
                     under_way.add(id(exchange))
                 at_once.append(len(under_way))
-            # So that others come meanwhile.
+            # Others come meanwhile.
             time.sleep(0.01)
             return False
 

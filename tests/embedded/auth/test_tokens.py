@@ -69,7 +69,7 @@ class TestAccessTokens:
         refused(answer, 401, "no_authorization")
 
     def test_an_expired_token(self, api, backend):
-        # Of a moment ago: the 30 s that the REST API allows are not for the Auth API.
+        # It expired a moment ago: the 30 s that the REST API allows are not for the Auth API.
         claims = {**self.claims(api.signup()), "exp": int(time.time()) - 1}
         token = Tokens(backend.jwt_secret).sign(claims)
         answer = api.user(token)
