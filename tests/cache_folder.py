@@ -33,7 +33,7 @@ def small_disk(at: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Also while maps of its files are open.
+        # A lazy one works while maps of its files are open.
         subprocess.run(["umount", "--lazy", str(at)], check=True)
 
 

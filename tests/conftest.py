@@ -104,7 +104,7 @@ def project(request: pytest.FixtureRequest) -> Project:
 
 @pytest.fixture(scope="module")
 def user(project: Project) -> User:
-    """One for all tests of a file: to sign up and in takes longer than most of them do."""
+    """One user for all tests of a file: to sign up and in takes longer than most of them do."""
     return project.register()
 
 
@@ -149,7 +149,7 @@ def store(session: BackendSession, engine: Engine) -> TensorStore:
 
 @pytest.fixture
 def rows(session: BackendSession) -> TensorStore:
-    """A store whose new arrays are rows: for tests of how the database keeps them."""
+    """A store whose new arrays are blocks: for tests of how the database keeps them."""
     return TensorStore(session, quiet=True, engine="database")
 
 

@@ -37,7 +37,7 @@ def store(session: BackendSession) -> TensorStore:
 
 
 def test_nothing_is_inflated_beyond_its_chunk() -> None:
-    # In a process of its own, whose peak of memory is that of the decoding.
+    # The process does nothing else, so that its peak of memory is that of the decoding.
     done = subprocess.run(
         [sys.executable, bombs.__file__], capture_output=True, text=True, check=False, timeout=240
     )

@@ -78,7 +78,7 @@ def read(reading: ChunkPlan, array: Array, chunk_shape: Shape) -> Array:
 
 
 def coords_touched(shape: Shape, selection: Any, chunk_shape: Shape) -> list[Shape]:
-    """By looking at each element."""
+    """Coords of the chunks that a selection touches, by a look at each element."""
     selected = np.unravel_index(np.unique(numbered(shape, "i8")[selection]), shape) if shape else ()
     places = zip(*(axis // chunk for axis, chunk in zip(selected, chunk_shape, strict=True)), strict=True)
     return sorted({tuple(map(int, coords)) for coords in places})
@@ -267,7 +267,7 @@ def test_a_shuffled_batch_is_sorted_by_chunk() -> None:
 
 
 def test_points_of_two_axes_are_along_the_first() -> None:
-    # In C order of the array: (0, 3), (1, 0), (1, 2), (4, 3).
+    # The points in C order of the array: (0, 3), (1, 0), (1, 2), (4, 3).
     points = ([4, 0, 1, 1], [3, 3, 2, 0])
     assert list(selected_parts((5, 4), points, (2, 2))) == [
         ((0, 0), ([1], [0]), (slice(1, 2, 1), 0)),

@@ -262,7 +262,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
             self.wfile.write(answer.body)
 
         def log_message(self, *_: object) -> None:
-            """Into no test's output."""
+            """Keep messages out of the tests' output."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()

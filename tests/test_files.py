@@ -86,7 +86,7 @@ def user(new_user: User) -> User:
 
 @pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
-    """The new user's."""
+    """A session of the new user."""
     return new_session
 
 

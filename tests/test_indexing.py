@@ -91,7 +91,7 @@ def refusal_of(indexing: Callable[[], Any]) -> Exception | None:
 
 
 def message_of(error: Exception | None) -> str:
-    """Without the shapes, which numpy lists once for each axis of a mask."""
+    """The message without the shapes, which numpy lists once for each axis of a mask."""
     return str(error).partition("with shapes")[0]
 
 

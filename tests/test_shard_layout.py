@@ -389,7 +389,7 @@ def test_what_codecs_leave_open_is_chosen_for_the_dtype() -> None:
         "zstd",
         5,
     ],
-    # Without addresses: each process of a run has to find the same names.
+    # Names without addresses: each process of a run has to find the same ones.
     ids=lambda codecs: repr(codecs).partition(" at 0x")[0],
 )
 def test_codecs_that_zarr_cannot_use_are_refused(codecs: Any) -> None:

@@ -48,7 +48,7 @@ def limit(session: BackendSession, database: Sql) -> Iterator[Callable[[int], No
 
 
 def random_array(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Any bytes at all: NaNs with payloads, infinities, not-a-times and denormals among them."""
+    """An array of any bytes: NaNs with payloads, infinities, not-a-times and denormals among them."""
     wanted = np.dtype(dtype)
     random = np.random.default_rng(seed)
     if wanted.kind == "b":
@@ -64,7 +64,7 @@ def assert_same(result: Any, expected: np.ndarray[Any, Any]) -> None:
     assert isinstance(result, np.ndarray)
     assert result.dtype == expected.dtype.newbyteorder("<")
     assert result.shape == expected.shape
-    # Not by value: NaN differs from itself, and -0.0 does not differ from 0.0.
+    # Bytes are compared: NaN differs from itself, and -0.0 does not differ from 0.0.
     assert result.tobytes() == expected.astype(expected.dtype.newbyteorder("<")).tobytes()
 
 

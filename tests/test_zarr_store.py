@@ -246,7 +246,7 @@ def test_a_lost_object_is_no_fill_value(store: TensorStore, database: Database) 
 def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
     dataset = write(store, "a", numbers((8, 6)), chunks=(8, 6), shards=False)
     record = record_of(store, "a", 0)
-    # Only the database's owner could change the object: so what is known of it is.
+    # Nobody but the database's owner could change the object. This changes the record of it.
     source = opened(store, "a")
     shards = source.shards
     longer = ShardRecord(0, record.name, record.nbytes + 1, record.index)
@@ -375,7 +375,7 @@ def test_xarray_names_dimensions_that_have_no_names(store: TensorStore) -> None:
     variable = xarray.open_zarr(opened(store, "a", as_group="a"))["a"]
     assert variable.dims == ("dim_0", "dim_1")
     assert_same(variable.values, array)
-    # Only there.
+    # Zarr itself is given no names.
     assert zarr.open_array(opened(store, "a")).metadata.dimension_names is None
 
 

@@ -80,7 +80,7 @@ def assign_all(project: Project, user: User, key: str, values: range, engine: En
 
 
 def read_until(project: Project, user: User, key: str, last: int, by_handle: bool) -> list[int]:
-    """Read the array until it holds the last value: the values seen. Every one has to be everywhere in it."""
+    """Read the array until it holds the last value, and return the values seen. Each has to be everywhere in it."""
     seen: list[int] = []
     with store_of(project, user) as store:
         handle = store.open(key)

@@ -52,7 +52,7 @@ def test_the_engine_is_registered() -> None:
 
 def test_arrays_below_a_prefix_are_one_dataset(store: TensorStore, era5: xr.Dataset) -> None:
     xr.testing.assert_identical(opened(store, prefix="era5/").load(), era5)
-    # Without a name of the engine, too: nothing else opens a store.
+    # The engine needs no name: nothing else opens a store.
     xr.testing.assert_identical(xr.open_dataset(store, prefix="era5/").load(), era5)  # type: ignore[arg-type]
 
 

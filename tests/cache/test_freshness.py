@@ -21,7 +21,7 @@ from proxy import Exchange, Proxy
 import tensorage
 from tensorage import BackendSession, KeyNotFoundError, TensorStore
 
-#: Never, within a test.
+#: Seconds that no test lasts.
 _LONG_S = 1000.0
 
 

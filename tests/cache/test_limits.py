@@ -16,7 +16,7 @@ from tensorage import CacheError, Tensor, TensorStore
 
 ARRAY = cache_workers.array()
 
-#: For one of the arrays, and not for two of them.
+#: Room for one of the arrays, and not for two of them.
 FOR_ONE = ARRAY.nbytes + 300_000
 
 
@@ -184,5 +184,5 @@ def test_nobody_else_can_read_it(store: TensorStore, folder: Path) -> None:
     files = list((folder / "deep").iterdir())
     assert len(files) == 2
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    # Not even what it is called.
+    # The name of the array is not told, either.
     assert not [path for path in files if b'"a"' in path.read_bytes()]

@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_nothing_wrong(
         process.kill()
         process.join()
         before = cached.epoch_cost()
-    # By a process of its own, which believes whatever is there.
+    # A process of its own reads it, and believes what is there.
     process = _FORK.Process(target=cache_workers.read_epoch, args=(project, user, "x", folder, 9))
     process.start()
     process.join()

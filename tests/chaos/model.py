@@ -64,7 +64,7 @@ class Unreadable:
 #: Arrays by key.
 State = Mapping[str, Stored]
 
-#: The same as it was found.
+#: Arrays by key, as they were found.
 Seen = Mapping[str, "Stored | Unreadable"]
 
 

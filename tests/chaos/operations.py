@@ -79,7 +79,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Write(Operation):
-    """A new array, of which `pieces` says how it comes: whole, as blocks, or by filling what was declared."""
+    """A new array. `pieces` says how it comes: whole, as blocks, or by filling what was declared."""
 
     rows: int
     dtype: str

@@ -40,13 +40,13 @@ class Target(enum.Enum):
 
 
 class Phase(enum.Enum):
-    """When a request is met by the kill."""
+    """The moment at which the kill meets a request."""
 
-    #: It has come, and has not been passed on.
+    #: The request has come, and has not been passed on.
     UNSENT = "unsent"
-    #: It has been passed on, and is being answered.
+    #: The request has been passed on, and is being answered.
     UNDER_WAY = "under way"
-    #: It has been answered, and the answer is lost.
+    #: The request has been answered, and the answer is lost.
     UNANSWERED = "unanswered"
     #: The answer has been passed on.
     ANSWERED = "answered"
@@ -205,7 +205,7 @@ def _assign(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     key = drawer.key_of(engine, kind)
     there = len(drawer.state[key].array)
     rows = drawer.rng.randint(1, min(there, 20)) if kind == "assign" else there
-    # Within one object, if it is to be one request.
+    # The rows are within one object, if it is to be one request.
     first = drawer.rng.choice([0, (there - rows) // 32 * 32]) if kind == "assign" else 0
     step = drawer.rng.choice([1, 2, 3])
     return Assign(kind, engine, key, drawer.number(), rows, first, step, drawer.dtype_of(key))

@@ -15,7 +15,7 @@ from chaos.table import Table
 
 from tensorage.types import Engine
 
-#: Any would do.
+#: Seed of the rounds; any would do.
 SEED = "test"
 
 

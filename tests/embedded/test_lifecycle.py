@@ -368,7 +368,7 @@ def test_stops_with_idle_and_stuck_connections(data_dir: Path) -> None:
         socket.create_connection(("127.0.0.1", port)) as stuck,
         contextlib.closing(psycopg.connect(running.db_url)) as open_transaction,
     ):
-        # Without the key it would be answered already.
+        # The request has a key, as it would be answered already without one.
         fields = f"Host: localhost\r\napikey: {running.anon_key}\r\nContent-Length: 1000\r\n\r\n{{"
         stuck.sendall(f"POST /rest/v1/rpc/nap HTTP/1.1\r\n{fields}".encode())
         open_transaction.execute("create table public.never_committed ()")

@@ -105,7 +105,7 @@ def test_a_body_that_comes_byte_by_byte(backend: control.Running, port: int) -> 
 
 
 def test_a_slow_body_is_waited_for(backend: control.Running, port: int) -> None:
-    """However long it takes: here, several times the server's patience."""
+    """The body takes several times the server's patience."""
     pieces = 30
     with connected(port) as raw:
         raw.send(upload(backend, pieces * 10_000))
@@ -227,7 +227,7 @@ def test_both_servers_are_as_they_were(backend: control.Running, port: int) -> N
 
 
 def test_bytes_are_shared_in_turns() -> None:
-    """However many bodies come at once, and however large: each of them comes to its end."""
+    """Each body comes to its end, however many come at once, and however large."""
 
     async def scene() -> None:
         memory, most = RequestMemory(100, max_wait_s=30), 0

@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 _RANDOM = np.random.default_rng(0)
 
-#: Shapes and chunk sizes: one block and many, rows over a block, no elements, no axes.
+#: Shapes and block sizes: one block and many, rows over a block, no elements, no axes.
 ARRAYS = [
     ((), "f8", None), ((0,), "i4", None), ((9,), ">i2", 4), ((40,), "D", 7), ((5, 6), "?", None), ((7, 11), "f4", 11),
     ((4, 25), "u8", 10), ((3, 0, 2), "f2", None), ((6, 3, 5), "M8[s]", 30), ((2, 3, 40), "i1", 50),
@@ -137,7 +137,7 @@ def samples(project: Project, proxy: Proxy) -> Iterator[tuple[Array, Tensor]]:
 
 
 def assert_little_travels(array: Array, handle: Tensor, index: Any, exchanges: list[Exchange]) -> None:
-    """At most twice the bytes of the elements selected, and 64 KiB for each block that they touch."""
+    """Check that at most twice the selected bytes travel, and 64 KiB for each block that they touch."""
     positions = np.unique(np.arange(array.size).reshape(array.shape)[index])
     blocks = len(np.unique(positions // handle.dataset.block_size))
     received = sum(exchange.received_bytes for exchange in exchanges)

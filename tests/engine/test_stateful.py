@@ -307,7 +307,7 @@ class Operations(RuleBasedStateMachine):
             return True
         if handle.key not in self.model:
             return False
-        # Not looked at before it is needed: an error of the index must not come of the old shape.
+        # It looks again before it is used: an error of the index must not come of the old shape.
         handle.tensor.refresh()
         handle.knows(self.model[handle.key])
         return True

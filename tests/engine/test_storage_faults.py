@@ -195,7 +195,7 @@ def test_a_part_of_a_declared_array_that_is_lost(
         database.execute("delete from storage.objects where name = %s", [name])
         with pytest.raises(tensorage.IncompleteTensorError, match=r"'x'.*elements \[0:10, 0:100\]"):
             context.insert_tensor(declared.id, ARRAY[3:6], 3)
-        # All of it at once is as good as new.
+        # An assignment to all elements makes the array as good as new.
         context.insert_tensor(declared.id, ARRAY)
     np.testing.assert_array_equal(store["x"], ARRAY)
 

@@ -241,7 +241,7 @@ def test_an_append_writes_the_last_shards_only(through: TensorStore, proxy: Prox
     handle = stored(through, "x", array[:40], (5, 1000), (20, 1000))
     row = FRAME_BYTES + 1000
     for rows, expected, most_bytes in [
-        # Behind a whole shard nothing is read, and of one that has room it is all there is.
+        # Nothing is read behind a whole shard. A shard that has room is read whole.
         (3, ["upload", "commit"], 3 * row),
         (4, ["shards", "download", "upload", "commit", *SWEEPING], 7 * row),
         (20, ["shards", "download", "upload", "upload", "commit", *SWEEPING], 27 * row),

@@ -50,7 +50,7 @@ def upload(caller: Caller, name: str, content: bytes = b"bytes of a shard", **he
 
 
 def remove(caller: Caller, names: Sequence[str]) -> list[str]:
-    """Delete objects: the names of those that were."""
+    """Delete objects, and return the names of those that were deleted."""
     if not names:
         return []
     answer = storage(caller, "DELETE", PREFIX, json={"prefixes": list(names)})
@@ -58,7 +58,7 @@ def remove(caller: Caller, names: Sequence[str]) -> list[str]:
 
 
 def content_of(caller: Caller, name: str) -> bytes | None:
-    """Bytes of an object, None for who cannot read it."""
+    """Bytes of an object, None for somebody who cannot read it."""
     answer = storage(caller, "GET", f"/object/authenticated/{BUCKET}/{name}")
     return answer.content if answer.status_code == 200 else None
 

@@ -198,7 +198,7 @@ def test_same_operation_is_done_once(stored: Json, owner: Caller, state_of: Stat
     first = answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation))
     before = state_of(owner)
     assert answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation)) == first
-    # However much has changed since.
+    # The repetition is answered however much has changed since.
     answer_of(owner.assign(first, _NUMBERS[:10], [0], [10]))
     assert answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation)) == first
     assert state_of(owner) != before

@@ -185,7 +185,7 @@ def small(new_user: Register) -> tuple[Caller, Json]:
 
 
 def test_more_positions_than_a_request_may_have_are_refused(small: tuple[Caller, Json]) -> None:
-    """Before anything is built from them: a few thousand numbers may stand for millions."""
+    """The refusal comes before anything is built from them: a few thousand numbers may stand for millions."""
     owner, array = small
     side, long = [0] * 1025, [0] * (_MOST + 1)
     objects = store(owner)

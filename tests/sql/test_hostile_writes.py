@@ -17,7 +17,7 @@ from tensorage.embedded import control
 Connection = psycopg.Connection[tuple[Any, ...]]
 StateOf = Callable[[Caller], State]
 
-#: Below the folder of the dataset, as a URL is read: of somebody else, of another array, of nothing.
+#: Names below the dataset's folder that a URL reads as those of somebody else, of another array, or of nothing.
 _LEADING_ELSEWHERE = [
     "{own}/../../{victim}/c/0/0",
     "{own}/c/../../1/c/0",
@@ -53,7 +53,7 @@ def test_names_that_lead_elsewhere_are_refused(
 
 
 def test_names_are_plain_in_the_table_too(owner: Caller, database: Connection) -> None:
-    """Whoever may write the table cannot make readers fetch what is elsewhere, either."""
+    """A user who may write the table cannot make readers fetch what is elsewhere, either."""
     stored = store(owner)
     with pytest.raises(psycopg.errors.CheckViolation):
         database.execute(

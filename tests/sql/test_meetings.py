@@ -171,7 +171,7 @@ def test_all_that_writers_do_at_once_is_done(limited: Caller) -> None:
 
 
 def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
-    """Whatever becomes of each of them, it is told so by one of our codes, and the array is whole."""
+    """Each writer succeeds or gets one of our codes, and the array is whole."""
     writers = [Writer(limited, new_key()) for _ in range(2)]
     for writer in writers:
         answer_of(writer.overwrite())

@@ -139,7 +139,7 @@ def test_taken_key_is_taken_for_both(owner: Caller, state_of: StateOf) -> None:
     assert state_of(owner) == before
 
 
-# Under their keys --------------------------------------------------------------------------------------------
+# Keys --------------------------------------------------------------------------------------------------------
 
 
 def test_overwritten_array_counts_versions_on(owner: Caller) -> None:
@@ -216,7 +216,7 @@ def test_nothing_is_merged_in_an_array_of_objects(owner: Caller, state_of: State
     assert state_of(owner) == before
 
 
-# For others --------------------------------------------------------------------------------------------------
+# Other users -------------------------------------------------------------------------------------------------
 
 
 def _writes(caller: Caller, dataset: Json, staged: list[Json]) -> dict[str, set[str]]:

@@ -251,7 +251,7 @@ def test_shard_without_an_object_is_built_on_too(owner: Caller) -> None:
 
 
 def test_later_append_of_two_is_refused(owner: Caller, state_of: StateOf) -> None:
-    """Also when it is as long as the first one was, and when nothing was there to be replaced."""
+    """The later one is as long as the first one was, or replaces nothing."""
     dataset = store(owner)
     begun = [
         begin_append(owner, dataset, 1),
@@ -372,7 +372,7 @@ def test_assignment_of_nothing_is_one(owner: Caller) -> None:
     assert (assigned["version"], names(owner, assigned)) == (2, [name_of(dataset, n) for n in NUMBERS])
 
 
-# Once --------------------------------------------------------------------------------------------------------
+# Repetition --------------------------------------------------------------------------------------------------
 
 
 def test_repeated_operations_answer_as_the_first_time(owner: Caller, state_of: StateOf) -> None:
@@ -396,7 +396,7 @@ def test_repeated_operations_answer_as_the_first_time(owner: Caller, state_of: S
         told: Any = fill(owner, begun, numbers, **olds)
         committed = answer_of(owner.commit(begun["id"], operation=committed_by, shards=told))
         before = state_of(owner)
-        # Whatever comes along.
+        # The shards that come along do not matter.
         for again in (told, None, [{"number": -1}]):
             assert answer_of(owner.commit(begun["id"], operation=committed_by, shards=again)) == committed
         assert state_of(owner) == before

@@ -142,7 +142,7 @@ def test_assignments_to_different_shards_all_pass(owner: Caller) -> None:
 
 
 def test_one_of_the_assignments_to_a_shard_passes(owner: Caller) -> None:
-    """Also of those that name more shards: all of them, or none."""
+    """An assignment that names more shards changes all of them, or none."""
     dataset = store(owner)
     old = {f"of_{n}": name for n, name in enumerate(names(owner, dataset))}
     begun = [begin_assign(owner, dataset) for _ in range(4)]
@@ -307,7 +307,7 @@ class Writer:
 
 
 def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
-    """Whatever becomes of each of them, it is told so by one of our codes, and the array is whole."""
+    """Each writer succeeds or gets one of our codes, and the array is whole."""
     writers = [Writer(limited, new_key()) for _ in range(2)]
     for writer in writers:
         answer_of(writer.overwrite())

@@ -39,7 +39,7 @@ def many(new_user: Register, backend: control.Running) -> Iterator[Connection]:
     """A connection as a user of many shards, in a project where others have and share as many."""
     with psycopg.connect(backend.superuser_url) as connection:
         owner = new_user()
-        # Never committed: the other tests have the project to themselves. Nor counted: no plan depends on totals.
+        # The rows are never committed: other tests have the project to themselves. No plan depends on totals.
         connection.execute("set local session_replication_role = replica")
         for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
             connection.execute(_DATASETS, (caller.id, shared, _MANY))

@@ -156,7 +156,7 @@ def test_strangers_read_nothing_that_is_not_shared(stranger: Caller, bucket: Buc
 
 
 def test_strangers_change_nothing(stranger: Caller, bucket: Bucket, state_of: StateOf) -> None:
-    """Shared or not, there or not."""
+    """The object may be shared or not, there or not."""
     places = [*bucket.shared, *(names_of[-1] for names_of in bucket.others.values())]
     new = [f"{folder}/c/9/9" for folder in bucket.folders.values()] + [f"{bucket.owner.id}/new"]
     mine = f"{stranger.id}/mine" if stranger.id else "mine"
@@ -319,7 +319,7 @@ def test_files_of_two_users_are_apart(new_user: Register) -> None:
     assert content_of(first, f"{first.id}/a.txt") == first.id.encode()
     assert content_of(first, f"{second.id}/a.txt") is None
     assert _listed(first, first.id) == ["a.txt"]
-    # Beside those who share arrays.
+    # Users who share arrays may be listed, too.
     roots = _listed(first, "")
     assert first.id in roots
     assert second.id not in roots

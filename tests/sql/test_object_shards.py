@@ -192,7 +192,7 @@ def test_missing_rows_of_a_shard_are_missing(owner: Caller) -> None:
 
 
 def test_part_goes_beside_what_its_writer_saw(owner: Caller, state_of: StateOf) -> None:
-    """Whoever saw another object, or none, would lose rows."""
+    """A writer that saw another object, or none, would lose rows."""
     begun = begin(owner, new_key(), [25, 3], (10, 3))
     first = _part(begun, 0, 0, 3, None, "a")
     empty = {"name": None, "nbytes": 0, "index": ""}

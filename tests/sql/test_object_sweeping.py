@@ -105,7 +105,7 @@ def test_objects_of_what_is_gone_are_named_and_deleted(
             said = answer_of(owner.commit(begin_rows["id"]))
         assert said["objects_left"] == 1
     assert sorted(ask_to_sweep(owner)) == gone
-    # Not deleted yet, they are named again.
+    # They are named again, as they are not deleted yet.
     assert sorted(ask_to_sweep(owner)) == gone
     assert sweep(owner) == gone
     assert _left(database, owner) == ([], sorted(live))
@@ -128,7 +128,7 @@ def test_replaced_shards_are_swept_and_the_array_goes_on(
     assert {old[0], old[4]} < set(swept)
     assert _left(database, owner) == ([], sorted(kept))
     answer_of(owner.call("tensorage_remove", key=dataset["key"]))
-    # In three folders.
+    # Their names are in three folders.
     assert sweep(owner) == sorted(now)
 
 
@@ -136,7 +136,7 @@ def test_objects_without_bytes_are_forgotten_with_the_rest(owner: Caller, databa
     begun = begin(owner, new_key())
     told = [entry(number, None) for number in NUMBERS]
     told[3] = fill(owner, begun, [3])[0]
-    # Told of, and never uploaded.
+    # This object is told of, and never uploaded.
     told[4] = entry(4, name_of(begun, 4))
     answer_of(owner.commit(begun["id"], shards=told))
     answer_of(owner.call("tensorage_remove", key=begun["key"]))
@@ -149,7 +149,7 @@ def test_objects_without_bytes_are_forgotten_with_the_rest(owner: Caller, databa
 def test_pages_name_everything_and_no_more_than_asked_for(
     max_objects: int, owner: Caller, live: list[str], database: Connection
 ) -> None:
-    """Whatever has gone by then, only the end is empty."""
+    """Only the last page is empty, however many objects have gone by then."""
     gone: list[str] = []
     for uploaded in (range(5), range(0), range(2), range(1, 5)):
         begun = begin(owner, new_key())
@@ -287,7 +287,7 @@ def test_writer_who_goes_on_is_not_expired(owner: Caller, database: Connection) 
     _expire(database, begun)
     for refused in (put(owner, begun, told[0]), owner.commit(begun["id"])):
         assert code_of(refused) == "TS003"
-    # Late, they do not come back.
+    # Shards that come late do not bring them back.
     assert sweep(owner) == [one["name"] for one in told]
     assert code_of(owner.commit(begun["id"], shards=told)) == "TS001"
 

@@ -174,7 +174,7 @@ _BAD_METAS_OF_ARRAYS: list[Any] = [
 
 @pytest.mark.parametrize("function", ["tensorage_store", "tensorage_append"])
 def test_bad_metas_are_refused(function: str, target: Target, owner: Caller, state_of: StateOf) -> None:
-    """With one of our codes, or PostgreSQL's own for a value that a type or a constraint does not take."""
+    """The code is ours, or PostgreSQL's own for a value that a type or a constraint does not take."""
     before = state_of(owner)
     key = target.key if function == "tensorage_append" else new_key()
     good = {"key": key, "shape": [100], "dtype": "<i4", "chunk": 10}
@@ -269,7 +269,7 @@ def test_selections_are_in_the_order_of_rows_and_then_of_runs(stored: Json, owne
 def test_selections_outside_are_refused(
     rows: Any, runs: Any, length: Any, stored: Json, owner: Caller
 ) -> None:
-    """With no part of what they ask for."""
+    """The answer has no part of what they ask for."""
     code = code_of(owner.ask(stored, rows, runs, length))
     assert code in ("TS004", "TS006", "22003"), code
 

@@ -80,7 +80,7 @@ def _writes(caller: Caller, table: str, kept: Kept) -> Iterator[httpx.Response]:
 def test_nobody_writes_a_table(
     table: str, kept: Kept, other: Caller, strangers: dict[str, Caller], state_of: StateOf
 ) -> None:
-    """Not even the owner: what they store goes through the functions, which count it."""
+    """The owner does not, either: the functions store and count it."""
     before = state_of(kept.owner), state_of(other)
     for caller, status in ((other, 403), (kept.owner, 403), (strangers["anon"], 401)):
         for answer in _writes(caller, table, kept):

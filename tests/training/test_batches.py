@@ -315,7 +315,7 @@ class TestRequests:
     def test_no_more_at_once_than_the_backend_has_room_for(
         self, project: Project, user: User, x: tensorage.Tensor, engine: Engine
     ) -> None:
-        """However many loops there are."""
+        """The bound holds however many loops there are."""
         lock, under_way, at_once = threading.Lock(), set(), []
 
         def note(exchange: Exchange) -> bool:

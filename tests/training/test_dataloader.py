@@ -80,7 +80,7 @@ def logins(short: control.Running, session: BackendSession) -> Callable[[], int]
 
 
 def loader(dataset: Any, method: str | None = None, persistent: bool = False, **more: Any) -> Any:
-    # It takes seconds, also in a process that only collects these tests.
+    # The import takes seconds, also in a process that only collects these tests.
     import torch.utils.data
 
     workers = {} if method is None else {"num_workers": 2, "persistent_workers": persistent}

@@ -102,7 +102,7 @@ def test_answers_as_recorded(replay, case):
 
 
 def assert_agrees(answered: Any, recorded: Any, email: str, where: str = "$") -> None:
-    """Whatever was recorded is there, and the same but for what changes from run to run."""
+    """Check that all that was recorded is there, and the same but for what changes from run to run."""
     if isinstance(recorded, dict):
         assert isinstance(answered, dict), where
         assert answered.keys() >= recorded.keys(), where

@@ -139,7 +139,7 @@ class TestAccessTokens:
         refused(api.user(account.access_token), 403, "user_banned")
         refused(api.refresh(account.refresh_token), 400, "user_banned")
         refused(api.login(account.email), 400, "user_banned")
-        # Only who knows the password is told so.
+        # The ban is told only to somebody who knows the password.
         refused(api.login(account.email, "wrong-horse"), 400, "invalid_credentials")
 
 

@@ -375,7 +375,7 @@ class TestInterruptions:
         assert owner.download("x").content == CONTENT
 
     def test_of_many_at_once_one_is_first(self, owner: Storage):
-        # Few bytes: who is slow would be stopped by who comes after.
+        # The requests send few bytes: a slow one would be stopped by the next.
         upload, barrier = begin(owner, "x", 100_000), threading.Barrier(6)
         answers: list[int] = []
 
