@@ -156,7 +156,7 @@ def codec_of(name: str) -> ShardCodec:
 
 def decode(name: str) -> dict[str, Any]:
     data, codec = BOMBS[name][1](), codec_of(name)
-    # Whatever the codecs need at first: modules, tables.
+    # The codecs need modules and tables at first.
     codec.encode(np.arange(10, dtype="u1"))
     before = peak_bytes()
     try:

@@ -1,4 +1,4 @@
-"""What tests look for in the folder of a local cache, and what happens to one that nobody planned."""
+"""The folder of a local cache: the files that tests look for, and damage that nobody planned."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 
-def entries(folder: Path) -> list[Path]:
+def cache_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.pieces"))
 
 
 def taken(folder: Path) -> int:
-    """Bytes of the disk that the entries take."""
-    return sum(path.stat().st_blocks * 512 for path in entries(folder))
+    """Bytes of the disk that the cache files take."""
+    return sum(path.stat().st_blocks * 512 for path in cache_files(folder))
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def small_disk(at: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Also while maps of its files are open.
+        # A lazy one works while maps of its files are open.
         subprocess.run(["umount", "--lazy", str(at)], check=True)
 
 

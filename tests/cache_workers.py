@@ -1,4 +1,4 @@
-"""What the processes of the local cache's tests do. One that is started anew imports this module by name."""
+"""Work of the processes of the local cache's tests. A process that is started anew imports this module by name."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def read_epoch(project: Project, user: User, key: str, folder: Path, seed: int) 
 
 
 def read_handle(tensor: Tensor, seed: int) -> None:
-    """Of a handle that came from another process."""
+    """Read by a handle that came from another process."""
     assert_same(tensor, array(), seed)

@@ -31,7 +31,7 @@ from tensorage.types import Engine
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
 os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
 
-# How long an example takes says nothing where several processes share the machine.
+# The time of an example says nothing where several processes share the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -106,7 +106,7 @@ def project(request: pytest.FixtureRequest) -> Project:
 
 @pytest.fixture(scope="module")
 def user(project: Project) -> User:
-    """One for all tests of a file: to sign up and in takes longer than most of them do."""
+    """One user for all tests of a file: to sign up and in takes longer than most of them do."""
     return project.register()
 
 
@@ -138,7 +138,7 @@ def session(login: BackendSession) -> BackendSession:
 
 @pytest.fixture(params=["database", "storage"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Where new arrays are kept. What users see does not depend on it: tests of that take each in turn."""
+    """The engine of new arrays. Tests of what users see take each in turn, since users see no difference."""
     kept: Engine = request.param
     return kept
 
@@ -151,7 +151,7 @@ def store(session: BackendSession, engine: Engine) -> TensorStore:
 
 @pytest.fixture
 def rows(session: BackendSession) -> TensorStore:
-    """A store whose new arrays are rows: for tests of how the database keeps them."""
+    """A store whose new arrays are blocks: for tests of how the database keeps them."""
     return TensorStore(session, quiet=True, engine="database")
 
 

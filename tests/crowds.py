@@ -98,7 +98,7 @@ $$
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of the arrays: of the user, and shared by somebody else; as rows, and as objects."""
+    """Numbers of the arrays: of the user, and shared by somebody else; as blocks, and as objects."""
 
     own: int
     shared: int

@@ -1,4 +1,4 @@
-"""What can happen to an object of an array, apart from what its owner does."""
+"""Damage to an object of an array that its owner did not do."""
 
 from __future__ import annotations
 

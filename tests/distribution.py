@@ -1,4 +1,4 @@
-"""How the tests are handed to the processes of a run: by files, and by less where a file takes long.
+"""Handing the tests to the processes of a run: by files, and by tests of files that take long.
 
 The tests of a part share what its fixtures make: a login, a server, the cluster of a version of PostgreSQL.
 """

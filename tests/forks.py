@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def fork(work: Callable[[], str]) -> Callable[[], str]:
-    """Do something in a child process: a function that waits for what it gave."""
+    """Do something in a child process, and return a function that waits for what it gave."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -18,7 +18,7 @@ def fork(work: Callable[[], str]) -> Callable[[], str]:
         except BaseException as error:  # noqa: BLE001 - told to the parent
             os.write(writer, repr(error).encode())
         finally:
-            # Neither pytest's nor the parent's clean-up.
+            # Leave the clean-up to pytest and the parent.
             os._exit(status)
     os.close(writer)
 

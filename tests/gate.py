@@ -17,7 +17,7 @@ class Gate:
         self._open = threading.Event()
         self._open.set()
         self._came = threading.Semaphore(0)
-        #: Called for each request, before it waits.
+        #: Hook that is called for each request, before it waits.
         self.watches: Callable[[], object] = lambda: None
 
     def __call__(self, head: bytes) -> bytes:
@@ -35,13 +35,13 @@ class Gate:
         self._open.set()
 
     def wait_for(self, requests: int) -> None:
-        """Until so many more have come and wait."""
+        """Wait until so many more requests have come and wait."""
         for _ in range(requests):
             assert self._came.acquire(timeout=PATIENCE_S)
 
 
 def wait_until_in(thread: threading.Thread, function: str) -> None:
-    """Until a background writer makes a thread wait, in a call of that name."""
+    """Wait until a background writer makes a thread wait, in a call of that name."""
     until = time.monotonic() + PATIENCE_S
     assert thread.ident is not None
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""What the project keeps of a user's arrays, looked at by SQL, round the client."""
+"""Everything that the project keeps of a user's arrays, looked at by SQL, round the client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shards_of(database: Sql, user_id: str, key: str) -> list[str | None]:
 
 
 def beyond_arrays(database: Sql, user_id: str) -> list[str]:
-    """Whatever is no part of an array that is there, in words; and objects that should be there and are not."""
+    """Leftovers of arrays that are gone, in words; and objects that should be there and are not."""
     found = []
     staged = "select id, key, shape from public.datasets where user_id = %s and state = 'staged' order by id"
     found += [f"staged dataset {row}" for row in database.execute(staged, [user_id])]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from forks import fork
 
-#: Nobody's in particular: no account needs to have it.
+#: A user id that no account needs to have.
 UID = 54321
 
 needs_root = pytest.mark.skipif(
@@ -23,7 +23,7 @@ def give_away(path: Path) -> None:
 
 
 def fork_as_other(work: Callable[[], str], uid: int = UID) -> Callable[[], str]:
-    """Do something as another user, in a child process: a function that waits for what it gave."""
+    """Do something as another user, in a child process, and return a function that waits for what it gave."""
 
     def begin() -> str:
         os.setgroups([])

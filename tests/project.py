@@ -11,7 +11,7 @@ import httpx
 from tensorage import BackendSession
 from tensorage.config import ENVIRONMENT
 
-#: What pytest was started with; the tests themselves see an environment without it.
+#: The environment that pytest was started with; the tests themselves see one without it.
 ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABASE_KEY", "DB_URL")}
 
 #: Set both to run the client's tests against another Supabase; DB_URL to let them look into its tables too.

@@ -35,7 +35,7 @@ class Exchange:
 
     @property
     def kind(self) -> str:
-        """What is asked for: a function, or that an object is stored or read, or that some are deleted."""
+        """The request in a word or two: a function, or that objects are stored, read or deleted."""
         if self.is_upload or self.is_download:
             return "upload" if self.is_upload else "download"
         return "remove objects" if self.method == "DELETE" else self.function
@@ -83,7 +83,7 @@ class Proxy:
         self._changes = changes
         self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        #: In the order in which they began, without those of signing in and out.
+        #: Exchanges in the order in which they began, without those of signing in and out.
         self.exchanges: list[Exchange] = []
         self._ends = threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
@@ -112,7 +112,7 @@ class Proxy:
 
     def _pass_on(self, client: socket.socket) -> None:
         exchange, is_answering, owed_bytes = Exchange(""), True, 0
-        # A server that is down refuses: whoever asks finds the connection closed.
+        # A server that is down refuses: the client finds the connection closed.
         with client, contextlib.suppress(ConnectionError), socket.create_connection(self.server) as server:
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -64,7 +64,7 @@ _QUERIES = {
     "rule": """
         select schemaname || '.' || tablename, rulename::text, definition from pg_rules
           where schemaname <> 'pg_catalog'""",
-    # On any table: some are on storage.objects.
+    # Triggers on any table: some are on storage.objects.
     "trigger": """
         select t.tgrelid::regclass::text, t.tgname::text, jsonb_build_object(
             'definition', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled,

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 Shape = tuple[int, ...]
 
-#: What no array takes for an index, or numpy only with care.
+#: Objects that no array takes for an index, or numpy only with care.
 ODDITIES: list[Any] = [
     1.5,
     "a",
@@ -25,7 +25,7 @@ ODDITIES: list[Any] = [
 ]
 
 
-#: Of up to five axes, with few indices or none, and of up to two with more.
+#: Shapes of up to five axes, with few indices or none, and of up to two with more.
 SHAPES = st.one_of(
     hnp.array_shapes(max_dims=5, max_side=6),
     hnp.array_shapes(max_dims=2, max_side=40),
@@ -103,7 +103,7 @@ def integers(extent: int, slack: int = 0) -> st.SearchStrategy[Any]:
 @st.composite
 def index_arrays(draw: st.DrawFn, extent: int, common: Shape, slack: int = 0) -> Any:
     """Indices in an array or in nested lists, which broadcast to `common` but for `slack`."""
-    # As numpy broadcasts: leading axes may be left out, any may be 1.
+    # Broadcasting lets leading axes be left out, and any axis be 1.
     kept = common[draw(st.integers(0, len(common) - 1)) :]
     shape = tuple(draw(st.sampled_from([n, n, n, 1])) for n in kept)
     if slack and draw(st.booleans()):

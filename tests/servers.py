@@ -14,7 +14,7 @@ from filelock import FileLock
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
 
-#: What is copied: a data folder of this run of the tests, which all its processes share. None outside of pytest.
+#: The data folder of this run of the tests that is copied, and that all processes share. None outside of pytest.
 _template: Path | None = None
 
 
@@ -44,7 +44,7 @@ def make(data_dir: Path) -> Path:
             control.stop(_template)
             (_template / "made").touch()
     folder, template = DataFolder.open(data_dir), DataFolder(_template)
-    # As they are: root's PostgreSQL belongs to another user.
+    # Owners are copied, too: root's PostgreSQL belongs to another user.
     copied = [template.postgres_dir, template.storage_dir]
     subprocess.run(["cp", "-a", "--", *map(os.fspath, copied), os.fspath(folder.path)], check=True)
     secrets = replace(Secrets.new(), database_passwords=template.read_secrets().database_passwords)

@@ -1,4 +1,4 @@
-"""What an array's owner declares or stores does not decide how much memory its reader takes."""
+"""An array's owner does not decide how much memory its reader takes, whatever is declared or stored."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def store(session: BackendSession) -> TensorStore:
-    """Which engine an array is for, each test says."""
+    """Return a store without an engine of its own: each test says which engine an array is for."""
     return session()
 
 
 def test_nothing_is_inflated_beyond_its_chunk() -> None:
-    # In a process of its own, whose peak of memory is that of the decoding.
+    # The process does nothing else, so that its peak of memory is that of the decoding.
     done = subprocess.run(
         [sys.executable, bombs.__file__], capture_output=True, text=True, check=False, timeout=240
     )
@@ -57,7 +57,7 @@ def test_nothing_is_inflated_beyond_its_chunk() -> None:
 
 
 def rename_object(database: Sql, store: TensorStore, name: str) -> str:
-    """What somebody could do who writes to the catalogue with a client of their own."""
+    """Do what somebody could who writes to the catalogue with a client of their own."""
     (before,) = leftovers.shards_of(database, store.backend.user_id, "x")
     database.execute("update public.shards set name = %s where name = %s", [name, before])
     assert before is not None

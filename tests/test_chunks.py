@@ -19,7 +19,7 @@ from tensorage.indexing import ChunkPlan, buffer, chunks, plan_chunks, projectin
 
 Array = np.ndarray[Any, Any]
 
-#: What chunks hold behind the array's end, and buffers before they are filled: no element is that.
+#: Content of chunks behind the array's end, and of buffers before they are filled: no element is that.
 PADDING = -7
 
 
@@ -78,7 +78,7 @@ def read(reading: ChunkPlan, array: Array, chunk_shape: Shape) -> Array:
 
 
 def coords_touched(shape: Shape, selection: Any, chunk_shape: Shape) -> list[Shape]:
-    """By looking at each element."""
+    """Coords of the chunks that a selection touches, by a look at each element."""
     selected = np.unravel_index(np.unique(numbered(shape, "i8")[selection]), shape) if shape else ()
     places = zip(*(axis // chunk for axis, chunk in zip(selected, chunk_shape, strict=True)), strict=True)
     return sorted({tuple(map(int, coords)) for coords in places})
@@ -206,8 +206,8 @@ def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, S
     buffer = np.full(reading.buffer_shape, PADDING, array.dtype)
     refusal = refusal_of(lambda: expected.__setitem__(selection, value))
     if isinstance(refusal, TypeError) or (refusal is not None and not reading.size):
-        # Where numpy is not consistent: a mask that is the whole expression takes no value of two axes, as
-        # every other expression does; and what does not broadcast to nothing may pass or not.
+        # Here, numpy is not consistent. A mask that is the whole expression takes no value of two axes, as
+        # every other expression does. A value that does not broadcast to nothing may pass or not.
         return
     if refusal is not None:
         with pytest.raises(ValueError, match="could not broadcast input array from shape"):
@@ -235,7 +235,7 @@ def as_lists(items: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(item.tolist() if isinstance(item, np.ndarray) else item for item in items)
 
 
-def test_of_all_the_box_is_the_array() -> None:
+def test_of_all_the_buffer_is_the_array() -> None:
     for shape, chunk_shape in (((7, 1, 5), (3, 1, 2)), ((0, 3), (2, 2)), ((4,), (10,)), ((), ())):
         reading = plan_chunks(shape, ..., chunk_shape)
         assert reading.buffer_shape == reading.shape == shape
@@ -243,7 +243,7 @@ def test_of_all_the_box_is_the_array() -> None:
         assert all(part.is_whole for part in reading.projections())
 
 
-def test_slices_are_slices_in_the_box() -> None:
+def test_slices_are_slices_in_the_buffer() -> None:
     assert list(selected_parts((10, 8), np.s_[2:7, 3], (5, 4))) == [
         ((0, 0), (slice(2, 5, 1), slice(3, 4, 1)), (slice(0, 3, 1), slice(0, 1, 1))),
         ((1, 0), (slice(0, 2, 1), slice(3, 4, 1)), (slice(3, 5, 1), slice(0, 1, 1))),
@@ -267,7 +267,7 @@ def test_a_shuffled_batch_is_sorted_by_chunk() -> None:
 
 
 def test_points_of_two_axes_are_along_the_first() -> None:
-    # In C order of the array: (0, 3), (1, 0), (1, 2), (4, 3).
+    # The points in C order of the array: (0, 3), (1, 0), (1, 2), (4, 3).
     points = ([4, 0, 1, 1], [3, 3, 2, 0])
     assert list(selected_parts((5, 4), points, (2, 2))) == [
         ((0, 0), ([1], [0]), (slice(1, 2, 1), 0)),
@@ -306,7 +306,7 @@ def test_stretches_of_a_mask_are_slices() -> None:
     assert taken == [(0, slice(3, 10, 1), False), (1, slice(0, 7, 1), False), (3, slice(0, 10, 1), True)]
 
 
-def test_a_mask_of_all_axes_in_flat_order_is_the_box() -> None:
+def test_a_mask_of_all_axes_in_flat_order_is_the_buffer() -> None:
     array = numbered((30, 20, 10))
     mask = np.random.default_rng(0).random(array.shape) < 0.3
     reading = plan_chunks(array.shape, mask, (8, 7, 6))
@@ -324,7 +324,7 @@ def test_a_full_chunk_at_the_end_of_the_array_is_not_padded() -> None:
     ]
 
 
-def test_a_chunk_that_is_not_of_whole_rows_of_the_box_is_not_decoded_in_place() -> None:
+def test_a_chunk_that_is_not_of_whole_rows_of_the_buffer_is_not_decoded_in_place() -> None:
     reading = plan_chunks((4, 4), ..., (2, 2))
     buffer = np.zeros(reading.buffer_shape)
     assert [part.target(buffer) for part in reading.projections()] == [None] * 4
@@ -357,7 +357,7 @@ def test_the_last_of_repeated_indices_stays() -> None:
     assert buffer.tolist() == [4, 3]
 
 
-def test_a_box_that_is_not_contiguous_is_refused() -> None:
+def test_a_buffer_that_is_not_contiguous_is_refused() -> None:
     reading = plan_chunks((4, 4), ..., (2, 2))
     buffer = np.zeros((4, 4)).T
     with pytest.raises(ValueError, match="C-contiguous"):

@@ -1,4 +1,4 @@
-"""Where the project and the user come from."""
+"""Sources of the project and the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_source_beats_those_behind_it(name: str, folder: Path, monkeypatch:
     assert getattr(configure(), name) is None
     config.save(config.Configuration(**{name: "saved"}))
     assert getattr(configure(), name) == "saved"
-    # Upwards from the working directory, not only in it.
+    # The file is looked for upwards from the working directory, not only in it.
     (folder.parent / ".env").write_text(f"{ENVIRONMENT[name]}=dotenv\n")
     assert getattr(configure(), name) == "dotenv"
     monkeypatch.setenv(ENVIRONMENT[name], "environment")

@@ -1,4 +1,4 @@
-"""Which file may configure a program, and which secret may go to which URL."""
+"""Files that may configure a program, and secrets that may go to a URL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TestDotEnv:
         with pytest.warns(SecurityWarning, match=rf"below/\.env is not read: .* belongs to uid {others.UID}"):
             assert configure().backend_url == OURS
         with warnings.catch_warnings():
-            # Said once.
+            # The warning comes once.
             assert configure().backend_url == OURS
 
     @others.needs_root

@@ -20,7 +20,7 @@ from tensorage.types import Engine
 
 @pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
-    """Of a user of each test's own: what is declared stays where nobody lists it."""
+    """Log in as a user of each test's own: what is declared stays where nobody lists it."""
     return new_session
 
 

@@ -1,4 +1,4 @@
-"""What the README and the documentation say: their Python runs, their commands and names exist."""
+"""The README and the documentation: their Python runs, their commands and names exist."""
 
 from __future__ import annotations
 

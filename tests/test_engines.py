@@ -1,4 +1,4 @@
-"""Where new arrays go, and arrays that move from one engine to another."""
+"""Engines of new arrays, and arrays that move from one engine to another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARRAY = np.random.default_rng(0).integers(-100, 100, (50, 7, 9)).astype("<i4")
 
 @pytest.fixture
 def store(session: BackendSession) -> TensorStore:
-    """Which engine an array is for, each test says."""
+    """Return a store without an engine of its own: each test says which engine an array is for."""
     return session()
 
 
@@ -111,7 +111,7 @@ def test_a_copy_is_equal(store: TensorStore, array: np.ndarray[Any, Any], of: Na
     assert copy.engine == (to or of)
     np.testing.assert_array_equal(copy[...], array, strict=True)
     assert (copy.attrs, copy.dims) == (source.attrs, source.dims)
-    # And its own: nothing of the one is the other's.
+    # The copy is on its own: nothing of the one is the other's.
     del store["x"]
     np.testing.assert_array_equal(store["y"], array, strict=True)
 
@@ -176,7 +176,7 @@ def test_what_somebody_shares_can_be_copied(project: Any, store: TensorStore, of
 def test_nothing_is_left_of_what_was_moved(
     session: BackendSession, store: TensorStore, database: psycopg.Connection[tuple[Any, ...]]
 ) -> None:
-    """Of neither engine, once the arrays are gone."""
+    """Neither engine keeps anything once the arrays are gone."""
     for of in ENGINES:
         written(store, "x", ARRAY, of)
         for to in ENGINES:

@@ -154,7 +154,7 @@ class TestFaults:
         )
         assert raised
         assert raised <= set(ERRORS_BY_CODE)
-        # And no code of ours is known that nothing raises.
+        # Every code of ours that is known is raised by something.
         assert {code for code in ERRORS_BY_CODE if code.startswith("TS")} <= raised
 
     @pytest.mark.parametrize("code", sorted(ERRORS_BY_CODE))
@@ -210,7 +210,7 @@ def _expected(fault: Fault) -> type[Exception]:
     return InvalidInputError if 400 <= fault.status < 500 and fault.code else BackendUnavailableError
 
 
-# What the network, and what stands between, can do ------------------------------------------------------
+# Faults of the network, and of what stands between -------------------------------------------------------
 
 
 @dataclass
@@ -262,7 +262,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
             self.wfile.write(answer.body)
 
         def log_message(self, *_: object) -> None:
-            """Into no test's output."""
+            """Keep messages out of the tests' output."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()

@@ -85,7 +85,7 @@ def through(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 
 @pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
-    """Of a user of each test's own: their files are listed."""
+    """Log in as a user of each test's own: their files are listed."""
     return new_session
 
 
@@ -154,7 +154,7 @@ class TestBrokenConnections:
             assert not breaks.left
             assert files.download_file("x") == CONTENT
             sent = sum(e.sent_bytes for e in proxy.exchanges if is_piece(e))
-            # What had come was not sent again, and nothing before that.
+            # Pieces that had come were not sent again, and nothing before them.
             assert sent <= len(CONTENT) + times * PIECE_BYTES
 
     @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ class TestSources:
         assert own.download_file("x") == b"before"
 
     def test_that_grow(self, files: Files) -> None:
-        """What was there in the beginning is a file, too."""
+        """The content that was there in the beginning is a file, too."""
 
         def grow() -> None:
             position = source.tell()

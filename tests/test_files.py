@@ -80,13 +80,13 @@ class Stream:
 
 @pytest.fixture
 def user(new_user: User) -> User:
-    """Of each test's own: users' files are listed."""
+    """A user of each test's own: users' files are listed."""
     return new_user
 
 
 @pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
-    """The new user's."""
+    """A session of the new user."""
     return new_session
 
 
@@ -135,7 +135,7 @@ def own(separate: control.Running) -> Iterator[Files]:
 
 
 def uploads(exchanges: list[Exchange]) -> list[tuple[str, int]]:
-    """What was sent to Storage: methods, and bytes."""
+    """Requests that were sent to Storage: methods, and bytes."""
     return [(e.method, e.sent_bytes) for e in exchanges if "/storage/" in e.target]
 
 

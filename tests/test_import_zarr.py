@@ -64,7 +64,7 @@ UNSTABLE = pytest.mark.filterwarnings("ignore:The data type .* does not have a Z
 
 @pytest.fixture
 def store(session: BackendSession) -> TensorStore:
-    """Which engine an array is for, each test says."""
+    """Return a store without an engine of its own: each test says which engine an array is for."""
     return session()
 
 
@@ -107,7 +107,7 @@ def assert_same(array: Any, expected: Array) -> None:
 
 
 def assert_stored(store: TensorStore, tensor: Tensor, expected: Array) -> None:
-    """What was taken in is read, by us and by zarr."""
+    """The imported array is read, by us and by zarr."""
     little = expected.astype(expected.dtype.newbyteorder("<"))
     assert tensor.engine == "storage"
     assert_same(store[tensor.key], little)
@@ -118,12 +118,12 @@ def objects_of(store: TensorStore, key: str) -> dict[str, bytes]:
     """The objects of a stored array, by their keys of Zarr."""
     dataset = store.arrays.open(key)
     transfer, layout = store.backend.transfer, codec_of(dataset).layout
-    entries = fetch_records(Work.reading(transfer, dataset), layout, range(layout.shard_count))
+    records = fetch_records(Work.reading(transfer, dataset), layout, range(layout.shard_count))
     objects = {}
-    for number, entry in entries.items():
-        if entry.name:
-            content = bytearray(entry.nbytes)
-            Bucket(transfer).get_into(dataset, entry, 0, memoryview(content))
+    for number, record in records.items():
+        if record.name:
+            content = bytearray(record.nbytes)
+            Bucket(transfer).get_into(dataset, record, 0, memoryview(content))
             objects[layout.key_of(number)] = bytes(content)
     return objects
 
@@ -226,7 +226,7 @@ def test_objects_that_are_missing_are_fill_values(store: TensorStore) -> None:
     del source.store._store_dict["c/1/0"]
     array[4:8, :6] = -1
     assert_stored(store, store.import_zarr("a", source), array)
-    # And what is written over them is there.
+    # Elements that are written over them are there.
     store["a", 5, 2] = array[5, 2] = 7
     store.append("a", array[:3])
     assert_same(store["a"], np.concatenate([array, array[:3]]))

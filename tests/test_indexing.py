@@ -30,14 +30,14 @@ from tensorage.indexing import (
 )
 from tensorage.indexing import selection as selecting
 
-#: How long an example takes says nothing here.
+#: The time of an example says nothing here.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 MNIST = (60000, 28, 28)
 #: Whole rows of it that fit 1 MiB.
 MNIST_CHUNK = 784 * 334
 
-#: Of an element, in bytes: such that the bound on over-read decides for small arrays as it does for large ones.
+#: Bytes of an element, such that the bound on over-read decides for small arrays as it does for large ones.
 ITEMSIZES = st.sampled_from([1, 4, 100, 5000, 16384, 1 << 20, 1 << 22])
 CHUNKS = st.sampled_from([1, 3, 8, 100, 10_000])
 DTYPES = st.sampled_from(["<i4", ">f8", "u2", "c8", "M8[s]", "f2", "?"])
@@ -53,7 +53,7 @@ CAPS = st.fixed_dictionaries(
 
 
 def positions(source: Runs) -> np.ndarray[Any, Any]:
-    """Where in the flat array each element of the buffer is: what a server makes of a source."""
+    """The place in the flat array of each element of the buffer: what a server makes of a source."""
     if isinstance(source, RunProduct):
         runs = np.arange(source.run_length)
         return (source.rows[:, None, None] + source.runs[:, None] + runs).reshape(-1)
@@ -61,7 +61,7 @@ def positions(source: Runs) -> np.ndarray[Any, Any]:
     return np.repeat(source.starts, source.lengths) + inside
 
 
-def filled_box(reading: RunPlan, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def filled_buffer(reading: RunPlan, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.reshape(-1)[positions(reading.runs)]
 
 
@@ -82,7 +82,7 @@ def assert_same(result: Any, expected: Any) -> None:
 
 
 def refusal_of(indexing: Callable[[], Any]) -> Exception | None:
-    """What an index expression is refused with."""
+    """The error with which an index expression is refused."""
     try:
         indexing()
     except (IndexError, OverflowError, TypeError, ValueError) as error:
@@ -91,7 +91,7 @@ def refusal_of(indexing: Callable[[], Any]) -> Exception | None:
 
 
 def message_of(error: Exception | None) -> str:
-    """Without the shapes, which numpy lists once for each axis of a mask."""
+    """The message without the shapes, which numpy lists once for each axis of a mask."""
     return str(error).partition("with shapes")[0]
 
 
@@ -110,7 +110,7 @@ def test_what_is_picked_is_what_numpy_gives(
         return
     expected = array[selection]
     reading = plan_runs(shape, selection, itemsize, chunk, exact=exact)
-    buffer = filled_box(reading, array)
+    buffer = filled_buffer(reading, array)
     assert reading.shape == expected.shape
     assert_same(reading.pick(buffer), expected)
     if reading.is_whole_buffer:
@@ -119,7 +119,7 @@ def test_what_is_picked_is_what_numpy_gives(
 
 @settings(UNTIMED, max_examples=1000)
 @given(selections(wrong=False), ITEMSIZES, CHUNKS, st.booleans(), CAPS)
-def test_parts_are_the_box_and_obey_their_caps(
+def test_parts_are_the_buffer_and_obey_their_caps(
     case: tuple[tuple[int, ...], Any], itemsize: int, chunk: int, exact: bool, caps: dict[str, Any]
 ) -> None:
     shape, selection = case
@@ -238,11 +238,11 @@ def test_what_is_placed_is_what_numpy_assigns(
     except IndexError:
         return
     expected = array.copy()
-    buffer = filled_box(reading, array)
+    buffer = filled_buffer(reading, array)
     refusal = refusal_of(lambda: expected.__setitem__(selection, value))
     if isinstance(refusal, TypeError) or (refusal is not None and not reading.size):
-        # Where numpy is not consistent: a mask that is the whole expression takes no value of two axes, as
-        # every other expression does; and what does not broadcast to nothing may pass or not.
+        # Here, numpy is not consistent. A mask that is the whole expression takes no value of two axes, as
+        # every other expression does. A value that does not broadcast to nothing may pass or not.
         return
     if refusal is not None:
         with pytest.raises(ValueError, match="could not broadcast input array from shape"):
@@ -348,16 +348,16 @@ def test_a_mask_of_a_million(density: float) -> None:
     mask = np.random.default_rng(1).random(1_000_000) < density
     array = numbered(mask.shape)
     reading = assert_little_travels(mask.shape, mask, 4, 1 << 18)
-    assert_same(reading.pick(filled_box(reading, array)), array[mask])
+    assert_same(reading.pick(filled_buffer(reading, array)), array[mask])
     shaped = mask.reshape(100, 100, 100)
     reading = assert_little_travels(shaped.shape, shaped, 4, 1 << 18)
-    assert_same(reading.pick(filled_box(reading, array)), array[mask])
+    assert_same(reading.pick(filled_buffer(reading, array)), array[mask])
 
 
 def test_repeats_are_not_one_element_in_memory() -> None:
     array = numbered((5, 3))
     reading = plan_runs(array.shape, [2, 2], 4, 15)
-    result = reading.pick(filled_box(reading, array))
+    result = reading.pick(filled_buffer(reading, array))
     result[0] = -1
     assert result.tolist() == [[-1, -1, -1], [6, 7, 8]]
 
@@ -379,7 +379,7 @@ def test_long_runs_are_cut_where_blocks_end() -> None:
 
 @pytest.mark.parametrize("max_blocks", [1, 2, 3, 5, 7])
 def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) -> None:
-    # As of [:, [0, 0], :, [0, 1]], whose points lie around the third axis.
+    # The selection [:, [0, 0], :, [0, 1]] gives such runs: its points lie around the third axis.
     grid = RunProduct(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
     parts = list(split(grid, 1000, 1000, align=10, max_blocks=max_blocks))
     assert all(len(np.unique(positions(part.runs) // 10)) <= max_blocks for part in parts)
@@ -406,7 +406,7 @@ def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) ->
     ],
     ids=str,
 )
-def test_a_box_that_is_the_result_is_known_as_such(selection: Any, is_whole: bool) -> None:
+def test_a_buffer_that_is_the_result_is_known_as_such(selection: Any, is_whole: bool) -> None:
     assert plan_runs((10, 3, 40000), selection, 8, 120_000).is_whole_buffer is is_whole
 
 
@@ -418,14 +418,14 @@ def test_a_box_that_is_the_result_is_known_as_such(selection: Any, is_whole: boo
 def test_a_scalar_is_one_where_numpy_gives_one(selection: Any) -> None:
     array = numbered((3, 4))
     reading = plan_runs(array.shape, selection, 4, 12)
-    assert_same(reading.pick(filled_box(reading, array)), array[selection])
+    assert_same(reading.pick(filled_buffer(reading, array)), array[selection])
 
 
 @pytest.mark.parametrize("selection", [(), ..., None, True, False, (None, ...), np.array(True)], ids=str)
 def test_no_axes_at_all(selection: Any) -> None:
     array = np.array(5.0)
     reading = plan_runs((), selection, 8, 1)
-    assert_same(reading.pick(filled_box(reading, array)), array[selection])
+    assert_same(reading.pick(filled_buffer(reading, array)), array[selection])
 
 
 def test_of_repeated_indices_the_last_value_stays() -> None:

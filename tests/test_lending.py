@@ -59,7 +59,7 @@ def session(short: control.Running) -> Iterator[BackendSession]:
 
 @pytest.fixture
 def events(short: control.Running, session: BackendSession) -> Events:
-    """How often the user has logged in, and how many refresh tokens there have been."""
+    """Number of the user's logins, and of the refresh tokens that there have been."""
     user_id = session.user_id
 
     def count() -> tuple[int, int]:
@@ -79,7 +79,7 @@ def expire(session: BackendSession) -> None:
 
 
 def read_across_expiry(tensor: Any) -> str:
-    """Read again and again, until two tokens have taken the place of the first: how many were used."""
+    """Read until two tokens have taken the place of the first, and return how many were used."""
     tokens = set()
     until = time.monotonic() + 60
     while len(tokens) < 3 and time.monotonic() < until:
@@ -247,7 +247,7 @@ class TestALoginThatIsGone:
         session.logout()
         copied.login_by_mail(email, password)
         assert list(copied()) == []
-        # And is nobody's that is unpickled later.
+        # The login is not that of a session that is unpickled later, either.
         session.login_by_mail()
         again = pickle.loads(pickle.dumps(session))
         assert again is not copied
@@ -422,7 +422,7 @@ class TestWhoIsThere:
 
     @pytest.fixture
     def address(self, tmp_path: Path) -> Iterator[str]:
-        # Names of sockets are short.
+        # Keep it short, as names of sockets have to be.
         folder = Path(f"/tmp/{secrets.token_hex(8)}")
         folder.mkdir(mode=0o700)
         yield str(folder / "socket")
@@ -455,7 +455,7 @@ class TestWhoIsThere:
             pytest.raises(AuthenticationError, match=r"login_by_mail"),
         ):
             loan.next("TOKEN")
-        # At most what the impostor's own nonce makes of the key.
+        # It hears at most what its own nonce makes of the key.
         assert all(len(words) == 64 and KEY not in words for words in heard)
 
     def test_who_has_heard_everything_cannot_say_it_again(self, session: BackendSession) -> None:

@@ -30,7 +30,7 @@ from tensorage.migrations import migration_files
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-#: What projects that were made before 2026-10-30 do with whatever is made in `public`.
+#: Grants that projects made before 2026-10-30 give on whatever is made in `public`.
 _GRANTS_OF_OLD_PROJECTS = """
 alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
 alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
@@ -70,7 +70,7 @@ def owner(cluster: Cluster) -> Iterator[Connection]:
 
 
 def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
-    """As one script that is pasted, or file by file; again on top of themselves; and what they make works."""
+    """Applied as one script that is pasted, or file by file, and again on top of themselves, they work."""
     pasted = CliRunner().invoke(main, ["migrations", "--sql"]).output
     for _ in range(2):
         owner.execute(pasted)
@@ -138,7 +138,7 @@ def test_what_is_stored_is_still_there_when_they_are_applied_again(
 
 
 def test_both_ways_of_applying_them_make_the_same(owner: Connection) -> None:
-    """Including the order of columns, and what nobody calls."""
+    """The same includes the order of columns, and functions that nobody calls."""
     owner.execute(CliRunner().invoke(main, ["migrations", "--sql"]).output)
     made = schema_objects(owner)
     owner.execute(_UNINSTALL)
@@ -149,7 +149,7 @@ def test_both_ways_of_applying_them_make_the_same(owner: Connection) -> None:
 
 
 def test_every_function_is_defined_once() -> None:
-    """And every column where its table is."""
+    """Every column is defined where its table is."""
     sql = "".join(file.read_text("utf-8") for file in migration_files())
     defined = re.findall(r"^create or replace function ([\w.]+)\(", sql, re.MULTILINE)
     assert defined
@@ -186,7 +186,7 @@ def earlier(request: pytest.FixtureRequest, owner: Connection) -> int:
 def test_an_earlier_schema_is_refused_and_left_alone(
     cluster: Cluster, owner: Connection, earlier: int
 ) -> None:
-    """By one script that is pasted, by the first file, and by a psql that goes on after errors."""
+    """The pasted script refuses, as does the first file, and in a psql that goes on after errors."""
     before = schema_objects(owner)
     pasted = CliRunner().invoke(main, ["migrations", "--sql"]).output
     says = f"(?s)version {earlier} of tensorage's schema, which was never released.*nothing has been changed.*checkout"
@@ -209,7 +209,7 @@ def test_an_earlier_schema_is_refused_and_left_alone(
 def test_an_earlier_schema_is_refused_by_the_embedded_backend(
     cluster: Cluster, owner: Connection, earlier: int
 ) -> None:
-    """Also where nothing is recorded of it."""
+    """The refusal needs no record of that version."""
     before = schema_objects(owner)
     with pytest.raises(
         MigrationError, match=f"version {earlier} of tensorage's schema, which was never released"
@@ -221,7 +221,7 @@ def test_an_earlier_schema_is_refused_by_the_embedded_backend(
 def test_recorded_migrations_of_others_are_refused(
     cluster: Cluster, owner: Connection, tmp_path: Path
 ) -> None:
-    """Before anything changes: a folder that another version made."""
+    """A folder that another version made is refused before anything changes."""
     *first, last = migration_files()
     other = tmp_path / "20261123000000_tensorage.sql"
     other.write_text("create table public.of_another_version ()")

@@ -22,7 +22,7 @@ from tensorage import BackendSession, TensorStore
 from tensorage.backend.wire import patience
 from tensorage.types import Engine
 
-#: How long the outages of these tests are: longer than the quick tries take.
+#: Length of the outages of these tests: longer than the quick tries take.
 OUTAGE_S = 2.5
 
 
@@ -61,7 +61,7 @@ class Line:
 
 @pytest.fixture
 def user(new_user: User) -> User:
-    """Of each test's own: a test may leave a login that nobody could end."""
+    """A user of each test's own: a test may leave a login that nobody could end."""
     return new_user
 
 
@@ -192,13 +192,13 @@ def test_what_meets_one_outage_shares_the_patience(monkeypatch: pytest.MonkeyPat
     # Once it has been answered, the next outage is another one.
     shared.note_answer()
     assert spend() == pytest.approx(60)
-    # And so it is if nobody has asked for long.
+    # It is another one, too, if nobody has asked for long.
     clock[0] += 1000
     assert spend() == pytest.approx(60)
 
 
 def test_the_end_of_an_outage_and_a_hurry_may_end_one_wait() -> None:
-    """Whichever comes first: the other one finds that nobody waits any more, or somebody who is just waking up."""
+    """The one that comes second finds that nobody waits any more, or somebody who is just waking up."""
     shared, hurry = patience.Patience(60, has_worked=True), patience.Hurry()
     shared.note_outage(patience.Fault.unreachable("http://x", OSError("refused")), time.monotonic())
     results: list[bool] = []
@@ -217,7 +217,7 @@ def test_the_end_of_an_outage_and_a_hurry_may_end_one_wait() -> None:
     for thread in threads:
         thread.join(30)
     assert len(results) == len(threads)
-    # Nor does it matter that nobody is there.
+    # Neither minds that nobody waits.
     shared.note_answer()
     hurry.begin()
 
@@ -322,7 +322,7 @@ def ctrl_c_while(thread_waits: Callable[[], bool]) -> threading.Thread:
 
 @pytest.fixture
 def _hears_ctrl_c() -> Iterator[None]:
-    """Whoever runs the tests in the background of a shell has them ignore it."""
+    """Let Ctrl-C be heard: tests that run in the background of a shell ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -340,7 +340,7 @@ def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, n
     with pytest.raises(KeyboardInterrupt):
         _ = handle[...]
     thread.join()
-    # Neither has somebody stayed behind who waits.
+    # Nobody who waits has stayed behind.
     assert not far.login.patience.waiting
     line.mend()
 

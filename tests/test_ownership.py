@@ -1,4 +1,4 @@
-"""Who else could change or replace a file: owners and modes of it, and of what leads to it."""
+"""Others who could change or replace a file: owners and modes of it, and of what leads to it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestTheWay:
         flaw = found(flaw_on_way(folder / "file"))
         assert (flaw.path, flaw.is_foreign) == (folder.parent, True)
         assert f"belongs to uid {others.UID}" in str(flaw)
-        # Also one that is made anew in a sticky one.
+        # A folder that is made anew in a sticky one is found, too.
         folder.parent.parent.chmod(0o1777)
         assert found(flaw_on_way(folder / "file")).path == folder.parent
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: What `import tensorage` must not load: most programs that import it wait for nothing else so long.
+#: Modules that `import tensorage` must not load: most programs that import it wait for nothing else so long.
 HEAVY = {
     "asyncpg",
     "click",

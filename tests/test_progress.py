@@ -30,7 +30,7 @@ def shown_in_a_terminal(pause: float, quiet: bool) -> str:
         while part := os.read(ours, 4096):
             shown += part
     except OSError:
-        pass  # How Linux reports that the other end of a pseudo-terminal has been closed.
+        pass  # Linux reports so that the other end of a pseudo-terminal has been closed.
     os.close(ours)
     assert process.wait() == 0, shown
     return shown.decode()

@@ -8,7 +8,7 @@ import pytest
 from prose import Opening, openings_of, riddles_in
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("tensorage", "supabase", "benchmarks", "examples")
+FOLDERS = ("tensorage", "supabase", "benchmarks", "examples", "tests")
 
 #: Openings that are right as they are, and why.
 EXCEPTIONS: dict[str, str] = {}

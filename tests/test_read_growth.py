@@ -398,13 +398,13 @@ def _check(name: str, call: Call, counted: Counted, passes: Iterable[str]) -> No
 
 @pytest.mark.parametrize("name", _calls_of_readers("few", _NOT_MADE))
 def test_pages_of_a_call_that_reads(name: str, counted: Counted) -> None:
-    """However it was planned."""
+    """The bound holds however the call was planned."""
     _check(name, _calls_of_readers("few", _NOT_MADE)[name], counted, _PASSES)
 
 
 @pytest.mark.parametrize("name", _calls_of_writers("few", _NOT_MADE))
 def test_pages_of_a_call_that_writes(name: str, counted: Counted) -> None:
-    """With statistics, as an autovacuum has made them."""
+    """The bound holds with statistics, as an autovacuum has made them."""
     _check(name, _calls_of_writers("few", _NOT_MADE)[name], counted, _ANALYZED)
 
 

@@ -81,7 +81,7 @@ def test_example(number: int, configured: dict[str, Any], database: Any, project
         response = configured["response"]
         assert response.user.email == EMAIL
         assert response.session.access_token == configured["session"].token
-    # What ends a login has ended it, what does not has not.
+    # Code that ends a login has ended it, and other code has not.
     ends = any(word in code for word in ("with ", "logout", "del session"))
     assert logins(database) == (0 if ends else 1)
     configured.clear()

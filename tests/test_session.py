@@ -45,25 +45,25 @@ Logins = Callable[[], int]
 
 @pytest.fixture
 def user(new_user: User) -> User:
-    """Of each test's own: logins are counted."""
+    """A user of each test's own: logins are counted."""
     return new_user
 
 
 @pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
-    """The new user's."""
+    """A session of the new user."""
     return new_session
 
 
 @pytest.fixture
 def store(session: BackendSession) -> TensorStore:
-    """The new user's, by itself."""
+    """A store of the new user, by itself."""
     return session()
 
 
 @pytest.fixture
 def logins(database: psycopg.Connection[Any], user: User) -> Logins:
-    """How many logins the server knows of the user."""
+    """Number of the user's logins that the server knows of."""
 
     def count() -> int:
         row = database.execute("select count(*) from auth.sessions where user_id = %s", [user.id]).fetchone()
@@ -219,7 +219,7 @@ class TestWhoIsLoggedIn:
             pytest.fail("nobody is logged in")
 
     def test_wrong_key(self, project: Project, user: User) -> None:
-        # Whoever answers first: the gateway at the login, or the REST API afterwards.
+        # The gateway refuses it at the login, or the REST API afterwards.
         with pytest.raises(AuthenticationError, match="key"):
             list(tensorage.login(user.email, user.password, project.url, "wrong"))
 
@@ -283,7 +283,7 @@ class TestNoSupabaseThere:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Into no test's output."""
+                """Keep messages out of the tests' output."""
 
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             threading.Thread(target=server.serve_forever, args=(0.01,)).start()
@@ -475,7 +475,7 @@ class TestTheEnd:
     def test_nothing_is_said_where_the_backend_is_gone(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """Neither when sessions are dropped nor when a script ends."""
+        """Nothing is said when sessions are dropped or when a script ends."""
         running = servers.start(tmp_path)
         try:
             project = Project(running.api_url, running.anon_key)

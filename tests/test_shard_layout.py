@@ -1,4 +1,4 @@
-"""Which object of the storage engine holds which elements, and what zarr makes of the metadata. No backend."""
+"""Elements of each object of the storage engine, and zarr's reading of the metadata. No backend."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from tensorage import DTypeError, InvalidInputError
-from tensorage.backend.zarr import chunk_shapes as extents
-from tensorage.backend.zarr import layout
+from tensorage.backend.zarr import chunk_shapes, layout
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
 from tensorage.backend.zarr.codec import choose_layout
 from tensorage.backend.zarr.layout import Layout
@@ -31,10 +30,10 @@ Shape = tuple[int, ...]
 
 F4 = np.dtype("<f4")
 
-#: How long an example takes says nothing here.
+#: The time of an example says nothing here.
 UNTIMED = settings(deadline=None)
 
-#: Of arrays from a few bytes to petabytes.
+#: Shapes of arrays from a few bytes to petabytes.
 LARGE_SHAPES = st.lists(
     st.one_of(st.integers(0, 5), st.integers(1, 3000), st.integers(1, 10**7)), min_size=1, max_size=5
 ).map(tuple)
@@ -44,7 +43,7 @@ LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Of few elements, in shards of any shape."""
+    """Layouts of few elements, in shards of any shape."""
     chunks = draw(st.lists(st.integers(1, 4), min_size=0, max_size=3))
     shards = [chunk * draw(st.integers(1, 3)) for chunk in chunks]
     shape = [draw(st.integers(0, 3 * shard)) for shard in shards]
@@ -52,18 +51,18 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def opened(document: dict[str, Any]) -> zarr.Array[Any]:
-    """What zarr makes of metadata."""
+    """Open metadata with zarr."""
     return zarr.open_array(
         MemoryStore({"zarr.json": Buffer.from_bytes(json.dumps(document).encode())}), mode="r"
     )
 
 
-@pytest.mark.parametrize("module", [extents, layout, zarr_metadata])
+@pytest.mark.parametrize("module", [chunk_shapes, layout, zarr_metadata])
 def test_examples_of_docstrings(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 
 
-# --- extents ------------------------------------------------------------------------------------------
+# --- shapes of chunks and shards ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_default_extents_are_near_the_sizes_meant(shape: Shape, itemsize: int) -
     shard_bytes = math.prod(chosen.shards) * itemsize
     assert chunk_bytes <= CHUNK_BYTES
     assert shard_bytes <= SHARD_BYTES
-    # What is cut evenly is more than half of what would fit, and what would fit more than half of the size.
+    # Even parts are more than half of what would fit, and what would fit more than half of the size.
     assert chunk_bytes > CHUNK_BYTES // 4
     assert shard_bytes > SHARD_BYTES // 4
     assert all(chunk <= max(extent, 1) for chunk, extent in zip(chosen.chunks[1:], shape[1:], strict=True))
@@ -390,7 +389,7 @@ def test_what_codecs_leave_open_is_chosen_for_the_dtype() -> None:
         "zstd",
         5,
     ],
-    # Without addresses: each process of a run has to find the same names.
+    # Names without addresses: each process of a run has to find the same ones.
     ids=lambda codecs: repr(codecs).partition(" at 0x")[0],
 )
 def test_codecs_that_zarr_cannot_use_are_refused(codecs: Any) -> None:

@@ -42,7 +42,7 @@ from tensorage.model.zarr_metadata import array_metadata
 
 Array = npt.NDArray[Any]
 
-#: How long an example takes says nothing here.
+#: The time of an example says nothing here.
 UNTIMED = settings(deadline=None)
 
 #: zarr says so of each codec that is numcodecs' own.
@@ -288,7 +288,7 @@ def test_arrays_of_zarr_are_read(
     # The lower left corner is all fill value.
     assert (layout.key_of(layout.shard_count - 2) in objects) == write_empty_chunks
     assert_same_bytes(read(objects, layout), array)
-    # And written again, as zarr had it.
+    # The objects are written again, as zarr had them.
     assert_same_bytes(zarr.open_array(store_of(objects_of(array, layout)), mode="r")[...], array)
 
 
@@ -552,16 +552,16 @@ def test_chunks_are_decoded_into_place() -> None:
     array = elements_of("<f4", (8, 6))
     shard = codec.encode(array)
     blob = b"".join(shard.parts)
-    box = np.empty((4, 4, 3), "<f4")
+    buffer = np.empty((4, 4, 3), "<f4")
     for position, (offset, nbytes) in enumerate(codec.ranges(shard.index, shard.nbytes).tolist()):
         for data in (blob, bytearray(blob), memoryview(blob)):
-            box[position] = 1
+            buffer[position] = 1
             if nbytes == EMPTY:
-                box[position] = codec.fill_value
+                buffer[position] = codec.fill_value
                 continue
-            out = codec.decode(data[offset : offset + nbytes], box[position])
-            assert np.shares_memory(out, box)
-    assert_same_bytes(box.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(8, 6), array)
+            out = codec.decode(data[offset : offset + nbytes], buffer[position])
+            assert np.shares_memory(out, buffer)
+    assert_same_bytes(buffer.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(8, 6), array)
 
 
 @pytest.mark.parametrize(
@@ -776,7 +776,7 @@ def test_a_chunk_of_another_size_is_refused(data: bytes) -> None:
 def test_frames_say_their_size(nbytes: int, checksum: bool, level: int) -> None:
     frame = Zstd(level=level, checksum=checksum).encode(np.zeros(nbytes, "u1"))
     assert frame_content_size(memoryview(frame)) == nbytes
-    # And nothing is read behind their ends.
+    # Nothing is read behind their ends.
     for length in range(min(len(frame), 18)):
         assert frame_content_size(memoryview(frame)[:length]) in (None, nbytes)
 

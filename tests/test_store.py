@@ -1,4 +1,4 @@
-"""What goes in comes out, and nothing else does. What is stored is checked by SQL, round the client."""
+"""Elements come out as they went in, and nothing else does. SQL checks what is stored, round the client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def limit(session: BackendSession, database: Sql) -> Iterator[Callable[[int], No
 
 
 def random_array(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Any bytes at all: NaNs with payloads, infinities, not-a-times and denormals among them."""
+    """An array of any bytes: NaNs with payloads, infinities, not-a-times and denormals among them."""
     wanted = np.dtype(dtype)
     random = np.random.default_rng(seed)
     if wanted.kind == "b":
@@ -64,7 +64,7 @@ def assert_same(result: Any, expected: np.ndarray[Any, Any]) -> None:
     assert isinstance(result, np.ndarray)
     assert result.dtype == expected.dtype.newbyteorder("<")
     assert result.shape == expected.shape
-    # Not by value: NaN differs from itself, and -0.0 does not differ from 0.0.
+    # Bytes are compared: NaN differs from itself, and -0.0 does not differ from 0.0.
     assert result.tobytes() == expected.astype(expected.dtype.newbyteorder("<")).tobytes()
 
 
@@ -446,7 +446,7 @@ def test_blocks_deleted_behind_the_arrays_back_are_noticed(rows: TensorStore, da
 def test_a_write_that_fails_half_way_leaves_nothing(rows: TensorStore, database: Sql) -> None:
     rows["x"] = np.arange(3)
     rows.allow_overwrite = True
-    # As a disk that is full would: some blocks are stored, one is not.
+    # A full disk would do so: some blocks are stored, one is not.
     name = f"fail_{rows.backend.user_id.replace('-', '')}"
     database.execute(
         f"create function {name}() returns trigger language plpgsql as "

@@ -1,4 +1,4 @@
-"""What a caller sees of an error: the message, its causes, and no more of our frames than the public method's."""
+"""An error as a caller sees it: the message, its causes, and no more of our frames than the public method's."""
 
 from __future__ import annotations
 

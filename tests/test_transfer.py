@@ -83,7 +83,7 @@ def test_an_error_of_the_iterable_is_raised() -> None:
 
     with pytest.raises(KeyError, match="the producer failed"):
         transfer(4).run(jobs())
-    # What had not begun is given up.
+    # Jobs that had not begun are given up.
     assert set(done) <= set(range(8))
 
 

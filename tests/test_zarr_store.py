@@ -50,7 +50,7 @@ DTYPES = ["?", "i1", "u2", "<i4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16", "<M
 
 @pytest.fixture
 def store(session: BackendSession) -> TensorStore:
-    """Which engine an array is for, each test says."""
+    """Return a store without an engine of its own: each test says which engine an array is for."""
     return session()
 
 
@@ -71,7 +71,7 @@ def read(store: CatalogueStore) -> Array:
     return np.asarray(zarr.open_array(store)[...])
 
 
-def entry_of(store: TensorStore, key: str, number: int) -> ShardRecord:
+def record_of(store: TensorStore, key: str, number: int) -> ShardRecord:
     dataset = store.arrays.open(key)
     work = Work.reading(store.backend.transfer, dataset)
     return fetch_records(work, codec_of(dataset).layout, [number])[number]
@@ -168,7 +168,7 @@ def test_what_was_appended_and_assigned_is_read(store: TensorStore) -> None:
     store["a", 2, 3] = 0.5
     expected = np.concatenate([array, -array[:5]])
     expected[2, 3] = 0.5
-    names = {entry_of(store, "a", number).name.split("/")[1] for number in range(8)}
+    names = {record_of(store, "a", number).name.split("/")[1] for number in range(8)}
     assert len(names) > 2
     assert_same(read(opened(store, "a")), expected)
 
@@ -205,7 +205,7 @@ def test_an_object_that_was_used_is_used_again_or_not_at_all(
     source = opened(store, "a")
     assert_same(read(source), array)
     assert_same(zarr.open_array(source)[:4], array[:4])
-    # What the catalogue said of the last rows has been forgotten.
+    # The catalogue's records of the last rows have been forgotten.
     store.append("a", -array)
     with pytest.raises(ChangedError, match="has changed"):
         zarr.open_array(source)[9]
@@ -232,7 +232,7 @@ def test_an_array_that_has_changed_is_refused(session: BackendSession, change: s
 def test_a_lost_object_is_no_fill_value(store: TensorStore, database: Database) -> None:
     array = numbers((8, 6))
     write(store, "a", array, chunks=(2, 3), shards=(4, 6))
-    lost = entry_of(store, "a", 1)
+    lost = record_of(store, "a", 1)
     database.execute("delete from storage.objects where name = %s", [lost.name])
     opened_array = zarr.open_array(opened(store, "a"))
     assert_same(opened_array[:4], array[:4])
@@ -245,14 +245,14 @@ def test_a_lost_object_is_no_fill_value(store: TensorStore, database: Database) 
 
 def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
     dataset = write(store, "a", numbers((8, 6)), chunks=(8, 6), shards=False)
-    entry = entry_of(store, "a", 0)
-    # Only the database's owner could change the object: so what is known of it is.
+    record = record_of(store, "a", 0)
+    # Nobody but the database's owner could change the object. This changes the record of it.
     source = opened(store, "a")
     shards = source.shards
-    longer = ShardRecord(0, entry.name, entry.nbytes + 1, entry.index)
+    longer = ShardRecord(0, record.name, record.nbytes + 1, record.index)
     shards.pages[0] = {0: longer}
     assert shards.entry(0) == longer
-    with pytest.raises(CorruptTensorError, match=f"does not have the {entry.nbytes + 1} bytes"):
+    with pytest.raises(CorruptTensorError, match=f"does not have the {record.nbytes + 1} bytes"):
         zarr.open_array(source)[...]
     assert dataset.version == source.dataset.version
 
@@ -262,10 +262,10 @@ def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
 )
 def test_an_index_that_is_damaged_in_the_catalogue_is_refused(store: TensorStore, index: bytes) -> None:
     write(store, "a", numbers((4, 6)), chunks=(2, 3), shards=(4, 6))
-    entry = entry_of(store, "a", 0)
+    record = record_of(store, "a", 0)
     source = opened(store, "a")
-    source.shards.pages[0] = {0: ShardRecord(0, entry.name, entry.nbytes, index)}
-    with pytest.raises(CorruptTensorError, match=f"{entry.name}.*its index in the catalogue"):
+    source.shards.pages[0] = {0: ShardRecord(0, record.name, record.nbytes, index)}
+    with pytest.raises(CorruptTensorError, match=f"{record.name}.*its index in the catalogue"):
         zarr.open_array(source)[0, 0]
 
 
@@ -304,7 +304,7 @@ def test_a_small_selection_takes_a_small_part_of_a_shard(
         opened_array = zarr.open_array(opened(mine, "a"))
         with proxy.counted() as exchanges:
             assert_same(opened_array[41], array[41])
-        # The index comes with the entry, and not from the object.
+        # The index comes with the record, and not from the object.
         (catalogue,) = [exchange for exchange in exchanges if exchange.function == "shards"]
         (chunk,) = of_objects(exchanges)
         assert len(exchanges) == 2
@@ -375,7 +375,7 @@ def test_xarray_names_dimensions_that_have_no_names(store: TensorStore) -> None:
     variable = xarray.open_zarr(opened(store, "a", as_group="a"))["a"]
     assert variable.dims == ("dim_0", "dim_1")
     assert_same(variable.values, array)
-    # Only there.
+    # Zarr itself is given no names.
     assert zarr.open_array(opened(store, "a")).metadata.dimension_names is None
 
 
@@ -481,7 +481,7 @@ def test_keys_are_listed(store: TensorStore, as_group: str | None) -> None:
             assert await source.exists(key)
             assert await source.getsize(key) == len(await _bytes(source, key))
         assert await source.getsize_prefix(f"{root}c/") == sum(
-            [entry_of(store, "a", number).nbytes for number in (0, 1, 4, 5)]
+            [record_of(store, "a", number).nbytes for number in (0, 1, 4, 5)]
         )
         assert not await source.is_empty(root)
         for key in (f"{root}c/1/0", f"{root}c/3/0", f"{root}c/0", "c/0/0/0", ".zarray", f"{root}c"):

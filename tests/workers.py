@@ -1,5 +1,7 @@
-"""What the processes of a test do, each with a session of its own. In a module of its own: a process that is
-started anew imports it by name."""
+"""Work of the processes of a test, each with a session of its own.
+
+It is in a module of its own, since a process that is started anew imports it by name.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tensorage.types import Engine
 #: Elements of a row of the arrays that are appended to: 32 KiB.
 ROW = 4096
 
-#: Of the arrays that are overwritten: two requests.
+#: Shape of the arrays that are overwritten: two requests.
 LARGE = (10, 1024, 1024)
 
 
@@ -35,7 +37,7 @@ def store_of(
 
 @contextlib.contextmanager
 def sharing(store: TensorStore) -> Iterator[None]:
-    """What the block shares is shared no longer than it lasts: others list the keys of the same project."""
+    """Share what the block shares no longer than it lasts: others list the keys of the same project."""
     try:
         yield
     finally:
@@ -78,7 +80,7 @@ def assign_all(project: Project, user: User, key: str, values: range, engine: En
 
 
 def read_until(project: Project, user: User, key: str, last: int, by_handle: bool) -> list[int]:
-    """Read the array until it holds the last value: the values seen. Every one has to be everywhere in it."""
+    """Read the array until it holds the last value, and return the values seen. Each has to be everywhere in it."""
     seen: list[int] = []
     with store_of(project, user) as store:
         handle = store.open(key)

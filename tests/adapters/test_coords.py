@@ -211,7 +211,7 @@ def test_a_mapping_decodes_what_is_looked_at() -> None:
     assert repr(Coords(dataset(None))) == "<Coords none>"
 
 
-# What is given ---------------------------------------------------------------------------------------
+# Ways of giving coords -------------------------------------------------------------------------------
 
 
 def test_coords_are_given_in_several_ways() -> None:

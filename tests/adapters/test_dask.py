@@ -53,7 +53,7 @@ SHAPES = [
     np.arange(5).astype("M8[D]"),
 ]
 
-#: Of memory: another order of bytes, and of axes.
+#: Arrays in another order of bytes, and of axes in memory.
 LAYOUTS = [np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.arange(12.0).reshape(3, 4))]
 
 
@@ -126,7 +126,7 @@ class TestReading:
         sizes = [np.prod(block) * 4 for block in np.broadcast(*np.ix_(*lazy.chunks))]
         assert max(sizes) <= 32 * 2**20
         if engine == "database":
-            # Whole rows, and of all blocks but the last about as many as have room.
+            # Blocks are of whole rows, and all but the last have about as many as fit.
             assert lazy.chunks[1:] == ((512,), (1024,))
             assert len(lazy.chunks[0]) <= 4
         else:
@@ -281,7 +281,7 @@ class TestStoring:
         lazy = da.from_array(ARRAY, chunks=10).map_blocks(compute, dtype=ARRAY.dtype, meta=ARRAY[:0])
         with pytest.raises(KeyExistsError):
             store["x"] = lazy
-        # That is known before anything is computed.
+        # The error comes before anything is computed.
         assert not computed.is_set()
         store.allow_overwrite = True
         store["x"] = lazy
@@ -290,7 +290,7 @@ class TestStoring:
     def test_a_quota_that_is_too_small(
         self, store: TensorStore, database: psycopg.Connection[Any], user: User
     ) -> None:
-        """That is known before anything is computed, too."""
+        """This error comes before anything is computed, too."""
 
         def never(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             raise AssertionError("computed")
@@ -303,13 +303,13 @@ class TestStoring:
             database.execute("delete from tensorage.quotas where user_id = %s", [user.id])
 
     def test_a_block_that_is_stored_twice_is_there_once(self, store: TensorStore, engine: Engine) -> None:
-        """As by a worker that was taken for dead, and another one after it."""
+        """A worker is taken for dead, and another one stores its block again."""
 
         def fill_twice(dataset: Dataset) -> None:
             for turn in range(2):
                 for first in (0, 1024):
-                    box = (slice(first, first + 1024), slice(0, 1024))
-                    store.arrays.fill(dataset, box, np.full((1024, 1024), turn * (first > 0), "f8"))
+                    region = (slice(first, first + 1024), slice(0, 1024))
+                    store.arrays.fill(dataset, region, np.full((1024, 1024), turn * (first > 0), "f8"))
 
         options: ArrayOptions = {"chunks": (1024, 1024), "shards": False} if engine == "storage" else {}
         store.arrays.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)
@@ -453,7 +453,7 @@ def test_a_graph_that_takes_longer_than_a_token_lives(
 
 
 def _wait_for_tasks(dask_worker: Any) -> None:
-    """Until a worker does nothing any more."""
+    """Wait until a worker does nothing any more."""
     while any(state.state == "executing" for state in dask_worker.state.tasks.values()):
         time.sleep(0.05)
 

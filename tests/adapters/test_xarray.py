@@ -81,7 +81,7 @@ def test_an_array_comes_back_identical(store: TensorStore, array: xr.DataArray) 
 
 
 def test_text_of_any_length_stays_such(store: TensorStore) -> None:
-    """Without xarray, which copies it: that is the end of a process with numpy 2.0."""
+    """Handles keep it without xarray, whose copying ends a process with numpy 2.0."""
     text = np.array(["a", "long"], np.dtypes.StringDType())
     tensor = store.write("k", [1, 2], dims=("x",))
     tensor.coords = {"c": ("x", text)}
@@ -144,7 +144,7 @@ def test_other_arrays_have_xarrays_own_labels(store: TensorStore) -> None:
         two.to_xarray()
 
 
-# What cannot be stored --------------------------------------------------------------------------------
+# Objects of xarray that cannot be stored ----------------------------------------------------------------
 
 
 def with_coord(values: Any) -> xr.DataArray:
@@ -199,7 +199,7 @@ def test_what_cannot_be_stored_says_so(
 
 
 class OwnIndex(PandasIndex):
-    """Looks elements up in another way, for all that anybody knows."""
+    """Index that may look elements up in another way."""
 
 
 def test_an_index_of_another_type_is_refused(store: TensorStore) -> None:

@@ -52,7 +52,7 @@ def test_the_engine_is_registered() -> None:
 
 def test_arrays_below_a_prefix_are_one_dataset(store: TensorStore, era5: xr.Dataset) -> None:
     xr.testing.assert_identical(opened(store, prefix="era5/").load(), era5)
-    # Without a name of the engine, too: nothing else opens a store.
+    # The engine needs no name: nothing else opens a store.
     xr.testing.assert_identical(xr.open_dataset(store, prefix="era5/").load(), era5)  # type: ignore[arg-type]
 
 
@@ -79,7 +79,7 @@ def test_in_chunks_that_are_cheap_to_read(store: TensorStore) -> None:
     rows, columns = store.arrays.shape_to_read(tensor.dataset)
     assert (rows < 40, columns) == (True, 2**20)
     found = opened(store, chunks={})
-    # Of the axis that is not cut, any chunks are as good.
+    # The axis that is not cut may have any chunks.
     assert found.k.encoding["preferred_chunks"] == {"n": rows}
     assert found.k.data.chunksize == (rows, columns)
     with pytest.warns(UserWarning, match="separate the stored chunks"):

@@ -50,7 +50,7 @@ def interrupted(function: str) -> Iterator[pytest.ExceptionInfo[KeyboardInterrup
         assert main.ident is not None
         signal.pthread_kill(main.ident, signal.SIGINT)
 
-    # Whoever runs the tests in the background of a shell has them ignore it.
+    # Tests that run in the background of a shell ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -97,7 +97,7 @@ def test_the_end_raises_it(gated: TensorStore, gate: Gate, store: TensorStore) -
     with pytest.raises(tensorage.KeyExistsError):
         bg.__exit__(None, None, None)
     assert store["x"].tolist() == [0, 1, 2]
-    # Once.
+    # The error is raised once.
     bg.close()
 
 
@@ -289,7 +289,7 @@ class TestInterrupts:
             while "0 operations" not in repr(bg):
                 wait_for_change(bg)
             gate.close()
-            bg.workers.failures[0].giver = threading.Thread()  # As if another loop had given it.
+            bg.workers.failures[0].giver = threading.Thread()  # Another loop seems to have given it.
             bg["x"] = [1]
             gate.wait_for(1)
         assert "deleting 'not there' failed: KeyNotFoundError: " in notes(raised.value)

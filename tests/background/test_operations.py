@@ -1,4 +1,4 @@
-"""What may begin, and when there is room: no I/O, no threads."""
+"""Operations that may begin, and room for more: no I/O, no threads."""
 
 from __future__ import annotations
 

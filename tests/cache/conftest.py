@@ -21,7 +21,7 @@ def store(session: BackendSession, engine: Engine) -> TensorStore:
 
 @pytest.fixture
 def rows(session: BackendSession) -> TensorStore:
-    """A store whose new arrays are rows of the database."""
+    """A store whose new arrays are blocks of the database."""
     return TensorStore(session, quiet=True, engine="database", allow_overwrite=True)
 
 

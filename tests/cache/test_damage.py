@@ -14,7 +14,7 @@ import pytest
 from proxy import Proxy
 
 from tensorage import TensorStore
-from tensorage.cache import cache_file as entry
+from tensorage.cache import cache_file
 from tensorage.cache.file_format import PAGE_BYTES, RECORD
 
 ARRAY = cache_workers.array()
@@ -26,7 +26,7 @@ def filled(store: TensorStore, folder: Path) -> Path:
     store.write("x", ARRAY, chunks=(40, 28, 28) if store.engine == "storage" else None)
     np.testing.assert_array_equal(store.open("x").cached(folder)[...], ARRAY)
     gc.collect()
-    (path,) = cache_folder.entries(folder)
+    (path,) = cache_folder.cache_files(folder)
     return path
 
 
@@ -36,19 +36,19 @@ def restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 
     def begin() -> None:
         (tmp_path / "boot_id").write_text("another")
-        monkeypatch.setattr(entry, "_BOOT_ID", tmp_path / "boot_id")
-        entry.this_run.cache_clear()
+        monkeypatch.setattr(cache_file, "_BOOT_ID", tmp_path / "boot_id")
+        cache_file.this_run.cache_clear()
 
     yield begin
-    entry.this_run.cache_clear()
+    cache_file.this_run.cache_clear()
 
 
 @pytest.fixture
 def _without_boot_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(entry, "_BOOT_ID", tmp_path / "none")
-    entry.this_run.cache_clear()
+    monkeypatch.setattr(cache_file, "_BOOT_ID", tmp_path / "none")
+    cache_file.this_run.cache_clear()
     yield
-    entry.this_run.cache_clear()
+    cache_file.this_run.cache_clear()
 
 
 def change(path: Path, at: int, content: bytes) -> None:
@@ -79,7 +79,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_file_that_is_no_entry_is_made_anew(
+def test_a_file_that_is_no_cache_file_is_made_anew(
     store: TensorStore, folder: Path, filled: Path, damage: Callable[[Path], Any]
 ) -> None:
     damage(filled)
@@ -95,14 +95,14 @@ def test_a_file_of_another_version_in_place_of_one(store: TensorStore, folder: P
     gc.collect()
     cached = store.open("x").cached(folder)
     _ = cached[...]
-    (path,) = set(cache_folder.entries(folder)) - {filled}
+    (path,) = set(cache_folder.cache_files(folder)) - {filled}
     del cached
     gc.collect()
     path.write_bytes(content)
     assert store.open("x").cached(folder)[0, 0, 0] == 1
 
 
-def test_pieces_that_a_crash_of_the_system_lost_are_fetched_again(
+def test_tiles_that_a_crash_of_the_system_lost_are_fetched_again(
     store: TensorStore, folder: Path, filled: Path, restart: Callable[[], None]
 ) -> None:
     restart()
@@ -121,7 +121,7 @@ def test_pieces_that_a_crash_of_the_system_lost_are_fetched_again(
     assert again.cache.held[1].is_complete
 
 
-def test_sound_pieces_are_not_fetched_again(
+def test_sound_tiles_are_not_fetched_again(
     watched: TensorStore, proxy: Proxy, folder: Path, restart: Callable[[], None]
 ) -> None:
     watched["x"] = ARRAY

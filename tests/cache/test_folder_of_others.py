@@ -85,18 +85,18 @@ def test_files_that_another_user_left(rows: TensorStore, folder: Path) -> None:
     rows["x"] = ARRAY
     _ = rows.open("x").cached(folder)[...]
     gc.collect()
-    (entry,) = cache_folder.entries(folder)
-    others.give_away(entry)
+    (path,) = cache_folder.cache_files(folder)
+    others.give_away(path)
     cached = rows.open("x").cached(folder)
     assert cached.epoch_cost() == rows.open("x").epoch_cost()
     np.testing.assert_array_equal(cached[...], ARRAY)
-    (entry,) = cache_folder.entries(folder)
-    assert entry.stat().st_uid == os.geteuid()
+    (path,) = cache_folder.cache_files(folder)
+    assert path.stat().st_uid == os.geteuid()
     del cached
     gc.collect()
-    entry.chmod(0o644)
+    path.chmod(0o644)
     assert rows.open("x").cached(folder).epoch_cost() > 0
-    (entry,) = cache_folder.entries(folder)
-    assert stat.S_IMODE(entry.stat().st_mode) == 0o600
+    (path,) = cache_folder.cache_files(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     others.give_away(folder / "tensorage-cache")
     refused(rows, folder, "tensorage-cache belongs to")

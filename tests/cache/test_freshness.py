@@ -1,4 +1,4 @@
-"""What a cache never does: give elements that are not there any more. And what it asks of the network, no more."""
+"""A cache never gives elements that are not there any more, and asks the network no more than it has to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proxy import Exchange, Proxy
 import tensorage
 from tensorage import BackendSession, KeyNotFoundError, TensorStore
 
-#: Never, within a test.
+#: Seconds that no test lasts.
 _LONG_S = 1000.0
 
 
@@ -159,8 +159,8 @@ def test_own_changes_are_seen_at_once(
     expected = make(store, array)
     np.testing.assert_array_equal(cached[...], expected, strict=True)
     np.testing.assert_array_equal(cached[[5, 2]], expected[[5, 2]])
-    # What was replaced is deleted along with it.
-    assert len(cache_folder.entries(folder)) == 1 or make in (
+    # The cache file of a replaced array is deleted along with it.
+    assert len(cache_folder.cache_files(folder)) == 1 or make in (
         append,
         overwrite_by_another_shape,
         delete_and_store,
@@ -245,7 +245,7 @@ def test_attributes_are_no_elements(watched: TensorStore, proxy: Proxy, folder: 
     anew = watched.open("x").cached(folder, check_every_s=_LONG_S)
     assert anew.epoch_cost() == 0
     np.testing.assert_array_equal(anew[...], array)
-    assert len(cache_folder.entries(folder)) == 1
+    assert len(cache_folder.cache_files(folder)) == 1
     # Once elements have changed too, the older version is of no use.
     watched["x", 0] = 3
     array[0] = 3

@@ -16,7 +16,7 @@ from tensorage import CacheError, Tensor, TensorStore
 
 ARRAY = cache_workers.array()
 
-#: For one of the arrays, and not for two of them.
+#: Room for one of the arrays, and not for two of them.
 FOR_ONE = ARRAY.nbytes + 300_000
 
 
@@ -42,14 +42,14 @@ def test_nothing_fits(store: TensorStore, folder: Path) -> None:
     cached = store.open("a").cached(folder, max_bytes=1000)
     cache_workers.assert_same(cached, ARRAY, 0)
     assert cached.epoch_cost() == store.open("a").epoch_cost()
-    assert not cache_folder.entries(folder)
+    assert not cache_folder.cache_files(folder)
 
 
 def test_what_nobody_uses_makes_room_the_oldest_first(store: TensorStore, folder: Path) -> None:
     fill(store, "a", "b", "c")
     for number, key in enumerate("ab"):
         _ = store.open(key).cached(folder)[...]
-        path = max(cache_folder.entries(folder), key=lambda path: path.stat().st_mtime_ns)
+        path = max(cache_folder.cache_files(folder), key=lambda path: path.stat().st_mtime_ns)
         os.utime(path, (1000 + number, 1000 + number))
     cached = store.open("c").cached(folder, max_bytes=2 * FOR_ONE)
     np.testing.assert_array_equal(cached[...], ARRAY + 2)
@@ -64,13 +64,13 @@ def test_versions_that_are_gone_make_room_first(store: TensorStore, folder: Path
     held = store.open("a").cached(folder)
     _ = held[...], store.open("b").cached(folder)[...]
     store.append("a", ARRAY[:1])
-    stale = cache_folder.entries(folder)
+    stale = cache_folder.cache_files(folder)
     del held
     cached = store.open("a").cached(folder, max_bytes=2 * FOR_ONE)
     np.testing.assert_array_equal(cached[:-1], ARRAY)
     assert cached.epoch_cost() <= ARRAY[:40].nbytes
     assert store.open("b").cached(folder).epoch_cost() == 0
-    assert len(set(stale) & set(cache_folder.entries(folder))) == 1
+    assert len(set(stale) & set(cache_folder.cache_files(folder))) == 1
 
 
 def test_arrays_in_use_do_not_drive_each_other_out(store: TensorStore, folder: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_full_disk_is_an_error_at_once(store: TensorStore, tmp_path: Path) -> 
         assert read > 0
         assert caught.value.errno == errno.ENOSPC
         assert isinstance(caught.value.__cause__, OSError)
-        # What is there stays usable.
+        # Tiles that are there stay usable.
         np.testing.assert_array_equal(cached[:read], ARRAY[:read])
         again = store.open("a").cached(tmp_path / "disk" / "cache")
         np.testing.assert_array_equal(again[:read], ARRAY[:read])
@@ -184,5 +184,5 @@ def test_nobody_else_can_read_it(store: TensorStore, folder: Path) -> None:
     files = list((folder / "deep").iterdir())
     assert len(files) == 2
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    # Not even what it is called.
+    # The name of the array is not told, either.
     assert not [path for path in files if b'"a"' in path.read_bytes()]

@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_nothing_wrong(
         process.kill()
         process.join()
         before = cached.epoch_cost()
-    # By a process of its own, which believes whatever is there.
+    # A process of its own reads it, and believes what is there.
     process = _FORK.Process(target=cache_workers.read_epoch, args=(project, user, "x", folder, 9))
     process.start()
     process.join()
@@ -136,14 +136,14 @@ def test_a_forked_child_keeps_an_entry_in_use(rows: TensorStore, folder: Path) -
     gc.collect()
     other = rows.open("y").cached(folder, max_bytes=2_500_000)
     _ = other[...]
-    assert len(cache_folder.entries(folder)) == 2
+    assert len(cache_folder.cache_files(folder)) == 2
     assert other.epoch_cost() > 0
     ends.set()
     child.join()
     assert child.exitcode == 0
     # Now that nobody uses it, it makes room.
     _ = other[...]
-    assert len(cache_folder.entries(folder)) == 1
+    assert len(cache_folder.cache_files(folder)) == 1
     assert other.epoch_cost() == 0
 
 

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 _RANDOM = np.random.default_rng(0)
 
-#: Shapes, and chunks of Storage: one piece and many, rows and parts of rows, no elements, no axes.
+#: Shapes, and chunks of Storage: one tile and many, rows and parts of rows, no elements, no axes.
 ARRAYS = [
     ((), "f8", ()), ((0,), "i4", (1,)), ((9,), ">i2", (4,)), ((40,), "c16", (7,)), ((5, 6), "?", (2, 6)),
     ((7, 11), "f4", (1, 4)), ((4, 25), "u8", (3, 10)), ((3, 0, 2), "f2", (1, 1, 1)), ((6, 3, 5), "M8[s]", (2, 2, 2)),
@@ -28,8 +28,8 @@ ARRAYS = [
 
 
 @pytest.fixture
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small arrays are made of many."""
+def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make tiles so small that small arrays are made of many."""
     monkeypatch.setattr(tiles, "TILE_BYTES", 32)
 
 
@@ -40,11 +40,11 @@ def stored(store: TensorStore, number: int) -> tuple[Array, Tensor]:
     return array.astype(array.dtype.newbyteorder("<")), tensor
 
 
-@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.usefixtures("_small_tiles")
 def test_any_index_gives_what_numpy_gives(store: TensorStore, folder: Path) -> None:
     arrays = [stored(store, number) for number in range(len(ARRAYS))]
     ways = [
-        # From the second example on, more and more is there; or nothing is kept, or nothing but a few arrays.
+        # Limits that keep everything, nothing, or a few arrays. From the second example on, more and more is there.
         (array, tensor.cached(folder / str(max_bytes), max_bytes=max_bytes, check_every_s=1000))
         for array, tensor in arrays
         for max_bytes in (None, 0, 120_000)

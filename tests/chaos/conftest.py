@@ -41,7 +41,7 @@ def loses(mortal: Backend) -> Callable[[Callable[[], httpx.Response]], None]:
     """Make a request that is answered, of which PostgreSQL then loses all that is not on disk yet."""
 
     def make(request: Callable[[], httpx.Response]) -> None:
-        # What nobody waits for is written by this process within 0.2 s, and by no other.
+        # The WAL writer alone writes, within 0.2 s, what nobody waits for.
         mortal.freeze_wal_writer()
         answer = request()
         mortal.kill_postgres()

@@ -56,7 +56,7 @@ class Killer:
             self._backend.revive()
 
     def end(self) -> bool:
-        """Kill now, if the moment has not come: whether it had. What was acknowledged before has to hold then, too."""
+        """Kill now, if the moment has not come, and return whether it had. Acknowledged work has to hold then, too."""
         had_fired = self._has_fired.is_set()
         self.fire()
         assert self.has_killed.wait(PATIENCE_S)

@@ -64,7 +64,7 @@ class Unreadable:
 #: Arrays by key.
 State = Mapping[str, Stored]
 
-#: The same as it was found.
+#: Arrays by key, as they were found.
 Seen = Mapping[str, "Stored | Unreadable"]
 
 
@@ -169,7 +169,7 @@ def judge(
             # Torn before it came to this key.
             verdict = Verdict.TORN
         if outcomes:
-            # Of a key that none of them touches, it is told of the last one.
+            # If none of them touches the key, the last one gets the verdict.
             verdicts[-1 if at is None else at] = verdict
         expected = " or ".join(dict.fromkeys(repr(state.get(key)) for state in allowed))
         differences.append(

@@ -79,7 +79,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Write(Operation):
-    """A new array, of which `pieces` says how it comes: whole, as blocks, or by filling what was declared."""
+    """A new array. `pieces` says how it comes: whole, as blocks, or by filling what was declared."""
 
     rows: int
     dtype: str
@@ -105,7 +105,7 @@ class Write(Operation):
             self._fill(store, attrs)
 
     def _blocks(self) -> Iterator[Array]:
-        # Of a length that fits neither blocks nor objects.
+        # The length fits neither blocks nor objects.
         for first in range(0, self.rows, 21):
             yield self.array[first : first + 21]
 

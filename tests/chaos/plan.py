@@ -31,7 +31,7 @@ USER_OF_WRITER = (0, 0, 0, 1)
 
 
 class Target(enum.Enum):
-    """Who is killed."""
+    """The process that is killed."""
 
     POSTGRES = "PostgreSQL"
     SERVER = "server"
@@ -40,13 +40,13 @@ class Target(enum.Enum):
 
 
 class Phase(enum.Enum):
-    """When a request is met by the kill."""
+    """The moment at which the kill meets a request."""
 
-    #: It has come, and has not been passed on.
+    #: The request has come, and has not been passed on.
     UNSENT = "unsent"
-    #: It has been passed on, and is being answered.
+    #: The request has been passed on, and is being answered.
     UNDER_WAY = "under way"
-    #: It has been answered, and the answer is lost.
+    #: The request has been answered, and the answer is lost.
     UNANSWERED = "unanswered"
     #: The answer has been passed on.
     ANSWERED = "answered"
@@ -54,7 +54,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Kill:
-    """Who is killed, and when.
+    """The process that is killed, and the moment.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def _assign(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     key = drawer.key_of(engine, kind)
     there = len(drawer.state[key].array)
     rows = drawer.rng.randint(1, min(there, 20)) if kind == "assign" else there
-    # Within one object, if it is to be one request.
+    # The rows are within one object, if it is to be one request.
     first = drawer.rng.choice([0, (there - rows) // 32 * 32]) if kind == "assign" else 0
     step = drawer.rng.choice([1, 2, 3])
     return Assign(kind, engine, key, drawer.number(), rows, first, step, drawer.dtype_of(key))
@@ -248,12 +248,12 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
 
 _NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "sweep"})
 
-#: Those that end with a commit, in each engine.
+#: Operations that end with a commit, in each engine.
 _STAGED = frozenset(
     {"staged write", "write from blocks", "fill", "staged append", "staged assign", "copy", "overwrite"}
 )
 
-#: Those that end with a commit only in Storage.
+#: Operations that end with a commit only in Storage.
 _STAGED_IN_STORAGE = frozenset({"store", "append", "assign"})
 
 KINDS = tuple(_MAKERS)

@@ -92,7 +92,7 @@ class Arena:
         self.writers = [Writer(project, self.users[user], fault) for user in USER_OF_WRITER]
         for writer in self.writers:
             self._exit.callback(writer.close)
-        #: Of each user, straight to the backend.
+        #: A store of each user, straight to the backend.
         self.stores = [self._store(user) for user in self.users]
         #: Prefixes of the last rounds, and the arrays of each user that are there below them.
         self._kept: deque[tuple[str, list[State]]] = deque()
@@ -118,7 +118,7 @@ class Arena:
         session.login_by_mail()
         return TensorStore(session, quiet=True, chunk_size=CHUNK_SIZE)
 
-    # Before ---------------------------------------------------------------------------------------------------
+    # Preparation ----------------------------------------------------------------------------------------------
 
     def _prepare(self, plan: Plan) -> dict[int, State]:
         """Store what the operations need: the state of each writer's keys."""
@@ -141,7 +141,7 @@ class Arena:
     # The round ------------------------------------------------------------------------------------------------
 
     def _let_them_write(self, plan: Plan, result: Result) -> dict[int, list[End]]:
-        """Give each writer its operations, and kill: the ends of what each began."""
+        """Give each writer its operations, kill, and return the ends of what each began."""
         victim = self.writers[plan.kill.victim]
         starts = self.backend.starts
         killer = Killer(plan.kill, self.backend, victim)
@@ -184,7 +184,7 @@ class Arena:
         for writer in self.writers:
             writer.relay.send_to(self.backend.running.api_url)
 
-    # Afterwards -----------------------------------------------------------------------------------------------
+    # Judgement ------------------------------------------------------------------------------------------------
 
     def _look(
         self, plan: Plan, initial: Mapping[int, State], ends: Mapping[int, list[End]], result: Result

@@ -1,4 +1,4 @@
-"""The table: each operation in each engine, and how many of them ended how."""
+"""The table: each operation in each engine, and a count of each end."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from chaos.table import Table
 
 from tensorage.types import Engine
 
-#: Any would do.
+#: Seed of the rounds; any would do.
 SEED = "test"
 
 
@@ -42,7 +42,7 @@ def test_every_operation(arena: Arena, kind: str, engine: Engine) -> None:
     run(arena, draw_plan(SEED, number_of(kind, engine)))
 
 
-#: Of each kind of staged work: the requests that bring it. The first one is answered, and what it brought is lost.
+#: Kinds of staged work, and the requests that bring it. The first one is answered, and what it brought is lost.
 STAGED: list[tuple[str, Engine, str]] = [
     ("staged write", "database", "put"),
     ("staged write", "storage", "put_shards"),

@@ -77,7 +77,7 @@ def test_a_staged_assignment_whose_first_patch_is_on_disk(
     """The second patch changes blocks of the first: they are there, half as they should be."""
     begun = owner.begin_assign(stored)
     answer_of(owner.patch(begun["id"], -NUMBERS_OLD[::2], list(range(0, 100, 2)), [1] * 50))
-    # Waits for the disk, with all that was written before.
+    # This waits for the disk, with all that was written before.
     owner.store(new_key(), NUMBERS_OLD)
     loses(lambda: owner.patch(begun["id"], -NUMBERS_OLD[1::2], list(range(1, 100, 2)), [1] * 50))
     assert rows_kept(mortal, "tensors", begun["id"]) == 10

@@ -19,9 +19,9 @@ from project import Project, User
 
 import tensorage
 from tensorage import TensorStore
-from tensorage.backend.blocks import block_engine as rows_engine
-from tensorage.backend.blocks import writing as rows_writing
-from tensorage.backend.zarr import writing as objects_writing
+from tensorage.backend.blocks import block_engine
+from tensorage.backend.blocks import writing as block_writing
+from tensorage.backend.zarr import writing as zarr_writing
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.indexing import runs
 
@@ -161,9 +161,9 @@ def _serve(pipe: Connection, project: Project, user: User, fault: str | None) ->
     # Ctrl-C is for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("tensorage").setLevel(logging.ERROR)
-    for module in (runs, rows_writing, rows_engine):
+    for module in (runs, block_writing, block_engine):
         module.MAX_REQUEST_BYTES = REQUEST_BYTES
-    objects_writing.ENTRIES_PER_REQUEST = 2
+    zarr_writing.ENTRIES_PER_REQUEST = 2
     deliberate.commit(fault)
     session = project.session(user)
     session.login_by_mail()

@@ -64,7 +64,7 @@ class Raw:
         return Answer(int(line.split()[1]), headers, self._file.read(int(headers.get("content-length", "0"))))
 
     def answers(self) -> int:
-        """Wait for the end: the number of whole answers before it."""
+        """Wait for the end, and return the number of whole answers before it."""
         number = 0
         with contextlib.suppress(ConnectionError, AssertionError):
             while True:
@@ -108,7 +108,7 @@ def head(method: str, path: str, **headers: object) -> bytes:
 
 @contextlib.contextmanager
 def serving(running: control.Running, storage_dir: Path, limits: Limits) -> Iterator[int]:
-    """Serve the database of a running backend once more, with other limits: the port."""
+    """Serve the database of a running backend once more, with other limits, and return the port."""
     secrets = DataFolder.open(running.data_dir).read_secrets()
     postgres = urlsplit(running.db_url).port
     assert postgres is not None

@@ -85,7 +85,7 @@ def test_no_url_of_another_host_is_given(backend: control.Running) -> None:
 def test_rest_wants_the_key_of_the_project(
     backend: control.Running, http: httpx.Client, key: str | None
 ) -> None:
-    """As hosted Supabase's gateway does, whatever token comes with it."""
+    """Hosted Supabase's gateway wants it, too, whatever token comes with it."""
     headers = {"Authorization": f"Bearer {backend.service_role_key}"} | (
         {} if key is None else {"apikey": key}
     )

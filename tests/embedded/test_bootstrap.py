@@ -1,4 +1,4 @@
-"""What a new database comes with, held against what a hosted Supabase project has; and migrations."""
+"""A new database, held against that of a hosted Supabase project; and migrations."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_bootstrap_is_done_once(backend: control.Running) -> None:
 
 
 def test_cluster_without_a_server_is_stopped(tmp_path: Path) -> None:
-    """As on a system where PostgreSQL does not learn of the death of its server."""
+    """On some systems PostgreSQL does not learn of the death of its server."""
 
     async def orphaned() -> int:
         cluster = Cluster(tmp_path / "postgres", "password of the superuser")

@@ -218,7 +218,7 @@ def test_a_socket_without_its_pid_file_is_removed_too(data_dir: Path) -> None:
 def test_a_postmaster_without_its_pid_file_is_stopped(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one whose server was killed before it had written the file."""
+    """The server was killed before it had written the file."""
     backend = Backend(data_dir)
     orphan, children = backend.postmaster, backend.postmaster.children()
     # Too busy to notice the end of its server, and to hear anything but SIGKILL.

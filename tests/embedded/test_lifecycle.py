@@ -131,7 +131,7 @@ def test_server_survives_the_death_of_its_starter(data_dir: Path) -> None:
     starter = python(code, data_dir, stdin=subprocess.PIPE, start_new_session=True)
     assert starter.stdout is not None
     pid = int(starter.stdout.readline())
-    # As when a terminal closes: the starter and all of its process group.
+    # A terminal that closes ends the starter and all of its process group.
     os.killpg(starter.pid, signal.SIGKILL)
     starter.communicate()
     running = control.status(data_dir)
@@ -259,7 +259,7 @@ def test_server_ends_when_postgres_cannot_be_started(data_dir: Path) -> None:
     postmaster(running).kill()
     until(lambda: has_ended(server))
     assert control.status(data_dir) is None
-    # What a running server logs goes to its own log, whose size is bounded; its last words are for both.
+    # A running server logs to its own log, whose size is bounded; its last words are for both.
     assert "attempt 1" in (data_dir / "server.log").read_text()
     assert "attempt 1" not in (data_dir / "start.log").read_text()
     with pytest.raises(control.StartError, match="pg_control"):
@@ -301,7 +301,7 @@ def test_stale_state_is_not_believed(data_dir: Path) -> None:
             assert control.status(data_dir) is None
             assert not control.stop(data_dir)
             assert bystander.poll() is None
-        # So may the pid in PostgreSQL's own file.
+        # The pid in PostgreSQL's own file may be a bystander's, too.
         (data_dir / "postgres" / "postmaster.pid").write_text(f"{bystander.pid}\n{data_dir / 'postgres'}\n")
         assert fetch(control.start(data_dir), "select 1") == [(1,)]
         assert bystander.poll() is None
@@ -368,7 +368,7 @@ def test_stops_with_idle_and_stuck_connections(data_dir: Path) -> None:
         socket.create_connection(("127.0.0.1", port)) as stuck,
         contextlib.closing(psycopg.connect(running.db_url)) as open_transaction,
     ):
-        # Without the key it would be answered already.
+        # The request has a key, as it would be answered already without one.
         fields = f"Host: localhost\r\napikey: {running.anon_key}\r\nContent-Length: 1000\r\n\r\n{{"
         stuck.sendall(f"POST /rest/v1/rpc/nap HTTP/1.1\r\n{fields}".encode())
         open_transaction.execute("create table public.never_committed ()")
@@ -424,8 +424,8 @@ def test_everything_is_the_owners_alone(backend: control.Running) -> None:
 
 
 def addresses_of_the_server(running: control.Running) -> list[tuple[object, ...]]:
-    """Where the server's own connections to PostgreSQL come from: nowhere, if by its Unix socket."""
-    # As superuser: others are not told.
+    """Addresses of the server's own connections to PostgreSQL: none, if by its Unix socket."""
+    # Only a superuser is told.
     with psycopg.connect(running.superuser_url, autocommit=True) as connection:
         return connection.execute(
             "select distinct client_addr::text from pg_stat_activity where usename = 'authenticator'"
@@ -483,7 +483,7 @@ def test_folder_of_a_newer_release_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_that_another_version_has_migrated_is_refused(data_dir: Path) -> None:
-    """As one that a checkout of before the first release made. Only a reset removes what is in it."""
+    """A checkout of before the first release made such a folder. Only a reset removes what is in it."""
     running = control.start(data_dir)
     execute(
         running,
@@ -534,7 +534,7 @@ def test_environment_names_the_folder(new_dir: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("USER_PASSWORD", "SECRET")
     running = control.start()
     assert running.data_dir == new_dir
-    # As root PostgreSQL runs as nobody, and is not to have what is root's.
+    # Under root, PostgreSQL runs as nobody, and is not to have what is root's.
     inherited = postmaster(running).environ()
     assert "PATH" in inherited
     assert "USER_PASSWORD" not in inherited

@@ -170,7 +170,7 @@ def test_a_server_without_a_companion_goes_on(data_dir: Path, monkeypatch: pytes
     starter.communicate()
     running = control.status(data_dir)
     assert running is not None
-    # Who joins it leaves its life as it is.
+    # A process that joins it leaves its life as it is.
     joined = python(STARTS, data_dir)
     assert joined.wait(PATIENCE_S) == 0
     joined.communicate()

@@ -105,7 +105,7 @@ def test_a_body_that_comes_byte_by_byte(backend: control.Running, port: int) -> 
 
 
 def test_a_slow_body_is_waited_for(backend: control.Running, port: int) -> None:
-    """However long it takes: here, several times the server's patience."""
+    """The body takes several times the server's patience."""
     pieces = 30
     with connected(port) as raw:
         raw.send(upload(backend, pieces * 10_000))
@@ -171,7 +171,7 @@ def test_an_answer_that_is_taken_slowly(backend: control.Running, port: int, lar
 
 
 def test_no_more_connections_than_allowed(port: int) -> None:
-    """Who waits longest without a request makes room."""
+    """The connection that waits longest without a request makes room."""
     with ExitStack() as stack:
         raws = [stack.enter_context(connected(port)) for _ in range(LIMITS.connections)]
         for raw in raws[1:]:
@@ -227,7 +227,7 @@ def test_both_servers_are_as_they_were(backend: control.Running, port: int) -> N
 
 
 def test_bytes_are_shared_in_turns() -> None:
-    """However many bodies come at once, and however large: each of them comes to its end."""
+    """Each body comes to its end, however many come at once, and however large."""
 
     async def scene() -> None:
         memory, most = RequestMemory(100, max_wait_s=30), 0
@@ -251,7 +251,7 @@ def test_who_finds_no_room_is_told_so() -> None:
     async def scene() -> None:
         memory = RequestMemory(100, max_wait_s=0.05)
         with memory.lend() as answer, memory.lend() as first, memory.lend() as second:
-            # What is there is counted; it cannot be refused any more.
+            # Memory that is held is counted; it cannot be refused any more.
             answer.hold(150)
             # One at a time goes beyond the bound, for a while.
             await first.add(10)

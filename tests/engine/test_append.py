@@ -140,8 +140,8 @@ def test_a_handle_reads_the_rows_that_it_knows(store: TensorStore) -> None:
     np.testing.assert_array_equal(old[...], np.arange(5))
 
 
-#: What an append says that finds its array replaced or deleted. Where all appends begin anew on what is there, as those
-#: to Storage do, that does not fit or is not there.
+#: Errors of an append that finds its array replaced or deleted. An append to Storage begins anew on what is there: it
+#: does not fit that, or finds nothing.
 OVERTAKEN: dict[Engine, dict[str, type[Exception]]] = {
     "database": {"overwrite": tensorage.ChangedError, "delete": tensorage.ChangedError},
     "storage": {"overwrite": tensorage.InvalidInputError, "delete": tensorage.KeyNotFoundError},
@@ -208,7 +208,7 @@ def test_an_append_is_not_split_by_a_bad_row(rows: TensorStore, database: Sql) -
 
 
 def append_by_sql(database: Sql, user_id: str, key: str, count: int) -> None:
-    """So many appends of one row, of one int64 each: 0, 1, 2 and so on."""
+    """Append rows of one int64 each, `count` times: 0, 1, 2 and so on."""
     operation = str(uuid.UUID(int=0))
     meta = {"key": key, "shape": [1], "dtype": "<i8", "operation": operation}
     head = header(count=1, block_size=1, meta=meta)

@@ -275,7 +275,7 @@ def test_an_array_that_changes_amid_an_assignment(
                     handle[:] = 1
             else:
                 handle[:] = 1
-                # On what is there now, if it is not what it was; appended rows are of no concern to others.
+                # It is done on the array that is there now; appended rows are of no concern to others.
                 result = small["x"]
                 assert result.shape == {"append": (12860,), "overwrite": (7,)}.get(change, (12830,))
                 assert (result[:12830] == 1).all()

@@ -240,7 +240,7 @@ class TestAttributes:
             object(), {1, 2}, b"bytes", float("nan"), float("inf"), 1j, "a\0b", "\\\0", np.float64("nan"), "\ud800",
             {"a": [{2}]}, np.datetime64("2024-01-01"),
         ],
-        # Without addresses: each process of a run has to find the same names.
+        # Names without addresses: each process of a run has to find the same ones.
         ids=lambda value: repr(value).partition(" at 0x")[0],
     )  # fmt: skip
     def test_what_json_cannot_hold_is_refused(self, store: TensorStore, value: Any) -> None:

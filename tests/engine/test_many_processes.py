@@ -1,4 +1,4 @@
-"""What holds when several processes use one array, over a bad network, and when they die."""
+"""Several processes use one array, over a bad network, and some of them die."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_large_assignment_and_small_ones_elsewhere(
 
 
 def is_busy(database: Sql) -> bool:
-    """What a client asked for is being done, whether or not it lives to hear of it."""
+    """Whether the database is doing what a client asked for, even if the client is dead."""
     row = database.execute(
         "select count(*) from pg_stat_activity where backend_type = 'client backend' and state <> 'idle' "
         "and pid <> pg_backend_pid()"

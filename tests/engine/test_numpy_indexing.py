@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 _RANDOM = np.random.default_rng(0)
 
-#: Shapes and chunk sizes: one block and many, rows over a block, no elements, no axes.
+#: Shapes and block sizes: one block and many, rows over a block, no elements, no axes.
 ARRAYS = [
     ((), "f8", None), ((0,), "i4", None), ((9,), ">i2", 4), ((40,), "D", 7), ((5, 6), "?", None), ((7, 11), "f4", 11),
     ((4, 25), "u8", 10), ((3, 0, 2), "f2", None), ((6, 3, 5), "M8[s]", 30), ((2, 3, 40), "i1", 50),
@@ -43,7 +43,7 @@ def test_any_index_gives_what_numpy_gives(store: TensorStore) -> None:
         stored.append((key, array.astype(array.dtype.newbyteorder("<")), store.open(key)))
 
     @settings(
-        # Of objects, each chunk is decoded on its own, and some of these have a single element.
+        # Each chunk of an object is decoded on its own, and some of these have a single element.
         max_examples=600 if store.engine == "database" else 150,
         deadline=None,
         derandomize=True,
@@ -112,7 +112,7 @@ def test_a_read_into_out_gives_what_numpy_gives(store: TensorStore) -> None:
 SAMPLES = (6000, 28, 28)
 MASK = np.random.default_rng(1).random(6000) < 0.1
 
-#: What is asked for, and how many requests it may be at most.
+#: Selections, and the most requests that each may take.
 SELECTIONS = [
     ("a sample", np.s_[77], 1), ("a row", np.s_[77, 5], 1), ("an element", np.s_[77, 5, 3], 1),
     ("64 samples", np.s_[np.random.default_rng(2).integers(0, 6000, 64)], 1),
@@ -137,7 +137,7 @@ def samples(project: Project, proxy: Proxy) -> Iterator[tuple[Array, Tensor]]:
 
 
 def assert_little_travels(array: Array, handle: Tensor, index: Any, exchanges: list[Exchange]) -> None:
-    """At most twice the bytes of the elements selected, and 64 KiB for each block that they touch."""
+    """Check that at most twice the selected bytes travel, and 64 KiB for each block that they touch."""
     positions = np.unique(np.arange(array.size).reshape(array.shape)[index])
     blocks = len(np.unique(positions // handle.dataset.block_size))
     received = sum(exchange.received_bytes for exchange in exchanges)

@@ -19,9 +19,8 @@ from selections import selections
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
 from tensorage.backend.blocks import assigning, writing
-from tensorage.backend.zarr import reading
-from tensorage.backend.zarr import shard_records as entries
-from tensorage.backend.zarr import writing as objects_writing
+from tensorage.backend.zarr import reading, shard_records
+from tensorage.backend.zarr import writing as zarr_writing
 from tensorage.indexing import runs
 
 Array = np.ndarray[Any, Any]
@@ -35,10 +34,10 @@ CHUNK_SIZES = st.sampled_from([None, 1, 7, 20, 100])
 
 @st.composite
 def layouts(draw: st.DrawFn, ndim: int) -> dict[str, Any]:
-    """How an array of Storage is cut: into so small objects that there are many, or one, with an index or without."""
+    """Layouts of an array of Storage: objects so small that there are many, or one, with an index or without."""
     chunks = tuple(draw(st.integers(1, 4)) for _ in range(ndim))
     counts = [draw(st.integers(1, 3)) for _ in range(ndim)]
-    # As many objects as a small array has chunks take too long.
+    # One object for each chunk of a small array would take too long.
     shards = tuple(
         max(chunk * count, 3 // chunk * chunk) for chunk, count in zip(chunks, counts, strict=True)
     )
@@ -55,7 +54,7 @@ def random_array(shape: tuple[int, ...], dtype: Any, seed: int) -> Array:
 
 @dataclass(eq=False)
 class Stored:
-    """What is stored under a key; `changes` counts what makes it another array for those who read it."""
+    """An array under a key; `changes` counts what makes it another array for those who read it."""
 
     value: Array
     changes: int = 0
@@ -81,7 +80,7 @@ class Operations(RuleBasedStateMachine):
 
     def __init__(self, store: TensorStore) -> None:
         super().__init__()
-        # What an example that failed left.
+        # An example that failed may have left arrays.
         for key in store:
             del store[key]
         self.store = store
@@ -240,7 +239,7 @@ class Operations(RuleBasedStateMachine):
     def read_by_handle(self, data: st.DataObject) -> None:
         handle = self.any_handle(data)
         if not self.looks_again_if_changed(handle):
-            # Of an array without elements, none is asked for.
+            # An array without elements is not asked for any.
             with pytest.raises(KeyError) if handle.tensor.size else contextlib.nullcontext():
                 handle.tensor[...]
             return
@@ -253,7 +252,7 @@ class Operations(RuleBasedStateMachine):
     def assign_by_handle(self, data: st.DataObject, seed: int) -> None:
         handle = self.any_handle(data)
         if not self.looks_again_if_changed(handle):
-            # Of an array without elements, none is asked for.
+            # An array without elements is not asked for any.
             with pytest.raises(KeyError) if handle.tensor.size else contextlib.nullcontext():
                 handle.tensor[...] = 1
             return
@@ -308,7 +307,7 @@ class Operations(RuleBasedStateMachine):
             return True
         if handle.key not in self.model:
             return False
-        # Not looked at before it is needed: an error of the index must not come of the old shape.
+        # It looks again before it is used: an error of the index must not come of the old shape.
         handle.tensor.refresh()
         handle.knows(self.model[handle.key])
         return True
@@ -365,7 +364,7 @@ def test_any_series_of_operations(
     rows: TensorStore, monkeypatch: pytest.MonkeyPatch, max_request_bytes: int | None
 ) -> None:
     if max_request_bytes is not None:
-        # So that even these small arrays are staged, and read in parts.
+        # These caps stage even small arrays, and read them in parts.
         for module in (runs, writing):
             monkeypatch.setattr(module, "MAX_REQUEST_BYTES", max_request_bytes)
         monkeypatch.setattr(assigning, "MAX_BLOCKS", 2)
@@ -383,10 +382,10 @@ def test_any_series_of_operations_on_objects(
     numbers_per_request: int | None,
 ) -> None:
     if max_gap_bytes is not None and numbers_per_request is not None:
-        # So that even these small objects are read by ranges, and the catalogue is asked, and told, more than once.
+        # These caps read even small objects by ranges, and ask and tell the catalogue more than once.
         monkeypatch.setattr(reading, "MAX_GAP_BYTES", max_gap_bytes)
-        monkeypatch.setattr(entries, "MAX_NUMBERS", numbers_per_request)
-        monkeypatch.setattr(objects_writing, "ENTRIES_PER_REQUEST", numbers_per_request)
+        monkeypatch.setattr(shard_records, "MAX_NUMBERS", numbers_per_request)
+        monkeypatch.setattr(zarr_writing, "ENTRIES_PER_REQUEST", numbers_per_request)
     run(TensorStore(session, quiet=True, engine="storage"), max_examples=30)
     leftovers.assert_only_arrays_are_kept(database, session.user_id)
 
@@ -399,7 +398,7 @@ def run(store: TensorStore, max_examples: int) -> None:
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            # What fails is told as it is: to look for less would take longer than all tests.
+            # A failing example is told as it is: to look for less would take longer than all tests.
             phases=[Phase.generate],
             database=None,
             suppress_health_check=list(HealthCheck),

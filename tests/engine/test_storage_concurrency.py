@@ -40,7 +40,7 @@ def put(store: TensorStore, key: str, array: Array) -> None:
 
 
 def at_once(*jobs: Callable[[], Any]) -> list[Any]:
-    """Do all of them in threads of their own, which begin together."""
+    """Call all functions in threads of their own, which begin together."""
     barrier = threading.Barrier(len(jobs))
 
     def do(job: Callable[[], Any]) -> Any:
@@ -132,7 +132,7 @@ def test_assignments_to_different_shards_do_not_get_in_each_others_way(
         expected[:, value:] = value
     np.testing.assert_array_equal(store["x"], expected.reshape(80, 50))
     done = Counter(exchange.kind for exchange in exchanges)
-    # Whoever finds the array changed since it was opened looks again, but nobody writes anything twice.
+    # A writer that finds the array changed since it was opened looks again, but none writes anything twice.
     assert (done["upload"], done["commit"]) == (20, 20)
     store["later"] = 1
     leftovers.assert_only_arrays_are_kept(database, user.id)
@@ -198,7 +198,7 @@ def test_readers_go_on_while_rows_are_appended(store: TensorStore) -> None:
 
 @pytest.mark.parametrize("change", ["overwrite", "assign"])
 def test_readers_see_one_version(store: TensorStore, change: str) -> None:
-    """Of many objects, each of which is another one in the next version."""
+    """The array has many objects, each of which is another one in the next version."""
     zeros = np.zeros((16, 30), "i4")
     how: ArrayOptions = {"chunks": (1, 30), "shards": (1, 30), "overwrite": True}
     store.arrays.write("x", zeros + 1, engine="storage", **how)
@@ -223,7 +223,7 @@ def test_readers_see_one_version(store: TensorStore, change: str) -> None:
 
 
 def test_writers_that_delete_what_others_have_left(store: TensorStore, database: Sql, user: User) -> None:
-    """Whoever writes deletes what is not needed of all the user's arrays, and never anything else."""
+    """Every writer deletes the leftovers of all the user's arrays, and never anything else."""
     keys = ["a", "b", "c", "d"]
 
     def write(key: str) -> None:

@@ -161,7 +161,7 @@ def fill(store: TensorStore) -> None:
             context.insert_tensor(declared.id, ARRAY[low:high], low)
 
 
-#: What is done to the array, what it is then, and what is asked for on the way.
+#: Operations on the array, the array after each, and the requests on the way.
 OPERATIONS: dict[str, tuple[Callable[[TensorStore], Any], Array, list[str]]] = {
     "store": (
         lambda store: put(store, "x", ARRAY, (1, 50), (1, 50)),

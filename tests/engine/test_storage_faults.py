@@ -58,7 +58,7 @@ def database(backend: control.Running) -> Iterator[Sql]:
 
 @pytest.fixture(autouse=True)
 def _is_patient_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails for good is asked for again as often as ever, but sooner."""
+    """Ask as often as ever for what fails for good, but sooner."""
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
 
 
@@ -91,7 +91,7 @@ def second_object(store: TensorStore, database: Sql) -> str:
 OF_OBJECT = r"'x'.*{name}|{name}.*'x'"
 OF_ELEMENTS = r"'x'.*elements \[10:20, 0:100\]"
 
-#: What is done, the error, and what it says besides the key.
+#: Damages, the error of each, and what it says besides the key.
 DAMAGES: list[tuple[Callable[[Damage], None], type[Exception], str]] = [
     (Damage.shorten, tensorage.CorruptTensorError, OF_OBJECT),
     (Damage.cut_off, tensorage.CorruptTensorError, OF_OBJECT),
@@ -195,7 +195,7 @@ def test_a_part_of_a_declared_array_that_is_lost(
         database.execute("delete from storage.objects where name = %s", [name])
         with pytest.raises(tensorage.IncompleteTensorError, match=r"'x'.*elements \[0:10, 0:100\]"):
             context.insert_tensor(declared.id, ARRAY[3:6], 3)
-        # All of it at once is as good as new.
+        # An assignment to all elements makes the array as good as new.
         context.insert_tensor(declared.id, ARRAY)
     np.testing.assert_array_equal(store["x"], ARRAY)
 
@@ -219,7 +219,7 @@ def test_content_that_is_lost_but_for_its_entry(
         proxy.close()
 
 
-# What Storage refuses ---------------------------------------------------------------------------------------
+# Refusals of Storage -----------------------------------------------------------------------------------------
 
 
 def changes(store: TensorStore) -> list[Callable[[], Any]]:
@@ -262,7 +262,7 @@ def test_objects_over_the_limit_of_the_bucket(store: TensorStore, handle: Tensor
     says = r"storing '[^']*/c/\d.*' of '(x|new)'.*smaller shards="
     with size_limit(database, 900):
         assert_nothing_changes(store, database, tensorage.QuotaExceededError, says)
-        # As the message says.
+        # The message advises this.
         store.arrays.write("new", LARGE, engine="storage", chunks=(5, 100), shards=(5, 100))
     np.testing.assert_array_equal(store["x"], ARRAY)
     np.testing.assert_array_equal(store["new"], LARGE)
@@ -287,7 +287,7 @@ def test_a_full_disk(store: TensorStore, handle: Tensor, database: Sql, backend:
 
 @contextlib.contextmanager
 def failing(database: Sql, table: str) -> Iterator[None]:
-    """As a disk that is full would: nothing more goes into a table."""
+    """Let nothing more go into a table, as if the disk were full."""
     database.execute(
         "create function public.fail() returns trigger language plpgsql as "
         "$$ begin raise exception using errcode = '53100', message = 'no space left on device'; end $$; "
@@ -386,7 +386,7 @@ def test_no_policy_to_read_objects(store: TensorStore, handle: Tensor, database:
 def test_no_policy_to_delete_objects(
     store: TensorStore, handle: Tensor, database: Sql, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is written is written; what it replaced waits for a write that may delete it."""
+    """The new elements are written; the replaced objects wait for a write that may delete them."""
     user_id = store.backend.user_id
     replaced = leftovers.objects_of(database, user_id)
     drop_policies(database, "DELETE")
@@ -399,7 +399,7 @@ def test_no_policy_to_delete_objects(
     leftovers.assert_only_arrays_are_kept(database, user_id)
 
 
-# What is no longer being written ---------------------------------------------------------------------------------
+# Arrays that are no longer being written --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [slice(0, 10), slice(3, 6)], ids=["a shard", "a part"])

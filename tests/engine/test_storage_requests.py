@@ -1,4 +1,4 @@
-"""What travels for arrays of Storage: the chunks that are touched, in few requests, and nothing is ever listed."""
+"""Requests for arrays of Storage: few, for the chunks that are touched, and nothing is ever listed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES, CHUNK, SHARD = (3000, 32, 32), (100, 32, 32), (600, 32, 32)
 
 CHUNK_BYTES = 100 * 32 * 32
 
-#: What zstd adds to a chunk of noise at the most.
+#: The most bytes that zstd adds to a chunk of noise.
 FRAME_BYTES = 64
 
 
@@ -46,7 +46,7 @@ def stored(store: TensorStore, key: str, array: Array, chunks: Any, shards: Any)
 
 
 def kinds(exchanges: list[Exchange]) -> list[str]:
-    """What was asked for, in order."""
+    """Kinds of the requests, in order."""
     return [exchange.kind for exchange in exchanges]
 
 
@@ -65,7 +65,7 @@ def touched(index: Any) -> list[int]:
 
 
 def ranges_of(chunks: list[int]) -> int:
-    """How many ranges have these chunks: those that follow one another in an object are one."""
+    """Number of ranges that have these chunks: those that follow one another in an object are one."""
     first_of = groupby(enumerate(chunks), lambda item: (item[1] - item[0], item[1] // (SHARD[0] // CHUNK[0])))
     return sum(1 for _ in first_of)
 
@@ -200,7 +200,7 @@ def test_a_catalogue_of_many_shards_is_asked_in_pages(
     np.testing.assert_array_equal(handle[...], array)
 
 
-#: What is deleted of an array that was changed, afterwards.
+#: Requests that delete the leftovers of a change.
 SWEEPING = ["sweep_objects", "remove objects", "sweep_objects"]
 
 
@@ -241,7 +241,7 @@ def test_an_append_writes_the_last_shards_only(through: TensorStore, proxy: Prox
     handle = stored(through, "x", array[:40], (5, 1000), (20, 1000))
     row = FRAME_BYTES + 1000
     for rows, expected, most_bytes in [
-        # Behind a whole shard nothing is read, and of one that has room it is all there is.
+        # Nothing is read behind a whole shard. A shard that has room is read whole.
         (3, ["upload", "commit"], 3 * row),
         (4, ["shards", "download", "upload", "commit", *SWEEPING], 7 * row),
         (20, ["shards", "download", "upload", "upload", "commit", *SWEEPING], 27 * row),
@@ -282,7 +282,7 @@ def test_an_assignment_moves_the_shards_that_it_touches(
         handle[index] = value
     array[index] = value
     done = kinds(exchanges)
-    # Of a shard all of which is assigned to, nothing has to be known.
+    # Nothing has to be known of a shard all of which is assigned to.
     assert sorted(done) == sorted(
         ["begin_assign", "shards", *["download"] * read, *["upload"] * written, "commit", *SWEEPING]
     )

@@ -157,7 +157,7 @@ def test_a_key_that_is_taken_is_noticed_before_anything_is_produced(store: Tenso
 
 
 def test_no_more_is_produced_than_is_under_way(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of requests that stay unanswered, at most as many are made as are sent at once; then no block is asked for."""
+    """No block is asked for once as many requests are unanswered as are sent at once."""
     transfer = store.backend.transfer
     answered = threading.Semaphore(0)
     stuck = threading.Semaphore(0)

@@ -58,7 +58,7 @@ def code_of(answer: httpx.Response) -> str:
 
 
 def answer_of(answer: httpx.Response) -> Any:
-    """What an answer that has to be a success says."""
+    """Return the content of an answer that has to be a success."""
     assert answer.status_code == 200, (answer.status_code, answer.text)
     return answer.json()
 
@@ -158,7 +158,7 @@ class Caller:
         )
 
     def blocks(self, data_id: int) -> list[tuple[int, int]]:
-        """Where the blocks of a dataset begin and how many elements they have, in order."""
+        """The first element of each block of a dataset, and the number of its elements, in order."""
         query = f"/tensors?data_id=eq.{data_id}&select=index,count&order=index"
         return [(row["index"], row["count"]) for row in self.request("GET", query).json()]
 

@@ -130,7 +130,7 @@ def kept(owner: Caller) -> Kept:
 
 @pytest.fixture(scope="session")
 def strangers(backend: control.Running, _rest: httpx.Client) -> dict[str, Caller]:
-    """Who has no login: with the project's public key, in both ways of sending it, and without any."""
+    """Callers without a login: with the project's public key, in both ways of sending it, and without any."""
     key = backend.anon_key
     return {
         "anon": Caller(_rest, {"apikey": key, "Authorization": f"Bearer {key}"}),

@@ -14,7 +14,7 @@ ARRAY = np.arange(77_000_001, 77_000_013, dtype="<i4").reshape(4, 3)
 
 @dataclass(frozen=True)
 class Names:
-    """All by which calls name what a user keeps."""
+    """Names by which calls get at what a user keeps."""
 
     key: str
     id: int
@@ -26,7 +26,7 @@ class Names:
     stored_by: str
     begun_by: str
     appended_by: str
-    #: The same of arrays of Storage, each with its objects; and an append that is not committed.
+    #: Names of arrays of Storage, each with its objects; and of an append that is not committed.
     objects_key: str
     objects: int
     writing: int
@@ -36,14 +36,14 @@ class Names:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a user keeps: a committed array, a staged one, and an assignment that is not committed; in both engines."""
+    """All that a user keeps: an array, a staged one, and an assignment that is not committed; in both engines."""
 
     owner: Caller
     names: Names
 
     @property
     def marks(self) -> list[str]:
-        """What no answer to somebody else may hold, however it is written."""
+        """Texts that no answer to somebody else may hold, however they are written."""
         elements = ARRAY.tobytes()
         return [
             self.owner.id,
@@ -82,7 +82,7 @@ def keep(owner: Caller) -> Kept:
 
 
 def _keep_objects(owner: Caller) -> tuple[str, int, int, int, int]:
-    """The same in Storage: their names."""
+    """Store the same arrays in Storage, and return their names."""
     stored = store(owner, attrs={"note": "the owner's note"})
     writing = begin(owner, new_key(), attrs={"note": "the owner's note"})
     last = {"of_4": name_of(stored, 4)}

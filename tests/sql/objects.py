@@ -14,7 +14,7 @@ from sql.api import Caller, Json, answer_of, new_key
 BUCKET = "tensors"
 PREFIX = f"/object/{BUCKET}"
 
-#: Of each shard: its number, bytes of its object, of the object's name, and of its index.
+#: Head of each shard: its number, bytes of its object, of the object's name, and of its index.
 _HEAD = struct.Struct(">qqII")
 
 #: An array of five shards, the last one with a row less.
@@ -25,7 +25,7 @@ INDEX = struct.pack("<QQ", 0, 16)
 
 
 class Shard(NamedTuple):
-    """What the catalogue says of a shard."""
+    """A shard, as the catalogue describes it."""
 
     name: str
     nbytes: int
@@ -50,7 +50,7 @@ def upload(caller: Caller, name: str, content: bytes = b"bytes of a shard", **he
 
 
 def remove(caller: Caller, names: Sequence[str]) -> list[str]:
-    """Delete objects: the names of those that were."""
+    """Delete objects, and return the names of those that were deleted."""
     if not names:
         return []
     answer = storage(caller, "DELETE", PREFIX, json={"prefixes": list(names)})
@@ -58,7 +58,7 @@ def remove(caller: Caller, names: Sequence[str]) -> list[str]:
 
 
 def content_of(caller: Caller, name: str) -> bytes | None:
-    """Bytes of an object, None for who cannot read it."""
+    """Bytes of an object, None for somebody who cannot read it."""
     answer = storage(caller, "GET", f"/object/authenticated/{BUCKET}/{name}")
     return answer.content if answer.status_code == 200 else None
 
@@ -94,7 +94,7 @@ def fill(caller: Caller, begun: Json, numbers: Iterable[int] = NUMBERS, **based_
     Parameters
     ----------
     **based_on
-        Of the shards with a number ``n``, under the name ``of_n``: what they take the place of.
+        Names of the objects that are replaced: ``of_n`` for the shard with number ``n``.
     """
     entries = []
     for number in numbers:
@@ -179,7 +179,7 @@ def ask_to_sweep(caller: Caller, max_objects: Any = 1000) -> list[str]:
 
 
 def sweep(caller: Caller, max_objects: int = 1000) -> list[str]:
-    """As a client does, delete all that is named until nothing is: the names of what was deleted."""
+    """Delete all that is named until nothing is, as a client does, and return the names of what was deleted."""
     deleted: list[str] = []
     while named := ask_to_sweep(caller, max_objects):
         assert len(named) <= max_objects

@@ -25,7 +25,7 @@ def stored(owner: Caller) -> Json:
 @pytest.mark.parametrize("chunk", [1, 13, 100, 2000])
 @pytest.mark.parametrize("dtype", ["|u1", "<f4", "<c16"])
 def test_assignments_are_numpys(dtype: str, chunk: int, owner: Caller) -> None:
-    """Of spans and of grids, in any order; the blocks stay as they are cut."""
+    """Spans and grids may have any order; the blocks stay as they are cut."""
     dice = random.Random(f"{dtype} of {chunk}")
     size = 2000 if chunk > 1 else 200
     array = store_in_blocks(owner, dtype, size, chunk, dice)
@@ -126,7 +126,7 @@ _BAD_PLACES: list[Json] = [
 
 @pytest.mark.parametrize("bad", _BAD_PLACES, ids=lambda bad: str(bad)[:60])
 def test_bad_places_are_refused(bad: Json, stored: Json, owner: Caller, state_of: StateOf) -> None:
-    """Of ten elements, in a request as in a piece of one."""
+    """Ten elements come, in a whole assignment and in a patch."""
     staged = owner.begin_assign(stored)["id"]
     before = state_of(owner)
     values = np.full(10, -1, "<i4")
@@ -198,7 +198,7 @@ def test_same_operation_is_done_once(stored: Json, owner: Caller, state_of: Stat
     first = answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation))
     before = state_of(owner)
     assert answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation)) == first
-    # However much has changed since.
+    # The repetition is answered however much has changed since.
     answer_of(owner.assign(first, _NUMBERS[:10], [0], [10]))
     assert answer_of(owner.assign(stored, -_NUMBERS[:10], [0], [10], operation=operation)) == first
     assert state_of(owner) != before

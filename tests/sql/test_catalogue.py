@@ -1,4 +1,4 @@
-"""Who has which rights, as PostgreSQL's catalogue says it: also of what no other test knows of."""
+"""Rights of each role, as PostgreSQL's catalogue says it: also of what no other test knows of."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and (
             'public.datasets_id_seq'::regclass))
 """
 
-#: What `authenticated` may do with relations. Nothing else is granted to them, to anon or to everybody.
+#: Rights of `authenticated` on relations. Nothing else is granted to them, to anon or to everybody.
 _GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 
 #: Inner functions which policies call; and what a column of `datasets` is computed with.
@@ -123,7 +123,7 @@ def test_only_signed_in_users_and_the_service_may_execute(database: Connection) 
 
 
 def test_inner_functions_that_are_granted_run_as_their_caller(database: Connection) -> None:
-    """So that who calls one gets no more by it than by reading the tables."""
+    """A caller of one gets no more by it than by reading the tables."""
     definers = database.execute(
         "select p.proname, p.prorettype::regtype::text, "
         "has_function_privilege('authenticated', p.oid, 'execute') from pg_proc p "

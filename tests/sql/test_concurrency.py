@@ -1,4 +1,4 @@
-"""What holds when several requests of one user meet."""
+"""Several requests of one user meet."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_everybody_who_may_overwrite_does(exists: bool, owner: Caller) -> None:
 
 
 def test_reader_gets_one_array_or_the_other(owner: Caller) -> None:
-    """By id and version: the elements of that array, or the news that it has changed."""
+    """A read by id and version gets the elements of that array, or the news that it has changed."""
     key, size = new_key(), 3000
     owner.store(key, np.full(size, 0), chunk=100)
     done = Event()
@@ -164,7 +164,7 @@ def test_reader_gets_one_array_or_the_other(owner: Caller) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_appends_lose_and_double_nothing(staged: bool, owner: Caller) -> None:
-    """And each one's rows stay together, in their order."""
+    """The rows of each append stay together, in their order."""
     key, rows, rounds = new_key(), 7, 6
     owner.store(key, np.empty((0, 3), "<i4"), chunk=60)
 
@@ -192,7 +192,7 @@ def test_appends_lose_and_double_nothing(staged: bool, owner: Caller) -> None:
 
 
 def test_writers_of_one_key_do_not_wait_in_a_circle(owner: Caller, database: Connection) -> None:
-    """With a quota, each of them locks it, the key and the array's row."""
+    """Each writer locks the quota, the key and the array's row."""
     database.execute("insert into tensorage.quotas values (%s, %s)", (owner.id, 10**9))
     key = new_key()
     owner.store(key, _NUMBERS)

@@ -106,7 +106,7 @@ def test_what_was_removed_is_not_read_by_its_owner_either(owner: Caller) -> None
 
 
 def test_what_is_shared_is_read_and_nothing_beside_it(owner: Caller, other: Caller) -> None:
-    """So that the calls above would have got something."""
+    """The calls above get something of an array that is shared."""
     shared = owner.store(new_key(), _SHARED, is_shared=True, chunk=7)
     private = owner.store(new_key(), -_SHARED, chunk=7)
     assert np.array_equal(other.read(shared), _SHARED)
@@ -154,7 +154,7 @@ def test_reading_runs_no_code_of_the_caller(
 ) -> None:
     connection = as_owner_of_a_session
     stored, objects = owner.store(new_key(), np.arange(1000), chunk=100), store(owner)
-    # As many as are read densely.
+    # Positions that are many enough to be read densely.
     at = "array(select generate_series(0, 998, 2))::pg_catalog.int8[]"
     calls = [
         f"tensorage_open('{stored['key']}')",
@@ -185,7 +185,7 @@ def small(new_user: Register) -> tuple[Caller, Json]:
 
 
 def test_more_positions_than_a_request_may_have_are_refused(small: tuple[Caller, Json]) -> None:
-    """Before anything is built from them: a few thousand numbers may stand for millions."""
+    """The refusal comes before anything is built from them: a few thousand numbers may stand for millions."""
     owner, array = small
     side, long = [0] * 1025, [0] * (_MOST + 1)
     objects = store(owner)

@@ -17,7 +17,7 @@ from tensorage.embedded import control
 Connection = psycopg.Connection[tuple[Any, ...]]
 StateOf = Callable[[Caller], State]
 
-#: Below the folder of the dataset, as a URL is read: of somebody else, of another array, of nothing.
+#: Names below the dataset's folder that a URL reads as those of somebody else, of another array, or of nothing.
 _LEADING_ELSEWHERE = [
     "{own}/../../{victim}/c/0/0",
     "{own}/c/../../1/c/0",
@@ -53,7 +53,7 @@ def test_names_that_lead_elsewhere_are_refused(
 
 
 def test_names_are_plain_in_the_table_too(owner: Caller, database: Connection) -> None:
-    """Whoever may write the table cannot make readers fetch what is elsewhere, either."""
+    """A user who may write the table cannot make readers fetch what is elsewhere, either."""
     stored = store(owner)
     with pytest.raises(psycopg.errors.CheckViolation):
         database.execute(
@@ -76,7 +76,7 @@ def test_what_is_no_truth_value_is_refused(name: str, value: Any, owner: Caller,
 def test_appends_to_somebody_elses_array_wait_for_nobody(
     is_shared: bool, owner: Caller, other: Caller, backend: control.Running
 ) -> None:
-    """Whose it is, is asked before it is locked: nobody holds up the owner, or waits for them."""
+    """An array's owner is known before it is locked: nobody holds up the owner, or waits for them."""
     stored = store(owner, is_shared=is_shared)
     with psycopg.connect(backend.superuser_url) as writing:
         writing.execute("select from public.datasets where id = %s for update", (stored["id"],))

@@ -1,4 +1,4 @@
-"""What is done to stored arrays beside writing them: compaction, attributes, renaming, lists of keys."""
+"""Changes of stored arrays beside writing them: compaction, attributes, renaming, lists of keys."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_renaming_onto_a_taken_key(owner: Caller, state_of: StateOf) -> None:
     renamed = answer_of(
         owner.call("tensorage_rename", key=second["key"], new_key=first["key"], overwrite=True)
     )
-    # Whoever looks at the key only sees its versions grow.
+    # A client that looks at the key only sees its versions grow.
     assert (renamed["id"], renamed["version"], renamed["left"]) == (second["id"], 7, 0)
     assert code_of(owner.ask(first, [0])) == "TS003"
     assert np.array_equal(owner.read(second), -_NUMBERS)
@@ -301,8 +301,8 @@ _KEYS = [
 
 
 def test_prefixes_are_plain_text(owner: Caller, database: Connection) -> None:
-    """Neither patterns nor of a language; and pages of any size hold the same."""
-    # Others may share arrays, too: keys under a name of their own.
+    """Prefixes are no patterns, and of no language. Pages of any size hold the same."""
+    # Others may share arrays, too, so that these keys are under a name of their own.
     name = new_key() + "/"
     keys = [name + key for key in _KEYS if len((name + key).encode()) <= 1024]
     keys += [key for key in _KEYS if key.startswith(_LAST * 256)]

@@ -89,7 +89,7 @@ class Writer:
 
 
 def _until_it_is_taken(write: Callable[[], httpx.Response]) -> None:
-    """As a client does: what changed since it was opened is opened again."""
+    """Do what a client does: open again what changed since it was opened."""
     while (answer := write()).status_code != 200:
         assert code_of(answer) == "TS003", answer.text
 
@@ -171,7 +171,7 @@ def test_all_that_writers_do_at_once_is_done(limited: Caller) -> None:
 
 
 def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
-    """Whatever becomes of each of them, it is told so by one of our codes, and the array is whole."""
+    """Each writer succeeds or gets one of our codes, and the array is whole."""
     writers = [Writer(limited, new_key()) for _ in range(2)]
     for writer in writers:
         answer_of(writer.overwrite())
@@ -194,7 +194,7 @@ def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
     staged = limited.request(
         "GET", f"/datasets?user_id=eq.{limited.id}&state=eq.staged&select=expires_at,created_at"
     )
-    # Of those who were refused between beginning and committing: kept for a day.
+    # Staged arrays of writers that were refused between beginning and committing are kept for a day.
     assert all(row["expires_at"] > row["created_at"] for row in staged.json())
 
 
@@ -215,7 +215,7 @@ def test_commit_that_waits_for_a_replacement_does_not_stop_it(
         replacing.execute("select tensorage.hide(%s, 0)", (stored["key"],))
         committing = pool.submit(owner.commit, begun["id"])
         wait_for_waiter(replacing)
-        # As the rest of a replacement does, in its transaction.
+        # The rest of a replacement does this, in its transaction.
         replacing.execute("select tensorage.sweep(64)")
         replacing.commit()
         assert code_of(committing.result()) == "TS003"

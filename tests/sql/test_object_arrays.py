@@ -36,7 +36,7 @@ _ROWS = np.arange(27, dtype="<i4").reshape(9, 3)
 
 
 def test_functions_of_the_database_keep_away_from_objects(owner: Caller, state_of: StateOf) -> None:
-    """And say what the array is like: a client then goes on with the other engine."""
+    """The errors say what the array is like: a client then goes on with the other engine."""
     dataset = store(owner)
     key, staged = dataset["key"], begin_assign(owner, dataset)
     more = {"key": key, "shape": [1, 3], "dtype": "<i4", "chunk": 3, "append": True}
@@ -89,7 +89,7 @@ def test_functions_of_objects_keep_away_from_the_database(owner: Caller, state_o
 
 
 def test_rows_are_not_begun_to_be_appended_as_objects(owner: Caller, state_of: StateOf) -> None:
-    """What is appended to an array of Storage is begun by a function of its own, which knows where it belongs."""
+    """A function of its own begins an append to an array of Storage, and knows where it belongs."""
     dataset = store(owner)
     more = {"key": dataset["key"], "shape": [1, 3], "dtype": "<i4", "chunk": 3, "append": True}
     before = state_of(owner)
@@ -139,7 +139,7 @@ def test_taken_key_is_taken_for_both(owner: Caller, state_of: StateOf) -> None:
     assert state_of(owner) == before
 
 
-# Under their keys --------------------------------------------------------------------------------------------
+# Keys --------------------------------------------------------------------------------------------------------
 
 
 def test_overwritten_array_counts_versions_on(owner: Caller) -> None:
@@ -216,7 +216,7 @@ def test_nothing_is_merged_in_an_array_of_objects(owner: Caller, state_of: State
     assert state_of(owner) == before
 
 
-# For others --------------------------------------------------------------------------------------------------
+# Other users -------------------------------------------------------------------------------------------------
 
 
 def _writes(caller: Caller, dataset: Json, staged: list[Json]) -> dict[str, set[str]]:

@@ -166,7 +166,7 @@ def test_rows_have_no_metadata_and_engines_are_known_ones(owner: Caller, state_o
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 0])
 def test_append_brings_the_shards_from_its_first_row_on(rows: int, owner: Caller, state_of: StateOf) -> None:
-    """Of nine rows in shards of two, the last shard has one: it is written anew with the rows that it has then."""
+    """Nine rows in shards of two leave one to the last shard: it is written anew with the rows that it has then."""
     dataset = store(owner)
     old = names(owner, dataset)
     begun = begin_append(owner, dataset, rows)
@@ -215,7 +215,7 @@ def test_readers_of_the_earlier_version_go_on_after_an_append(owner: Caller) -> 
     dataset = store(owner)
     old = names(owner, dataset)
     appended = append(owner, dataset, 3, [4, 5], of_4=old[4])
-    # Of the shard that has grown, they are given the new one: the old one may be deleted.
+    # They are given the new object of the shard that has grown: the old one may be deleted.
     assert names(owner, dataset) == names(owner, appended)
     assert names(owner, dataset)[:4] == old[:4]
     for number, name in enumerate(names(owner, dataset)):
@@ -251,7 +251,7 @@ def test_shard_without_an_object_is_built_on_too(owner: Caller) -> None:
 
 
 def test_later_append_of_two_is_refused(owner: Caller, state_of: StateOf) -> None:
-    """Also when it is as long as the first one was, and when nothing was there to be replaced."""
+    """The later one is as long as the first one was, or replaces nothing."""
     dataset = store(owner)
     begun = [
         begin_append(owner, dataset, 1),
@@ -372,7 +372,7 @@ def test_assignment_of_nothing_is_one(owner: Caller) -> None:
     assert (assigned["version"], names(owner, assigned)) == (2, [name_of(dataset, n) for n in NUMBERS])
 
 
-# Once --------------------------------------------------------------------------------------------------------
+# Repetition --------------------------------------------------------------------------------------------------
 
 
 def test_repeated_operations_answer_as_the_first_time(owner: Caller, state_of: StateOf) -> None:
@@ -396,7 +396,7 @@ def test_repeated_operations_answer_as_the_first_time(owner: Caller, state_of: S
         told: Any = fill(owner, begun, numbers, **olds)
         committed = answer_of(owner.commit(begun["id"], operation=committed_by, shards=told))
         before = state_of(owner)
-        # Whatever comes along.
+        # The shards that come along do not matter.
         for again in (told, None, [{"number": -1}]):
             assert answer_of(owner.commit(begun["id"], operation=committed_by, shards=again)) == committed
         assert state_of(owner) == before

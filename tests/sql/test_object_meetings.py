@@ -52,7 +52,7 @@ def limited(owner: Caller, database: Connection) -> Caller:
 
 
 def _at_once(*jobs: Callable[[], Any]) -> list[Any]:
-    """What jobs give that are begun at the same moment."""
+    """Return the results of jobs that are begun at the same moment."""
     ready = Barrier(len(jobs))
 
     def one(job: Callable[[], Any]) -> Any:
@@ -89,7 +89,7 @@ def test_one_of_the_appends_behind_the_same_rows_passes(owner: Caller) -> None:
 
 
 def test_appends_that_begin_anew_lose_and_double_nothing(limited: Caller) -> None:
-    """And what they replace can be swept all the while."""
+    """The objects that they replace can be swept all the while."""
     owner, rounds = limited, 3
     dataset = store(owner)
     done = Event()
@@ -142,7 +142,7 @@ def test_assignments_to_different_shards_all_pass(owner: Caller) -> None:
 
 
 def test_one_of_the_assignments_to_a_shard_passes(owner: Caller) -> None:
-    """Also of those that name more shards: all of them, or none."""
+    """An assignment that names more shards changes all of them, or none."""
     dataset = store(owner)
     old = {f"of_{n}": name for n, name in enumerate(names(owner, dataset))}
     begun = [begin_assign(owner, dataset) for _ in range(4)]
@@ -208,7 +208,7 @@ def test_parts_of_one_shard_at_once_all_stay(owner: Caller) -> None:
 def test_commit_that_waits_for_a_replacement_is_refused(
     what: str, owner: Caller, backend: control.Running
 ) -> None:
-    """And what it brought is swept, with the array that it was for."""
+    """The objects that it brought are swept, with the array that they were for."""
     dataset = store(owner)
     old = names(owner, dataset)
     begun = begin_append(owner, dataset, 1) if what == "append" else begin_assign(owner, dataset)
@@ -219,7 +219,7 @@ def test_commit_that_waits_for_a_replacement_is_refused(
         replacing.execute("select tensorage.hide(%s, 0)", (dataset["key"],))
         committing = pool.submit(owner.commit, begun["id"])
         wait_for_waiter(replacing)
-        # As somebody does who sweeps at that moment: what is being committed is passed by.
+        # Somebody sweeps at that moment: what is being committed is passed by.
         named = replacing.execute("select public.tensorage_sweep_objects()").fetchone()
         assert named == (old,)
         replacing.commit()
@@ -307,7 +307,7 @@ class Writer:
 
 
 def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
-    """Whatever becomes of each of them, it is told so by one of our codes, and the array is whole."""
+    """Each writer succeeds or gets one of our codes, and the array is whole."""
     writers = [Writer(limited, new_key()) for _ in range(2)]
     for writer in writers:
         answer_of(writer.overwrite())

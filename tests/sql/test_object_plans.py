@@ -1,4 +1,4 @@
-"""What PostgreSQL does with many shards: it looks up those that are asked for, by an index, whoever asks."""
+"""Plans of PostgreSQL with many shards: it looks up those that are asked for, by an index, whoever asks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def many(new_user: Register, backend: control.Running) -> Iterator[Connection]:
     """A connection as a user of many shards, in a project where others have and share as many."""
     with psycopg.connect(backend.superuser_url) as connection:
         owner = new_user()
-        # Never committed: the other tests have the project to themselves. Nor counted: no plan depends on totals.
+        # The rows are never committed: other tests have the project to themselves. No plan depends on totals.
         connection.execute("set local session_replication_role = replica")
         for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
             connection.execute(_DATASETS, (caller.id, shared, _MANY))
@@ -63,7 +63,7 @@ def _array(many: Connection, whose: str, key: str = "run 100") -> int:
 
 def _scans(many: Connection, statement: str) -> list[dict[str, Any]]:
     nodes = [node for node in plans(many, statement) if node.get("Relation Name") in _TABLES]
-    # Of the alternatives that a plan has, those that were taken.
+    # A plan shows alternatives: these were taken.
     scans = [node for node in nodes if node["Actual Loops"] > 0]
     assert scans
     for scan in scans:
@@ -82,7 +82,7 @@ _PAGE = "array(select generate_series(4000, 4999)::bigint)"
         ("select public.tensorage_shards({id}, 1, " + _PAGE + ")", 1000),
         ("select public.tensorage_has_object({id}, 4321)", 1),
         ("select from public.shards where data_id = {id} and number = 4321", 1),
-        # What the policies of the bucket ask about an object, and with them the reading of one.
+        # The policies of the bucket ask this about an object, and with them the reading of one.
         ("select tensorage.is_shared_object('{name}')", 1),
         ("select tensorage.may_delete_object('{name}')", 1),
         ("select tensorage.may_write_object('{name}')", 1),
@@ -95,7 +95,7 @@ def test_shards_are_looked_up_by_an_index(statement: str, most: int, whose: str,
     (name,) = row.fetchone() or ("",)
     assert str(name).endswith(f"{data_id}/c/4321") or name is None
     for scan in _scans(many, statement.format(id=data_id, name=name)):
-        # Of somebody else's shards, each is asked for its dataset.
+        # Each of somebody else's shards is asked for its dataset.
         assert scan["Actual Rows"] * scan["Actual Loops"] <= most, scan
         assert scan.get("Rows Removed by Filter", 0) <= 1, scan
 

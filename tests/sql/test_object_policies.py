@@ -1,4 +1,4 @@
-"""Who gets at which objects by the Storage API: of arrays, of what they were made from, and of files."""
+"""Access to objects by the Storage API: of arrays, of what they were made from, and of files."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_strangers_read_nothing_that_is_not_shared(stranger: Caller, bucket: Buc
 
 
 def test_strangers_change_nothing(stranger: Caller, bucket: Bucket, state_of: StateOf) -> None:
-    """Shared or not, there or not."""
+    """The object may be shared or not, there or not."""
     places = [*bucket.shared, *(names_of[-1] for names_of in bucket.others.values())]
     new = [f"{folder}/c/9/9" for folder in bucket.folders.values()] + [f"{bucket.owner.id}/new"]
     mine = f"{stranger.id}/mine" if stranger.id else "mine"
@@ -189,7 +189,7 @@ def test_shared_array_is_read_by_others_and_nothing_beside_it(bucket: Bucket, ot
             storage(other, "GET", f"{PREFIX}/{name}", headers={"Range": "bytes=0-0"}).content == content[:1]
         )
         assert storage(other, "GET", f"/object/info/{BUCKET}/{name}").status_code == 200
-    # Of all that begins with the owner's name, these are listed.
+    # Only these are listed of all that begins with the owner's name.
     listed = [f"{folder}/{number}/0" for folder in folders for number in _listed(other, folder)]
     assert sorted(listed) == sorted(bucket.shared)
     assert set(_listed(other, bucket.owner.id)) == {folder.split("/")[1] for folder in folders}
@@ -217,7 +217,7 @@ def test_what_is_not_shared_any_more_is_not_read(
 
 
 def test_shard_of_one_user_gives_no_object_of_another(owner: Caller, other: Caller, bucket: Bucket) -> None:
-    """Who shares an array says which objects it has: none but their own."""
+    """A user who shares an array says which objects it has: none but their own."""
     begun = begin(other, new_key(), [1], (1,), is_shared=True)
     for name in (bucket.others["private"][0], bucket.others["files"][0], f"{other.id}/../{owner.id}/a.txt"):
         told = {"number": 0, "name": name, "nbytes": 16, "index": ""}
@@ -229,7 +229,7 @@ def test_shard_of_one_user_gives_no_object_of_another(owner: Caller, other: Call
 
 
 def test_owner_does_not_change_objects_of_an_array(bucket: Bucket, state_of: StateOf) -> None:
-    """So that nothing late, of a request that was given up, changes what can be read."""
+    """No late part of a request that was given up changes what can be read."""
     owner, file = bucket.owner, bucket.others["files"][0]
     before = state_of(owner)
     for name in (*bucket.shared, *bucket.others["private"][:2]):
@@ -319,7 +319,7 @@ def test_files_of_two_users_are_apart(new_user: Register) -> None:
     assert content_of(first, f"{first.id}/a.txt") == first.id.encode()
     assert content_of(first, f"{second.id}/a.txt") is None
     assert _listed(first, first.id) == ["a.txt"]
-    # Beside those who share arrays.
+    # Users who share arrays may be listed, too.
     roots = _listed(first, "")
     assert first.id in roots
     assert second.id not in roots

@@ -1,4 +1,4 @@
-"""What the catalogue takes for shards of an array that is being written, and what it says of them."""
+"""Shards of an array that is being written: those that the catalogue takes, and its answers about them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _BAD_FIELDS: list[Json] = [
 
 @pytest.mark.parametrize("bad", _BAD_FIELDS, ids=lambda bad: str(bad)[:50])
 def test_what_is_no_shard_is_refused(bad: Json, owner: Caller, state_of: StateOf) -> None:
-    """And of those that come along with it, none is taken."""
+    """None of the shards that come along with it is taken."""
     begun = begin(owner, new_key())
     answer_of(put(owner, begun, entry(0, name_of(begun, 0))))
     if isinstance(name := bad.get("name"), str):
@@ -192,7 +192,7 @@ def test_missing_rows_of_a_shard_are_missing(owner: Caller) -> None:
 
 
 def test_part_goes_beside_what_its_writer_saw(owner: Caller, state_of: StateOf) -> None:
-    """Whoever saw another object, or none, would lose rows."""
+    """A writer that saw another object, or none, would lose rows."""
     begun = begin(owner, new_key(), [25, 3], (10, 3))
     first = _part(begun, 0, 0, 3, None, "a")
     empty = {"name": None, "nbytes": 0, "index": ""}
@@ -261,7 +261,7 @@ def test_shards_of_a_staged_append_are_its_own(owner: Caller) -> None:
 
 
 def test_has_object(owner: Caller, other: Caller, database: Connection) -> None:
-    """Of who may read the array, whether or not the policies of the bucket let them."""
+    """Everybody who may read the array is answered, whether or not the policies of the bucket let them."""
 
     def asks(caller: Caller, dataset: Json, number: Any) -> Any:
         return answer_of(caller.call("tensorage_has_object", data_id=dataset["id"], number=number))

@@ -51,7 +51,7 @@ def live(owner: Caller) -> list[str]:
 
 
 def _expire(database: Connection, begun: Json) -> None:
-    """As if its writer had not been heard of for a day."""
+    """Make its writer seem not to have been heard of for a day."""
     database.execute(
         "update public.datasets set expires_at = now() - interval '1 s' where id = %s", (begun["id"],)
     )
@@ -105,7 +105,7 @@ def test_objects_of_what_is_gone_are_named_and_deleted(
             said = answer_of(owner.commit(begin_rows["id"]))
         assert said["objects_left"] == 1
     assert sorted(ask_to_sweep(owner)) == gone
-    # Not deleted yet, they are named again.
+    # They are named again, as they are not deleted yet.
     assert sorted(ask_to_sweep(owner)) == gone
     assert sweep(owner) == gone
     assert _left(database, owner) == ([], sorted(live))
@@ -128,7 +128,7 @@ def test_replaced_shards_are_swept_and_the_array_goes_on(
     assert {old[0], old[4]} < set(swept)
     assert _left(database, owner) == ([], sorted(kept))
     answer_of(owner.call("tensorage_remove", key=dataset["key"]))
-    # In three folders.
+    # Their names are in three folders.
     assert sweep(owner) == sorted(now)
 
 
@@ -136,7 +136,7 @@ def test_objects_without_bytes_are_forgotten_with_the_rest(owner: Caller, databa
     begun = begin(owner, new_key())
     told = [entry(number, None) for number in NUMBERS]
     told[3] = fill(owner, begun, [3])[0]
-    # Told of, and never uploaded.
+    # This object is told of, and never uploaded.
     told[4] = entry(4, name_of(begun, 4))
     answer_of(owner.commit(begun["id"], shards=told))
     answer_of(owner.call("tensorage_remove", key=begun["key"]))
@@ -149,7 +149,7 @@ def test_objects_without_bytes_are_forgotten_with_the_rest(owner: Caller, databa
 def test_pages_name_everything_and_no_more_than_asked_for(
     max_objects: int, owner: Caller, live: list[str], database: Connection
 ) -> None:
-    """Whatever has gone by then, only the end is empty."""
+    """Only the last page is empty, however many objects have gone by then."""
     gone: list[str] = []
     for uploaded in (range(5), range(0), range(2), range(1, 5)):
         begun = begin(owner, new_key())
@@ -163,7 +163,7 @@ def test_pages_name_everything_and_no_more_than_asked_for(
 
 
 def test_many_shards_come_in_pages(owner: Caller, database: Connection) -> None:
-    """Of thousands the first page, and when those are gone the next, however many of them have no object."""
+    """The first page of thousands comes, and when those are gone the next, though many shards have no object."""
     begun = begin(owner, new_key(), [5000], (1,))
     told = [entry(number, None) for number in range(5000)]
     for number in (*range(1500), 3000, 4999):
@@ -241,14 +241,14 @@ def test_what_was_staged_for_an_empty_array_is_swept_with_it(owner: Caller, data
 def test_objects_of_others_and_of_other_folders_are_never_named(
     owner: Caller, other: Caller, database: Connection
 ) -> None:
-    """Those of arrays whose numbers begin alike, and files that are named as folders are."""
+    """Some are of arrays whose numbers begin alike, and some are files that are named as folders are."""
     begun = begin(owner, new_key())
     fill(owner, begun, [0])
     upload(owner, f"{owner.id}/{begun['id']}")
     upload(owner, f"{owner.id}/x{begun['id']}/c/0/0")
     theirs = store(other)
     answer_of(other.call("tensorage_remove", key=theirs["key"]))
-    # As an array has them whose number is ten times this one's.
+    # An array whose number is ten times this one's has such objects.
     beside = f"{owner.id}/{begun['id']}0/c/0/0"
     database.execute("insert into storage.objects (bucket_id, name) values ('tensors', %s)", (beside,))
     answer_of(owner.call("tensorage_abort", data_id=begun["id"]))
@@ -262,7 +262,7 @@ def test_only_what_is_gone_can_be_deleted(owner: Caller, live: list[str], databa
     told = fill(owner, begun, [0, 1, 2])
     answer_of(put(owner, begun, *told[:2]))
     names_of = [one["name"] for one in told]
-    # What was uploaded and not told of is nobody's.
+    # An object that was uploaded and not told of is nobody's.
     assert remove(owner, [*names_of, *live[:5]]) == names_of[2:]
     _expire(database, begun)
     assert upload(owner, names_of[0]).status_code == 400
@@ -287,7 +287,7 @@ def test_writer_who_goes_on_is_not_expired(owner: Caller, database: Connection) 
     _expire(database, begun)
     for refused in (put(owner, begun, told[0]), owner.commit(begun["id"])):
         assert code_of(refused) == "TS003"
-    # Late, they do not come back.
+    # Shards that come late do not bring them back.
     assert sweep(owner) == [one["name"] for one in told]
     assert code_of(owner.commit(begun["id"], shards=told)) == "TS001"
 

@@ -1,4 +1,4 @@
-"""What somebody else, or nobody, gets of a user's private arrays from any function: nothing, and learns nothing."""
+"""Calls of somebody else, or nobody, get and learn nothing of a user's private arrays from any function."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ StateOf = Callable[[Caller], State]
 
 @pytest.fixture
 def nothing() -> Names:
-    """Names as good as a user's, of things that do not exist."""
+    """Names of things that do not exist, as good as a user's."""
     return Names(
         new_key(), 2**40, 1, new_key(), 2**40 + 1, 2**40 + 2, "nobody@example.com",
         new_operation(), new_operation(), new_operation(), new_key(), *range(2**40 + 3, 2**40 + 7),
@@ -214,7 +214,7 @@ def test_other_user_gets_nothing_from_a_function(
             assert _owner_in(answer) in (None, other.id)
         else:
             assert code_of(answer) == attempt.code
-            # Nor does an error tell that there is something.
+            # The error does not tell that there is something.
             assert _without(answer, kept.names) == _without(
                 other.call(function, on_nothing.arguments), nothing
             )

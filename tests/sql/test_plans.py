@@ -1,4 +1,4 @@
-"""What PostgreSQL does with many datasets: it looks up those that are asked for, by an index."""
+"""Plans of PostgreSQL with many datasets: it looks up those that are asked for, by an index."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def owner(new_user: Register) -> Caller:
 def many(owner: Caller, new_user: Register, backend: control.Running) -> Iterator[Connection]:
     """A connection as a user of many arrays, in a project where others have and share as many."""
     with psycopg.connect(backend.superuser_url) as connection:
-        # Never committed: the other tests' lists stay short. Nor counted: no plan depends on totals.
+        # The rows are never committed: the other tests' lists stay short. No plan depends on totals.
         connection.execute("set local session_replication_role = replica")
         for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
             connection.execute(_DATASETS, (caller.id, shared, _MANY))
@@ -108,14 +108,14 @@ def test_datasets_are_looked_up_by_an_index(call: str, many: Connection) -> None
     assert scans
     for scan in scans:
         assert scan["Node Type"] != "Seq Scan", scan
-        # Not the index whole, either.
+        # The index is not read whole, either.
         assert scan["Actual Rows"] * scan["Actual Loops"] <= 1000, scan
         assert scan.get("Rows Removed by Filter", 0) <= 100, scan
 
 
 @pytest.mark.parametrize("prefix", ["run 0100/", "run 0000/", "run 0199/", "run 0100/5"])
 def test_page_of_a_prefix_reads_its_part_of_the_index(prefix: str, many: Connection) -> None:
-    """Also where it is not full, and nothing but the end of the part tells that there is no more."""
+    """A page that is not full ends with the part, which alone tells that there is no more."""
     scans = [
         node
         for node in plans(many, f"select public.tensorage_list('{prefix}')")

@@ -115,7 +115,7 @@ def test_quota_is_the_last_byte(
 
 
 def test_all_that_is_stored_counts(owner: Caller, database: Connection) -> None:
-    """Blocks with their rows, entries with what describes them, answers."""
+    """Everything counts: blocks with their rows, datasets with their descriptions, answers."""
     bare = cost(database, owner, lambda: _store(owner, 0))
     assert cost(database, owner, lambda: _store(owner, 1000, chunk=1000)) == bare + 1000 + _ROW
     assert cost(database, owner, lambda: _store(owner, 1000, chunk=10)) == bare + 1000 + 100 * _ROW
@@ -155,7 +155,7 @@ def test_attributes_are_counted(owner: Caller, database: Connection, state_of: S
 
 
 def test_reservation_goes_with_what_it_was_for(owner: Caller, database: Connection) -> None:
-    """Whether it is given up, committed, or expires: room that nobody needs is there for others."""
+    """Room that nobody needs is there for others, when an array is given up, committed, or expires."""
     start = used(database, owner)
     begun = answer_of(_begin(owner, 10_000))
     assert used(database, owner) > start + 10_000
@@ -180,7 +180,7 @@ def test_reservation_goes_with_what_it_was_for(owner: Caller, database: Connecti
 
 
 def test_what_is_given_up_is_counted_until_it_is_deleted(owner: Caller, database: Connection) -> None:
-    """More blocks than one request sweeps: whoever never sweeps does not get past the quota by overwriting."""
+    """Overwriting leaves more blocks than one request sweeps, and does not get past the quota, either."""
     key = new_key()
     owner.store(key, np.zeros(900, "u1"), chunk=1)
     old = used(database, owner)
@@ -483,7 +483,7 @@ def test_objects_that_are_given_up_are_counted_until_they_are_swept(
 def test_files_are_counted(owner: Caller, other: Caller, database: Connection) -> None:
     folder = f"{owner.id}/papers"
     assert upload(owner, f"{folder}/a.pdf", bytes(6000)).status_code == 200
-    # Of each file, as all have names of one length.
+    # Every file has such a row, as all have names of one length.
     row = used(database, owner) - 6000
     assert 4 * _ROW < row < 10 * _ROW
     quota = 10_000 + 2 * row
@@ -502,7 +502,7 @@ def test_files_are_counted(owner: Caller, other: Caller, database: Connection) -
     assert used(database, owner) == 6000 + row
     assert upload(owner, f"{folder}/c.pdf", bytes(9000)).status_code == 200
     assert upload(owner, f"{folder}/d.pdf", bytes(1000)).status_code == 200
-    # With no room at all, it is refused before its bytes are received.
+    # The file is refused before its bytes are received, if there is no room at all.
     refused = storage(owner, "POST", f"{PREFIX}/{folder}/e.pdf", content=b"x")
     assert refused.json()["message"] == f"more bytes do not fit: {quota} of {quota} bytes are in use"
     assert remove(owner, [f"{folder}/c.pdf", f"{folder}/d.pdf"]) == [f"{folder}/c.pdf", f"{folder}/d.pdf"]

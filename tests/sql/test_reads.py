@@ -17,13 +17,13 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _DTYPES = ["|u1", "<i2", "<f4", "<i8", "<c16"]
 
-#: Where sums overflow, or nearly do.
+#: Numbers whose sums overflow, or nearly do.
 _HUGE = [2**31, 2**62 - 1, 2**62, 2**63 - 2, 2**63 - 1, -(2**62), -(2**63)]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in blocks of all sizes up to its chunk, and what numpy has of it."""
+    """An array in blocks of all sizes up to its block size, and its elements in numpy."""
 
     dataset: Json
     elements: npt.NDArray[Any]
@@ -74,7 +74,7 @@ def spans_of(dice: random.Random, size: int) -> tuple[list[int], list[int]]:
 
 @pytest.fixture(scope="module")
 def stored(new_user: Callable[[], Caller]) -> Callable[[str, int], tuple[Caller, Stored]]:
-    """Arrays of 5000 elements by their dtype and their chunk, each made once."""
+    """Arrays of 5000 elements by their dtype and their block size, each made once."""
     owner, made = new_user(), dict[tuple[str, int], Stored]()
 
     def get(dtype: str, chunk: int) -> tuple[Caller, Stored]:
@@ -138,7 +138,7 @@ def test_ways_of_reading_agree(stored: Get, database: Connection) -> None:
 
 
 def test_both_ways_are_taken(stored: Get, backend: Any) -> None:
-    """A selection of many pieces costs looks at few blocks, one of few pieces looks at no others."""
+    """A selection of many runs costs looks at few blocks; one of few runs looks at no others."""
     owner, array = stored("<f4", 100)
     with psycopg.connect(backend.superuser_url) as connection:
         connection.execute("set track_functions = 'all'")
@@ -164,7 +164,7 @@ def _calls(connection: Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
-# What is no selection, or none of this array -----------------------------------------------------------------
+# Requests for no selection, or none of this array ------------------------------------------------------------
 
 
 def _bad_lists(dice: random.Random) -> list[list[Any]]:
@@ -180,7 +180,7 @@ def _bad_lists(dice: random.Random) -> list[list[Any]]:
 
 
 def test_positions_outside_are_refused(stored: Get) -> None:
-    """With one of our codes, and no part of what is asked for."""
+    """The answer is one of our codes, and no part of what is asked for."""
     owner, array = stored("<f4", 100)
     for positions in _bad_lists(random.Random(3)):
         expected = ("TS006",) if None in positions else ("TS004", "TS006")
@@ -276,7 +276,7 @@ def test_missing_blocks_are_noticed_both_ways(owner: Caller, database: Connectio
 
 
 def test_readers_follow_what_leaves_elements_alone(owner: Caller) -> None:
-    """And no others: an assignment changes what was opened before it."""
+    """No others do: an assignment changes what was opened before it."""
     key = new_key()
     opened = owner.store(key, np.arange(100, dtype="<i4"), chunk=30)
     answer_of(owner.append(key, np.arange(5, dtype="<i4")))

@@ -72,7 +72,7 @@ def target(owner: Caller) -> Target:
 
 @pytest.mark.parametrize("function", _BINARY)
 def test_good_request_is_taken(function: str, target: Target, owner: Caller) -> None:
-    """So that what is refused below is refused for what is bad in it."""
+    """The requests that are refused below are refused for what is bad in them."""
     answer_of(owner.call(function, target.request(function)))
 
 
@@ -174,7 +174,7 @@ _BAD_METAS_OF_ARRAYS: list[Any] = [
 
 @pytest.mark.parametrize("function", ["tensorage_store", "tensorage_append"])
 def test_bad_metas_are_refused(function: str, target: Target, owner: Caller, state_of: StateOf) -> None:
-    """With one of our codes, or PostgreSQL's own for a value that a type or a constraint does not take."""
+    """The code is ours, or PostgreSQL's own for a value that a type or a constraint does not take."""
     before = state_of(owner)
     key = target.key if function == "tensorage_append" else new_key()
     good = {"key": key, "shape": [100], "dtype": "<i4", "chunk": 10}
@@ -227,7 +227,7 @@ def test_selections_inside(
 
 
 def test_selections_are_in_the_order_of_rows_and_then_of_runs(stored: Json, owner: Caller) -> None:
-    """Of any numbers of both: no plan that PostgreSQL may choose for some of them changes it."""
+    """Any numbers of both keep it: no plan that PostgreSQL may choose for some of them changes it."""
     dice = random.Random(2)
     for counts in [(1, 1), (2, 3), (3, 2), (1, 30), (30, 1), (30, 2), (2, 30), (40, 40), (900, 3), (3, 900)]:
         for length in (1, 4):
@@ -269,7 +269,7 @@ def test_selections_are_in_the_order_of_rows_and_then_of_runs(stored: Json, owne
 def test_selections_outside_are_refused(
     rows: Any, runs: Any, length: Any, stored: Json, owner: Caller
 ) -> None:
-    """With no part of what they ask for."""
+    """The answer has no part of what they ask for."""
     code = code_of(owner.ask(stored, rows, runs, length))
     assert code in ("TS004", "TS006", "22003"), code
 

@@ -134,6 +134,6 @@ def test_what_is_committed_stays_so(owner: Caller, database: Connection) -> None
     _fail_and_come_back(database)
     assert answer_of(owner.commit(begun["id"], operation=operation)) == committed
     assert owner.read(owner.open(begun["key"])).tobytes() == _ROWS.tobytes()
-    # In one request, nothing is staged: appended to and assigned to, it needs no beginning.
+    # Appends and assignments of one request stage nothing: they need no beginning.
     answer_of(owner.append(begun["key"], _ROWS[:1]))
     answer_of(owner.assign(owner.open(begun["key"]), _ROWS[:1], [0], [4]))

@@ -1,4 +1,4 @@
-"""What others can do with an array that its owner shares: read it, as long as it is shared, and nothing else."""
+"""Rights of others on an array that its owner shares: to read it, as long as it is shared, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_sharee_reads(shared: Json, owner: Caller, other: Caller) -> None:
 def test_sharee_follows_what_the_owner_appends(shared: Json, owner: Caller, other: Caller) -> None:
     answer_of(owner.append(shared["key"], _ARRAY[:1]))
     assert np.array_equal(other.read(other.open(shared["key"]))[12:], _ARRAY[0])
-    # What was opened before is as it was.
+    # The array that was opened before is as it was.
     assert np.array_equal(other.read(shared), _ARRAY.reshape(-1))
 
 
@@ -155,7 +155,7 @@ def test_owner_is_named_by_the_address_of_now(
     database.execute("update auth.users set email = %s where id = %s", (new_address, owner.id))
     by_new = answer_of(other.call("tensorage_open", key=shared["key"], owner=new_address))
     assert (by_new["id"], by_new["owner"]) == (shared["id"], new_address)
-    # However it is spelt.
+    # The address may be spelt in any case.
     assert answer_of(other.call("tensorage_open", key=shared["key"], owner=new_address.upper())) == by_new
     # The token still says the old address: what is made by it does not.
     made = owner.store(new_key(), _ARRAY, is_shared=True)

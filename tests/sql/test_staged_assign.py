@@ -151,7 +151,7 @@ def test_array_that_changed_meanwhile_is_not_assigned_to(
     answer_of(owner.patch(begun["id"], -_NUMBERS[:50], [0], [50]))
     meddle(owner, stored)
     before = state_of(owner)
-    # What goes to an array that is gone is swept with it.
+    # A patch of an array that is gone is swept with it.
     gone = meddle in (_overwrite, _remove)
     expected = ("TS001", "TS003") if gone else ("TS003",)
     assert code_of(owner.patch(begun["id"], -_NUMBERS[:50], [0], [50])) in expected
@@ -279,7 +279,7 @@ def test_what_was_staged_for_a_removed_array_is_swept_in_pieces(
     left = [len(owner.blocks(begun["id"]))]
     while answer_of(owner.call("tensorage_sweep")):
         left.append(len(owner.blocks(begun["id"])))
-    # Never more than 256 at once, though nothing refers to them any more.
+    # A sweep deletes at most 256 at once, though nothing refers to them any more.
     assert max(-np.diff([600, *left, 0])) <= 256
     assert code_of(owner.commit(begun["id"])) == "TS001"
     no_blocks_left_behind()
@@ -299,7 +299,7 @@ def test_quota_counts_an_assignment_as_the_array_while_it_lasts(owner: Caller, d
     changed = owner.open(stored["key"])
     taken = owner.store(new_key(), np.zeros(20_000, "u1"))
     assert code_of(owner.ask_to_assign(changed)) == "TS005"
-    # In one request, nothing is copied.
+    # An assignment of one request copies nothing.
     answer_of(owner.assign(changed, -numbers, [0], [10_000]))
     answer_of(owner.call("tensorage_remove", key=taken["key"]))
     owner.begin_assign(owner.open(stored["key"]))

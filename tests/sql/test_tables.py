@@ -1,4 +1,4 @@
-"""What the tables give and take by any REST call: to nobody what is not theirs, and from nobody anything."""
+"""Tables by any REST call: they give nobody what is not theirs, and take nothing from anybody."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ids_of(table: str, kept: Kept) -> tuple[int, int]:
     return (n.objects, n.writing) if table == "shards" else (n.id, n.staged)
 
 
-#: What a row is known by.
+#: Columns that a row of each table is known by.
 _KEYS = {"datasets": "id", "tensors": "data_id,index", "shards": "data_id,number"}
 
 
@@ -80,7 +80,7 @@ def _writes(caller: Caller, table: str, kept: Kept) -> Iterator[httpx.Response]:
 def test_nobody_writes_a_table(
     table: str, kept: Kept, other: Caller, strangers: dict[str, Caller], state_of: StateOf
 ) -> None:
-    """Not even the owner: what they store goes through the functions, which count it."""
+    """The owner does not, either: the functions store and count it."""
     before = state_of(kept.owner), state_of(other)
     for caller, status in ((other, 403), (kept.owner, 403), (strangers["anon"], 401)):
         for answer in _writes(caller, table, kept):
@@ -127,7 +127,7 @@ def test_other_user_sees_no_row(table: str, kept: Kept, other: Caller) -> None:
 
 @pytest.mark.parametrize("table", ["datasets", "tensors", "shards"])
 def test_owner_sees_their_rows(table: str, kept: Kept) -> None:
-    """So that what the tests above look for would have been found."""
+    """The marks that the tests above look for would have been found."""
     name = "id" if table == "datasets" else "data_id"
     committed, staged = _ids_of(table, kept)
     answer = kept.owner.request("GET", f"/{table}?{name}=in.({committed},{staged})")

@@ -1,4 +1,4 @@
-"""What writing guarantees: all or nothing, once however often it is asked, and no block of anything else."""
+"""Guarantees of writing: all or nothing, once however often it is asked, and no block of anything else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_refused_commit_can_be_completed(owner: Caller) -> None:
 def test_blocks_that_overlap_stored_ones_are_refused(
     index: int, count: int, chunk: int, owner: Caller, state_of: StateOf
 ) -> None:
-    """They could never be complete, and could take any room whatever the quota."""
+    """Such blocks could never be complete, and could take any room whatever the quota."""
     begun = owner.begin(new_key(), [100], chunk=10)
     answer_of(owner.put(begun["id"], _NUMBERS[:20], 0))
     answer_of(owner.put(begun["id"], _NUMBERS[40:50], 40))
@@ -93,7 +93,7 @@ def test_array_of_other_size_than_its_shape_is_refused(owner: Caller) -> None:
         assert code_of(owner.call("tensorage_store", body)) == "TS004"
 
 
-# Once ------------------------------------------------------------------------------------------------------
+# Repetition ------------------------------------------------------------------------------------------------
 
 
 def test_same_put_is_stored_once(owner: Caller, state_of: StateOf) -> None:
@@ -354,7 +354,7 @@ def test_rows_that_do_not_fit_are_not_appended(
     )
     assert code_of(staged) in codes, staged.text
     if "dtype" in meta:
-        # So that the rows can be cast and sent again.
+        # The client needs these details to cast the rows and send them again.
         said = [json.loads(answer.json()["details"]) for answer in (refused, staged)]
         assert said == [owner.open(key)] * 2
     assert state_of(owner) == before

@@ -42,7 +42,7 @@ def prefetchers() -> list[threading.Thread]:
 
 
 def numbers(batch: np.ndarray[Any, Any]) -> list[int]:
-    """Which samples of `x` they are."""
+    """Numbers of the samples of `x` in a batch."""
     assert (batch == batch[:, :1, :1] + np.arange(6, dtype="f4").reshape(2, 3)).all()
     return [int(number) for number in batch[:, 0, 0] / 6]
 
@@ -315,7 +315,7 @@ class TestRequests:
     def test_no_more_at_once_than_the_backend_has_room_for(
         self, project: Project, user: User, x: tensorage.Tensor, engine: Engine
     ) -> None:
-        """However many loops there are."""
+        """The bound holds however many loops there are."""
         lock, under_way, at_once = threading.Lock(), set(), []
 
         def note(exchange: Exchange) -> bool:
@@ -325,7 +325,7 @@ class TestRequests:
                 else:
                     under_way.add(id(exchange))
                 at_once.append(len(under_way))
-            # So that others come meanwhile.
+            # Others come meanwhile.
             time.sleep(0.01)
             return False
 

@@ -25,7 +25,7 @@ SAMPLES, BATCH = 256, 32
 LABELS = np.arange(SAMPLES)
 IMAGES = np.repeat(LABELS.astype("f4")[:, None], 16, axis=1).reshape(SAMPLES, 4, 4)
 
-#: How processes begin, and whether the same ones serve all epochs.
+#: The way in which processes begin, and whether the same ones serve all epochs.
 WORKERS = [("fork", False), ("fork", True), ("spawn", False), ("spawn", True)]
 
 
@@ -80,7 +80,7 @@ def logins(short: control.Running, session: BackendSession) -> Callable[[], int]
 
 
 def loader(dataset: Any, method: str | None = None, persistent: bool = False, **more: Any) -> Any:
-    # It takes seconds, also in a process that only collects these tests.
+    # The import takes seconds, also in a process that only collects these tests.
     import torch.utils.data
 
     workers = {} if method is None else {"num_workers": 2, "persistent_workers": persistent}
@@ -121,7 +121,7 @@ def test_a_batch_is_one_request(
     if engine == "database":
         assert kinds.pop("read") == epochs * per_epoch
     else:
-        # Of the catalogue one, however many samples; then their bytes.
+        # One request asks the catalogue, however many samples there are; the others fetch their bytes.
         assert kinds.pop("shards") == epochs * per_epoch
         assert kinds.pop("download") >= epochs * per_epoch
     # Each process looks once whether it fits the project.

@@ -63,7 +63,7 @@ def test_all_places_are_as_likely_for_all_samples() -> None:
 
 
 def test_neighbours_do_not_stay_together() -> None:
-    """By chance, one pair an epoch follows each other as before, whatever the length."""
+    """One pair an epoch follows each other as before by chance, whatever the length."""
     pairs = [int((np.diff(Shuffle(500, 3, epoch)[0:500]) == 1).sum()) for epoch in range(1000)]
     assert abs(np.mean(pairs) - 1) < 5 / math.sqrt(len(pairs))
 
@@ -74,7 +74,7 @@ def test_seeds_and_epochs_are_different_orders() -> None:
 
 
 def _chi_square(counts: list[float], expected: float) -> float:
-    """By how many standard deviations they are further from equal than by chance."""
+    """Standard deviations by which the counts are further from equal than by chance."""
     freedom = len(counts) - 1
     statistic = sum((count - expected) ** 2 / expected for count in counts)
     return (statistic - freedom) / math.sqrt(2 * freedom)

@@ -15,7 +15,7 @@ import pytest
 
 CASES = json.loads(Path(__file__).with_name("auth.json").read_text())["cases"]
 
-# What the recording writes for values that change from run to run.
+# Placeholders in the recording for values that change from run to run.
 PLACEHOLDERS = {
     "<uuid>": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "<jwt>": re.compile(r"[\w-]+\.[\w-]+\.[\w-]+"),
@@ -88,7 +88,7 @@ def test_answers_as_recorded(replay, case):
         return
     answered = answer.json()
     if case["name"] == "signup malformed":
-        # What is wrong with the JSON, each parser says in its own words.
+        # Each parser says in its own words what is wrong with the JSON.
         beginning = "Could not parse request body as JSON: "
         assert recorded.pop("msg").startswith(beginning)
         assert answered.pop("msg").startswith(beginning)
@@ -102,7 +102,7 @@ def test_answers_as_recorded(replay, case):
 
 
 def assert_agrees(answered: Any, recorded: Any, email: str, where: str = "$") -> None:
-    """Whatever was recorded is there, and the same but for what changes from run to run."""
+    """Check that all that was recorded is there, and the same but for what changes from run to run."""
     if isinstance(recorded, dict):
         assert isinstance(answered, dict), where
         assert answered.keys() >= recorded.keys(), where

@@ -25,7 +25,7 @@ HEADERS = {name for case in CASES for name in case["response"]["headers"]}
 #: Embedded resources are not supported: these are refused, in PostgREST's shape.
 REFUSED = {"select embedded", "select embedded unknown"}
 
-#: What the recording wrote for a body that it did not keep.
+#: Placeholders in the recording for bodies that it did not keep.
 BODIES = {"<2048 bytes>": bytes(range(256)) * 8}
 
 

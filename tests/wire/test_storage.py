@@ -33,7 +33,7 @@ PLACEHOLDERS = {
     "<jwt>": re.compile(r"[\w-]+\.[\w-]+\.[\w-]+"),
 }
 
-#: What was there when the record was made, and no case of it puts there: by the case that needs it.
+#: Objects that were there when the record was made, and that no case puts there: by the case that needs them.
 ALREADY_THERE = {
     "list folder": [
         ("owner", f"priv/<owner>/docs/{name}", body)
@@ -160,7 +160,7 @@ def check_headers(answer: http.client.HTTPResponse, recorded: dict[str, str]) ->
     answered = {name.lower(): value for name, value in answer.getheaders()}
     if "content-length" in recorded:
         assert answered["content-length"] == recorded["content-length"]
-    # What a status without content says of itself was not recorded.
+    # The recording does not keep how a status without content describes itself.
     for name in HEADERS:
         assert answered.get(name) == recorded.get(name), name
 

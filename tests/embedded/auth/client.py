@@ -77,7 +77,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> None:
 
 
 def at_once(count: int, call: Callable[[], Any]) -> list[Any]:
-    """What `call` returns to each of `count` threads that start it together."""
+    """Return what `call` returns to each of `count` threads that start it together."""
     barrier = threading.Barrier(count)
 
     def one(_: int) -> Any:

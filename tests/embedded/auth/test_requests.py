@@ -70,7 +70,7 @@ class TestHostileRequests:
     def test_huge_bodies(self, api):
         body = b'{"email": "' + b"x" * (1 << 20) + b'"}'
         refused(api.http.post("/signup", content=body), 413, "request_entity_too_large")
-        # Of a length that is not told beforehand.
+        # The length of this body is not told beforehand.
         chunks = iter([body] * 3)
         refused(api.http.post("/signup", content=chunks), 413, "request_entity_too_large")
         assert api.http.get("/health").status_code == 200
@@ -189,7 +189,7 @@ class TestSecretsStaySecret:
                 await http.post("/signup", content=json.dumps(password)[:-1].encode())
                 for thing in (app, database, tokens, parse_params(json.dumps(body).encode())):
                     assert not [secret for secret in secrets if secret in repr(thing)]
-                # And when the database is gone.
+                # The secrets stay hidden when the database is gone, too.
                 database.disconnect()
                 refused(await http.post("/signup", json=body), 503, "unexpected_failure")
                 await database.close()

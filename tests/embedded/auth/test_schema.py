@@ -1,4 +1,4 @@
-"""What an application's own SQL meets in the `auth` schema."""
+"""The `auth` schema, as an application's own SQL meets it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class TestSchema:
-    """What an application's own SQL meets in `auth`, as the role it runs as."""
+    """The schema `auth`, as an application's own SQL meets it under its role."""
 
     def asked(self, sql: psycopg.Connection, role: str, settings: dict[str, str]) -> tuple[Any, ...]:
         with sql.transaction():
@@ -27,7 +27,7 @@ class TestSchema:
         assert self.asked(sql, role, {}) == nobody
         now = self.asked(sql, role, {"request.jwt.claims": json.dumps(claims)})
         assert now == (user_id, role, "a@x.org", claims)
-        # What is left of a setting that was local to an earlier transaction is an empty one.
+        # A setting that was local to an earlier transaction leaves an empty one.
         assert self.asked(sql, role, {}) == nobody
         assert self.asked(sql, role, {"request.jwt.claims": "{}"}) == (None, None, None, {})
 

@@ -16,7 +16,7 @@ class TestThroughTheSdk:
         )
         assert answer.user.email == email
         assert answer.user.email_confirmed_at is not None
-        # What the client says about itself does not replace what the server knows.
+        # The client's claims about itself do not replace what the server knows.
         assert answer.user.user_metadata["name"] == "Ada"
         assert answer.user.user_metadata["email"] == email
         assert answer.user.identities[0].id == answer.user.id

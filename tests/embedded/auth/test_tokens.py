@@ -69,7 +69,7 @@ class TestAccessTokens:
         refused(answer, 401, "no_authorization")
 
     def test_an_expired_token(self, api, backend):
-        # Of a moment ago: the 30 s that the REST API allows are not for the Auth API.
+        # It expired a moment ago: the 30 s that the REST API allows are not for the Auth API.
         claims = {**self.claims(api.signup()), "exp": int(time.time()) - 1}
         token = Tokens(backend.jwt_secret).sign(claims)
         answer = api.user(token)
@@ -139,7 +139,7 @@ class TestAccessTokens:
         refused(api.user(account.access_token), 403, "user_banned")
         refused(api.refresh(account.refresh_token), 400, "user_banned")
         refused(api.login(account.email), 400, "user_banned")
-        # Only who knows the password is told so.
+        # The ban is told only to somebody who knows the password.
         refused(api.login(account.email, "wrong-horse"), 400, "invalid_credentials")
 
 

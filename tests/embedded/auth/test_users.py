@@ -61,7 +61,7 @@ class TestSignup:
     def test_a_password_that_bcrypt_would_cut(self, api, password):
         answer = api.http.post("/signup", json={"email": new_email(), "password": password})
         refused(answer, 400, "validation_failed")
-        # Nor does the beginning of a longer one open the door.
+        # The beginning of a longer password does not open the door, either.
         account = api.signup(password="x" * 72)
         refused(api.login(account.email, "x" * 73), 400, "invalid_credentials")
 
@@ -96,7 +96,7 @@ class TestSignup:
 
     @pytest.mark.parametrize("login_first", [False, True])
     def test_a_login_that_meets_a_change_of_password(self, api, sql, login_first):
-        """Whichever comes first, no session opened by the old password is left."""
+        """No session opened by the old password is left, whichever of the two comes first."""
         account = api.signup()
         calls = [
             functools.partial(api.update, account.access_token, password="another-pass-2"),

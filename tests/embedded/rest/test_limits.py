@@ -173,7 +173,7 @@ def test_names_without_an_end_are_not_repeated(rest: Rest) -> None:
 
 
 def test_a_change_to_every_row_is_refused(rest: Rest, backend: control.Running) -> None:
-    """As hosted Supabase does, which has PostgreSQL's `safeupdate` loaded for requests of the API."""
+    """Hosted Supabase loads PostgreSQL's `safeupdate` for requests of the API, which refuses it, too."""
     rest.insert({"name": "a", "size": 1}, {"name": "b", "size": 2})
     service = Rest(rest.http, rest.jwt_secret, backend.service_role_key)
     for caller in (rest, service):

@@ -1,4 +1,4 @@
-"""What a request asks for, from its query string, headers and body: the pure parts, without a server."""
+"""Reading a request's query string, headers and body: the pure parts, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request cannot do: smuggle SQL, become somebody else, or leave something behind for the next one."""
+"""A request can not smuggle SQL, become somebody else, or leave something behind for the next one."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ TABLE = Table(
     deletable=True,
 )
 
-#: What can be part of a URL that is UTF-8.
+#: Characters that a URL in UTF-8 can have.
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 #: SQL with what is inside quotation marks taken out: there, anything may stand.

@@ -242,7 +242,7 @@ class TestAfterACrash:
         server.kill()
         server.wait(60)
         sending.close()
-        # As if it had died between a file's getting its name and the commit, and between commit and removal.
+        # The server seems to have died before a commit, and between another commit and a removal.
         orphan, decided = "00000000-0000-4000-8000-000000000000", next(iter(kept)).partition("/")[2]
         files.of(orphan).write_bytes(b"orphan")
         for version in (orphan, decided):

@@ -1,4 +1,4 @@
-"""What requests may say: names, limits of buckets, listings; and what is not served."""
+"""Limits of requests: names, limits of buckets, listings; and requests that are not served."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class TestUpsert:
         owner.upload("x", b"somebody was faster")
         said(upload.patch(1000, CONTENT[1000:]), 409)
         assert owner.download("x").content == b"somebody was faster"
-        # What is not stored is not finished: the last piece can come again.
+        # An upload that is not stored is not finished: the last piece can come again.
         assert upload.offset() == 1000
         upload.upsert = "true"
         assert upload.patch(1000, CONTENT[1000:]).status_code == 204
@@ -363,7 +363,7 @@ class TestInterruptions:
         assert owner.download("x").content == CONTENT
 
     def test_a_request_that_hangs_is_stopped_by_the_next_one(self, owner: Storage, files: Files):
-        """As when a network died, and the server was not told."""
+        """A network died, and the server was not told."""
         upload = begin(owner, "x")
         hanging = begin_patch(upload, 0, len(CONTENT), CONTENT[: 2 * MIB])
         wait_for(lambda: content_file(files, upload).stat().st_size > 0)
@@ -375,7 +375,7 @@ class TestInterruptions:
         assert owner.download("x").content == CONTENT
 
     def test_of_many_at_once_one_is_first(self, owner: Storage):
-        # Few bytes: who is slow would be stopped by who comes after.
+        # The requests send few bytes: a slow one would be stopped by the next.
         upload, barrier = begin(owner, "x", 100_000), threading.Barrier(6)
         answers: list[int] = []
 
@@ -449,7 +449,7 @@ class TestRestarts:
         assert upload.patch(MIB, CONTENT[MIB:]).status_code == 204
         version = upload.path.rpartition("/")[2]
         self.kill(storage.running)
-        # As if it had died a moment earlier.
+        # The server seems to have died a moment earlier.
         os.link(files.of(version), content_file(files, upload))
         content_file(files, upload).with_name("offset").write_text(str(MIB))
         (files.path / "pending" / version).touch()

@@ -27,7 +27,7 @@ def stranger(request: pytest.FixtureRequest) -> Storage:
 
 @pytest.fixture(autouse=True)
 def unchanged(owner: Storage, name: str, database: psycopg.Connection[tuple[Any, ...]]):
-    """Whatever was tried, the owner's object is as it was."""
+    """Check that the owner's object is as it was, whatever was tried."""
     rows = "select name, version, metadata, owner_id from storage.objects where name like %s"
     before = database.execute(rows, [f"{owner.user_id}%"]).fetchall()
     yield

@@ -1,4 +1,4 @@
-"""Boxes of consecutive elements, next to numpy, and grids of regions near other grids."""
+"""Regions of consecutive elements, next to numpy, and grids of regions near other grids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 @given(SHAPES, st.integers(1, 100))
 @example((1, 1000, 1000), 300)
 @example((), 1)
-def test_boxes_are_the_array_in_order(shape: tuple[int, ...], max_elements: int) -> None:
+def test_regions_are_the_array_in_order(shape: tuple[int, ...], max_elements: int) -> None:
     array = np.arange(math.prod(shape)).reshape(shape)
     parts = [array[region] for region in consecutive_regions(shape, max_elements)]
     assert all(0 < part.size <= max_elements for part in parts)
@@ -25,7 +25,7 @@ def test_boxes_are_the_array_in_order(shape: tuple[int, ...], max_elements: int)
     )
 
 
-def test_boxes_are_as_large_as_they_may_be() -> None:
+def test_regions_are_as_large_as_they_may_be() -> None:
     assert [region[0] for region in consecutive_regions((10, 4, 5), 70)] == [
         slice(0, 3),
         slice(3, 6),
@@ -42,7 +42,7 @@ sizes_of_axes = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map
 
 
 @given(sizes_of_axes, st.integers(1, 50), st.integers(1, 100))
-def test_boxes_of_rows_are_of_consecutive_elements(sizes: AxisLengths, least: int, most: int) -> None:
+def test_regions_of_rows_are_of_consecutive_elements(sizes: AxisLengths, least: int, most: int) -> None:
     grid = join_rows(sizes, min(least, most), most)
     shape = [sum(axis) for axis in sizes]
     assert [sum(axis) for axis in grid] == shape
@@ -53,7 +53,7 @@ def test_boxes_of_rows_are_of_consecutive_elements(sizes: AxisLengths, least: in
 
 
 @given(sizes_of_axes.filter(len), st.data(), st.integers(1, 200))
-def test_boxes_of_units_begin_where_units_do(sizes: AxisLengths, data: st.DataObject, most: int) -> None:
+def test_regions_of_units_begin_where_units_do(sizes: AxisLengths, data: st.DataObject, most: int) -> None:
     unit = data.draw(st.tuples(*(st.integers(1, 5) for _ in sizes)))
     grid = join_chunks(sizes, unit, most)
     assert [sum(axis) for axis in grid] == [sum(axis) for axis in sizes]

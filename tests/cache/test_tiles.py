@@ -1,4 +1,4 @@
-"""Grids of pieces, against numpy."""
+"""Grids of tiles, against numpy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = st.one_of(
     hnp.array_shapes(min_dims=0, max_dims=4, max_side=6), hnp.array_shapes(max_dims=2, max_side=40)
 )
 
-settings.register_profile("pieces", deadline=None, derandomize=True, database=None)
+settings.register_profile("tiles", deadline=None, derandomize=True, database=None)
 
 
 @st.composite
@@ -31,28 +31,28 @@ def grids(draw: st.DrawFn) -> TileGrid:
     return TileGrid(shape, tuple(draw(st.integers(1, extent + 2)) for extent in shape))
 
 
-def pieces_of(grid: TileGrid) -> np.ndarray[Any, Any]:
-    """For each element of the array, the piece that it is in."""
-    pieces = np.full(grid.shape, -1)
+def tiles_of(grid: TileGrid) -> np.ndarray[Any, Any]:
+    """The number of the tile that each element of the array is in."""
+    tiles = np.full(grid.shape, -1)
     for number in range(grid.count):
-        assert (pieces[grid.region(number)] == -1).all()
-        pieces[grid.region(number)] = number
-    return pieces
+        assert (tiles[grid.region(number)] == -1).all()
+        tiles[grid.region(number)] = number
+    return tiles
 
 
-@settings(settings.get_profile("pieces"))
+@settings(settings.get_profile("tiles"))
 @given(grids())
-def test_pieces_follow_each_other_in_a_file(grid: TileGrid) -> None:
+def test_tiles_follow_each_other_in_a_file(grid: TileGrid) -> None:
     numbers = np.arange(grid.count)
     starts, lengths = grid.starts(numbers), grid.lengths(numbers)
     assert starts.tolist() == [0, *np.cumsum(lengths)[:-1]]
     assert lengths.sum() == grid.size
     assert lengths.tolist() == [math.prod(grid.shape_in_file(number)) for number in range(grid.count)]
     assert all(grid.number_of(grid.coords_of(number)) == number for number in range(grid.count))
-    assert (pieces_of(grid) >= 0).all()
+    assert (tiles_of(grid) >= 0).all()
 
 
-@settings(settings.get_profile("pieces"))
+@settings(settings.get_profile("tiles"))
 @given(grids())
 def test_a_file_of_a_flat_grid_is_the_array(grid: TileGrid) -> None:
     order = np.arange(math.prod(grid.shape)).reshape(grid.shape)
@@ -67,13 +67,13 @@ def test_a_file_of_a_flat_grid_is_the_array(grid: TileGrid) -> None:
         assert are_consecutive
 
 
-@settings(settings.get_profile("pieces"), max_examples=400)
+@settings(settings.get_profile("tiles"), max_examples=400)
 @given(st.data(), grids())
-def test_a_selection_needs_the_pieces_of_its_elements(data: st.DataObject, grid: TileGrid) -> None:
+def test_a_selection_needs_the_tiles_of_its_elements(data: st.DataObject, grid: TileGrid) -> None:
     _, selection = data.draw(selections(st.just(grid.shape), wrong=False))
-    pieces = pieces_of(grid)
+    tiles = tiles_of(grid)
     try:
-        expected = np.unique(pieces[selection])
+        expected = np.unique(tiles[selection])
     except (IndexError, ValueError):
         return
     numbers = grid.numbers(plan_chunks(grid.shape, selection, grid.chunks))
@@ -87,7 +87,7 @@ def test_a_selection_needs_the_pieces_of_its_elements(data: st.DataObject, grid:
         ((2, 3, 10**6), "f8"), ((3, 1, 1), "f8"), ((1, 1, 5000, 7), "c16"), ((50, 1, 1025), "f4"),
     ],
 )  # fmt: skip
-def test_pieces_of_rows_are_consecutive_and_small(shape: tuple[int, ...], dtype: str) -> None:
+def test_tiles_of_rows_are_consecutive_and_small(shape: tuple[int, ...], dtype: str) -> None:
     grid = row_tiles(shape, np.dtype(dtype))
     assert grid.is_flat
     assert grid.full * np.dtype(dtype).itemsize <= TILE_BYTES
@@ -96,12 +96,12 @@ def test_pieces_of_rows_are_consecutive_and_small(shape: tuple[int, ...], dtype:
     assert grid.rows == (0 if row > TILE_BYTES or not shape else min(TILE_BYTES // row, shape[0]))
 
 
-def test_pieces_of_very_large_arrays_are_larger() -> None:
+def test_tiles_of_very_large_arrays_are_larger() -> None:
     grid = row_tiles((10**9, 1024), np.dtype("f4"))
     assert grid.full * 4 == 64 * 1024
 
 
-@settings(settings.get_profile("pieces"))
+@settings(settings.get_profile("tiles"))
 @given(st.sets(st.integers(0, 30), min_size=1).map(sorted))
 def test_runs_are_what_follows_each_other(numbers: list[int]) -> None:
     runs = find_number_runs(np.array(numbers))
@@ -113,7 +113,7 @@ def test_runs_are_what_follows_each_other(numbers: list[int]) -> None:
     assert all(before[-1] + 1 < after[0] for before, after in pairwise(joined))
 
 
-@settings(settings.get_profile("pieces"))
+@settings(settings.get_profile("tiles"))
 @given(st.data(), st.sampled_from([(40, 300), (7, 1500), (3, 40, 200)]), st.booleans())
 def test_growth_is_the_pages_that_are_touched(
     data: st.DataObject, shape: tuple[int, ...], is_flat: bool
