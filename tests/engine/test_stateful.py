@@ -386,7 +386,7 @@ def test_any_series_of_operations_on_objects(
         # So that even these small objects are read by ranges, and the catalogue is asked, and told, more than once.
         monkeypatch.setattr(reading, "MAX_GAP_BYTES", max_gap_bytes)
         monkeypatch.setattr(entries, "MAX_NUMBERS", numbers_per_request)
-        monkeypatch.setattr(objects_writing, "ENTRIES_PER_REQUEST", numbers_per_request)
+        monkeypatch.setattr(objects_writing, "RECORDS_PER_REQUEST", numbers_per_request)
     run(TensorStore(session, quiet=True, engine="storage"), max_examples=30)
     leftovers.assert_only_arrays_are_kept(database, session.user_id)
 
