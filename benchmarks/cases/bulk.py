@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.bench import JSON_IMAGES, Bench
-from benchmarks.measure import Result, Timed, in_turns, rates, ratio
+from benchmarks.measure import Result, Timed, measure_in_turns, rates, ratio
 
 
 def bulk(bench: Bench) -> Iterator[Result]:
@@ -15,37 +15,37 @@ def bulk(bench: Bench) -> Iterator[Result]:
     array, store, straight, hsds = bench.array, bench.store, bench.straight, bench.hsds
     out = np.full_like(array, -1)
 
-    def straight_empty() -> None:
+    def empty_straight() -> None:
         straight.clear()
         bench.rest()
 
-    def store_empty() -> None:
+    def empty_store() -> None:
         if "bulk" in store:
             del store["bulk"]
         bench.rest()
 
-    def checked() -> None:
-        """Whoever read before has filled `out`; the next one has to fill it again."""
+    def check_and_spoil() -> None:
+        """Check the array that the last reader has filled, and make it wrong for the next one."""
         if out[0, 0, 0] != -1:
             bench.check(out, array)
         out[0, 0, 0] = -1
 
-    def settled() -> None:
+    def settle() -> None:
         bench.rest()
         hsds.forget()
-        checked()
+        check_and_spoil()
 
-    took = in_turns(
+    took = measure_in_turns(
         {
-            "limit write": Timed(lambda: straight.write(array), straight_empty),
-            "write": Timed(lambda: store.__setitem__("bulk", array), store_empty),
+            "limit write": Timed(lambda: straight.write(array), empty_straight),
+            "write": Timed(lambda: store.__setitem__("bulk", array), empty_store),
             "HSDS write": Timed(lambda: hsds.write_images(array), bench.rest),
-            "limit read": Timed(lambda: straight.read(out), settled),
-            "read": Timed(lambda: store.open("bulk").read(..., out=out), checked),
-            "HSDS read": Timed(lambda: hsds.read_images(out), checked),
+            "limit read": Timed(lambda: straight.read(out), settle),
+            "read": Timed(lambda: store.open("bulk").read(..., out=out), check_and_spoil),
+            "HSDS read": Timed(lambda: hsds.read_images(out), check_and_spoil),
         }
     )
-    checked()
+    check_and_spoil()
     for verb, of_limit in (("write", 0.7), ("read", 0.6)):
         ours, limit, theirs = took[verb], took[f"limit {verb}"], took[f"HSDS {verb}"]
         yield rates(f"bulk {verb}, straight to PostgreSQL (the limit)", array.nbytes, limit)
@@ -57,7 +57,7 @@ def bulk(bench: Bench) -> Iterator[Result]:
 
 
 def json_rows(bench: Bench) -> Iterator[Result]:
-    """Some of the same images, next to rows of JSON float arrays through the SDK."""
+    """Some of the images, next to rows of JSON float arrays through the SDK."""
     images, store, peer = bench.array[:JSON_IMAGES], bench.store, bench.json_floats
     out, json_out = np.empty_like(images), np.empty_like(images)
     indices = np.random.default_rng(3).choice(JSON_IMAGES, 64, replace=False)
@@ -66,7 +66,7 @@ def json_rows(bench: Bench) -> Iterator[Result]:
         if "some" in store:
             del store["some"]
 
-    took = in_turns(
+    took = measure_in_turns(
         {
             "JSON write": Timed(lambda: peer.write(images), peer.clear),
             "write": Timed(lambda: store.__setitem__("some", images), remove),

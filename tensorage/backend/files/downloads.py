@@ -1,4 +1,4 @@
-"""Downloads from Storage, by ranges: what breaks is asked for again, and a file never comes from two."""
+"""Downloads from Storage by ranges. A broken range is asked for again, and a result never mixes two versions."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tensorage.errors import BackendUnavailableError, ChangedError
 
 __all__ = ["read_file"]
 
-#: Asked for at once, and so the memory that a download takes.
-PIECE_BYTES = 8 * 1024 * 1024
+#: Bytes of a range, and therefore the memory that a download takes.
+PART_BYTES = 8 * 1024 * 1024
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 
 
 def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[bytes]:
-    """Read an object, piece by piece.
+    """Read an object, part by part.
 
     Raises
     ------
     StorageRefusal
     ChangedError
-        It was replaced meanwhile: what has been read is no part of what is there now.
+        If the object was replaced meanwhile. Parts that were read do not belong to the new one.
     """
-    # No cache between may answer with what the object was before.
+    # The unique query keeps caches on the way from answering with an older object.
     path = f"{object_path(name, FOR_READING)}?t={uuid.uuid4().hex}"
     answer = _ask_first(requests, path, asked)
-    etag, size = _etag(answer), _size(answer, 0, asked)
+    etag, size = _read_etag(answer), _read_size(answer, 0, asked)
     yield answer.body
     position = len(answer.body)
     while position < size:
@@ -39,10 +39,10 @@ def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[byte
             answer = _ask(requests, path, position, asked)
         except StorageRefusal as refusal:
             if refusal.fault.status == 416:
-                raise _changed(asked) from refusal
+                raise _changed_error(asked) from refusal
             raise
-        if _etag(answer) != etag or _size(answer, position, asked) != size:
-            raise _changed(asked)
+        if _read_etag(answer) != etag or _read_size(answer, position, asked) != size:
+            raise _changed_error(asked)
         yield answer.body
         position += len(answer.body)
 
@@ -58,12 +58,12 @@ def _ask_first(requests: StorageRequests, path: str, asked: str) -> Answer:
 
 
 def _ask(requests: StorageRequests, path: str, position: int, asked: str) -> Answer:
-    headers = {"Range": f"bytes={position}-{position + PIECE_BYTES - 1}"}
+    headers = {"Range": f"bytes={position}-{position + PART_BYTES - 1}"}
     return requests.ask("GET", path, asked, headers=headers)
 
 
-def _size(answer: Answer, position: int, asked: str) -> int:
-    """Size of the whole object, if the answer is the part of it that begins at `position`."""
+def _read_size(answer: Answer, position: int, asked: str) -> int:
+    """Return the size of the whole object. Refuse an answer that is not the part at `position`."""
     if answer.status != 206:
         if position == 0:
             return len(answer.body)
@@ -76,9 +76,9 @@ def _size(answer: Answer, position: int, asked: str) -> int:
     return int(match[3])
 
 
-def _etag(answer: Answer) -> str:
+def _read_etag(answer: Answer) -> str:
     return answer.headers.get("ETag", "").removeprefix("W/")
 
 
-def _changed(asked: str) -> ChangedError:
+def _changed_error(asked: str) -> ChangedError:
     return ChangedError(f"{asked}: the file was replaced while it was read. Read it again.")

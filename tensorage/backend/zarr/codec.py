@@ -53,7 +53,7 @@ __all__ = [
 #: Contiguous memory.
 Bytes = bytes | bytearray | memoryview
 
-#: Stands for the offset and for the length of an empty chunk.
+#: Offset, and also length, of an empty chunk.
 EMPTY = 2**64 - 1
 
 #: Bytes of one chunk's offset and length in the plain index.
@@ -72,10 +72,10 @@ class EncodedShard:
     parts
         Bytes of the object, one part after the other. There are none, and no object, if all elements are the fill
         value. Parts may be memory of the elements that were encoded, which must not change before the parts are sent.
-        nbytes
+    nbytes
         Bytes of the object, 0 if there is none.
-        index
-        Plain index, as the catalogue has it. It is empty if the array is not sharded.
+    index
+        Plain index, as the catalogue has it, which is empty if the array is not sharded.
     """
 
     parts: list[bytes | memoryview]
@@ -176,8 +176,8 @@ class ShardCodec:
         chunk = None
         for coords, (offset, length) in zip(np.ndindex(*self.layout.chunks_per_shard), ranges, strict=True):
             where = tuple(
-                slice(coord * extent, (coord + 1) * extent)
-                for coord, extent in zip(coords, self.layout.chunks, strict=True)
+                slice(coord * size, (coord + 1) * size)
+                for coord, size in zip(coords, self.layout.chunks, strict=True)
             )
             if offset == EMPTY:
                 out[where] = self.fill_value
@@ -322,7 +322,7 @@ class ShardCodec:
     def _split_chunks(self, elements: npt.NDArray[Any]) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
         """Yield the chunks that hold elements of the array: their coords in the shard, and their elements."""
         chunks = self.layout.chunks
-        counts = [-(-extent // chunk) for extent, chunk in zip(elements.shape, chunks, strict=True)]
+        counts = [-(-size // chunk) for size, chunk in zip(elements.shape, chunks, strict=True)]
         for coords in product(*map(range, counts)):
             where = tuple(
                 slice(coord * chunk, (coord + 1) * chunk) for coord, chunk in zip(coords, chunks, strict=True)
@@ -348,7 +348,7 @@ class ShardCodec:
 
     def _check_elements(self, elements: npt.NDArray[Any]) -> None:
         is_within = elements.ndim == len(self.layout.shards) and all(
-            extent <= shard for extent, shard in zip(elements.shape, self.layout.shards, strict=True)
+            size <= shard for size, shard in zip(elements.shape, self.layout.shards, strict=True)
         )
         if not is_within or elements.dtype.newbyteorder("<") != self.layout.dtype:
             raise ValueError(
@@ -374,7 +374,7 @@ def choose_layout(
         Parameters of `Layout.choose`.
     codecs
         All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
-        Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+        Damage may go unnoticed if no codec makes a checksum. ``crc32c`` can follow any.
 
     Raises
     ------
