@@ -1,4 +1,4 @@
--- What the tests of the REST API ask for, beside whatever else is in the schema.
+-- Tables and functions that the tests of the REST API use, beside whatever else is in the schema.
 create schema rest_secret;
 create table rest_secret.treasure (id int primary key, what text);
 insert into rest_secret.treasure values (1, 'gold');
