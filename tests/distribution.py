@@ -33,7 +33,7 @@ _LONG = (
     "tests/test_files.py",
     "tests/engine/test_write_blocks.py",
     "tests/test_engines.py",
-    "tests/cache/test_pieces.py",
+    "tests/cache/test_tiles.py",
 )
 
 #: Files whose tests are of a major version of PostgreSQL, which is their first parameter: a part is a version.
