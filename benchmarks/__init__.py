@@ -1,1 +1,1 @@
-"""What ``make bench`` measures: rates and latencies next to a limit, in one run on one machine."""
+"""Measurements of ``make bench``: rates and latencies next to a limit, in one run on one machine."""

@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
 def main() -> int:
-    """Exit status 1 if a target is missed."""
+    """Measure, and return the exit status: 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     cases = {case.__name__: case for case in (*CASES, *ONLY_WHEN_NAMED)}
     usual = ", ".join(case.__name__ for case in CASES)
@@ -35,7 +35,7 @@ def main() -> int:
     asked = parser.parse_args().cases
     if unknown := sorted(set(asked) - set(cases)):
         parser.error(f"there is no case {', '.join(unknown)}: choose of {', '.join(cases)}")
-    # Ended from outside, it still stops what it started; killed, its backends end by themselves.
+    # After SIGTERM, the run still stops its backends. After SIGKILL, its backends end by themselves.
     os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     begin = time.perf_counter()

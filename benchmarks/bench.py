@@ -1,4 +1,4 @@
-"""What the cases share: a running backend, a session, the data, and the peers, each made when first asked for."""
+"""Things that cases share: a backend, a session, data, and peers, each made when first asked for."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ JSON_IMAGES = 4000
 
 @dataclass
 class Bench:
-    """One run.
+    """Things that the cases of one run share.
 
     Parameters
     ----------
     stack
-        Ends what was started.
+        Stops everything that was started.
     """
 
     running: Running
@@ -65,7 +65,7 @@ class Bench:
 
     @cached_property
     def images(self) -> tensorage.Tensor:
-        """The array as tensorage has it. All peers but the JSON one have it, too."""
+        """The array, as stored by tensorage. All peers but the JSON one store it, too."""
         if not self.straight.fetch("select exists (select from straight)"):
             self.straight.write(self.array)
         if "bulk" not in self.store:
@@ -76,13 +76,15 @@ class Bench:
         return self.store.open("bulk")
 
     def rest(self) -> None:
-        """Let nothing that was done before go on beside what is measured next: neither HSDS's late writes nor
-        PostgreSQL's checkpoints and autovacuum, for whichever of its tables."""
+        """Finish all work in the background, so that it does not disturb the next measurement.
+
+        HSDS writes late, and PostgreSQL has checkpoints and autovacuum.
+        """
         self.hsds.settle()
         self.straight.execute("vacuum analyze")
         self.straight.execute("checkpoint")
 
     def check(self, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-        """A peer that gives something else is not measured."""
+        """Refuse to measure a peer that returns other elements than were stored."""
         if not np.array_equal(found, expected):
             raise AssertionError("what came back is not what was stored")

@@ -1,4 +1,4 @@
-"""Medians of repeated measurements, taken in turns, and what a measurement may ask of the HTTP client."""
+"""Medians of repeated measurements, taken in turns, and counts of HTTP requests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Result:
     value
         Median of the repetitions, in `unit`.
     spread
-        The smallest and the largest of them.
+        Smallest and largest repetition.
     target
-        What the value has to reach: ``(">=", 0.5)``, or None where it is there for comparison.
+        Bound that the value has to reach, such as ``(">=", 0.5)``; None for a value that is only compared.
     """
 
     case: str
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Timed:
-    """Something to be measured, and what has to be done before each time, outside of the measurement."""
+    """An action to measure, and another one to do before each repetition, outside of the measurement."""
 
     action: Callable[[], object]
     before: Callable[[], object] | None = None
@@ -57,8 +57,8 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turns(things: Mapping[str, Timed], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
-    """Seconds of each thing, each time next to the others, so that what slows the machine slows all of them."""
+def measure_in_turns(things: Mapping[str, Timed], repetitions: int = REPETITIONS) -> dict[str, list[float]]:
+    """Measure the seconds of several things in turns, so that a slow phase of the machine slows all of them."""
     took: dict[str, list[float]] = {name: [] for name in things}
     for _ in range(repetitions):
         for name, thing in things.items():
@@ -68,35 +68,35 @@ def in_turns(things: Mapping[str, Timed], repetitions: int = REPETITIONS) -> dic
     return took
 
 
-def of(case: str, values: Sequence[float], unit: str, target: Target | None = None) -> Result:
+def median_of(case: str, values: Sequence[float], unit: str, target: Target | None = None) -> Result:
     return Result(case, statistics.median(values), unit, (min(values), max(values)), target)
 
 
 def milliseconds(case: str, took_s: Sequence[float], target: Target | None = None) -> Result:
-    return of(case, [1e3 * each for each in took_s], "ms", target)
+    return median_of(case, [1e3 * each for each in took_s], "ms", target)
 
 
 def rates(case: str, nbytes: int, took_s: Sequence[float], target: Target | None = None) -> Result:
-    return of(case, [nbytes / MB / each for each in took_s], "MB/s", target)
+    return median_of(case, [nbytes / MB / each for each in took_s], "MB/s", target)
 
 
 def ratio(
     case: str, values: Sequence[float], others: Sequence[float], target: Target | None, unit: str = "x"
 ) -> Result:
-    """Median of the ratios of neighbouring repetitions: what slows the machine for a while slows both."""
-    return of(case, [value / other for value, other in zip(values, others, strict=True)], unit, target)
+    """Return the median of ratios of neighbouring repetitions, which a slow phase of the machine slows alike."""
+    return median_of(case, [value / other for value, other in zip(values, others, strict=True)], unit, target)
 
 
 class _Counter(logging.Handler):
     count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        # It logs new connections, too; only the line of an answer has the version of the protocol.
+        # urllib3 logs new connections, too. Only the line of an answer has the version of the protocol.
         self.count += " HTTP/" in record.getMessage()
 
 
-def requests_of(action: Callable[[], object]) -> int:
-    """How many HTTP requests an action makes through urllib3, which tensorage and h5pyd both go through."""
+def count_requests(action: Callable[[], object]) -> int:
+    """Count the HTTP requests of an action. tensorage and h5pyd both send them by urllib3."""
     logger = logging.getLogger("urllib3.connectionpool")
     counter, level = _Counter(), logger.level
     logger.addHandler(counter)

@@ -1,7 +1,7 @@
 """The limit: the same blocks straight into the same PostgreSQL, over its binary protocol.
 
-A plain table without row-level security, and asyncpg, the fastest client of PostgreSQL for Python, with as
-many connections as tensorage has requests under way.
+The table has no row-level security. The client is asyncpg, the fastest one of PostgreSQL for Python, with as many
+connections as tensorage has requests under way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GATHER = """
                         where s.id = 1 and s.index = p.at / $2 * $2), '')
       from unnest($1::bigint[]) p(at)"""
 
-#: Of one block, every run of 4 bytes that begins $2, $2 + $3, ... The block is made whole once, not for each run.
+#: Elements of 4 bytes at the positions $2, $2 + $3, ... of one block. The block is decompressed once, and not for each.
 _PICK = """
     select string_agg(substr(b.block, at, 4), '')
       from (select s.block || ''::bytea as block, s.count from straight s where s.id = 1 and s.index = $1 offset 0) b,
@@ -63,14 +63,14 @@ class Straight:
         self._loop.run_until_complete(self._each(put, len(data)))
 
     def clear(self) -> None:
-        # As tensorage does it: a truncated table would begin in a new file.
+        # Tensorage deletes rows, too. A truncated table would begin in a new file, which is faster.
         self.execute("delete from straight")
 
     def execute(self, sql: str, *arguments: object) -> None:
         self._loop.run_until_complete(self._connections[0].execute(sql, *arguments))
 
     def fetch(self, query: str, *arguments: object) -> Any:
-        """Value of a query."""
+        """Return the value of a query."""
         return self._loop.run_until_complete(self._connections[0].fetchval(query, *arguments))
 
     def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
@@ -90,18 +90,18 @@ class Straight:
         self._loop.run_until_complete(self._each(get, len(data)))
 
     def batch(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Images in any order, gathered by the server in one statement."""
+        """Return images in any order, which the server gathers in one statement."""
         positions = (indices * IMAGE_BYTES).tolist()
         gathered = self.fetch(_GATHER, positions, BLOCK_BYTES, IMAGE_BYTES)
         return np.frombuffer(gathered, np.float32).reshape(-1, 28, 28)
 
     def every(self, first: int, step: int, out: npt.NDArray[np.float32]) -> None:
-        """``array.reshape(-1)[first::step]`` into `out`, picked by the server block by block.
+        """Read ``array.reshape(-1)[first::step]`` into `out`. The server picks elements block by block.
 
         Parameters
         ----------
         step
-            A divisor of a block's elements.
+            Step in elements, which divides the elements of a block.
         """
         data = memoryview(out.reshape(-1).view(np.uint8))
 
@@ -124,7 +124,7 @@ class Straight:
             await connection.close()
 
     async def _each(self, do: Callable[[asyncpg.Connection, int], Awaitable[None]], nbytes: int) -> None:
-        """Do every block once, on whichever connection is free."""
+        """Do something for every block once, on any free connection."""
         waiting = iter(range(0, nbytes, BLOCK_BYTES))
 
         async def work(connection: asyncpg.Connection) -> None:

@@ -69,11 +69,11 @@ __all__ = [
     "signup",
 ]
 
-#: Public too, and not for ``from tensorage import *``: Python has another one.
+#: Public names that ``from tensorage import *`` leaves out, since Python has builtins of the same names.
 _NAMED_LIKE_BUILTINS = ["zip"]
 
-#: Where each public name is defined. Loaded when first used: the embedded server is a part of this package
-#: and needs none of the client.
+#: Module of each public name, ``errors`` if it is not listed. Modules are loaded when first used: the embedded server
+#: is a part of this package, and needs nothing of the client.
 _HOMES = {
     "BackendSession": "session",
     "Dataset": "types",

@@ -1,7 +1,7 @@
-"""The session with a backend: who is logged in to which project.
+"""The session of one user with one project.
 
-A `BackendSession` owns the client of the Supabase SDK and the login of one user, and hands out contexts
-that are logged in for as long as they are open.
+A `BackendSession` owns the login of a user and the client of the Supabase SDK. It makes contexts that are logged in for
+as long as they are open.
 
 Examples
 --------
@@ -27,7 +27,7 @@ from tensorage.backend.wire.patience import PATIENCE_S, Patience, check_seconds
 from tensorage.config import configure, redact_url
 from tensorage.signin.lending import Loan
 from tensorage.signin.login import Credentials, Login
-from tensorage.signin.processes import borrowed, watch
+from tensorage.signin.processes import borrow_session, watch
 from tensorage.tracebacks import end_tracebacks_here
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ C = TypeVar("C", bound=BaseContext)
 class ContextWrapper(Generic[C]):
     """Logs a session in for as long as a context is used.
 
-    Nested and concurrent contexts of one session share its login; the last one out logs out.
+    Nested and concurrent contexts of one session share its login. The last one to end logs out.
 
     Parameters
     ----------
     session
-        Whose user the context works as.
+        Session whose user the context works as.
     context
-        The engine.
+        Class of the context.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class ContextWrapper(Generic[C]):
         self.Context = context
 
     def __enter__(self) -> C:
-        """Log in if nobody is, and return the context."""
+        """Log in if nobody is logged in, and return the context."""
         self._session.hold()
         try:
             return self.Context(self._session)
@@ -118,23 +118,23 @@ class BackendSession:
     Parameters
     ----------
     email, password
-        Who logs in.
+        E-mail address and password of the user.
     backend_url, backend_key
         URL and (publishable or ``anon``) key of the project.
 
-        What is not given comes from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
-        ``USER_PASSWORD``), a ``.env`` file, or what `tensorage.link_to` saved, in this order. A key or a password
-        that is not meant for the URL is held back: see `tensorage.config`.
+        Settings that are not given come from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
+        ``USER_PASSWORD``), from a ``.env`` file, or from the settings that `tensorage.link_to` saved, in this order. A
+        key or a password that is not meant for the URL is held back: see `tensorage.config`.
     patience_s
         Seconds for which a login that has worked waits for a backend that is away, before it raises an error. With 0,
-        a few quick tries have to do, as they always do for a first contact. It can be changed at any time.
+        and at first contact, a few quick tries have to do. `patience_s` can be changed at any time.
 
     Attributes
     ----------
     client
-        The client of the Supabase SDK, made when first used.
+        Client of the Supabase SDK, made when first used.
     token
-        The access token of the logged-in user.
+        Access token of the logged-in user.
 
     Examples
     --------
@@ -179,9 +179,9 @@ class BackendSession:
 
     @property
     def client(self) -> supabase.Client:
-        """The client of the Supabase SDK, made when first used, with the login's token if there is one.
+        """Client of the Supabase SDK, made when first used, with the login's token if there is one.
 
-        It can be written ``session.client`` and ``session.client()``.
+        ``session.client`` and ``session.client()`` are the same.
 
         Examples
         --------
@@ -196,7 +196,7 @@ class BackendSession:
 
     @property
     def patience_s(self) -> float:
-        """Seconds for which a backend that is away is waited for, once a login has worked."""
+        """Seconds that a login waits for a backend that is away, once the login has worked."""
         return self.login.patience.seconds
 
     @patience_s.setter
@@ -205,18 +205,18 @@ class BackendSession:
 
     @property
     def token(self) -> str:
-        """The access token of the user, valid for at least another minute. Logs in if nobody is.
+        """Access token of the user, valid for at least another minute. Logs in if nobody is logged in.
 
-        After a fork, and in a session that was unpickled, it is that of the session which this one comes from, whose
-        process gives the next one, too.
+        After a fork, and in an unpickled session, the token is borrowed from the process that holds the login. That
+        process gives later tokens, too.
 
         Raises
         ------
         AuthenticationError
-            If there is no login, and none can be made of what is configured; or if the process that holds the login is
+            If there is no login, and the configuration is not enough for one; or if the process that holds the login is
             gone, and its token has expired.
         BackendUnavailableError
-            If a new one is needed, and the backend stays away for longer than it is waited for.
+            If a new token is needed, and the backend stays away for longer than the patience.
         """
         return self.login.token
 
@@ -228,7 +228,7 @@ class BackendSession:
     def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:
         """Log in with e-mail and password, by default those of the configuration.
 
-        They are kept in memory, so that a session that has logged out can log in again when it is used.
+        Both are kept in memory, so that a session that has logged out can log in again when it is used.
 
         Returns
         -------
@@ -238,7 +238,7 @@ class BackendSession:
         Raises
         ------
         AuthenticationError
-            If the e-mail or the password is wrong; nothing has changed then.
+            If the e-mail or the password is wrong. Nothing has changed then.
 
         Examples
         --------
@@ -253,8 +253,7 @@ class BackendSession:
     def register_by_mail(self, email: str, password: str) -> AuthResponse:
         """Register a new user.
 
-        Where the project asks for no confirmation of the e-mail address, the session is logged in as the
-        new user afterwards.
+        The session is logged in as the new user afterwards, unless the project asks to confirm the e-mail address.
 
         Raises
         ------
@@ -306,7 +305,7 @@ class BackendSession:
     # Contexts and the store -----------------------------------------------------------------------
 
     def database(self) -> ContextWrapper[DatabaseContext]:
-        """Arrays as rows of the database, logged in for as long as the context is open.
+        """Return a context for arrays as rows of the database, logged in for as long as it is open.
 
         Examples
         --------
@@ -319,7 +318,7 @@ class BackendSession:
         return ContextWrapper(self, DatabaseContext)
 
     def storage(self) -> ContextWrapper[StorageContext]:
-        """Files and arrays as objects of Supabase Storage, logged in for as long as the context is open.
+        """Return a context for files, and for arrays as objects of Storage, logged in for as long as it is open.
 
         Examples
         --------
@@ -332,7 +331,7 @@ class BackendSession:
         return ContextWrapper(self, StorageContext)
 
     def __call__(self) -> TensorStore:
-        """The session's store: the same one for as long as somebody holds it. Logs in if nobody is.
+        """Return the store of the session, the same one for as long as somebody holds it. Logs in if nobody is.
 
         Examples
         --------
@@ -355,11 +354,11 @@ class BackendSession:
 
     @property
     def transfer(self) -> Transfer:
-        """The byte mover of this session: its requests are those of the logged-in user."""
+        """Byte mover of this session, which sends requests as the logged-in user."""
         return self.login.transfer
 
     def hold(self) -> None:
-        """Log in if nobody is, and keep the user logged in until `release`."""
+        """Log in if nobody is logged in, and keep the user logged in until `release`."""
         self.login.hold()
 
     def release(self) -> None:
@@ -379,7 +378,7 @@ class BackendSession:
             session.login_by_mail('user@example.com', 'password')
             del session
         """
-        # A session whose making failed has nothing to end.
+        # A session whose constructor failed has no login to end.
         login = getattr(self, "login", None)
         if login is not None:
             login.end()
@@ -391,7 +390,7 @@ class BackendSession:
         return f"<BackendSession {url}, {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs to work as the same user: the token, not the password."""
+        """Return the state for another process, which works as the same user: with the token, without the password."""
         loan = self.login.patience.keep_trying(
             self.login.loan_for_others, "lending the login to another process"
         )
@@ -404,12 +403,12 @@ class BackendSession:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return borrowed, (type(self), self.__getstate__())
+        return borrow_session, (type(self), self.__getstate__())
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         credentials = Credentials(state["email"], None, state["backend_url"], state["backend_key"])
         self._begin(credentials, Patience(state["patience_s"]), state["loan"])
 
     def takes(self, loan: Loan) -> bool:
-        """Go on with a token that came with a pickle. False if this session borrows none."""
+        """Accept a newer token that came with a pickle. Return False if this session has a login of its own."""
         return self.login.takes(loan)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.adapters.dask import is_dask, store_dask
-from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrapped
+from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
 from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
@@ -33,7 +33,7 @@ __all__ = ["Backend", "HeldLogin", "TensorStore"]
 
 
 class Backend(Project, Protocol):
-    """A session, as far as a store needs one."""
+    """The part of a session that a store needs."""
 
     email: str | None
 
@@ -47,9 +47,9 @@ class Backend(Project, Protocol):
 
 
 class HeldLogin:
-    """Access to a project for as long as this object lives: it holds the session's login.
+    """Access to a project, which holds the session's login for as long as this object lives.
 
-    Handles and whatever is made of them keep it, so that they work after their store is gone.
+    Handles, and all that is made of them, keep this object. They therefore work after their store is gone.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -76,23 +76,23 @@ class HeldLogin:
 @end_tracebacks_here
 @dataclass(eq=False)
 class TensorStore(MutableMapping[str, Any]):
-    """The arrays of a user, by key. Keys that other users share are there for reading.
+    """The arrays of a user, by key. Arrays that other users share can be read.
 
-    Logs in when made, and holds the login for as long as it lives.
+    A store logs in when it is made, and holds the login for as long as it lives.
 
     Parameters
     ----------
     backend
-        The session whose user it works as.
+        Session whose user the store works as.
     quiet
         Never show a progress bar.
     engine
-        Where new arrays are kept: ``"database"``, as rows; ``"storage"``, as Zarr objects; or ``"auto"``, wherever it
-        is better for each. What is there is found and read wherever it is.
+        Engine of new arrays: ``"database"`` keeps them as rows, ``"storage"`` as Zarr objects, and ``"auto"`` chooses
+        for each array. Stored arrays are found and read whichever engine keeps them.
     chunk_size
-        Elements per stored block, or per chunk of Storage, of new arrays; about 1 MiB of them by default.
+        Elements of a block, or of a chunk of Storage, in new arrays. By default about 1 MiB of them.
     allow_overwrite
-        Let ``store[key] = array`` replace an array that is there.
+        Let ``store[key] = array`` replace a stored array.
 
     Examples
     --------
@@ -117,28 +117,28 @@ class TensorStore(MutableMapping[str, Any]):
 
     @property
     def arrays(self) -> Arrays:
-        """The user's arrays, by the interface that handles work with."""
+        """Arrays of the user, as handles work with them."""
         return Arrays(self._login, quiet=self.quiet)
 
     # The mapping --------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> Any:
-        """``store[key]``, a whole array, or ``store[key, i, j, ...]``, what numpy gives for ``array[i, j, ...]``.
+        """Read a whole array, ``store[key]``, or a selection of one, ``store[key, i, j, ...]``.
 
         Raises
         ------
         KeyNotFoundError
             If there is no array under the key that this user may see.
         IndexError
-            As numpy's.
+            If the selection does not fit the shape, as numpy raises it.
         """
         name, selection = split_key(key)
         return self.open(name).read(... if selection is None else selection)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
-        """Store an array, ``store[key] = array``, or assign to a part of one, ``store[key, i, j, ...] = value``.
+        """Store an array, ``store[key] = array``, or assign to a selection, ``store[key, i, j, ...] = value``.
 
-        Either is there as a whole, or not at all. A part is assigned to as numpy does it.
+        Either is done as a whole, or not at all. A selection is assigned to as numpy does it.
 
         Raises
         ------
@@ -158,7 +158,7 @@ class TensorStore(MutableMapping[str, Any]):
         self.arrays.remove(key)
 
     def __contains__(self, key: object) -> bool:
-        """True if this user can open the key: one request, however many keys there are."""
+        """Tell whether this user can open the key, by one request, however many keys there are."""
         if not isinstance(key, str):
             return False
         try:
@@ -174,18 +174,18 @@ class TensorStore(MutableMapping[str, Any]):
         return self.arrays.count_keys()
 
     def keys(self, prefix: str = "") -> list[str]:  # type: ignore[override] # a list shows itself, as this API always gave
-        """Every key that this user can open and that begins with `prefix`, sorted by code point."""
+        """Return every key that this user can open and that begins with `prefix`, sorted by code point."""
         return list(self.arrays.iterate_keys(prefix))
 
     # More than a mapping --------------------------------------------------------------------------------
 
     def open(self, key: str, owner: str | None = None) -> Tensor:
-        """A lazy handle on an array, of this user or else of one that shares it.
+        """Return a lazy handle on an array of this user, or else on an array that somebody shares.
 
         Parameters
         ----------
         owner
-            E-mail address of the user whose array is meant, where several share one under the key.
+            E-mail address of the owner, if several users share an array under the key.
         """
         return Tensor(self.arrays, self.arrays.open(key, owner), owner)
 
@@ -204,31 +204,32 @@ class TensorStore(MutableMapping[str, Any]):
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Store an array with all that belongs to it, also one that never exists whole.
+        """Store an array with attributes, names of axes and a layout. It never has to exist whole.
 
         Parameters
         ----------
         blocks
-            The array, which may be one of dask: its blocks are stored by the workers that compute them. Or one of
-            xarray, which keeps its name, dims, coordinates and attributes. Or, with `shape` and `dtype`, an iterable of
-            blocks of consecutive rows, any number in each: no more of them are in memory than are under way.
+            The array. Blocks of a dask array are stored by the workers that compute them. An array of xarray keeps its
+            name, dims, coordinates and attributes. With `shape` and `dtype`, an iterable of blocks of consecutive rows,
+            any number of rows in each: memory holds only blocks under way.
         shape
-            Of the whole array.
+            Shape of the whole array.
         dtype
-            Of the stored array; each block's has to fit it without loss.
+            Dtype of the stored array. The dtype of each block has to fit it without loss.
         attrs
-            Attributes: whatever JSON can hold. In place of those of an array of xarray.
+            Attributes: whatever JSON can hold. They replace those of an array of xarray.
         dims
-            Names of the axes. In place of those of an array of xarray, whose coordinates go with the axes.
+            Names of the axes. They replace those of an array of xarray, whose coordinates follow the axes.
         is_shared
-            Let every signed-in user of the project read it.
+            Let every signed-in user of the project read the array.
         engine
-            Where it is kept, by default what the store says.
+            Engine of the array, by default that of the store.
         chunks, shards
-            With engine ``"storage"``: extents of what is compressed and read as one, and of an object, which is made of
-            whole chunks; ``shards=False`` makes an object of each chunk. About 1 MiB and 8 MiB by default.
+            With engine ``"storage"``: the shape of a chunk, which is compressed and read as one, and the shape of an
+            object, which is made of whole chunks. ``shards=False`` makes an object of each chunk. By default about
+            1 MiB and 8 MiB.
         codecs
-            With engine ``"storage"``: the codecs of a chunk, as the JSON of Zarr's metadata or as objects of
+            With engine ``"storage"``: codecs of a chunk, as the JSON of Zarr's metadata or as objects of
             ``zarr.codecs``.
 
         Raises
@@ -236,7 +237,7 @@ class TensorStore(MutableMapping[str, Any]):
         IncompleteTensorError
             If the blocks do not fill the shape. Nothing is stored.
         InvalidInputError, DTypeError
-            If a block is of another shape or dtype. Nothing is stored.
+            If a block has another shape or dtype. Nothing is stored.
         KeyExistsError
             If the key is taken and the store does not allow to overwrite.
 
@@ -252,7 +253,7 @@ class TensorStore(MutableMapping[str, Any]):
             "overwrite": self.allow_overwrite, "engine": self.engine if engine is None else engine, "chunks": chunks,
             "shards": shards, "codecs": codecs,
         }  # fmt: skip
-        blocks, how = unwrapped(key, blocks, how)
+        blocks, how = unwrap(key, blocks, how)
         if shape is None and dtype is None:
             return Tensor(self.arrays, self.write_declared(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
@@ -267,7 +268,7 @@ class TensorStore(MutableMapping[str, Any]):
         return Tensor(self.arrays, self.arrays.write_blocks(key, rows, shape, dtype, **how))
 
     def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
-        """Store an array of numpy or of dask, with options as `tensorage.backend.arrays.Arrays.write` takes them."""
+        """Store an array of numpy or of dask, with the options of `tensorage.backend.arrays.Arrays.write`."""
         if is_dask(value):
             return store_dask(self.arrays, key, cast("Any", value), **how)
         return self.arrays.write(key, value, **how)
@@ -275,28 +276,28 @@ class TensorStore(MutableMapping[str, Any]):
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
-        Of a DataArray of xarray, the labels along the first axis are added to the coordinates, too: after the rows, in
-        a step of its own. Whoever looks in between sees coordinates that are shorter than their axis, as they are after
-        rows without labels were appended: `Tensor.to_xarray` leaves them out, with a warning.
+        The labels of a DataArray of xarray are added to the coordinates after the rows, in a step of its own. In
+        between, and after rows without labels, coordinates are shorter than their axis. `Tensor.to_xarray` leaves such
+        coordinates out, with a warning.
 
         Parameters
         ----------
         data
-            Of the array's shape but for the first axis, and of a dtype that fits its own without loss. A DataArray has
-            to have the dims and coordinates that are stored.
+            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
+            has to have the dims and coordinates that are stored.
 
         Raises
         ------
         InvalidInputError, DTypeError
-            If it does not fit. Nothing was appended.
+            If the rows do not fit the array. Nothing was appended.
         ChangedError
-            If a DataArray's rows were appended, and their labels were not, as others changed the array in between.
+            If the rows of a DataArray were appended, but not their labels, since somebody changed the array meanwhile.
         """
         if is_labelled(data):
             append_labelled(self.arrays, key, cast("Any", data).data, labels_of(key, data))
             return
-        # The database is asked without looking first: for a small append, that is the only request. To say that the
-        # array is in Storage, it would be sent all of the rows.
+        # An append to the database needs no entry, so that a small one takes a single request. A store of the other
+        # engine opens the array first: the database would need all of the rows only to say that it keeps none.
         known = self.arrays.open(key) if self.engine == "storage" else None
         self.arrays.append(key, data, known=known)
 
@@ -310,17 +311,17 @@ class TensorStore(MutableMapping[str, Any]):
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Store an array again under another key, with its attributes, dims and coordinates: of this engine or another.
+        """Copy an array to another key, with its attributes, dims and coordinates, and perhaps to another engine.
 
-        It is never in memory as a whole. The array may be somebody else's, who shares it; the copy is this user's, and
-        shared with nobody.
+        The array is never in memory as a whole. Somebody else may own and share it. The copy belongs to this user, and
+        is not shared.
 
         Parameters
         ----------
         engine
-            Of the copy, by default that of the array.
+            Engine of the copy, by default that of the array.
         chunks, shards, codecs
-            As for `write`. Between arrays of Storage that have the same of each, objects are copied by the server.
+            Layout of the copy: see `write`. Without these, objects of Storage are copied by the server.
 
         Raises
         ------
@@ -336,21 +337,21 @@ class TensorStore(MutableMapping[str, Any]):
         return Tensor(self.arrays, made)
 
     def zarr_store(self, key: str, *, as_group: str | None = None) -> zarr.abc.store.Store:
-        """An array of Storage as it is now, as a read-only store of the package ``zarr``, for xarray and dask, too.
+        """Return the present version of an array of Storage as a read-only store of ``zarr``, also for xarray and dask.
 
-        What is read of it is fetched then, and nothing else. Once elements of the array have changed, reading raises
-        `ChangedError`: make another store.
+        Only chunks that are read are fetched. Once elements of the array have changed, reading raises `ChangedError`:
+        make another store then.
 
         Parameters
         ----------
         as_group
-            By default the array is the root of the store. With a name, the root is a group in which the array has this
-            name, as xarray wants it.
+            Name of the array in a group that is the root of the store, as xarray wants it. By default the array itself
+            is the root.
 
         Raises
         ------
         InvalidInputError
-            If the array is kept by the database: `copy` makes one of Storage from it.
+            If the array is kept by the database: `copy` copies it to Storage.
 
         Examples
         --------
@@ -378,21 +379,21 @@ class TensorStore(MutableMapping[str, Any]):
         """Store an array of Zarr that somebody else wrote, with its attributes and the names of its dimensions.
 
         Objects of Zarr v3 are uploaded as they are, without being decoded, unless `chunks`, `shards` or `codecs` ask
-        for others. An array of Zarr v2 is decoded and encoded anew, in parts.
+        for another layout. An array of Zarr v2 is decoded and encoded anew, shard by shard.
 
         Parameters
         ----------
         source
-            An array of zarr, or whatever zarr opens: a path, a URL, a store.
+            Array of zarr, or anything that zarr opens: a path, a URL, a store.
         attrs, dims
-            In place of the source's.
+            Attributes and names of the axes that replace those of the source.
 
         Raises
         ------
         InvalidInputError, DTypeError
-            If the source is no array of Zarr, or none that can be stored.
+            If the source is no array of Zarr, or cannot be stored.
         CorruptTensorError
-            If one of its objects is damaged. Nothing is stored.
+            If an object of the source is damaged. Nothing is stored.
         KeyExistsError
             If the key is taken and the store does not allow to overwrite.
         """
@@ -416,24 +417,24 @@ class TensorStore(MutableMapping[str, Any]):
         Raises
         ------
         KeyExistsError
-            If that is taken and the store does not allow to overwrite.
+            If `new_key` is taken and the store does not allow to overwrite.
         """
         self.arrays.rename(key, new_key, overwrite=self.allow_overwrite)
 
     def compact(self, key: str) -> int:
-        """Merge small neighbouring blocks of an array of this user: how many blocks fewer it then has.
+        """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved.
 
-        Appending does so by itself at the end of an array. Readers do not notice.
+        Appends merge blocks at the end of an array by themselves. Readers do not notice.
         """
         return self.arrays.compact(key)
 
     def background(self, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> BackgroundWriter:
-        """Write from a loop that does not wait: what is given is stored by threads, with this store's settings.
+        """Return a writer for a loop that does not wait. Threads store the arrays, with the settings of this store.
 
         Parameters
         ----------
         max_in_flight, max_bytes
-            Operations, and bytes of their arrays, that may be waiting or under way: then the next call waits.
+            Most operations, and most bytes of their arrays, that are waiting or under way before a call waits.
 
         Examples
         --------
@@ -453,12 +454,12 @@ class TensorStore(MutableMapping[str, Any]):
         self.arrays.share(key, True)
 
     def unshare(self, key: str) -> None:
-        """Let only this user read it again."""
+        """Let only this user read an array again."""
         self.arrays.share(key, False)
 
     def __getattr__(self, name: str) -> Tensor:
-        """``store.weather`` is ``store.open("weather")``."""
-        # Python and notebooks look for methods of their own, which are no keys.
+        """Open an array by attribute: ``store.weather`` is ``store.open("weather")``."""
+        # Python and notebooks look for methods that begin with an underscore, which are no keys.
         if name.startswith("_") or name in self.__dataclass_fields__:
             raise AttributeError(name)
         try:
@@ -467,7 +468,7 @@ class TensorStore(MutableMapping[str, Any]):
             raise AttributeError(f"the store has neither an attribute nor an array {name!r}") from error
 
     def __dask_tokenize__(self) -> str:
-        # Another one each time: what is made of the store now is not what was made of it before, as its arrays change.
+        # Arrays of the store change, so dask must not take two results of it for the same. The token is new each time.
         return uuid.uuid4().hex
 
     def __dir__(self) -> list[str]:

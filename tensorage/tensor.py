@@ -32,26 +32,26 @@ __all__ = ["Tensor"]
 
 @end_tracebacks_here
 class Tensor(OpenArray):
-    """A stored array: its shape and dtype are known, its elements are read when they are asked for.
+    """A handle on a stored array: shape and dtype are known, and elements are read when they are asked for.
 
-    Made by `TensorStore.open`. A read that finds the array changed since it was opened begins anew, on its present
-    version, so that a result never mixes two versions.
+    `TensorStore.open` makes handles. A read that finds the array changed begins anew on the present version. A result
+    therefore never mixes two versions.
 
     Parameters
     ----------
     arrays
-        Arrays of the user who reads it.
+        Arrays of the user who reads.
     dataset
-        Its entry in the catalogue.
+        Entry of the array in the catalogue.
     owner
-        E-mail address of the user whose array was asked for, if that was said.
+        E-mail address of the owner, if the array was asked for by owner.
     """
 
     @property
     def attrs(self) -> Attributes:
-        """The attributes stored with it: a dictionary that stores what is changed in it, at once.
+        """Attributes of the array: a dictionary that stores each change at once.
 
-        To be assigned as a whole, too: ``tensor.attrs = {"units": "K"}``.
+        Attributes can be assigned as a whole, too: ``tensor.attrs = {"units": "K"}``.
         """
         return Attributes(lambda: self.dataset.attrs, self._annotate)
 
@@ -61,7 +61,7 @@ class Tensor(OpenArray):
 
     @property
     def dims(self) -> tuple[str, ...] | None:
-        """Names of the axes, if it has any. Can be assigned: one for each axis, or None."""
+        """Names of the axes, if there are any. They can be assigned: one for each axis, or None."""
         return self.dataset.dims
 
     @dims.setter
@@ -70,12 +70,12 @@ class Tensor(OpenArray):
 
     @property
     def coords(self) -> Coords:
-        """Labels of the axes, arrays by the name of the coordinate. They are kept with the attributes.
+        """Labels of the axes: arrays by the name of the coordinate, kept with the attributes.
 
-        Can be assigned as a whole: for each name labels along the axis of that name, or along those of the coordinate
-        that is there; ``(dims, labels)``; or ``(dims, labels, attrs)``, as for xarray. ``{**tensor.coords, ...}`` adds
-        some. Labels are numbers, truth values, times or text, and take no more than 1 MiB together, compressed. Rows
-        that are appended without labels make coordinates shorter than their axis.
+        Coordinates can be assigned as a whole, and ``{**tensor.coords, ...}`` adds some. A value is labels along the
+        axis, or the stored coordinate, of that name; or ``(dims, labels)``; or ``(dims, labels, attrs)``, as for
+        xarray. Labels are numbers, truth values, times or text, and take at most 1 MiB together, compressed. Rows that
+        are appended without labels make coordinates shorter than their axis.
 
         Examples
         --------
@@ -93,40 +93,40 @@ class Tensor(OpenArray):
 
     @property
     def engine(self) -> Engine:
-        """Where it is kept."""
+        """Engine that keeps the array."""
         return self.dataset.engine
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, selection: Selection) -> Any:
-        """``array[selection]``, as numpy gives it for any index expression; only what is needed travels.
+        """Read ``array[selection]``, as numpy would for any index expression. Only what is needed travels.
 
-        See `tensorage.indexing` for how much that is.
+        See `tensorage.indexing` for the bound of what travels.
         """
         return self.read(selection)
 
     def __setitem__(self, selection: Selection, value: npt.ArrayLike) -> None:
-        """``array[selection] = value``, as numpy does it: all of it at once for every reader, or not at all.
+        """Assign to a selection, as numpy does it: all of it at once for every reader, or not at all.
 
-        Values are cast within a kind, as from float64 to float32; of another kind, and as integers, they have to
-        stay what they are.
+        Values are cast within a kind, as from float64 to float32. A cast to another kind, or to integers, must not
+        change a value.
 
         Raises
         ------
         IndexError
-            As numpy's.
+            If the selection does not fit the shape, as numpy raises it.
         InvalidInputError
             If the value does not broadcast to the selection.
         DTypeError
-            If the values are others in the array's dtype.
+            If the array's dtype would change a value.
         PermissionDeniedError
-            If the array is somebody else's.
+            If somebody else owns the array.
         """
         self.dataset = self.on_latest(lambda now: self.arrays.assign(now, selection, value))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Samples along the first axis, in one request: PyTorch's way of asking for a batch."""
+        """Return samples along the first axis by one request: PyTorch's way of asking for a batch."""
         return list(self.read(np.asarray(indices, dtype=np.int64)))
 
     def batches(
@@ -139,7 +139,7 @@ class Tensor(OpenArray):
         prefetch: int = 4,
         start_at: Mapping[str, Any] | None = None,
     ) -> Batches:
-        """Batches of samples along the first axis, fetched before a loop asks for them: see `tensorage.batches`.
+        """Return batches of samples along the first axis, fetched before a loop asks for them: see `tensorage.batches`.
 
         Examples
         --------
@@ -163,30 +163,29 @@ class Tensor(OpenArray):
     def cached(
         self, directory: str | os.PathLike[str], *, max_bytes: int | None = None, check_every_s: float = 1.0
     ) -> Tensor:
-        """The same array, read through a cache on the local disk: what was read once is not fetched again.
+        """Return a handle that reads through a cache on the local disk. Elements that were read are not fetched again.
 
-        Neither in the next epoch nor in another process that names the folder. What is kept belongs to one version of
-        the array: after an overwrite, an assignment or an append everything is fetched anew. Changes by this session
-        are seen at once, those by others within `check_every_s`.
+        This holds for later epochs, and for other processes that name the same folder. A cache file belongs to one
+        version of the array: after an overwrite, an assignment or an append, everything is fetched anew. Changes by
+        this session are seen at once, and changes by others within `check_every_s`.
 
         Parameters
         ----------
         directory
-            A folder of its own on a local disk: a new one, an empty one, or one that is a cache already, whatever
-            arrays it is of.
+            Folder on a local disk: a new one, an empty one, or a cache of any arrays.
         max_bytes
-            What the folder may take on the disk, also together with what other arrays have in it. When it is reached,
-            arrays that no process has open make room, those first that were used the longest time ago. If that is not
-            enough, no more is kept, and what is missing is fetched each time. By default, the disk is the limit.
+            Most bytes that the folder may take on the disk, cache files of other arrays included. When they are used
+            up, files that no process has open are deleted, the longest unused ones first. If that is not enough, no
+            more elements are kept, and missing ones are fetched each time. By default, the disk is the limit.
         check_every_s
-            The catalogue is asked for the array's version when first read, and by the first read after so many
-            seconds. With 0, by every read.
+            Seconds for which the last answer about the array's version is believed. With 0, every read asks the
+            catalogue.
 
         Raises
         ------
         CacheError
-            If the folder cannot be made or written to, or holds something else. Later, also from a read: if the disk is
-            full or cannot be written to any more.
+            If the folder cannot be made or written to, or holds something else. A later read raises it, too, if the
+            disk is full or cannot be written to any more.
         InvalidInputError
             If `max_bytes` or `check_every_s` is negative.
 
@@ -211,20 +210,20 @@ class Tensor(OpenArray):
 
     @property
     def cache(self) -> CachedReader | None:
-        """The cache on the local disk that it is read through, if there is one: its `directory` and `max_bytes`."""
+        """Cache on the local disk that the array is read through, if any, with its `directory` and `max_bytes`."""
         return cast("CachedReader | None", self.reader)
 
     def to_dask(self, chunks: Any = None) -> dask.array.Array:
-        """An array of dask, which reads what it needs when it is computed, by whoever computes it.
+        """Return an array of dask, whose tasks read what they need when they are computed.
 
-        It is of the array as this handle has seen it last. Once elements have changed, computing raises
-        `ChangedError`: then `refresh`, and make another one.
+        The array of dask belongs to the version that this handle has seen last. Once elements have changed, computing
+        raises `ChangedError`: call `refresh` then, and make another one.
 
         Parameters
         ----------
         chunks
-            As for `dask.array.from_array`, also by the names of dims: ``{"time": 24}``. By default blocks of up to
-            32 MiB that are cheap to read: of Storage, whole objects; of the database, consecutive rows.
+            Chunks as `dask.array.from_array` takes them, also by the names of dims: ``{"time": 24}``. By default blocks
+            of up to 32 MiB that are cheap to read: whole objects of Storage, or consecutive rows of the database.
 
         Raises
         ------
@@ -243,30 +242,30 @@ class Tensor(OpenArray):
         return to_dask(self.arrays, self.dataset, chunks)
 
     def to_xarray(self, chunks: Any = None) -> xr.DataArray:
-        """A DataArray of xarray, with the labels that were stored. It reads what it needs, when it needs it.
+        """Return a DataArray of xarray with the stored labels, which reads elements when they are needed.
 
-        These are its name, dims, coordinates and attributes. An array whose axes have no names gets xarray's, and one
-        that did not come from xarray has its key for a name. Assigning to elements changes a copy in memory.
+        The labels are its name, dims, coordinates and attributes. Axes without names get those of xarray, and an array
+        that did not come from xarray is named by its key. Assigning to elements changes a copy in memory.
 
-        It is of the array as this handle has seen it last. Once elements of that have changed, reading raises
-        `ChangedError`: then `refresh`, and make another one.
+        The DataArray belongs to the version that this handle has seen last. Once elements have changed, reading raises
+        `ChangedError`: call `refresh` then, and make another one.
 
         Parameters
         ----------
         chunks
-            Make it one of dask, computed in parts: as for `to_dask`, where ``"auto"`` is its default.
+            Chunks of an array of dask that holds the elements: see `to_dask`. ``"auto"`` stands for its default.
 
         Raises
         ------
         InvalidInputError
-            If xarray, or dask where `chunks` asks for it, is not installed; or if two axes have the same name.
+            If xarray is not installed, or dask, if `chunks` asks for it; or if two axes have the same name.
         CorruptTensorError
             If the coordinates are damaged.
 
         Warns
         -----
         UserWarning
-            If a coordinate is left out, as rows were appended without labels.
+            If a coordinate is left out, since rows were appended without labels.
 
         Examples
         --------

@@ -20,12 +20,12 @@ from tensorage.types import Dataset
 
 __all__ = ["TensorageEntrypoint"]
 
-#: Entries of the catalogue asked for at once.
+#: Entries of the catalogue that are fetched at the same time.
 _OPENED_AT_ONCE = 8
 
 
 class TensorageEntrypoint(BackendEntrypoint):
-    """What xarray finds under the name ``tensorage``.
+    """Engine ``tensorage`` of xarray, which opens stored arrays as one Dataset.
 
     Examples
     --------
@@ -45,30 +45,30 @@ class TensorageEntrypoint(BackendEntrypoint):
     def open_dataset(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None, prefix: str = ""
     ) -> xr.Dataset:
-        """A Dataset of stored arrays, each in the version that it has now. No elements are read.
+        """Open stored arrays as one Dataset, each in its present version. No elements are read.
 
         Parameters
         ----------
         filename_or_obj
-            A `TensorStore`, of which every array is taken whose key begins with `prefix`, by the rest of its key; or a
-            `Tensor`, by the name that it was stored with, or by its key.
+            A `TensorStore`, or a `Tensor`. Every array of a store whose key begins with `prefix` is named by the rest
+            of its key. A single array is named as it was stored, or by its key.
         drop_variables
             Names of arrays and of coordinates to leave out.
         prefix
-            What the keys begin with.
+            Beginning of the keys.
 
         Raises
         ------
         InvalidInputError
-            If the arrays do not fit together: axes of the same name and different extents, or coordinates of the same
-            name that are not the same.
+            If the arrays do not fit together, since axes of the same name differ in length, or coordinates of the same
+            name differ.
         KeyNotFoundError
-            If no key begins so.
+            If no key begins with `prefix`.
         """
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         source, arrays = _arrays_of(filename_or_obj, prefix, dropped)
         coords = _shared_coords(arrays, dropped)
-        _check_extents(arrays)
+        _check_lengths(arrays)
         _check_names(arrays, coords)
         variables = {
             name: variable_of(source, found, _dims_of(name, found)) for name, found in arrays.items()
@@ -76,12 +76,12 @@ class TensorageEntrypoint(BackendEntrypoint):
         return xr.Dataset(variables, coordinates(coords.values()))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether it is a store, or an array of one."""
+        """Tell whether an object is a store, or an array of one."""
         return isinstance(filename_or_obj, TensorStore | Tensor)
 
 
 def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict[str, Dataset]]:
-    """The arrays by the names that they are to have."""
+    """Find the arrays to open, by their names in the Dataset."""
     if isinstance(given, Tensor):
         name = name_of(given.dataset) or given.key
         return given.arrays, {} if name in dropped else {name: given.dataset}
@@ -101,7 +101,7 @@ def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict
 
 
 def _dims_of(name: str, dataset: Dataset) -> tuple[str, ...]:
-    # Xarray's own dim_0 would be one axis for all arrays.
+    # The default name of xarray, dim_0, would make one axis of those of all arrays.
     return dataset.dims or tuple(f"{name}_dim_{axis}" for axis in range(dataset.ndim))
 
 
@@ -122,7 +122,7 @@ def _shared_coords(arrays: Mapping[str, Dataset], dropped: set[str]) -> dict[str
 
 
 def _is_same(one: Coord, other: Coord) -> bool:
-    """Whether two coordinates are the same, attributes included."""
+    """Tell whether two coordinates are the same, attributes included."""
     if (one.dims, one.values.dtype, one.values.shape) != (other.dims, other.values.dtype, other.values.shape):
         return False
     if dict(one.attrs) != dict(other.attrs):
@@ -131,26 +131,26 @@ def _is_same(one: Coord, other: Coord) -> bool:
     return bool(np.array_equal(one.values, other.values, equal_nan=has_nan))
 
 
-def _check_extents(arrays: Mapping[str, Dataset]) -> None:
+def _check_lengths(arrays: Mapping[str, Dataset]) -> None:
     known: dict[str, tuple[int, str]] = {}
-    for dim, extent, key in _axes(arrays):
-        before, other = known.setdefault(dim, (extent, key))
-        if before != extent:
+    for dim, length, key in _axes(arrays):
+        before, other = known.setdefault(dim, (length, key))
+        if before != length:
             raise InvalidInputError(
-                f"opening arrays as a Dataset: the axis {dim!r} has {before} elements in {other!r} and {extent} in "
+                f"opening arrays as a Dataset: the axis {dim!r} has {before} elements in {other!r} and {length} in "
                 f"{key!r}. Open them apart, or rename it: store.open({key!r}).dims = ..."
             )
 
 
 def _axes(arrays: Mapping[str, Dataset]) -> Iterator[tuple[str, int, str]]:
     for name, dataset in arrays.items():
-        for dim, extent in zip(_dims_of(name, dataset), dataset.shape, strict=True):
-            yield dim, extent, dataset.key
+        for dim, length in zip(_dims_of(name, dataset), dataset.shape, strict=True):
+            yield dim, length, dataset.key
 
 
 def _check_names(arrays: Mapping[str, Dataset], coords: Mapping[str, Coord]) -> None:
-    """Refuse an array with the name of a coordinate, or with that of an axis that it does not label."""
-    axes = {dim: key for dim, _extent, key in _axes(arrays)}
+    """Refuse an array that has the name of a coordinate, or of an axis that the array does not label."""
+    axes = {dim: key for dim, _length, key in _axes(arrays)}
     for name, coord in coords.items():
         if name in axes and coord.dims != (name,):
             raise InvalidInputError(

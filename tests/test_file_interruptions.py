@@ -23,13 +23,13 @@ from proxy import Exchange, Proxy
 import tensorage
 from tensorage import BackendSession
 from tensorage.backend.files import resumable
-from tensorage.backend.files.downloads import PIECE_BYTES as DOWNLOAD_BYTES
+from tensorage.backend.files.downloads import PART_BYTES as DOWNLOAD_BYTES
 from tensorage.backend.files.folder import Files
-from tensorage.backend.files.resumable import PIECE_BYTES
+from tensorage.backend.files.resumable import PART_BYTES
 from tensorage.embedded import control
 
 MIB = 1 << 20
-CONTENT = os.urandom(3 * PIECE_BYTES + 12345)
+CONTENT = os.urandom(3 * PART_BYTES + 12345)
 
 
 class Hooked(io.BytesIO):
@@ -141,7 +141,7 @@ def is_piece(exchange: Exchange) -> bool:
 
 
 def is_last_piece(exchange: Exchange) -> bool:
-    return is_piece(exchange) and 0 < exchange.sent_bytes < PIECE_BYTES
+    return is_piece(exchange) and 0 < exchange.sent_bytes < PART_BYTES
 
 
 class TestBrokenConnections:
@@ -155,7 +155,7 @@ class TestBrokenConnections:
             assert files.download_file("x") == CONTENT
             sent = sum(e.sent_bytes for e in proxy.exchanges if is_piece(e))
             # Pieces that had come were not sent again, and nothing before them.
-            assert sent <= len(CONTENT) + times * PIECE_BYTES
+            assert sent <= len(CONTENT) + times * PART_BYTES
 
     @pytest.mark.parametrize(
         "fits",
@@ -232,7 +232,7 @@ class TestServers:
             threads[0].start()
 
         threads: list[threading.Thread] = []
-        source = Hooked(CONTENT, 2 * PIECE_BYTES, restart)
+        source = Hooked(CONTENT, 2 * PART_BYTES, restart)
         own.upload_file("x", source)
         threads[0].join()
         assert own.download_file("x") == CONTENT
@@ -245,7 +245,7 @@ class TestServers:
         own.backend.patience_s = 0
         monkeypatch.setattr(resumable, "MAX_FAILURES", 2)
         with pytest.raises(tensorage.BackendUnavailableError, match=r"uploading 'x'.*cannot be reached"):
-            own.upload_file("x", Hooked(CONTENT, PIECE_BYTES, lambda: kill(separate)))
+            own.upload_file("x", Hooked(CONTENT, PART_BYTES, lambda: kill(separate)))
         servers.start(separate.data_dir)
         assert own.download_file("x") == b"before"
 
@@ -254,7 +254,7 @@ class TestServers:
             for path in (separate.data_dir / "storage" / "resumable").glob("*/*"):
                 path.unlink()
 
-        own.upload_file("x", Hooked(CONTENT, 2 * PIECE_BYTES, forget))
+        own.upload_file("x", Hooked(CONTENT, 2 * PART_BYTES, forget))
         assert own.download_file("x") == CONTENT
 
     def test_a_token_that_is_refused_in_the_middle(self, own: Files, separate: control.Running) -> None:
@@ -265,7 +265,7 @@ class TestServers:
             assert session.login.session is not None
             session.login.session.access_token = jwt.encode(claims, separate.jwt_secret, algorithm="HS256")
 
-        own.upload_file("x", Hooked(CONTENT, 2 * PIECE_BYTES, expire))
+        own.upload_file("x", Hooked(CONTENT, 2 * PART_BYTES, expire))
         assert own.download_file("x") == CONTENT
         for ask in (
             lambda: own.upload_file("small", b"content"),
@@ -287,14 +287,14 @@ class TestServers:
             names = "select with_check from pg_policies where policyname = 'tensorage: add to own folder'"
             (before,) = database.execute(names).fetchone() or ("",)
             with pytest.raises(tensorage.PermissionDeniedError, match="uploading 'x'"):
-                own.upload_file("x", Hooked(CONTENT, PIECE_BYTES, forbid))
+                own.upload_file("x", Hooked(CONTENT, PART_BYTES, forbid))
             database.execute(f"alter policy {policy} with check ({before})")
         assert own.list_files() == []
         assert unfinished(separate) == []
 
 
 class TestSources:
-    @pytest.mark.parametrize("position", [0, PIECE_BYTES, 2 * PIECE_BYTES])
+    @pytest.mark.parametrize("position", [0, PART_BYTES, 2 * PART_BYTES])
     @pytest.mark.parametrize("kind", [lambda file: file, Stream], ids=["file", "stream"])
     def test_that_cannot_be_read(
         self, own: Files, separate: control.Running, kind: Callable[[Any], Any], position: int
@@ -308,7 +308,7 @@ class TestSources:
         assert own.download_file("x") == b"before"
 
     @pytest.mark.parametrize(
-        ("size", "end"), [(1000, 999), (len(CONTENT), PIECE_BYTES + 1), (len(CONTENT), 0)]
+        ("size", "end"), [(1000, 999), (len(CONTENT), PART_BYTES + 1), (len(CONTENT), 0)]
     )
     def test_that_shrink(
         self, own: Files, separate: control.Running, tmp_path: Path, size: int, end: int
@@ -344,7 +344,7 @@ class TestSources:
             source.write(b"more")
             source.seek(position)
 
-        source = Hooked(CONTENT, PIECE_BYTES, grow)
+        source = Hooked(CONTENT, PART_BYTES, grow)
         files.upload_file("x", source)
         assert files.download_file("x") == CONTENT
         assert source.read() == b"more"

@@ -20,14 +20,14 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import BackendSession
-from tensorage.backend.files.downloads import PIECE_BYTES as DOWNLOAD_BYTES
+from tensorage.backend.files.downloads import PART_BYTES as DOWNLOAD_BYTES
 from tensorage.backend.files.folder import MAX_PATH_BYTES, Files
-from tensorage.backend.files.resumable import PIECE_BYTES
+from tensorage.backend.files.resumable import PART_BYTES
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
 
 MIB = 1 << 20
-LARGE = os.urandom(2 * PIECE_BYTES + 12345)
+LARGE = os.urandom(2 * PART_BYTES + 12345)
 
 
 class Pattern(io.RawIOBase):
@@ -140,7 +140,7 @@ def uploads(exchanges: list[Exchange]) -> list[tuple[str, int]]:
 
 
 class TestContent:
-    @pytest.mark.parametrize("nbytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, len(LARGE)])
+    @pytest.mark.parametrize("nbytes", [0, 1, PART_BYTES, PART_BYTES + 1, len(LARGE)])
     def test_bytes(self, files: Files, nbytes: int) -> None:
         for content in (LARGE[:nbytes], bytearray(LARGE[:nbytes]), memoryview(LARGE)[:nbytes]):
             name = files.upload_file("dir/x.bin", content)
@@ -182,7 +182,7 @@ class TestContent:
             files.upload_file("x", file)
         assert files.download_file("x") == b"23"
 
-    @pytest.mark.parametrize("nbytes", [0, 10, PIECE_BYTES, PIECE_BYTES + 1, len(LARGE)])
+    @pytest.mark.parametrize("nbytes", [0, 10, PART_BYTES, PART_BYTES + 1, len(LARGE)])
     def test_an_open_file_of_unknown_length(self, files: Files, nbytes: int) -> None:
         files.upload_file("x", Stream(LARGE[:nbytes]))
         assert files.download_file("x") == LARGE[:nbytes]
@@ -223,19 +223,19 @@ class TestContent:
 class TestRequests:
     def test_a_small_file_is_one_request(self, watched: Files, proxy: Proxy) -> None:
         watched.upload_file("warm", b"")
-        for content in (b"x" * PIECE_BYTES, io.BytesIO(b"x" * PIECE_BYTES), Stream(b"x" * PIECE_BYTES)):
+        for content in (b"x" * PART_BYTES, io.BytesIO(b"x" * PART_BYTES), Stream(b"x" * PART_BYTES)):
             with proxy.counted() as exchanges:
                 watched.upload_file("x", content)
-            assert uploads(exchanges) == [("POST", PIECE_BYTES)]
+            assert uploads(exchanges) == [("POST", PART_BYTES)]
 
     def test_a_large_file_goes_up_in_pieces(self, watched: Files, proxy: Proxy) -> None:
         with proxy.counted() as exchanges:
             watched.upload_file("x", LARGE)
-        rest = len(LARGE) - 2 * PIECE_BYTES
+        rest = len(LARGE) - 2 * PART_BYTES
         assert uploads(exchanges) == [
             ("POST", 0),
-            ("PATCH", PIECE_BYTES),
-            ("PATCH", PIECE_BYTES),
+            ("PATCH", PART_BYTES),
+            ("PATCH", PART_BYTES),
             ("PATCH", rest),
         ]
 
@@ -266,7 +266,7 @@ class TestRequests:
         source = Pattern(64 * MIB + 1)
         files.upload_file("x", source)
         assert sum(source.reads) == source.size
-        assert max(source.reads) <= PIECE_BYTES
+        assert max(source.reads) <= PART_BYTES
 
         class Check:
             position = 0

@@ -34,7 +34,7 @@ from tensorage.backend.transfer import Work
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
 from tensorage.backend.zarr.zarr_engine import codec_of
-from tensorage.backend.zarr.zarr_keys import byte_extent, number_at
+from tensorage.backend.zarr.zarr_keys import byte_bounds, number_at
 from tensorage.backend.zarr.zarr_store import CatalogueStore
 from tensorage.types import Dataset
 
@@ -251,7 +251,7 @@ def test_an_object_that_became_shorter_is_refused(store: TensorStore) -> None:
     shards = source.shards
     longer = ShardRecord(0, record.name, record.nbytes + 1, record.index)
     shards.pages[0] = {0: longer}
-    assert shards.entry(0) == longer
+    assert shards.record(0) == longer
     with pytest.raises(CorruptTensorError, match=f"does not have the {record.nbytes + 1} bytes"):
         zarr.open_array(source)[...]
     assert dataset.version == source.dataset.version
@@ -555,16 +555,16 @@ def test_ranges_of_bytes(store: TensorStore) -> None:
 
 
 def test_extents_of_ranges() -> None:
-    assert byte_extent(None, 5) == (0, 5)
-    assert byte_extent(RangeByteRequest(2, 9), 5) == (2, 5)
-    assert byte_extent(RangeByteRequest(5, 9), 5) == (5, 5)
-    assert byte_extent(RangeByteRequest(4, 2), 5) == (4, 4)
-    assert byte_extent(OffsetByteRequest(4), 5) == (4, 5)
-    assert byte_extent(SuffixByteRequest(9), 5) == (0, 5)
-    assert byte_extent(SuffixByteRequest(0), 5) == (5, 5)
+    assert byte_bounds(None, 5) == (0, 5)
+    assert byte_bounds(RangeByteRequest(2, 9), 5) == (2, 5)
+    assert byte_bounds(RangeByteRequest(5, 9), 5) == (5, 5)
+    assert byte_bounds(RangeByteRequest(4, 2), 5) == (4, 4)
+    assert byte_bounds(OffsetByteRequest(4), 5) == (4, 5)
+    assert byte_bounds(SuffixByteRequest(9), 5) == (0, 5)
+    assert byte_bounds(SuffixByteRequest(0), 5) == (5, 5)
     for wrong in (RangeByteRequest(6, 9), RangeByteRequest(-1, 2), OffsetByteRequest(6), "0-5"):
         with pytest.raises(InvalidInputError):
-            byte_extent(wrong, 5)  # type: ignore[arg-type]
+            byte_bounds(wrong, 5)  # type: ignore[arg-type]
 
 
 def test_keys_of_shards() -> None:

@@ -1,4 +1,4 @@
-"""The cases. Each takes what they share, and gives its results."""
+"""The cases. Each is a function that takes the `Bench` and yields results."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ CASES: tuple[Case, ...] = (
     starts,
 )
 
-#: How the peers' configuration was found, and what takes minutes of its own: no part of a run.
+#: Cases that run only when they are named: the choice of HSDS's configuration, and one that takes minutes.
 ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres)

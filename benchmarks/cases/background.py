@@ -1,4 +1,4 @@
-"""A loop that stores an array at every step, and waits for it or does not."""
+"""A loop that stores an array at every step, waiting for each write or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 import tensorage
 from benchmarks.bench import Bench
-from benchmarks.measure import Result, milliseconds, of, ratio, seconds
+from benchmarks.measure import Result, median_of, milliseconds, ratio, seconds
 
 STEPS = 16
 
@@ -34,7 +34,7 @@ def background(bench: Bench) -> Iterator[Result]:
 def _loops(engine: str, store: tensorage.TensorStore) -> Iterator[Result]:
     weights = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
     write_s = float(np.median([seconds(lambda: store.__setitem__("steps/0", weights)) for _ in range(9)]))
-    # A fixed amount of work, in C and without the lock of the interpreter, as that of a training step mostly is.
+    # The work is in C and without the lock of the interpreter, as that of a training step mostly is.
     rounds = max(round(write_s / float(np.median([seconds(partial(_work, 10)) for _ in range(9)])) * 10), 1)
     work_s, waiting_s, behind_s, waited = [], [], [], []
     for _ in range(LOOPS):
@@ -52,17 +52,17 @@ def _loops(engine: str, store: tensorage.TensorStore) -> Iterator[Result]:
     yield milliseconds(f"{engine}, the loop in the background, with its flush", behind_s)
     yield ratio(f"{engine}, the loop, waiting / in the background", waiting_s, behind_s, (">", 1))
     yield ratio(f"{engine}, the loop in the background / its work alone", behind_s, work_s, None)
-    yield of(f"{engine}, of the loop in the background, waited", waited, "%", ("<=", 25))
+    yield median_of(f"{engine}, of the loop in the background, waited", waited, "%", ("<=", 25))
 
 
 def _loop(
     rounds: int, weights: npt.NDArray[np.float32], store: Callable[[str, npt.NDArray[np.float32]], None]
 ) -> tuple[float, float]:
-    """Seconds of the loop, and of those in the calls that store."""
+    """Return the seconds of the loop, and the seconds within calls that store."""
     stored_s, begin = 0.0, time.perf_counter()
     for step in range(STEPS):
         _work(rounds)
-        # Each step's array is another one.
+        # Each step stores another array.
         weights[0, 0] = step
         stored_s += seconds(partial(store, f"steps/{step}", weights))
     return time.perf_counter() - begin, stored_s

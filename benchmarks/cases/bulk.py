@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.bench import JSON_IMAGES, Bench
-from benchmarks.measure import Result, Timed, in_turns, rates, ratio
+from benchmarks.measure import Result, Timed, measure_in_turns, rates, ratio
 
 
 def bulk(bench: Bench) -> Iterator[Result]:
@@ -25,7 +25,7 @@ def bulk(bench: Bench) -> Iterator[Result]:
         bench.rest()
 
     def checked() -> None:
-        """Whoever read before has filled `out`; the next one has to fill it again."""
+        """Check the array that the last reader has filled, and make it wrong for the next one."""
         if out[0, 0, 0] != -1:
             bench.check(out, array)
         out[0, 0, 0] = -1
@@ -35,7 +35,7 @@ def bulk(bench: Bench) -> Iterator[Result]:
         hsds.forget()
         checked()
 
-    took = in_turns(
+    took = measure_in_turns(
         {
             "limit write": Timed(lambda: straight.write(array), straight_empty),
             "write": Timed(lambda: store.__setitem__("bulk", array), store_empty),
@@ -57,7 +57,7 @@ def bulk(bench: Bench) -> Iterator[Result]:
 
 
 def json_rows(bench: Bench) -> Iterator[Result]:
-    """Some of the same images, next to rows of JSON float arrays through the SDK."""
+    """Some of the images, next to rows of JSON float arrays through the SDK."""
     images, store, peer = bench.array[:JSON_IMAGES], bench.store, bench.json_floats
     out, json_out = np.empty_like(images), np.empty_like(images)
     indices = np.random.default_rng(3).choice(JSON_IMAGES, 64, replace=False)
@@ -66,7 +66,7 @@ def json_rows(bench: Bench) -> Iterator[Result]:
         if "some" in store:
             del store["some"]
 
-    took = in_turns(
+    took = measure_in_turns(
         {
             "JSON write": Timed(lambda: peer.write(images), peer.clear),
             "write": Timed(lambda: store.__setitem__("some", images), remove),

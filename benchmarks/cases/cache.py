@@ -16,17 +16,17 @@ from benchmarks.measure import (
     REPETITIONS,
     Result,
     Timed,
-    in_turns,
+    count_requests,
+    measure_in_turns,
+    median_of,
     milliseconds,
-    of,
     ratio,
-    requests_of,
     seconds,
 )
 
 BATCH = 64
 
-#: Of the memmap.
+#: Largest ratio of a batch's time to that of a memmap.
 OF_LIMIT = 2
 
 
@@ -46,15 +46,15 @@ def _epochs(bench: Bench, handle: tensorage.Tensor, folder: Path, file: Path) ->
     what = handle.engine
     cached = handle.cached(folder)
     mapped = np.memmap(file, np.float32, "r", shape=SHAPE)
-    yield of(f"{what}, bytes of the first epoch", [cached.epoch_cost() / 1e6], "MB")
+    yield median_of(f"{what}, bytes of the first epoch", [cached.epoch_cost() / 1e6], "MB")
     first = [seconds(lambda batch=batch: cached[batch]) for batch in batches(0)]
     assert cached.epoch_cost() == 0, "an epoch is all of it"
     bench.check(cached[...], bench.array)
     took = epoch_in_turns(cached, mapped, 1)
-    requests = requests_of(lambda: [cached[batch] for batch in batches(2)])
+    requests = count_requests(lambda: [cached[batch] for batch in batches(2)])
     yield milliseconds(f"{what}, a batch of the first epoch", first)
-    yield of(f"{what}, the first epoch", [sum(first)], "s")
-    yield of(f"{what}, requests of the second epoch", [requests], "requests")
+    yield median_of(f"{what}, the first epoch", [sum(first)], "s")
+    yield median_of(f"{what}, requests of the second epoch", [requests], "requests")
     yield milliseconds(f"{what}, a batch of a memmap", took["memmap"])
     yield milliseconds(f"{what}, a batch of the second epoch", took["cached"])
     yield ratio(f"{what}, second epoch / memmap", took["cached"], took["memmap"], ("<=", OF_LIMIT))
@@ -69,20 +69,22 @@ def _epochs(bench: Bench, handle: tensorage.Tensor, folder: Path, file: Path) ->
     found = [probes.run("cache", {**settings, "seed": seed}) for seed in range(3, 3 + REPETITIONS)]
     ours = [statistics.median(one["cached"]) for one in found]
     theirs = [statistics.median(one["memmap"]) for one in found]
-    yield of(f"{what}, a new process, open and read a batch", [1e3 * one["begin"] for one in found], "ms")
+    yield median_of(
+        f"{what}, a new process, open and read a batch", [1e3 * one["begin"] for one in found], "ms"
+    )
     yield milliseconds(f"{what}, a new process, a batch of a memmap", theirs)
     yield milliseconds(f"{what}, a new process, a batch", ours)
     yield ratio(f"{what}, a new process / memmap", ours, theirs, ("<=", OF_LIMIT))
 
 
 def batches(seed: int) -> list[np.ndarray]:
-    """Every image once, in any order."""
+    """Return the indices of batches that have every image once, in random order."""
     order = np.random.default_rng(seed).permutation(SHAPE[0])
     return [order[first : first + BATCH] for first in range(0, SHAPE[0], BATCH)]
 
 
 def epoch_in_turns(cached: tensorage.Tensor, mapped: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """Seconds of each batch of an epoch, by both."""
+    """Measure the seconds of each batch of an epoch, half of them by each reader."""
     left = iter(batches(seed))
     batch = np.zeros(0, np.int64)
 
@@ -90,8 +92,8 @@ def epoch_in_turns(cached: tensorage.Tensor, mapped: np.ndarray, seed: int) -> d
         nonlocal batch
         batch = next(left)
 
-    # Others than the memmap's, so that neither finds what the other has just brought into the processor's cache.
-    return in_turns(
+    # Each reader takes batches of its own. Otherwise one would find the other's images in the processor's cache.
+    return measure_in_turns(
         {"memmap": Timed(lambda: mapped[batch], shuffle), "cached": Timed(lambda: cached[batch], shuffle)},
         SHAPE[0] // BATCH // 2,
     )

@@ -1,4 +1,4 @@
-"""How long a new program waits for its first number."""
+"""Time until a new program has its first number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from benchmarks import probes
 from benchmarks.bench import Bench
-from benchmarks.measure import REPETITIONS, Result, of, ratio
+from benchmarks.measure import REPETITIONS, Result, median_of, ratio
 
 
 def first_byte(bench: Bench) -> Iterator[Result]:
@@ -33,8 +33,8 @@ def first_byte(bench: Bench) -> Iterator[Result]:
                 raise AssertionError(f"{peer} read {found['element']}")
             took[peer].append(found["took_s"])
     bench.json_floats.clear()
-    yield of("first byte, straight to PostgreSQL", took["straight"], "s")
-    yield of("first byte, HSDS (h5pyd)", took["hsds"], "s")
-    yield of("first byte, JSON row through the SDK", took["json_floats"], "s")
-    yield of("first byte", took["tensorage"], "s")
+    yield median_of("first byte, straight to PostgreSQL", took["straight"], "s")
+    yield median_of("first byte, HSDS (h5pyd)", took["hsds"], "s")
+    yield median_of("first byte, JSON row through the SDK", took["json_floats"], "s")
+    yield median_of("first byte", took["tensorage"], "s")
     yield ratio("first byte / HSDS", took["tensorage"], took["hsds"], None)

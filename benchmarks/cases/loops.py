@@ -1,4 +1,4 @@
-"""Training loops: for how long of its time a loop waits for its next batch."""
+"""Training loops: the part of its time that a loop waits for batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import tensorage
 from benchmarks.bench import Bench
-from benchmarks.measure import REPETITIONS, Result, milliseconds, of, seconds
+from benchmarks.measure import REPETITIONS, Result, median_of, milliseconds, seconds
 from tensorage.types import Engine
 
 BATCH = 64
@@ -18,7 +18,7 @@ BATCH = 64
 #: Batches of one measurement.
 STEPS = 200
 
-#: What the loop may spend waiting of its time.
+#: Largest part of its time, in per cent, that a loop may wait.
 WAITING = ("<=", 10.0)
 
 
@@ -54,14 +54,16 @@ def _of_engine(bench: Bench, engine: Engine) -> Iterator[Result]:
         for kind, step in (("waits", time.sleep), ("computes", _compute)):
             shares[kind].append(_share_waiting(iter(loop()), partial(step, fetches[-1]), steps))
     yield milliseconds(f"{BATCH} images and labels, one batch after the other, {engine}", fetches)
-    yield of(
+    yield median_of(
         f"waiting beside an accelerator that computes for as long, {engine}", shares["waits"], "%", WAITING
     )
-    yield of(f"waiting where this machine computes for as long, {engine}", shares["computes"], "%", WAITING)
+    yield median_of(
+        f"waiting where this machine computes for as long, {engine}", shares["computes"], "%", WAITING
+    )
 
 
 def _share_waiting(batches: Iterator[object], step: Callable[[], object], steps: int) -> float:
-    """Per cent of the loop's time that it waits for batches, once it has the first one."""
+    """Return the per cent of its time that a loop waits for batches, from the second one on."""
     next(batches)
     waited, begin = 0.0, time.perf_counter()
     for _ in range(steps):

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import probes
 from benchmarks.bench import Bench
-from benchmarks.measure import MB, Result, of
+from benchmarks.measure import MB, Result, median_of
 
 #: 2 GiB of float32.
 SHAPE = (512 * 1024, 1024)
@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 def memory(bench: Bench) -> Iterator[Result]:
     """2 GiB from a file mapped into memory, back into one, and from blocks that never exist whole, by both engines.
 
-    Once each, in a process of its own: a peak is no median. The file's own pages are the kernel's to drop.
+    Each is done once, in a process of its own, since a peak needs no median. The kernel may drop pages of the file.
     """
     if not Path("/proc/self/status").exists():
         raise RuntimeError("the case `memory` reads /proc, which only Linux has: choose other cases")
@@ -52,9 +52,11 @@ def _moved(settings: dict[str, Any], file: Path, copy: Path) -> Iterator[Result]
             np.memmap(copy, np.float32, "w+", shape=SHAPE).flush()
         used = copy if action == "read" else file
         found = probes.run("memory", {**settings, "action": action, "file": str(used)})
-        yield of(f"{what}, anonymous memory above the start", [found["anonymous"] / MIB], "MiB", ("<=", 128))
-        yield of(f"{what}, with the pages of the file", [found["total"] / MIB], "MiB")
-        yield of(what, [np.prod(SHAPE) * 4 / MB / found["took_s"]], "MB/s")
+        yield median_of(
+            f"{what}, anonymous memory above the start", [found["anonymous"] / MIB], "MiB", ("<=", 128)
+        )
+        yield median_of(f"{what}, with the pages of the file", [found["total"] / MIB], "MiB")
+        yield median_of(what, [np.prod(SHAPE) * 4 / MB / found["took_s"]], "MB/s")
         if action == "read":
             _compare(file, copy)
 

@@ -1,4 +1,4 @@
-"""Arrays as objects of Storage, next to the same objects without us, and to Zarr over the SDK."""
+"""Arrays as objects of Storage, next to the same objects by plain HTTP, and to Zarr over the SDK."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ import numpy.typing as npt
 
 import tensorage
 from benchmarks.bench import SHAPE, Bench
-from benchmarks.measure import MB, Result, Timed, in_turns, milliseconds, of, rates, ratio, requests_of
+from benchmarks.measure import (
+    MB,
+    Result,
+    Timed,
+    count_requests,
+    measure_in_turns,
+    median_of,
+    milliseconds,
+    rates,
+    ratio,
+)
 from benchmarks.peers.naive_zarr import NaiveZarr
 from benchmarks.peers.plain_objects import PlainObjects
 
-#: Of plain upload and download of the same objects, at the same parallelism.
+#: Least part of the rate of plain uploads and downloads of the same objects, at the same parallelism.
 OF_LIMIT = 0.7
 
 
@@ -25,14 +35,14 @@ def objects(bench: Bench) -> Iterator[Result]:
 
 
 def engines(bench: Bench) -> Iterator[Result]:
-    """The same arrays by both engines: what the page about choosing one shows."""
+    """The same arrays by both engines, for the page about choosing an engine."""
     for name, array in (("small rows", bench.array), ("large rows", smooth_field().reshape(240, 400, 490))):
         yield from _compared(bench, name, array)
     yield from _compared(bench, "10 numbers", np.arange(10.0))
 
 
 def smooth_field() -> npt.NDArray[np.float32]:
-    """Waves of several lengths and noise a thousandth as high, as temperatures are: as many bytes as the images."""
+    """Return waves with some noise, like temperatures, of as many bytes as the images."""
     at = np.arange(np.prod(SHAPE), dtype=np.float64)
     noise = np.random.default_rng(1).normal(scale=0.01, size=at.size)
     return (280 + 20 * np.sin(at / 300) + 5 * np.cos(at / 7000) + noise).astype(np.float32).reshape(SHAPE)
@@ -50,7 +60,7 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
         bench.check(out, array)
         out[...] = -1
 
-    took = in_turns(
+    took = measure_in_turns(
         {
             "plain write": Timed(plain.upload),
             "write": Timed(lambda: store.__setitem__("objects", array), lambda: _remove(store, "objects")),
@@ -62,7 +72,7 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
     )
     assert plain.download() == plain.blobs, "what came back is not what was stored"
     bench.check(naive.read(), array)
-    yield of(f"{name}, objects / array", [plain.nbytes / array.nbytes], "x")
+    yield median_of(f"{name}, objects / array", [plain.nbytes / array.nbytes], "x")
     for verb in ("write", "read"):
         ours, limit, theirs = took[verb], took[f"plain {verb}"], took[f"naive {verb}"]
         yield rates(f"{name}, {verb}, plain objects (the limit), of the array", array.nbytes, limit)
@@ -82,7 +92,7 @@ def _compared(bench: Bench, name: str, array: npt.NDArray[np.generic]) -> Iterat
         store["compared"] = array
         grown = _used(bench) - used
         handle = store.open("compared")
-        took = in_turns(
+        took = measure_in_turns(
             {
                 "write": Timed(lambda s=store: s.__setitem__("compared", array)),
                 "read": Timed(lambda h=handle: h.refresh() or h[...]),
@@ -93,13 +103,13 @@ def _compared(bench: Bench, name: str, array: npt.NDArray[np.generic]) -> Iterat
         for verb in ("write", "read"):
             yield milliseconds(f"{name}, {engine}, {verb}", took[verb])
         yield milliseconds(f"{name}, {engine}, {len(indices)} random rows", took["samples"])
-        yield of(
+        yield median_of(
             f"{name}, {engine}, {len(indices)} random rows",
-            [requests_of(lambda h=handle: h[indices])],
+            [count_requests(lambda h=handle: h[indices])],
             "requests",
         )
         yield milliseconds(f"{name}, {engine}, append of a row", took["append"])
-        yield of(f"{name}, {engine}, disk", [grown / MB], "MB")
+        yield median_of(f"{name}, {engine}, disk", [grown / MB], "MB")
         _remove(store, "compared")
 
 
@@ -113,7 +123,7 @@ def _remove(store: tensorage.TensorStore, key: str) -> None:
 
 
 def _blobs(bench: Bench, dataset: tensorage.Dataset) -> list[bytes]:
-    """The objects that an array consists of."""
+    """Return the objects that an array consists of."""
     query = "select name from public.shards where data_id = $1 order by number"
     names = [row["name"] for row in bench.straight.rows(query, dataset.id)]
     bucket = bench.session.client.storage.from_("tensors")
@@ -126,7 +136,7 @@ def _document(dataset: tensorage.Dataset) -> dict[str, object]:
 
 
 def _used(bench: Bench) -> int:
-    """Bytes of the blocks and of the objects that there are: what they take on a disk, without the write-ahead log."""
+    """Return the bytes that all blocks and objects take on the disk, without the write-ahead log."""
     query = """
         select pg_total_relation_size('public.tensors') + pg_total_relation_size('public.shards')
           + coalesce((select sum((metadata ->> 'size')::bigint) from storage.objects), 0)::bigint"""

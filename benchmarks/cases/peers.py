@@ -1,4 +1,4 @@
-"""How the peers' configuration was found."""
+"""Choice of the configuration of HSDS."""
 
 from __future__ import annotations
 

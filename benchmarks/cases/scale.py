@@ -1,4 +1,4 @@
-"""Whether what else is stored slows anything down."""
+"""Effect of other stored arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ import numpy as np
 
 import tensorage
 from benchmarks.bench import SHAPE, Bench
-from benchmarks.measure import Result, Timed, in_turns, milliseconds, of, ratio, requests_of, seconds
+from benchmarks.measure import (
+    Result,
+    Timed,
+    count_requests,
+    measure_in_turns,
+    median_of,
+    milliseconds,
+    ratio,
+    seconds,
+)
 from benchmarks.straight import Straight
 from tensorage.embedded import control
 
@@ -20,8 +29,8 @@ DATASETS = 100_000
 BATCHES = 100
 CALLS = 60
 
-#: As tensorage would have stored them, one block of 2.5 KB each: large enough to go to the TOAST table, as the
-#: blocks of large arrays do.
+#: Stores arrays in the form that tensorage gives them, of one block of 2.5 KB each. Such a block is large enough for
+#: the TOAST table, where the blocks of large arrays are.
 _FILL = f"""
     with made as (
       insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, expires_at)
@@ -42,7 +51,7 @@ def scale(bench: Bench) -> Iterator[Result]:
         def shuffle() -> None:
             indices[:] = random.integers(0, SHAPE[0], 64)
 
-        took = in_turns(
+        took = measure_in_turns(
             {"few": Timed(lambda: few[indices], shuffle), "many": Timed(lambda: many[indices])}, BATCHES
         )
         bench.check(many[indices], bench.array[indices])
@@ -51,18 +60,18 @@ def scale(bench: Bench) -> Iterator[Result]:
         yield ratio(f"{what} / before", took["many"], took["few"], ("<=", 1.5))
         here, there = _calls(bench.store), _calls(crowded)
         for name in here:
-            took = in_turns({"few": Timed(here[name]), "many": Timed(there[name])}, CALLS)
+            took = measure_in_turns({"few": Timed(here[name]), "many": Timed(there[name])}, CALLS)
             yield milliseconds(f"{name}, {DATASETS} datasets", took["many"])
             yield ratio(f"{name}, {DATASETS} datasets / few", took["many"], took["few"], None)
         for name, action in (("keys()", crowded.keys), ("len()", crowded.__len__)):
-            yield of(f"{name}, {DATASETS} datasets", [seconds(action) for _ in range(5)], "s")
-        requests = requests_of(lambda: crowded.open("bulk"))
-        yield of(f"open, {DATASETS} datasets, requests", [requests], "requests", ("<=", 1))
+            yield median_of(f"{name}, {DATASETS} datasets", [seconds(action) for _ in range(5)], "s")
+        requests = count_requests(lambda: crowded.open("bulk"))
+        yield median_of(f"open, {DATASETS} datasets, requests", [requests], "requests", ("<=", 1))
 
 
 @contextmanager
 def _crowded(bench: Bench) -> Iterator[tuple[tensorage.TensorStore, int]]:
-    """A backend of its own with the same array among many others, and how many times the rows those make."""
+    """Run a second backend with the same array among many others. Yield its store, and the factor of its rows."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tensorage-bench-"))) / "data"
         running = control.start(folder)
@@ -79,7 +88,7 @@ def _crowded(bench: Bench) -> Iterator[tuple[tensorage.TensorStore, int]]:
 
 
 def _calls(store: tensorage.TensorStore) -> dict[str, Callable[[], object]]:
-    """Calls on single keys, in an order in which each finds what it needs."""
+    """Return calls on single keys, in an order in which each finds what it needs."""
     numbers = np.arange(10.0)
     written, deleted = itertools.count(), itertools.count()
     return {

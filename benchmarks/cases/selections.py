@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.bench import SHAPE, Bench
-from benchmarks.measure import Result, Timed, in_turns, milliseconds, of, ratio, requests_of
+from benchmarks.measure import Result, Timed, count_requests, measure_in_turns, median_of, milliseconds, ratio
 
-#: Batches of each size: a median of more where they are quick.
+#: Number of batches of each size. Small batches are quick, so there are more of them.
 BATCHES = {1: 100, 64: 60, 256: 30, 1024: 15}
 
 
@@ -26,7 +26,7 @@ def samples(bench: Bench) -> Iterator[Result]:
         def shuffle(indices: np.ndarray = indices, count: int = count) -> None:
             indices[:] = random.integers(0, SHAPE[0], count)
 
-        took = in_turns(
+        took = measure_in_turns(
             {
                 "straight": Timed(lambda indices=indices: straight.batch(indices), shuffle),
                 "ours": Timed(lambda indices=indices: images[indices], shuffle),
@@ -35,8 +35,8 @@ def samples(bench: Bench) -> Iterator[Result]:
             batches,
         )
         what = f"{count} random samples"
-        requests = requests_of(lambda indices=indices: images[indices])
-        yield of(f"{what}, requests", [requests], "requests", ("<=", 1))
+        requests = count_requests(lambda indices=indices: images[indices])
+        yield median_of(f"{what}, requests", [requests], "requests", ("<=", 1))
         yield milliseconds(f"{what}, the same gather straight on PostgreSQL", took["straight"])
         yield milliseconds(f"{what}, HSDS", took["HSDS"])
         yield milliseconds(what, took["ours"])
@@ -63,7 +63,7 @@ def last_axis(bench: Bench) -> Iterator[Result]:
             return whole[selection].copy()
 
         bench.check(read_and_pick(), expected)
-        took = in_turns(
+        took = measure_in_turns(
             {
                 "ours": Timed(lambda selection=selection: images[selection]),
                 "HSDS": Timed(lambda selection=selection: hsds.images[selection]),

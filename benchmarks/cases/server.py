@@ -13,7 +13,7 @@ import numpy as np
 
 import tensorage
 from benchmarks.bench import Bench
-from benchmarks.measure import REPETITIONS, Result, Timed, in_turns, milliseconds, of, seconds
+from benchmarks.measure import REPETITIONS, Result, Timed, measure_in_turns, median_of, milliseconds, seconds
 from tensorage.backend.transfer import MEDIA_TYPE
 from tensorage.embedded import control
 
@@ -68,7 +68,7 @@ def bodies(bench: Bench) -> Iterator[Result]:
     )
     while b"PGRST202" in exchange("bench_up", b"", headers):
         time.sleep(0.01)
-    took = in_turns(
+    took = measure_in_turns(
         {
             "in, straight": Timed(lambda: straight.fetch("select public.bench_up($1)", body)),
             "in, through the server": Timed(up),
@@ -93,8 +93,8 @@ def starts(_bench: Bench) -> Iterator[Result]:
             control.stop(folder)
             old.append(seconds(lambda folder=folder: control.start(folder)))
             control.stop(folder)
-    yield of("start on a new data folder", new, "s", ("<=", 3.0))
-    yield of("start on an old data folder", old, "s", ("<=", 1.5))
+    yield median_of("start on a new data folder", new, "s", ("<=", 3.0))
+    yield median_of("start on an old data folder", old, "s", ("<=", 1.5))
 
 
 def _connection(session: tensorage.BackendSession) -> http.client.HTTPConnection:

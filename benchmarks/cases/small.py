@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.measure import Result, Timed, in_turns, milliseconds, of, ratio, requests_of
+from benchmarks.measure import Result, Timed, count_requests, measure_in_turns, median_of, milliseconds, ratio
 
 CALLS = 200
 
@@ -21,7 +21,7 @@ def small_arrays(bench: Bench) -> Iterator[Result]:
     new, again = itertools.count(), itertools.count()
     store["growing"] = rows
     growing = hsds.growing(numbers)
-    took = in_turns(
+    took = measure_in_turns(
         {
             "write": Timed(lambda: store.__setitem__(f"small/{next(new)}", numbers)),
             "HSDS write": Timed(lambda: hsds.write_small(numbers)),
@@ -33,15 +33,15 @@ def small_arrays(bench: Bench) -> Iterator[Result]:
     )
     bench.check(store["growing"], np.repeat(rows, CALLS + 1, axis=0))
     bench.check(growing[...], np.repeat(rows, CALLS, axis=0))
-    yield of(
+    yield median_of(
         "append of a row, requests",
-        [requests_of(lambda: store.append("growing", rows))],
+        [count_requests(lambda: store.append("growing", rows))],
         "requests",
         ("<=", 1),
     )
     for verb, what in (("write", "new arrays of 10 numbers"), ("append", "appended rows of 10 numbers")):
-        yield of(f"{what}, HSDS", [1 / each for each in took[f"HSDS {verb}"]], "a second")
-        yield of(what, [1 / each for each in took[verb]], "a second")
+        yield median_of(f"{what}, HSDS", [1 / each for each in took[f"HSDS {verb}"]], "a second")
+        yield median_of(what, [1 / each for each in took[verb]], "a second")
         yield ratio(f"{what} / HSDS", took[f"HSDS {verb}"], took[verb], None)
     yield milliseconds("read of 10 numbers", took["read"])
     for key in ("growing", *(f"small/{i}" for i in range(CALLS))):

@@ -1,1 +1,1 @@
-"""What tensorage is measured next to: each peer configured as well as we know how."""
+"""Peers that tensorage is compared with, each configured as well as we know how."""

@@ -1,8 +1,8 @@
 """HSDS, the HDF Group's multi-user array server, on loopback, and h5pyd, its client.
 
-The server lives in a virtual environment of its own (``make bench`` makes it). Its nodes are started the way
-its ``hsds`` command starts them, but on free ports, and stopped by their process ids. See docs/benchmarks.md
-for what this configuration favours and hampers.
+The server is installed in a virtual environment of its own, which ``make bench`` makes. Its nodes are started as the
+command ``hsds`` starts them, but on free ports, and are stopped by their process ids. The advantages and disadvantages
+of this configuration are in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Hsds:
         return h5pyd.File(domain, mode, **self._access)
 
     def write_images(self, images: npt.NDArray[np.float32]) -> None:
-        """A new file with one dataset, written slab by slab; h5pyd sends what was assigned when it flushes."""
+        """Write a new file with one dataset, slab by slab. h5pyd sends assigned elements when the file is flushed."""
         with self.open("/home/images.h5", "w") as file:
             chunks = (CHUNK_ROWS, *images.shape[1:])
             dataset = file.create_dataset("images", images.shape, dtype=images.dtype, chunks=chunks)
@@ -78,7 +78,7 @@ class Hsds:
         self.is_written = True
 
     def settle(self) -> None:
-        """Wait until what was written is on the server's disk: it answers before, and writes in the background."""
+        """Wait until the server has written everything to its disk, which it does after it has answered."""
         before = -1
         while (now := _bytes_in(self._storage)) != before:
             before = now
@@ -86,7 +86,7 @@ class Hsds:
 
     @property
     def images(self) -> Any:
-        """The dataset that was written, on a connection that stays open."""
+        """The written dataset, on a connection that stays open."""
         if self._images is None:
             self._file = self.open("/home/images.h5", "r")
             self._images = self._file["images"]
@@ -99,25 +99,25 @@ class Hsds:
             self._images = None
 
     def read_images(self, out: npt.NDArray[np.float32]) -> None:
-        """The whole dataset, slab by slab, which takes half as long as ``dataset[...]``."""
+        """Read the whole dataset slab by slab, which takes half as long as ``dataset[...]``."""
         images = self.images
         for at in range(0, len(out), SLAB_ROWS):
             out[at : at + SLAB_ROWS] = images[at : at + SLAB_ROWS]
 
     def batch(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Rows in any order. The server wants increasing indices: sorted here, and put back."""
+        """Return rows in any order. The server wants increasing indices, so rows are put back in order here."""
         if len(indices) == 1:
             return np.asarray(self.images[int(indices[0])])[np.newaxis]
         rows, back = np.unique(indices, return_inverse=True)
         return np.asarray(self.images[rows.tolist(), :, :])[back]
 
     def write_small(self, numbers: npt.NDArray[np.float64]) -> None:
-        """A new dataset."""
+        """Write a new dataset."""
         self._small.create_dataset(f"small{next(self._numbers)}", data=numbers)
         self._small.flush()
 
     def growing(self, row: npt.NDArray[np.float64]) -> Any:
-        """A dataset to append rows to."""
+        """Make a dataset to append rows to."""
         size = (0, *row.shape)
         dataset = self._small.create_dataset("growing", size, maxshape=(None, *row.shape), dtype=row.dtype)
         self._small.flush()
@@ -135,7 +135,7 @@ class Hsds:
 
 @contextmanager
 def running(data_nodes: int = DATA_NODES) -> Iterator[Hsds]:
-    """A server with one service node and `data_nodes` data nodes, in a temporary folder."""
+    """Run a server with one service node and `data_nodes` data nodes, in a temporary folder."""
     command = VENV / "bin" / "hsds-node"
     if not command.exists():
         raise FileNotFoundError(f"{command} is missing: `make bench` installs HSDS there")

@@ -1,7 +1,7 @@
-"""The way people keep arrays in Supabase today: a table with a row of JSON numbers for each sample.
+"""A table with a row of JSON numbers for each sample, which is how people keep arrays in Supabase today.
 
-Through the SDK as its documentation shows it, with row-level security, in requests of a size that serves it
-best, and without the rows in the answer to an insert.
+The table has row-level security. It is used by the SDK as the SDK's documentation shows, by requests of the fastest
+size, without the rows in the answer to an insert.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class JsonFloats:
                 rows[row["index"]] = row["data"]
 
     def batch(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Rows in any order, put in order here."""
+        """Return rows in any order, which is restored here."""
         query = self._table.select("index,data").eq("key", "images").in_("index", indices.tolist())
         found = {row["index"]: row["data"] for row in query.execute().data}
         return np.array([found[index] for index in indices.tolist()], np.float32).reshape(-1, 28, 28)

@@ -1,4 +1,4 @@
-"""Zarr as one gets it to Supabase in an afternoon: a store over the SDK's Storage client, one request at a time."""
+"""A simple store of zarr over the SDK's Storage client, one request at a time: the work of an afternoon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDER = "naive"
 
 
 class NaiveStore(Store):
-    """Objects of the user of a session, below a folder of files."""
+    """Objects of one user, below a folder of files."""
 
     def __init__(self, session: tensorage.BackendSession) -> None:
         super().__init__(read_only=False)
@@ -93,12 +93,12 @@ class NaiveStore(Store):
 
 
 class NaiveZarr:
-    """One array in such a store.
+    """One array in a `NaiveStore`.
 
     Parameters
     ----------
     document
-        Its ``zarr.json``.
+        Content of the array's ``zarr.json``.
     """
 
     def __init__(self, session: tensorage.BackendSession, document: dict[str, Any]) -> None:

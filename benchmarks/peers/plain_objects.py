@@ -1,6 +1,6 @@
 """The limit of the storage engine: the same objects as they are, without a catalogue, encoding or decoding.
 
-Uploaded and downloaded by urllib3, the fastest client of Python's for that, as the same user, from as many threads as
+The same user uploads and downloads objects by urllib3, the fastest client of Python for that, from as many threads as
 tensorage has requests under way.
 """
 
@@ -18,7 +18,7 @@ FOLDER = "plain"
 
 
 class PlainObjects:
-    """Objects of the user of a session, in a folder of files.
+    """Objects of one user, in a folder of files.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class PlainObjects:
         return sum(map(len, self.blobs))
 
     def upload(self) -> None:
-        """Store all objects, each in place of the one that is there."""
+        """Store all objects, replacing those of the same names."""
         self._each(self._put)
 
     def download(self) -> list[bytes]:

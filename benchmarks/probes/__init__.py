@@ -1,4 +1,4 @@
-"""Scripts that are measured in a fresh interpreter. Each reads its settings, a JSON object, from standard input."""
+"""Scripts that are measured in a fresh interpreter. Each reads its settings from standard input, as a JSON object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run(probe: str, settings: Mapping[str, Any]) -> Any:
-    """What a probe prints, which is JSON."""
+    """Run a probe, and return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.probes.{probe}"],
         input=json.dumps(settings),

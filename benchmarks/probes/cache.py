@@ -1,4 +1,4 @@
-"""Seconds of the batches of an epoch in a process that has read nothing yet: through a cache, and of a memmap."""
+"""Seconds of the batches of an epoch in a new process, through a cache and of a memmap."""
 
 from __future__ import annotations
 

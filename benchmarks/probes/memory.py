@@ -1,7 +1,7 @@
-"""Peak memory of moving an array that is larger than what may be used for it.
+"""Peak memory of moving an array that is larger than the memory that may be used for it.
 
-Anonymous memory is what the program holds; the pages of a mapped file belong to the kernel, which drops them
-when it wants to. Both are measured.
+A program holds anonymous memory. Pages of a mapped file belong to the kernel, which drops them at will. Both are
+measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK_ROWS = 8 * 1024 * 1024 // (1024 * 4)
 
 
 class Sampler:
-    """Highest anonymous memory while it is open, in bytes; sampled, as the kernel keeps no mark of it."""
+    """Highest anonymous memory within the block, in bytes. It is sampled, since the kernel records no peak of it."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -66,7 +66,7 @@ def read(store: tensorage.TensorStore, array: npt.NDArray[np.float32]) -> None:
 
 
 def iterate(store: tensorage.TensorStore, array: npt.NDArray[np.float32]) -> None:
-    """Blocks that are made one by one, and never exist together."""
+    """Write an array from blocks that never exist together."""
 
     def blocks() -> Iterator[npt.NDArray[np.float32]]:
         for first in range(0, len(array), _BLOCK_ROWS):
@@ -89,7 +89,7 @@ def main() -> None:
     )
     store = tensorage.TensorStore(session, quiet=True, engine=settings["engine"], allow_overwrite=True)
     array = np.memmap(settings["file"], np.float32, "r+", shape=tuple(settings["shape"]))
-    # What any use of the store needs is there before the start.
+    # Memory that any use of the store needs is taken before the measurement.
     store["warm"] = np.arange(10.0)
     _ = store["warm"]
     start, total = anonymous_bytes(), _status("VmRSS")
@@ -99,7 +99,7 @@ def main() -> None:
         took_s = time.perf_counter() - begin
     report = {
         "anonymous": sampler.peak - start,
-        # Not ru_maxrss, which begins with that of the process that started this one.
+        # `ru_maxrss` will not do: it begins with the peak of the parent process.
         "total": _status("VmHWM") - total,
         "took_s": took_s,
     }

@@ -1,9 +1,8 @@
-"""Stored arrays in other libraries, which are loaded when they are asked for.
+"""Stored arrays as arrays of other libraries, which are loaded when they are needed.
 
 Modules
 -------
-dask            lazy arrays, computed and stored block by block by its workers
-labelled        arrays of xarray on their way in: elements and labels
+dask            lazy arrays, computed and stored block by block by workers
+labelled        elements and labels of arrays of xarray that are stored
 xarray          lazy arrays with the labels that were stored
-xarray_engine   what ``xarray.open_dataset(store, engine="tensorage")`` finds
 """

@@ -1,8 +1,8 @@
 """Stored arrays as arrays of dask, and arrays of dask stored by the workers that compute them.
 
-Reading, each task reads the region that it needs, of the version that was opened: a graph never mixes two. Storing, the
-blocks are cut so that each can be stored on its own, each worker stores those that it has computed, and whoever asked
-for it makes all of them visible by one commit.
+A task reads the region that it needs, of the version that was opened. A graph therefore never mixes two versions. For
+storing, blocks are cut so that each can be stored on its own. Each worker stores the blocks that it has computed, and
+the caller makes all of them visible by one commit.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["PinnedArray", "is_dask", "store_dask", "to_dask"]
 
 
 def is_dask(value: object) -> bool:
-    """Whether it is an array of dask. Where nobody has imported dask, nothing is."""
+    """Tell whether a value is an array of dask. None can be, if nobody has imported dask."""
     loaded = sys.modules.get("dask.array")
     return loaded is not None and isinstance(value, loaded.Array)
 
 
 def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.Array:
-    """A stored array as an array of dask: see `tensorage.tensor.Tensor.to_dask`."""
+    """Return a stored array as an array of dask: see `tensorage.tensor.Tensor.to_dask`."""
     array = _dask_array()
     from dask.base import tokenize
 
@@ -57,7 +57,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
         pinned,
         chunks=chosen,
         name=f"tensorage-{tokenize(pinned, chosen)}",
-        # The task takes it along: as a task of its own, it would be sent from the one worker that has it.
+        # Each task carries the array. A task of its own would make one worker send it to all others.
         inline_array=True,
         meta=np.empty((0,) * dataset.ndim, dataset.dtype),
     )
@@ -65,16 +65,16 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
 
 
 def _by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
-    """Chunks by the numbers of axes, where they are given by number or by name. Dask ignores what is neither."""
+    """Return chunks by the numbers of axes. Refuse unknown axes, which dask would ignore."""
     numbers = {name: axis for axis, name in enumerate(dataset.dims or ())}
-    found = {numbers.get(name, name): extent for name, extent in chunks.items()}
+    found = {numbers.get(name, name): length for name, length in chunks.items()}
     unknown = [name for name in found if name not in range(-dataset.ndim, dataset.ndim)]
     if unknown:
         raise InvalidInputError(
             f"chunks={dict(chunks)!r} for {dataset.key!r} of shape {dataset.shape} and dims {dataset.dims}: there are "
             f"no axes {unknown}"
         )
-    return {axis % dataset.ndim: extent for axis, extent in found.items()}
+    return {axis % dataset.ndim: length for axis, length in found.items()}
 
 
 def store_dask(
@@ -86,14 +86,14 @@ def store_dask(
     is_shared: bool = False,
     **options: Unpack[ArrayOptions],
 ) -> Dataset:
-    """Store an array of dask: each block by the worker that computes it, and all of them visible in one step.
+    """Store an array of dask. Workers store the blocks that they compute, and all become visible in one step.
 
     Raises
     ------
     InvalidInputError
-        If the extents of its blocks are not known.
+        If the shapes of its blocks are not known.
     """
-    if any(math.isnan(extent) for extent in array.shape):
+    if any(math.isnan(length) for length in array.shape):
         raise InvalidInputError(
             f"storing {key!r}: the extents of some blocks of the dask array are not known yet, its shape is "
             f"{array.shape}. Call its compute_chunk_sizes() first"
@@ -110,14 +110,14 @@ def store_dask(
 
 @dataclass(frozen=True)
 class PinnedArray:
-    """One version of a stored array, as other libraries read arrays. It can be sent to other processes.
+    """One version of a stored array, with the interface that other libraries read. It can be sent to processes.
 
     Parameters
     ----------
     arrays
-        Arrays of the user who reads it.
+        Arrays of the user who reads.
     dataset
-        The version.
+        Entry of the array, in the version that is read.
     """
 
     arrays: Arrays
@@ -136,12 +136,12 @@ class PinnedArray:
         return self.dataset.ndim
 
     def __getitem__(self, selection: Selection) -> Any:
-        """``array[selection]``, as numpy gives it.
+        """Read ``array[selection]``, as numpy would.
 
         Raises
         ------
         ChangedError
-            If the array is not what it was when it was opened.
+            If the array has changed since it was opened.
         """
         return self.arrays.read(self.dataset, selection)
 
@@ -152,7 +152,7 @@ class PinnedArray:
 
 @dataclass(frozen=True)
 class _Target:
-    """Takes the blocks of one declared array, wherever they are computed."""
+    """Stores the blocks of one declared array, in whichever process computes them."""
 
     arrays: Arrays
     dataset: Dataset
@@ -169,7 +169,7 @@ class _Target:
 
 
 def _to_travel(dataset: Dataset) -> Dataset:
-    """What a task needs to know of an array: each takes it along, and attributes and labels may be large."""
+    """Return the entry without attributes and labels: every task carries it, and they may be large."""
     return replace(dataset, attrs={}, coords=None)
 
 

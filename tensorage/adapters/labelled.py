@@ -1,4 +1,4 @@
-"""Arrays of xarray on their way in: taken apart into elements and labels. xarray is not imported for that."""
+"""Storing of xarray's arrays, which are taken apart into elements and labels, without importing xarray."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from tensorage.model.coords import (
 from tensorage.model.values import as_dims
 from tensorage.types import Dataset
 
-__all__ = ["Labels", "append_labelled", "is_labelled", "labels_of", "unwrapped"]
+__all__ = ["Labels", "append_labelled", "is_labelled", "labels_of", "unwrap"]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What an array of xarray is, beside its elements and its attributes."""
+    """Name, dims, shape and coordinates of an array of xarray."""
 
     name: str | None
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     coords: Sequence[Coord]
 
-    def copied(self) -> Labels:
-        """The same, whatever becomes of the array."""
+    def copy(self) -> Labels:
+        """Return labels with memory of their own."""
         coords = [replace(coord, values=coord.values.copy()) for coord in self.coords]
         return replace(self, coords=coords)
 
 
 def is_labelled(value: object) -> bool:
-    """Whether this is a DataArray of xarray. Where nobody has imported xarray, nothing is."""
+    """Tell whether a value is a DataArray of xarray. None can be, if nobody has imported xarray."""
     return _is_a(value, "DataArray")
 
 
-def unwrapped(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The elements of an array that is to be stored, and what is said of it: with the labels, if it has any.
+def unwrap(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the elements of an array to store, and its options, which include the labels of a DataArray.
 
     Parameters
     ----------
     value
-        A DataArray; anything else stays as it is.
+        A DataArray. Any other array is returned as it is.
     options
-        What is said of it. `attrs` and `dims` are taken from the DataArray where they are None.
+        Options of the write. If `attrs` or `dims` are None, those of the DataArray are taken.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def unwrapped(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, di
 
 
 def labels_of(key: str, array: Any) -> Labels:
-    """The labels of a DataArray.
+    """Return the labels of a DataArray.
 
     Raises
     ------
     InvalidInputError, DTypeError
-        If one cannot be stored. It says what to do.
+        If a label cannot be stored. The message says what to do.
     """
     if array.name is not None:
         check_name(f"storing {key!r}", array.name)
@@ -104,14 +104,14 @@ def labels_of(key: str, array: Any) -> Labels:
 def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Labels) -> Dataset:
     """Add rows at the end of the first axis of an array, and their labels at the end of its coordinates.
 
-    The rows first, all at once, and then the labels.
+    The rows are appended first, all at once. The labels follow in a step of their own.
 
     Raises
     ------
     InvalidInputError
-        If dims or coordinates are others than those that are stored. Nothing was appended.
+        If dims or coordinates differ from the stored ones. Nothing was appended.
     ChangedError
-        If others appended meanwhile. The rows are there, their labels are not.
+        If others appended meanwhile. The rows are stored, but not their labels.
     """
     before = arrays.open(key)
     if before.dims != labels.dims:
@@ -119,7 +119,7 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
             f"appending to {key!r}: its dims are {before.dims}, and those of the DataArray {labels.dims}. Nothing was "
             "appended: rename or transpose it, or append its .values"
         )
-    made = _appended(before, labels)
+    made = _extend_coords(before, labels)
     if made is None:
         return arrays.append(key, rows, known=before)
     check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
@@ -127,7 +127,7 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
     count = labels.shape[0]
     first = after.shape[0] - count
     try:
-        made = _appended(replace(after, shape=(first, *after.shape[1:])), labels)
+        made = _extend_coords(replace(after, shape=(first, *after.shape[1:])), labels)
     except InvalidInputError as error:
         raise ChangedError(
             f"appending to {key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as the "
@@ -136,8 +136,8 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
     return after if made is None else arrays.label(after, replace_coords(after, made))
 
 
-def _appended(before: Dataset, labels: Labels) -> list[Coord] | None:
-    """The coordinates with those of more rows, None if none runs along the first axis."""
+def _extend_coords(before: Dataset, labels: Labels) -> list[Coord] | None:
+    """Extend coordinates by the labels of more rows. Return None if no coordinate runs along the first axis."""
     key, kept, more = before.key, coords_of(before), {coord.name: coord for coord in labels.coords}
     names = {coord.name for coord in kept}
     if names != more.keys():
@@ -145,11 +145,11 @@ def _appended(before: Dataset, labels: Labels) -> list[Coord] | None:
             f"appending to {key!r}: its coordinates are {sorted(names)}, and those of the DataArray {sorted(more)}. "
             "Nothing was appended: give those that are stored, or append its .values"
         )
-    grown = [_grown(before, coord, more[coord.name], labels.dims[:1]) for coord in kept]
+    grown = [_extend_along_rows(before, coord, more[coord.name], labels.dims[:1]) for coord in kept]
     return grown if any(set(coord.dims) & set(labels.dims[:1]) for coord in kept) else None
 
 
-def _grown(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -> Coord:
+def _extend_along_rows(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -> Coord:
     if not set(coord.dims) & set(first):
         _check_same(before.key, coord, more)
         return coord
@@ -165,8 +165,8 @@ def _grown(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -
             f"appending to {before.key!r}: its coordinate {coord.name!r} has {have} labels for {before.shape[0]} rows, "
             "as rows were appended without labels. Nothing was appended: set tensor.coords first"
         )
-    others = [extent for i, extent in enumerate(coord.values.shape) if i != axis]
-    if others != [extent for i, extent in enumerate(more.values.shape) if i != axis]:
+    others = [length for i, length in enumerate(coord.values.shape) if i != axis]
+    if others != [length for i, length in enumerate(more.values.shape) if i != axis]:
         raise InvalidInputError(
             f"appending to {before.key!r}: the coordinate {coord.name!r} has shape {coord.values.shape}, and that of "
             f"the DataArray {more.values.shape}. Nothing was appended"
@@ -175,7 +175,7 @@ def _grown(before: Dataset, coord: Coord, more: Coord, first: tuple[str, ...]) -
 
 
 def _check_same(key: str, coord: Coord, more: Coord) -> None:
-    """Refuse rows whose other axes are labelled otherwise: latitudes the other way round, say."""
+    """Refuse rows whose other axes have other labels, such as latitudes in reverse order."""
     if coord.dims != more.dims or not _is_equal(coord.values, more.values):
         raise InvalidInputError(
             f"appending to {key!r}: the coordinate {coord.name!r} of the DataArray is not the stored one. Nothing was "
@@ -220,5 +220,5 @@ def _check_index(key: str, array: Any, name: Any) -> None:
 
 
 def _is_a(value: object, name: str) -> bool:
-    # Without the name while another thread imports it: then there can be no such value either.
+    # While another thread imports xarray, the module may lack the name. No such value can exist then.
     return isinstance(value, getattr(sys.modules.get("xarray"), name, ()))

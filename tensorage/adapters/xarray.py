@@ -1,6 +1,6 @@
-"""Stored arrays as arrays of xarray: the labels are there at once, elements are read when they are needed.
+"""Stored arrays as arrays of xarray: labels are loaded at once, elements when they are needed.
 
-All of it is of the version that was opened: reading raises `ChangedError` once the array is another one.
+Labels and elements belong to the version that was opened. Once the array has changed, reading raises `ChangedError`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tensorage.types import Dataset
 
 __all__ = ["StoredArray", "coordinates", "data_array_of", "fitting_coords", "variable_of"]
 
-#: The name of the variable while a DataArray is made. No coordinate has a NUL in its name.
+#: Name of the variable while a DataArray is made. No coordinate has a NUL in its name.
 _ARRAY = "\0"
 
 
 class StoredArray(BackendArray):
-    """One version of a stored array, as xarray reads arrays. It can be pickled.
+    """One version of a stored array, with the interface that xarray reads. It can be pickled.
 
     Parameters
     ----------
     pinned
-        The version.
+        Array to read.
     """
 
     __slots__ = ("_pinned", "dtype", "shape")
@@ -45,19 +45,19 @@ class StoredArray(BackendArray):
         self.dtype = pinned.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> npt.NDArray[Any]:
-        """The elements that xarray asks for, and no others.
+        """Read the elements that xarray asks for, and no others.
 
         Raises
         ------
         ChangedError
-            If the array is not what it was when it was opened.
+            If the array has changed since it was opened.
         """
         if isinstance(key, indexing.VectorizedIndexer):
             return _pointwise(self._pinned, key.tuple)
         return _orthogonal(self._pinned, key.tuple)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredArray:
-        # Nothing of it changes, and a copy of the session would be another login.
+        # The array never changes, and a copy of the session would be another login.
         return self
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
@@ -65,12 +65,12 @@ class StoredArray(BackendArray):
 
 
 def data_array_of(arrays: Arrays, dataset: Dataset, data: Any = None) -> xr.DataArray:
-    """A stored array as a DataArray.
+    """Return a stored array as a DataArray.
 
     Parameters
     ----------
     data
-        What the elements are taken from, by default the stored array.
+        Array that holds the elements, by default the stored one.
     """
     dims = dataset.dims or tuple(f"dim_{axis}" for axis in range(dataset.ndim))
     variable = variable_of(arrays, dataset, dims, data)
@@ -80,7 +80,7 @@ def data_array_of(arrays: Arrays, dataset: Dataset, data: Any = None) -> xr.Data
 
 
 def variable_of(arrays: Arrays, dataset: Dataset, dims: Sequence[str], data: Any = None) -> xr.Variable:
-    """The elements of a stored array, with names of the axes and attributes, without coordinates.
+    """Return a stored array as a Variable, which has dims and attributes, but no coordinates.
 
     Raises
     ------
@@ -93,33 +93,33 @@ def variable_of(arrays: Arrays, dataset: Dataset, dims: Sequence[str], data: Any
             "set tensor.dims"
         )
     if data is None:
-        # Assigned to, a copy in memory is made. Nothing writes to the stored array.
+        # Assigning to elements copies them to memory. The stored array is never written to.
         lazy: Any = indexing.LazilyIndexedArray(StoredArray(PinnedArray(arrays.quietly(), dataset)))
         data = indexing.CopyOnWriteArray(lazy)
-    extents = arrays.shape_to_read(dataset)
+    lengths = arrays.shape_to_read(dataset)
     encoding = {
         "preferred_chunks": {
-            # Of an axis that is not cut, any chunks would be said to separate what belongs together.
-            dim: extent
-            for dim, extent, whole in zip(dims, extents, dataset.shape, strict=True)
-            if extent < whole
+            # Xarray warns about chunks that cut preferred ones. An axis that is not cut has no preference.
+            dim: length
+            for dim, length, whole in zip(dims, lengths, dataset.shape, strict=True)
+            if length < whole
         }
     }
     return xr.Variable(dims, data, dict(dataset.attrs), encoding)
 
 
 def fitting_coords(dataset: Dataset, *, stacklevel: int) -> list[Coord]:
-    """The coordinates of an array, with a warning instead of each that is shorter than its axis.
+    """Return the coordinates of an array. Leave out those that are shorter than their axis, with a warning.
 
     Parameters
     ----------
     stacklevel
-        Whose code the warning is of, as `warnings.warn` counts from here.
+        Frame that the warning blames, as `warnings.warn` counts from here.
     """
-    extents = dict(zip(dataset.dims or (), dataset.shape, strict=False))
+    lengths = dict(zip(dataset.dims or (), dataset.shape, strict=False))
     fitting = []
     for coord in coords_of(dataset):
-        wanted = tuple(extents.get(dim, -1) for dim in coord.dims)
+        wanted = tuple(lengths.get(dim, -1) for dim in coord.dims)
         if coord.values.shape == wanted:
             fitting.append(coord)
             continue
@@ -133,7 +133,7 @@ def fitting_coords(dataset: Dataset, *, stacklevel: int) -> list[Coord]:
 
 
 def coordinates(coords: Iterable[Coord]) -> xr.Coordinates:
-    """Coordinates of xarray, with an index where there was one."""
+    """Return coordinates of xarray, with indexes for coordinates that had one."""
     variables: dict[Any, xr.Variable] = {}
     indexes: dict[Any, PandasIndex] = {}
     for coord in coords:
@@ -148,18 +148,18 @@ def coordinates(coords: Iterable[Coord]) -> xr.Coordinates:
 
 
 def _orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
-    """Elements of an index for each axis: a number, a slice, or an array that picks along this axis alone."""
+    """Read elements by one index for each axis: a number, a slice, or an array that picks along that axis alone."""
     picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]
     if not picked:
         return _read(array, tuple(key))
-    # To numpy, a number beside an array is an array, too, and would change the order of the axes.
+    # Beside an array, numpy takes a number for an array, too, which would change the order of the axes.
     single = tuple(axis for axis, item in enumerate(key) if not isinstance(item, np.ndarray | slice))
     picked = sorted([*picked, *single])
     selection = list(key)
     for place, axis in enumerate(picked):
-        extents = [1] * len(picked)
-        extents[place] = -1
-        selection[axis] = np.asarray(key[axis]).reshape(extents)
+        lengths = [1] * len(picked)
+        lengths[place] = -1
+        selection[axis] = np.asarray(key[axis]).reshape(lengths)
     elements = _read(array, tuple(selection))
     if picked != list(range(picked[0], picked[-1] + 1)):
         elements = np.moveaxis(elements, range(len(picked)), picked)
@@ -167,11 +167,11 @@ def _orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
 
 
 def _pointwise(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
-    """Elements of slices, and of arrays that pick together. The axes of the arrays come first."""
+    """Read elements by slices, and by arrays that pick together. The axes of the arrays come first."""
     elements = _read(array, tuple(key))
     picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]
     if picked != list(range(picked[0], picked[-1] + 1)):
-        # Numpy has put them there.
+        # With a slice between the arrays, numpy puts their axes first by itself.
         return elements
     count = max(key[axis].ndim for axis in picked)
     return np.moveaxis(elements, range(picked[0], picked[0] + count), range(count))

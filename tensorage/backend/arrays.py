@@ -1,4 +1,4 @@
-"""Arrays of one user, in whichever engine keeps them: opened, read, written, copied, and begun anew after changes."""
+"""Arrays of one user: opening, reading, writing, copying, and restarts after changes, in either engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Arrays:
-    """All arrays that one user may work with, by key. Can be sent to other processes.
+    """All arrays that one user may work with, by key. `Arrays` can be sent to other processes.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Arrays:
 
     @property
     def changes(self) -> int:
-        """A number that grows with every request of this session that may have changed an array."""
+        """Number that grows with every request of this session that may have changed an array."""
         return self.project.transfer.changes
 
     # The catalogue --------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Arrays:
     def iterate_keys(self, prefix: str = "") -> Iterator[str]:
         """Yield every key that this user can open and that begins with `prefix`, sorted by code point.
 
-        Keys are fetched a page at a time.
+        Keys are fetched page by page.
         """
         return self._catalogue.iterate_keys(prefix)
 
@@ -74,7 +74,7 @@ class Arrays:
         return self._catalogue.count_keys()
 
     def open(self, key: str, owner: str | None = None) -> Dataset:
-        """Return the catalogue's entry of an array of this user, or else of one that somebody shares.
+        """Return the catalogue's entry of this user's array, or else of an array that somebody shares.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class Arrays:
         return self._catalogue.open(key, owner)
 
     def open_by_id(self, data_id: int) -> Dataset:
-        """Return the entry with an id, of this user; also of an array that is being written."""
+        """Return this user's entry with an id, also of an array that is still being written."""
         return self._catalogue.dataset(data_id)
 
     def remove(self, key: str) -> None:
@@ -102,7 +102,7 @@ class Arrays:
         self._catalogue.remove(key)
 
     def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
-        """Give an array of this user another key. With `overwrite`, in place of the array that is there."""
+        """Give an array of this user another key. With `overwrite`, an array under that key is replaced."""
         return self._catalogue.rename(key, new_key, overwrite=overwrite)
 
     def share(self, key: str, is_shared: bool) -> Dataset:
@@ -117,21 +117,21 @@ class Arrays:
         removed: Sequence[str] = (),
         replace: bool = False,
     ) -> Dataset:
-        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        """Set `attrs` and delete the attributes named in `removed`; with `replace`, delete all others, too."""
         return self._catalogue.annotate(dataset, attrs=attrs, removed=removed, replace=replace)
 
     def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
-        """Give the axes names, or none. Coordinates go with the axes that they run along.
+        """Name the axes, or take their names away. Coordinates follow the axes that they run along.
 
         Raises
         ------
         InvalidInputError
-            If coordinates would lose their axes, or one has the name that an axis is to have.
+            If coordinates would lose their axes, or a coordinate already has the new name of an axis.
         """
         return self._catalogue.name_axes(dataset, dims)
 
     def label(self, dataset: Dataset, coords: Mapping[str, Any] | None) -> Dataset:
-        """Replace the coordinates by others, as `tensorage.model.coords` encodes them, or by none."""
+        """Replace the coordinates, encoded by `tensorage.model.coords`, or remove them."""
         return self._catalogue.label(dataset, coords)
 
     # Writing --------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Arrays:
         is_shared: bool = False,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Declare an array that `fill` fills and `commit` makes visible."""
+        """Declare an array, which `fill` fills and `commit` makes visible."""
         new = declare(key, shape, dtype, is_shared, options)
         return self._engine_for(new, engine).begin(new)
 
@@ -189,7 +189,7 @@ class Arrays:
         is_shared: bool = False,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Store an array that comes as consecutive blocks of rows. No more of it is in memory than is under way."""
+        """Store an array that comes as consecutive blocks of rows. Only blocks under way are in memory."""
         new = declare(key, shape, dtype, is_shared, options)
         if not new.shape:
             raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
@@ -206,13 +206,13 @@ class Arrays:
         is_shared: bool = False,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Store an array that others fill region by region: all of it is visible in one step, or nothing is stored.
+        """Store an array that others fill region by region. All of it becomes visible in one step, or nothing.
 
         Parameters
         ----------
         fill_all
-            Given the declared array, sees to it that each of its regions is filled, by `fill` of arrays of the same
-            user, in whatever thread, process or machine, before it returns. Not called if there are no elements.
+            Has every region of the declared array filled before it returns, by `fill`, in any thread, process or
+            machine of the same user. An array without elements needs no call.
         """
         dataset = self.begin(key, shape, dtype, engine=engine, is_shared=is_shared, **options)
         if not dataset.size:
@@ -220,7 +220,7 @@ class Arrays:
         return stage(Work.storing(self.project.transfer, dataset), lambda _advance: fill_all(dataset), 0)
 
     def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
-        """Return a cut near the given one whose regions `fill` can store each on its own, also at the same time."""
+        """Return a cut close to the given one, whose regions `fill` can store independently and at the same time."""
         return self._engine(dataset.engine).lengths_to_fill(dataset, lengths)
 
     def copy(
@@ -231,9 +231,9 @@ class Arrays:
         engine: EngineChoice | None = None,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Store an array again under another key of this user, with its attributes, dims and coordinates.
+        """Copy an array to another key of this user, with its attributes, dims and coordinates.
 
-        It is read and written region by region, and never in memory as a whole.
+        The array is copied region by region, and never in memory as a whole.
 
         Parameters
         ----------
@@ -243,7 +243,7 @@ class Arrays:
         Raises
         ------
         ChangedError
-            If the array is not what it was when `dataset` was opened. Nothing was stored.
+            If the array has changed since `dataset` was opened. Nothing was stored.
         """
         kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
@@ -269,16 +269,16 @@ class Arrays:
         source
             An array of zarr, or whatever zarr opens: a path, a URL, a store.
         engine
-            As objects, chunks that Zarr v3 has encoded are taken over as they are.
+            Engine of the new array. With ``"storage"``, encoded chunks of Zarr v3 are taken over as they are.
         options
-            These take the place of what the source says.
+            Options that replace those of the source.
 
         Raises
         ------
         InvalidInputError, DTypeError
             If the source is no array that can be stored.
         CorruptTensorError
-            If it is damaged. Nothing is stored.
+            If the source is damaged. Nothing is stored.
         """
         storage = self._zarr_engine()
         from tensorage.backend.zarr.importing import blocks_of, declaration_of, open_source
@@ -292,14 +292,14 @@ class Arrays:
         return self._engine(engine).store_blocks(blocks_of(array), new)
 
     def append(self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None) -> Dataset:
-        """Add rows at the end of axis 0, all at once. Done once, however often the request is repeated.
+        """Add rows at the end of axis 0, all at once, and once even if the request is repeated.
 
         Parameters
         ----------
         known
-            The array, if it has been opened.
+            Entry of the array, if it has been opened.
         """
-        # Without an entry, the database engine: it asks once, and is told if the array is elsewhere.
+        # Without an entry, the database engine is tried: its one request also tells if the array is elsewhere.
         engine: Engine = "database" if known is None else known.engine
         while True:
             try:
@@ -309,7 +309,7 @@ class Arrays:
                 engine = known.engine
 
     def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
-        """``array[selection] = value`` for a stored array, as numpy does it: all of it, or nothing.
+        """Assign to a selection of a stored array, as numpy does it: all of it, or nothing.
 
         Raises
         ------
@@ -319,18 +319,18 @@ class Arrays:
         return self._engine(dataset.engine).assign(dataset, selection, value)
 
     def compact(self, key: str) -> int:
-        """Merge small neighbouring blocks of an array of this user. Return how many blocks fewer it has now."""
+        """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved."""
         return self._engine(self.open(key).engine).compact(key)
 
     # Reading --------------------------------------------------------------------------------------------
 
     def read(self, dataset: Dataset, selection: Selection, *, out: npt.NDArray[Any] | None = None) -> Any:
-        """Return ``array[selection]`` of a stored array, as numpy gives it.
+        """Return ``array[selection]`` of a stored array, as numpy would.
 
         Parameters
         ----------
         out
-            Array of the result's shape and dtype, filled and returned instead of a new one.
+            Array of the result's shape and dtype, filled and returned in place of a new one.
 
         Raises
         ------
@@ -344,7 +344,7 @@ class Arrays:
         return self._engine(dataset.engine).shape_to_read(dataset)
 
     def check_unchanged(self, dataset: Dataset) -> None:
-        """Raise `ChangedError` unless the elements, of which there are some, are what they were when it was opened."""
+        """Raise `ChangedError` if the elements have changed since `dataset` was opened. The array has to have some."""
         self._engine(dataset.engine).check_unchanged(dataset)
 
     def tiles(self, dataset: Dataset) -> TileGrid:
@@ -356,7 +356,7 @@ class Arrays:
         return self._engine(dataset.engine).read_tiles(dataset, numbers, advance)
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
-        """Return the bytes that travel for some tiles, each read once; by default, for all."""
+        """Return the bytes that travel if some tiles, by default all, are read once each."""
         return self._engine(dataset.engine).moved_bytes(dataset, numbers)
 
     def zarr_store(self, dataset: Dataset, *, as_group: str | None = None) -> zarr.abc.store.Store:
@@ -392,7 +392,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class TransferOf:
-    """Gives the byte mover of a project: another one after a fork."""
+    """Returns the byte mover of a project: another one after a fork."""
 
     project: Project
 
@@ -414,26 +414,25 @@ class Reader(Protocol):
 
 @end_tracebacks_here
 class OpenArray:
-    """One array as it was last looked at, and the way to its elements.
+    """One stored array, and the way to its elements.
 
-    A read that finds the array changed since then begins anew, on its present version, so that a result never mixes
-    two versions.
+    A read that finds the array changed begins anew on the present version. A result therefore never mixes two versions.
 
     Parameters
     ----------
     arrays
-        Arrays of the user who reads it.
+        Arrays of the user who reads.
     dataset
-        Entry in the catalogue.
+        Entry of the array in the catalogue.
     owner
-        E-mail address of the user whose array was asked for, if that was said.
+        E-mail address of the owner, if the array was asked for by owner.
     reader
         Another way to the elements than the network alone.
 
     Attributes
     ----------
     dataset
-        Entry in the catalogue, as it was when last looked at.
+        Entry of the array, as the catalogue last gave it.
     """
 
     def __init__(
@@ -481,16 +480,16 @@ class OpenArray:
         Parameters
         ----------
         out
-            An array of the result's shape and dtype, filled and returned in place of a new one.
+            Array of the result's shape and dtype, filled and returned in place of a new one.
 
         Raises
         ------
         IndexError
-            As numpy's.
+            If the selection does not fit the shape, as numpy raises it.
         KeyNotFoundError
             If the array has been deleted meanwhile.
         IncompleteTensorError
-            If blocks of it were deleted behind its back.
+            If blocks of the array were deleted without the catalogue's knowledge.
         """
         if self.reader is not None:
             return self.reader.read(self, selection, out)
@@ -499,30 +498,29 @@ class OpenArray:
     def epoch_cost(self) -> int:
         """Return the bytes of elements that reading every row once, in order, moves over the network now.
 
-        From the database, they are those of the elements, `nbytes`. From Storage, they are those of the chunks as they
-        are stored, which are compressed, each counted once: as large slices are read, not single rows. Neither counts
-        the rest of requests and answers, nor chunks that hold nothing but the fill value, which do not travel. With a
-        cache, bytes on the disk are left out.
+        For the database, this is `nbytes`. For Storage, it is the sum of the compressed chunks, each counted once, as
+        when large slices are read. Chunks that hold nothing but the fill value do not travel, and are not counted.
+        With a cache, elements on the disk are not counted.
         """
         if self.reader is not None:
             return self.reader.epoch_cost(self)
         return self.on_latest(lambda now: self.arrays.moved_bytes(now) if now.size else 0)
 
     def refresh(self) -> None:
-        """Look at the catalogue again: shape, attributes and version as they are now."""
+        """Fetch the entry from the catalogue again: its shape, attributes and version."""
         self.reopen()
 
     def reopen(self) -> Dataset:
-        """Look at the catalogue again, and return the entry."""
+        """Fetch the entry from the catalogue again, and return it."""
         self.dataset = now = self.arrays.open(self.key, self.asked_owner)
         return now
 
     def on_latest(self, use: Callable[[Dataset], T], first: Dataset | None = None) -> T:
-        """Return the result of `use` on one version, begun anew on the next version if the array changes meanwhile.
+        """Return the result of `use` on one version, beginning anew on the next version after a change.
 
         Parameters
         ----------
         first
-            The version to begin with, if it is not that of this handle: other threads may change that.
+            Version to begin with, by default that of this handle, which other threads may change.
         """
         return on_latest(use, self.dataset if first is None else first, self.reopen)

@@ -1,4 +1,4 @@
-"""The interface that contexts of both engines have."""
+"""The interface of contexts, which is the same for both engines."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["BaseContext"]
 class BaseContext:
     """Arrays as the user of one session.
 
-    Contexts are handed out by `BackendSession.database` and `BackendSession.storage`, which log in before
-    and out after. They differ in where new arrays are kept. Arrays of both engines are found and read in each of them.
+    `BackendSession.database` and `BackendSession.storage` make contexts, and log in before and out after. The two kinds
+    of context differ in the engine of new arrays. Each of them finds and reads arrays of both engines.
 
     Parameters
     ----------
     backend
-        The session whose user everything is done as.
+        Session of the user.
 
     Attributes
     ----------
     arrays
-        The user's arrays, by the interface that stores and handles work with.
+        Arrays of the user, as stores and handles work with them.
     """
 
     #: Engine of new arrays.
@@ -48,7 +48,7 @@ class BaseContext:
 
     @property
     def user_id(self) -> str:
-        """Id of the logged-in user, as ``auth.uid()`` gives it in SQL."""
+        """Id of the logged-in user: ``auth.uid()`` in SQL."""
         return self.backend.user_id
 
     def check_schema_installed(self) -> bool:
@@ -57,7 +57,7 @@ class BaseContext:
         Raises
         ------
         SchemaError
-            If it has none, or those of another version: the message says how to migrate.
+            If the migrations are missing, or of another version. The message says how to migrate.
         """
         try:
             version = self.backend.transfer.schema_version()
@@ -77,7 +77,7 @@ class BaseContext:
     ) -> Dataset:
         """Declare an array, to be filled by `insert_tensor`.
 
-        It is not visible under its key until every element is there.
+        The array becomes visible under its key when every element is stored.
 
         Parameters
         ----------
@@ -88,11 +88,11 @@ class BaseContext:
         dim
             Number of axes: ``len(shape)``.
         type
-            dtype of the elements.
+            Dtype of the elements.
         is_shared
-            Let every signed-in user of the project read it.
+            Let every signed-in user of the project read the array.
         options
-            See `tensorage.model.declaration.ArrayOptions`.
+            Options of `tensorage.model.declaration.ArrayOptions`.
 
         Raises
         ------
@@ -109,16 +109,16 @@ class BaseContext:
         return dataset
 
     def insert_tensor(self, data_id: int, data: npt.ArrayLike, offset: int = 0) -> bool:
-        """Store rows of a declared array; the last missing ones make it visible.
+        """Store rows of a declared array. The last missing rows make the array visible.
 
         Parameters
         ----------
         data_id
             `Dataset.id` of the entry that `insert_dataset` returned.
         data
-            Consecutive rows, of the declared shape but for axis 0.
+            Consecutive rows. Their shape may differ from the declared one in axis 0 only.
         offset
-            Index along axis 0 of the first of them.
+            Index of the first row along axis 0.
 
         Returns
         -------
@@ -133,12 +133,12 @@ class BaseContext:
             try:
                 self._declared[data_id] = self.arrays.commit(dataset)
             except IncompleteTensorError:
-                # Not the last rows: the array stays invisible until those have come.
+                # Other rows are still missing. The array stays invisible until they are stored.
                 self._declared[data_id] = dataset
         return True
 
     def append_tensor(self, key: str, data: npt.ArrayLike) -> bool:
-        """Add rows at the end of axis 0 of a stored array, all at once. True: they are stored."""
+        """Add rows at the end of axis 0 of a stored array, all at once. Return True once they are stored."""
         self.arrays.append(key, data)
         return True
 
@@ -148,7 +148,7 @@ class BaseContext:
         Raises
         ------
         KeyNotFoundError
-            If there is no (complete) array under the key that this user may see.
+            If there is no complete array under the key that this user may see.
         """
         return self.arrays.open(key)
 
@@ -160,7 +160,7 @@ class BaseContext:
         slice_low: Sequence[int] | None = None,
         slice_up: Sequence[int] | None = None,
     ) -> npt.NDArray[Any]:
-        """Read a region of a stored array. Bounds are 0-based and half-open, as numpy's.
+        """Read a region of a stored array. Like those of numpy, bounds are 0-based and half-open.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class BaseContext:
         return np.asarray(self.arrays.read(dataset, selection))
 
     def remove_dataset(self, key: str) -> bool:
-        """Delete an array of this user. True: it is gone.
+        """Delete an array of this user. Return True once it is gone.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The catalogue: which arrays there are, whatever engine keeps them."""
+"""The catalogue: the entries of all arrays, whichever engine keeps the elements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tensorage.backend.staging import new_operation, sweep, written
+from tensorage.backend.staging import finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.model.coords import check_room, rename_dims
@@ -15,18 +15,18 @@ from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = ["Catalogue"]
 
-#: Keys in one answer: hosted Supabase gives no more rows than that.
+#: Most keys in one answer. Hosted Supabase returns no more rows.
 KEYS_PER_PAGE = 1000
 
 
 class Catalogue:
-    """Entries of arrays, as one login sees them."""
+    """Entries of the arrays that one user may see."""
 
     def __init__(self, transfer: Transfer) -> None:
         self._transfer = transfer
 
     def iterate_keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key that begins with `prefix`, sorted by code point, a page at a time."""
+        """Yield every key that begins with `prefix`, sorted by code point, fetching them page by page."""
         after = ""
         while True:
             arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE}
@@ -40,7 +40,7 @@ class Catalogue:
         return int(self._transfer.call("tensorage_count", {}, "counting the keys"))
 
     def open(self, key: str, owner: str | None = None) -> Dataset:
-        """The entry of an array of this user, or else of one that somebody shares."""
+        """Return the entry of this user's array, or else of an array that somebody shares."""
         try:
             check_key(key)
         except InvalidInputError as error:
@@ -52,7 +52,7 @@ class Catalogue:
         return self._entry("tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}")
 
     def dataset(self, data_id: int) -> Dataset:
-        """The entry with an id, of this user; also of an array that is being written."""
+        """Return this user's entry with an id, also of an array that is still being written."""
         return self._entry("tensorage_dataset", {"data_id": data_id}, f"opening dataset {data_id}")
 
     def share(self, key: str, is_shared: bool) -> Dataset:
@@ -66,16 +66,17 @@ class Catalogue:
         removed: Sequence[str] = (),
         replace: bool = False,
     ) -> Dataset:
-        """Change attributes: `removed` go, `attrs` are set, and with `replace` all others go too."""
+        """Set `attrs` and delete the attributes named in `removed`; with `replace`, delete all others, too."""
         plain = as_attrs(attrs or {})
         gone = [name for name in removed if name != COORDS_ATTRIBUTE]
         if replace and dataset.coords is not None:
-            # By name, since the coordinates are to stay: as they are now, which may not be as this caller knows them.
+            # Coordinates are kept among the attributes, and have to stay as they are now, which this caller may not
+            # know. Other attributes are therefore removed by name.
             gone, replace = [name for name in dataset.attrs if name not in plain], False
         return self._annotate(dataset, attrs=plain, removed=gone, replace=replace)
 
     def name_axes(self, dataset: Dataset, dims: Sequence[str] | None) -> Dataset:
-        """Give the axes names, or none, and with them the coordinates that run along them."""
+        """Name the axes, or take their names away. Coordinates follow the axes that they run along."""
         names = as_dims(dims, dataset.ndim)
         coords = rename_dims(dataset, names)
         attrs = {} if coords is None else {COORDS_ATTRIBUTE: coords}
@@ -92,7 +93,7 @@ class Catalogue:
         check_key(new_key)
         arguments = {"key": key, "new_key": new_key, "overwrite": overwrite, "operation": new_operation()}
         answer = self._transfer.call("tensorage_rename", arguments, f"renaming {key!r} to {new_key!r}")
-        return written(self._transfer, answer)
+        return finish_write(self._transfer, answer)
 
     def remove(self, key: str) -> None:
         arguments = {"key": key, "operation": new_operation()}

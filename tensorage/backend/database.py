@@ -1,4 +1,4 @@
-"""Arrays as rows of a table, over PostgREST."""
+"""The context whose new arrays are rows of the database."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ __all__ = ["DatabaseContext"]
 
 
 class DatabaseContext(BaseContext):
-    """New arrays as rows of the database, as the user of one session.
-
-    See `tensorage.backend.blocks` for how.
-    """
+    """Context of one user, which keeps new arrays as rows of the database: see `tensorage.backend.blocks`."""
 
     engine: ClassVar[Engine] = "database"

@@ -1,4 +1,4 @@
-"""What an engine is: a way to keep the elements of arrays whose entries are in the catalogue."""
+"""The interface of an engine, which keeps the elements of arrays. The catalogue keeps their entries."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tensorage.types import Dataset, Engine
 
 __all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadRegion"]
 
-#: Bytes of a region that is convenient to read, at most: enough that every connection of a process carries a full
-#: request, and little enough that a worker that computes with a few of them stays below 1 GiB.
+#: Most bytes of a region that is convenient to read. Every connection of a process can then carry a full request, and a
+#: worker that computes with a few regions stays below 1 GiB.
 READ_BYTES = 32 * 1024 * 1024
 
-#: Bytes of a region that somebody else fills, at most. Dask's own blocks have 128 MiB, of which a cut copies nothing.
+#: Most bytes of a region that a worker fills. Blocks of dask have 128 MiB by default, and cutting them copies nothing.
 FILL_BYTES = 64 * 1024 * 1024
 
-#: Gives the elements of a region of an array: one slice for each axis.
+#: Returns the elements of a region: one slice for each axis.
 ReadRegion = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
 
 
 class OtherEngineError(Exception):
-    """The array is kept by another engine. Never leaves the context.
+    """The array is kept by another engine. Never leaves `tensorage.backend.arrays.Arrays`.
 
     Attributes
     ----------
     dataset
-        The array.
+        Entry of the array.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -42,39 +42,39 @@ class OtherEngineError(Exception):
 
 
 class ArrayEngine(Protocol):
-    """Moves elements between memory and where they are kept. Datasets given to it are of its kind."""
+    """Moves elements between memory and the backend, for arrays that this engine keeps."""
 
     @property
     def name(self) -> Engine:
-        """The engine's name in the catalogue."""
+        """Name of the engine in the catalogue."""
         ...
 
     def begin(self, new: Declaration) -> Dataset:
-        """Declare an array that `fill` fills, and a commit makes visible; of one without elements, it is done."""
+        """Declare an array, which `fill` fills and a commit makes visible. An empty array is committed at once."""
         ...
 
     def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        """Store the elements of a region of a declared array. Done twice, it is as if it were done once.
+        """Store the elements of a region of a declared array. Storing them twice does no harm.
 
         Parameters
         ----------
         region
-            One slice for each axis, none with an open end: of whole rows, or of the grid that `lengths_to_fill` gives.
+            One slice for each axis, none with an open end. It spans whole rows, or is cut as `lengths_to_fill` says.
         elements
-            Of the region's shape and the array's dtype.
+            Array of the region's shape and the stored array's dtype.
         """
         ...
 
-    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
-        """Boxes near those given that `fill` can store each on its own, also at the same time."""
+    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        """Return a cut close to the given one, whose regions `fill` can store independently and at the same time."""
         ...
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        """Shape of regions that are convenient to read: no two of them ask for the same bytes."""
+        """Return the shape of regions that are convenient to read: no two of them ask for the same bytes."""
         ...
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
-        """Store an array that is in memory: all of it becomes visible in one step, or nothing is stored."""
+        """Store an array in memory. All of it becomes visible in one step, or nothing is stored."""
         ...
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
@@ -82,11 +82,11 @@ class ArrayEngine(Protocol):
         ...
 
     def store_from(self, read: ReadRegion, new: Declaration) -> Dataset:
-        """Store an array that is read region by region, no more of them at a time than are under way."""
+        """Store an array that is read region by region. Only regions under way are in memory."""
         ...
 
     def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
-        """Store one of this engine's arrays again without moving its elements. None if that cannot be done.
+        """Copy one of this engine's arrays without moving its elements. Return None if that cannot be done.
 
         Raises
         ------
@@ -96,17 +96,17 @@ class ArrayEngine(Protocol):
         ...
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
-        """Add rows at the end of axis 0: all at once, and once only.
+        """Add rows at the end of axis 0, all at once, and once only.
 
         Raises
         ------
         OtherEngineError
-            If the array is of another engine, which shows only now where it was not `known`.
+            If the array is kept by another engine, which may show only now if the array is not `known`.
         """
         ...
 
     def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
-        """``array[selection] = value``: all of it, or nothing.
+        """Assign to a selection of a stored array: all of it, or nothing.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class ArrayEngine(Protocol):
         ...
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        """``array[selection]``, in `out` if it is given.
+        """Return ``array[selection]``, in `out` if it is given.
 
         Raises
         ------
@@ -126,32 +126,32 @@ class ArrayEngine(Protocol):
         ...
 
     def check_unchanged(self, dataset: Dataset) -> None:
-        """Ask whether the elements are still what they were when `dataset` was opened. It has some.
+        """Check that the elements have not changed since `dataset` was opened. The array has to have some.
 
         Raises
         ------
         ChangedError
-            If they are not.
+            If they have changed.
         """
         ...
 
     def tiles(self, dataset: Dataset) -> TileGrid:
-        """The grid of what is best fetched as a whole, and kept."""
+        """Return the grid of tiles, each of which is best fetched and cached as a whole."""
         ...
 
     def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-        """Pieces of the grid, together, in as few requests as there can be.
+        """Read tiles together, in as few requests as possible.
 
         Parameters
         ----------
         numbers
-            Ascending, each once, and at least one.
+            Numbers of the tiles: ascending, each once, and at least one.
 
         Returns
         -------
         numpy.ndarray
-            Of one axis: the elements of the pieces, one after the other, as they stand in a file of the grid. What a
-            piece has behind the end of the array is zeros.
+            Elements of the tiles in one dimension, one tile after the other, in the order of a cache file. Elements of
+            a tile behind the end of the array are zeros.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class ArrayEngine(Protocol):
         ...
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
-        """Bytes that travel of some pieces, each read once; by default, of all.
+        """Return the bytes that travel if some tiles, by default all, are read once each.
 
         Raises
         ------
@@ -171,5 +171,5 @@ class ArrayEngine(Protocol):
         ...
 
     def compact(self, key: str) -> int:
-        """Merge small neighbouring blocks. How many blocks fewer it has now."""
+        """Merge small neighbouring blocks, and return the number of blocks saved."""
         ...

@@ -1,4 +1,4 @@
-"""Beginning anew on an array that changed on the way."""
+"""Restarts of operations on an array that changed on the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["gone_is_changed", "on_latest"]
 
 T = TypeVar("T")
 
-#: An operation that finds the array changed begins anew, so many times and for so many seconds at least.
+#: An operation is restarted at least this many times, and for at least this many seconds, before its error is raised.
 MIN_RESTARTS = 20
 RESTART_FOR_S = 60.0
 
@@ -31,18 +31,18 @@ def on_latest(
     *,
     pauses: bool = False,
 ) -> T:
-    """Return the result of `use` on one version of an array, begun anew on the next one if the array changes meanwhile.
+    """Return the result of `use` on one version of an array, beginning anew on the next version after a change.
 
     Parameters
     ----------
     use
-        Reads or changes one version, and raises `ChangedError` if the array is another one by now.
+        Reads or changes one version, and raises `ChangedError` if the array has another version by now.
     dataset
-        The version to begin with.
+        Version to begin with.
     reopen
         Returns the present version.
     pauses
-        Wait for a random time before each restart. Writers who change one array at the same time need that: they would
+        Wait for a random time before each restart. Without it, writers that change one array at the same time would
         meet again at once.
     """
     restarts, until = 0, time.monotonic() + RESTART_FOR_S
@@ -61,12 +61,12 @@ def on_latest(
 
 @contextmanager
 def gone_is_changed(message: str) -> Iterator[None]:
-    """Raise `ChangedError` where the block finds no array: staged work of an array goes along with the array.
+    """Raise `ChangedError` if the block finds no array. A staged change is deleted together with its array.
 
     Parameters
     ----------
     message
-        The error's text.
+        Text of the error.
     """
     try:
         yield

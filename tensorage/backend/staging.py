@@ -1,7 +1,7 @@
-"""Writes of several requests: declared, filled, and made visible by a commit in one transaction, or given up.
+"""Writes of several requests: an array is declared, filled, and committed in one transaction, or aborted.
 
-What a write replaces is deleted by the same client afterwards, piece by piece: rows by the database, objects
-by requests to Storage.
+The same client sweeps the leftovers of a write afterwards, in small requests: the database deletes rows, and requests
+to Storage delete objects.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ from tensorage.backend.wire.storage_requests import StorageRequests
 from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
-__all__ = ["begin", "commit", "from_the_beginning", "new_operation", "stage", "sweep", "with_room", "written"]
+__all__ = [
+    "begin",
+    "begin_anew_after_failures",
+    "commit",
+    "finish_write",
+    "new_operation",
+    "stage",
+    "sweep",
+    "with_room",
+]
 
 logger = logging.getLogger(__name__)
 
-#: A database that fails more often while one array is written has another trouble than bad luck.
+#: Most restarts of one write. A database that fails more often has a lasting trouble.
 MAX_RESTARTS = 5
 
 T = TypeVar("T")
@@ -42,18 +51,18 @@ def stage(
     *,
     shards: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> Dataset:
-    """Fill a staged dataset and commit it, or give it up.
+    """Fill a staged dataset and commit it, or abort it.
 
     Parameters
     ----------
     work
         Work on the staged dataset.
     send
-        Fills it.
+        Fills the dataset.
     nbytes
         Bytes of elements that `send` moves.
     shards
-        For Storage: gives the shards that the catalogue has not been told of by then.
+        Returns the records of shards that the catalogue has not been told yet, for an array of Storage.
     """
     try:
         with work.bar(nbytes) as advance:
@@ -64,15 +73,15 @@ def stage(
         raise
 
 
-def from_the_beginning(write: Callable[[], T]) -> T:
-    """Write something, and once more from the beginning each time that the database failed on the way.
+def begin_anew_after_failures(write: Callable[[], T]) -> T:
+    """Return the result of `write`, begun anew each time that the database failed on the way.
 
-    The database refuses to commit what was begun before a failure, since it may have lost a part of that.
+    The database refuses to commit an array that was begun before a failure, since parts of it may be lost.
 
     Parameters
     ----------
     write
-        Begins, fills and commits. Called again, it has to have all that it needs.
+        Begins, fills and commits an array. It has to be able to do so several times.
     """
     for _ in range(MAX_RESTARTS):
         try:
@@ -83,37 +92,37 @@ def from_the_beginning(write: Callable[[], T]) -> T:
 
 
 def commit(transfer: Transfer, dataset: Dataset, shards: list[dict[str, Any]] | None = None) -> Dataset:
-    """Make a staged dataset visible, with the last of its shards if it is of Storage."""
+    """Make a staged dataset visible, and tell the catalogue the last records of shards, if any."""
     arguments: dict[str, Any] = {"data_id": dataset.id, "operation": new_operation()}
     if shards is not None:
         arguments["shards"] = shards
-    return written(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
+    return finish_write(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
 
 
 def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
-    """The answer to a request that needs room. Where there is none, what was given up is deleted first."""
+    """Return the answer to a request that needs room. If the quota is used up, sweep leftovers and ask again."""
     try:
         return ask()
     except QuotaExceededError:
-        # Swept in pieces and by whoever writes next, it counts until then: a writer may have died before.
+        # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
         left = transfer.call("tensorage_sweep", {}, "deleting what was given up")
         sweep(transfer, {"left": left, "objects_left": 1})
         return ask()
 
 
-def written(transfer: Transfer, answer: Mapping[str, Any]) -> Dataset:
-    """The dataset that a writing function answers with; what it left to be deleted is."""
+def finish_write(transfer: Transfer, answer: Mapping[str, Any]) -> Dataset:
+    """Sweep the leftovers that the answer of a writing function names, and return the dataset in the answer."""
     sweep(transfer, answer)
     return Dataset.from_json(answer)
 
 
 def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
-    """Delete, piece by piece, what was removed or replaced and a writing function says that it left.
+    """Delete the leftovers that a writing function names in its answer.
 
     Parameters
     ----------
     answer
-        The function's: ``left``, datasets with rows to delete, and ``objects_left``, those with objects.
+        Answer of the function: ``left`` counts datasets with rows to delete, ``objects_left`` those with objects.
     """
     left = answer.get("left", 0)
     while left:
@@ -123,7 +132,7 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
 
 
 def _sweep_objects(transfer: Transfer) -> None:
-    """Delete the leftovers of this user's arrays in the bucket. What fails is tried again after the next write."""
+    """Delete the leftovers of this user's arrays in the bucket. After a failure, the next write tries again."""
     asked = "deleting what was replaced"
     requests = StorageRequests(transfer.http)
     before: list[str] = []
@@ -135,25 +144,25 @@ def _sweep_objects(transfer: Transfer) -> None:
             requests.remove(names, asked)
             before = names
     except (OSError, RuntimeError, LookupError, ValueError) as error:
-        # The write that came before is done: the caller has to be told of that.
+        # The write itself is done, so the caller must not get an error.
         logger.warning("objects that are not needed any more stay until the next write: %s", error)
 
 
 def new_operation() -> str:
-    """Id of a request, so that it is done once however often it is sent."""
+    """Make the id of an operation, which is done once however often its request is sent."""
     return str(uuid.uuid4())
 
 
 def _abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
-    """Give up what was staged. Where even that fails, it is swept a day later."""
+    """Abort a staged dataset. If even that fails, the dataset expires and is swept a day later."""
     hurry = Hurry(current_hurry())
     if isinstance(reason, BackendUnavailableError) or not isinstance(reason, Exception):
-        # The backend has been waited for, or somebody has pressed Ctrl-C: it is asked once.
+        # The backend has been waited for already, or somebody has pressed Ctrl-C. One try has to do.
         hurry.begin()
     try:
         with end_waits_on(hurry):
             transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
             sweep(transfer, {"objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:
-        # The caller is about to be told why the write failed: that is the error which matters.
+        # The caller is about to get the error of the write, which matters more.
         logger.warning("what was staged of %r stays for a day: %s", dataset.key, error)

@@ -1,4 +1,4 @@
-"""Arrays and files as objects of Supabase Storage."""
+"""The context whose new arrays are objects of Storage, with files beside them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["StorageContext"]
 
 
 class StorageContext(BaseContext, Files):
-    """New arrays as objects of Storage, and files beside them, as the user of one session.
+    """Context of one user, which keeps new arrays as objects of Storage, with files beside them.
 
-    See `tensorage.backend.zarr` for how arrays are kept. All objects are in the user's own folder of the private
+    See `tensorage.backend.zarr` for the form of the objects. All objects are in the user's own folder of the private
     bucket ``tensors``.
     """
 

@@ -1,4 +1,4 @@
-"""The byte mover: calls of the project's functions, and jobs in parallel.
+"""Calls of the project's functions, and jobs in parallel.
 
 Array bytes go up as ``application/octet-stream`` and come down as ``application/vnd.tensorage``, never as text.
 """
@@ -29,10 +29,10 @@ T = TypeVar("T")
 #: Media type of array bytes, and name of the domain that the reading function returns.
 MEDIA_TYPE = "application/vnd.tensorage"
 
-#: The function that says which migrations a project has.
+#: Function that tells the version of the project's migrations.
 VERSION_FUNCTION = "tensorage_version"
 
-#: Functions after which there may be another array under a key, or none.
+#: Functions that may change the array under a key, or remove it.
 CHANGING_FUNCTIONS = frozenset(
     f"tensorage_{name}" for name in ("append", "assign", "commit", "remove", "rename", "share", "store")
 )
@@ -40,18 +40,18 @@ CHANGING_FUNCTIONS = frozenset(
 
 @dataclass
 class Transfer:
-    """Calls of one project's functions as one login. Safe to use from many threads; after a fork, make another.
+    """Calls one project's functions as one user. Safe to use from many threads. A forked process makes another one.
 
     Parameters
     ----------
     base_url
         URL of the project, without a path.
     login
-        Whose requests they are.
+        Login that the requests are sent with.
     parallel
-        Jobs at once in `run`.
+        Jobs that `run` does at once.
     patience
-        Of its requests: see `tensorage.backend.wire.http.Http`.
+        Patience of the requests: see `tensorage.backend.wire.http.Http`.
     """
 
     base_url: str
@@ -59,7 +59,7 @@ class Transfer:
     parallel: int = PARALLEL
     patience: Patience = field(default_factory=Patience, repr=False)
     http: Http = field(init=False, repr=False)
-    #: Grows with every request that may have changed what is under a key, also with one that failed.
+    #: Number that grows with every request that may have changed an array, failed requests included.
     changes: int = field(default=0, init=False, repr=False)
     _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _version_fits: bool = field(default=False, init=False, repr=False)
@@ -68,61 +68,61 @@ class Transfer:
         self.http = Http(self.base_url, self.login, patience=self.patience)
 
     def call(self, function: str, arguments: Mapping[str, Any], asked: str) -> Any:
-        """Call a function with JSON arguments: its JSON answer.
+        """Call a function with JSON arguments, and return its JSON answer.
 
         Parameters
         ----------
         asked
-            What the caller wanted, for error messages: ``opening 'weather'``.
+            The user's wish, for error messages: ``opening 'weather'``.
         """
         try:
             return self._json(function, [as_json(arguments)], "application/json", asked)
         except TooMuchError as error:
-            # There is no smaller request of the kind.
+            # A request with JSON arguments cannot be made smaller.
             raise error_of(error.fault, asked) from error
 
     def schema_version(self) -> Any:
-        """What the project answers for the version of its migrations."""
+        """Ask for the version of the project's migrations."""
         return self._json(VERSION_FUNCTION, [b"{}"], "application/json", "checking the project")
 
     def send(self, function: str, parts: Sequence[bytes | memoryview], asked: str) -> Any:
-        """Call a function with `parts`, one after the other, as its one binary argument: its JSON answer."""
+        """Call a function with the bytes of `parts` as its one argument, and return its JSON answer."""
         return self._json(function, parts, "application/octet-stream", asked)
 
     def read(self, function: str, arguments: Mapping[str, Any], asked: str) -> bytes:
-        """Call a function that answers with bytes: all of them."""
+        """Call a function that answers with bytes, and return them."""
         return self._bytes(function, arguments, None, asked)
 
     def read_into(self, function: str, arguments: Mapping[str, Any], out: memoryview, asked: str) -> None:
-        """Call a function that answers with bytes, exactly as many as `out` holds, and put them there."""
+        """Call a function that answers with exactly as many bytes as `out` holds, and fill `out`."""
         self._bytes(function, arguments, out, asked)
 
     def run(self, jobs: Iterable[Callable[[], None]]) -> None:
         """Do jobs in parallel, taking no more of them from the iterable than are under way.
 
-        The first error ends it: no further job begins, those under way are waited for, which wait for no outage any
-        more, and it is raised.
+        After the first error, no further job begins. Jobs under way are waited for, but wait for no outage any more.
+        Then the error is raised.
         """
-        source = iter(jobs)
-        first, second = next(source, None), next(source, None)
+        later = iter(jobs)
+        first, second = next(later, None), next(later, None)
         if first is None:
             return
         if second is None:
             first()
             return
-        waiting = chain((first, second), source)
+        waiting = chain((first, second), later)
         hurry = Hurry(current_hurry())
         with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
             running: set[Future[None]] = set()
             try:
-                running |= {_begin(pool, _under(hurry, job)) for job in islice(waiting, self.parallel)}
+                running |= {_begin(pool, _with_hurry(hurry, job)) for job in islice(waiting, self.parallel)}
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for finished in done:
                         finished.result()
-                    # Even if nothing runs any more: all may have finished at once, with jobs left.
+                    # All running jobs may have finished at once, with further jobs left.
                     running |= {
-                        _begin(pool, _under(hurry, job))
+                        _begin(pool, _with_hurry(hurry, job))
                         for job in islice(waiting, self.parallel - len(running))
                     }
             except BaseException:
@@ -161,7 +161,7 @@ class Transfer:
         return self.http.ask(request, asked).body
 
     def _check_version_once(self) -> None:
-        """Before the first request: other migrations give wrong answers, or errors that do not say why."""
+        """Check the migrations before the first request: others would give wrong answers, or misleading errors."""
         if self._version_fits:
             return
         with self._version_lock:
@@ -171,7 +171,7 @@ class Transfer:
 
 
 class Project(Protocol):
-    """One user's access to a project: a session, as far as arrays and files need one."""
+    """One user's access to a project: the part of a session that arrays and files need."""
 
     @property
     def backend_url(self) -> str | None:
@@ -180,25 +180,25 @@ class Project(Protocol):
 
     @property
     def user_id(self) -> str:
-        """Id of the logged-in user, as ``auth.uid()`` gives it in SQL."""
+        """Id of the logged-in user: ``auth.uid()`` in SQL."""
         ...
 
     @property
     def transfer(self) -> Transfer:
-        """The byte mover: another one after a fork, as connections are never shared."""
+        """The byte mover. A forked process gets another one, since connections are never shared."""
         ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work on one array: its requests, its name in error messages, and its progress bar.
+    """Work on one array: its requests, its name in error messages, and its progress bar.
 
     Parameters
     ----------
     transfer
         Carries the requests.
     dataset
-        The array, as it was opened or declared.
+        Entry of the array, as it was opened or declared.
     asked
         Beginning of error messages: ``reading 'weather'``.
     quiet
@@ -229,15 +229,15 @@ class Work:
         return self.transfer.call(function, arguments, self.asked)
 
     def send(self, function: str, parts: Sequence[bytes | memoryview]) -> Any:
-        """Call a function with `parts`, one after the other, as its one binary argument, and return its JSON answer."""
+        """Call a function with the bytes of `parts` as its one argument, and return its JSON answer."""
         return self.transfer.send(function, parts, self.asked)
 
     def read(self, function: str, arguments: Mapping[str, Any]) -> bytes:
-        """Call a function that answers with bytes, and return all of them."""
+        """Call a function that answers with bytes, and return its answer."""
         return self.transfer.read(function, arguments, self.asked)
 
     def read_into(self, function: str, arguments: Mapping[str, Any], out: memoryview) -> None:
-        """Call a function that answers with exactly as many bytes as `out` holds, and put them there."""
+        """Fill `out` by a function that answers with exactly as many bytes as `out` holds."""
         self.transfer.read_into(function, arguments, out, self.asked)
 
     def run(self, jobs: Iterable[Callable[[], None]]) -> None:
@@ -245,16 +245,16 @@ class Work:
         self.transfer.run(jobs)
 
     def in_halves(self, do: Callable[[T], None], part: T, halve: Callable[[T], tuple[T, T] | None]) -> None:
-        """Do a part of the work in one request or, if that is too much for the backend, in halves of it.
+        """Do a part of the work in one request, or in halves if the backend finds the request too large.
 
-        Too much is an HTTP 413, or a statement that takes too long.
+        A request is too large if the answer is HTTP 413, or the statement takes too long.
 
         Parameters
         ----------
         do
             Sends the one request for a part.
         halve
-            Cuts a part in two. None if it is as small as it can be: then the error is raised.
+            Cuts a part in two. It returns None for the smallest part, whose error is then raised.
         """
         try:
             do(part)
@@ -266,12 +266,12 @@ class Work:
                 self.in_halves(do, half, halve)
 
     def bar(self, nbytes: int) -> AbstractContextManager[Advance]:
-        """Return a progress bar for so many bytes."""
+        """Return a progress bar for a number of bytes."""
         return progress(nbytes, self.dataset.key, quiet=self.quiet)
 
 
-def _under(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:
-    """The job, whose waits end when the hurry begins."""
+def _with_hurry(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:
+    """Return the job with waits that end when the hurry begins."""
 
     def do() -> None:
         with end_waits_on(hurry):
@@ -281,10 +281,9 @@ def _under(hurry: Hurry, job: Callable[[], None]) -> Callable[[], None]:
 
 
 def _begin(pool: ThreadPoolExecutor, job: Callable[[], None]) -> Future[None]:
-    """Do a job in the pool; here and now, where no thread can be had.
+    """Do a job in the pool, or at once if the pool can begin no thread.
 
-    So it is when the interpreter ends: it waits for the threads that are there, and this may be one of them, but lets
-    no pool begin anything.
+    At its end, the interpreter waits for running threads, of which this may be one, but lets no pool begin anything.
     """
     claim, future = threading.Lock(), Future[None]()
     try:
@@ -295,14 +294,14 @@ def _begin(pool: ThreadPoolExecutor, job: Callable[[], None]) -> Future[None]:
 
 
 def _do(claim: threading.Lock, job: Callable[[], None], future: Future[None]) -> None:
-    """Do a job, unless that has been done: a pool that cannot start a thread may keep what it has refused."""
+    """Do a job, unless it was done already: a pool that cannot start a thread may keep a job that it refused."""
     if not claim.acquire(blocking=False) or not future.set_running_or_notify_cancel():
         return
     try:
         job()
     except BaseException as error:  # noqa: BLE001 - raised by whoever asks for the result
         future.set_exception(error)
-        # The error knows this function's names: not to keep each other alive, one of them goes.
+        # The error's traceback refers to `future`, which refers to the error. Without this, they keep each other alive.
         del future
     else:
         future.set_result(None)

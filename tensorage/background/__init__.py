@@ -1,1 +1,8 @@
-"""Writing from a loop that does not wait for it."""
+"""Writing in the background, for a loop that does not wait for it.
+
+Modules
+-------
+writer      the writer that a loop gives its arrays to
+workers     threads that do the operations, and their errors
+operations  operations in order, and the failures of some (pure)
+"""

@@ -1,4 +1,7 @@
-"""What a background writer has taken and not done yet: what may begin, and what an error puts an end to. No I/O."""
+"""Operations that a background writer has taken and not done yet, and their failures. No I/O.
+
+This module decides which operation may begin, and which operations an error drops.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from dataclasses import dataclass, field
 
 from tensorage.backend.wire.http import PARALLEL
 
-__all__ = ["Failure", "Operation", "Operations", "error_to_raise", "listed"]
+__all__ = ["Failure", "Operation", "Operations", "describe_operations", "error_to_raise"]
 
-#: Operations at once: more threads would only take turns with the loop that the writing is to stay out of the way of.
+#: Most operations at once. More threads would only take time from the loop.
 MAX_UNDER_WAY = PARALLEL
 
 
@@ -22,18 +25,18 @@ class Operation:
     Parameters
     ----------
     verb
-        Before the key, for messages: ``storing``.
+        Word before the key in messages, such as ``storing``.
     nbytes
-        Of memory that it holds until it is done.
+        Bytes of memory that the operation holds until it is done.
     do
-        Makes the change, and returns when it is committed.
+        Makes the change, and returns when the change is committed.
     """
 
     verb: str
     key: str
     nbytes: int
     do: Callable[[], object]
-    #: Whose it is: where its error belongs.
+    #: Thread that gave the operation, and gets its error.
     giver: threading.Thread = field(default_factory=threading.current_thread)
     is_under_way: bool = False
 
@@ -48,23 +51,23 @@ class Failure:
     Parameters
     ----------
     operation
-        What it was, in words: the array itself is not kept.
+        Description of the operation. The array itself is not kept.
     dropped
-        Operations of the same key that came behind it, and have not been done.
+        Description of later operations of the same key, which have not been done.
     giver
-        The thread that is to hear of it first.
+        Thread that gave the operation, and gets its error first.
     """
 
     operation: str
     error: BaseException
     dropped: str
     giver: threading.Thread
-    #: Whether it has been raised, if only in another thread.
+    #: True once the error has been raised, be it in another thread.
     is_told: bool = False
 
     @classmethod
     def of(cls, operation: Operation, error: BaseException, dropped: Iterable[Operation]) -> Failure:
-        return cls(str(operation), error, listed(dropped), operation.giver)
+        return cls(str(operation), error, describe_operations(dropped), operation.giver)
 
     def __str__(self) -> str:
         return f"{self.operation} failed" + (
@@ -74,14 +77,14 @@ class Failure:
 
 @dataclass
 class Operations:
-    """Operations in the order in which they were given. Not safe for threads: whoever has it holds a lock.
+    """Operations in the order in which they were given. The caller has to hold a lock.
 
-    Those of one key are done one after the other. Those of different keys may be done at once.
+    Operations of one key are done one after the other. Operations of different keys may be done at once.
     """
 
     max_in_flight: int
     max_bytes: int
-    # A set that knows the order. All else is found out from it: nothing contradicts it, wherever an interrupt comes.
+    # A set in order. Everything else is derived from it, so that an interrupt at any point leaves no contradiction.
     _given: dict[Operation, None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Operation]:
@@ -98,7 +101,7 @@ class Operations:
         return sum(operation.nbytes for operation in self._given)
 
     def have_room_for(self, operation: Operation) -> bool:
-        """What is larger than all of the room is taken when there is nothing else."""
+        """Tell whether an operation may be taken now. One that is larger than all of the room has to be alone."""
         if not self._given:
             return True
         return len(self) < self.max_in_flight and self.nbytes + operation.nbytes <= self.max_bytes
@@ -107,7 +110,7 @@ class Operations:
         self._given[operation] = None
 
     def next(self) -> Operation | None:
-        """What may begin now."""
+        """Return the operation that may begin now, if any."""
         if sum(operation.is_under_way for operation in self._given) >= MAX_UNDER_WAY:
             return None
         keys: set[str] = set()
@@ -118,11 +121,11 @@ class Operations:
         return None
 
     def end(self, operation: Operation) -> None:
-        """It is done, or has failed."""
+        """Remove an operation that is done or has failed."""
         del self._given[operation]
 
     def drop(self, key: str | None = None) -> list[Operation]:
-        """Take out what has not begun, of one key or of all."""
+        """Remove and return the operations that have not begun, of one key or of all."""
         dropped = [
             operation
             for operation in self._given
@@ -133,19 +136,19 @@ class Operations:
         return dropped
 
 
-def listed(operations: Iterable[Operation]) -> str:
-    """Operations in words, in order, each kind once."""
+def describe_operations(operations: Iterable[Operation]) -> str:
+    """Describe operations, in order and each kind once, for messages."""
     counts = Counter(str(operation) for operation in operations)
     return ", ".join(what if count == 1 else f"{what} ({count} times)" for what, count in counts.items())
 
 
 def error_to_raise(failures: Sequence[Failure], refused: Operation | None = None) -> BaseException:
-    """The first failure's error, with notes that say all of what failed.
+    """Return the error of the first failure, with notes about all failures.
 
     Parameters
     ----------
     refused
-        What the call that raises it has not taken.
+        Operation that the raising call has not taken.
     """
     first, *others = failures
     notes = [f"background writer: {first}"]
@@ -153,7 +156,7 @@ def error_to_raise(failures: Sequence[Failure], refused: Operation | None = None
         notes.append(f"background writer: {other}, too: {type(other.error).__name__}: {other.error}")
     if refused is not None:
         notes.append(f"background writer: {refused} was not begun: if it is still wanted, give it again")
-    # Raised in a second thread, it has some of them.
+    # An error that has been raised in another thread already has some of the notes.
     for note in notes:
         if note not in getattr(first.error, "__notes__", ()):
             first.error.add_note(note)

@@ -1,7 +1,7 @@
-"""The threads of a background writer: they take operations, do them in order, and keep their errors for who gave them.
+"""Threads of a background writer, which do operations in order and keep errors for the threads that gave them.
 
-A thread is there for as long as there is something to do, and Python waits for it at its end. So what was taken is
-done even if nobody closes the writer, and a writer with nothing to do keeps nothing alive.
+A thread lives for as long as there are operations, and Python waits for it at its end. Taken operations are therefore
+done even if nobody closes the writer, and an idle writer keeps nothing alive.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tensorage.background.operations import (
     Failure,
     Operation,
     Operations,
+    describe_operations,
     error_to_raise,
-    listed,
 )
 from tensorage.errors import ClosedError
 from tensorage.model.memory import describe_bytes
 
 __all__ = ["Workers"]
 
-#: Seconds of one wait. On Windows, Ctrl-C is heard only between two of them.
+#: Seconds of one wait. On Windows, Ctrl-C is noticed only between two waits.
 WAIT_S = 1.0
 
 logger = logging.getLogger("tensorage.background")
@@ -37,7 +37,7 @@ class Workers:
     Parameters
     ----------
     max_in_flight, max_bytes
-        Of the operations that are waiting or under way.
+        Most operations, and most bytes of their arrays, that are waiting or under way.
     """
 
     def __init__(self, max_in_flight: int, max_bytes: int) -> None:
@@ -46,28 +46,28 @@ class Workers:
         self._threads: set[threading.Thread] = set()
         self.failures: list[Failure] = []
         self._is_closed = False
-        # Whether nobody is there any more to raise errors to.
+        # True when nobody is left to raise errors to.
         self._is_left = False
-        # Guards all of the above. No `threading.Condition`: that is written in Python, and Ctrl-C at the wrong moment
-        # leaves its lock held. Reentrant, as is the other one: a signal handler may write, too.
+        # Guards all of the above. A `threading.Condition` is written in Python, and Ctrl-C at the wrong moment would
+        # leave its lock held. Both locks are reentrant, since a signal handler may write, too.
         self.lock = threading.RLock()
-        # Begins when closing was interrupted: what is under way waits for no backend any more.
+        # Begins when closing is interrupted. Operations under way wait for no backend any more then.
         self._hurry = Hurry()
-        # Of those who wait for a change: each is held until there is one.
+        # One lock for each waiting thread, held until there is a change.
         self._waiters: list[threading.Lock] = []
-        # Held by the one who waits for room: what is small must not take it from what is large again and again.
+        # Held by a thread that waits for room, so that small operations cannot take the room from a large one forever.
         self.entrance = threading.RLock()
 
     def check_open(self) -> None:
-        """Refuse a writer that takes nothing.
+        """Refuse to work if the writer is closed or belongs to another process.
 
         Raises
         ------
         ClosedError
-            If it has been closed, or is another process's.
+            If the writer has been closed, or belongs to another process.
         """
         if not self.is_here:
-            # No lock is touched: it may have been held when the process was forked.
+            # Locks are not touched here, since they may have been held when the process was forked.
             raise ClosedError(
                 f"this background writer belongs to process {self._process}, whose threads are not in this one: "
                 "make one here, with store.background(); nothing was written"
@@ -79,18 +79,18 @@ class Workers:
 
     @property
     def is_here(self) -> bool:
-        """False in a process that was forked off the one whose it is."""
+        """False in a process that was forked off the process of this writer."""
         return os.getpid() == self._process
 
     def take(self, operation: Operation) -> None:
-        """Do an operation later on. Waits for room, and no longer.
+        """Take an operation, which is done later. Waits for room only.
 
         Raises
         ------
         ClosedError
-            If the writer has been closed, also while this waited.
+            If the writer has been closed, perhaps while this call waited.
         BaseException
-            Of an earlier operation of this thread. Then this one is not taken.
+            If an earlier operation of this thread has failed. The new one is not taken then.
         """
         is_taken = False
         try:
@@ -117,7 +117,7 @@ class Workers:
         Raises
         ------
         BaseException
-            Of an operation: this thread's, or another's if it has not been raised there.
+            If an operation has failed, of this thread, or of another one that has not got the error yet.
         """
         self.check_open()
         with self.lock:
@@ -126,7 +126,9 @@ class Workers:
             self._wait_for(given)
         except KeyboardInterrupt as interrupt:
             with self.lock:
-                unfinished = listed(operation for operation in self.operations if operation in given)
+                unfinished = describe_operations(
+                    operation for operation in self.operations if operation in given
+                )
             interrupt.add_note(
                 f"background writer: not waited for, and still going on: {unfinished or 'nothing'}"
             )
@@ -134,12 +136,12 @@ class Workers:
         self._raise_failures(of_all=True)
 
     def close(self) -> None:
-        """Take nothing any more, and wait until all is committed. In another process, do nothing.
+        """Take no more operations, and wait until all are committed. In a forked process, do nothing.
 
         Raises
         ------
         BaseException
-            Of an operation.
+            If an operation has failed.
         """
         if not self.is_here:
             return
@@ -155,16 +157,16 @@ class Workers:
         self._raise_failures(of_all=True)
 
     def leave(self) -> None:
-        """The writer is gone without having been closed: there is nobody any more to raise an error to.
+        """Log the errors of a writer that is gone without having been closed.
 
-        Also called when the interpreter ends: after its threads, unless waiting for those was interrupted.
+        The interpreter calls this at its end, too: after its threads, unless waiting for them was interrupted.
         """
         if not self.is_here:
             return
         with self.lock:
             is_closed, self._is_closed, self._is_left = self._is_closed, True, True
             failures = [failure for failure in self.failures if not failure.is_told]
-            unfinished = listed(self.operations)
+            unfinished = describe_operations(self.operations)
         for failure in failures:
             _log(failure)
         if unfinished and not threading.main_thread().is_alive():
@@ -172,7 +174,7 @@ class Workers:
                 "background writer: the interpreter ends before these are known to be done: %s", unfinished
             )
         if not is_closed:
-            # As for a file. What was taken is done all the same.
+            # Python warns of unclosed files in the same way. Taken operations are done all the same.
             warnings.warn("a background writer was not closed", ResourceWarning, stacklevel=2)
 
     def __str__(self) -> str:
@@ -186,10 +188,10 @@ class Workers:
     # Errors -------------------------------------------------------------------------------------------
 
     def _raise_failures(self, *, of_all: bool = False, refused: Operation | None = None) -> None:
-        """Raise what failed of this thread's operations; also of others', if they have not heard of it yet.
+        """Raise the failures of this thread's operations, and with `of_all` those that no thread has got yet.
 
-        The thread that gave an operation hears of its failure even if another one has. Otherwise it could flush,
-        and believe that all is written.
+        A thread gets the failures of its own operations even if another thread has got them before. Otherwise its flush
+        would succeed although something is not written.
         """
         here = threading.current_thread()
         with self.lock:
@@ -205,10 +207,10 @@ class Workers:
             raise error_to_raise(due, refused)
 
     def _give_up(self, interrupt: KeyboardInterrupt) -> None:
-        """Closing was interrupted: begin nothing any more, and say what that means."""
+        """Drop operations that have not begun, after an interrupt of `close`, and add notes to the interrupt."""
         with self.lock:
-            dropped = listed(self.operations.drop())
-            unfinished = listed(self.operations)
+            dropped = describe_operations(self.operations.drop())
+            unfinished = describe_operations(self.operations)
             failures = [failure for failure in self.failures if not failure.is_told]
             for failure in failures:
                 failure.is_told = True
@@ -226,9 +228,9 @@ class Workers:
     # Threads ------------------------------------------------------------------------------------------
 
     def _wait_for(self, operations: set[Operation]) -> None:
-        """Wait until none of these is there any more."""
+        """Wait until all of these operations have ended."""
         while True:
-            # Mostly there is one; but an interrupt may have come before it was started.
+            # A thread mostly runs already, but an interrupt may have come before it was started.
             if not self._start_thread():
                 self._work()
             with self.lock:
@@ -238,7 +240,7 @@ class Workers:
             _await(change)
 
     def next_change(self) -> threading.Lock:
-        """What can be acquired when an operation has ended, or the writer has been closed."""
+        """Return a lock that can be acquired once an operation has ended or the writer has been closed."""
         change = threading.Lock()
         change.acquire()
         self._waiters.append(change)
@@ -250,23 +252,23 @@ class Workers:
             change.release()
 
     def _start_thread(self) -> bool:
-        """Start a thread, if there is something for one more to do. False if nobody will do it."""
+        """Start a thread, if there is work for one more. Return False if there is work, and no thread for it."""
         with self.lock:
             self._threads = {thread for thread in self._threads if thread.is_alive()}
             if self.operations.next() is None or len(self._threads) >= MAX_UNDER_WAY:
                 return True
-            # No daemon, also if the thread that writes is one: Python waits for it at its end.
+            # Python waits for threads at its end, but not for daemons.
             thread = threading.Thread(target=self._work, name="tensorage-background", daemon=False)
             self._threads.add(thread)
             try:
                 thread.start()
             except RuntimeError:
-                # The interpreter is ending, or the system has no more of them.
+                # The interpreter is ending, or the system has no more threads.
                 self._threads.discard(thread)
             return bool(self._threads)
 
     def _work(self) -> None:
-        """Do what may begin, until there is nothing."""
+        """Do operations, until none may begin."""
         while True:
             with self.lock:
                 operation = self.operations.next()
@@ -274,16 +276,16 @@ class Workers:
                     self._threads.discard(threading.current_thread())
                     return
                 operation.is_under_way = True
-            # The end of the one before may have made room for several.
+            # The end of the last operation may have made room for several.
             self._start_thread()
             with end_waits_on(self._hurry):
-                error = _outcome(operation)
+                error = _do(operation)
             with self.lock:
                 self.operations.end(operation)
                 if error is not None:
                     self._add_failure(Failure.of(operation, error, self.operations.drop(operation.key)))
                 self._notify()
-            # Neither the array nor, by its traceback, what the writing used is kept until the next one has come.
+            # Otherwise the array, and all that the traceback refers to, would stay in memory until the next operation.
             del operation, error
 
     def _add_failure(self, failure: Failure) -> None:
@@ -297,7 +299,8 @@ def _await(change: threading.Lock) -> None:
     change.acquire(timeout=WAIT_S)
 
 
-def _outcome(operation: Operation) -> BaseException | None:
+def _do(operation: Operation) -> BaseException | None:
+    """Do an operation, and return its error, if any."""
     try:
         operation.do()
     except BaseException as error:  # noqa: BLE001 - raised in the thread that gave the operation

@@ -1,4 +1,4 @@
-"""Writing from a loop that does not wait for it."""
+"""The background writer, which a loop gives its arrays to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrapped
+from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
 from tensorage.background.operations import Operation
 from tensorage.background.workers import Workers
@@ -27,12 +27,12 @@ __all__ = ["BackgroundWriter"]
 
 logger = logging.getLogger("tensorage.background")
 
-#: Of these, numpy makes an array with memory of its own.
+#: Types that numpy makes an array of with memory of its own.
 _COPIED_ANYWAY = (list, tuple, bool, int, float, complex)
 
 
 class Store(Protocol):
-    """A store, as far as a background writer needs one."""
+    """The part of a store that a background writer needs."""
 
     chunk_size: int | None
     allow_overwrite: bool
@@ -40,7 +40,7 @@ class Store(Protocol):
 
     @property
     def arrays(self) -> Arrays:
-        """The user's arrays."""
+        """Arrays of the user."""
         ...
 
     def open(self, key: str) -> Assignable:
@@ -48,7 +48,7 @@ class Store(Protocol):
         ...
 
     def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
-        """Store an array with all that is said of it."""
+        """Store an array with its options."""
         ...
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
@@ -65,36 +65,36 @@ class Assignable(Protocol):
 
 
 class BackgroundWriter:
-    """Stores arrays in threads of its own, while the loop that gives them goes on.
+    """Stores arrays in threads of its own, while the loop that gives them continues.
 
-    Made by `TensorStore.background`. Each call keeps a copy of its array, which the loop may change right away, and
-    returns; it waits only when as much is in flight as may be. A mistake that can be seen at once, as a dtype that
-    cannot be stored, is raised at once.
+    `TensorStore.background` makes writers. Each call copies its array, which the loop may change right away, and
+    returns. A call waits only if there is no room for another operation. A mistake that shows at once, such as a dtype
+    that cannot be stored, is raised at once.
 
-    Operations of one key are done in the order in which they were given. Those of different keys may overtake each
+    Operations of one key are done in the order in which they were given. Operations of different keys may overtake each
     other.
 
-    An error of the backend is raised, as it is, by the next call of the thread that gave the operation, by `flush`, or
-    at the end of the ``with`` block, whichever comes first. Its notes say which operations failed or, being of the
-    same key and behind one that failed, were dropped. The call that raises it has done nothing else. Then the
-    writer goes on.
+    An error of the backend is raised by the next call of the thread that gave the operation, by `flush`, or at the end
+    of the ``with`` block, whichever comes first. Its notes name the operations that failed, and later operations of the
+    same keys, which were dropped. The call that raises an error has done nothing else, and the writer continues.
 
-    At the end of a ``with`` block, all that was taken is written, also when the block raises an error. That one is the
-    one to be seen then: an error of writing becomes a note of it, and is logged.
+    At the end of a ``with`` block, all taken operations are done, also if the block raises an error. An error of
+    writing then becomes a note of the block's error, and is logged.
 
-    Safe to use from many threads. It cannot be pickled, and in a forked process it is closed: make one there.
+    A writer is safe to use from many threads. It cannot be pickled, and is closed in a forked process: make another one
+    there.
 
     Parameters
     ----------
     store
-        Store of its own, which draws no progress bars across what the loop prints.
+        Store for this writer alone, without progress bars, which would disturb the output of the loop.
     max_in_flight, max_bytes
-        Operations, and bytes of their arrays, that may be waiting or under way. A single array may be larger.
+        Most operations, and most bytes of their arrays, that are waiting or under way. A single array may be larger.
 
     Raises
     ------
     InvalidInputError
-        If one of them is less than 1.
+        If `max_in_flight` or `max_bytes` is less than 1.
 
     Examples
     --------
@@ -108,34 +108,34 @@ class BackgroundWriter:
     """
 
     def __init__(self, store: Store, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> None:
-        limits = _at_least_one("max_in_flight", max_in_flight), _at_least_one("max_bytes", max_bytes)
+        limits = _check_limit("max_in_flight", max_in_flight), _check_limit("max_bytes", max_bytes)
         self._of = repr(store)
         # Holds the login until the writer is closed.
         self._store: Store | None = store
         self.workers = Workers(*limits)
         weakref.finalize(self, self.workers.leave)
 
-    # What is written --------------------------------------------------------------------------------
+    # Operations -------------------------------------------------------------------------------------
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
-        """Store an array, ``bg[key] = array``, or assign to a part of one, ``bg[key, i, j, ...] = value``.
+        """Store an array, ``bg[key] = array``, or assign to a selection, ``bg[key, i, j, ...] = value``.
 
-        As ``store[key] = array`` and ``store[key, i, j, ...] = value``, later on.
+        The writer does ``store[key] = array`` or ``store[key, i, j, ...] = value`` later.
 
         Raises
         ------
         ClosedError
             If the writer has been closed.
         InvalidInputError, DTypeError
-            If that can be seen without asking the backend.
+            If the array cannot be stored, as far as that shows without asking the backend.
         TensorageError
-            Of an operation that was given before. This one has not been taken then.
+            If an earlier operation has failed. This one has not been taken then.
         """
         name, selection = split_key(key)
         if selection is None:
             self.write(name, value)
             return
-        store = self._opened()
+        store = self._require_open()
         check_key(name)
         array = _snapshot(value)
         where = deepcopy(selection)
@@ -158,30 +158,30 @@ class BackgroundWriter:
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
     ) -> None:
-        """Store an array with all that belongs to it: as `TensorStore.write` does, of an array that is in memory.
+        """Store an array in memory with attributes, names of axes and a layout, later.
 
         Parameters
         ----------
         attrs, dims, is_shared, engine, chunks, shards, codecs
-            As for `TensorStore.write`.
+            Options of `TensorStore.write`.
 
         Raises
         ------
         ClosedError, InvalidInputError, DTypeError, TensorageError
-            As for assignment.
+            For the same reasons as an assignment to the writer.
         """
-        store = self._opened()
+        store = self._require_open()
         if engine is not None:
             check_engine(engine, f"storing {key!r}: ")
         said = {
             "chunk_size": store.chunk_size, "overwrite": store.allow_overwrite, "attrs": attrs, "dims": dims,
             "chunks": deepcopy(chunks), "shards": deepcopy(shards), "codecs": deepcopy(codecs),
         }  # fmt: skip
-        elements, said = unwrapped(key, array, said)
+        elements, said = unwrap(key, array, said)
         copied = _snapshot(elements)
         options = cast("ArrayOptions", said)
-        # Checks all that it is told, and makes copies of the attributes and the names of the axes. Of coordinates
-        # there is one already: their text.
+        # The declaration checks the options, and copies attributes and names of axes. Coordinates are text by now,
+        # which needs no copy.
         meta = declare(key, copied.array.shape, copied.array.dtype, is_shared, options).meta
         meta["attrs"].pop(COORDS_ATTRIBUTE, None)
         options = {**options, "attrs": meta["attrs"], "dims": meta["dims"]}
@@ -193,17 +193,17 @@ class BackgroundWriter:
         self._take("storing", key, copied.nbytes, do)
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis of an array: as `TensorStore.append`, later on.
+        """Add rows at the end of the first axis of an array, later: see `TensorStore.append`.
 
         Raises
         ------
         ClosedError, InvalidInputError, DTypeError, TensorageError
-            As for assignment.
+            For the same reasons as an assignment to the writer.
         """
-        store = self._opened()
+        store = self._require_open()
         check_key(key)
         if is_labelled(data):
-            labels = labels_of(key, data).copied()
+            labels = labels_of(key, data).copy()
             values = _snapshot(cast("Any", data).data)
             self._take(
                 "appending to",
@@ -221,45 +221,44 @@ class BackgroundWriter:
         )
 
     def __delitem__(self, key: str) -> None:
-        """Delete an array of this user, later on.
+        """Delete an array of this user, later.
 
         Raises
         ------
         ClosedError, InvalidInputError, TensorageError
-            As for assignment.
+            For the same reasons as an assignment to the writer.
         """
-        store = self._opened()
+        store = self._require_open()
         check_key(key)
         self._take("deleting", key, 0, lambda: store.__delitem__(key))
 
     # The end ----------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Wait until all that was given before is committed: others see it, and nothing can lose it any more.
+        """Wait until all operations that were given before are committed: others see them, and nothing can lose them.
 
-        Interrupted by Ctrl-C, it stops waiting, and the writing goes on.
+        Ctrl-C ends the waiting, but not the writing.
 
         Raises
         ------
         ClosedError
             If the writer has been closed.
         TensorageError
-            Of an operation that was given before, when all others are done.
+            If an operation that was given before has failed, once all others are done.
         """
         self.workers.flush()
 
     def close(self) -> None:
-        """Wait as `flush` does, and take nothing any more. Closing again does nothing.
+        """Take no more operations, and wait as `flush` does. Closing again does nothing.
 
-        Interrupted by Ctrl-C, it stops waiting, and what has not begun by then is not written: the notes of the
-        interrupt say what.
+        Ctrl-C ends the waiting, and drops operations that have not begun. The notes of the interrupt name them.
 
-        In a forked process, it does nothing: what was taken is written by the process that took it.
+        In a forked process, closing does nothing: the process that took the operations does them.
 
         Raises
         ------
         TensorageError
-            Of an operation that was given before, when all others are done.
+            If an operation that was given before has failed, once all others are done.
         """
         try:
             self.workers.close()
@@ -288,7 +287,7 @@ class BackgroundWriter:
                 error.add_note(
                     note if note.startswith("background writer: ") else f"background writer: {note}"
                 )
-            # A note of SystemExit, or of an error that is caught, is not seen by anybody.
+            # Nobody sees the notes of SystemExit, or of an error that is caught.
             logger.exception("background writer: an error of writing, when another error had ended the block")
 
     def __repr__(self) -> str:
@@ -302,7 +301,7 @@ class BackgroundWriter:
 
     # Inner parts ------------------------------------------------------------------------------------
 
-    def _opened(self) -> Store:
+    def _require_open(self) -> Store:
         self.workers.check_open()
         store = self._store
         if store is None:
@@ -319,7 +318,7 @@ class _Snapshot:
     Parameters
     ----------
     is_array
-        Whether it was one of numpy's, whose dtype counts, or something else, of which only the values do.
+        True if the value was an array of numpy, whose dtype counts. The dtype of any other value does not.
     """
 
     def __init__(self, array: npt.NDArray[Any], *, is_array: bool) -> None:
@@ -332,7 +331,7 @@ class _Snapshot:
 
     @property
     def given(self) -> npt.ArrayLike:
-        """For whom an array and a list are not the same."""
+        """Array in its original kind, for callers that treat lists and arrays differently."""
         return self.array if self._is_array else self
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -348,12 +347,12 @@ def _snapshot(value: npt.ArrayLike) -> _Snapshot:
 
 
 def _nbytes_of(selection: Any) -> int:
-    """Of the arrays that it may consist of."""
+    """Count the bytes of the arrays in a selection."""
     items = selection if isinstance(selection, tuple) else (selection,)
     return sum(item.nbytes for item in items if isinstance(item, np.ndarray))
 
 
-def _at_least_one(name: str, value: int) -> int:
+def _check_limit(name: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:

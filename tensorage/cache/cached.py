@@ -25,15 +25,15 @@ from tensorage.types import Dataset
 
 __all__ = ["BATCH_BYTES", "CachedReader"]
 
-#: Pieces are fetched so many bytes at a time, or one at a time where they are larger.
+#: Bytes of tiles that are fetched at once. A larger tile is fetched alone.
 BATCH_BYTES = 64 * 1024 * 1024
 
-#: Pieces that were fetched and are not on the disk, by their numbers.
+#: Tiles that were fetched and are not on the disk, by their numbers.
 Loose = dict[int, npt.NDArray[Any]]
 
 
 class _Look(NamedTuple):
-    """When the catalogue was asked, and what it said."""
+    """The catalogue's last answer, and the time until which it is believed."""
 
     dataset: Dataset
     changes: int
@@ -43,10 +43,10 @@ class _Look(NamedTuple):
 class CachedReader:
     """Reads an array through files on the local disk, which keep elements once they were read.
 
-    Elements that are not on the disk are fetched by whole tiles: single rows of small rows, 4 KiB of large ones, and
-    chunks of Storage. Made by `tensorage.Tensor.cached`.
+    Elements that are not on the disk are fetched by whole tiles: rows, 4 KiB of large rows, or chunks of Storage.
+    `tensorage.Tensor.cached` makes readers.
 
-    Safe to use from many threads and in forked processes, and to send to others.
+    A reader is safe to use from many threads and in forked processes, and can be sent to other processes.
 
     Parameters
     ----------
@@ -97,39 +97,39 @@ class CachedReader:
         return self._folder.max_bytes
 
     def use(self, array: OpenArray) -> None:
-        """Hold the array's cache file open from now on, also before the first read: it is not deleted for others."""
+        """Open the cache file of an array before the first read, so that it is not deleted to make room for others."""
         if array.dataset.size:
             self._file_of(array.arrays, array.dataset)
 
     def read(self, array: OpenArray, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        """Return ``array[selection]``, as `tensorage.Tensor.read` gives it: from the disk, where it is there.
+        """Return ``array[selection]``, as `tensorage.Tensor.read` does, with elements from the disk if they are there.
 
         Raises
         ------
         KeyNotFoundError
-            If there is no such array any more, or not for this user.
+            If the array has been deleted, or is no longer shared with this user.
         CacheError
-            If elements that were fetched cannot be written to the disk.
+            If fetched elements cannot be written to the disk.
         """
         return array.on_latest(lambda now: self._read(array.arrays, now, selection, out), self._look(array))
 
     def epoch_cost(self, array: OpenArray) -> int:
-        """Return the bytes that reading every row once would fetch now: those of the tiles that are not on the disk.
+        """Return the bytes of tiles that are not on the disk, and that reading every row once would fetch.
 
-        Bytes are counted as in `tensorage.Tensor.epoch_cost`. Once everything is on the disk the cost is 0. Tiles that
-        `max_bytes` has no room for are fetched in each epoch anew, and go on to be counted. From Storage, that is each
-        missing chunk once; shuffled batches may fetch one more than once then.
+        Bytes are counted as in `tensorage.Tensor.epoch_cost`. Once everything is on the disk, the cost is 0. Tiles that
+        `max_bytes` has no room for are fetched anew in each epoch, and counted each time. Each missing chunk of Storage
+        is counted once, although shuffled batches may fetch it several times.
         """
         return array.on_latest(lambda now: self._missing_bytes(array.arrays, now), self._look(array))
 
-    # Which version ------------------------------------------------------------------------------------
+    # Versions -----------------------------------------------------------------------------------------
 
     def _look(self, array: OpenArray) -> Dataset:
-        """Return the array's entry in the catalogue: asked for again after a while, and once this session wrote."""
+        """Return the entry of an array, which is fetched again after a while, or once this session has written."""
         looked, changes = self._looked, array.arrays.changes
         if (
             looked is not None
-            # A write through the handle leaves it with another entry.
+            # A write through the handle gives it another entry.
             and looked.dataset is array.dataset
             and looked.changes == changes
             and time.monotonic() < looked.until
@@ -142,74 +142,70 @@ class CachedReader:
         return now
 
     def _file_of(self, arrays: Arrays, dataset: Dataset) -> CacheFile | None:
-        """The entry that has the elements of a version, which may be that of an older one. None if there is no room."""
-        held, entry = self.held or (None, None)
-        if (
-            held is not None
-            and (held is dataset or _version(held) == _version(dataset))
-            and entry is not None
-        ):
-            return entry
-        # No longer in use, so that what was replaced can be deleted.
-        self.held = held = entry = None
+        """Open the cache file for a version, which may hold an older one. Return None if there is no room."""
+        held, file = self.held or (None, None)
+        if held is not None and (held is dataset or _version(held) == _version(dataset)) and file is not None:
+            return file
+        # The old file is closed first, so that it can be deleted.
+        self.held = held = file = None
         url = arrays.project.backend_url or ""
-        entry = self._folder.open(
+        file = self._folder.open(
             FileFormat(url, dataset, arrays.tiles(dataset)), partial(_still_stands, arrays)
         )
-        self.held = (dataset, entry)
-        return entry
+        self.held = (dataset, file)
+        return file
 
     # Elements -----------------------------------------------------------------------------------------
 
     def _read(self, arrays: Arrays, now: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        entry = self._file_of(arrays, now) if now.size else None
-        if entry is None:
+        file = self._file_of(arrays, now) if now.size else None
+        if file is None:
             return arrays.read(now, selection, out=out)
         if isinstance(selection, list):
             selection = _as_indices(selection)
-        if entry.view is not None and entry.has(selection):
-            return _taken(entry.view, selection, out)
-        reading = plan_chunks(now.shape, selection, entry.grid.chunks)
+        if file.view is not None and file.has(selection):
+            return _index_map(file.view, selection, out)
+        plan = plan_chunks(now.shape, selection, file.grid.chunks)
         if out is not None:
-            check_out(reading.shape, now.dtype, out)
-        missing = self._folder.find_missing(entry, entry.grid.numbers(reading))
-        loose = self._fetched(arrays, entry, missing) if missing.size else {}
+            check_out(plan.shape, now.dtype, out)
+        missing = self._folder.find_missing(file, file.grid.numbers(plan))
+        loose = self._fetch_missing(arrays, file, missing) if missing.size else {}
         if loose is None:
-            return arrays.read(entry.dataset, selection, out=out)
-        if entry.view is not None and not loose:
-            return _taken(entry.view, selection, out)
-        return _gathered(entry, loose, reading, out)
+            return arrays.read(file.dataset, selection, out=out)
+        if file.view is not None and not loose:
+            return _index_map(file.view, selection, out)
+        return _gather(file, loose, plan, out)
 
-    def _fetched(self, arrays: Arrays, entry: CacheFile, missing: Positions) -> Loose | None:
-        """Fetch pieces and keep them: those for which there is no room, or None if they are too many to be held."""
-        lengths = entry.grid.lengths(missing) * entry.dataset.dtype.itemsize
+    def _fetch_missing(self, arrays: Arrays, file: CacheFile, missing: Positions) -> Loose | None:
+        """Fetch tiles into the cache file, and return those that it has no room for; None if they are too many."""
+        lengths = file.grid.lengths(missing) * file.dataset.dtype.itemsize
         total = int(lengths.sum())
         is_large = total > BATCH_BYTES
-        if is_large and not self._folder.has_room(entry, missing):
+        if is_large and not self._folder.has_room(file, missing):
             return None
         loose: Loose = {}
-        with progress(total, entry.dataset.key, quiet=arrays.quiet) as advance:
+        with progress(total, file.dataset.key, quiet=arrays.quiet) as advance:
             for numbers in _batches(missing, lengths):
-                elements = arrays.read_tiles(entry.dataset, numbers, advance)
-                kept = self._folder.keep(entry, numbers, elements)
+                elements = arrays.read_tiles(file.dataset, numbers, advance)
+                kept = self._folder.keep(file, numbers, elements)
                 if kept < len(numbers):
                     if is_large:
                         return None
-                    loose.update(_pieces(entry, numbers, elements, kept))
+                    loose.update(_split_tiles(file, numbers, elements, kept))
         return loose
 
     def _missing_bytes(self, arrays: Arrays, now: Dataset) -> int:
         if not now.size:
             return 0
-        entry = self._file_of(arrays, now)
-        if entry is None:
+        file = self._file_of(arrays, now)
+        if file is None:
             return arrays.moved_bytes(now)
-        absent = entry.find_absent()
-        return arrays.moved_bytes(entry.dataset, absent) if absent.size else 0
+        absent = file.find_absent()
+        return arrays.moved_bytes(file.dataset, absent) if absent.size else 0
 
 
 def _still_stands(arrays: Arrays, older: Dataset) -> bool:
-    """Tell whether elements of an older version can still be read: the backend gives them only if none has changed."""
+    """Tell whether the elements of an older version are unchanged, since the backend reads no others."""
     try:
         arrays.check_unchanged(older)
     except ChangedError:
@@ -218,12 +214,12 @@ def _still_stands(arrays: Arrays, older: Dataset) -> bool:
 
 
 def _version(dataset: Dataset) -> tuple[Any, ...]:
-    """What is another one when elements or where they are have changed, in one project."""
+    """Return values that identify one version's stored elements within a project."""
     return dataset.id, dataset.version, dataset.created_at, dataset.user_id, dataset.key, dataset.shape
 
 
 def _as_indices(selection: list[Any]) -> Selection:
-    """A list of indices as numpy takes it, so that it is looked at once; any other list as it is."""
+    """Convert a list of indices to an array, which is checked once. Return any other list as it is."""
     try:
         indices = np.asarray(selection)
     except ValueError:
@@ -232,7 +228,7 @@ def _as_indices(selection: list[Any]) -> Selection:
 
 
 def _batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Positions]:
-    """Pieces in parts of about `BATCH_BYTES`."""
+    """Group tiles to batches of about `BATCH_BYTES`."""
     ends = np.cumsum(nbytes)
     begin = 0
     while begin < len(numbers):
@@ -242,19 +238,19 @@ def _batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Posi
         begin = end
 
 
-def _pieces(
-    entry: CacheFile, numbers: Positions, elements: npt.NDArray[Any], first: int
+def _split_tiles(
+    file: CacheFile, numbers: Positions, elements: npt.NDArray[Any], first: int
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Pieces from a first one on, each with its number, out of the elements of all of them."""
-    ends = np.cumsum(entry.grid.lengths(numbers)).tolist()
+    """Yield tiles with their numbers, from position `first` on, out of the elements of all tiles."""
+    ends = np.cumsum(file.grid.lengths(numbers)).tolist()
     for position in range(first, len(numbers)):
         number = int(numbers[position])
         begin = ends[position - 1] if position else 0
-        yield number, elements[begin : ends[position]].reshape(entry.grid.shape_in_file(number))
+        yield number, elements[begin : ends[position]].reshape(file.grid.shape_in_file(number))
 
 
-def _taken(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-    """What numpy gives for a selection of the map, in memory of its own."""
+def _index_map(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] | None) -> Any:
+    """Return a selection of a memory map, as numpy would, in memory of its own."""
     result: Any = view[selection]
     if out is not None:
         check_out(result.shape, view.dtype, out)
@@ -265,12 +261,12 @@ def _taken(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[Any] |
     return result
 
 
-def _gathered(entry: CacheFile, loose: Loose, reading: ChunkPlan, out: npt.NDArray[Any] | None) -> Any:
-    """What numpy gives for a selection, put together of pieces."""
-    result = Result(reading, entry.dataset.dtype, out, entry.dataset.key)
-    if reading.size:
-        buffer = result.buffer.reshape(reading.buffer_shape)
-        for part in reading.projections():
-            number = entry.grid.number_of(part.coords)
-            part.take(loose[number] if number in loose else entry.tile(number), buffer)
+def _gather(file: CacheFile, loose: Loose, plan: ChunkPlan, out: npt.NDArray[Any] | None) -> Any:
+    """Return a selection, as numpy would, from tiles on the disk and loose ones."""
+    result = Result(plan, file.dataset.dtype, out, file.dataset.key)
+    if plan.size:
+        buffer = result.buffer.reshape(plan.buffer_shape)
+        for projection in plan.projections():
+            number = file.grid.number_of(projection.coords)
+            projection.take(loose[number] if number in loose else file.tile(number), buffer)
     return result.take()

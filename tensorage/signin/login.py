@@ -1,4 +1,4 @@
-"""The login of one user to one project: made when it is needed, renewed in time, lent to other processes, and ended."""
+"""The login of one user to one project: logging in, renewing tokens, lending them to processes, and logging out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Credentials:
     Parameters
     ----------
     held_back
-        For each setting that is configured and not meant for this URL: the reason, for messages.
+        Reason for each setting that is configured but not meant for this URL, for messages.
     """
 
     email: str | None = None
@@ -57,46 +57,46 @@ class Credentials:
     held_back: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def required_url(self) -> str:
-        """Return the URL of the project, or say that one is needed."""
+        """Return the URL of the project, or raise an error that asks for one."""
         return require("backend_url", self.backend_url)
 
     def required_key(self) -> str:
-        """Return the key of the project, or say that one is needed."""
+        """Return the key of the project, or raise an error that asks for one."""
         return require("backend_key", self.backend_key, self.held_back)
 
 
 class Login:
     """A login with its connections. Safe to use from many threads.
 
-    After a fork, and made with a loan, it works with the token of another process, which alone renews and ends the
-    login.
+    After a fork, and with a loan, a login works with the token of another process. Only that process renews and ends
+    the login.
 
     Parameters
     ----------
     credentials
-        Project and user. Their e-mail and password become those of the last login by `log_in`.
+        Project and user. `log_in` replaces their e-mail and password.
     patience
-        The time for which a backend that is away is waited for.
+        Time to wait for a backend that is away.
     loan
-        The token of another process.
+        Token of another process.
     """
 
     def __init__(self, credentials: Credentials, patience: Patience, loan: Loan | None = None) -> None:
         self.credentials = credentials
         self.patience = patience
-        #: The user and the tokens of a login of this process.
+        #: User and tokens of a login of this process.
         self.user: User | None = None
         self.session: Session | None = None
-        #: By this machine's clock, in seconds since the epoch.
+        #: End of the token by this machine's clock, in seconds since the epoch.
         self.expires_at = 0.0
         self.loan = loan
-        #: A refresh token whose use got no answer. It may be spent, and can be used once.
+        #: Refresh token whose use got no answer. It may be spent, since it can be used only once.
         self._doubtful: str | None = None
         self._holders = 0
         self._connect()
 
     def _connect(self) -> None:
-        """Begin without connections, in this process."""
+        """Begin anew in this process, without connections."""
         self.lock = threading.RLock()
         before = self.patience
         self.patience = Patience(
@@ -115,11 +115,11 @@ class Login:
 
     @property
     def token(self) -> str:
-        """The access token of the user, valid for at least another minute. Logs in if nobody is."""
+        """Access token of the user, valid for at least another minute. Logs in if nobody is logged in."""
         return self.patience.keep_trying(self.token_now, "getting a token")
 
     def token_now(self) -> str:
-        """The token, without waiting for a backend that is away."""
+        """Return the token, without waiting for a backend that is away."""
         with self.lock:
             if self.loan is not None:
                 self._borrow_again_in_time(self.loan)
@@ -145,7 +145,7 @@ class Login:
             return str(self.user.id)
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers that say whose a request is, without waiting for a backend that is away."""
+        """Return the headers that identify the user of a request, without waiting for a backend that is away."""
         token = self.token_now()
         return {
             "apikey": require("backend_key", self.credentials.backend_key),
@@ -155,7 +155,7 @@ class Login:
     # Logging in and out ---------------------------------------------------------------------------------
 
     def log_in(self, email: str | None = None, password: str | None = None) -> AuthResponse:
-        """Log in with e-mail and password, by default those of the credentials, which they become."""
+        """Log in with e-mail and password, by default those of the credentials, and keep them there."""
         with self.lock:
             email, password = email or self.credentials.email, password or self.credentials.password
             credentials = {
@@ -173,7 +173,7 @@ class Login:
             return response
 
     def register(self, email: str, password: str) -> AuthResponse:
-        """Register a new user, and go on as this user where no confirmation of the address is asked for."""
+        """Register a new user, and log in as this user unless the address has to be confirmed first."""
         with self.lock:
             credentials = {"email": require("email", email), "password": require("password", password)}
             try:
@@ -222,14 +222,14 @@ class Login:
             if self.session is None:
                 return
             self.session = self.user = None
-            # A login that has already ended at the server is what was wanted: the SDK says nothing then.
+            # The SDK raises nothing if the login has already ended at the server, which is what was wanted.
             with auth_errors("logging out", self.credentials.backend_url):
                 self._sdk().auth.sign_out({"scope": "local"})
-            # Where that failed, it is tried again at the end.
+            # Not reached if logging out failed: the end of the session tries again.
             self.ending.login = None
 
     def hold(self) -> None:
-        """One more user of the login: log in if nobody is."""
+        """Add a holder of the login. The first one logs in."""
 
         def hold() -> None:
             with self.lock:
@@ -240,7 +240,7 @@ class Login:
         self.patience.keep_trying(hold, "logging in")
 
     def release(self) -> None:
-        """One user less: the last one logs out. What was done is done, if logging out fails or not."""
+        """Remove a holder of the login. The last one logs out, and a failure of that is only logged."""
         with self.lock:
             self._holders -= 1
             if self._holders > 0:
@@ -254,7 +254,7 @@ class Login:
 
     @property
     def client(self) -> supabase.Client:
-        """The client of the Supabase SDK, made when first used, with the login's token if there is one."""
+        """Client of the Supabase SDK, made when first used, with the login's token if there is one."""
         if self.loan is not None or self.session is not None:
             _ = self.token
         with self.lock:
@@ -262,7 +262,7 @@ class Login:
 
     @property
     def transfer(self) -> Transfer:
-        """The byte mover of this session: its requests are those of the logged-in user."""
+        """Byte mover of this login, which sends requests as the logged-in user."""
         with self.lock:
             if self._transfer is None:
                 self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self.patience)
@@ -282,7 +282,7 @@ class Login:
 
     def _required_url(self) -> str:
         url = self.credentials.required_url()
-        # The process that a login is borrowed from has checked it, and warned if need be.
+        # The lender has checked the URL already, and warned if need be.
         return url if self.loan is not None else check_url(url)
 
     def _accept(self, response: AuthResponse) -> None:
@@ -292,7 +292,7 @@ class Login:
                 "e-mail address, follow the link in the mail first"
             )
         self.session, self.user = response.session, response.user
-        # By this machine's clock, which need not be the server's.
+        # The clock of the server may differ from that of this machine.
         self.expires_at = time.time() + response.session.expires_in
         self.loan = None
         self.patience.has_worked = True
@@ -300,14 +300,14 @@ class Login:
         self.ending.login = (self._required_url(), key, response.session.access_token)
 
     def _replace(self, response: AuthResponse) -> None:
-        """Go on with another login, and end the one before."""
+        """Replace the login by another one, and end the old one."""
         before = self.ending.login
         self._accept(response)
         if before is not None:
             last_logout(*before)
 
     def _restore(self) -> None:
-        """Give the SDK its session back, which it forgets when another login is refused."""
+        """Give the SDK its session back, which the SDK forgets when another login is refused."""
         if self.session is not None:
             with auth_errors("going on with the login", self.credentials.backend_url):
                 tokens = self.session.access_token, self.session.refresh_token
@@ -317,7 +317,7 @@ class Login:
         missing = [name for name in ("email", "password") if not getattr(self.credentials, name)]
         if missing:
             if all(name in self.credentials.held_back for name in missing):
-                # They are set: to ask for them would send the reader the wrong way.
+                # The settings exist, but are held back. Asking for them would mislead the user.
                 raise ConfigurationError(". ".join(self.credentials.held_back[name] for name in missing))
             variables = " and ".join(ENVIRONMENT[name] for name in missing)
             raise ConfigurationError(
@@ -336,9 +336,9 @@ class Login:
         return self.expires_at - time.time() < self._margin()
 
     def _margin(self) -> float:
-        """Seconds before its end that a token is renewed."""
+        """Return the seconds before its end at which a token is renewed."""
         assert self.session is not None
-        # Of a token that lives for a minute or two, the last part of its life has to do.
+        # A token that lives for only a minute or two is used for most of that time.
         return min(RENEW_BEFORE_S, self.session.expires_in / 4)
 
     def _renew(self) -> None:
@@ -355,7 +355,7 @@ class Login:
             self.log_in()
 
     def renew_unless_done(self, refused: str) -> None:
-        """A new token in place of a refused one, unless another thread has got one meanwhile."""
+        """Replace a refused token, unless another thread has done so meanwhile."""
         with self.lock:
             if self.loan is not None and self.loan.token == refused:
                 self._use(self.loan.next(refused))
@@ -375,14 +375,14 @@ class Login:
             logger.debug("going on with the token of before: %s", error)
 
     def _use(self, loan: Loan) -> None:
-        """Go on with another token of the same login."""
+        """Use another token of the same login."""
         if self.loan is not None and self.loan.token != loan.token:
-            # The SDK's client holds the one before.
+            # The client of the SDK holds the old token.
             self.sdk_client = None
         self.loan = loan
 
     def takes(self, loan: Loan) -> bool:
-        """Go on with a token that came with a pickle, unless this session has a newer one. False if it borrows none."""
+        """Accept a newer token that came with a pickle. Return False if this process holds a login of its own."""
         with self.lock:
             if self.loan is None:
                 return False
@@ -391,6 +391,7 @@ class Login:
             return True
 
     def loan_for_others(self) -> Loan:
+        """Return a loan that another process can work with, and begin to answer its requests for tokens."""
         with self.lock:
             token = self.token_now()
             if self.loan is not None:
@@ -400,7 +401,7 @@ class Login:
             return Loan(token, self.expires_at - self._margin(), self.expires_at, self.user_id, lender)
 
     def before_fork(self) -> None:
-        """Have the child know where to ask. A thread would not be there in it, and begins afterwards."""
+        """Let the child know whom to ask for tokens. The lender's thread begins only after the fork."""
         if self.session is not None:
             self.lender.open()
 
@@ -408,9 +409,9 @@ class Login:
         self.lender.start()
 
     def continue_in_child(self) -> None:
-        """After a fork: connections of its own, and the parent's token, which only the parent renews and ends."""
+        """Continue after a fork, with new connections and the token of the parent, which renews and ends the login."""
         self.end.detach()
-        # Kept, and never touched: a lock within may have been held by a thread that is not here any more.
+        # These are kept and never touched: a thread that is not here any more may have held a lock within them.
         self._inherited = (self.sdk_client, self._transfer, self.ending)
         self.lender.leave()
         if self.session is not None and self.user is not None:

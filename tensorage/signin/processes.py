@@ -1,7 +1,6 @@
-"""Sessions in more than one process: what a fork and a pickle make of them.
+"""Sessions in several processes, after a fork or by a pickle.
 
-After a fork, and where a pickle is read, a session works with the token of the one that it comes from: see
-`tensorage.signin.lending`.
+A forked or unpickled session borrows the token of the session that it comes from: see `tensorage.signin.lending`.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from typing import Any, Protocol, TypeVar, cast
 
 from tensorage.signin.lending import Loan
 
-__all__ = ["borrowed", "watch"]
+__all__ = ["borrow_session", "watch"]
 
 
 class Forked(Protocol):
-    """A login, as far as forks are about it."""
+    """The part of a login that forks concern."""
 
     def before_fork(self) -> None:
-        """Have the child know where to ask for tokens."""
+        """Let the child know whom to ask for tokens."""
         ...
 
     def after_fork(self) -> None:
-        """Go on in the parent."""
+        """Continue in the parent."""
         ...
 
     def continue_in_child(self) -> None:
-        """Go on in the child, with connections of its own and the parent's token."""
+        """Continue in the child, with new connections and the token of the parent."""
         ...
 
 
@@ -38,7 +37,7 @@ class Borrower(Protocol):
     """A session that may have come from another process."""
 
     def takes(self, loan: Loan) -> bool:
-        """Go on with a token that came with a pickle. False if this session borrows none."""
+        """Accept a newer token that came with a pickle. Return False if this session has a login of its own."""
         ...
 
     def __setstate__(self, state: Mapping[str, Any]) -> None: ...
@@ -46,7 +45,7 @@ class Borrower(Protocol):
 
 S = TypeVar("S", bound=Borrower)
 
-#: Borrowed sessions that are kept for what is unpickled later: they keep connections open.
+#: Most borrowed sessions that are kept for later pickles. Each keeps connections open.
 MAX_BORROWED = 4
 
 _logins: weakref.WeakSet[Forked] = weakref.WeakSet()
@@ -56,14 +55,14 @@ _borrowed_lock = threading.Lock()
 
 
 def watch(login: Forked) -> None:
-    """Let a login go on, in its own way, in every process that is forked from this one."""
+    """Tell a login of every fork from now on."""
     _logins.add(login)
 
 
-def borrowed(kind: type[S], state: dict[str, Any]) -> S:
-    """The session that a pickle stands for: one for all pickles of a login, so that they share its connections.
+def borrow_session(kind: type[S], state: dict[str, Any]) -> S:
+    """Return the session that a pickle stands for. All pickles of one login share a session and its connections.
 
-    What computes in tasks, as dask does, unpickles a store for each of them.
+    Dask, for one, unpickles a store for each task.
     """
     loan = state["loan"]
     login = (kind, state["backend_url"], state["backend_key"], loan.user_id, loan.lender)

@@ -1,4 +1,4 @@
-"""What a session needs around its login: headers for requests, errors, and the end."""
+"""Headers of requests, errors of the auth SDK, and the end of a login."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ __all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused
 LAST_LOGOUT_TIMEOUT_S = 2.0
 
 
-#: Statuses of those who have passed nothing on: too many requests, no server, and Cloudflare's two of its own.
+#: HTTP statuses that a gateway sends without asking the Auth server: too many requests, no server, and Cloudflare's
+#: two.
 _NOT_LET_IN = frozenset({429, 503, 521, 523})
 
 
 class Connections(Protocol):
-    """What holds sockets."""
+    """An owner of sockets."""
 
     def close(self) -> None: ...
 
 
 @dataclass
 class Ending:
-    """What is left to do when a session is dropped, or the interpreter ends. Does not keep the session alive.
+    """Work to do when a session is dropped or the interpreter ends. Does not keep the session alive.
 
     Parameters
     ----------
     login
         Arguments of `last_logout`, while somebody is logged in.
     connections
-        To be closed.
+        Connections to close.
     """
 
     login: tuple[str, str, str] | None = field(default=None, repr=False)
@@ -51,25 +52,25 @@ class Ending:
 
 
 class TokenSource(Protocol):
-    """A login, as far as requests need one."""
+    """The part of a login that requests need."""
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers that say whose a request is."""
+        """Return the headers that identify the user of a request."""
         ...
 
     def renew_unless_done(self, refused: str) -> None:
-        """Get a new token in place of a refused one, unless another thread has got one meanwhile."""
+        """Replace a refused token, unless another thread has done so meanwhile."""
         ...
 
 
 class TransferLogin:
-    """The login that requests are made with. Does not keep the login alive."""
+    """Login that requests are sent with. Does not keep the login alive."""
 
     def __init__(self, login: TokenSource) -> None:
         self._login = weakref.ref(login)
 
     def headers(self) -> dict[str, str]:
-        # The request's own patience waits for a backend that is away: no lock of the login is held for so long.
+        # The request itself waits for a backend that is away. No lock of the login is held meanwhile.
         return self._get().request_headers()
 
     def renew(self, refused: str) -> None:
@@ -86,7 +87,7 @@ class TransferLogin:
 
 @contextlib.contextmanager
 def auth_errors(asked: str, url: str | None) -> Iterator[None]:
-    """The auth SDK's errors as ours."""
+    """Translate errors of the auth SDK to errors of this package."""
     import httpx
 
     from tensorage.signin.sdk import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
@@ -98,7 +99,7 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
             f"{asked}: {url} cannot be reached ({error}). Check the URL, the network and the backend{start_hint(url)}"
         ) from error
     except (AuthUnknownError, ValueError, TypeError, AttributeError) as error:
-        # The SDK trips, in one way or another, over what is no answer of an Auth server.
+        # The SDK raises any of these over an answer that does not come from an Auth server.
         raise BackendUnavailableError(
             f"{asked}: {url} does not answer as a Supabase project does ({type(error).__name__}). Check the URL"
         ) from error
@@ -114,7 +115,7 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
 
 
 def was_refused_unread(error: BackendUnavailableError) -> bool:
-    """Tell whether the Auth server cannot have done what it was asked: nobody was reached, or a gateway refused."""
+    """Tell whether the Auth server cannot have seen a request: nobody was reached, or a gateway refused."""
     import httpx
 
     cause: BaseException | None = error
@@ -128,11 +129,11 @@ def was_refused_unread(error: BackendUnavailableError) -> bool:
 
 
 def last_logout(url: str, key: str, token: str) -> None:
-    """End a login when nobody is there to see an error: a session that stays open expires by itself."""
+    """End a login without raising. A login that stays open expires by itself."""
     import urllib3
 
     headers = {"apikey": key, "Authorization": f"Bearer {token}"}
-    # RuntimeError: the interpreter is too far in its end.
+    # RuntimeError: the interpreter is ending, and begins no thread any more.
     with (
         contextlib.suppress(urllib3.exceptions.HTTPError, OSError, RuntimeError),
         new_pool(url, 1, urllib3.Timeout(total=LAST_LOGOUT_TIMEOUT_S)) as pool,

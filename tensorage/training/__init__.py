@@ -1,9 +1,9 @@
-"""Samples of stored arrays, for training loops: the first axis is that of the samples.
+"""Samples of stored arrays, for training loops. Samples lie along the first axis.
 
 Modules
 -------
-order       in which order an epoch takes the samples (pure)
-position    how far a loop has come, to be stored and gone on from (pure)
-aligned     samples of several arrays, fetched together
-batches     a loop's batches, fetched before they are asked for
+order       order in which an epoch visits the samples (pure)
+position    position of a loop, and its stored form (pure)
+samples     reading of samples of several arrays together
+batches     batches of a loop, fetched before they are asked for
 """

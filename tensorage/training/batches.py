@@ -20,38 +20,38 @@ from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.training.order import Shuffle
 from tensorage.training.position import EpochPlan, Position, read_state, state_of
-from tensorage.training.samples import SampleSource, name_of, read_source, read_together, same_length
+from tensorage.training.samples import SampleSource, common_length, name_of, read_source, read_together
 
 __all__ = ["AlignedTensors", "Batches", "batches", "zip"]
 
-#: Of the order, so many places are computed at once: each batch on its own would take longer than its bookkeeping.
+#: Places of the order that are computed at once. Computing each batch on its own would take longer.
 _PAGE = 8192
 
 
 class AlignedTensors:
     """Samples of several arrays, fetched together: a map-style dataset of PyTorch, made by `tensorage.zip`.
 
-    A sample is a tuple of one sample of each array. What of several arrays is read is fetched at the same time, by one
-    request for each that is stored, where that has room for it.
+    A sample is a tuple of one sample of each array. Samples of all arrays are fetched at the same time, mostly by one
+    request for each stored array.
 
     Parameters
     ----------
     sources
-        Stored arrays as `TensorStore.open` gives them, or arrays in memory, of the same length along their first axis.
+        Stored arrays that `TensorStore.open` returns, or arrays in memory, of the same length along their first axis.
 
     Raises
     ------
     InvalidInputError
-        If there are none, or they are of different lengths.
+        If there are no arrays, or they have different lengths.
     """
 
     def __init__(self, *sources: SampleSource) -> None:
         self._sources = sources
-        self._length = same_length(sources)
+        self._length = common_length(sources)
 
     @property
     def sources(self) -> tuple[SampleSource, ...]:
-        """The arrays."""
+        """Arrays that the samples come from."""
         return self._sources
 
     def __len__(self) -> int:
@@ -61,16 +61,16 @@ class AlignedTensors:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, selection: Selection) -> tuple[Any, ...]:
-        """``(x[selection], y[selection], ...)``."""
+        """Return ``(x[selection], y[selection], ...)``."""
         return read_together(self._sources, selection)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Samples, in one request for each array: PyTorch's way of asking for a batch."""
+        """Return samples, by one request for each array: PyTorch's way of asking for a batch."""
         arrays = read_together(self._sources, np.asarray(indices, dtype=np.int64))
         return [tuple(array[i] for array in arrays) for i in range(len(indices))]
 
     def batches(self, batch_size: int, **how: Any) -> Batches:
-        """Batches for a loop: see `tensorage.batches`."""
+        """Return batches for a loop: see `tensorage.batches`."""
         return batches(self, batch_size=batch_size, **how)
 
     def __repr__(self) -> str:
@@ -78,17 +78,17 @@ class AlignedTensors:
 
 
 class Batches:
-    """The batches of one epoch after the other, made by `tensorage.batches`.
+    """Batches of one epoch after the other, made by `tensorage.batches`.
 
-    Each ``for`` loop over it is one epoch: the first begins where `start_at` says, each further one with the first
-    batch of the next epoch, also if the one before was left early.
+    Each ``for`` loop over `Batches` is one epoch. The first loop begins at `start_at`. Each later loop begins with the
+    first batch of the next epoch, also if the loop before was left early.
 
     Attributes
     ----------
     seed
-        Of the order of the samples; None if they are not shuffled.
+        Seed of the order of the samples, None if they are not shuffled.
     epoch
-        That of the present loop, or else of the next one.
+        Number of the epoch of the present loop, or else of the next loop.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Batches:
         *,
         are_tuples: bool,
     ) -> None:
-        self._reads = _Reads(sources)
+        self._reader = _SampleReader(sources)
         self._plan = plan
         self._prefetch = prefetch
         self._are_tuples = are_tuples
@@ -113,7 +113,7 @@ class Batches:
         return self._plan.seed
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         return self._plan.batch_count
 
     def __iter__(self) -> Iterator[Any]:
@@ -123,9 +123,9 @@ class Batches:
         return self._run(start)
 
     def state(self) -> dict[str, Any]:
-        """How far the loop has come: what `start_at` takes, to go on with the batch after the one that it has now.
+        """Return the position of the loop, as JSON can hold it. Given as `start_at`, it resumes at the next batch.
 
-        JSON can hold it. After the last batch of an epoch it is the beginning of the next one.
+        After the last batch of an epoch, the position is the beginning of the next epoch.
         """
         return state_of(self._plan, self._position)
 
@@ -134,7 +134,7 @@ class Batches:
 
     def _run(self, start: Position) -> Iterator[Any]:
         position = start
-        with closing(self._reads.ahead(_selections(self._plan, start), self._prefetch)) as fetched:
+        with closing(self._reader.read_ahead(_selections(self._plan, start), self._prefetch)) as fetched:
             for arrays in fetched:
                 position = position.after(len(self))
                 self._position = position
@@ -150,42 +150,43 @@ def batches(
     prefetch: int = 4,
     start_at: Mapping[str, Any] | None = None,
 ) -> Batches:
-    """Batches of samples along the first axis, for a loop: the next ones are fetched while it works on one.
+    """Return batches of samples along the first axis. The next ones are fetched while a loop works on one.
 
-    Every epoch has each sample once. Its order depends on `seed` and on the number of the epoch, and on nothing else. A
-    batch is one request for each stored array, where that has room for it.
+    Every epoch visits each sample once, in an order that depends only on `seed`, the number of the epoch and the number
+    of samples. A batch mostly takes one request for each stored array.
 
     Parameters
     ----------
     sources
-        Stored arrays as `TensorStore.open` gives them, or arrays in memory, of the same length; or what `tensorage.zip`
-        gives.
+        Stored arrays that `TensorStore.open` returns, or arrays in memory, of the same length; or the result of
+        `tensorage.zip`.
     batch_size
-        Samples of a batch. The last one of an epoch has what is left.
+        Samples of a batch. The last batch of an epoch may have fewer.
     shuffle
-        Take the samples in another order in each epoch.
+        Visit the samples in another order in each epoch.
     seed
-        Of the orders; by default one by chance, which `state` tells.
+        Seed of the orders. By default a random one, which `state` tells.
     drop_last
         Leave out a last batch that is not full.
     prefetch
-        So many batches are fetched before they are asked for, and are then in memory. With 0 each is fetched when the
-        loop asks for it.
+        Batches that are fetched before the loop asks for them, and kept in memory. With 0, each batch is fetched when
+        the loop asks for it.
     start_at
-        What `Batches.state` gave: go on from there. The number of samples and everything above has to be the same.
+        Result of `Batches.state`, at which the loop resumes. The number of samples and the other arguments have to be
+        the same.
 
     Returns
     -------
     Batches
-        Gives arrays of shape ``(batch_size, ...)`` for a single array, else tuples of one for each array.
+        Iterable of arrays of shape ``(batch_size, ...)``, or of tuples of them, one for each of several arrays.
 
     Raises
     ------
     InvalidInputError
-        At once: if the arrays are of different lengths, a number is out of its bounds, or `start_at` is of others.
+        If the arrays have different lengths, a number is out of its bounds, or `start_at` belongs to other batches.
     ChangedError
-        In the loop: if one of the arrays was replaced since, so that an epoch would be of two. Rows that were appended
-        or assigned to are no reason: what they hold when they are read is what the loop gets.
+        In the loop, if an array was replaced meanwhile, so that an epoch would mix two arrays. Appends and assignments
+        are no reason: the loop gets the elements at the time of the read.
 
     Examples
     --------
@@ -202,13 +203,13 @@ def batches(
     arrays: list[SampleSource] = []
     for source in sources:
         arrays.extend(source.sources if isinstance(source, AlignedTensors) else [source])
-    size = _whole("batch_size", batch_size, 1)
-    ahead = _whole("prefetch", prefetch, 0)
-    length = same_length(arrays)
+    size = _check_number("batch_size", batch_size, 1)
+    ahead = _check_number("prefetch", prefetch, 0)
+    length = common_length(arrays)
     if seed is not None:
-        seed = _whole("seed", seed, 0)
+        seed = _check_number("seed", seed, 0)
     elif shuffle:
-        # Of the state it is taken; one that is none is refused below.
+        # Take the seed from `start_at`, which `read_state` validates below.
         before = start_at.get("seed") if isinstance(start_at, Mapping) else None
         seed = before if type(before) is int else secrets.randbits(63)
     plan = EpochPlan(length, size, bool(shuffle), seed if shuffle else None, bool(drop_last))
@@ -218,17 +219,17 @@ def batches(
 
 
 def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
-    """Samples of several arrays that belong together, fetched together.
+    """Return a dataset of samples of several arrays that belong together, fetched together.
 
     Parameters
     ----------
     sources
-        Stored arrays as `TensorStore.open` gives them, or arrays in memory, of the same length along their first axis.
+        Stored arrays that `TensorStore.open` returns, or arrays in memory, of the same length along their first axis.
 
     Raises
     ------
     InvalidInputError
-        If there are none, or they are of different lengths.
+        If there are no arrays, or they have different lengths.
 
     Examples
     --------
@@ -241,7 +242,7 @@ def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tenso
     return AlignedTensors(*sources)
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def _check_number(name: str, value: int, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
@@ -252,7 +253,7 @@ def _whole(name: str, value: int, least: int) -> int:
 
 
 def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
-    """The samples of each batch of an epoch, from a batch on."""
+    """Yield the selection of each batch of an epoch, from position `start` on."""
     first = start.batch * plan.batch_size
     after = min(plan.batch_count * plan.batch_size, plan.length)
     if plan.seed is None:
@@ -267,8 +268,8 @@ def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
             yield samples[low : low + plan.batch_size]
 
 
-class _Reads:
-    """Reads samples of several arrays, as long as they are the same arrays."""
+class _SampleReader:
+    """Reads samples of several arrays, and refuses arrays that were replaced meanwhile."""
 
     def __init__(self, sources: Sequence[SampleSource]) -> None:
         self._jobs: list[Callable[[Selection], Any]] = [
@@ -278,8 +279,10 @@ class _Reads:
             for source in sources
         ]
 
-    def ahead(self, selections: Iterator[Selection], ahead: int) -> Generator[tuple[Any, ...], None, None]:
-        """What is read for each selection, in order; for so many of them before it is asked for."""
+    def read_ahead(
+        self, selections: Iterator[Selection], ahead: int
+    ) -> Generator[tuple[Any, ...], None, None]:
+        """Yield the samples of each selection, in order, fetching `ahead` selections before they are asked for."""
         if not ahead:
             for selection in selections:
                 yield tuple(read(selection) for read in self._jobs)
@@ -292,22 +295,22 @@ class _Reads:
                 return read(selection)
 
         pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
-        reading: deque[list[Future[Any]]] = deque()
+        fetching: deque[list[Future[Any]]] = deque()
         try:
             for selection in selections:
-                reading.append([pool.submit(read_one, read, selection) for read in self._jobs])
-                if len(reading) > ahead:
-                    yield _results(reading.popleft())
-            while reading:
-                yield _results(reading.popleft())
+                fetching.append([pool.submit(read_one, read, selection) for read in self._jobs])
+                if len(fetching) > ahead:
+                    yield _wait_for_results(fetching.popleft())
+            while fetching:
+                yield _wait_for_results(fetching.popleft())
         finally:
-            # Also when the loop is left: what is under way ends before it goes on, and waits for no backend.
+            # A loop that is left early gets here, too. Requests under way end first, and wait for no outage any more.
             hurry.begin()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _results(reading: list[Future[Any]]) -> tuple[Any, ...]:
-    return tuple(each.result() for each in reading)
+def _wait_for_results(fetching: list[Future[Any]]) -> tuple[Any, ...]:
+    return tuple(each.result() for each in fetching)
 
 
 def _read_same(tensor: OpenArray, data_id: int, selection: Selection) -> Any:
@@ -315,7 +318,7 @@ def _read_same(tensor: OpenArray, data_id: int, selection: Selection) -> Any:
     try:
         array = tensor.read(selection)
     except IndexError:
-        # Of a shorter one.
+        # The array may have been replaced by a shorter one, which is told below.
         if tensor.dataset.id == data_id:
             raise
     if tensor.dataset.id != data_id:

@@ -1,4 +1,4 @@
-"""Samples of several arrays: read together, one request for each array that is stored."""
+"""Reading of samples of several arrays together, by one request for each stored array."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tensorage.backend.arrays import OpenArray
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.selection import Selection
 
-__all__ = ["SampleSource", "name_of", "read_source", "read_together", "same_length"]
+__all__ = ["SampleSource", "common_length", "name_of", "read_source", "read_together"]
 
-#: Array that samples come from: a stored one, or one in memory.
+#: Array that samples come from: a stored array, or an array in memory.
 SampleSource = OpenArray | npt.NDArray[Any]
 
 
-def same_length(sources: Sequence[SampleSource]) -> int:
-    """How many samples there are in each of several arrays.
+def common_length(sources: Sequence[SampleSource]) -> int:
+    """Return the number of samples, which has to be the same in each of several arrays.
 
     Raises
     ------
     InvalidInputError
-        If there are no arrays, or what has no length, or different lengths.
+        If there are no arrays, if one is no array or has no axes, or if their lengths differ.
     """
     if not sources:
         raise InvalidInputError("no arrays: give at least one, such as store.open('x')")
@@ -44,22 +44,22 @@ def same_length(sources: Sequence[SampleSource]) -> int:
 
 
 def read_source(source: SampleSource, selection: Selection) -> Any:
-    """``source[selection]``, in memory that is the caller's."""
+    """Return ``source[selection]``, in memory of its own."""
     if isinstance(source, OpenArray):
         return source.read(selection)
-    # numpy says itself what it takes.
+    # numpy checks the selection by itself.
     taken: Any = source[selection]
     return taken.copy() if isinstance(taken, np.ndarray) else taken
 
 
 def read_together(sources: Sequence[SampleSource], selection: Selection) -> tuple[Any, ...]:
-    """``source[selection]`` of each, at the same time."""
+    """Return ``source[selection]`` of each array, read at the same time."""
     first, *others = sources
     if not others:
         return (read_source(first, selection),)
     with ThreadPoolExecutor(len(others), thread_name_prefix="tensorage zip") as pool:
-        reading = [pool.submit(read_source, source, selection) for source in others]
-        return (read_source(first, selection), *(each.result() for each in reading))
+        futures = [pool.submit(read_source, source, selection) for source in others]
+        return (read_source(first, selection), *(each.result() for each in futures))
 
 
 def name_of(source: SampleSource) -> str:

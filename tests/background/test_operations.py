@@ -6,7 +6,13 @@ import threading
 
 import pytest
 
-from tensorage.background.operations import Failure, Operation, Operations, error_to_raise, listed
+from tensorage.background.operations import (
+    Failure,
+    Operation,
+    Operations,
+    describe_operations,
+    error_to_raise,
+)
 
 
 def operation(key: str, nbytes: int = 1) -> Operation:
@@ -81,5 +87,8 @@ def test_the_first_error_says_all_that_failed() -> None:
 
 
 def test_operations_in_words() -> None:
-    assert listed([]) == ""
-    assert listed([operation("b"), operation("a"), operation("b")]) == "storing 'b' (2 times), storing 'a'"
+    assert describe_operations([]) == ""
+    assert (
+        describe_operations([operation("b"), operation("a"), operation("b")])
+        == "storing 'b' (2 times), storing 'a'"
+    )

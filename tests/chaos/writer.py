@@ -163,7 +163,7 @@ def _serve(pipe: Connection, project: Project, user: User, fault: str | None) ->
     logging.getLogger("tensorage").setLevel(logging.ERROR)
     for module in (runs, block_writing, block_engine):
         module.MAX_REQUEST_BYTES = REQUEST_BYTES
-    zarr_writing.ENTRIES_PER_REQUEST = 2
+    zarr_writing.RECORDS_PER_REQUEST = 2
     deliberate.commit(fault)
     session = project.session(user)
     session.login_by_mail()

@@ -385,7 +385,7 @@ def test_any_series_of_operations_on_objects(
         # These caps read even small objects by ranges, and ask and tell the catalogue more than once.
         monkeypatch.setattr(reading, "MAX_GAP_BYTES", max_gap_bytes)
         monkeypatch.setattr(shard_records, "MAX_NUMBERS", numbers_per_request)
-        monkeypatch.setattr(zarr_writing, "ENTRIES_PER_REQUEST", numbers_per_request)
+        monkeypatch.setattr(zarr_writing, "RECORDS_PER_REQUEST", numbers_per_request)
     run(TensorStore(session, quiet=True, engine="storage"), max_examples=30)
     leftovers.assert_only_arrays_are_kept(database, session.user_id)
 

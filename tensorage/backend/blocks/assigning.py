@@ -1,7 +1,7 @@
-"""``array[selection] = value`` for a stored array: in one request where that has room for it, else staged.
+"""Assignment to a selection of a stored array: in one request if it fits, and staged otherwise.
 
-The backend puts the elements into their blocks, so that none of them has to be read first. Readers see all of
-it or nothing.
+The backend puts the elements into their blocks, so that no block has to be read first. Readers see the whole assignment
+or nothing of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tensorage.backend.blocks.requests import describe_runs, send_patches
 from tensorage.backend.restarts import gone_is_changed
-from tensorage.backend.staging import new_operation, stage, with_room, written
+from tensorage.backend.staging import finish_write, new_operation, stage, with_room
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.http import TooMuchError
@@ -29,69 +29,69 @@ from tensorage.types import Dataset
 
 __all__ = ["assign"]
 
-#: Blocks that one request changes: each is rewritten whole.
+#: Most blocks that one request changes. The database rewrites each of them as a whole.
 MAX_BLOCKS = 64
 
 
 def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
-    """Assign to a part of a stored array, as numpy does.
+    """Assign to a selection of a stored array, as numpy does.
 
     Returns
     -------
     Dataset
-        The array's entry, as it is now.
+        Entry of the array after the assignment.
 
     Raises
     ------
     IndexError
-        As numpy's.
+        If the selection does not fit the shape, as numpy raises it.
     InvalidInputError
-        If the value does not broadcast to the selection; nothing has changed.
+        If the value does not broadcast to the selection. Nothing has changed.
     ChangedError
-        If the array is not what it was when it was opened, or changed meanwhile; nothing has changed.
+        If somebody else has changed the array since it was opened. Nothing of this assignment is stored.
     """
     dataset, transfer = work.dataset, work.transfer
-    reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size, exact=True)
-    elements_of = _elements(as_assigned(value, dataset), reading, dataset)
-    if not reading.size:
+    plan = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size, exact=True)
+    elements_of = _elements(as_assigned(value, dataset), plan, dataset)
+    if not plan.size:
         return dataset
-    parts = split_by_request(reading.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS)
-    first = next(parts)
-    if first.size == reading.size:
+    requests = split_by_request(plan.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS)
+    first = next(requests)
+    if first.size == plan.size:
         try:
             return _assign_at_once(work, first, elements_of(first))
         except TooMuchError:
-            pass  # Staged, it is halved until it is not.
+            pass  # A staged assignment is halved until its requests are small enough.
     arguments = {"data_id": dataset.id, "version": dataset.version, "operation": new_operation()}
     answer = with_room(transfer, lambda: work.call("tensorage_begin_assign", arguments))
     staged = work.on(Dataset.from_json(answer))
 
     def send(advance: Advance) -> None:
-        send_patches(staged, chain([first], parts), elements_of, advance)
+        send_patches(staged, chain([first], requests), elements_of, advance)
 
     with gone_is_changed(f"{work.asked}: it was replaced or deleted meanwhile. Open it again."):
-        return stage(staged, send, reading.size * dataset.dtype.itemsize)
+        return stage(staged, send, plan.size * dataset.dtype.itemsize)
 
 
 def _elements(
-    value: npt.NDArray[Any], reading: RunPlan, dataset: Dataset
+    value: npt.NDArray[Any], plan: RunPlan, dataset: Dataset
 ) -> Callable[[RequestRuns], memoryview]:
-    """What belongs to a part of the selection, as bytes. Of a single value, no more than a part is ever made."""
+    """Return a function that gives the bytes of a request. A single value is repeated for one request at a time."""
     if value.size == 1:
-        return lambda part: bytes_of(np.full(part.size, value.reshape(()), dataset.dtype))
-    if reading.is_whole_buffer and value.shape == reading.shape and value.flags.c_contiguous:
+        return lambda request: bytes_of(np.full(request.size, value.reshape(()), dataset.dtype))
+    if plan.is_whole_buffer and value.shape == plan.shape and value.flags.c_contiguous:
         buffer = value.reshape(-1)
     else:
-        buffer = np.empty(reading.size, dataset.dtype)
+        buffer = np.empty(plan.size, dataset.dtype)
         try:
-            reading.place(value, buffer)
+            plan.place(value, buffer)
         except ValueError as error:
             raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
-    return lambda part: bytes_of(buffer[part.out_first : part.out_first + part.size])
+    return lambda request: bytes_of(buffer[request.out_first : request.out_first + request.size])
 
 
-def _assign_at_once(work: Work, part: RequestRuns, elements: memoryview) -> Dataset:
+def _assign_at_once(work: Work, request: RequestRuns, elements: memoryview) -> Dataset:
     dataset = work.dataset
-    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(part.runs)}
-    head = header(count=part.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
-    return written(work.transfer, work.send("tensorage_assign", [head, elements]))
+    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(request.runs)}
+    head = header(count=request.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
+    return finish_write(work.transfer, work.send("tensorage_assign", [head, elements]))

@@ -1,4 +1,4 @@
-"""What the database engine can do."""
+"""The database engine: the operations of `tensorage.backend.engine.ArrayEngine` on arrays as rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
-from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
+from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import StoredElsewhereError
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.reading import plan_runs
 from tensorage.indexing.regions import AxisLengths, consecutive_regions, grow_shape, join_rows
-from tensorage.indexing.runs import MAX_REQUEST_BYTES, RunList, RunProduct
+from tensorage.indexing.runs import MAX_REQUEST_BYTES, RunList, RunProduct, Runs
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid, find_number_runs, row_tiles
 from tensorage.model.declaration import Declaration
@@ -34,7 +34,7 @@ __all__ = ["BlockEngine"]
 
 
 class BlockEngine:
-    """Arrays as rows, by calls of one project's functions.
+    """Keeps arrays as rows of the table ``tensors``, by calls of one project's functions.
 
     Parameters
     ----------
@@ -58,23 +58,24 @@ class BlockEngine:
         if not elements.size:
             return
         first = 0
-        for axis, extent in zip(region, dataset.shape, strict=True):
-            first = first * extent + axis.start
+        for axis, length in zip(region, dataset.shape, strict=True):
+            first = first * length + axis.start
         send_rows(Work.storing(self._transfer, dataset), elements, first, lambda _bytes: None)
 
-    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
-        # Blocks may begin anywhere, as those of appends do: a region ends with a short one, and has a request's bytes.
+    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        # Blocks may begin at any row, so a region needs no more than the bytes of a request. Its last block may be
+        # short.
         itemsize = dataset.dtype.itemsize
-        return join_rows(sizes, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
+        return join_rows(lengths, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         shape = dataset.shape
-        extents = grow_shape(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
+        lengths = grow_shape(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
         row = math.prod(shape[1:])
         if shape and 0 < row <= dataset.block_size:
             rows_per_block = dataset.block_size // row
-            return (max(extents[0] // rows_per_block, 1) * rows_per_block, *extents[1:])
-        return extents
+            return (max(lengths[0] // rows_per_block, 1) * rows_per_block, *lengths[1:])
+        return lengths
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         return self._writer.store_array(array, _meta(new))
@@ -87,10 +88,10 @@ class BlockEngine:
             for region in consecutive_regions(dataset.shape, MAX_REQUEST_BYTES // dataset.dtype.itemsize):
                 yield read(region).reshape(-1)
 
-        return from_the_beginning(lambda: self._writer.store_flats(flats, _meta(new)))
+        return begin_anew_after_failures(lambda: self._writer.store_flats(flats, _meta(new)))
 
     def copy(self, dataset: Dataset, new: Declaration) -> None:
-        """There is no function that copies rows: a large array would not be done within a statement's time."""
+        """Return None: the database has no function that copies rows, since a statement's time is limited."""
         del dataset, new
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
@@ -106,12 +107,12 @@ class BlockEngine:
         return assign(work, selection, value)
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        reading = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
-        result = Result(reading, dataset.dtype, out, dataset.key)
-        if reading.size:
+        plan = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
+        result = Result(plan, dataset.dtype, out, dataset.key)
+        if plan.size:
             work = self._reading(dataset)
-            with work.bar(reading.size * dataset.dtype.itemsize) as advance:
-                fetch_runs(work, reading.runs, result.buffer, advance)
+            with work.bar(plan.size * dataset.dtype.itemsize) as advance:
+                fetch_runs(work, plan.runs, result.buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
@@ -123,14 +124,14 @@ class BlockEngine:
     def read_tiles(self, dataset: Dataset, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
         grid = self.tiles(dataset)
         starts, ends = grid.starts(numbers), grid.starts(numbers) + grid.lengths(numbers)
-        runs = find_number_runs(numbers)
-        starts, lengths = starts[runs.first], ends[runs.last] - starts[runs.first]
+        neighbours = find_number_runs(numbers)
+        starts, lengths = starts[neighbours.first], ends[neighbours.last] - starts[neighbours.first]
         buffer = new_array((int(lengths.sum()),), dataset.dtype, f"reading {dataset.key!r}")
-        # Of one length, as those of a shuffled batch: a grid is half as many numbers.
+        # Runs of one length, as in a shuffled batch, take half as many numbers in the request.
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
-        source = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
-        fetch_runs(self._reading(dataset), source, buffer, advance)
+        runs: Runs = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
+        fetch_runs(self._reading(dataset), runs, buffer, advance)
         return buffer
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:

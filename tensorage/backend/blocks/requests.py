@@ -1,6 +1,6 @@
-"""Elements between memory and the blocks of one array: in parts of a request's size, several at once.
+"""Requests that move elements between memory and the blocks of one array, several at once.
 
-A part that is too much for the backend is halved, and halved again, down to a single element.
+A request that is too large for the backend is halved, and halved again, down to a single element.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
     Parameters
     ----------
     buffer
-        One-dimensional, of as many elements as the runs have and the array's dtype.
+        One-dimensional array of the stored array's dtype, with as many elements as the runs have.
 
     Raises
     ------
     ChangedError
-        If the array is not what it was when it was opened; the buffer is then of no use.
+        If the array has changed since it was opened. The content of the buffer is then of no use.
     """
     elements = bytes_of(buffer)
     itemsize = work.dataset.dtype.itemsize
 
-    def fetch(part: RequestRuns) -> None:
-        out = elements[part.out_first * itemsize : (part.out_first + part.size) * itemsize]
+    def fetch(request: RequestRuns) -> None:
+        out = elements[request.out_first * itemsize : (request.out_first + request.size) * itemsize]
         arguments = {
             "data_id": work.dataset.id,
             "version": work.dataset.version,
-            **describe_runs(part.runs),
+            **describe_runs(request.runs),
         }
-        function = "tensorage_read_spans" if isinstance(part.runs, RunList) else "tensorage_read"
+        function = "tensorage_read_spans" if isinstance(request.runs, RunList) else "tensorage_read"
         work.read_into(function, arguments, out)
         advance(len(out))
 
-    parts = split_by_request(runs, itemsize, work.dataset.block_size)
-    work.run(partial(work.in_halves, fetch, part, _halve) for part in parts)
+    requests = split_by_request(runs, itemsize, work.dataset.block_size)
+    work.run(partial(work.in_halves, fetch, request, _halve) for request in requests)
 
 
 def send_runs(work: Work, runs: Iterable[EncodedRun], advance: Advance) -> None:
-    """Store elements of a staged array. Blocks that are there stay as they are."""
+    """Store runs of a staged array. Blocks that are stored already stay as they are."""
     dataset = work.dataset
 
     def put(run: EncodedRun) -> None:
@@ -77,34 +77,34 @@ def send_runs(work: Work, runs: Iterable[EncodedRun], advance: Advance) -> None:
 
 def send_patches(
     work: Work,
-    parts: Iterable[RequestRuns],
+    requests: Iterable[RequestRuns],
     elements_of: Callable[[RequestRuns], memoryview],
     advance: Advance,
 ) -> None:
-    """Put elements into the places that `parts` name, in a staged assignment.
+    """Send the patches of a staged assignment, one for each request.
 
     Parameters
     ----------
     elements_of
-        Gives the bytes that belong to a part.
+        Returns the bytes of the elements of a request.
     """
     staged = work.dataset
 
-    def patch(part: RequestRuns) -> None:
-        meta = describe_runs(part.runs)
-        head = header(count=part.size, block_size=staged.block_size, data_id=staged.id, meta=meta)
-        work.send("tensorage_patch", [head, elements_of(part)])
-        advance(part.size * staged.dtype.itemsize)
+    def patch(request: RequestRuns) -> None:
+        meta = describe_runs(request.runs)
+        head = header(count=request.size, block_size=staged.block_size, data_id=staged.id, meta=meta)
+        work.send("tensorage_patch", [head, elements_of(request)])
+        advance(request.size * staged.dtype.itemsize)
 
-    work.run(partial(work.in_halves, patch, part, _halve) for part in parts)
+    work.run(partial(work.in_halves, patch, request, _halve) for request in requests)
 
 
 def describe_runs(runs: Runs) -> dict[str, Any]:
-    """Return the arguments with which a request says where its elements are."""
+    """Return the arguments that name runs in a request."""
     if isinstance(runs, RunList):
         return {"starts": runs.starts.tolist(), "lengths": runs.lengths.tolist()}
     return {"rows": runs.rows.tolist(), "runs": runs.runs.tolist(), "run_length": runs.run_length}
 
 
-def _halve(part: RequestRuns) -> tuple[RequestRuns, RequestRuns] | None:
-    return halve(part) if part.size > 1 else None
+def _halve(request: RequestRuns) -> tuple[RequestRuns, RequestRuns] | None:
+    return halve(request) if request.size > 1 else None

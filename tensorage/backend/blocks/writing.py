@@ -1,6 +1,6 @@
-"""Arrays into the database: in one request where that has room for them, else staged, all or nothing either way.
+"""Writing of arrays to the database, and appends: in one request if the array fits, and staged otherwise.
 
-What is staged is declared, filled by requests in parallel, and made visible by a commit, in one transaction.
+Either way, all of an array is stored, or nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import numpy.typing as npt
 from tensorage.backend.blocks.cutting import cut_array, cut_flats
 from tensorage.backend.blocks.requests import send_runs
 from tensorage.backend.restarts import gone_is_changed
-from tensorage.backend.staging import begin, from_the_beginning, new_operation, stage, with_room, written
+from tensorage.backend.staging import (
+    begin,
+    begin_anew_after_failures,
+    finish_write,
+    new_operation,
+    stage,
+    with_room,
+)
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import OtherDTypeError
 from tensorage.backend.wire.header import bytes_of, header
@@ -48,7 +55,7 @@ class BlockWriter:
     quiet: bool
 
     def store_array(self, array: npt.NDArray[Any], meta: dict[str, Any]) -> Dataset:
-        """Store an array that is in memory."""
+        """Store an array in memory."""
         if array.nbytes <= MAX_REQUEST_BYTES:
             try:
                 return self._store_at_once("tensorage_store", array, meta, f"storing {meta['key']!r}")
@@ -59,12 +66,12 @@ class BlockWriter:
     def store_flats(
         self, flats_of: Callable[[Dataset], Iterable[npt.NDArray[Any]]], meta: dict[str, Any]
     ) -> Dataset:
-        """Store an array that comes in parts, and need never exist whole.
+        """Store an array that comes in parts, and never has to exist whole.
 
         Parameters
         ----------
         flats_of
-            Gives the elements of the array, in one dimension, once it is declared.
+            Returns the elements of the declared array, in one-dimensional parts.
         """
         work = self._begin(meta)
 
@@ -76,17 +83,17 @@ class BlockWriter:
     def append_rows(
         self, key: str, data: npt.ArrayLike, known: Dataset | None, open_array: Callable[[], Dataset]
     ) -> Dataset:
-        """Add rows at the end of axis 0 of an array: once, however often a request is repeated.
+        """Add rows at the end of axis 0 of an array, once however often the request is repeated.
 
-        Rows that fit one request are sent in their own dtype, which is mostly that of the array. If it is another one,
-        the answer names the array's dtype, and the rows are sent again.
+        Rows that fit one request are sent in their own dtype, which mostly is the array's dtype. If not, the answer
+        names the array's dtype, and the rows are sent again.
 
         Parameters
         ----------
         known
-            The array, if the caller has opened it.
+            Entry of the array, if the caller has opened it.
         open_array
-            Opens the array, if its entry decides what is to be sent.
+            Opens the array, if its entry is needed.
         """
         rows = as_array(data) if known is None else cast_to(data, known)
         meta = {
@@ -120,18 +127,18 @@ class BlockWriter:
         self, function: str, array: npt.NDArray[Any], meta: dict[str, Any], asked: str
     ) -> Dataset:
         flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
-        # An append is cut into blocks as its array is, whose block size the sender need not know.
+        # The database cuts an append into blocks of the array's own size, so the sender need not know it.
         head = header(count=flat.size, block_size=meta.get("chunk", 1), meta=meta)
         transfer = self.transfer
         answer = with_room(transfer, lambda: transfer.send(function, [head, bytes_of(flat)], asked))
-        return written(transfer, answer)
+        return finish_write(transfer, answer)
 
     def _store_staged(self, array: npt.NDArray[Any], meta: dict[str, Any]) -> Dataset:
         def write() -> Dataset:
             work = self._begin({**meta, "operation": new_operation()})
             return stage(work, partial(send_rows, work, array, 0), array.nbytes)
 
-        return from_the_beginning(write)
+        return begin_anew_after_failures(write)
 
     def _begin(self, meta: Mapping[str, Any]) -> Work:
         return Work.storing(self.transfer, begin(self.transfer, meta), quiet=self.quiet)

@@ -1,4 +1,4 @@
-"""What is uploaded: text, bytes, a local file, or an open file, read piece by piece and never as a whole."""
+"""Content of an upload: text, bytes, a local file or an open file, read part by part and never as a whole."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class UploadContent:
     Parameters
     ----------
     file
-        Read from where it stands.
+        Open file, which is read from its present position.
     asked
-        What is done with it, for error messages.
+        The user's wish, for error messages.
 
     Attributes
     ----------
     length
-        In bytes, None where only the end will tell. Where it is known, `seek` works.
+        Length in bytes, None if only the end of the content tells. With a known length, `seek` works.
     """
 
     def __init__(self, file: Readable, asked: str) -> None:
@@ -49,23 +49,23 @@ class UploadContent:
     def read(self, nbytes: int) -> bytes | memoryview:
         """Read the next bytes, fewer only at the end."""
         if not self._ahead:
-            piece = self._next(nbytes)
-            if len(piece) == nbytes:
+            part = self._next(nbytes)
+            if len(part) == nbytes:
                 self._position += nbytes
-                return piece
-            self._ahead += piece
+                return part
+            self._ahead += part
         while len(self._ahead) < nbytes:
-            piece = self._next(nbytes - len(self._ahead))
-            if not piece:
+            part = self._next(nbytes - len(self._ahead))
+            if not part:
                 break
-            self._ahead += piece
+            self._ahead += part
         taken = bytes(memoryview(self._ahead)[:nbytes])
         del self._ahead[:nbytes]
         self._position += len(taken)
         return taken
 
     def take(self, nbytes: int) -> bytes | memoryview:
-        """Read the next bytes, which are there by `length`."""
+        """Read the next bytes, which have to be there according to `length`."""
         taken = self.read(nbytes)
         if len(taken) != nbytes:
             raise InvalidInputError(
@@ -74,24 +74,24 @@ class UploadContent:
             )
         return taken
 
-    def pieces(self, nbytes: int) -> Iterator[bytes | memoryview]:
+    def parts(self, nbytes: int) -> Iterator[bytes | memoryview]:
         """Read the rest, `nbytes` at a time."""
         if self.length is None:
-            while piece := self.read(nbytes):
-                yield piece
+            while part := self.read(nbytes):
+                yield part
         else:
             while self._position < self.length:
                 yield self.take(min(nbytes, self.length - self._position))
 
     def seek(self, position: int) -> None:
-        """Go on at another position."""
+        """Move to another position."""
         if position != self._position:
             self._file.seek(self._start + position)
             self._position = position
             self._ahead.clear()
 
     def _measure(self) -> int | None:
-        """How much there is from here on, if that can be known; of text, only its end tells."""
+        """Return the bytes from here to the end, if the file can seek. The bytes of text are known only at its end."""
         seekable = getattr(self._file, "seekable", None)
         if seekable is None or not seekable() or isinstance(self._file.read(0), str):
             return None
@@ -102,10 +102,10 @@ class UploadContent:
 
     def _next(self, nbytes: int) -> bytes | memoryview:
         try:
-            piece = self._file.read(nbytes)
-            return piece.encode() if isinstance(piece, str) else memoryview(piece)
+            part = self._file.read(nbytes)
+            return part.encode() if isinstance(part, str) else memoryview(part)
         except Exception as error:
-            # Of a file object, it may be anything.
+            # File objects of users may raise anything.
             raise InvalidInputError(
                 f"{self._asked}: the source cannot be read behind byte {self._position + len(self._ahead)} "
                 f"({type(error).__name__}: {error}). Nothing was stored"
@@ -114,7 +114,7 @@ class UploadContent:
 
 @contextmanager
 def open_content(content: Content, asked: str) -> Iterator[UploadContent]:
-    """Open what is to be uploaded. An open file stays open."""
+    """Open the content of an upload. A file that is open already stays open."""
     if isinstance(content, Path):
         with content.open("rb") as file:
             yield UploadContent(file, asked)
@@ -135,16 +135,16 @@ def _as_bytes(content: Any) -> memoryview:
 
 
 class _View:
-    """Bytes in memory as an open file: unlike `io.BytesIO`, without a copy of them."""
+    """Bytes in memory as an open file. Unlike `io.BytesIO`, it makes no copy."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
         self._position = 0
 
     def read(self, size: int, /) -> memoryview:
-        piece = self._content[self._position : self._position + size]
-        self._position += len(piece)
-        return piece
+        part = self._content[self._position : self._position + size]
+        self._position += len(part)
+        return part
 
     def seekable(self) -> bool:
         return True

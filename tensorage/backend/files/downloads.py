@@ -1,4 +1,4 @@
-"""Downloads from Storage, by ranges: what breaks is asked for again, and a file never comes from two."""
+"""Downloads from Storage by ranges. A broken range is asked for again, and a result never mixes two versions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tensorage.errors import BackendUnavailableError, ChangedError
 
 __all__ = ["read_file"]
 
-#: Asked for at once, and so the memory that a download takes.
-PIECE_BYTES = 8 * 1024 * 1024
+#: Bytes of a range, and therefore the memory that a download takes.
+PART_BYTES = 8 * 1024 * 1024
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 
 
 def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[bytes]:
-    """Read an object, piece by piece.
+    """Read an object, part by part.
 
     Raises
     ------
     StorageRefusal
     ChangedError
-        It was replaced meanwhile: what has been read is no part of what is there now.
+        If the object was replaced meanwhile. Parts that were read do not belong to the new one.
     """
-    # No cache between may answer with what the object was before.
+    # The unique query keeps caches on the way from answering with an older object.
     path = f"{object_path(name, FOR_READING)}?t={uuid.uuid4().hex}"
     answer = _ask_first(requests, path, asked)
     etag, size = _etag(answer), _size(answer, 0, asked)
@@ -58,12 +58,12 @@ def _ask_first(requests: StorageRequests, path: str, asked: str) -> Answer:
 
 
 def _ask(requests: StorageRequests, path: str, position: int, asked: str) -> Answer:
-    headers = {"Range": f"bytes={position}-{position + PIECE_BYTES - 1}"}
+    headers = {"Range": f"bytes={position}-{position + PART_BYTES - 1}"}
     return requests.ask("GET", path, asked, headers=headers)
 
 
 def _size(answer: Answer, position: int, asked: str) -> int:
-    """Size of the whole object, if the answer is the part of it that begins at `position`."""
+    """Return the size of the whole object. Refuse an answer that is not the part at `position`."""
     if answer.status != 206:
         if position == 0:
             return len(answer.body)

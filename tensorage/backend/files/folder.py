@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from tensorage.backend.files.content import Content, UploadContent, open_content
 from tensorage.backend.files.downloads import read_file
-from tensorage.backend.files.resumable import PIECE_BYTES, ResumableUpload
+from tensorage.backend.files.resumable import PART_BYTES, ResumableUpload
 from tensorage.backend.transfer import Project
 from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.http import Answer
@@ -23,20 +23,20 @@ from tensorage.errors import BackendUnavailableError, ChangedError, InvalidInput
 
 __all__ = ["Files", "Writable"]
 
-#: Of a path. With the folder's name before it, Storage takes somewhat more.
+#: Most bytes of a path. Storage takes somewhat more, for the name of the folder before it.
 MAX_PATH_BYTES = 900
 
 #: Entries in one answer of a listing.
 _PAGE = 1000
 
-#: A file that is replaced while it is downloaded is begun again, not more often than this.
+#: Most times that a download begins, if the file is replaced each time.
 _MAX_BEGINNINGS = 5
 
-#: What Storage allows in names of objects.
+#: Paths of the characters that Storage allows in names of objects.
 _PATH = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]*")
 
-#: Folders in which arrays are kept are named by the numbers of their datasets.
-_OF_ARRAYS = re.compile(r"[0-9]+", re.ASCII)
+#: Names of the folders of arrays, which are the numbers of their datasets.
+_ARRAY_FOLDER = re.compile(r"[0-9]+", re.ASCII)
 
 
 T = TypeVar("T")
@@ -61,30 +61,30 @@ class Files:
         self._backend = backend
 
     def upload_file(self, path: str, content: Content) -> str:
-        """Store a file, in place of the one at `path` if there is one: all of it, or nothing.
+        """Store a file, all of it or nothing, in place of a file at `path`.
 
-        What is larger than 6 MiB and of known length goes up in pieces, if the server offers resumable uploads:
-        after a broken connection, or a restart of the server, the upload goes on where it stopped.
+        Content of more than 6 MiB and of known length goes up in parts, if the server offers resumable uploads. After a
+        broken connection, or a restart of the server, the upload resumes.
 
         Parameters
         ----------
         path
-            Name within the user's folder, parts separated by ``/``.
+            Name of the file within the user's folder, with parts separated by ``/``.
         content
-            Text (stored as UTF-8), bytes, the path of a local file, or an open file, of bytes or of text, which is
-            read from where it stands to its end and stays open.
+            Text (stored as UTF-8), bytes, the path of a local file, or an open file of bytes or text. An open file is
+            read from its present position to its end, and stays open.
 
         Returns
         -------
         str
-            The object's name in the bucket.
+            Name of the object in the bucket.
 
         Raises
         ------
         InvalidInputError
-            The path cannot be one, or the source cannot be read to the end that it had in the beginning.
+            If the path is not allowed, or the content ends earlier than it did when the upload began.
         QuotaExceededError
-            The project takes no file of this size, or has no room for it.
+            If the project takes no file of this size, or has no room for the file.
         """
         name, asked = self._writable_name(path), f"uploading {path!r}"
         with open_content(content, asked) as source, refusals_as_errors(asked):
@@ -96,43 +96,43 @@ class Files:
     @overload
     def download_file(self, path: str, *, to: Path | Writable) -> int: ...
     def download_file(self, path: str, *, to: Path | Writable | None = None) -> bytes | int:
-        """Content of a file, or where `to` says so, the number of bytes that were put there.
+        """Return the content of a file, or write it to `to` and return the number of bytes.
 
         Parameters
         ----------
         to
-            A local file, which has the whole content or stays as it was; or an open file, in which only the bytes
-            before an error have been written. No more than 8 MiB are in memory then.
+            Path of a local file, which gets the whole content or stays as it was; or an open file, which gets the bytes
+            before an error. With `to`, memory holds at most 8 MiB of the content.
 
         Raises
         ------
         KeyNotFoundError
-            If there is none at `path`.
+            If there is no file at `path`.
         ChangedError
-            If it was replaced while it was read, and parts of it have been written to the open file.
+            If the file was replaced during the download, and parts of it have been written to an open file.
         """
         name, asked = self._name(path), f"downloading {path!r}"
 
-        def pieces() -> Iterator[bytes]:
+        def parts() -> Iterator[bytes]:
             return read_file(self._requests, name, asked)
 
         with refusals_as_errors(asked):
             if to is None:
-                return _of_one_version(lambda: b"".join(pieces()))
+                return _read_one_version(lambda: b"".join(parts()))
             if isinstance(to, Path):
-                return _save(to, pieces)
-            return _write(to, pieces())
+                return _save(to, parts)
+            return _write(to, parts())
 
     def list_files(self, prefix: str = "") -> list[str]:
-        """Paths of the files in a folder of the user's and below it, sorted.
+        """Return the paths of the files in a folder of the user and below it, sorted.
 
-        Folders whose names differ in upper and lower case only are one to Storage, and listed as one. Where arrays
-        are kept is left out.
+        Storage takes folders whose names differ in upper and lower case only for one folder, and lists them as one.
+        Folders of arrays are left out.
 
         Parameters
         ----------
         prefix
-            The folder, ``""`` for all.
+            Name of the folder, ``""`` for all files.
         """
         folder = prefix.strip("/")
         if folder:
@@ -141,12 +141,12 @@ class Files:
             return sorted(self._walk(folder))
 
     def remove_file(self, path: str) -> bool:
-        """Delete a file. True: it is gone.
+        """Delete a file. Return True once it is gone.
 
         Raises
         ------
         KeyNotFoundError
-            If there is none at `path`.
+            If there is no file at `path`.
         """
         asked = f"deleting {path!r}"
         body = {"prefixes": [self._writable_name(path)]}
@@ -159,9 +159,9 @@ class Files:
     # -- Names ------------------------------------------------------------------------------------------
 
     def _name(self, path: object) -> str:
-        """Name of the object of a file."""
+        """Return the name of the object of a file, or refuse the path."""
         if not isinstance(path, str):
-            # The content, if arguments were swapped: it may be long, or nobody's to see in a log.
+            # With swapped arguments, this is the content, which may be long or secret. It stays out of the message.
             raise InvalidInputError(
                 f"the path of a file is a string, not {type(path).__name__}: first the path, then the content"
             )
@@ -182,7 +182,7 @@ class Files:
 
     def _writable_name(self, path: str) -> str:
         name = self._name(path)
-        if _is_of_an_array(path):
+        if _is_in_array_folder(path):
             raise InvalidInputError(
                 f"{path!r} lies where arrays are kept: no folder of files is named by a number alone"
             )
@@ -192,13 +192,13 @@ class Files:
 
     @property
     def _requests(self) -> StorageRequests:
-        # Of the moment: after a fork, connections are new.
+        # The transfer is looked up each time, since a fork replaces its connections.
         return StorageRequests(self._backend.transfer.http)
 
     def _upload(self, name: str, source: UploadContent, asked: str) -> None:
         if source.length is None:
             self._upload_stream(name, source, asked)
-        elif source.length <= PIECE_BYTES:
+        elif source.length <= PART_BYTES:
             self._upload_small(name, source.take(source.length), asked)
         elif not ResumableUpload(self._requests, name, source, asked).run():
             self._upload_whole(name, source, asked)
@@ -208,23 +208,23 @@ class Files:
         self._requests.ask("POST", object_path(name), asked, headers=headers, body=[content])
 
     def _upload_stream(self, name: str, source: UploadContent, asked: str) -> None:
-        """Upload what cannot be read twice: in one request, and once."""
-        beginning = source.read(PIECE_BYTES + 1)
-        if len(beginning) <= PIECE_BYTES:
+        """Upload content that cannot be read twice, by one request without a second try."""
+        beginning = source.read(PART_BYTES + 1)
+        if len(beginning) <= PART_BYTES:
             self._upload_small(name, beginning, asked)
             return
-        outcome = self._send(name, chain([beginning], source.pieces(PIECE_BYTES)), {}, asked)
+        outcome = self._send(name, chain([beginning], source.parts(PART_BYTES)), {}, asked)
         if isinstance(outcome, Fault):
             raise error_of(outcome, asked)
 
     def _upload_whole(self, name: str, source: UploadContent, asked: str) -> None:
-        """Upload in one request, again from the beginning if it does not get through."""
+        """Upload by one request, and begin anew if it does not get through."""
         tries = self._backend.transfer.http.patience.tries(asked)
         while True:
             tries.begin()
             source.seek(0)
             length = {"Content-Length": str(source.length)}
-            outcome = self._send(name, source.pieces(PIECE_BYTES), length, asked)
+            outcome = self._send(name, source.parts(PART_BYTES), length, asked)
             if not isinstance(outcome, Fault):
                 return
             tries.wait(outcome)
@@ -247,7 +247,7 @@ class Files:
                 # A folder is an entry without an id.
                 if entry["id"] is not None:
                     yield path
-                elif not _is_of_an_array(f"{path}/"):
+                elif not _is_in_array_folder(f"{path}/"):
                     yield from self._walk(path)
             if len(page) < _PAGE:
                 return
@@ -267,29 +267,29 @@ class Files:
         return entries
 
 
-def _is_of_an_array(path: str) -> bool:
+def _is_in_array_folder(path: str) -> bool:
     folder, slash, _ = path.partition("/")
-    return bool(slash) and _OF_ARRAYS.fullmatch(folder) is not None
+    return bool(slash) and _ARRAY_FOLDER.fullmatch(folder) is not None
 
 
-def _of_one_version(read: Callable[[], T]) -> T:
-    """What `read` gives, which begins again if the file is replaced meanwhile."""
+def _read_one_version(read: Callable[[], T]) -> T:
+    """Return the result of `read`, begun anew if the file is replaced meanwhile."""
     for _ in range(_MAX_BEGINNINGS - 1):
         with contextlib.suppress(ChangedError):
             return read()
     return read()
 
 
-def _save(to: Path, pieces: Callable[[], Iterator[bytes]]) -> int:
-    """Put the pieces into a local file: all of them, or it stays as it was."""
+def _save(to: Path, parts: Callable[[], Iterator[bytes]]) -> int:
+    """Put all parts into a local file, which stays as it was if that fails."""
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.part")
 
     def read() -> int:
         with temporary.open("wb") as file:
-            return _write(file, pieces())
+            return _write(file, parts())
 
     try:
-        size = _of_one_version(read)
+        size = _read_one_version(read)
         temporary.replace(to)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -297,13 +297,13 @@ def _save(to: Path, pieces: Callable[[], Iterator[bytes]]) -> int:
     return size
 
 
-def _write(to: Writable, pieces: Iterator[bytes]) -> int:
+def _write(to: Writable, parts: Iterator[bytes]) -> int:
     size = 0
-    for piece in pieces:
-        rest = memoryview(piece)
+    for part in parts:
+        rest = memoryview(part)
         while rest:
-            # Files without a buffer take what they can.
+            # Unbuffered files may take only a part of the bytes.
             written = to.write(rest)
             rest = rest[written if isinstance(written, int) else len(rest) :]
-        size += len(piece)
+        size += len(part)
     return size

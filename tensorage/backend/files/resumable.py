@@ -1,7 +1,7 @@
-"""Resumable uploads to Storage: TUS 1.0.0, in the pieces that Supabase asks for.
+"""Resumable uploads to Storage: TUS 1.0.0, in parts of the size that Supabase asks for.
 
-A connection that breaks, a server that restarts or a token that runs out costs the piece that was under way, and
-not always that: the server says from where to go on.
+A broken connection, a restart of the server or an expired token costs at most the part under way. The server tells the
+position at which the upload resumes.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ from tensorage.backend.wire.storage_faults import StorageRefusal, is_missing_buc
 from tensorage.backend.wire.storage_requests import BUCKET, OCTETS, StorageRequests
 from tensorage.errors import BackendUnavailableError
 
-__all__ = ["PIECE_BYTES", "ResumableUpload"]
+__all__ = ["PART_BYTES", "ResumableUpload"]
 
 logger = logging.getLogger(__name__)
 
-#: What Supabase asks of every piece but the last.
-PIECE_BYTES = 6 * 1024 * 1024
+#: Bytes of every part but the last, as Supabase wants them.
+PART_BYTES = 6 * 1024 * 1024
 
-#: Failures one after the other, without a byte that got further, and what the wait after the first is like. That
-#: many are about half a minute: a server has the time to start again.
+#: Most failures in a row without progress. Their pauses add up to about half a minute, in which a server can start
+#: again.
 MAX_FAILURES = 8
+#: Added to the number of failures, so that the first pauses are as long as those of later attempts elsewhere.
 _FIRST_PAUSE = 2
 
 _PATH = "/upload/resumable"
-#: Last part of the address of an upload: something, and not only dots.
+#: Last part of the address of an upload, which is neither empty nor only dots.
 _UPLOAD = re.compile(r"\.*[A-Za-z0-9_~=%+-][A-Za-z0-9_~.=%+-]*", re.ASCII)
 _PROTOCOL = {"Tus-Resumable": "1.0.0"}
 
-#: Such a server does not know the protocol.
+#: HTTP statuses of a server that does not know the protocol.
 _NOT_OFFERED = frozenset({404, 405, 501})
-#: The upload is not there any more, or never was.
+#: HTTP statuses for an upload that is missing.
 _GONE = frozenset({404, 410})
-#: Whoever is told this has to ask how far the upload has come.
+#: HTTP statuses after which the position of the upload has to be asked for.
 _ELSEWHERE = _GONE | {409, 423}
 
 
 class ResumableUpload:
-    """One upload of known length, in place of the object that has the name.
+    """One upload of known length, which replaces an object of the same name.
 
     Parameters
     ----------
     asked
-        What the caller wanted, for error messages.
+        The user's wish, for error messages.
     """
 
     def __init__(self, requests: StorageRequests, name: str, source: UploadContent, asked: str) -> None:
@@ -64,12 +65,12 @@ class ResumableUpload:
         self._failures = 0
 
     def run(self) -> bool:
-        """Upload. False if the server does not offer this; nothing was sent then.
+        """Upload the content. Return False, with nothing sent, if the server does not offer resumable uploads.
 
         Raises
         ------
         StorageRefusal
-            The server takes no such object.
+            If the server takes no such object.
         """
         try:
             self._path = self._begin()
@@ -90,7 +91,7 @@ class ResumableUpload:
         return True
 
     def _begin(self) -> str:
-        """Have the server make an upload: its path."""
+        """Have the server begin an upload, and return its path."""
         fields = {"bucketName": BUCKET, "objectName": self._name, "contentType": OCTETS}
         metadata = ",".join(
             f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in fields.items()
@@ -101,18 +102,19 @@ class ResumableUpload:
             "Upload-Metadata": metadata,
         }
         answer = self._requests.ask("POST", _PATH, self._asked, headers=headers)
-        # Behind proxies, servers are often wrong about their own address; and the token is for nobody else.
+        # Only the last part of the address is used. Servers behind proxies are often wrong about the rest, and the
+        # token must not go to another host.
         upload = answer.headers.get("Location", "").rstrip("/").rpartition("/")[2]
         if _UPLOAD.fullmatch(upload) is None:
             raise self._nonsense(f"named no place for the upload, but {upload[:80]!r}")
         return f"{_PATH}/{upload}"
 
     def _advance(self, offset: int) -> int:
-        """Send the piece at `offset`. Where to go on."""
+        """Send the part at `offset`, and return the offset of the next part."""
         self._source.seek(offset)
-        piece = self._source.take(min(PIECE_BYTES, self._length - offset))
+        part = self._source.take(min(PART_BYTES, self._length - offset))
         try:
-            outcome = self._patch(offset, piece)
+            outcome = self._patch(offset, part)
         except StorageRefusal as refusal:
             if refusal.fault.status not in _ELSEWHERE:
                 raise
@@ -123,14 +125,15 @@ class ResumableUpload:
         return self._offset_of(outcome)
 
     def _find_offset(self) -> int:
-        """Ask the server where to go on: at the beginning of a new upload if it knows nothing of this one."""
+        """Ask the server for the offset of the next part. Begin a new upload if the server does not know this one."""
         while True:
             try:
                 answer = self._requests.ask("HEAD", self._path, self._asked, headers=_PROTOCOL)
                 offset = self._offset_of(answer)
                 if offset < self._length:
                     return offset
-                # Every byte is there. Whether the object is, says only the answer to a piece, be it empty.
+                # The server has every byte. Only the answer to a part, even an empty one, tells if the object is
+                # stored.
                 outcome = self._patch(offset, b"")
             except BackendUnavailableError as error:
                 self._wait(Fault(503, "", ""), error)
@@ -143,14 +146,14 @@ class ResumableUpload:
                     return offset
                 self._wait(outcome)
 
-    def _patch(self, offset: int, piece: bytes | memoryview) -> Answer | Fault:
+    def _patch(self, offset: int, part: bytes | memoryview) -> Answer | Fault:
         headers = _PROTOCOL | {
             "x-upsert": "true",
             "Upload-Offset": str(offset),
             "Content-Type": "application/offset+octet-stream",
-            "Content-Length": str(len(piece)),
+            "Content-Length": str(len(part)),
         }
-        return self._requests.send("PATCH", self._path, asked=self._asked, headers=headers, body=[piece])
+        return self._requests.send("PATCH", self._path, asked=self._asked, headers=headers, body=[part])
 
     def _offset_of(self, answer: Answer) -> int:
         said = answer.headers.get("Upload-Offset", "")
@@ -166,7 +169,7 @@ class ResumableUpload:
     def _wait(self, fault: Fault, error: BackendUnavailableError | None = None) -> None:
         """Wait after a failure, unless there were too many."""
         self._failures += 1
-        # The request that raised it has waited as long as is waited.
+        # The request that raised the error has used up the patience already.
         if error is not None and (self._failures >= MAX_FAILURES or self._requests.http.patience.is_patient):
             raise error
         if self._failures >= MAX_FAILURES and fault.status in _ELSEWHERE:
@@ -174,7 +177,7 @@ class ResumableUpload:
         self._tries.wait(fault, _FIRST_PAUSE + self._failures)
 
     def _give_up(self) -> None:
-        """Tell the server that nothing more comes. Where even that fails, it deletes the upload after a day."""
+        """Cancel the upload. If even that fails, the server deletes the upload after a day."""
         try:
             outcome = self._requests.send("DELETE", self._path, asked=self._asked, headers=_PROTOCOL)
         except StorageRefusal as refusal:

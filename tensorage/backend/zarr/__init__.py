@@ -1,25 +1,25 @@
 """The storage engine: arrays as Zarr v3 objects in Supabase Storage.
 
 An array is cut into chunks of about 1 MiB, and these are put into shards of about 8 MiB; one shard is one object.
-The catalogue says which objects an array consists of, and where in them its chunks are.
+The catalogue records the object of each shard, and the ranges of the chunks in it.
 
 Modules
 -------
-engine      what the engine can do
-reading     selections, by ranges of objects
-writing     new shards, in parallel
-changing    appends, assignments, and arrays that are filled piece by piece
-copying     arrays again, by the server
-entries     what the catalogue says of shards
-bucket      objects in and out of Storage
-codec       shards in and out of bytes
-chains      the codecs of a chunk at work, by numcodecs or by zarr
-compressors the common ones, one by one
-layout      which object holds which elements (pure)
-extents     how large chunks and shards are (pure)
-metadata    what the metadata of a Zarr v3 array say (pure)
-zarr_store  a stored array as a store of zarr
-zarr_keys   what such a store may be asked for (pure)
-importing   arrays of Zarr that somebody else wrote
-intact      whether an encoded chunk is whole (pure)
+zarr_engine     the operations of the engine
+reading         reading of selections, by ranges of objects
+writing         writing of new shards, in parallel
+changing        appends, assignments, and filling of declared arrays
+copying         server-side copies of arrays
+tiles           chunks as tiles of a cache
+shard_records   records of shards in the catalogue
+bucket          objects in Storage
+codec           encoding of shards, and decoding of their chunks
+codec_pipeline  codecs of a chunk, run by numcodecs or by zarr
+compressors     zstd and Blosc
+inflate         bounded decoding of codecs from bytes to bytes
+layout          cut of an array into shards and chunks (pure)
+chunk_shapes    shapes of chunks and shards (pure)
+zarr_store      a stored array as a store of zarr
+zarr_keys       keys and documents of such a store (pure)
+importing       import of Zarr arrays that somebody else wrote
 """

@@ -1,4 +1,4 @@
-"""Objects of arrays in and out of the bucket, and what it means when that fails."""
+"""Objects of arrays in the bucket: uploads, downloads and copies, and the meaning of their failures."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tensorage.types import Dataset
 
 __all__ = ["Bucket", "LostObjectError"]
 
-#: An object is written once, and never over: whatever caches it may keep it.
+#: An object never changes once it is written, so caches may keep it.
 _FOR_EVER = "max-age=31536000"
 
 
 class LostObjectError(Exception):
-    """Storage has no object of this name, for this user. Never leaves the engine."""
+    """Storage has no object of this name, or hides it from this user. Never leaves the engine."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Bucket:
     transfer: Transfer
 
     def put(self, dataset: Dataset, name: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Store an object of an array that is being written.
+        """Upload an object of an array that is being written.
 
         Parameters
         ----------
         parts
-            Its bytes, one part after the other.
+            Bytes of the object, one part after the other.
 
         Raises
         ------
         ChangedError
             If the array is no longer being written.
         QuotaExceededError
-            If the project takes no object of that size, or has no room for it.
+            If the project takes no object of that size, or has no room for the object.
         PermissionDeniedError, SchemaError
-            If the bucket or its policies are not there.
+            If the bucket or its policies are missing.
         """
         asked = f"storing {name!r} of {dataset.key!r}"
         headers = {"x-upsert": "true", "Content-Type": OCTETS, "Cache-Control": _FOR_EVER}
@@ -71,14 +71,14 @@ class Bucket:
                 raise
 
     def copy(self, dataset: Dataset, source: str, name: str) -> None:
-        """Store the content of another object as one of an array that is being written. It stays with the server.
+        """Have the server copy an object to one of an array that is being written. No bytes travel.
 
         Raises
         ------
         LostObjectError
             If there is no object `source`.
         ChangedError, QuotaExceededError, PermissionDeniedError, SchemaError
-            As for `put`.
+            For the same reasons as `put`.
         """
         asked = f"copying {source!r} to {dataset.key!r}"
         for either in (source, name):
@@ -94,19 +94,19 @@ class Bucket:
                 self._explain(refusal, dataset, asked)
                 raise
 
-    def get_into(self, dataset: Dataset, entry: ShardRecord, first: int, out: memoryview) -> None:
-        """Read bytes of an object, from `first` on and as many as `out` holds.
+    def get_into(self, dataset: Dataset, record: ShardRecord, first: int, out: memoryview) -> None:
+        """Read as many bytes of an object as `out` holds, from byte `first` on.
 
         Raises
         ------
         LostObjectError
-            If it is not there.
+            If the object is missing.
         CorruptTensorError
-            If it is shorter than the catalogue says.
+            If the object is shorter than the catalogue says.
         """
-        asked = f"reading {entry.name!r} of {dataset.key!r}"
-        path = object_path(entry.name, FOR_READING)
-        is_whole = first == 0 and len(out) == entry.nbytes
+        asked = f"reading {record.name!r} of {dataset.key!r}"
+        path = object_path(record.name, FOR_READING)
+        is_whole = first == 0 and len(out) == record.nbytes
         headers = {} if is_whole else {"Range": f"bytes={first}-{first + len(out) - 1}"}
         try:
             with refusals_as_errors(asked):
@@ -114,19 +114,19 @@ class Bucket:
                     self._requests.ask("GET", path, asked, headers=headers, out=out)
                 except StorageRefusal as refusal:
                     if _is_missing(refusal):
-                        raise LostObjectError(entry.name) from BackendAnswerError(str(refusal.fault))
+                        raise LostObjectError(record.name) from BackendAnswerError(str(refusal.fault))
                     if refusal.fault.status == 416:
-                        raise _too_short(asked, entry) from BackendAnswerError(str(refusal.fault))
+                        raise _too_short(asked, record) from BackendAnswerError(str(refusal.fault))
                     raise
         except WrongSizeError as error:
-            raise _too_short(asked, entry) from error
+            raise _too_short(asked, record) from error
 
     def remove(self, names: Sequence[str], asked: str) -> None:
-        """Delete objects, as many as there are of them."""
+        """Delete objects. Names of missing objects are ignored."""
         self._requests.remove(names, asked)
 
     def can_see(self, name: str, asked: str) -> bool:
-        """Whether the caller may read an object that the bucket has, by its entry there: its bytes may be lost."""
+        """Tell whether the bucket lists an object for this user. The bytes of a listed object may still be lost."""
         path = object_path(name, "/object/info/authenticated")
         with refusals_as_errors(asked):
             try:
@@ -142,7 +142,7 @@ class Bucket:
         return StorageRequests(self.transfer.http)
 
     def _explain(self, refusal: StorageRefusal, dataset: Dataset, asked: str) -> None:
-        """Raise what it means that an object of an array was refused, where the answer alone does not tell."""
+        """Raise the error that a refusal of an object stands for, if the answer alone does not tell."""
         cause = BackendAnswerError(str(refusal.fault))
         if refusal.fault.status == 413:
             raise QuotaExceededError(
@@ -167,11 +167,11 @@ class Bucket:
 
 
 def _is_missing(refusal: StorageRefusal) -> bool:
-    """Whether it is the object that is not there, and not the bucket."""
+    """Tell whether the object is missing, and not the bucket."""
     return refusal.fault.status == 404 and not is_missing_bucket(refusal.fault)
 
 
-def _too_short(asked: str, entry: ShardRecord) -> CorruptTensorError:
+def _too_short(asked: str, record: ShardRecord) -> CorruptTensorError:
     return CorruptTensorError(
-        f"{asked}: the object does not have the {entry.nbytes} bytes that were written. Store the array again."
+        f"{asked}: the object does not have the {record.nbytes} bytes that were written. Store the array again."
     )

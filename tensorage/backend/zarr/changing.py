@@ -1,7 +1,7 @@
-"""Changes of stored arrays: appends, assignments, and arrays that are filled piece by piece.
+"""Changes of stored arrays: appends, assignments, and declared arrays that are filled region by region.
 
-A shard that changes is written anew, as another object. What it is made from is told along with it, so that the
-catalogue refuses what somebody else has changed meanwhile.
+A shard that changes is written anew, as another object. The catalogue is told which object the new one is based on, and
+refuses the new one if somebody else has replaced that object meanwhile.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = ["append_rows", "assign", "fill_region"]
 
 
 def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Dataset:
-    """Add rows at the end of axis 0 of an array, as it was opened.
+    """Add rows at the end of axis 0 of an array, to the version that was opened.
 
     Raises
     ------
     ChangedError
-        If it has changed; nothing was appended.
+        If the array has changed. Nothing was appended.
     """
     dataset = work.dataset
     check_rows(rows, dataset)
@@ -46,37 +46,37 @@ def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Datase
     staged = _begin(work, "tensorage_begin_append", arguments)
     grown = ShardCodec(codec.layout.with_rows(rows.shape[0]))
     writer = ShardWriter(staged, grown)
-    shards = _appended(_reader(work, codec), grown, rows)
-    return _staged(writer, shards, rows.nbytes, work.asked)
+    shards = _shards_of_append(_reader_of(work, codec), grown, rows)
+    return _write_staged(writer, shards, rows.nbytes, work.asked)
 
 
 def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.ArrayLike) -> Dataset:
-    """``array[selection] = value`` for an array, as it was opened.
+    """Assign to a selection of an array, in the version that was opened.
 
     Raises
     ------
     ChangedError
-        If it has changed; nothing was assigned.
+        If the array has changed. Nothing was assigned.
     """
     dataset = work.dataset
-    reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
-    buffer = _buffer_of(as_assigned(value, dataset), reading, dataset)
-    if not reading.size:
+    plan = plan_chunks(dataset.shape, selection, codec.layout.shards)
+    buffer = _fill_buffer(as_assigned(value, dataset), plan, dataset)
+    if not plan.size:
         return dataset
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
     staged = _begin(work, "tensorage_begin_assign", arguments)
     writer = ShardWriter(staged, codec)
-    shards = _assigned(_reader(work, codec), reading, buffer)
-    return _staged(writer, shards, reading.size * dataset.dtype.itemsize, work.asked)
+    shards = _shards_of_assignment(_reader_of(work, codec), plan, buffer)
+    return _write_staged(writer, shards, plan.size * dataset.dtype.itemsize, work.asked)
 
 
 def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-    """Store the elements of a region of a staged dataset: whole shards, or whole rows.
+    """Store the elements of a region of a staged dataset: whole shards, or whole rows of shards.
 
     Raises
     ------
     InvalidInputError
-        If it is neither.
+        If the region cuts a shard along another axis than the first.
     """
     layout, writer = codec.layout, ShardWriter(work, codec)
     whole = []
@@ -89,38 +89,38 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
         if shared == list(shard):
             whole.append(number)
         elif shared[1:] == list(shard[1:]):
-            _fill_part(writer, number, _within(elements, region, shared), shared[0].start)
+            _fill_rows(writer, number, _crop(elements, region, shared), shared[0].start)
         else:
             raise InvalidInputError(
                 f"{work.asked}: a region of {region} cuts the object of {shard}, and only rows can be cut"
             )
-    # What was uploaded by somebody who filled the same region before stays until the array goes: that one may still be
-    # alive, and tell the catalogue of it once more.
-    work.run(partial(_fill_whole, writer, number, elements, region) for number in whole)
+    # Another worker may have uploaded objects for the same region, and may still tell the catalogue of them. These
+    # objects therefore stay until the array goes.
+    work.run(partial(_fill_shard, writer, number, elements, region) for number in whole)
 
 
-def _fill_whole(
+def _fill_shard(
     writer: ShardWriter, number: int, elements: npt.NDArray[Any], region: Sequence[slice]
 ) -> None:
-    part = _within(elements, region, writer.codec.layout.region(number))
-    writer.tell([writer.upload(number, part, _suffix()).as_json()])
+    part = _crop(elements, region, writer.codec.layout.region(number))
+    writer.tell([writer.upload(number, part, _new_suffix()).as_json()])
 
 
-def _within(elements: npt.NDArray[Any], region: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
-    """Of the elements of a region, those of a part of it."""
+def _crop(elements: npt.NDArray[Any], region: Sequence[slice], part: Sequence[slice]) -> npt.NDArray[Any]:
+    """Return the elements of `part`, which lies within `region`, out of the elements of `region`."""
     index: Any = [
         slice(wanted.start - axis.start, wanted.stop - axis.start)
         for wanted, axis in zip(part, region, strict=True)
     ]
-    # The ellipsis makes it an array where there are no axes.
+    # The ellipsis keeps an array: without axes, the index alone would return a number.
     found: npt.NDArray[Any] = elements[(*index, ...)]
     return found
 
 
-def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
-    """Store some rows of a shard, beside those that others store at the same time."""
+def _fill_rows(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
+    """Store some rows of a shard, while other workers may store other rows of the same shard."""
     codec, work, bucket = writer.codec, writer.work, Bucket(writer.work.transfer)
-    reader = _reader(work, codec)
+    reader = _reader_of(work, codec)
     region = codec.layout.region(number)
     at = first - region[0].start
     while True:
@@ -132,98 +132,102 @@ def _fill_part(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
             try:
                 elements = reader.read(before)
             except LostObjectError as error:
-                reader.changed(before, error)  # Somebody has just replaced it, or this raises.
+                reader.changed_error(before, error)  # Raises unless somebody has just replaced the object.
                 continue
         elements[at : at + part.shape[0]] = part
-        entry = writer.upload(number, elements, _suffix())
+        record = writer.upload(number, elements, _new_suffix())
         rows = {"low": first, "high": first + part.shape[0]}
         try:
-            writer.tell([entry.as_json(**rows, before=None if before is None else before.name)])
+            writer.tell([record.as_json(**rows, before=None if before is None else before.name)])
         except RestartedError:
-            # Nothing more is taken of what was begun before: to try again would never end.
+            # The dataset was begun before the database failed, and takes nothing any more. Trying again would never
+            # end.
             raise
         except ChangedError:
-            # Also raised if the dataset is not being written any more: then this raises KeyNotFoundError.
+            # A dataset that is no longer being written is refused in the same way. This call raises KeyNotFoundError
+            # then.
             work.call("tensorage_dataset", {"data_id": work.dataset.id})
-            if entry.name:
-                bucket.remove([entry.name], work.asked)
+            if record.name:
+                bucket.remove([record.name], work.asked)
             continue
         if before is not None and before.name:
             bucket.remove([before.name], work.asked)
         return
 
 
-def _appended(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iterator[NewShard]:
+def _shards_of_append(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iterator[NewShard]:
     base = reader.dataset.shape[0]
     numbers = grown.layout.shards_of(base, base + rows.shape[0])
-    # Of those, only the first ones are there already, with rows of their own.
+    # Only shards that the old end of the array cuts have rows already.
     has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
     old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
-    entries = fetch_records(reader.work, reader.codec.layout, old)
+    records = fetch_records(reader.work, reader.codec.layout, old)
     for number in numbers:
         region = grown.layout.region(number)
         first = max(region[0].start, base)
         added = rows[(slice(first - base, region[0].stop - base), *region[1:])]
-        entry = entries.get(number)
-        if entry is None:
+        record = records.get(number)
+        if record is None:
             yield NewShard(number, partial(return_elements, added))
         else:
-            yield NewShard(number, partial(_behind, reader, entry, added), entry.name)
+            yield NewShard(number, partial(_add_rows, reader, record, added), record.name)
 
 
-def _behind(reader: Reader, entry: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _add_rows(reader: Reader, record: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Read a stored shard, and add rows behind its own."""
     try:
-        return np.concatenate([reader.read(entry), added])
+        return np.concatenate([reader.read(record), added])
     except LostObjectError as error:
-        raise reader.changed(entry, error) from error
+        raise reader.changed_error(record, error) from error
 
 
-def _assigned(reader: Reader, reading: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
-    for part, entry in reader.with_records(reading.projections()):
-        yield NewShard(entry.number, partial(_patched, reader, entry, part, buffer), entry.name)
+def _shards_of_assignment(reader: Reader, plan: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
+    for part, record in reader.with_records(plan.projections()):
+        yield NewShard(record.number, partial(_assign_to_shard, reader, record, part, buffer), record.name)
 
 
-def _patched(
-    reader: Reader, entry: ShardRecord, part: ChunkProjection, buffer: npt.NDArray[Any]
+def _assign_to_shard(
+    reader: Reader, record: ShardRecord, part: ChunkProjection, buffer: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     if part.is_whole:
         elements = np.empty(part.shape, reader.codec.layout.dtype)
     else:
         try:
-            elements = reader.read(entry)
+            elements = reader.read(record)
         except LostObjectError as error:
-            raise reader.changed(entry, error) from error
+            raise reader.changed_error(record, error) from error
     part.put(buffer, elements)
     return elements
 
 
-def _buffer_of(value: npt.NDArray[Any], reading: ChunkPlan, dataset: Dataset) -> npt.NDArray[Any]:
-    """What is assigned to each element of the buffer. A single value is not repeated in memory."""
-    if value.size == 1 and value.ndim <= len(reading.shape):
-        return np.broadcast_to(value.reshape(()), reading.buffer_shape)
-    buffer = np.empty(reading.size, dataset.dtype)
+def _fill_buffer(value: npt.NDArray[Any], plan: ChunkPlan, dataset: Dataset) -> npt.NDArray[Any]:
+    """Broadcast a value to the elements that are assigned to. A single value is not repeated in memory."""
+    if value.size == 1 and value.ndim <= len(plan.shape):
+        return np.broadcast_to(value.reshape(()), plan.buffer_shape)
+    buffer = np.empty(plan.size, dataset.dtype)
     try:
-        reading.place(value, buffer)
+        plan.place(value, buffer)
     except ValueError as error:
         raise InvalidInputError(f"assigning to {dataset.key!r}: {error}; nothing has changed") from error
-    return buffer.reshape(reading.buffer_shape)
+    return buffer.reshape(plan.buffer_shape)
 
 
-def _reader(work: Work, codec: ShardCodec) -> Reader:
+def _reader_of(work: Work, codec: ShardCodec) -> Reader:
     return Reader(Work.reading(work.transfer, work.dataset), codec)
 
 
 def _begin(work: Work, function: str, arguments: dict[str, Any]) -> Work:
-    """Begin a change of an array, and return the work of filling its staged dataset."""
+    """Begin a change of an array, and return the work on its staged dataset."""
     named = {**arguments, "operation": new_operation()}
     staged = Dataset.from_json(with_room(work.transfer, lambda: work.call(function, named)))
     return Work.storing(work.transfer, staged, quiet=work.quiet)
 
 
-def _staged(writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str) -> Dataset:
+def _write_staged(writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str) -> Dataset:
     with gone_is_changed(f"{asked}: it was replaced or deleted meanwhile. Open it again."):
         return writer.commit(partial(writer.write, shards), nbytes)
 
 
-def _suffix() -> str:
+def _new_suffix() -> str:
+    """Make a suffix that no object's name had before."""
     return f".{secrets.token_hex(4)}"

@@ -72,9 +72,9 @@ class EncodedShard:
     parts
         Bytes of the object, one part after the other. There are none, and no object, if all elements are the fill
         value. Parts may be memory of the elements that were encoded, which must not change before the parts are sent.
-        nbytes
+    nbytes
         Bytes of the object, 0 if there is none.
-        index
+    index
         Plain index, as the catalogue has it. It is empty if the array is not sharded.
     """
 
@@ -374,7 +374,7 @@ def choose_layout(
         Parameters of `Layout.choose`.
     codecs
         All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
-        Where none of them makes a checksum (``crc32c`` can follow any), damage may go unnoticed.
+        Damage may go unnoticed if no codec makes a checksum. ``crc32c`` can follow any.
 
     Raises
     ------

@@ -258,7 +258,7 @@ class ZarrPipeline:
 
     @cached_property
     def _is_exact(self) -> bool:
-        """Whether the elements of every chunk become the same number of bytes."""
+        """True if the elements of every chunk become the same number of bytes."""
         return bool(self._inner_codecs) and name_of(self._inner_codecs[-1]) == "bytes"
 
     @cached_property

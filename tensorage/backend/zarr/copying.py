@@ -1,4 +1,4 @@
-"""An array of Storage again, by the server: its objects are copied where they are, and nothing is moved or decoded."""
+"""Server-side copy of a Zarr array: objects are copied within the bucket, and nothing is moved or decoded."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def copy_objects(reader: Reader, writer: ShardWriter, advance: Advance) -> None:
     Parameters
     ----------
     reader
-        Of the array, as it was opened.
+        Reader of the array, in the version that was opened.
 
     Raises
     ------
     ChangedError
-        If the array is not what it was.
+        If the array has changed since it was opened.
     """
     layout = reader.codec.layout
     shards = with_records(reader.work, layout, range(layout.shard_count), int)
-    writer.work.run(partial(_copy, reader, writer, entry, advance) for _, entry in shards)
+    writer.work.run(partial(_copy, reader, writer, record, advance) for _, record in shards)
 
 
-def _copy(reader: Reader, writer: ShardWriter, entry: ShardRecord, advance: Advance) -> None:
+def _copy(reader: Reader, writer: ShardWriter, record: ShardRecord, advance: Advance) -> None:
     name = ""
-    if entry.name:
-        name = object_name(writer.dataset, writer.codec.layout, entry.number)
+    if record.name:
+        name = object_name(writer.dataset, writer.codec.layout, record.number)
         try:
-            Bucket(writer.work.transfer).copy(writer.dataset, entry.name, name)
+            Bucket(writer.work.transfer).copy(writer.dataset, record.name, name)
         except LostObjectError as error:
-            raise reader.changed(entry, error) from error
-    writer.put(ShardRecord(entry.number, name, entry.nbytes, entry.index))
-    advance(writer.codec.layout.nbytes_of(entry.number))
+            raise reader.changed_error(record, error) from error
+    writer.put(ShardRecord(record.number, name, record.nbytes, record.index))
+    advance(writer.codec.layout.nbytes_of(record.number))

@@ -207,7 +207,7 @@ class Layout:
     @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of shards along each axis."""
-        return tuple(-(-extent // shard) for extent, shard in zip(self.shape, self.shards, strict=True))
+        return tuple(-(-length // shard) for length, shard in zip(self.shape, self.shards, strict=True))
 
     @cached_property
     def shard_count(self) -> int:
@@ -230,8 +230,8 @@ class Layout:
     def coords_of(self, number: int) -> tuple[int, ...]:
         """Return the position of a shard in the grid."""
         coords = []
-        for extent in reversed(self.grid):
-            number, coord = divmod(number, extent)
+        for length in reversed(self.grid):
+            number, coord = divmod(number, length)
             coords.append(coord)
         return tuple(reversed(coords))
 
@@ -242,8 +242,8 @@ class Layout:
     def region(self, number: int) -> tuple[slice, ...]:
         """Return the region of the array that a shard holds."""
         return tuple(
-            slice(coord * shard, min((coord + 1) * shard, extent))
-            for coord, shard, extent in zip(self.coords_of(number), self.shards, self.shape, strict=True)
+            slice(coord * shard, min((coord + 1) * shard, length))
+            for coord, shard, length in zip(self.coords_of(number), self.shards, self.shape, strict=True)
         )
 
     def nbytes_of(self, number: int) -> int:
@@ -292,15 +292,15 @@ class Layout:
 
 def _number_in_grid(coords: Sequence[int], grid: Sequence[int]) -> int:
     number = 0
-    for coord, extent in zip(coords, grid, strict=True):
-        number = number * extent + coord
+    for coord, length in zip(coords, grid, strict=True):
+        number = number * length + coord
     return number
 
 
 def _largest_divisors(shards: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
     """Return the largest chunk shape that divides a shard and is along no axis longer than `wanted`."""
     return tuple(
-        next(extent for extent in range(min(shard, most), 0, -1) if shard % extent == 0)
+        next(length for length in range(min(shard, most), 0, -1) if shard % length == 0)
         for shard, most in zip(shards, wanted, strict=True)
     )
 

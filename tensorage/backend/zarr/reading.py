@@ -1,4 +1,11 @@
-"""What a selection takes of which objects: the ranges to ask for, in parallel, and each chunk into its place."""
+"""Reading of selections from objects: ranges are fetched in parallel, and each chunk is put into its place.
+
+A read goes in these steps:
+
+1. The catalogue tells the object of each shard, and the ranges of its chunks.
+2. Chunks that lie close together in an object are joined to one range.
+3. Each range is fetched by one request, and its chunks are decoded into the buffer.
+"""
 
 from __future__ import annotations
 
@@ -21,44 +28,52 @@ from tensorage.indexing.chunks import ChunkProjection, plan_chunks
 from tensorage.model.memory import new_array
 from tensorage.types import Dataset
 
-__all__ = ["Reader", "ShardPart", "StoredChunk", "join_ranges"]
+__all__ = ["Reader", "ShardProjection", "StoredChunk", "join_ranges"]
 
-#: Ranges with no more than this between them are one: a request costs about as much as moving so many bytes.
+#: Largest gap between ranges that are joined. A request costs about as much as moving so many bytes.
 MAX_GAP_BYTES = 64 * 1024
 
-#: And no longer than this together, unless a chunk is.
+#: Most bytes of a joined range, unless a single chunk is longer.
 MAX_RANGE_BYTES = 8 * 1024 * 1024
 
-#: A shard whose object was replaced just when it was read is read again, not more often than this.
+#: Most times that a shard is read if its object is replaced by another one each time.
 _MAX_ATTEMPTS = 20
 
 
 class StoredChunk(NamedTuple):
-    """A chunk of an object, and what is taken of it."""
+    """A chunk of an object.
+
+    Parameters
+    ----------
+    offset, length
+        Range of the chunk in the object, in bytes.
+    projection
+        Elements that the selection takes of the chunk, and their place in the buffer.
+    """
 
     offset: int
     length: int
-    part: ChunkProjection
+    projection: ChunkProjection
 
 
-class ShardPart(Protocol):
-    """What is taken of one shard: a `ChunkProjection` of the grid of shards, or chunks that somebody chose."""
+class ShardProjection(Protocol):
+    """Part of a selection within one shard: a `ChunkProjection` of the grid of shards, or chosen chunks."""
 
     @property
     def coords(self) -> tuple[int, ...]:
-        """Of the shard."""
+        """Position of the shard in the grid of shards."""
         ...
 
     def split(self, chunks: Sequence[int], /) -> Iterator[ChunkProjection]:
-        """What is taken of each of its chunks, each once."""
+        """Yield the projection of each chunk that is touched, each chunk once."""
         ...
 
 
-T = TypeVar("T", bound=ShardPart)
+T = TypeVar("T", bound=ShardProjection)
 
 
 class _Target(NamedTuple):
-    """Where elements go."""
+    """Buffer that elements are read into, and its progress."""
 
     buffer: npt.NDArray[Any]
     advance: Advance
@@ -66,14 +81,16 @@ class _Target(NamedTuple):
 
 @dataclass
 class _Memory:
-    """What one job at a time works in. Of new memory, the kernel has to clear every page: as long a work as decoding.
+    """Memory for one job, which later jobs use again.
+
+    The kernel has to clear every page of new memory, which takes about as long as decoding.
 
     Parameters
     ----------
     fetched
-        Takes the bytes of a range.
+        Room for the bytes of a range.
     chunk
-        Takes a chunk of which only a part goes into the buffer.
+        Room for a chunk that only partly goes into the buffer.
     """
 
     fetched: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -87,12 +104,12 @@ class _Memory:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads elements of one array, as it was opened.
+    """Reads elements of one version of an array.
 
     Parameters
     ----------
     work
-        Work on the array, as it was opened.
+        Work on the array, in the version that was opened.
     codec
         Codec of the array, with its layout.
     """
@@ -103,73 +120,79 @@ class Reader:
 
     @property
     def dataset(self) -> Dataset:
-        """The array, as it was opened."""
+        """Entry of the array, in the version that was opened."""
         return self.work.dataset
 
-    def fill(self, parts: Iterable[ShardPart], buffer: npt.NDArray[Any], advance: Advance) -> None:
-        """Fill a buffer with what is taken of shards.
+    def fill(
+        self, projections: Iterable[ShardProjection], buffer: npt.NDArray[Any], advance: Advance
+    ) -> None:
+        """Fill a buffer with the elements of projections.
 
         Raises
         ------
         ChangedError
-            If the array is not what it was when it was opened; the buffer is then of no use.
+            If the array has changed since it was opened. The content of the buffer is then of no use.
         CorruptTensorError, IncompleteTensorError
-            The message says which object is damaged or lost.
+            If an object is damaged or lost. The message names it.
         """
-        self.work.run(self._jobs(parts, _Target(buffer, advance)))
+        self.work.run(self._jobs(projections, _Target(buffer, advance)))
 
-    def read(self, entry: ShardRecord) -> npt.NDArray[Any]:
-        """All elements of one shard that lie within the array.
+    def read(self, record: ShardRecord) -> npt.NDArray[Any]:
+        """Return all elements of one shard that lie within the array.
 
         Raises
         ------
         LostObjectError
-            If its object is not there.
+            If the shard's object is missing.
         """
         layout = self.codec.layout
-        reading = plan_chunks(layout.shape, layout.region(entry.number), layout.shards)
+        plan = plan_chunks(layout.shape, layout.region(record.number), layout.shards)
         buffer = new_array(
-            reading.buffer_shape, layout.dtype, f"reading {entry.name!r} of {self.dataset.key!r}"
+            plan.buffer_shape, layout.dtype, f"reading {record.name!r} of {self.dataset.key!r}"
         )
-        for part in reading.projections():
-            for job in self._jobs_of(part, entry, _Target(buffer, lambda _bytes: None)):
+        for projection in plan.projections():
+            for job in self._jobs_of(projection, record, _Target(buffer, lambda _bytes: None)):
                 job()
         return buffer
 
-    def ranges(self, entry: ShardRecord) -> npt.NDArray[np.uint64]:
-        """Where the chunks of a shard are: see `ShardCodec.ranges`.
+    def ranges(self, record: ShardRecord) -> npt.NDArray[np.uint64]:
+        """Return the offset and length of each chunk of a shard: see `ShardCodec.ranges`.
 
         Raises
         ------
         CorruptTensorError
-            If the catalogue's index is none of such an object.
+            If the index in the catalogue does not fit the object.
         """
         try:
-            return self.codec.ranges(entry.index, entry.nbytes)
+            return self.codec.ranges(record.index, record.nbytes)
         except CorruptChunkError as error:
-            raise self._corrupt(entry, "its index in the catalogue", error) from error
+            raise self._corrupt(record, "its index in the catalogue", error) from error
 
-    def changed(self, entry: ShardRecord, lost: LostObjectError) -> ChangedError:
-        """The error that a shard has another object by now. Raises one of its own if it is lost."""
-        self._renewed(entry, lost)
+    def changed_error(self, record: ShardRecord, lost: LostObjectError) -> ChangedError:
+        """Return the error for a shard whose object has been replaced. Raise another error if the object is lost."""
+        self._find_replacement(record, lost)
         return ChangedError(f"{self.dataset.key!r} has changed since it was opened. Open it again.")
 
-    def with_records(self, parts: Iterable[T]) -> Iterator[tuple[T, ShardRecord]]:
-        """What is taken of shards, each with the entry of its shard."""
+    def with_records(self, projections: Iterable[T]) -> Iterator[tuple[T, ShardRecord]]:
+        """Yield projections, each with the record of its shard."""
         layout = self.codec.layout
-        return with_records(self.work, layout, parts, lambda part: layout.number_of(part.coords))
+        return with_records(
+            self.work, layout, projections, lambda projection: layout.number_of(projection.coords)
+        )
 
-    def _jobs(self, parts: Iterable[ShardPart], target: _Target) -> Iterator[Callable[[], None]]:
-        for part, entry in self.with_records(parts):
-            for job in self._jobs_of(part, entry, target):
-                yield partial(self._run, job, part, entry, target)
+    def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[Callable[[], None]]:
+        for projection, record in self.with_records(projections):
+            for job in self._jobs_of(projection, record, target):
+                yield partial(self._run, job, projection, record, target)
 
-    def _jobs_of(self, part: ShardPart, entry: ShardRecord, target: _Target) -> Iterator[Callable[[], None]]:
-        """What one shard takes: its empty chunks are filled at once, and the others fetched by what is yielded."""
-        ranges = self.ranges(entry).tolist()
+    def _jobs_of(
+        self, projection: ShardProjection, record: ShardRecord, target: _Target
+    ) -> Iterator[Callable[[], None]]:
+        """Fill the empty chunks of a shard, and yield jobs that fetch the others."""
+        ranges = self.ranges(record).tolist()
         layout = self.codec.layout
         chunks = []
-        for chunk in part.split(layout.chunks):
+        for chunk in projection.split(layout.chunks):
             offset, length = ranges[layout.position_of(chunk.coords)]
             if offset == EMPTY:
                 target.buffer[chunk.buffer_selection] = self.codec.fill_value
@@ -177,26 +200,26 @@ class Reader:
             else:
                 chunks.append(StoredChunk(offset, length, chunk))
         for first, nbytes, members in join_ranges(chunks):
-            yield partial(self._fetch, entry, first, nbytes, members, target)
+            yield partial(self._fetch, record, first, nbytes, members, target)
 
     def _fetch(
-        self, entry: ShardRecord, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
+        self, record: ShardRecord, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
     ) -> None:
         memory = self._take()
         data = memory.for_bytes(nbytes)
-        Bucket(self.work.transfer).get_into(self.dataset, entry, first, data)
-        for offset, length, part in chunks:
+        Bucket(self.work.transfer).get_into(self.dataset, record, first, data)
+        for offset, length, projection in chunks:
             encoded = data[offset - first : offset - first + length]
-            place = part.target(target.buffer)
+            place = projection.target(target.buffer)
             try:
                 if place is not None:
                     self.codec.decode(encoded, place)
                 else:
                     memory.chunk = self.codec.decode(encoded, memory.chunk)
-                    part.take(memory.chunk, target.buffer)
+                    projection.take(memory.chunk, target.buffer)
             except CorruptChunkError as error:
-                raise self._corrupt(entry, f"its chunk {part.coords}", error) from error
-            target.advance(part.size * target.buffer.itemsize)
+                raise self._corrupt(record, f"its chunk {projection.coords}", error) from error
+            target.advance(projection.size * target.buffer.itemsize)
         self._idle.append(memory)
 
     def _take(self) -> _Memory:
@@ -205,42 +228,44 @@ class Reader:
         except IndexError:
             return _Memory()
 
-    def _run(self, job: Callable[[], None], part: ShardPart, entry: ShardRecord, target: _Target) -> None:
-        """Do a job of a shard. If its object is gone, but not its array, all of the shard is read from its new one."""
+    def _run(
+        self, job: Callable[[], None], projection: ShardProjection, record: ShardRecord, target: _Target
+    ) -> None:
+        """Do a job of a shard. If the object has been replaced meanwhile, read the whole shard from the new object."""
         try:
             job()
         except LostObjectError as error:
-            self._read_again(part, self._renewed(entry, error), target)
+            self._read_again(projection, self._find_replacement(record, error), target)
 
-    def _read_again(self, part: ShardPart, entry: ShardRecord, target: _Target) -> None:
+    def _read_again(self, projection: ShardProjection, record: ShardRecord, target: _Target) -> None:
         for _ in range(_MAX_ATTEMPTS):
             try:
-                for job in self._jobs_of(part, entry, target):
+                for job in self._jobs_of(projection, record, target):
                     job()
             except LostObjectError as error:
-                entry = self._renewed(entry, error)
+                record = self._find_replacement(record, error)
             else:
                 return
         raise ChangedError(f"reading {self.dataset.key!r}: it changes faster than it can be read. Try again.")
 
-    def _renewed(self, entry: ShardRecord, lost: LostObjectError) -> ShardRecord:
-        """What the catalogue now says of a shard whose object is gone: another object, as after an append."""
-        number = entry.number
+    def _find_replacement(self, record: ShardRecord, lost: LostObjectError) -> ShardRecord:
+        """Ask for the new object of a shard whose object is gone, as after an append. Raise if there is no new one."""
+        number = record.number
         now = fetch_records(self.work, self.codec.layout, [number])[number]
-        if now.name == entry.name:
-            raise self._lost(entry, lost)
+        if now.name == record.name:
+            raise self._lost(record, lost)
         return now
 
     def _lost(
-        self, entry: ShardRecord, lost: LostObjectError
+        self, record: ShardRecord, lost: LostObjectError
     ) -> IncompleteTensorError | PermissionDeniedError:
         asked = f"reading {self.dataset.key!r}"
-        arguments = {"data_id": self.dataset.id, "number": entry.number}
-        where = f"{entry.name!r}, which holds {self._extent(entry)}"
+        arguments = {"data_id": self.dataset.id, "number": record.number}
+        where = f"{record.name!r}, which holds {self._where(record)}"
         error: IncompleteTensorError | PermissionDeniedError
         is_there = self.work.call("tensorage_has_object", arguments)
-        # What has an entry in the bucket, and is seen by it, has lost its bytes.
-        if is_there and not Bucket(self.work.transfer).can_see(entry.name, asked):
+        # The bucket may still list an object whose bytes are lost. An object that it hides is one that policies forbid.
+        if is_there and not Bucket(self.work.transfer).can_see(record.name, asked):
             error = PermissionDeniedError(
                 f"{asked}: the policies of the bucket 'tensors' do not let this user read {where}. Apply the "
                 "migrations, which make them."
@@ -252,18 +277,24 @@ class Reader:
         error.__cause__ = lost.__cause__
         return error
 
-    def _corrupt(self, entry: ShardRecord, where: str, error: CorruptChunkError) -> CorruptTensorError:
+    def _corrupt(self, record: ShardRecord, where: str, error: CorruptChunkError) -> CorruptTensorError:
         return CorruptTensorError(
-            f"reading {self.dataset.key!r}: the object {entry.name!r}, which holds {self._extent(entry)}, is damaged: "
+            f"reading {self.dataset.key!r}: the object {record.name!r}, which holds {self._where(record)}, is damaged: "
             f"{where} cannot be read ({error}). Nothing is returned; store the array again, or read other parts."
         )
 
-    def _extent(self, entry: ShardRecord) -> str:
-        return describe_shard(self.codec.layout, entry.number)
+    def _where(self, record: ShardRecord) -> str:
+        return describe_shard(self.codec.layout, record.number)
 
 
 def join_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, list[StoredChunk]]]:
-    """Ranges of an object that have all of the chunks, neighbouring ones together: first byte, length, and chunks."""
+    """Join chunks of an object that lie close together to ranges.
+
+    Yields
+    ------
+    tuple
+        First byte of the range, its length, and its chunks.
+    """
     members: list[StoredChunk] = []
     first = end = 0
     for chunk in sorted(chunks, key=lambda chunk: chunk.offset):

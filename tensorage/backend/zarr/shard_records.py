@@ -1,4 +1,4 @@
-"""What the catalogue says of shards: which objects they are, and where in them their chunks."""
+"""Records of shards in the catalogue: the object of each shard, and the ranges of its chunks."""
 
 from __future__ import annotations
 
@@ -26,39 +26,41 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Of each shard: its number, bytes of its object, of the object's name, and of its index. See ``tensorage_shards``.
+#: Head of a record in an answer of ``tensorage_shards``: the shard's number, and the bytes of its object, of the
+#: object's name and of the index.
 _RECORD_HEAD = struct.Struct(">qqII")
 
-#: An answer of the catalogue is about this large at the most.
+#: Most bytes of one answer of the catalogue, about.
 _ANSWER_BYTES = 4 * 1024 * 1024
 
-#: And tells of no more shards than this.
+#: Most records in one answer.
 MAX_NUMBERS = 4096
 
-#: Parts of an object's name: the folder of its owner, that of the dataset which it was written for, and what tells it
-#: from one that it takes the place of.
+#: Parts of an object's name: the owner's folder, the folder of the dataset that the object was written for, and a
+#: suffix that sets the object apart from the one it replaces.
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _DATASET = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
 _SUFFIX = re.compile(r"(\.[0-9a-f]+)?", re.ASCII)
 
-#: Of an object, with some room.
+#: Bytes of an object's name, with some room.
 _NAME_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """A shard of an array.
+    """The catalogue's record of one shard.
 
     Parameters
     ----------
     number
-        In C order of the grid of shards.
+        Number of the shard, in C order of the grid of shards.
     name
-        Of its object in the bucket; ``""`` if it has none, because all its elements are the fill value.
+        Name of the object in the bucket. It is ``""`` if all elements are the fill value, since there is no object
+        then.
     nbytes
-        Of the object.
+        Bytes of the object.
     index
-        Where its chunks are: see `tensorage.backend.zarr.codec`.
+        Plain index of the chunks: see `tensorage.backend.zarr.codec`.
     """
 
     number: int
@@ -67,7 +69,7 @@ class ShardRecord:
     index: bytes
 
     def as_json(self, **more: Any) -> dict[str, Any]:
-        """What the catalogue is told."""
+        """Return the record as the catalogue takes it, with further fields."""
         return {
             "number": self.number,
             "name": self.name or None,
@@ -78,16 +80,18 @@ class ShardRecord:
 
 
 def fetch_records(work: Work, layout: Layout, numbers: Sequence[int]) -> dict[int, ShardRecord]:
-    """Ask the catalogue for shards: all of them, of an array; of one that is being written, those there are.
+    """Fetch records of shards, by number.
+
+    A stored array has a record of every shard. An array that is being written has those that were stored so far.
 
     Raises
     ------
     ChangedError
-        If the array is not what it was when it was opened.
+        If the array has changed since it was opened.
     IncompleteTensorError
-        If the catalogue lacks some of them.
+        If the catalogue lacks a record of a stored array.
     CorruptTensorError
-        If it names objects that are none of the array's.
+        If a record names an object that does not belong to the array.
     """
     records: dict[int, ShardRecord] = {}
     most = numbers_per_request(layout)
@@ -115,12 +119,12 @@ def with_records(
     Parameters
     ----------
     number_of
-        Gives the number of a thing's shard. No two things are of one.
+        Returns the number of the shard that a thing belongs to. No two things belong to the same shard.
 
     Raises
     ------
-    ChangedError, IncompleteTensorError
-        As `fetch_records` does.
+    ChangedError, IncompleteTensorError, CorruptTensorError
+        For the same reasons as `fetch_records`.
     """
     source = iter(things)
     while page := list(islice(source, numbers_per_request(layout))):
@@ -130,7 +134,7 @@ def with_records(
 
 
 def _fetch(work: Work, layout: Layout, numbers: list[int]) -> list[ShardRecord]:
-    """Ask in one request, or where that is too much, in smaller ones."""
+    """Ask for records in one request, or in smaller ones if one is too much."""
     dataset = work.dataset
     version = dataset.version if dataset.state == "committed" else None
     records: list[ShardRecord] = []
@@ -152,7 +156,7 @@ def _halve(numbers: list[int]) -> tuple[list[int], list[int]] | None:
 
 
 def _first_unknown(work: Work, layout: Layout, numbers: list[int]) -> int:
-    """Return the number of a shard that the catalogue lacks, of some that it does not have all of."""
+    """Find a number whose record is missing, by halving. At least one of `numbers` has none."""
     while len(numbers) > 1:
         half = numbers[: len(numbers) // 2]
         try:
@@ -164,58 +168,58 @@ def _first_unknown(work: Work, layout: Layout, numbers: list[int]) -> int:
     return numbers[0]
 
 
-def _check_name(entry: ShardRecord, dataset: Dataset, layout: Layout, asked: str) -> None:
-    """Refuse an object that this shard's writer would not have named so.
+def _check_name(record: ShardRecord, dataset: Dataset, layout: Layout, asked: str) -> None:
+    """Refuse an object whose name no writer of this shard would have chosen.
 
-    The array's owner says which objects it has, and its readers fetch them with their own tokens: a name that leads
-    elsewhere, as by ``..``, would have them fetch what they may read and the owner may not.
+    The owner of an array writes its records, and readers fetch the objects with their own tokens. A name that leads
+    elsewhere, such as by ``..``, would make a reader fetch what the owner may not read.
 
     Raises
     ------
     CorruptTensorError
     """
-    if not 0 <= entry.number < layout.shard_count:
+    if not 0 <= record.number < layout.shard_count:
         raise CorruptTensorError(
-            f"{asked}: the catalogue names shard {entry.number}, and the array has {layout.shard_count}. Nothing was "
+            f"{asked}: the catalogue names shard {record.number}, and the array has {layout.shard_count}. Nothing was "
             "fetched"
         )
-    if not entry.name:
+    if not record.name:
         return
-    folder, _, rest = entry.name.partition("/")
+    folder, _, rest = record.name.partition("/")
     written_by, _, key = rest.partition("/")
     is_ours = (
         folder == dataset.user_id
         and _UUID.fullmatch(folder) is not None
         and _DATASET.fullmatch(written_by) is not None
-        and key.startswith(layout.key_of(entry.number))
-        and _SUFFIX.fullmatch(key.removeprefix(layout.key_of(entry.number))) is not None
+        and key.startswith(layout.key_of(record.number))
+        and _SUFFIX.fullmatch(key.removeprefix(layout.key_of(record.number))) is not None
     )
     if not is_ours:
         raise CorruptTensorError(
-            f"{asked}: the catalogue names the object {entry.name!r} for {describe_shard(layout, entry.number)}, and "
-            f"its owner's are named {dataset.user_id}/<number>/{layout.key_of(entry.number)}. Nothing was fetched; "
+            f"{asked}: the catalogue names the object {record.name!r} for {describe_shard(layout, record.number)}, and "
+            f"its owner's are named {dataset.user_id}/<number>/{layout.key_of(record.number)}. Nothing was fetched; "
             "whoever stored the array has to store it again"
         )
 
 
 def describe_shard(layout: Layout, number: int) -> str:
-    """Which elements a shard holds, for messages: ``elements [0:100, 0:28]``."""
+    """Describe the elements that a shard holds, for messages: ``elements [0:100, 0:28]``."""
     return "elements [" + ", ".join(f"{axis.start}:{axis.stop}" for axis in layout.region(number)) + "]"
 
 
 def numbers_per_request(layout: Layout) -> int:
-    """How many shards to ask for at once."""
+    """Return the most records to ask for at once."""
     index_bytes = 16 * layout.chunk_count_per_shard
     return max(min(_ANSWER_BYTES // (_RECORD_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
 
 
 def parse_records(answer: bytes, asked: str) -> Iterator[ShardRecord]:
-    """Read an answer of ``tensorage_shards``.
+    """Parse an answer of ``tensorage_shards``.
 
     Raises
     ------
     BackendUnavailableError
-        If it is none.
+        If the answer ends within a record.
     """
     at = 0
     while at < len(answer):

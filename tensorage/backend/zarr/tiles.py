@@ -1,4 +1,4 @@
-"""Whole chunks of an array, any of them together: fetched once each, and kept by whoever asked."""
+"""Chunks of an array as tiles, which a cache fetches and keeps as wholes."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ __all__ = ["count_encoded_bytes", "read_chunks", "tiles_of"]
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """Chunks of one shard: what `Reader` takes for a part of an array.
+    """Whole chunks of one shard, as a `tensorage.backend.zarr.reading.ShardProjection`.
 
     Parameters
     ----------
     coords
-        Of the shard.
+        Position of the shard in the grid of shards.
     chunks
-        Of each: its coordinates in the shard, its shape within the array, and where it goes.
+        For each chunk: its position in the shard, its shape within the array, and its place in the buffer.
     """
 
     coords: tuple[int, ...]
     chunks: list[tuple[tuple[int, ...], tuple[int, ...], tuple[slice, ...]]]
 
     def split(self, chunks: Sequence[int]) -> Iterator[ChunkProjection]:
-        """Each chunk as a part of its own."""
+        """Yield a projection that takes all of a chunk, for each chunk."""
         for coords, shape, place in self.chunks:
-            taken = tuple(slice(0, extent, 1) for extent in shape)
+            taken = tuple(slice(0, length, 1) for length in shape)
             yield ChunkProjection(coords, tuple(chunks), shape, taken, place, math.prod(shape))
 
 
 def tiles_of(layout: Layout) -> TileGrid:
-    """Chunks as pieces: one is decoded as a whole, whatever is wanted of it."""
+    """Return the grid of chunks. A chunk is a tile, since it can only be decoded as a whole."""
     return TileGrid(layout.shape, layout.chunks)
 
 
 def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDArray[Any]:
-    """The elements of chunks, one after the other, as `tensorage.backend.engine.ArrayEngine.read_tiles` gives them.
+    """Read whole chunks, one after the other: see `tensorage.backend.engine.ArrayEngine.read_tiles`.
 
     Parameters
     ----------
     numbers
-        Of the chunks in the grid of the whole array.
+        Numbers of the chunks, in the grid of the whole array.
     """
     layout = reader.codec.layout
     grid = tiles_of(layout)
-    # On top of each other, along the first axis: without axes there is one chunk. Of zeros, so that what is behind
-    # the end of the array is the same whoever reads it.
+    # Chunks are stacked along the first axis. Without axes there is one chunk. Elements behind the end of the array are
+    # zeros, so that every reader of a tile keeps the same bytes.
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
     buffer = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
     buffer[...] = np.zeros((), layout.dtype)
@@ -71,34 +71,37 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     lengths = grid.lengths(numbers)
     if (lengths[:-1] == grid.full).all():
         return buffer.reshape(-1)[: int(lengths.sum())]
-    pieces = buffer.reshape(len(numbers), *grid.chunks)
+    tiles = buffer.reshape(len(numbers), *grid.chunks)
     return np.concatenate(
         [
-            piece[tuple(slice(extent) for extent in grid.shape_in_file(number))].reshape(-1)
-            for number, piece in zip(numbers.tolist(), pieces, strict=True)
+            tile[tuple(slice(length) for length in grid.shape_in_file(number))].reshape(-1)
+            for number, tile in zip(numbers.tolist(), tiles, strict=True)
         ]
     )
 
 
 def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:
-    """Bytes of chunks, as they are stored: 0 of one that holds nothing but the fill value."""
+    """Count the bytes of chunks as they are stored, which are 0 for a chunk of nothing but the fill value."""
     layout = reader.codec.layout
     total = 0
     shards = _by_shard(layout, tiles_of(layout), numbers)
-    for part, entry in reader.with_records(shards):
-        at = [layout.position_of(coords) for coords, _, _ in part.chunks]
-        lengths = reader.ranges(entry)[at, 1]
+    for chunks_of_shard, record in reader.with_records(shards):
+        at = [layout.position_of(coords) for coords, _, _ in chunks_of_shard.chunks]
+        lengths = reader.ranges(record)[at, 1]
         total += int(lengths[lengths != EMPTY].sum())
     return total
 
 
 def _by_shard(layout: Layout, grid: TileGrid, numbers: Positions) -> list[_Chunks]:
-    """Chunks, those of a shard together: the catalogue is asked for each shard once, and near chunks come together."""
+    """Group chunks by their shards.
+
+    The record of each shard is then fetched once, and ranges of neighbouring chunks can be joined.
+    """
     shards: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for position, number in enumerate(numbers.tolist()):
         coords = grid.coords_of(number)
         shape = tuple(axis.stop - axis.start for axis in grid.region(number))
-        place = [slice(0, extent, 1) for extent in shape]
+        place = [slice(0, length, 1) for length in shape]
         if place:
             first = position * grid.chunks[0]
             place[0] = slice(first, first + shape[0], 1)

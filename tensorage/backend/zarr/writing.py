@@ -1,4 +1,4 @@
-"""Shards of a staged dataset: encoded, uploaded in parallel, and told to the catalogue."""
+"""Writing of shards: they are encoded, uploaded in parallel, and recorded in the catalogue."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = [
     "shards_of_regions",
 ]
 
-#: The catalogue is told of so many shards at once.
-ENTRIES_PER_REQUEST = 64
+#: Records that one request tells the catalogue.
+RECORDS_PER_REQUEST = 64
 
 
 class NewShard(NamedTuple):
@@ -42,12 +42,12 @@ class NewShard(NamedTuple):
     Parameters
     ----------
     number
-        In C order of the grid.
+        Number of the shard, in C order of the grid of shards.
     make
-        Gives its elements, all that it has of the array, or the object that they are encoded in.
+        Returns the elements that the shard holds of the array, or the shard already encoded.
     based_on
-        Name of the object of the array that it takes the place of, ``""`` for a shard without one; None if the
-        array has no such shard.
+        Name of the object that the new one replaces: ``""`` for a shard without an object, None if the array has no
+        such shard yet.
     """
 
     number: int
@@ -57,12 +57,12 @@ class NewShard(NamedTuple):
 
 @dataclass
 class ShardWriter:
-    """Writes shards of one staged dataset. Safe to use from many threads.
+    """Writes the shards of one staged dataset. Safe to use from many threads.
 
     Attributes
     ----------
     pending
-        What the catalogue has not been told yet: it goes along with the commit.
+        Records that the catalogue has not been told yet. The commit carries them.
     """
 
     work: Work
@@ -80,12 +80,12 @@ class ShardWriter:
         self.work.run(partial(self._write, shard, advance) for shard in shards)
 
     def upload(self, number: int, elements: npt.NDArray[Any], suffix: str = "") -> ShardRecord:
-        """Encode a shard and upload its object, if it has one. The catalogue is not told.
+        """Encode a shard, upload its object if there is one, and return the record. The catalogue is not told.
 
         Parameters
         ----------
         suffix
-            Makes the name of the object one that was never used before.
+            Suffix of the object's name, which makes the name new.
         """
         return self.upload_encoded(number, self.codec.encode(elements), suffix)
 
@@ -97,37 +97,37 @@ class ShardWriter:
             Bucket(self.work.transfer).put(self.dataset, name, encoded.parts)
         return ShardRecord(number, name, encoded.nbytes, encoded.index)
 
-    def put(self, entry: ShardRecord, **more: Any) -> None:
-        """Tell the catalogue of one shard, or keep it with others for later."""
+    def put(self, record: ShardRecord, **more: Any) -> None:
+        """Keep a record, and tell the catalogue once there are enough of them for a request."""
         with self._lock:
-            self.pending.append(entry.as_json(**more))
-            if len(self.pending) < ENTRIES_PER_REQUEST:
+            self.pending.append(record.as_json(**more))
+            if len(self.pending) < RECORDS_PER_REQUEST:
                 return
             told, self.pending = self.pending, []
         self.tell(told)
 
-    def tell(self, entries: list[dict[str, Any]]) -> None:
-        """Tell the catalogue of shards.
+    def tell(self, records: list[dict[str, Any]]) -> None:
+        """Tell the catalogue records of shards.
 
         Raises
         ------
         ChangedError
-            If the dataset is no longer being written, or what they were made from is not there any more.
+            If the dataset is no longer being written, or an object that a new one is based on has been replaced.
         """
-        arguments = {"data_id": self.dataset.id, "shards": entries}
+        arguments = {"data_id": self.dataset.id, "shards": records}
         self.work.call("tensorage_put_shards", arguments)
 
     def commit(self, send: Callable[[Advance], None], nbytes: int) -> Dataset:
-        """Fill the dataset and make it visible, or give it up.
+        """Fill the dataset and commit it, or abort it.
 
         Parameters
         ----------
         send
-            Fills it, by this writer.
+            Fills the dataset by this writer.
         nbytes
-            What that moves.
+            Bytes of elements that `send` moves.
         """
-        # Looked up at the end: it is another list each time that the catalogue was told.
+        # `put` replaces the list each time that the catalogue is told, so the list is looked up at the end.
         return stage(self.work, send, nbytes, shards=lambda: self.pending)
 
     def _write(self, shard: NewShard, advance: Advance) -> None:
@@ -138,25 +138,25 @@ class ShardWriter:
 
 
 def object_name(dataset: Dataset, layout: Layout, number: int) -> str:
-    """Name of the object of a shard that belongs to a staged dataset."""
+    """Return the name of the object of a shard of a staged dataset."""
     return f"{dataset.user_id}/{dataset.id}/{layout.key_of(number)}"
 
 
 def shards_of_array(array: npt.NDArray[Any], layout: Layout) -> Iterator[NewShard]:
-    """The shards of an array that is in memory."""
+    """Yield the shards of an array in memory."""
     for number in range(layout.shard_count):
         yield NewShard(number, partial(_region_of, array, layout.region(number)))
 
 
 def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: Layout) -> Iterator[NewShard]:
-    """The shards of an array that comes as blocks of rows: no more rows than a shard has are kept.
+    """Yield the shards of an array that comes as blocks of rows, keeping no more rows than a shard has.
 
-    They have memory of their own, so that whoever makes the blocks may use theirs again.
+    Shards have memory of their own, so that the maker of the blocks may use the memory of a block again.
 
     Raises
     ------
     InvalidInputError, IncompleteTensorError
-        Once the blocks turn out not to fill the dataset's shape exactly.
+        If the blocks do not fill the dataset's shape exactly.
     """
     row = dataset.size // dataset.shape[0] if dataset.shape[0] else 0
     first, filled = 0, 0
@@ -177,23 +177,23 @@ def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: 
 
 
 def shards_of_regions(read: ReadRegion, layout: Layout) -> Iterator[NewShard]:
-    """The shards of an array that is read a shard at a time, while those before are written."""
+    """Yield the shards of an array that is read shard by shard, while earlier shards are written."""
     for number in range(layout.shard_count):
         yield NewShard(number, partial(return_elements, read(layout.region(number))))
 
 
 def return_elements(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a new shard is made of that is there already."""
+    """Return the elements, as the `make` of a `NewShard` whose elements exist already."""
     return elements
 
 
 def _shards_of_rows(rows: npt.NDArray[Any], first: int, layout: Layout) -> Iterator[NewShard]:
-    """The shards that have no rows but these, the first of which is that of a shard."""
+    """Yield the shards that consist of these rows. The first row, `first` of the array, begins a shard."""
     for number in layout.shards_of(first, first + rows.shape[0]):
         yield NewShard(number, partial(_region_of, rows, (slice(None), *layout.region(number)[1:])))
 
 
 def _region_of(array: npt.NDArray[Any], region: tuple[slice, ...]) -> npt.NDArray[Any]:
-    # The ellipsis makes it an array where there are no axes.
+    # The ellipsis keeps an array: without axes, the index alone would return a number.
     part: npt.NDArray[Any] = array[cast("Any", (*region, ...))]
     return part

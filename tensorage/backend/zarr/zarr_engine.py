@@ -1,4 +1,4 @@
-"""What the storage engine can do."""
+"""The storage engine: the operations of `tensorage.backend.engine.ArrayEngine` on arrays of Storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
 from tensorage.backend.restarts import on_latest
-from tensorage.backend.staging import begin, commit, from_the_beginning, new_operation
+from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, fill_region
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ZarrEngine", "codec_of"]
 
-#: The catalogue keeps a chunk's elements for what reads rows, and takes no more bytes of them than this.
+#: Most bytes of a chunk that the catalogue's column `chunk` may name. A longer chunk is entered as one of this length.
 _MAX_CHUNK_BYTES = 64 * 1024 * 1024
 
-#: Options that say how an array is laid out.
+#: Options of the layout.
 _LAYOUT_OPTIONS = ("chunks", "shards", "codecs", "chunk_size")
 
 
 class ZarrEngine:
-    """Arrays as objects of Storage, which the catalogue names.
+    """Keeps arrays as objects of Storage, which the catalogue records.
 
     Parameters
     ----------
@@ -74,15 +74,15 @@ class ZarrEngine:
     def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
         fill_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
 
-    def lengths_to_fill(self, dataset: Dataset, sizes: AxisLengths) -> AxisLengths:
-        return join_chunks(sizes, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        return join_chunks(lengths, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
-        # Of an object that is too large, parts are fetched by Range.
+        # A small object is read whole. Chunks of a large one are fetched by ranges.
         is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
-        unit = layout.shards if is_small else layout.chunks
-        return grow_shape(dataset.shape, unit, READ_BYTES // (math.prod(unit) * itemsize))
+        least = layout.shards if is_small else layout.chunks
+        return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -91,7 +91,7 @@ class ZarrEngine:
             dataset, codec = self._begin(new)
             return self._write(dataset, codec, shards_of_array(little, codec.layout))
 
-        return from_the_beginning(write)
+        return begin_anew_after_failures(write)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
         dataset, codec = self._begin(new)
@@ -102,7 +102,7 @@ class ZarrEngine:
             dataset, codec = self._begin(new)
             return self._write(dataset, codec, shards_of_regions(read, codec.layout))
 
-        return from_the_beginning(write)
+        return begin_anew_after_failures(write)
 
     def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
         if _is_laid_out(new):
@@ -115,18 +115,18 @@ class ZarrEngine:
             reader = Reader(Work.reading(self._transfer, dataset), source)
             return writer.commit(partial(copy_objects, reader, writer), staged.nbytes)
 
-        return from_the_beginning(write)
+        return begin_anew_after_failures(write)
 
     def import_zarr(self, source: zarr.Array[Any], new: Declaration) -> Dataset:
-        """Store an array of Zarr. Its objects are taken over as they are if they can be, and nothing else is asked for.
+        """Store an array of Zarr. Its objects are taken over as they are, if they can be and no option asks for others.
 
         Parameters
         ----------
         source
-            As `tensorage.backend.zarr.importing.open_source` gives it.
+            Array that `tensorage.backend.zarr.importing.open_source` returns.
         new
-            As `tensorage.backend.zarr.importing.declaration_of` gives it. With `chunks`, `shards`, `codecs` or
-            `chunk_size` among its options, the array is encoded anew.
+            Declaration that `tensorage.backend.zarr.importing.declaration_of` returns. With `chunks`, `shards`,
+            `codecs` or `chunk_size` among its options, the array is encoded anew.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class ZarrEngine:
             shards = decode_shards(source, codec.layout) if taken is None else take_over_shards(source, codec)
             return self._write(dataset, codec, shards)
 
-        return from_the_beginning(write)
+        return begin_anew_after_failures(write)
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
         def append_to(dataset: Dataset) -> Dataset:
@@ -155,7 +155,7 @@ class ZarrEngine:
             return append_rows(work, codec_of(dataset), cast_to(data, dataset))
 
         first = self._own(key) if known is None else known
-        # Others who append at the same time change the array, too.
+        # Others may append at the same time, and would meet again without a pause.
         return on_latest(append_to, first, lambda: self._own(key), pauses=True)
 
     def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
@@ -163,13 +163,13 @@ class ZarrEngine:
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         codec = codec_of(dataset)
-        reading = plan_chunks(dataset.shape, selection, codec.layout.shards)
-        result = Result(reading, dataset.dtype, out, dataset.key)
-        if reading.size:
-            buffer = result.buffer.reshape(reading.buffer_shape)
+        plan = plan_chunks(dataset.shape, selection, codec.layout.shards)
+        result = Result(plan, dataset.dtype, out, dataset.key)
+        if plan.size:
+            buffer = result.buffer.reshape(plan.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec).fill(reading.projections(), buffer, advance)
+                Reader(work, codec).fill(plan.projections(), buffer, advance)
         return result.take()
 
     def check_unchanged(self, dataset: Dataset) -> None:
@@ -187,7 +187,7 @@ class ZarrEngine:
         return count_encoded_bytes(self._reader(dataset), numbers)
 
     def compact(self, key: str) -> int:
-        """Nothing to merge: an append leaves no small shards."""
+        """Return 0: an append leaves no small shards to merge."""
         self._own(key)
         return 0
 
@@ -228,7 +228,7 @@ class ZarrEngine:
 
 
 def _is_laid_out(new: Declaration) -> bool:
-    """Whether somebody said how it is to be laid out."""
+    """Tell whether an option asks for a layout."""
     return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
 
 
@@ -238,6 +238,6 @@ def _codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCode
 
 
 def codec_of(dataset: Dataset) -> ShardCodec:
-    """The codec of an array of Storage, with its layout."""
+    """Return the codec of an array of Storage, with its layout."""
     assert dataset.zarr is not None, "the catalogue has metadata of every array of Storage"
     return _codec(dataset.zarr, dataset.shape, dataset.dtype)

@@ -1,4 +1,4 @@
-"""Answers to a reader of Zarr: metadata documents of a stored array, keys of shards, ranges of bytes. No I/O."""
+"""Metadata documents, keys of shards and ranges of bytes, as a reader of Zarr asks for them. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import InvalidInputError
 from tensorage.types import Dataset
 
-__all__ = ["METADATA_KEY", "byte_extent", "documents_of", "number_at"]
+__all__ = ["METADATA_KEY", "byte_bounds", "documents_of", "number_at"]
 
 METADATA_KEY = "zarr.json"
 
@@ -63,13 +63,13 @@ def number_at(layout: Layout, key: str) -> int | None:
     if not all(text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS for text in numbers):
         return None
     coords = [int(text) for text in numbers]
-    if not all(coord < extent for coord, extent in zip(coords, layout.grid, strict=True)):
+    if not all(coord < length for coord, length in zip(coords, layout.grid, strict=True)):
         return None
     number = layout.number_of(coords)
     return number if layout.key_of(number) == key else None
 
 
-def byte_extent(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
+def byte_bounds(byte_range: ByteRequest | None, nbytes: int) -> tuple[int, int]:
     """Return the first byte of a range and the byte behind its last one, of an object of `nbytes` bytes.
 
     Raises

@@ -1,15 +1,15 @@
-"""A stored array as a store of zarr, for whatever reads Zarr: zarr itself, xarray, dask.
+"""A stored array as a store of zarr, for all that reads Zarr: zarr itself, xarray, dask.
 
-What a reader asks for by its key is answered in one of these ways:
+A request for a key is answered in one of these ways:
 
 1. ``zarr.json`` is made from the array's entry in the catalogue. Nothing is fetched.
-2. The index of a shard is made from what the catalogue says of the shard, which has been asked for with those of
-   its neighbours. No object is read for it.
-3. Other bytes of ``c/...`` are read from the shard's object, by Range where not all of them are wanted.
-4. A shard without an object, and a key that is none of the array's, are not there.
+2. The index of a shard is made from the shard's record, which is fetched together with its neighbours' records. No
+   object is read.
+3. Other bytes of ``c/...`` are read from the shard's object, by a range if not all of them are wanted.
+4. A shard without an object, and a key that does not belong to the array, are missing.
 
-A reader of Zarr takes what is not there for fill values. So nothing else may look like it: an object that is lost
-or that this user may not read, and an array that has changed, are raised as errors.
+A reader of Zarr takes a missing object for fill values. Nothing else may look like a missing object: an error is raised
+for an object that is lost or that this user may not read, and for an array that has changed.
 """
 
 from __future__ import annotations
@@ -31,38 +31,37 @@ from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records, numbers_per_request
 from tensorage.backend.zarr.zarr_engine import codec_of
-from tensorage.backend.zarr.zarr_keys import byte_extent, documents_of, number_at
+from tensorage.backend.zarr.zarr_keys import byte_bounds, documents_of, number_at
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.model.memory import new_array
 from tensorage.types import Dataset
 
 __all__ = ["CatalogueStore"]
 
-#: The catalogue is asked for a page of neighbouring shards: that part of what it might be asked for, about 64 KiB, ...
+#: Records of neighbouring shards are fetched as a page of about 64 KiB: so many pages would fill a request.
 _PAGES_PER_REQUEST = 64
 
-#: ... and so many pages are kept.
+#: Most pages that are kept.
 _MAX_PAGES = 64
 
 
 class CatalogueStore(Store):
-    """One array of Storage as it was opened, for reading.
+    """One version of an array of Storage, for reading.
 
     Parameters
     ----------
     transfer
-        Gives the byte mover: another one after a fork. The store can be pickled if this can.
+        Returns the byte mover: another one after a fork. The store can be pickled if `transfer` can.
     dataset
-        The array, which is read in this version.
+        Entry of the array, in the version that is read.
     as_group
-        By default the array is the root of the store. With a name, the root is a group, and this is the name of
-        the array in it: xarray opens groups, and takes the array for a variable of that name. Its dimensions are
-        those of the array, and ``dim_0``, ``dim_1``, ... if they have no names.
+        Name of the array in a group that is the root of the store, as xarray wants it. By default the array itself is
+        the root. Dimensions without names are called ``dim_0``, ``dim_1``, ...
 
     Raises
     ------
     InvalidInputError
-        If the array is kept by another engine, or `as_group` can be no name in a group of Zarr.
+        If the array is kept by another engine, or a group of Zarr cannot have the name `as_group`.
 
     Examples
     --------
@@ -100,21 +99,21 @@ class CatalogueStore(Store):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The bytes of a key, or a range of them; None if it is not there.
+        """Return the bytes of a key, or a range of them; None if the key is missing.
 
         Raises
         ------
         ChangedError
-            If the array is not what it was when it was opened.
+            If the array has changed since it was opened.
         IncompleteTensorError, CorruptTensorError, PermissionDeniedError
-            If an object is lost, is not as long as it was, or may not be read.
+            If an object is lost, has another length than was written, or may not be read.
         InvalidInputError
-            If the range begins behind the end.
+            If the range begins behind the end of the object.
         """
         await self._ensure_open()
         document = self._documents.get(key)
         if document is not None:
-            first, after = byte_extent(byte_range, len(document))
+            first, after = byte_bounds(byte_range, len(document))
             return prototype.buffer.from_bytes(document[first:after])
         number = self._number_at(key)
         if number is None:
@@ -125,45 +124,45 @@ class CatalogueStore(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """`get` for several keys and ranges, in their order."""
+        """Return the bytes of several keys and ranges, in their order: see `get`."""
         return list(await asyncio.gather(*(self.get(key, prototype, wanted) for key, wanted in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        return key in self._documents or await self._entry_at(key) is not None
+        return key in self._documents or await self._record_at(key) is not None
 
     async def getsize(self, key: str) -> int:
-        """Bytes of a key, which are not read for that.
+        """Return the number of bytes of a key, without reading them.
 
         Raises
         ------
         FileNotFoundError
-            If it is not there.
+            If the key is missing.
         """
         document = self._documents.get(key)
         if document is not None:
             return len(document)
-        entry = await self._entry_at(key)
-        if entry is None:
+        record = await self._record_at(key)
+        if record is None:
             raise FileNotFoundError(key)
-        return entry.nbytes
+        return record.nbytes
 
     # Listing --------------------------------------------------------------------------------------------
 
     async def list(self) -> AsyncIterator[str]:
-        """Every key that is there."""
+        """Yield every key."""
         for key in self._documents:
             yield key
         async for key in self._shard_keys():
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that begins with `prefix`."""
+        """Yield every key that begins with `prefix`."""
         async for key in self.list():
             if key.startswith(prefix):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """What is right below `prefix`: for the root no more is asked of the catalogue than whether it has shards."""
+        """Yield the names right below `prefix`. For the root, records are fetched until one has an object."""
         folder = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         names = {_child(key, folder) for key in self._documents if key.startswith(folder)}
         for name in names:
@@ -175,7 +174,7 @@ class CatalogueStore(Store):
                 names.add(_child(key, folder))
                 yield _child(key, folder)
             if folder == self._root:
-                # All shards are below the same name.
+                # All shards are below the same name, so one is enough.
                 return
 
     # Writing: refused -----------------------------------------------------------------------------------
@@ -199,18 +198,18 @@ class CatalogueStore(Store):
         self._check_writable()
 
     def with_read_only(self, read_only: bool = False) -> CatalogueStore:
-        """The same store again.
+        """Return the same store again.
 
         Raises
         ------
         InvalidInputError
-            If it is to be written to.
+            If a writable store is asked for.
         """
         if not read_only:
             self._check_writable()
         return type(self)(self._transfer, self.dataset, as_group=self._as_group)
 
-    # What every store has -------------------------------------------------------------------------------
+    # Equality and pickling -------------------------------------------------------------------------------
 
     def __eq__(self, value: object) -> bool:
         return (
@@ -229,16 +228,16 @@ class CatalogueStore(Store):
         return f"<CatalogueStore of {self.dataset.key!r}, version {self.dataset.version}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without connections and what they brought.
+        # Connections and fetched records stay in their process.
         return partial(type(self), as_group=self._as_group), (self._transfer, self.dataset)
 
-    # Parts ----------------------------------------------------------------------------------------------
+    # Shards ---------------------------------------------------------------------------------------------
 
     @property
     def shards(self) -> _Shards:
         transfer, known = self._transfer(), self._known
         if known is None or known.transfer is not transfer:
-            # At first, and after a fork: neither connections nor locks are shared.
+            # A forked process gets another transfer, since it may share neither connections nor locks.
             known = self._known = _Shards(transfer, self.dataset, self.codec, self._names)
         return known
 
@@ -247,16 +246,16 @@ class CatalogueStore(Store):
             return None
         return number_at(self.codec.layout, key.removeprefix(self._root))
 
-    async def _entry_at(self, key: str) -> ShardRecord | None:
-        """What the catalogue says of a key, if that is a shard with an object."""
+    async def _record_at(self, key: str) -> ShardRecord | None:
+        """Return the record of the shard at a key, if the shard has an object."""
         number = self._number_at(key)
         if number is None:
             return None
-        entry = await asyncio.to_thread(self.shards.entry, number)
-        return entry if entry.name else None
+        record = await asyncio.to_thread(self.shards.record, number)
+        return record if record.name else None
 
     async def _shard_keys(self) -> AsyncIterator[str]:
-        """Keys of the shards that have objects."""
+        """Yield the keys of the shards that have objects."""
         for page in range(self.shards.page_count):
             for number in await asyncio.to_thread(self.shards.stored_numbers, page):
                 yield self._root + self.codec.layout.key_of(number)
@@ -268,8 +267,8 @@ class _Shards:
     Parameters
     ----------
     names
-        Names of objects that were used, by the shard's number. An append replaces objects of an array that is still
-        readable as it was opened; a reader that has the index of one must not get chunks of another.
+        Names of the objects that were used, by the number of the shard. An append replaces objects, although the array
+        stays readable as it was opened. A reader that has the index of one object must not get chunks of another.
     """
 
     def __init__(
@@ -280,45 +279,51 @@ class _Shards:
         self._names = names
         self.pages: dict[int, dict[int, ShardRecord]] = {}
         self._lock = threading.Lock()
-        # Readers of Zarr ask for more at once than the backend has connections.
+        # Readers of Zarr ask for more objects at once than the backend has connections.
         self._room = threading.BoundedSemaphore(transfer.parallel)
-        self._page_extent = max(numbers_per_request(codec.layout) // _PAGES_PER_REQUEST, 1)
+        self._page_length = max(numbers_per_request(codec.layout) // _PAGES_PER_REQUEST, 1)
 
     @property
     def page_count(self) -> int:
-        return -(-self._layout.shard_count // self._page_extent)
+        return -(-self._layout.shard_count // self._page_length)
 
     def stored_numbers(self, page: int) -> list[int]:
-        """Numbers of the shards of a page that have objects."""
-        return [entry.number for entry in self._page(page).values() if entry.name]
+        """Return the numbers of the shards of a page that have objects."""
+        return [record.number for record in self._page(page).values() if record.name]
 
-    def entry(self, number: int) -> ShardRecord:
-        """What the catalogue says of a shard: of the same object whenever it is asked."""
-        entry = self._page(number // self._page_extent)[number]
-        if self._names.setdefault(number, entry.name) != entry.name:
+    def record(self, number: int) -> ShardRecord:
+        """Return the record of a shard, which names the same object each time.
+
+        Raises
+        ------
+        ChangedError
+            If the shard has another object than before.
+        """
+        record = self._page(number // self._page_length)[number]
+        if self._names.setdefault(number, record.name) != record.name:
             raise ChangedError(
                 f"{self._reader.dataset.key!r} has changed since it was opened. Open it again."
             )
-        return entry
+        return record
 
     def read(self, number: int, byte_range: ByteRequest | None) -> bytes | memoryview | None:
-        """Bytes of the object of a shard; None if it has none."""
-        entry = self.entry(number)
-        if not entry.name:
+        """Return bytes of the object of a shard; None if there is no object."""
+        record = self.record(number)
+        if not record.name:
             return None
         if self._is_index(byte_range):
-            self._reader.ranges(entry)
-            return self._reader.codec.encode_index(entry.index)
-        first, after = byte_extent(byte_range, entry.nbytes)
-        asked = f"reading {entry.name!r} of {self._reader.dataset.key!r}"
+            self._reader.ranges(record)
+            return self._reader.codec.encode_index(record.index)
+        first, after = byte_bounds(byte_range, record.nbytes)
+        asked = f"reading {record.name!r} of {self._reader.dataset.key!r}"
         data = new_array((after - first,), np.dtype(np.uint8), asked).data
         if not data:
             return data
         try:
             with self._room:
-                Bucket(self.transfer).get_into(self._reader.dataset, entry, first, data)
+                Bucket(self.transfer).get_into(self._reader.dataset, record, first, data)
         except LostObjectError as error:
-            raise self._reader.changed(entry, error) from error
+            raise self._reader.changed_error(record, error) from error
         return data
 
     @property
@@ -326,7 +331,7 @@ class _Shards:
         return self._reader.codec.layout
 
     def _is_index(self, byte_range: ByteRequest | None) -> bool:
-        """Whether these are the bytes of the index, and of nothing else."""
+        """Tell whether a range is exactly that of the index."""
         nbytes = self._reader.codec.index_nbytes
         if not nbytes:
             return False
@@ -335,18 +340,18 @@ class _Shards:
         return byte_range == SuffixByteRequest(nbytes)
 
     def _page(self, page: int) -> dict[int, ShardRecord]:
-        first = page * self._page_extent
-        numbers = range(first, min(first + self._page_extent, self._layout.shard_count))
-        # Locked also while it is asked for: many that need the same page ask once.
+        first = page * self._page_length
+        numbers = range(first, min(first + self._page_length, self._layout.shard_count))
+        # The lock is held during the request, so that threads which need the same page ask once.
         with self._lock:
-            entries = self.pages.pop(page, None)
-            if entries is None:
-                entries = fetch_records(self._reader.work, self._layout, numbers)
-            # In order of their last use.
-            self.pages[page] = entries
+            records = self.pages.pop(page, None)
+            if records is None:
+                records = fetch_records(self._reader.work, self._layout, numbers)
+            # Put last: pages are kept in order of their last use.
+            self.pages[page] = records
             if len(self.pages) > _MAX_PAGES:
                 del self.pages[next(iter(self.pages))]
-        return entries
+        return records
 
 
 def _child(key: str, folder: str) -> str:
