@@ -15,37 +15,37 @@ def bulk(bench: Bench) -> Iterator[Result]:
     array, store, straight, hsds = bench.array, bench.store, bench.straight, bench.hsds
     out = np.full_like(array, -1)
 
-    def straight_empty() -> None:
+    def empty_straight() -> None:
         straight.clear()
         bench.rest()
 
-    def store_empty() -> None:
+    def empty_store() -> None:
         if "bulk" in store:
             del store["bulk"]
         bench.rest()
 
-    def checked() -> None:
+    def check_and_spoil() -> None:
         """Check the array that the last reader has filled, and make it wrong for the next one."""
         if out[0, 0, 0] != -1:
             bench.check(out, array)
         out[0, 0, 0] = -1
 
-    def settled() -> None:
+    def settle() -> None:
         bench.rest()
         hsds.forget()
-        checked()
+        check_and_spoil()
 
     took = measure_in_turns(
         {
-            "limit write": Timed(lambda: straight.write(array), straight_empty),
-            "write": Timed(lambda: store.__setitem__("bulk", array), store_empty),
+            "limit write": Timed(lambda: straight.write(array), empty_straight),
+            "write": Timed(lambda: store.__setitem__("bulk", array), empty_store),
             "HSDS write": Timed(lambda: hsds.write_images(array), bench.rest),
-            "limit read": Timed(lambda: straight.read(out), settled),
-            "read": Timed(lambda: store.open("bulk").read(..., out=out), checked),
-            "HSDS read": Timed(lambda: hsds.read_images(out), checked),
+            "limit read": Timed(lambda: straight.read(out), settle),
+            "read": Timed(lambda: store.open("bulk").read(..., out=out), check_and_spoil),
+            "HSDS read": Timed(lambda: hsds.read_images(out), check_and_spoil),
         }
     )
-    checked()
+    check_and_spoil()
     for verb, of_limit in (("write", 0.7), ("read", 0.6)):
         ours, limit, theirs = took[verb], took[f"limit {verb}"], took[f"HSDS {verb}"]
         yield rates(f"bulk {verb}, straight to PostgreSQL (the limit)", array.nbytes, limit)

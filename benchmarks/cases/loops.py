@@ -33,13 +33,13 @@ def waiting(bench: Bench) -> Iterator[Result]:
     bench.straight.execute("vacuum analyze")
     bench.straight.execute("checkpoint")
     for engine in engines:
-        yield from _of_engine(bench, engine)
+        yield from _measure_engine(bench, engine)
     for engine in engines:
         for name in "xy":
             del bench.store[f"loops/{engine}/{name}"]
 
 
-def _of_engine(bench: Bench, engine: Engine) -> Iterator[Result]:
+def _measure_engine(bench: Bench, engine: Engine) -> Iterator[Result]:
     x, y = (bench.store.open(f"loops/{engine}/{name}") for name in "xy")
     steps = STEPS if engine == "database" else STEPS // 5
     loop = partial(tensorage.batches, x, y, batch_size=BATCH, shuffle=True, seed=0)

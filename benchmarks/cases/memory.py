@@ -36,12 +36,12 @@ def memory(bench: Bench) -> Iterator[Result]:
             "shape": SHAPE,
         }
         for engine in ("database", "storage"):
-            yield from _moved({**settings, "engine": engine}, file, Path(folder) / "copy")
+            yield from _move({**settings, "engine": engine}, file, Path(folder) / "copy")
             del bench.store["big"]
             del bench.store["warm"]
 
 
-def _moved(settings: dict[str, Any], file: Path, copy: Path) -> Iterator[Result]:
+def _move(settings: dict[str, Any], file: Path, copy: Path) -> Iterator[Result]:
     for action, verb in (
         ("write", "write of a 2 GiB memmap"),
         ("read", "read into a 2 GiB memmap"),

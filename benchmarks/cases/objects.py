@@ -37,8 +37,8 @@ def objects(bench: Bench) -> Iterator[Result]:
 def engines(bench: Bench) -> Iterator[Result]:
     """The same arrays by both engines, for the page about choosing an engine."""
     for name, array in (("small rows", bench.array), ("large rows", smooth_field().reshape(240, 400, 490))):
-        yield from _compared(bench, name, array)
-    yield from _compared(bench, "10 numbers", np.arange(10.0))
+        yield from _compare_engines(bench, name, array)
+    yield from _compare_engines(bench, "10 numbers", np.arange(10.0))
 
 
 def smooth_field() -> npt.NDArray[np.float32]:
@@ -56,7 +56,7 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
     naive = NaiveZarr(bench.session, _document(dataset))
     out = np.full_like(array, -1)
 
-    def checked() -> None:
+    def check_and_spoil() -> None:
         bench.check(out, array)
         out[...] = -1
 
@@ -67,7 +67,7 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
             "naive write": Timed(lambda: naive.write(array)),
             "plain read": Timed(plain.download),
             "read": Timed(lambda: store.open("objects").read(..., out=out)),
-            "naive read": Timed(naive.read, checked),
+            "naive read": Timed(naive.read, check_and_spoil),
         }
     )
     assert plain.download() == plain.blobs, "what came back is not what was stored"
@@ -84,13 +84,13 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
     _remove(store, "objects")
 
 
-def _compared(bench: Bench, name: str, array: npt.NDArray[np.generic]) -> Iterator[Result]:
+def _compare_engines(bench: Bench, name: str, array: npt.NDArray[np.generic]) -> Iterator[Result]:
     indices = np.random.default_rng(2).choice(len(array), min(64, len(array)), replace=False)
     for engine in ("database", "storage"):
         store = _store(bench, engine)
-        used = _used(bench)
+        used = _disk_bytes(bench)
         store["compared"] = array
-        grown = _used(bench) - used
+        grown = _disk_bytes(bench) - used
         handle = store.open("compared")
         took = measure_in_turns(
             {
@@ -135,7 +135,7 @@ def _document(dataset: tensorage.Dataset) -> dict[str, object]:
     return {"shape": list(dataset.shape), **json.loads(dataset.zarr), "attributes": {}}
 
 
-def _used(bench: Bench) -> int:
+def _disk_bytes(bench: Bench) -> int:
     """Return the bytes that all blocks and objects take on the disk, without the write-ahead log."""
     query = """
         select pg_total_relation_size('public.tensors') + pg_total_relation_size('public.shards')

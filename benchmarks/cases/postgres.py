@@ -50,7 +50,7 @@ def postgres(bench: Bench) -> Iterator[Result]:
             session = tensorage.local(folder)
             stack.callback(session.logout)
             straight = stack.enter_context(Straight(running.superuser_url))
-            yield from _measured(f"PostgreSQL {version}", bench, session, straight)
+            yield from _measure(f"PostgreSQL {version}", bench, session, straight)
 
 
 def _programs(version: int) -> Path | None:
@@ -62,7 +62,7 @@ def _programs(version: int) -> Path | None:
     return Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
 
 
-def _measured(
+def _measure(
     name: str, bench: Bench, session: tensorage.BackendSession, straight: Straight
 ) -> Iterator[Result]:
     stores = {
@@ -93,7 +93,7 @@ def _measured(
             },
             batches,
         )
-        yield from _compared(f"{name}: {count} random samples", took, TARGET if count == 64 else None)
+        yield from _compare_blocks(f"{name}: {count} random samples", took, TARGET if count == 64 else None)
     for tensor in opened.values():
         bench.check(tensor[:], bench.array)
     took = measure_in_turns(
@@ -107,14 +107,16 @@ def _measured(
         return stores[blocks].append(f"images/{blocks}", image)
 
     took = measure_in_turns({str(blocks): Timed(partial(append, blocks)) for blocks in stores}, CALLS)
-    yield from _compared(f"{name}: append of an image", took, None)
+    yield from _compare_blocks(f"{name}: append of an image", took, None)
     numbers, new = np.arange(10.0), itertools.count()
     store = stores[180]
     took = measure_in_turns({"new": Timed(lambda: store.__setitem__(f"small/{next(new)}", numbers))}, CALLS)
     yield milliseconds(f"{name}: write of 10 numbers", took["new"])
 
 
-def _compared(what: str, took: dict[str, list[float]], target: tuple[str, float] | None) -> Iterator[Result]:
+def _compare_blocks(
+    what: str, took: dict[str, list[float]], target: tuple[str, float] | None
+) -> Iterator[Result]:
     few, many = map(str, IMAGES)
     yield milliseconds(f"{what}, {few} blocks", took[few])
     yield milliseconds(f"{what}, {many} blocks", took[many])

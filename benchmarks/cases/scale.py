@@ -43,7 +43,7 @@ _FILL = f"""
 
 def scale(bench: Bench) -> Iterator[Result]:
     """The same calls in turns on two backends: one with the images, one with 100,000 datasets more."""
-    with _crowded(bench) as (crowded, more):
+    with _run_crowded(bench) as (crowded, more):
         few, many = bench.images, crowded.open("bulk")
         indices = np.zeros(64, np.int64)
         random = np.random.default_rng(6)
@@ -70,7 +70,7 @@ def scale(bench: Bench) -> Iterator[Result]:
 
 
 @contextmanager
-def _crowded(bench: Bench) -> Iterator[tuple[tensorage.TensorStore, int]]:
+def _run_crowded(bench: Bench) -> Iterator[tuple[tensorage.TensorStore, int]]:
     """Run a second backend with the same array among many others. Yield its store, and the factor of its rows."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tensorage-bench-"))) / "data"

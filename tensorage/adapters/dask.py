@@ -43,7 +43,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
     own = cut_axes(dataset.shape, arrays.shape_to_read(dataset))
     chosen = own
     if chunks is not None and chunks != "auto":
-        by_axis = _by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
+        by_axis = _key_by_axis(chunks, dataset) if isinstance(chunks, Mapping) else chunks
         try:
             chosen = array.core.normalize_chunks(
                 by_axis, shape=dataset.shape, dtype=dataset.dtype, previous_chunks=own
@@ -52,7 +52,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
             raise InvalidInputError(
                 f"chunks={chunks!r} for {dataset.key!r} of shape {dataset.shape}: {error}"
             ) from error
-    pinned = PinnedArray(arrays.quietly(), _to_travel(dataset))
+    pinned = PinnedArray(arrays.quietly(), _without_labels(dataset))
     made: dask.array.Array = array.from_array(
         pinned,
         chunks=chosen,
@@ -64,7 +64,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
     return made
 
 
-def _by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
+def _key_by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
     """Return chunks by the numbers of axes. Refuse unknown axes, which dask would ignore."""
     numbers = {name: axis for axis, name in enumerate(dataset.dims or ())}
     found = {numbers.get(name, name): length for name, length in chunks.items()}
@@ -101,7 +101,7 @@ def store_dask(
 
     def fill_all(dataset: Dataset) -> None:
         cut = cast("Any", array).rechunk(arrays.lengths_to_fill(dataset, array.chunks))
-        _dask_array().store(cut, _Target(arrays, _to_travel(dataset)), lock=False)
+        _dask_array().store(cut, _Target(arrays, _without_labels(dataset)), lock=False)
 
     return arrays.write_with(
         key, fill_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
@@ -168,7 +168,7 @@ class _Target:
         self.arrays.fill(self.dataset, region, elements)
 
 
-def _to_travel(dataset: Dataset) -> Dataset:
+def _without_labels(dataset: Dataset) -> Dataset:
     """Return the entry without attributes and labels: every task carries it, and they may be large."""
     return replace(dataset, attrs={}, coords=None)
 

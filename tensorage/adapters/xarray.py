@@ -53,8 +53,8 @@ class StoredArray(BackendArray):
             If the array has changed since it was opened.
         """
         if isinstance(key, indexing.VectorizedIndexer):
-            return _pointwise(self._pinned, key.tuple)
-        return _orthogonal(self._pinned, key.tuple)
+            return _read_pointwise(self._pinned, key.tuple)
+        return _read_orthogonal(self._pinned, key.tuple)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredArray:
         # The array never changes, and a copy of the session would be another login.
@@ -147,7 +147,7 @@ def coordinates(coords: Iterable[Coord]) -> xr.Coordinates:
     return xr.Coordinates(variables, indexes)
 
 
-def _orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
+def _read_orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
     """Read elements by one index for each axis: a number, a slice, or an array that picks along that axis alone."""
     picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]
     if not picked:
@@ -166,7 +166,7 @@ def _orthogonal(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
     return np.squeeze(elements, axis=single)
 
 
-def _pointwise(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
+def _read_pointwise(array: PinnedArray, key: Sequence[Any]) -> npt.NDArray[Any]:
     """Read elements by slices, and by arrays that pick together. The axes of the arrays come first."""
     elements = _read(array, tuple(key))
     picked = [axis for axis, item in enumerate(key) if isinstance(item, np.ndarray)]

@@ -48,15 +48,17 @@ class Catalogue:
                 f"opening {reprlib.repr(key)}: there is no such array, because {error}"
             ) from error
         if owner is None:
-            return self._entry("tensorage_open", {"key": key}, f"opening {key!r}")
-        return self._entry("tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}")
+            return self._fetch_entry("tensorage_open", {"key": key}, f"opening {key!r}")
+        return self._fetch_entry(
+            "tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}"
+        )
 
     def dataset(self, data_id: int) -> Dataset:
         """Return this user's entry with an id, also of an array that is still being written."""
-        return self._entry("tensorage_dataset", {"data_id": data_id}, f"opening dataset {data_id}")
+        return self._fetch_entry("tensorage_dataset", {"data_id": data_id}, f"opening dataset {data_id}")
 
     def share(self, key: str, is_shared: bool) -> Dataset:
-        return self._entry("tensorage_share", {"key": key, "is_shared": is_shared}, f"sharing {key!r}")
+        return self._fetch_entry("tensorage_share", {"key": key, "is_shared": is_shared}, f"sharing {key!r}")
 
     def annotate(
         self,
@@ -101,7 +103,7 @@ class Catalogue:
 
     def _annotate(self, dataset: Dataset, **changes: Any) -> Dataset:
         arguments = {"data_id": dataset.id, **changes}
-        return self._entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
+        return self._fetch_entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
 
-    def _entry(self, function: str, arguments: Mapping[str, Any], asked: str) -> Dataset:
+    def _fetch_entry(self, function: str, arguments: Mapping[str, Any], asked: str) -> Dataset:
         return Dataset.from_json(self._transfer.call(function, arguments, asked))

@@ -144,13 +144,17 @@ class CachedReader:
     def _file_of(self, arrays: Arrays, dataset: Dataset) -> CacheFile | None:
         """Open the cache file for a version, which may hold an older one. Return None if there is no room."""
         held, file = self.held or (None, None)
-        if held is not None and (held is dataset or _version(held) == _version(dataset)) and file is not None:
+        if (
+            held is not None
+            and (held is dataset or _identity_of(held) == _identity_of(dataset))
+            and file is not None
+        ):
             return file
         # The old file is closed first, so that it can be deleted.
         self.held = held = file = None
         url = arrays.project.backend_url or ""
         file = self._folder.open(
-            FileFormat(url, dataset, arrays.tiles(dataset)), partial(_still_stands, arrays)
+            FileFormat(url, dataset, arrays.tiles(dataset)), partial(_is_unchanged, arrays)
         )
         self.held = (dataset, file)
         return file
@@ -185,7 +189,7 @@ class CachedReader:
             return None
         loose: Loose = {}
         with progress(total, file.dataset.key, quiet=arrays.quiet) as advance:
-            for numbers in _batches(missing, lengths):
+            for numbers in _group_batches(missing, lengths):
                 elements = arrays.read_tiles(file.dataset, numbers, advance)
                 kept = self._folder.keep(file, numbers, elements)
                 if kept < len(numbers):
@@ -204,7 +208,7 @@ class CachedReader:
         return arrays.moved_bytes(file.dataset, absent) if absent.size else 0
 
 
-def _still_stands(arrays: Arrays, older: Dataset) -> bool:
+def _is_unchanged(arrays: Arrays, older: Dataset) -> bool:
     """Tell whether the elements of an older version are unchanged, since the backend reads no others."""
     try:
         arrays.check_unchanged(older)
@@ -213,7 +217,7 @@ def _still_stands(arrays: Arrays, older: Dataset) -> bool:
     return True
 
 
-def _version(dataset: Dataset) -> tuple[Any, ...]:
+def _identity_of(dataset: Dataset) -> tuple[Any, ...]:
     """Return values that identify one version's stored elements within a project."""
     return dataset.id, dataset.version, dataset.created_at, dataset.user_id, dataset.key, dataset.shape
 
@@ -227,7 +231,7 @@ def _as_indices(selection: list[Any]) -> Selection:
     return indices if indices.dtype.kind == "i" and indices.ndim == 1 else selection
 
 
-def _batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Positions]:
+def _group_batches(numbers: Positions, nbytes: npt.NDArray[np.int64]) -> Iterator[Positions]:
     """Group tiles to batches of about `BATCH_BYTES`."""
     ends = np.cumsum(nbytes)
     begin = 0

@@ -96,7 +96,7 @@ class BlockEngine:
 
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
         try:
-            return self._writer.append_rows(key, data, known, lambda: self._own(key))
+            return self._writer.append_rows(key, data, known, lambda: self._open_own(key))
         except StoredElsewhereError as error:
             if not error.description:
                 raise
@@ -110,7 +110,7 @@ class BlockEngine:
         plan = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
         result = Result(plan, dataset.dtype, out, dataset.key)
         if plan.size:
-            work = self._reading(dataset)
+            work = self._reading_work(dataset)
             with work.bar(plan.size * dataset.dtype.itemsize) as advance:
                 fetch_runs(work, plan.runs, result.buffer, advance)
         return result.take()
@@ -131,7 +131,7 @@ class BlockEngine:
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
         runs: Runs = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
-        fetch_runs(self._reading(dataset), runs, buffer, advance)
+        fetch_runs(self._reading_work(dataset), runs, buffer, advance)
         return buffer
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
@@ -148,10 +148,10 @@ class BlockEngine:
             merged, after = merged + answer["merged"], answer["after"]
         return merged
 
-    def _reading(self, dataset: Dataset) -> Work:
+    def _reading_work(self, dataset: Dataset) -> Work:
         return Work.reading(self._transfer, dataset, quiet=self._quiet)
 
-    def _own(self, key: str) -> Dataset:
+    def _open_own(self, key: str) -> Dataset:
         dataset = self._open(key)
         if dataset.engine != "database":
             raise OtherEngineError(dataset)

@@ -31,7 +31,7 @@ def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[byte
     # The unique query keeps caches on the way from answering with an older object.
     path = f"{object_path(name, FOR_READING)}?t={uuid.uuid4().hex}"
     answer = _ask_first(requests, path, asked)
-    etag, size = _etag(answer), _size(answer, 0, asked)
+    etag, size = _read_etag(answer), _read_size(answer, 0, asked)
     yield answer.body
     position = len(answer.body)
     while position < size:
@@ -39,10 +39,10 @@ def read_file(requests: StorageRequests, name: str, asked: str) -> Iterator[byte
             answer = _ask(requests, path, position, asked)
         except StorageRefusal as refusal:
             if refusal.fault.status == 416:
-                raise _changed(asked) from refusal
+                raise _changed_error(asked) from refusal
             raise
-        if _etag(answer) != etag or _size(answer, position, asked) != size:
-            raise _changed(asked)
+        if _read_etag(answer) != etag or _read_size(answer, position, asked) != size:
+            raise _changed_error(asked)
         yield answer.body
         position += len(answer.body)
 
@@ -62,7 +62,7 @@ def _ask(requests: StorageRequests, path: str, position: int, asked: str) -> Ans
     return requests.ask("GET", path, asked, headers=headers)
 
 
-def _size(answer: Answer, position: int, asked: str) -> int:
+def _read_size(answer: Answer, position: int, asked: str) -> int:
     """Return the size of the whole object. Refuse an answer that is not the part at `position`."""
     if answer.status != 206:
         if position == 0:
@@ -76,9 +76,9 @@ def _size(answer: Answer, position: int, asked: str) -> int:
     return int(match[3])
 
 
-def _etag(answer: Answer) -> str:
+def _read_etag(answer: Answer) -> str:
     return answer.headers.get("ETag", "").removeprefix("W/")
 
 
-def _changed(asked: str) -> ChangedError:
+def _changed_error(asked: str) -> ChangedError:
     return ChangedError(f"{asked}: the file was replaced while it was read. Read it again.")

@@ -81,7 +81,7 @@ class ResumableUpload:
         try:
             offset = 0
             while offset < self._length:
-                offset = self._advance(offset)
+                offset = self._send_part(offset)
                 self._note_progress(offset)
         except BackendUnavailableError:
             raise
@@ -106,10 +106,10 @@ class ResumableUpload:
         # token must not go to another host.
         upload = answer.headers.get("Location", "").rstrip("/").rpartition("/")[2]
         if _UPLOAD.fullmatch(upload) is None:
-            raise self._nonsense(f"named no place for the upload, but {upload[:80]!r}")
+            raise self._nonsense_error(f"named no place for the upload, but {upload[:80]!r}")
         return f"{_PATH}/{upload}"
 
-    def _advance(self, offset: int) -> int:
+    def _send_part(self, offset: int) -> int:
         """Send the part at `offset`, and return the offset of the next part."""
         self._source.seek(offset)
         part = self._source.take(min(PART_BYTES, self._length - offset))
@@ -158,7 +158,7 @@ class ResumableUpload:
     def _offset_of(self, answer: Answer) -> int:
         said = answer.headers.get("Upload-Offset", "")
         if not said.isdecimal() or int(said) > self._length:
-            raise self._nonsense(f"is at {said!r} of {self._length} bytes")
+            raise self._nonsense_error(f"is at {said!r} of {self._length} bytes")
         return int(said)
 
     def _note_progress(self, offset: int) -> None:
@@ -173,7 +173,7 @@ class ResumableUpload:
         if error is not None and (self._failures >= MAX_FAILURES or self._requests.http.patience.is_patient):
             raise error
         if self._failures >= MAX_FAILURES and fault.status in _ELSEWHERE:
-            raise self._nonsense(f"does not go on with the upload ({fault})")
+            raise self._nonsense_error(f"does not go on with the upload ({fault})")
         self._tries.wait(fault, _FIRST_PAUSE + self._failures)
 
     def _give_up(self) -> None:
@@ -185,5 +185,5 @@ class ResumableUpload:
         if isinstance(outcome, Fault):
             logger.warning("what was uploaded of %r stays for a day: %s", self._name, outcome)
 
-    def _nonsense(self, what: str) -> BackendUnavailableError:
+    def _nonsense_error(self, what: str) -> BackendUnavailableError:
         return BackendUnavailableError(f"{self._asked}: the server {what}. Try again later.")

@@ -116,10 +116,10 @@ class Bucket:
                     if _is_missing(refusal):
                         raise LostObjectError(record.name) from BackendAnswerError(str(refusal.fault))
                     if refusal.fault.status == 416:
-                        raise _too_short(asked, record) from BackendAnswerError(str(refusal.fault))
+                        raise _too_short_error(asked, record) from BackendAnswerError(str(refusal.fault))
                     raise
         except WrongSizeError as error:
-            raise _too_short(asked, record) from error
+            raise _too_short_error(asked, record) from error
 
     def remove(self, names: Sequence[str], asked: str) -> None:
         """Delete objects. Names of missing objects are ignored."""
@@ -171,7 +171,7 @@ def _is_missing(refusal: StorageRefusal) -> bool:
     return refusal.fault.status == 404 and not is_missing_bucket(refusal.fault)
 
 
-def _too_short(asked: str, record: ShardRecord) -> CorruptTensorError:
+def _too_short_error(asked: str, record: ShardRecord) -> CorruptTensorError:
     return CorruptTensorError(
         f"{asked}: the object does not have the {record.nbytes} bytes that were written. Store the array again."
     )

@@ -79,7 +79,7 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
         If the region cuts a shard along another axis than the first.
     """
     layout, writer = codec.layout, ShardWriter(work, codec)
-    whole = []
+    whole_shards = []
     for number in layout.shards_in(region):
         shard = layout.region(number)
         shared = [
@@ -87,7 +87,7 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
             for part, axis in zip(shard, region, strict=True)
         ]
         if shared == list(shard):
-            whole.append(number)
+            whole_shards.append(number)
         elif shared[1:] == list(shard[1:]):
             _fill_rows(writer, number, _crop(elements, region, shared), shared[0].start)
         else:
@@ -96,7 +96,7 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
             )
     # Another worker may have uploaded objects for the same region, and may still tell the catalogue of them. These
     # objects therefore stay until the array goes.
-    work.run(partial(_fill_shard, writer, number, elements, region) for number in whole)
+    work.run(partial(_fill_shard, writer, number, elements, region) for number in whole_shards)
 
 
 def _fill_shard(

@@ -4,7 +4,7 @@ A *chunk* is compressed on its own and is the least that is read. A *shard* is a
 of both are near each other in C order. From the last axis on, as many axes as fit are whole, and the axis before them
 is cut evenly. Along each axis before that one, a chunk is one index long.
 
-Nothing depends on the extent of axis 0, since rows can be appended.
+Nothing depends on the length of axis 0, since rows can be appended.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def check_shape(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[
         The message calls the shape `name`.
     """
     try:
-        result = tuple(operator.index(extent) for extent in given)
+        result = tuple(operator.index(length) for length in given)
     except TypeError as error:
         raise InvalidInputError(
             f"{name}={given!r} is no sequence of whole numbers, one for each axis of the shape {tuple(shape)}"
@@ -85,7 +85,7 @@ def check_shape(name: str, given: Sequence[int], shape: Sequence[int]) -> tuple[
         raise InvalidInputError(
             f"{name}={result} has {len(result)} extents, and the shape {tuple(shape)} has {len(shape)}"
         )
-    if any(extent < 1 for extent in result):
+    if any(length < 1 for length in result):
         raise InvalidInputError(
             f"{name}={result} of an array of shape {tuple(shape)}: each extent has to be at least 1"
         )

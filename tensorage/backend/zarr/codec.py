@@ -176,8 +176,8 @@ class ShardCodec:
         chunk = None
         for coords, (offset, length) in zip(np.ndindex(*self.layout.chunks_per_shard), ranges, strict=True):
             where = tuple(
-                slice(coord * extent, (coord + 1) * extent)
-                for coord, extent in zip(coords, self.layout.chunks, strict=True)
+                slice(coord * size, (coord + 1) * size)
+                for coord, size in zip(coords, self.layout.chunks, strict=True)
             )
             if offset == EMPTY:
                 out[where] = self.fill_value
@@ -322,7 +322,7 @@ class ShardCodec:
     def _split_chunks(self, elements: npt.NDArray[Any]) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
         """Yield the chunks that hold elements of the array: their coords in the shard, and their elements."""
         chunks = self.layout.chunks
-        counts = [-(-extent // chunk) for extent, chunk in zip(elements.shape, chunks, strict=True)]
+        counts = [-(-size // chunk) for size, chunk in zip(elements.shape, chunks, strict=True)]
         for coords in product(*map(range, counts)):
             where = tuple(
                 slice(coord * chunk, (coord + 1) * chunk) for coord, chunk in zip(coords, chunks, strict=True)
@@ -348,7 +348,7 @@ class ShardCodec:
 
     def _check_elements(self, elements: npt.NDArray[Any]) -> None:
         is_within = elements.ndim == len(self.layout.shards) and all(
-            extent <= shard for extent, shard in zip(elements.shape, self.layout.shards, strict=True)
+            size <= shard for size, shard in zip(elements.shape, self.layout.shards, strict=True)
         )
         if not is_within or elements.dtype.newbyteorder("<") != self.layout.dtype:
             raise ValueError(

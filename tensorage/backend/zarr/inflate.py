@@ -76,7 +76,7 @@ def _inflate_streams(
         except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, MemoryError) as error:
             raise CorruptChunkError(f"{name} does not decompress {len(payload)} bytes: {error}") from error
         if len(made) > most:
-            raise _too_many(name, payload, most)
+            raise _too_many_error(name, payload, most)
         if not stream.eof:
             raise CorruptChunkError(f"{name}: {len(payload)} bytes end too early")
         # Zeros may pad a stream.
@@ -84,13 +84,13 @@ def _inflate_streams(
     return memoryview(made)
 
 
-def _too_many(name: str, payload: memoryview, most: int) -> CorruptChunkError:
+def _too_many_error(name: str, payload: memoryview, most: int) -> CorruptChunkError:
     return CorruptChunkError(
         f"{len(payload)} bytes of {name} decompress to more than the {most} that the chunk has room for"
     )
 
 
-def _lzma(configuration: Mapping[str, Any]) -> Inflater:
+def _lzma_inflater(configuration: Mapping[str, Any]) -> Inflater:
     kind, filters = configuration.get("format", lzma.FORMAT_XZ), configuration.get("filters")
 
     def inflate(payload: memoryview, most: int, exact: bool) -> memoryview:
@@ -112,7 +112,7 @@ def _inflate_zstd(payload: memoryview, most: int, exact: bool) -> memoryview:
             f"{len(payload)} bytes of zstd do not say how many they decompress to, and another compressor is to follow"
         )
     if nbytes > most:
-        raise _too_many("zstd", payload, most)
+        raise _too_many_error("zstd", payload, most)
     out = np.empty(nbytes, np.uint8)
     if nbytes:
         inflate_frames(payload, out)
@@ -122,7 +122,7 @@ def _inflate_zstd(payload: memoryview, most: int, exact: bool) -> memoryview:
 def _inflate_blosc(payload: memoryview, most: int, _exact: bool) -> memoryview:
     nbytes = check_blosc_header(payload)
     if nbytes > most:
-        raise _too_many("blosc", payload, most)
+        raise _too_many_error("blosc", payload, most)
     out = np.empty(nbytes, np.uint8)
     try:
         if nbytes:
@@ -135,7 +135,7 @@ def _inflate_blosc(payload: memoryview, most: int, _exact: bool) -> memoryview:
 def _inflate_lz4(payload: memoryview, most: int, _exact: bool) -> memoryview:
     nbytes = int.from_bytes(payload[:_LZ4_HEADER_BYTES], "little")
     if nbytes > most:
-        raise _too_many("lz4", payload, most)
+        raise _too_many_error("lz4", payload, most)
     return _undo_by_numcodecs({"id": "lz4"}, payload, most, True)
 
 
@@ -160,28 +160,28 @@ def _undo_by_numcodecs(
     return np.frombuffer(content, np.uint8).data
 
 
-def _streams(begin: Callable[[], _Stream], name: str) -> Callable[[Mapping[str, Any]], Inflater]:
+def _stream_inflater(begin: Callable[[], _Stream], name: str) -> Callable[[Mapping[str, Any]], Inflater]:
     return lambda _: partial(_inflate_streams, begin, name)
 
 
-def _no_larger(name: str) -> Callable[[Mapping[str, Any]], Inflater]:
+def _numcodecs_inflater(name: str) -> Callable[[Mapping[str, Any]], Inflater]:
     return lambda configuration: partial(_undo_by_numcodecs, {"id": name, **configuration})
 
 
 _INFLATERS: Mapping[str, Callable[[Mapping[str, Any]], Inflater]] = {
     "crc32c": lambda _: _check_crc32c,
-    "gzip": _streams(partial(zlib.decompressobj, _GZIP), "gzip"),
-    "numcodecs.gzip": _streams(partial(zlib.decompressobj, _GZIP), "gzip"),
-    "numcodecs.zlib": _streams(partial(zlib.decompressobj, _ZLIB), "zlib"),
-    "numcodecs.bz2": _streams(bz2.BZ2Decompressor, "bz2"),
-    "numcodecs.lzma": _lzma,
+    "gzip": _stream_inflater(partial(zlib.decompressobj, _GZIP), "gzip"),
+    "numcodecs.gzip": _stream_inflater(partial(zlib.decompressobj, _GZIP), "gzip"),
+    "numcodecs.zlib": _stream_inflater(partial(zlib.decompressobj, _ZLIB), "zlib"),
+    "numcodecs.bz2": _stream_inflater(bz2.BZ2Decompressor, "bz2"),
+    "numcodecs.lzma": _lzma_inflater,
     "numcodecs.lz4": lambda _: _inflate_lz4,
     "zstd": lambda _: _inflate_zstd,
     "numcodecs.zstd": lambda _: _inflate_zstd,
     "blosc": lambda _: _inflate_blosc,
     "numcodecs.blosc": lambda _: _inflate_blosc,
     **{
-        f"numcodecs.{name}": _no_larger(name)
+        f"numcodecs.{name}": _numcodecs_inflater(name)
         for name in ("shuffle", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3")
     },
 }

@@ -166,7 +166,7 @@ class Reader:
         try:
             return self.codec.ranges(record.index, record.nbytes)
         except CorruptChunkError as error:
-            raise self._corrupt(record, "its index in the catalogue", error) from error
+            raise self._corrupt_error(record, "its index in the catalogue", error) from error
 
     def changed_error(self, record: ShardRecord, lost: LostObjectError) -> ChangedError:
         """Return the error for a shard whose object has been replaced. Raise another error if the object is lost."""
@@ -183,7 +183,7 @@ class Reader:
     def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[Callable[[], None]]:
         for projection, record in self.with_records(projections):
             for job in self._jobs_of(projection, record, target):
-                yield partial(self._run, job, projection, record, target)
+                yield partial(self._run_job, job, projection, record, target)
 
     def _jobs_of(
         self, projection: ShardProjection, record: ShardRecord, target: _Target
@@ -205,7 +205,7 @@ class Reader:
     def _fetch(
         self, record: ShardRecord, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
     ) -> None:
-        memory = self._take()
+        memory = self._take_memory()
         data = memory.for_bytes(nbytes)
         Bucket(self.work.transfer).get_into(self.dataset, record, first, data)
         for offset, length, projection in chunks:
@@ -218,17 +218,17 @@ class Reader:
                     memory.chunk = self.codec.decode(encoded, memory.chunk)
                     projection.take(memory.chunk, target.buffer)
             except CorruptChunkError as error:
-                raise self._corrupt(record, f"its chunk {projection.coords}", error) from error
+                raise self._corrupt_error(record, f"its chunk {projection.coords}", error) from error
             target.advance(projection.size * target.buffer.itemsize)
         self._idle.append(memory)
 
-    def _take(self) -> _Memory:
+    def _take_memory(self) -> _Memory:
         try:
             return self._idle.pop()
         except IndexError:
             return _Memory()
 
-    def _run(
+    def _run_job(
         self, job: Callable[[], None], projection: ShardProjection, record: ShardRecord, target: _Target
     ) -> None:
         """Do a job of a shard. If the object has been replaced meanwhile, read the whole shard from the new object."""
@@ -253,10 +253,10 @@ class Reader:
         number = record.number
         now = fetch_records(self.work, self.codec.layout, [number])[number]
         if now.name == record.name:
-            raise self._lost(record, lost)
+            raise self._lost_error(record, lost)
         return now
 
-    def _lost(
+    def _lost_error(
         self, record: ShardRecord, lost: LostObjectError
     ) -> IncompleteTensorError | PermissionDeniedError:
         asked = f"reading {self.dataset.key!r}"
@@ -277,7 +277,7 @@ class Reader:
         error.__cause__ = lost.__cause__
         return error
 
-    def _corrupt(self, record: ShardRecord, where: str, error: CorruptChunkError) -> CorruptTensorError:
+    def _corrupt_error(self, record: ShardRecord, where: str, error: CorruptChunkError) -> CorruptTensorError:
         return CorruptTensorError(
             f"reading {self.dataset.key!r}: the object {record.name!r}, which holds {self._where(record)}, is damaged: "
             f"{where} cannot be read ({error}). Nothing is returned; store the array again, or read other parts."

@@ -65,7 +65,7 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
     buffer = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
     buffer[...] = np.zeros((), layout.dtype)
-    reader.fill(_by_shard(layout, grid, numbers), buffer, advance)
+    reader.fill(_group_by_shard(layout, grid, numbers), buffer, advance)
     if not grid.is_flat:
         return buffer.reshape(-1)
     lengths = grid.lengths(numbers)
@@ -84,7 +84,7 @@ def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:
     """Count the bytes of chunks as they are stored, which are 0 for a chunk of nothing but the fill value."""
     layout = reader.codec.layout
     total = 0
-    shards = _by_shard(layout, tiles_of(layout), numbers)
+    shards = _group_by_shard(layout, tiles_of(layout), numbers)
     for chunks_of_shard, record in reader.with_records(shards):
         at = [layout.position_of(coords) for coords, _, _ in chunks_of_shard.chunks]
         lengths = reader.ranges(record)[at, 1]
@@ -92,7 +92,7 @@ def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:
     return total
 
 
-def _by_shard(layout: Layout, grid: TileGrid, numbers: Positions) -> list[_Chunks]:
+def _group_by_shard(layout: Layout, grid: TileGrid, numbers: Positions) -> list[_Chunks]:
     """Group chunks by their shards.
 
     The record of each shard is then fetched once, and ranges of neighbouring chunks can be joined.

@@ -105,7 +105,7 @@ class ZarrEngine:
         return begin_anew_after_failures(write)
 
     def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
-        if _is_laid_out(new):
+        if _asks_for_layout(new):
             return None
         source = codec_of(dataset)
 
@@ -140,7 +140,7 @@ class ZarrEngine:
             take_over_shards,
         )
 
-        taken = None if _is_laid_out(new) else layout_of(source)
+        taken = None if _asks_for_layout(new) else layout_of(source)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new, taken or layout_like(source, new))
@@ -154,9 +154,9 @@ class ZarrEngine:
             work = self._work("appending to", dataset)
             return append_rows(work, codec_of(dataset), cast_to(data, dataset))
 
-        first = self._own(key) if known is None else known
+        first = self._open_own(key) if known is None else known
         # Others may append at the same time, and would meet again without a pause.
-        return on_latest(append_to, first, lambda: self._own(key), pauses=True)
+        return on_latest(append_to, first, lambda: self._open_own(key), pauses=True)
 
     def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
         return assign(self._work("assigning to", dataset), codec_of(dataset), selection, value)
@@ -188,7 +188,7 @@ class ZarrEngine:
 
     def compact(self, key: str) -> int:
         """Return 0: an append leaves no small shards to merge."""
-        self._own(key)
+        self._open_own(key)
         return 0
 
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
@@ -220,24 +220,24 @@ class ZarrEngine:
     def _reader(self, dataset: Dataset) -> Reader:
         return Reader(self._work("reading", dataset), codec_of(dataset))
 
-    def _own(self, key: str) -> Dataset:
+    def _open_own(self, key: str) -> Dataset:
         dataset = self._open(key)
         if dataset.engine != "storage":
             raise OtherEngineError(dataset)
         return dataset
 
 
-def _is_laid_out(new: Declaration) -> bool:
+def _asks_for_layout(new: Declaration) -> bool:
     """Tell whether an option asks for a layout."""
     return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
 
 
 @lru_cache(maxsize=64)
-def _codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCodec:
+def _parse_codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCodec:
     return ShardCodec(Layout.parse(json.loads(zarr), shape, dtype))
 
 
 def codec_of(dataset: Dataset) -> ShardCodec:
     """Return the codec of an array of Storage, with its layout."""
     assert dataset.zarr is not None, "the catalogue has metadata of every array of Storage"
-    return _codec(dataset.zarr, dataset.shape, dataset.dtype)
+    return _parse_codec(dataset.zarr, dataset.shape, dataset.dtype)
