@@ -1,7 +1,7 @@
 """The session of one user with one project.
 
-A `BackendSession` owns the login of a user and the client of the Supabase SDK. It makes contexts that are logged in for
-as long as they are open.
+A `BackendSession` owns the login of a user and the client of the Supabase SDK, and makes contexts that are logged in
+for as long as they are open.
 
 Examples
 --------
@@ -66,6 +66,7 @@ class ContextWrapper(Generic[C]):
 
     def __init__(self, session: BackendSession, context: type[C]) -> None:
         self._session = session
+        # The name is part of the API.
         self.Context = context
 
     def __enter__(self) -> C:
@@ -345,6 +346,7 @@ class BackendSession:
         """
         from tensorage.store import TensorStore
 
+        # A weak reference: the store holds the session's login, and must not live as long as the session.
         with self.login.lock:
             store = None if self._store is None else self._store()
             if store is None:
@@ -403,6 +405,7 @@ class BackendSession:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling looks for a session of the same login first.
         return borrow_session, (type(self), self.__getstate__())
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

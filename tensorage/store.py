@@ -49,12 +49,13 @@ class Backend(Project, Protocol):
 class HeldLogin:
     """Access to a project, which holds the session's login for as long as this object lives.
 
-    Handles, and all that is made of them, keep this object. They therefore work after their store is gone.
+    Handles, and all that is made of them, keep this object, and therefore work after their store is gone.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         backend.hold()
+        # At the end of the interpreter, the login ends by itself.
         weakref.finalize(self, _release, backend).atexit = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,7 +205,7 @@ class TensorStore(MutableMapping[str, Any]):
         shards: Sequence[int] | Literal[False] | None = None,
         codecs: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Store an array with attributes, names of axes and a layout. It never has to exist whole.
+        """Store an array with attributes, names of axes and a layout, also an array that never exists whole.
 
         Parameters
         ----------
@@ -217,9 +218,9 @@ class TensorStore(MutableMapping[str, Any]):
         dtype
             Dtype of the stored array. The dtype of each block has to fit it without loss.
         attrs
-            Attributes: whatever JSON can hold. They replace those of an array of xarray.
+            Attributes, whatever JSON can hold, in place of those of an array of xarray.
         dims
-            Names of the axes. They replace those of an array of xarray, whose coordinates follow the axes.
+            Names of the axes, in place of those of an array of xarray, whose coordinates follow the axes.
         is_shared
             Let every signed-in user of the project read the array.
         engine
@@ -254,6 +255,7 @@ class TensorStore(MutableMapping[str, Any]):
             "shards": shards, "codecs": codecs,
         }  # fmt: skip
         blocks, how = unwrap(key, blocks, how)
+        # An array has both. Blocks need both, since no block tells the whole shape.
         if shape is None and dtype is None:
             return Tensor(self.arrays, self.write_declared(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
@@ -445,6 +447,7 @@ class TensorStore(MutableMapping[str, Any]):
                     weights = train(weights)
                     bg[f"run/3/weights/{step}"] = weights
         """
+        # The writer has a store of its own, since a bar would cross the output of the loop.
         from tensorage.background.writer import BackgroundWriter
 
         return BackgroundWriter(replace(self, quiet=True), max_in_flight=max_in_flight, max_bytes=max_bytes)

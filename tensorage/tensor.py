@@ -53,6 +53,7 @@ class Tensor(OpenArray):
 
         Attributes can be assigned as a whole, too: ``tensor.attrs = {"units": "K"}``.
         """
+        # The function looks the entry up each time, as changes replace it.
         return Attributes(lambda: self.dataset.attrs, self._annotate)
 
     @attrs.setter
@@ -61,7 +62,7 @@ class Tensor(OpenArray):
 
     @property
     def dims(self) -> tuple[str, ...] | None:
-        """Names of the axes, if there are any. They can be assigned: one for each axis, or None."""
+        """Names of the axes, if there are any. One name for each axis, or None, can be assigned."""
         return self.dataset.dims
 
     @dims.setter
@@ -156,6 +157,7 @@ class Tensor(OpenArray):
         )  # fmt: skip
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        # With `copy=False`, numpy 2 wants existing memory, and a stored array has none here.
         if copy is False:
             raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
         return np.asarray(self.read(...), dtype=dtype)
@@ -165,7 +167,7 @@ class Tensor(OpenArray):
     ) -> Tensor:
         """Return a handle that reads through a cache on the local disk. Elements that were read are not fetched again.
 
-        This holds for later epochs, and for other processes that name the same folder. A cache file belongs to one
+        Later epochs profit, and so do other processes that name the same folder. A cache file belongs to one
         version of the array: after an overwrite, an assignment or an append, everything is fetched anew. Changes by
         this session are seen at once, and changes by others within `check_every_s`.
 
@@ -201,10 +203,12 @@ class Tensor(OpenArray):
         try:
             from tensorage.cache.cached import CachedReader
         except ModuleNotFoundError as error:
+            # Windows lacks the module. Any other missing module is a mistake of ours.
             if error.name != "fcntl":
                 raise
             raise CacheError("caches on the local disk need the file locks of Linux or macOS") from error
         reader = CachedReader(directory, max_bytes=max_bytes, check_every_s=check_every_s)
+        # The file is held from now on, so that other processes do not delete it to make room.
         reader.use(self)
         return Tensor(self.arrays, self.dataset, self.asked_owner, reader=reader)
 
@@ -300,6 +304,7 @@ class Tensor(OpenArray):
         return f"<{kind} {self.key!r}, shape {self.shape}, {self.dtype}, {size}, {self.engine}{cached}>"
 
     def _repr_html_(self) -> str:
+        # Only notebooks need it.
         from html import escape
 
         rows = {

@@ -95,6 +95,7 @@ def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict
         raise KeyNotFoundError(f"opening arrays as a Dataset: no key of {given!r} begins with {prefix!r}")
     keys = {key.removeprefix(prefix) or key: key for key in found}
     wanted = [name for name in keys if name not in dropped]
+    # Each entry takes a request, whose time is mostly spent waiting.
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
         opened = pool.map(given.arrays.open, (keys[name] for name in wanted))
         return given.arrays, dict(zip(wanted, opened, strict=True))
@@ -127,6 +128,7 @@ def _is_same(one: Coord, other: Coord) -> bool:
         return False
     if dict(one.attrs) != dict(other.attrs):
         return False
+    # NaN labels count as equal, which numpy offers only for dtypes that have NaN or NaT.
     has_nan = one.values.dtype.kind in "fcmM"
     return bool(np.array_equal(one.values, other.values, equal_nan=has_nan))
 

@@ -1,7 +1,7 @@
 """A table with a row of JSON numbers for each sample, which is how people keep arrays in Supabase today.
 
-The table has row-level security. It is used by the SDK as the SDK's documentation shows, by requests of the fastest
-size, without the rows in the answer to an insert.
+The table has row-level security. Requests use the SDK as its documentation shows, have the fastest size, and ask for no
+rows in the answer to an insert.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _BLOCK_ROWS = 8 * 1024 * 1024 // (1024 * 4)
 
 
 class Sampler:
-    """Highest anonymous memory within the block, in bytes. It is sampled, since the kernel records no peak of it."""
+    """Highest anonymous memory within the block, in bytes: sampled, since the kernel records no peak of it."""
 
     def __init__(self) -> None:
         self.peak = 0

@@ -31,6 +31,7 @@ __all__ = ["PinnedArray", "is_dask", "store_dask", "to_dask"]
 
 def is_dask(value: object) -> bool:
     """Tell whether a value is an array of dask. None can be, if nobody has imported dask."""
+    # Importing dask takes long, and a value of dask can only exist if somebody has imported it.
     loaded = sys.modules.get("dask.array")
     return loaded is not None and isinstance(value, loaded.Array)
 
@@ -100,6 +101,7 @@ def store_dask(
         )
 
     def fill_all(dataset: Dataset) -> None:
+        # Blocks that end within a stored chunk would be written by two workers at the same time.
         cut = cast("Any", array).rechunk(arrays.lengths_to_fill(dataset, array.chunks))
         _dask_array().store(cut, _Target(arrays, _without_labels(dataset)), lock=False)
 
@@ -110,7 +112,7 @@ def store_dask(
 
 @dataclass(frozen=True)
 class PinnedArray:
-    """One version of a stored array, with the interface that other libraries read. It can be sent to processes.
+    """One version of a stored array, with the interface that other libraries read. A `PinnedArray` can be pickled.
 
     Parameters
     ----------
@@ -146,6 +148,7 @@ class PinnedArray:
         return self.arrays.read(self.dataset, selection)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
+        # The same version has the same token in every process, so that dask finds results again.
         now = self.dataset
         return self.arrays.project.backend_url, now.id, now.version, now.created_at, now.shape, now.dtype.str
 
@@ -158,6 +161,7 @@ class _Target:
     dataset: Dataset
 
     def __setitem__(self, region: tuple[slice, ...], block: Any) -> None:
+        # Dask trusts the shapes and dtypes that a graph declares, and a task may break its word.
         elements = cast_to(as_array(block), self.dataset)
         wanted = tuple(axis.stop - axis.start for axis in region)
         if elements.shape != wanted:

@@ -113,6 +113,7 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
     ChangedError
         If others appended meanwhile. The rows are stored, but not their labels.
     """
+    # Labels are checked against the stored ones first, so that a mistake leaves the array as it was.
     before = arrays.open(key)
     if before.dims != labels.dims:
         raise InvalidInputError(
@@ -122,8 +123,11 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
     made = _extend_coords(before, labels)
     if made is None:
         return arrays.append(key, rows, known=before)
+    # Labels that find no room have to be refused before the rows are appended.
     check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
     after = arrays.append(key, rows, known=before)
+    # Others may have appended, too, so that these rows may lie behind theirs. Coordinates are extended once more, for
+    # the array as it was just before these rows.
     count = labels.shape[0]
     first = after.shape[0] - count
     try:
@@ -184,6 +188,7 @@ def _check_same(key: str, coord: Coord, more: Coord) -> None:
 
 
 def _is_equal(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
+    # NaN labels count as equal, which numpy offers only for dtypes that have NaN or NaT.
     has_nan = left.dtype.kind in "fcmM" and right.dtype.kind == left.dtype.kind
     return bool(np.array_equal(left, right, equal_nan=has_nan))
 
@@ -191,6 +196,7 @@ def _is_equal(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
 def _coord(key: str, array: Any, name: Any) -> Coord:
     coord = array.coords[name]
     _check_index(key, array, name)
+    # Extension types of pandas, such as categories, have dtypes that numpy does not know.
     if not isinstance(coord.dtype, np.dtype):
         raise DTypeError(
             f"storing {key!r}: the coordinate {name!r} is of dtype {coord.dtype}, which is one of pandas: convert it "
@@ -201,6 +207,7 @@ def _coord(key: str, array: Any, name: Any) -> Coord:
 
 
 def _check_index(key: str, array: Any, name: Any) -> None:
+    # A DataArray came in, so xarray is loaded already.
     from xarray.core.indexes import PandasMultiIndex
     from xarray.indexes import PandasIndex
 

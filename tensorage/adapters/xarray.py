@@ -29,7 +29,7 @@ _ARRAY = "\0"
 
 
 class StoredArray(BackendArray):
-    """One version of a stored array, with the interface that xarray reads. It can be pickled.
+    """One version of a stored array, with the interface that xarray reads. A `StoredArray` can be pickled.
 
     Parameters
     ----------

@@ -215,6 +215,7 @@ class Arrays:
             machine of the same user. An array without elements needs no call.
         """
         dataset = self.begin(key, shape, dtype, engine=engine, is_shared=is_shared, **options)
+        # `begin` has already committed an array without elements.
         if not dataset.size:
             return dataset
         return stage(Work.storing(self.project.transfer, dataset), lambda _advance: fill_all(dataset), 0)
@@ -247,8 +248,10 @@ class Arrays:
         """
         kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
+        # Only the written side shows a bar: both sides move the same bytes.
         source = self.quietly()._engine(dataset.engine)
         target = self._engine_for(new, engine or dataset.engine)
+        # An engine may copy its own arrays without moving elements, which is much faster.
         if dataset.engine == target.name and (made := target.copy(dataset, new)) is not None:
             return made
         return target.store_from(lambda region: np.asarray(source.read(dataset, region, None)), new)
@@ -280,6 +283,7 @@ class Arrays:
         CorruptTensorError
             If the source is damaged. Nothing is stored.
         """
+        # The engine comes first: without zarr, its error tells which package to install.
         storage = self._zarr_engine()
         from tensorage.backend.zarr.importing import blocks_of, declaration_of, open_source
 
@@ -383,6 +387,7 @@ class Arrays:
     def _zarr_engine(self) -> ZarrEngine:
         try:
             from tensorage.backend.zarr.zarr_engine import ZarrEngine
+        # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
             raise InvalidInputError(
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"

@@ -99,6 +99,7 @@ class BaseContext:
         KeyExistsError, InvalidInputError, DTypeError, QuotaExceededError
             Nothing was declared.
         """
+        # Checked before anything is sent, so that a wrong `dim` leaves no declared array behind.
         new = declare(key, shape, type, is_shared, options)
         if dim != len(new.shape):
             raise InvalidInputError(
@@ -116,7 +117,7 @@ class BaseContext:
         data_id
             `Dataset.id` of the entry that `insert_dataset` returned.
         data
-            Consecutive rows. Their shape may differ from the declared one in axis 0 only.
+            Consecutive rows, of a shape that differs from the declared one in axis 0 only.
         offset
             Index of the first row along axis 0.
 
@@ -125,6 +126,7 @@ class BaseContext:
         bool
             True: the rows are stored.
         """
+        # Rows may come in any order and from any process. Declared arrays are remembered to save a request.
         dataset = self._declared.get(data_id) or self.arrays.open_by_id(data_id)
         self._declared[data_id] = dataset
         rows, region = _rows_to_fill(dataset, data, offset)

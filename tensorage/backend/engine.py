@@ -59,7 +59,8 @@ class ArrayEngine(Protocol):
         Parameters
         ----------
         region
-            One slice for each axis, none with an open end. It spans whole rows, or is cut as `lengths_to_fill` says.
+            Whole rows, or a region of the cut that `lengths_to_fill` returns: one slice for each axis, without open
+            ends.
         elements
             Array of the region's shape and the stored array's dtype.
         """

@@ -81,7 +81,7 @@ def begin_anew_after_failures(write: Callable[[], T]) -> T:
     Parameters
     ----------
     write
-        Begins, fills and commits an array. It has to be able to do so several times.
+        Begins, fills and commits an array, several times if need be.
     """
     for _ in range(MAX_RESTARTS):
         try:
@@ -157,7 +157,7 @@ def _abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
     """Abort a staged dataset. If even that fails, the dataset expires and is swept a day later."""
     hurry = Hurry(current_hurry())
     if isinstance(reason, BackendUnavailableError) or not isinstance(reason, Exception):
-        # The backend has been waited for already, or somebody has pressed Ctrl-C. One try has to do.
+        # The backend has been waited for already, or somebody has pressed Ctrl-C: a single try has to do.
         hurry.begin()
     try:
         with end_waits_on(hurry):

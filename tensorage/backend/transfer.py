@@ -254,7 +254,7 @@ class Work:
         do
             Sends the one request for a part.
         halve
-            Cuts a part in two. It returns None for the smallest part, whose error is then raised.
+            Cuts a part in two, or returns None for the smallest part, whose error is then raised.
         """
         try:
             do(part)

@@ -101,7 +101,7 @@ class Operations:
         return sum(operation.nbytes for operation in self._given)
 
     def have_room_for(self, operation: Operation) -> bool:
-        """Tell whether an operation may be taken now. One that is larger than all of the room has to be alone."""
+        """Tell whether an operation may be taken now. An operation larger than all of the room has to be alone."""
         if not self._given:
             return True
         return len(self) < self.max_in_flight and self.nbytes + operation.nbytes <= self.max_bytes

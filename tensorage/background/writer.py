@@ -81,8 +81,8 @@ class BackgroundWriter:
     At the end of a ``with`` block, all taken operations are done, also if the block raises an error. An error of
     writing then becomes a note of the block's error, and is logged.
 
-    A writer is safe to use from many threads. It cannot be pickled, and is closed in a forked process: make another one
-    there.
+    A writer is safe to use from many threads, but cannot be pickled. In a forked process the writer is closed: make
+    another one there.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class BackgroundWriter:
         InvalidInputError, DTypeError
             If the array cannot be stored, as far as that shows without asking the backend.
         TensorageError
-            If an earlier operation has failed. This one has not been taken then.
+            If an earlier operation has failed. The new operation has not been taken then.
         """
         name, selection = split_key(key)
         if selection is None:
@@ -138,6 +138,7 @@ class BackgroundWriter:
         store = self._require_open()
         check_key(name)
         array = _snapshot(value)
+        # The loop may change arrays within the selection, too.
         where = deepcopy(selection)
 
         def do() -> None:
@@ -263,6 +264,7 @@ class BackgroundWriter:
         try:
             self.workers.close()
         finally:
+            # The login is given up even if an error is raised.
             self._store = None
 
     def __enter__(self) -> BackgroundWriter:
@@ -281,6 +283,7 @@ class BackgroundWriter:
         try:
             self.close()
         except Exception as late:
+            # The block itself may have raised the error of an operation.
             if late is error:
                 return
             for note in [f"{type(late).__name__}: {late}", *getattr(late, "__notes__", ())]:
@@ -341,6 +344,7 @@ class _Snapshot:
 def _snapshot(value: npt.ArrayLike) -> _Snapshot:
     array = as_array(value)
     storable_dtype(array.dtype)
+    # `as_array` may return the caller's own memory.
     if not isinstance(value, _COPIED_ANYWAY):
         array = np.array(array, order="C", copy=True)
     return _Snapshot(array, is_array=isinstance(value, np.ndarray | np.generic))

@@ -165,6 +165,7 @@ class CachedReader:
         file = self._file_of(arrays, now) if now.size else None
         if file is None:
             return arrays.read(now, selection, out=out)
+        # A list is converted once, since several steps below look at the selection.
         if isinstance(selection, list):
             selection = _as_indices(selection)
         if file.view is not None and file.has(selection):
@@ -185,6 +186,7 @@ class CachedReader:
         lengths = file.grid.lengths(missing) * file.dataset.dtype.itemsize
         total = int(lengths.sum())
         is_large = total > BATCH_BYTES
+        # Tiles that find no room are held in memory, which only a small read can afford.
         if is_large and not self._folder.has_room(file, missing):
             return None
         loose: Loose = {}
@@ -260,6 +262,7 @@ def _index_map(view: npt.NDArray[Any], selection: Selection, out: npt.NDArray[An
         check_out(result.shape, view.dtype, out)
         out[...] = result
         return out
+    # A view would keep the file mapped for as long as the result lives.
     if isinstance(result, np.ndarray) and result.base is not None:
         return result.copy()
     return result

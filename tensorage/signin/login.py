@@ -90,7 +90,7 @@ class Login:
         #: End of the token by this machine's clock, in seconds since the epoch.
         self.expires_at = 0.0
         self.loan = loan
-        #: Refresh token whose use got no answer. It may be spent, since it can be used only once.
+        #: Refresh token whose use got no answer. Such a token may be spent, since it can be used only once.
         self._doubtful: str | None = None
         self._holders = 0
         self._connect()
@@ -411,7 +411,7 @@ class Login:
     def continue_in_child(self) -> None:
         """Continue after a fork, with new connections and the token of the parent, which renews and ends the login."""
         self.end.detach()
-        # These are kept and never touched: a thread that is not here any more may have held a lock within them.
+        # Kept, and never touched: a thread that is not here any more may have held a lock within these objects.
         self._inherited = (self.sdk_client, self._transfer, self.ending)
         self.lender.leave()
         if self.session is not None and self.user is not None:

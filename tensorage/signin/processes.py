@@ -48,6 +48,7 @@ S = TypeVar("S", bound=Borrower)
 #: Most borrowed sessions that are kept for later pickles. Each keeps connections open.
 MAX_BORROWED = 4
 
+# Weak, so that forks do not keep dropped sessions logged in.
 _logins: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 _borrowed: OrderedDict[tuple[Any, ...], Borrower] = OrderedDict()
@@ -69,6 +70,7 @@ def borrow_session(kind: type[S], state: dict[str, Any]) -> S:
     with _borrowed_lock:
         session = _borrowed.get(login)
         if session is None or not session.takes(loan):
+            # `__init__` would look for a configuration, which the state replaces.
             session = kind.__new__(kind)
             session.__setstate__(state)
             _borrowed[login] = session
@@ -79,6 +81,7 @@ def borrow_session(kind: type[S], state: dict[str, Any]) -> S:
 
 
 def _before_fork() -> None:
+    # A copy, since other threads may drop logins meanwhile.
     for login in list(_logins):
         login.before_fork()
 

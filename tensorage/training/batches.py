@@ -118,6 +118,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         start = self._next_start
+        # Set before the loop runs, so that a loop that is left early counts as its epoch.
         self._next_start = Position(start.epoch + 1)
         self._position, self.epoch = start, start.epoch
         return self._run(start)
@@ -261,6 +262,7 @@ def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
             yield np.s_[low : min(low + plan.batch_size, after)]
         return
     order = Shuffle(plan.length, plan.seed, start.epoch)
+    # Pages end where batches do.
     page = -(-_PAGE // plan.batch_size) * plan.batch_size
     for beginning in range(first, after, page):
         samples = order[beginning : min(beginning + page, after)]
@@ -273,6 +275,7 @@ class _SampleReader:
 
     def __init__(self, sources: Sequence[SampleSource]) -> None:
         self._jobs: list[Callable[[Selection], Any]] = [
+            # The id tells an array from one that replaces it under the same key.
             partial(_read_same, source, source.dataset.id)
             if isinstance(source, OpenArray)
             else partial(read_source, source)
@@ -287,6 +290,7 @@ class _SampleReader:
             for selection in selections:
                 yield tuple(read(selection) for read in self._jobs)
             return
+        # More threads than connections would only wait for each other.
         threads = min(ahead * len(self._jobs), PARALLEL)
         hurry = Hurry(current_hurry())
 

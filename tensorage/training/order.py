@@ -5,8 +5,8 @@ no memory for the order, and a loop that resumes in the middle computes nothing 
 generalized Feistel network, with cycle walking to stay in range: J. Black and P. Rogaway, "Ciphers with arbitrary
 finite domains", CT-RSA 2002, sections 4 and 5.
 
-The order depends on nothing but the seed, the epoch and the number of samples. This is a promise: a newer version of
-this package, or of numpy, visits the samples in the same order.
+The order depends on nothing but the seed, the epoch and the number of samples. A newer version of this package, or of
+numpy, visits the samples in the same order: the order is a promise.
 """
 
 from __future__ import annotations

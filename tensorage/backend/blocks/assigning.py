@@ -57,6 +57,7 @@ def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
         return dataset
     requests = split_by_request(plan.runs, dataset.dtype.itemsize, dataset.block_size, max_blocks=MAX_BLOCKS)
     first = next(requests)
+    # One request needs no staging: the database assigns all of it in one transaction.
     if first.size == plan.size:
         try:
             return _assign_at_once(work, first, elements_of(first))
@@ -79,6 +80,7 @@ def _elements(
     """Return a function that gives the bytes of a request. A single value is repeated for one request at a time."""
     if value.size == 1:
         return lambda request: bytes_of(np.full(request.size, value.reshape(()), dataset.dtype))
+    # Elements in the order of the request need no copy.
     if plan.is_whole_buffer and value.shape == plan.shape and value.flags.c_contiguous:
         buffer = value.reshape(-1)
     else:

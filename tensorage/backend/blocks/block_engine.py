@@ -63,8 +63,7 @@ class BlockEngine:
         send_rows(Work.storing(self._transfer, dataset), elements, first, lambda _bytes: None)
 
     def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
-        # Blocks may begin at any row, so a region needs no more than the bytes of a request. Its last block may be
-        # short.
+        # Blocks may begin at any row, so a region may end anywhere, and needs no more than the bytes of a request.
         itemsize = dataset.dtype.itemsize
         return join_rows(lengths, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
 

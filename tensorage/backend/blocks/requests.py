@@ -33,6 +33,7 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
     ChangedError
         If the array has changed since it was opened. The content of the buffer is then of no use.
     """
+    # Each request fills its own part of the buffer, so that requests need no lock.
     elements = bytes_of(buffer)
     itemsize = work.dataset.dtype.itemsize
 
@@ -43,6 +44,7 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
             "version": work.dataset.version,
             **describe_runs(request.runs),
         }
+        # A run product is shorter to describe than the same runs in a list, and has a function of its own.
         function = "tensorage_read_spans" if isinstance(request.runs, RunList) else "tensorage_read"
         work.read_into(function, arguments, out)
         advance(len(out))
@@ -64,6 +66,7 @@ def send_runs(work: Work, runs: Iterable[EncodedRun], advance: Advance) -> None:
         if run.count <= 1:
             return None
         half = run.count // 2
+        # A cut between blocks keeps them whole. Below the size of a block, any cut will do.
         if half > dataset.block_size:
             half = half // dataset.block_size * dataset.block_size
         cut = half * dataset.dtype.itemsize

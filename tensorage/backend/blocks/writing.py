@@ -59,6 +59,7 @@ class BlockWriter:
         if array.nbytes <= MAX_REQUEST_BYTES:
             try:
                 return self._store_at_once("tensorage_store", array, meta, f"storing {meta['key']!r}")
+            # Gateways may allow less than the request cap, or the statement may take too long.
             except TooMuchError:
                 logger.debug("storing %r in several requests: one was too much", meta["key"])
         return self._store_staged(array, meta)
@@ -112,6 +113,7 @@ class BlockWriter:
                 return self.append_rows(key, data, now, open_array)
             except TooMuchError:
                 logger.debug("appending to %r in several requests: one was too much", key)
+        # A staged append is cut into blocks here, so the entry is needed now.
         target = open_array()
         rows = cast_to(data, target)
         check_rows(rows, target)
@@ -135,6 +137,7 @@ class BlockWriter:
 
     def _store_staged(self, array: npt.NDArray[Any], meta: dict[str, Any]) -> Dataset:
         def write() -> Dataset:
+            # A restart needs an id of its own: by the old one, the database would take it for a repeated request.
             work = self._begin({**meta, "operation": new_operation()})
             return stage(work, partial(send_rows, work, array, 0), array.nbytes)
 

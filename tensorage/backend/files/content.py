@@ -39,6 +39,7 @@ class UploadContent:
     """
 
     def __init__(self, file: Readable, asked: str) -> None:
+        # Users' files are of many kinds, and may return text or bytes.
         self._file: Any = file
         self._asked = asked
         self._position = 0
@@ -54,6 +55,7 @@ class UploadContent:
                 self._position += nbytes
                 return part
             self._ahead += part
+        # Pipes and text files may return less than was asked for before their end.
         while len(self._ahead) < nbytes:
             part = self._next(nbytes - len(self._ahead))
             if not part:
@@ -85,6 +87,7 @@ class UploadContent:
 
     def seek(self, position: int) -> None:
         """Move to another position."""
+        # Seeking would drop bytes that were read ahead, so it is done only if needed.
         if position != self._position:
             self._file.seek(self._start + position)
             self._position = position

@@ -161,7 +161,7 @@ class Files:
     def _name(self, path: object) -> str:
         """Return the name of the object of a file, or refuse the path."""
         if not isinstance(path, str):
-            # With swapped arguments, this is the content, which may be long or secret. It stays out of the message.
+            # With swapped arguments, this is the content, which may be long or secret, and stays out of the message.
             raise InvalidInputError(
                 f"the path of a file is a string, not {type(path).__name__}: first the path, then the content"
             )

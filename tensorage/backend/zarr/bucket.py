@@ -62,6 +62,7 @@ class Bucket:
             If the bucket or its policies are missing.
         """
         asked = f"storing {name!r} of {dataset.key!r}"
+        # Upsert, since a repeated request may find the object of its first try.
         headers = {"x-upsert": "true", "Content-Type": OCTETS, "Cache-Control": _FOR_EVER}
         with refusals_as_errors(asked):
             try:
@@ -81,6 +82,7 @@ class Bucket:
             For the same reasons as `put`.
         """
         asked = f"copying {source!r} to {dataset.key!r}"
+        # `source` comes from the catalogue, which the owner of the array writes.
         for either in (source, name):
             check_object_name(either)
         body = json.dumps({"bucketId": BUCKET, "sourceKey": source, "destinationKey": name}).encode()
@@ -149,6 +151,8 @@ class Bucket:
                 f"{asked}: the project takes no object of that size ({refusal.fault.message}). Give smaller shards=, "
                 "or raise the size limit of the bucket 'tensors'."
             ) from cause
+        # Policies let objects be written only for arrays that are staged, so a missing array looks like a missing
+        # right.
         if refusal.fault.status == 403:
             self._check_staged(dataset, asked)
             raise PermissionDeniedError(

@@ -94,8 +94,8 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
             raise InvalidInputError(
                 f"{work.asked}: a region of {region} cuts the object of {shard}, and only rows can be cut"
             )
-    # Another worker may have uploaded objects for the same region, and may still tell the catalogue of them. These
-    # objects therefore stay until the array goes.
+    # Another worker may have uploaded objects for the same region, and may still tell the catalogue of them. No object
+    # of the region is therefore deleted before the array is.
     work.run(partial(_fill_shard, writer, number, elements, region) for number in whole_shards)
 
 

@@ -75,7 +75,7 @@ class EncodedShard:
     nbytes
         Bytes of the object, 0 if there is none.
     index
-        Plain index, as the catalogue has it. It is empty if the array is not sharded.
+        Plain index, as the catalogue has it, which is empty if the array is not sharded.
     """
 
     parts: list[bytes | memoryview]

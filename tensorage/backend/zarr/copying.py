@@ -39,5 +39,6 @@ def _copy(reader: Reader, writer: ShardWriter, record: ShardRecord, advance: Adv
             Bucket(writer.work.transfer).copy(writer.dataset, record.name, name)
         except LostObjectError as error:
             raise reader.changed_error(record, error) from error
+    # The index holds offsets within the object, which a copy keeps.
     writer.put(ShardRecord(record.number, name, record.nbytes, record.index))
     advance(writer.codec.layout.nbytes_of(record.number))

@@ -199,6 +199,7 @@ class Reader:
                 target.advance(chunk.size * target.buffer.itemsize)
             else:
                 chunks.append(StoredChunk(offset, length, chunk))
+        # Jobs are yielded, and not done here, so that ranges of several shards are fetched in parallel.
         for first, nbytes, members in join_ranges(chunks):
             yield partial(self._fetch, record, first, nbytes, members, target)
 
@@ -210,6 +211,7 @@ class Reader:
         Bucket(self.work.transfer).get_into(self.dataset, record, first, data)
         for offset, length, projection in chunks:
             encoded = data[offset - first : offset - first + length]
+            # A chunk that is taken whole is decoded right into the buffer.
             place = projection.target(target.buffer)
             try:
                 if place is not None:
@@ -220,6 +222,7 @@ class Reader:
             except CorruptChunkError as error:
                 raise self._corrupt_error(record, f"its chunk {projection.coords}", error) from error
             target.advance(projection.size * target.buffer.itemsize)
+        # After an error the memory is dropped, which does no harm.
         self._idle.append(memory)
 
     def _take_memory(self) -> _Memory:
@@ -274,6 +277,7 @@ class Reader:
             error = IncompleteTensorError(
                 f"{asked}: Storage has lost {where}. Nothing is returned; store the array again, or read other parts."
             )
+        # `LostObjectError` itself is of no use to users. Its cause holds the answer of Storage.
         error.__cause__ = lost.__cause__
         return error
 

@@ -55,8 +55,7 @@ class ShardRecord:
     number
         Number of the shard, in C order of the grid of shards.
     name
-        Name of the object in the bucket. It is ``""`` if all elements are the fill value, since there is no object
-        then.
+        Name of the object in the bucket, or ``""`` if there is no object, since all elements are the fill value.
     nbytes
         Bytes of the object.
     index

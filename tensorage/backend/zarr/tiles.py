@@ -101,6 +101,7 @@ def _group_by_shard(layout: Layout, grid: TileGrid, numbers: Positions) -> list[
     for position, number in enumerate(numbers.tolist()):
         coords = grid.coords_of(number)
         shape = tuple(axis.stop - axis.start for axis in grid.region(number))
+        # Only the first axis tells the chunks in the buffer apart.
         place = [slice(0, length, 1) for length in shape]
         if place:
             first = position * grid.chunks[0]

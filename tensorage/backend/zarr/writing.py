@@ -104,6 +104,7 @@ class ShardWriter:
             if len(self.pending) < RECORDS_PER_REQUEST:
                 return
             told, self.pending = self.pending, []
+        # Outside of the lock, so that other threads go on uploading.
         self.tell(told)
 
     def tell(self, records: list[dict[str, Any]]) -> None:
@@ -158,6 +159,7 @@ def shards_of_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset, layout: 
     InvalidInputError, IncompleteTensorError
         If the blocks do not fill the dataset's shape exactly.
     """
+    # A slab has the rows of one shard, and is cut into all shards that lie side by side along the other axes.
     row = dataset.size // dataset.shape[0] if dataset.shape[0] else 0
     first, filled = 0, 0
     slab: npt.NDArray[Any] | None = None

@@ -85,6 +85,7 @@ class ZarrEngine:
         return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
+        # Zarr's codecs encode little-endian elements. An array that is so already is not copied.
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
 
         def write() -> Dataset:
@@ -118,7 +119,7 @@ class ZarrEngine:
         return begin_anew_after_failures(write)
 
     def import_zarr(self, source: zarr.Array[Any], new: Declaration) -> Dataset:
-        """Store an array of Zarr. Its objects are taken over as they are, if they can be and no option asks for others.
+        """Store an array of Zarr. Take over its objects as they are, if possible, unless an option asks for others.
 
         Parameters
         ----------
@@ -133,6 +134,7 @@ class ZarrEngine:
         CorruptTensorError, InvalidInputError
             If the source is damaged or cannot be read. Nothing is stored.
         """
+        # Importing needs zarr itself, which takes long to load.
         from tensorage.backend.zarr.importing import (
             decode_shards,
             layout_like,
@@ -232,6 +234,7 @@ def _asks_for_layout(new: Declaration) -> bool:
     return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
 
 
+# Parsing metadata takes longer than reading a small selection, and readers open the same arrays again and again.
 @lru_cache(maxsize=64)
 def _parse_codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCodec:
     return ShardCodec(Layout.parse(json.loads(zarr), shape, dtype))
