@@ -75,8 +75,9 @@ class BackgroundWriter:
     other.
 
     An error of the backend is raised by the next call of the thread that gave the operation, by `flush`, or at the end
-    of the ``with`` block, whichever comes first. Its notes name the operations that failed, and later operations of the
-    same keys, which were dropped. The call that raises an error has done nothing else, and the writer continues.
+    of the ``with`` block, whichever comes first. Notes of the error name the operations that failed, and later
+    operations of the same keys, which were dropped. The call that raises an error has done nothing else, and the writer
+    continues.
 
     At the end of a ``with`` block, all taken operations are done, also if the block raises an error. An error of
     writing then becomes a note of the block's error, and is logged.

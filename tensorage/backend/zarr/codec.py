@@ -53,7 +53,7 @@ __all__ = [
 #: Contiguous memory.
 Bytes = bytes | bytearray | memoryview
 
-#: Stands for the offset and for the length of an empty chunk.
+#: Offset, and also length, of an empty chunk.
 EMPTY = 2**64 - 1
 
 #: Bytes of one chunk's offset and length in the plain index.
