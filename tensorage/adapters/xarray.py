@@ -74,7 +74,7 @@ def data_array_of(arrays: Arrays, dataset: Dataset, data: Any = None) -> xr.Data
     """
     dims = dataset.dims or tuple(f"dim_{axis}" for axis in range(dataset.ndim))
     variable = variable_of(arrays, dataset, dims, data)
-    made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset, stacklevel=4)))[_ARRAY]
+    made = xr.Dataset({_ARRAY: variable}, coordinates(fitting_coords(dataset, stacklevel=5)))[_ARRAY]
     made.name = name_of(dataset) if is_named(dataset) else dataset.key
     return made
 
