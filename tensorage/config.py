@@ -31,7 +31,7 @@ import platformdirs
 
 from tensorage import dotenv
 from tensorage.errors import ConfigurationError
-from tensorage.ownership import flaw_of_file, flaw_on_way, make_private_folder
+from tensorage.private_files import flaw_of_file, flaw_on_way, make_private_folder
 from tensorage.warnings import warn_once
 
 __all__ = [

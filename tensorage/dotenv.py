@@ -16,7 +16,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from tensorage.errors import ConfigurationError
-from tensorage.ownership import Flaw, flaw_of_file, flaw_on_way
+from tensorage.private_files import Flaw, flaw_of_file, flaw_on_way
 from tensorage.warnings import warn_once
 
 __all__ = ["DotEnv", "find"]

@@ -30,7 +30,7 @@ from project import Project
 
 from tensorage import AuthenticationError, BackendSession
 from tensorage.embedded import control
-from tensorage.signin import peers
+from tensorage.signin import proofs
 from tensorage.signin.lending import Loan, Whereabouts
 
 #: Tokens of the backend of these tests live so long, in seconds.
@@ -363,7 +363,7 @@ def answer_to(address: str, question: bytes, key: bytes | None) -> bytes:
         if key is None:
             assert len(asking.recv_bytes()) == 32
         else:
-            peers.prove_as_asker(asking, key, 10)
+            proofs.prove_as_asker(asking, key, 10)
         asking.send_bytes(question)
         return asking.recv_bytes()
 
@@ -401,7 +401,7 @@ def reflect(asking: connection.Connection[Any, Any]) -> None:
 
 
 def as_with_another_key(asking: connection.Connection[Any, Any]) -> None:
-    peers.prove_as_lender(asking, b"another key", 10)
+    proofs.prove_as_lender(asking, b"another key", 10)
 
 
 def say_yes(asking: connection.Connection[Any, Any]) -> None:
@@ -430,11 +430,11 @@ class TestWhoIsThere:
 
     def test_both_know_the_key(self, address: str) -> None:
         def answer(asking: connection.Connection[Any, Any]) -> None:
-            peers.prove_as_lender(asking, KEY, 10)
+            proofs.prove_as_lender(asking, KEY, 10)
             asking.send_bytes(b"come in")
 
         with listening(address, answer) as met, connection.Client(address) as lender:
-            peers.prove_as_asker(lender, KEY, 10)
+            proofs.prove_as_asker(lender, KEY, 10)
             assert lender.recv_bytes() == b"come in"
         assert met == []
 
@@ -464,7 +464,7 @@ class TestWhoIsThere:
         assert whereabouts is not None
         with connection.Client(whereabouts.address) as asking:
             recorder = Recorder(asking)
-            peers.prove_as_asker(recorder, whereabouts.key, 10)  # type: ignore[arg-type]
+            proofs.prove_as_asker(recorder, whereabouts.key, 10)  # type: ignore[arg-type]
         assert len(recorder.sent) == 1
         with connection.Client(whereabouts.address) as asking:
             asking.recv_bytes()
@@ -520,10 +520,10 @@ class TestWhoIsThere:
     def test_the_user_of_macos(self) -> None:
         """Version, user, number of groups, 16 groups."""
         credentials = struct.pack("=IIh2x16I", 0, 501, 1, *range(16))
-        assert len(credentials) == peers.XUCRED_BYTES
-        assert peers.uid_of_xucred(credentials) == 501
-        with pytest.raises(peers.NotThePeerError):
-            peers.uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
+        assert len(credentials) == proofs.XUCRED_BYTES
+        assert proofs.uid_of_xucred(credentials) == 501
+        with pytest.raises(proofs.NotThePeerError):
+            proofs.uid_of_xucred(struct.pack("=IIh2x16I", 1, 501, 1, *range(16)))
 
 
 class Recorder:

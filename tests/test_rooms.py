@@ -34,14 +34,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("indexing",),
     ("types", "config"),
     ("dotenv",),
-    ("ownership", "migrations", "tracebacks", "warnings"),
+    ("private_files", "migrations", "tracebacks", "warnings"),
     ("errors",),
     ("backend",),
 )
 
 #: The server stands apart: these modules start it, and it imports nothing of the client but these.
 STARTS_THE_SERVER = {"tensorage.auth", "tensorage.cli"}
-USED_BY_THE_SERVER = {"tensorage.errors", "tensorage.migrations", "tensorage.ownership"}
+USED_BY_THE_SERVER = {"tensorage.errors", "tensorage.migrations", "tensorage.private_files"}
 
 
 def room_of(module: str) -> tuple[int, str]:

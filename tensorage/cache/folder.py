@@ -28,7 +28,7 @@ from tensorage.cache.cache_file import CacheFile, OpenFile
 from tensorage.cache.file_format import FILE_NAME, FileFormat
 from tensorage.errors import CacheError
 from tensorage.indexing.selection import Positions
-from tensorage.ownership import (
+from tensorage.private_files import (
     Flaw,
     flaw_of_file,
     flaw_of_private_folder,

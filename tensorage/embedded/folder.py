@@ -34,7 +34,7 @@ import platformdirs
 from filelock import FileLock
 
 from tensorage.errors import TensorageError
-from tensorage.ownership import (
+from tensorage.private_files import (
     Flaw,
     flaw_of_file,
     flaw_of_private_folder,

@@ -3,7 +3,7 @@
 A child process never logs in, and neither does a process that a session was pickled for. The refresh token of a login
 can be used once, so a single process, the lender, refreshes it. The lender answers the other processes on a local
 socket: one question and one answer a connection, each a line of JSON, once both sides have proved their identity (see
-`tensorage.signin.peers`)::
+`tensorage.signin.proofs`)::
 
     {"refused": the token that does not work any more, or null}
     {"token": ..., "fresh_until": ..., "expires_at": ..., "user_id": ...}   or   {"error": ...}
@@ -25,7 +25,7 @@ from multiprocessing import connection
 from typing import Any
 
 from tensorage.errors import AuthenticationError, BackendUnavailableError, TensorageError
-from tensorage.signin.peers import NotThePeerError, prove_as_asker, prove_as_lender
+from tensorage.signin.proofs import NotThePeerError, prove_as_asker, prove_as_lender
 
 __all__ = ["Lender", "Loan", "Whereabouts"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import others
 import pytest
 
-from tensorage import ownership
-from tensorage.ownership import (
+from tensorage import private_files
+from tensorage.private_files import (
     Flaw,
     flaw_of_file,
     flaw_of_private_folder,
@@ -192,9 +192,9 @@ class TestUserNamespaces:
 
     @pytest.fixture(autouse=True)
     def _anew(self) -> Iterator[None]:
-        ownership.unmapped_root_uids.cache_clear()
+        private_files.unmapped_root_uids.cache_clear()
         yield
-        ownership.unmapped_root_uids.cache_clear()
+        private_files.unmapped_root_uids.cache_clear()
 
     @pytest.mark.parametrize(
         ("uid_map", "trusted"),
@@ -206,6 +206,6 @@ class TestUserNamespaces:
     ) -> None:
         (tmp_path / "map").write_text(uid_map)
         (tmp_path / "overflow").write_text("65534\n")
-        monkeypatch.setattr(ownership, "_UID_MAP", tmp_path / "map")
-        monkeypatch.setattr(ownership, "_OVERFLOW_UID", tmp_path / "overflow")
-        assert ownership.unmapped_root_uids() == trusted
+        monkeypatch.setattr(private_files, "_UID_MAP", tmp_path / "map")
+        monkeypatch.setattr(private_files, "_OVERFLOW_UID", tmp_path / "overflow")
+        assert private_files.unmapped_root_uids() == trusted
