@@ -11,7 +11,11 @@ DEMO_DATA := build/demo
 # Tests wait for servers and for each other more than they work: twice as many processes as most machines have cores.
 IN_PARALLEL := -n 4
 # What is pure, and one path through everything.
-QUICK_TESTS := tests/test_indexing.py
+QUICK_TESTS := tests/test_indexing.py tests/test_chunks.py tests/test_regions.py tests/test_shard_layout.py tests/test_transfer.py \
+    tests/test_config.py tests/test_config_places.py tests/test_ownership.py tests/test_public_api.py tests/test_errors.py \
+    tests/test_rooms.py tests/test_prose.py tests/cache/test_tiles.py tests/training/test_order.py tests/chaos/test_model.py \
+    tests/embedded/rest/test_parsing.py tests/embedded/auth/test_sdk.py tests/embedded/storage/test_sdk.py tests/test_seed.py \
+    tests/test_contexts.py tests/background/test_operations.py tests/training/test_aligned.py tests/adapters/test_xarray_engine.py
 
 # Children of the tests would compile all modules anew, each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,8 +52,9 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(IN_PARALLEL) -m 'not alone' $(PYTEST_ARGS) || { [ $$? -eq 5 ] && none=5; } || exit 1; \
 	$(VENV)/bin/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq $$((5 - none)) ]
 
+# Tests that draw examples draw a tenth of them here.
 quick: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(IN_PARALLEL) -m 'not alone' $(QUICK_TESTS) $(PYTEST_ARGS)
+	EXAMPLES_ONE_IN=10 $(VENV)/bin/python -m pytest $(IN_PARALLEL) -m 'not alone' $(QUICK_TESTS) $(PYTEST_ARGS)
 
 # The SDK of that age ships the auth package under its old name, gotrue, and imports one that has been renamed since.
 test-oldest: $(OLDEST)/.installed

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from selections import ODDITIES, Shape, selections
 from test_indexing import DTYPES, UNTIMED, assert_same, assignments, message_of, numbered, refusal_of
 
+from examples import examples
 from tensorage.indexing import ChunkPlan, buffer, chunks, plan_chunks, projecting
 
 Array = np.ndarray[Any, Any]
@@ -84,7 +85,7 @@ def coords_touched(shape: Shape, selection: Any, chunk_shape: Shape) -> list[Sha
     return sorted({tuple(map(int, coords)) for coords in places})
 
 
-@settings(UNTIMED, max_examples=1500)
+@settings(UNTIMED, max_examples=examples(1500))
 @given(cut_selections(wrong=True), DTYPES)
 def test_what_is_read_through_chunks_is_what_numpy_gives(case: tuple[Shape, Any, Shape], dtype: str) -> None:
     shape, selection, chunk_shape = case
@@ -105,7 +106,7 @@ def test_what_is_read_through_chunks_is_what_numpy_gives(case: tuple[Shape, Any,
         np.testing.assert_array_equal(buffer.reshape(reading.shape), expected)
 
 
-@settings(UNTIMED, max_examples=800)
+@settings(UNTIMED, max_examples=examples(800))
 @given(cut_selections())
 def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shape]) -> None:
     shape, selection, chunk_shape = case
@@ -134,7 +135,7 @@ def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shap
     np.testing.assert_array_equal(np.sort(np.concatenate([[], *taken])), selected)
 
 
-@settings(UNTIMED, max_examples=800)
+@settings(UNTIMED, max_examples=examples(800))
 @given(cut_selections())
 @example(((4, 4), np.s_[...], (2, 4)))
 @example(((4, 2, 3), np.ones((4, 2), bool), (1, 2, 3)))
@@ -164,7 +165,7 @@ def test_a_chunk_is_decoded_in_its_place_if_it_is_all_there(case: tuple[Shape, A
             assert any(isinstance(item, slice) for item in part.buffer_selection)
 
 
-@settings(UNTIMED, max_examples=600)
+@settings(UNTIMED, max_examples=examples(600))
 @given(cut_selections(), st.data())
 def test_the_chunks_of_the_shards_are_the_chunks(case: tuple[Shape, Any, Shape], data: st.DataObject) -> None:
     shape, selection, chunk_shape = case
@@ -192,7 +193,7 @@ def test_the_chunks_of_the_shards_are_the_chunks(case: tuple[Shape, Any, Shape],
     assert_same(reading.pick(buffer), array[selection])
 
 
-@settings(UNTIMED, max_examples=1000)
+@settings(UNTIMED, max_examples=examples(1000))
 @given(cut_assignments())
 def test_what_is_put_into_chunks_is_what_numpy_assigns(case: tuple[Shape, Any, Shape, Shape]) -> None:
     shape, selection, value_shape, chunk_shape = case

@@ -84,6 +84,12 @@ def through(proxy: Proxy, project: Project, user: User) -> Iterator[Files]:
 
 
 @pytest.fixture
+def user(new_user: User) -> User:
+    """The user of one test: the files are listed."""
+    return new_user
+
+
+@pytest.fixture
 def session(new_session: BackendSession) -> BackendSession:
     """Log in as a user of each test's own: their files are listed."""
     return new_session
@@ -109,13 +115,19 @@ def separate(data_dir: Path) -> control.Running:
 
 
 @pytest.fixture
-def own(separate: control.Running) -> Iterator[Files]:
-    """Files in the separate backend."""
+def own_session(separate: control.Running) -> Iterator[BackendSession]:
+    """A session with the separate backend."""
     project = Project(separate.api_url, separate.anon_key)
     session = project.session(project.register())
     session.login_by_mail()
-    yield Files(session)
+    yield session
     session.logout()
+
+
+@pytest.fixture
+def own(own_session: BackendSession) -> Files:
+    """Files in the separate backend."""
+    return Files(own_session)
 
 
 def kill(running: control.Running) -> None:
@@ -239,10 +251,14 @@ class TestServers:
         assert unfinished(separate) == []
 
     def test_that_do_not_come_back(
-        self, own: Files, separate: control.Running, monkeypatch: pytest.MonkeyPatch
+        self,
+        own: Files,
+        own_session: BackendSession,
+        separate: control.Running,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         own.upload_file("x", b"before")
-        own.backend.patience_s = 0
+        own_session.patience_s = 0
         monkeypatch.setattr(resumable, "MAX_FAILURES", 2)
         with pytest.raises(tensorage.BackendUnavailableError, match=r"uploading 'x'.*cannot be reached"):
             own.upload_file("x", Hooked(CONTENT, PART_BYTES, lambda: kill(separate)))
@@ -257,8 +273,10 @@ class TestServers:
         own.upload_file("x", Hooked(CONTENT, 2 * PART_BYTES, forget))
         assert own.download_file("x") == CONTENT
 
-    def test_a_token_that_is_refused_in_the_middle(self, own: Files, separate: control.Running) -> None:
-        session = own.backend
+    def test_a_token_that_is_refused_in_the_middle(
+        self, own: Files, own_session: BackendSession, separate: control.Running
+    ) -> None:
+        session = own_session
 
         def expire() -> None:
             claims = {"sub": session.user_id, "role": "authenticated", "exp": int(time.time()) - 60}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from selections import ODDITIES, selections
 
+from examples import examples
 from tensorage import indexing
 from tensorage.indexing import (
     MAX_GAP_BYTES,
@@ -95,7 +96,7 @@ def message_of(error: Exception | None) -> str:
     return str(error).partition("with shapes")[0]
 
 
-@settings(UNTIMED, max_examples=2000)
+@settings(UNTIMED, max_examples=examples(2000))
 @given(selections(), DTYPES, ITEMSIZES, CHUNKS, st.booleans())
 def test_what_is_picked_is_what_numpy_gives(
     case: tuple[tuple[int, ...], Any], dtype: str, itemsize: int, chunk: int, exact: bool
@@ -117,7 +118,7 @@ def test_what_is_picked_is_what_numpy_gives(
         np.testing.assert_array_equal(buffer.reshape(reading.shape), expected)
 
 
-@settings(UNTIMED, max_examples=1000)
+@settings(UNTIMED, max_examples=examples(1000))
 @given(selections(wrong=False), ITEMSIZES, CHUNKS, st.booleans(), CAPS)
 def test_parts_are_the_buffer_and_obey_their_caps(
     case: tuple[tuple[int, ...], Any], itemsize: int, chunk: int, exact: bool, caps: dict[str, Any]
@@ -177,7 +178,7 @@ def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize
     return reading
 
 
-@settings(UNTIMED, max_examples=800)
+@settings(UNTIMED, max_examples=examples(800))
 @given(selections(wrong=False), ITEMSIZES, CHUNKS)
 def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, chunk: int) -> None:
     shape, selection = case
@@ -191,7 +192,7 @@ def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, 
     assert_little_travels(shape, selection, itemsize, chunk)
 
 
-@settings(UNTIMED, max_examples=800)
+@settings(UNTIMED, max_examples=examples(800))
 @given(selections(wrong=False), st.sampled_from([1, 2, 3, 8, 30]))
 @example(((2, 40), np.s_[:, [1, 8, 9]]), 4)
 @example(((3, 4, 5), np.s_[[0, 0, 1], :, [0, 1, 3]]), 5)
@@ -225,7 +226,7 @@ def assignments(draw: st.DrawFn) -> tuple[tuple[int, ...], Any, tuple[int, ...]]
     return shape, selection, tuple(value)
 
 
-@settings(UNTIMED, max_examples=1200)
+@settings(UNTIMED, max_examples=examples(1200))
 @given(assignments(), ITEMSIZES, CHUNKS)
 def test_what_is_placed_is_what_numpy_assigns(
     case: tuple[tuple[int, ...], Any, tuple[int, ...]], itemsize: int, chunk: int

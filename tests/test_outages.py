@@ -328,6 +328,8 @@ def _hears_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+# Ctrl-C has to come amid the wait. On a busy machine, it may come while the wait ends.
+@pytest.mark.alone
 @pytest.mark.usefixtures("_hears_ctrl_c")
 @pytest.mark.parametrize("nbytes", [10, 40_000_000])
 def test_ctrl_c_ends_the_wait(line: Line, far: BackendSession, engine: Engine, nbytes: int) -> None:

@@ -35,9 +35,9 @@ def _answers_before_the_commit() -> None:
     """Take an array for stored whose commit has not been asked for."""
     from tensorage.backend.blocks import writing
 
-    def stage(transfer, dataset, send, nbytes, *, quiet, shards=None):  # type: ignore[no-untyped-def]
+    def stage(work, send, nbytes, *, shards=None):  # type: ignore[no-untyped-def]
         send(lambda _bytes: None)
-        return dataset
+        return work.dataset
 
     writing.stage = stage
 
