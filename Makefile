@@ -12,7 +12,7 @@ DEMO_DATA := build/demo
 IN_PARALLEL := -n 4
 # What is pure, and one path through everything.
 QUICK_TESTS := tests/test_indexing.py tests/test_chunks.py tests/test_regions.py tests/test_shard_layout.py tests/test_transfer.py \
-    tests/test_config.py tests/test_config_places.py tests/test_ownership.py tests/test_public_api.py tests/test_errors.py \
+    tests/test_config.py tests/test_config_places.py tests/test_private_files.py tests/test_public_api.py tests/test_errors.py \
     tests/test_rooms.py tests/test_prose.py tests/cache/test_tiles.py tests/training/test_order.py tests/chaos/test_model.py \
     tests/embedded/rest/test_parsing.py tests/embedded/auth/test_sdk.py tests/embedded/storage/test_sdk.py tests/test_seed.py \
     tests/test_contexts.py tests/background/test_operations.py tests/training/test_aligned.py tests/adapters/test_xarray_engine.py
