@@ -26,7 +26,7 @@ def _rows_of(table: str, kept: Kept, writer: Caller) -> list[Json]:
     """Rows as somebody would like them: in place of the owner's, beside them, and in the owner's name."""
     n = kept.names
     if table == "datasets":
-        row: Json = {"key": n.key, "shape": [1], "dtype": "<i4", "chunk": 1, "state": "committed"}
+        row: Json = {"key": n.key, "shape": [1], "dtype": "<i4", "block_size": 1, "state": "committed"}
         return [
             row,
             {"id": n.id, **row, "user_id": writer.id},
