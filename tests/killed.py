@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections import Counter
 
 import workers
+from processes import PROCESSES
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -30,7 +30,7 @@ class Killed:
         self._proxy = Proxy(project.url, self._kills)
         through = Project(self._proxy.url, project.key)
         arguments = (through, user, key, store.engine)
-        self._process = multiprocessing.get_context("spawn").Process(target=workers.change, args=arguments)
+        self._process = PROCESSES.Process(target=workers.change, args=arguments)
         self._process.start()
 
     def _kills(self, exchange: Exchange) -> bool:

@@ -1,4 +1,7 @@
-"""Runs the Python of one page: ``python run_page.py page.md``.
+"""Runs the Python of pages, each in a process that has loaded already what takes long.
+
+A line of standard input is a job, in JSON: the page, the environment, the folder and the file for the output. A line of
+standard output is the exit status of a job.
 
 All blocks of a page share one namespace and run in order, as a reader would paste them. In a ``pycon``
 block each printed result must be what the page says; a ``python`` block must not raise. A traceback
@@ -8,6 +11,9 @@ points to the line of the page.
 from __future__ import annotations
 
 import doctest
+import importlib
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,5 +45,24 @@ def run(page: Path) -> int:
     return runner.summarize(verbose=False).failed
 
 
+def main() -> None:
+    for name in ("numpy", "supabase", "tensorage.session", "tensorage.signin.sdk", "zarr"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os.chdir(job["folder"])
+            os.environ.clear()
+            os.environ.update(job["environment"])
+            output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for standard in (1, 2):
+                os.dup2(output, standard)
+            # It ends as any program does.
+            sys.exit(1 if run(Path(job["page"])) else 0)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(1 if run(Path(sys.argv[1])) else 0)
+    main()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import uuid
@@ -62,16 +64,30 @@ def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """A process that runs pages, each in a child of its own."""
+    command = [sys.executable, "-W", "error", Path(__file__).with_name("run_page.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as runner:
+        yield runner
+        # With a page that did not come to an end, if there was one.
+        os.killpg(runner.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=page_name)
 def test_the_python_of_a_page_runs_and_can_run_again(
-    page: Path, reader: dict[str, str], tmp_path: Path
+    page: Path, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
 ) -> None:
-    command = [sys.executable, "-W", "error", Path(__file__).with_name("run_page.py"), page]
+    assert runner.stdin is not None
+    assert runner.stdout is not None
+    output = tmp_path / "output"
     for _ in range(2):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=reader, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        job = {"page": str(page), "environment": reader, "folder": str(tmp_path), "output": str(output)}
+        print(json.dumps(job), file=runner.stdin, flush=True)
+        status = runner.stdout.readline()
+        assert status == "0\n", output.read_text()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql", "postgresql")], ids=page_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ import cache_workers
 import numpy as np
 import pytest
 import workers
+from processes import PROCESSES
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -258,7 +258,7 @@ def test_batches_while_another_process_overwrites(
     rows["large"] = np.zeros(workers.LARGE, "u1")
     cached = rows.open("large").cached(folder, check_every_s=0)
     arguments = (project, user, "large", range(1, 6), "database")
-    process = multiprocessing.get_context("spawn").Process(target=workers.overwrite, args=arguments)
+    process = PROCESSES.Process(target=workers.overwrite, args=arguments)
     process.start()
     seen: list[int] = []
     while not seen or seen[-1] != 5:

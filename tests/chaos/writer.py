@@ -15,6 +15,7 @@ from chaos import deliberate
 from chaos.model import Outcome
 from chaos.operations import CHUNK_SIZE, REQUEST_BYTES, Operation, Overwrite, Rename
 from chaos.relay import Relay
+from processes import PROCESSES
 from project import Project, User
 
 import tensorage
@@ -81,12 +82,9 @@ class Writer:
         if self._process is not None:
             # It had done all that it was given.
             self._forget()
-        context = multiprocessing.get_context("forkserver")
-        # It loads what takes long, once.
-        context.set_forkserver_preload(["numpy", "zarr", "numcodecs", "urllib3", "tensorage"])
-        pipe, theirs = context.Pipe()
+        pipe, theirs = PROCESSES.Pipe()
         arguments = (theirs, self._through, self._user, self._fault)
-        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process = PROCESSES.Process(target=_serve, args=arguments, daemon=True)
         with _without_complaints():
             process.start()
         self._process, self._pipe = process, pipe

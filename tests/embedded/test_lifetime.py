@@ -127,10 +127,12 @@ def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path, options: 
     (tests / "test_it.py").write_text(
         textwrap.dedent("""
         import subprocess, sys, time
-        import tensorage
+        import servers, tensorage
         from tensorage.embedded import control
 
         def test_it(backend, tmp_path):
+            for name in ("one", "two", "three"):
+                servers.make(tmp_path / name)
             control.start(tmp_path / "one")
             tensorage.local(tmp_path / "two").logout()
             start = [sys.executable, "-m", "tensorage.cli", "local", "start", "--data-dir", tmp_path / "three"]

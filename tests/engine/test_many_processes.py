@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import psycopg
 import pytest
 import workers
 from killed import Killed
+from processes import PROCESSES
 from project import Project, User
 from proxy import Exchange, Proxy
 from workers import LARGE, ROW
@@ -28,13 +28,11 @@ Sql = psycopg.Connection[tuple[Any, ...]]
 #: Rows of each append: one of the appends is of more than a request.
 COUNTS = [1, 7, 1, 270, 1, 2, 1]
 
-_SPAWN = multiprocessing.get_context("spawn")
-
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """Started anew, as on other machines: nothing is inherited."""
-    with ProcessPoolExecutor(5, mp_context=_SPAWN) as pool:
+    with ProcessPoolExecutor(5, mp_context=PROCESSES) as pool:
         yield pool
 
 

@@ -1,0 +1,23 @@
+"""Processes that begin with all modules loaded: what a new one loads takes it longer than its work.
+
+They are forked from a process that has done nothing but to load the modules. A test of how a process begins starts
+one by another method.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "numpy",
+        "zarr",
+        "numcodecs",
+        "urllib3",
+        "supabase",
+        "tensorage.session",
+        "tensorage.signin.sdk",
+        "workers",
+    ]
+)
