@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -47,27 +48,30 @@ def _ending_here(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         # IPython leaves out frames that have this variable.
         __tracebackhide__ = True
+        # An error that the caller is handling becomes the context of ours, and is the caller's to show.
+        handled = sys.exc_info()[1]
         try:
             return method(*args, **kwargs)
         except _ASKED_WRONGLY as error:
             if FULL_VARIABLE not in os.environ:
-                _cut(error)
+                _cut(error, handled)
             raise
 
     return call
 
 
-def _cut(error: BaseException) -> None:
+def _cut(error: BaseException, handled: BaseException | None) -> None:
     """Remove the frames below the method from a traceback, and all frames from those of the error's causes."""
     here = error.__traceback__
     if here is not None and here.tb_next is not None:
         here.tb_next.tb_next = None
-    for cause in _causes(error):
+    for cause in _causes(error, handled):
         cause.__traceback__ = None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen = {id(error)}
+def _causes(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield the causes of an error, down to the error that was being handled when the method was called."""
+    seen = {id(error), id(handled)}
     cause = error.__cause__ or error.__context__
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))

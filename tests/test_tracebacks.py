@@ -70,3 +70,21 @@ def test_mistakes_of_ours_keep_their_frames(store: TensorStore, monkeypatch: pyt
         store["x"]
     assert "open" in frames_of_ours(caught.value)
     assert len(frames_of_ours(caught.value)) > 3
+
+
+def test_an_error_that_the_caller_is_handling_keeps_its_frames(store: TensorStore) -> None:
+    def fail() -> None:
+        raise ValueError("the caller's own")
+
+    def read_after_it() -> None:
+        try:
+            fail()
+        except ValueError:
+            store["x", 99]
+
+    store["x"] = np.arange(3)
+    with pytest.raises(IndexError) as caught:
+        read_after_it()
+    own = caught.value.__context__
+    assert isinstance(own, ValueError)
+    assert [frame.name for frame in traceback.extract_tb(own.__traceback__)][-1:] == ["fail"]
