@@ -136,18 +136,8 @@ class Arrays:
 
     # Writing --------------------------------------------------------------------------------------------
 
-    def begin(
-        self,
-        key: str,
-        shape: Sequence[int],
-        dtype: npt.DTypeLike,
-        *,
-        engine: EngineChoice,
-        is_shared: bool = False,
-        **options: Unpack[ArrayOptions],
-    ) -> Dataset:
-        """Declare an array, which `fill` fills and `commit` makes visible."""
-        new = declare(key, shape, dtype, is_shared, options)
+    def begin(self, new: Declaration, engine: EngineChoice) -> Dataset:
+        """Begin to store a declared array, which `fill` fills and `commit` makes visible."""
         return self._engine_for(new, engine).begin(new)
 
     def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
@@ -214,7 +204,7 @@ class Arrays:
             Has every region of the declared array filled before it returns, by `fill`, in any thread, process or
             machine of the same user. An array without elements needs no call.
         """
-        dataset = self.begin(key, shape, dtype, engine=engine, is_shared=is_shared, **options)
+        dataset = self.begin(declare(key, shape, dtype, is_shared, options), engine)
         # `begin` has already committed an array without elements.
         if not dataset.size:
             return dataset

@@ -105,7 +105,7 @@ class BaseContext:
             raise InvalidInputError(
                 f"dim={dim} contradicts the shape {new.shape}, which has {len(new.shape)} axes"
             )
-        dataset = self.arrays.begin(key, shape, type, engine=self.engine, is_shared=is_shared, **options)
+        dataset = self.arrays.begin(new, self.engine)
         self._declared[dataset.id] = dataset
         return dataset
 
