@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy.typing as npt
 
+from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
@@ -14,7 +15,7 @@ from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
 from tensorage.types import Dataset, Engine
 
-__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "OtherEngineError", "ReadRegion"]
+__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "EngineBase", "OtherEngineError", "ReadRegion"]
 
 #: Most bytes of a region that is convenient to read. Every connection of a process can then carry a full request, and a
 #: worker that computes with a few regions stays below 1 GiB.
@@ -39,6 +40,43 @@ class OtherEngineError(Exception):
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(f"{dataset.key!r} is kept by engine {dataset.engine!r}")
         self.dataset = dataset
+
+
+class EngineBase:
+    """Common parts of both engines: their requests, and the entries of their arrays.
+
+    Parameters
+    ----------
+    transfer
+        Carries the requests.
+    open_array
+        Looks up the catalogue's entry under a key.
+    quiet
+        Never show a progress bar.
+    """
+
+    name: ClassVar[Engine]
+
+    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
+        self._transfer = transfer
+        self._open = open_array
+        self._quiet = quiet
+
+    def _open_own(self, key: str) -> Dataset:
+        """Return the entry of an array that this engine keeps.
+
+        Raises
+        ------
+        OtherEngineError
+            If another engine keeps the array.
+        """
+        dataset = self._open(key)
+        if dataset.engine != self.name:
+            raise OtherEngineError(dataset)
+        return dataset
+
+    def _work(self, verb: str, dataset: Dataset) -> Work:
+        return Work(self._transfer, dataset, f"{verb} {dataset.key!r}", self._quiet)
 
 
 class ArrayEngine(Protocol):

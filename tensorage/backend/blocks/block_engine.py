@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, OtherEngineError, ReadRegion
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
-from tensorage.backend.transfer import Transfer, Work
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import StoredElsewhereError
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import InvalidInputError
@@ -28,27 +28,19 @@ from tensorage.model.declaration import Declaration
 from tensorage.model.memory import new_array
 from tensorage.model.results import Result
 from tensorage.model.values import flat_blocks
-from tensorage.types import Dataset
+from tensorage.types import Dataset, Engine
 
 __all__ = ["BlockEngine"]
 
 
-class BlockEngine:
-    """Keeps arrays as rows of the table ``tensors``, by calls of one project's functions.
+class BlockEngine(EngineBase):
+    """Keeps arrays as rows of the table ``tensors``, by calls of one project's functions."""
 
-    Parameters
-    ----------
-    open_array
-        Looks up the catalogue's entry under a key.
-    """
+    name: ClassVar[Engine] = "database"
 
-    name: Literal["database"] = "database"
-
-    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
-        self._transfer = transfer
-        self._open = open_array
-        self._quiet = quiet
-        self._writer = BlockWriter(transfer, quiet)
+    @property
+    def _writer(self) -> BlockWriter:
+        return BlockWriter(self._transfer, self._quiet)
 
     def begin(self, new: Declaration) -> Dataset:
         dataset = begin(self._transfer, _meta(new))
@@ -102,14 +94,13 @@ class BlockEngine:
             raise OtherEngineError(Dataset.from_json(error.description)) from error
 
     def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
-        work = Work(self._transfer, dataset, f"assigning to {dataset.key!r}", self._quiet)
-        return assign(work, selection, value)
+        return assign(self._work("assigning to", dataset), selection, value)
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         plan = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size)
         result = Result(plan, dataset.dtype, out, dataset.key)
         if plan.size:
-            work = self._reading_work(dataset)
+            work = self._work("reading", dataset)
             with work.bar(plan.size * dataset.dtype.itemsize) as advance:
                 fetch_runs(work, plan.runs, result.buffer, advance)
         return result.take()
@@ -130,7 +121,7 @@ class BlockEngine:
         is_even = bool((lengths == lengths[0]).all())
         one = np.zeros(1, np.int64)
         runs: Runs = RunProduct(starts, one, int(lengths[0])) if is_even else RunList(starts, lengths)
-        fetch_runs(self._reading_work(dataset), runs, buffer, advance)
+        fetch_runs(self._work("reading", dataset), runs, buffer, advance)
         return buffer
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
@@ -146,15 +137,6 @@ class BlockEngine:
             )
             merged, after = merged + answer["merged"], answer["after"]
         return merged
-
-    def _reading_work(self, dataset: Dataset) -> Work:
-        return Work.reading(self._transfer, dataset, quiet=self._quiet)
-
-    def _open_own(self, key: str) -> Dataset:
-        dataset = self._open(key)
-        if dataset.engine != "database":
-            raise OtherEngineError(dataset)
-        return dataset
 
 
 def _meta(new: Declaration) -> dict[str, Any]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, OtherEngineError, ReadRegion
+from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, ReadRegion
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
-from tensorage.backend.transfer import Transfer, Work
+from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, fill_region
 from tensorage.backend.zarr.codec import ShardCodec, choose_layout
@@ -37,7 +37,7 @@ from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
 from tensorage.model.results import Result
 from tensorage.model.values import cast_to
-from tensorage.types import Dataset
+from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
     import zarr
@@ -51,21 +51,10 @@ _MAX_CHUNK_BYTES = 64 * 1024 * 1024
 _LAYOUT_OPTIONS = ("chunks", "shards", "codecs", "chunk_size")
 
 
-class ZarrEngine:
-    """Keeps arrays as objects of Storage, which the catalogue records.
+class ZarrEngine(EngineBase):
+    """Keeps arrays as objects of Storage, which the catalogue records."""
 
-    Parameters
-    ----------
-    open_array
-        Looks up the catalogue's entry under a key.
-    """
-
-    name: Literal["storage"] = "storage"
-
-    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
-        self._transfer = transfer
-        self._open = open_array
-        self._quiet = quiet
+    name: ClassVar[Engine] = "storage"
 
     def begin(self, new: Declaration) -> Dataset:
         dataset, _ = self._begin(new)
@@ -216,17 +205,8 @@ class ZarrEngine:
         writer = ShardWriter(Work.storing(self._transfer, dataset, quiet=self._quiet), codec)
         return writer.commit(partial(writer.write, shards), dataset.nbytes)
 
-    def _work(self, verb: str, dataset: Dataset) -> Work:
-        return Work(self._transfer, dataset, f"{verb} {dataset.key!r}", self._quiet)
-
     def _reader(self, dataset: Dataset) -> Reader:
         return Reader(self._work("reading", dataset), codec_of(dataset))
-
-    def _open_own(self, key: str) -> Dataset:
-        dataset = self._open(key)
-        if dataset.engine != "storage":
-            raise OtherEngineError(dataset)
-        return dataset
 
 
 def _asks_for_layout(new: Declaration) -> bool:
