@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prose import Opening, openings_of, riddles_in
+from prose import Opening, riddles_in
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("tensorage", "supabase", "benchmarks", "examples", "tests")
-
-#: Openings that are right as they are, and why.
-EXCEPTIONS: dict[str, str] = {}
 
 
 def sources(folder: str) -> list[Path]:
@@ -22,20 +19,8 @@ def sources(folder: str) -> list[Path]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_sentence_opens_with_a_riddle(folder: str) -> None:
-    riddles = [
-        str(riddle)
-        for path in sources(folder)
-        for riddle in riddles_in(path)
-        if riddle.text not in EXCEPTIONS
-    ]
+    riddles = [str(riddle) for path in sources(folder) for riddle in riddles_in(path)]
     assert not riddles, "\n".join(riddles)
-
-
-def test_exceptions_are_in_use() -> None:
-    openings = {
-        opening.text for folder in FOLDERS for path in sources(folder) for opening in openings_of(path)
-    }
-    assert set(EXCEPTIONS) <= openings
 
 
 def test_riddles_are_found(tmp_path: Path) -> None:
