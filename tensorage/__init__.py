@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tensorage.auth import link_to, local, login, signup
     from tensorage.errors import (
-        AmbiguousKeyError,
         AuthenticationError,
         BackendUnavailableError,
         CacheError,
@@ -32,13 +31,13 @@ if TYPE_CHECKING:
     from tensorage.tensor import Tensor
     from tensorage.training.batches import batches
     from tensorage.training.batches import zip as zip  # noqa: A004 - written tensorage.zip
-    from tensorage.types import Dataset
+    from tensorage.types import AuditRecord, Dataset, Share, Usage
     from tensorage.warnings import SecurityWarning
 
 __version__ = "0.2.0"
 
 __all__ = [
-    "AmbiguousKeyError",
+    "AuditRecord",
     "AuthenticationError",
     "BackendSession",
     "BackendUnavailableError",
@@ -57,10 +56,12 @@ __all__ = [
     "QuotaExceededError",
     "SchemaError",
     "SecurityWarning",
+    "Share",
     "Tensor",
     "TensorStore",
     "TensorageError",
     "TooLargeError",
+    "Usage",
     "__version__",
     "batches",
     "link_to",
@@ -75,11 +76,14 @@ _NAMED_LIKE_BUILTINS = ["zip"]
 #: Module of each public name, ``errors`` if it is not listed. Modules are loaded when first used: the embedded server
 #: is a part of this package, and needs nothing of the client.
 _HOMES = {
+    "AuditRecord": "types",
     "BackendSession": "session",
     "Dataset": "types",
     "SecurityWarning": "warnings",
+    "Share": "types",
     "Tensor": "tensor",
     "TensorStore": "store",
+    "Usage": "types",
     "batches": "training.batches",
     "link_to": "auth",
     "local": "auth",

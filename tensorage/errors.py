@@ -4,7 +4,6 @@
 
     TensorageError
     ├── KeyNotFoundError            (KeyError)          no such array, for this user
-    │   └── AmbiguousKeyError                           several users share an array under the key
     ├── KeyExistsError              (ValueError)        the key is taken
     ├── InvalidInputError           (ValueError)        a key, shape or argument that makes no sense
     │   └── IncompleteTensorError   (ValueError)        elements are missing
@@ -27,7 +26,6 @@ The backend's own error, where there is one, is chained as ``__cause__``.
 from __future__ import annotations
 
 __all__ = [
-    "AmbiguousKeyError",
     "AuthenticationError",
     "BackendUnavailableError",
     "CacheError",
@@ -58,10 +56,6 @@ class TensorageError(Exception):
 
 class KeyNotFoundError(TensorageError, KeyError):
     """There is no array under the key that this user may see."""
-
-
-class AmbiguousKeyError(KeyNotFoundError):
-    """Several users share an array under the key, and the caller has none of their own."""
 
 
 class KeyExistsError(TensorageError, ValueError):
@@ -97,7 +91,7 @@ class PermissionDeniedError(TensorageError, PermissionError):
 
 
 class QuotaExceededError(TensorageError, OSError):
-    """The user's quota has no room for so many bytes."""
+    """The owner's quota has no room for so many bytes, or for one more array."""
 
 
 class SchemaError(TensorageError, RuntimeError):

@@ -19,12 +19,14 @@ from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import split_key
+from tensorage.model.values import as_attrs, split_key
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
-from tensorage.types import Dataset, Engine, EngineChoice
+from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import zarr.abc.store
 
     from tensorage.background.writer import BackgroundWriter
@@ -77,7 +79,10 @@ class HeldLogin:
 @end_tracebacks_here
 @dataclass(eq=False)
 class TensorStore(MutableMapping[str, Any]):
-    """The arrays of a user, by key. Arrays that other users share can be read.
+    """The arrays of one user, by key.
+
+    A store knows its own user's arrays and no others, whatever others share. `shared_by` gives a store of somebody
+    else's arrays.
 
     A store logs in when it is made, and holds the login for as long as it lives.
 
@@ -94,6 +99,9 @@ class TensorStore(MutableMapping[str, Any]):
         Elements of a block, or of a chunk of Storage, in new arrays. By default about 1 MiB of them.
     allow_overwrite
         Let ``store[key] = array`` replace a stored array.
+    owner
+        E-mail address, or id of the account, of somebody whose arrays these are, as far as they are shared with the
+        session's user. By default, they are this user's own.
 
     Examples
     --------
@@ -110,6 +118,7 @@ class TensorStore(MutableMapping[str, Any]):
     engine: EngineChoice = "database"
     chunk_size: int | None = None
     allow_overwrite: bool = False
+    owner: str | None = None
     _login: HeldLogin = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,8 +127,8 @@ class TensorStore(MutableMapping[str, Any]):
 
     @property
     def arrays(self) -> Arrays:
-        """Arrays of the user, as handles work with them."""
-        return Arrays(self._login, quiet=self.quiet)
+        """Arrays of the store, as handles work with them."""
+        return Arrays(self._login, quiet=self.quiet, owner=self.owner)
 
     # The mapping --------------------------------------------------------------------------------------
 
@@ -159,7 +168,7 @@ class TensorStore(MutableMapping[str, Any]):
         self.arrays.remove(key)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether this user can open the key, by one request, however many keys there are."""
+        """Tell whether the store has the key, by one request, however many keys there are."""
         if not isinstance(key, str):
             return False
         try:
@@ -175,20 +184,182 @@ class TensorStore(MutableMapping[str, Any]):
         return self.arrays.count_keys()
 
     def keys(self, prefix: str = "") -> list[str]:  # type: ignore[override] # a list shows itself, as this API always gave
-        """Return every key that this user can open and that begins with `prefix`, sorted by code point."""
+        """Return every key of the store that begins with `prefix`, sorted by code point."""
         return list(self.arrays.iterate_keys(prefix))
+
+    def clear(self) -> None:
+        """Delete all arrays of this user, in one transaction."""
+        self.arrays.remove_all("")
+
+    # Others -----------------------------------------------------------------------------------------------
+
+    def shared_by(self, who: str) -> TensorStore:
+        """Return the store of somebody else's arrays, as far as they are shared with this user. Sends no request.
+
+        It can be read, and appended and assigned to where the share lets this user write. Nothing can be stored,
+        deleted or renamed in it. `copy` copies from it to this user's own arrays.
+
+        Parameters
+        ----------
+        who
+            E-mail address of the owner, or the id of the owner's account: `Share.owner_id`.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.shared_by("owner@lab.org")["era5", 10:20, :, 3]
+        """
+        return replace(self, owner=who)
+
+    def shared_with_me(self) -> list[Share]:
+        """Return the shares that others have given this user, or every signed-in user of the project."""
+        return self.arrays.own().sharing("listing what others share").shared_with_me()
+
+    def share(
+        self,
+        key: str,
+        who: str | Sequence[str] | None = None,
+        *,
+        write: bool = False,
+        expires_at: datetime | None = None,
+    ) -> list[Share]:
+        """Let others use an array of this user, or all below a prefix. The next request of theirs is let through.
+
+        Parameters
+        ----------
+        key
+            Key of an array. With a ``/`` at its end, a prefix: all arrays and files below it are shared, also those
+            that come later.
+        who
+            E-mail address, or several. It counts for the account that has confirmed it, now or later. Nobody is told
+            whether there is one. By default, every signed-in user of the project.
+        write
+            Let them append, assign, and set attributes, too. Elements that they write count against the owner's quota.
+        expires_at
+            Time, with its zone, at which the share ends.
+
+        Returns
+        -------
+        list[Share]
+            Shares that let others use the key now.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If this user has no array under the key, or none below the prefix.
+        InvalidInputError
+            If an address is none or this user's own, or `expires_at` is in the past. Nothing has changed.
+        PermissionDeniedError
+            If the store is somebody else's.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.share("era5", "reader@lab.org")
+            store.share("exp/", ["a@lab.org", "b@lab.org"], write=True, expires_at=datetime.now(UTC) +
+            timedelta(days=7))
+        """
+        return self.arrays.sharing(f"sharing {key!r}").share(key, who, write=write, expires_at=expires_at)
+
+    def unshare(self, key: str, who: str | Sequence[str] | None = None) -> list[Share]:
+        """End shares of a key or prefix. The next request of those who used it is refused.
+
+        Parameters
+        ----------
+        who
+            Addresses whose shares end. By default, all shares of exactly this key or prefix end.
+
+        Returns
+        -------
+        list[Share]
+            Shares that still let others use the key, such as those of a prefix.
+
+        Raises
+        ------
+        InvalidInputError
+            If the key is not shared so. The message names the prefix that is, if there is one. Nothing has changed.
+        """
+        return self.arrays.sharing(f"ending shares of {key!r}").unshare(key, who)
+
+    def shares(self, key: str | None = None) -> list[Share]:
+        """Return the shares that let others use a key, those of its prefixes included, or all shares of this user."""
+        return self.arrays.sharing("listing the shares").shares(key)
+
+    def usage(self) -> Usage:
+        """Return what this user has stored and may store, by one request."""
+        return self.arrays.sharing("asking for the usage").usage()
+
+    def audit(self, key: str | None = None) -> list[AuditRecord]:
+        """Return the records of who did what to this user's arrays, the latest first.
+
+        The project keeps them for 90 days, or as long as it is set to.
+
+        Parameters
+        ----------
+        key
+            Key of one array, by default of all.
+        """
+        return list(self.arrays.sharing("reading the records of changes").audit(key))
+
+    def catalogue(
+        self, prefix: str = "", glob: str | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[Dataset]:
+        """Return the entries of arrays, sorted by key, by one request for each 1,000 of them.
+
+        Parameters
+        ----------
+        prefix
+            Beginning of the keys.
+        glob
+            Pattern of the keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
+            character but ``/``.
+        where
+            Attributes that the arrays have, such as ``{"units": "K"}``. An index finds them.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            for entry in store.catalogue("exp/", where={"units": "K"}):
+                print(entry.key, entry.shape, entry.dtype, entry.nbytes, entry.stored_bytes)
+        """
+        return list(self.arrays.entries(prefix, glob, None if where is None else as_attrs(where)))
+
+    def remove_all(self, prefix: str) -> int:
+        """Delete all arrays whose keys begin with `prefix`, in one transaction, and return their number."""
+        return self.arrays.remove_all(prefix)
+
+    def rename_all(self, prefix: str, new_prefix: str) -> int:
+        """Put `new_prefix` in place of `prefix` in all keys that begin with it, in one transaction.
+
+        Returns
+        -------
+        int
+            Number of arrays that were renamed.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If no key begins with `prefix`.
+        KeyExistsError
+            If a new key is taken. Nothing has changed.
+        """
+        return self.arrays.rename_all(prefix, new_prefix)
 
     # More than a mapping --------------------------------------------------------------------------------
 
     def open(self, key: str, owner: str | None = None) -> Tensor:
-        """Return a lazy handle on an array of this user, or else on an array that somebody shares.
+        """Return a lazy handle on an array of the store, or on one that somebody shares.
 
         Parameters
         ----------
         owner
-            E-mail address of the owner, if several users share an array under the key.
+            E-mail address, or id of the account, of somebody else whose array is meant.
         """
-        return Tensor(self.arrays, self.arrays.open(key, owner), owner)
+        arrays = self.arrays if owner is None else self.arrays.shared_by(owner)
+        return Tensor(arrays, arrays.open(key))
 
     def write(
         self,
@@ -315,8 +486,8 @@ class TensorStore(MutableMapping[str, Any]):
     ) -> Tensor:
         """Copy an array to another key, with its attributes, dims and coordinates, and perhaps to another engine.
 
-        The array is never in memory as a whole. Somebody else may own and share it. The copy belongs to this user, and
-        is not shared.
+        The array is never in memory as a whole. In a store of `shared_by`, it is somebody else's. The copy belongs to
+        this user, and is not shared.
 
         Parameters
         ----------
@@ -336,7 +507,7 @@ class TensorStore(MutableMapping[str, Any]):
         }  # fmt: skip
         source = self.open(key)
         made = source.on_latest(lambda now: self.arrays.copy(now, new_key, engine=engine, **options))
-        return Tensor(self.arrays, made)
+        return Tensor(self.arrays.own(), made)
 
     def zarr_store(self, key: str, *, as_group: str | None = None) -> zarr.abc.store.Store:
         """Return the present version of an array of Storage as a read-only store of ``zarr``, also for xarray and dask.
@@ -452,14 +623,6 @@ class TensorStore(MutableMapping[str, Any]):
 
         return BackgroundWriter(replace(self, quiet=True), max_in_flight=max_in_flight, max_bytes=max_bytes)
 
-    def share(self, key: str) -> None:
-        """Let every signed-in user of the project read an array of this user."""
-        self.arrays.share(key, True)
-
-    def unshare(self, key: str) -> None:
-        """Let only this user read an array again."""
-        self.arrays.share(key, False)
-
     def __getattr__(self, name: str) -> Tensor:
         """Open an array by attribute: ``store.weather`` is ``store.open("weather")``."""
         # Python and notebooks look for methods that begin with an underscore, which are no keys.
@@ -479,7 +642,8 @@ class TensorStore(MutableMapping[str, Any]):
         return sorted(names.union(super().__dir__()))
 
     def __repr__(self) -> str:
-        return f"<TensorStore of {self.backend.email} at {self.backend.backend_url}>"
+        whose = self.backend.email if self.owner is None else f"{self.owner}, for {self.backend.email},"
+        return f"<TensorStore of {whose} at {self.backend.backend_url}>"
 
 
 def _release(backend: Backend) -> None:

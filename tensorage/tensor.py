@@ -18,9 +18,11 @@ from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
 from tensorage.model.memory import describe_bytes
 from tensorage.tracebacks import end_tracebacks_here
-from tensorage.types import Engine
+from tensorage.types import Engine, Share
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import dask.array
     import xarray as xr
 
@@ -43,8 +45,6 @@ class Tensor(OpenArray):
         Arrays of the user who reads.
     dataset
         Entry of the array in the catalogue.
-    owner
-        E-mail address of the owner, if the array was asked for by owner.
     """
 
     @property
@@ -122,7 +122,7 @@ class Tensor(OpenArray):
         DTypeError
             If the array's dtype would change a value.
         PermissionDeniedError
-            If somebody else owns the array.
+            If somebody else owns the array, and shares it for reading only.
         """
         self.dataset = self.on_latest(lambda now: self.arrays.assign(now, selection, value))
 
@@ -210,7 +210,7 @@ class Tensor(OpenArray):
         reader = CachedReader(directory, max_bytes=max_bytes, check_every_s=check_every_s)
         # The file is held from now on, so that other processes do not delete it to make room.
         reader.use(self)
-        return Tensor(self.arrays, self.dataset, self.asked_owner, reader=reader)
+        return Tensor(self.arrays, self.dataset, reader=reader)
 
     @property
     def cache(self) -> CachedReader | None:
@@ -293,6 +293,25 @@ class Tensor(OpenArray):
             self.dataset = append_labelled(self.arrays, self.key, rows.data, labels_of(self.key, rows))
             return
         self.dataset = self.arrays.append(self.key, data, known=self.dataset)
+
+    def share(
+        self,
+        who: str | Sequence[str] | None = None,
+        *,
+        write: bool = False,
+        expires_at: datetime | None = None,
+    ) -> list[Share]:
+        """Let others use the array, and return its shares: see `TensorStore.share`."""
+        sharing = self.arrays.sharing(f"sharing {self.key!r}")
+        return sharing.share(self.key, who, write=write, expires_at=expires_at)
+
+    def unshare(self, who: str | Sequence[str] | None = None) -> list[Share]:
+        """End shares of the array, and return those that are left: see `TensorStore.unshare`."""
+        return self.arrays.sharing(f"ending shares of {self.key!r}").unshare(self.key, who)
+
+    def shares(self) -> list[Share]:
+        """Return the shares that let others use the array, those of its prefixes included."""
+        return self.arrays.sharing(f"listing the shares of {self.key!r}").shares(self.key)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return PinnedArray(self.arrays.quietly(), self.dataset).__dask_tokenize__()

@@ -12,7 +12,16 @@ import numpy.typing as npt
 
 from tensorage.errors import DTypeError
 
-__all__ = ["COORDS_ATTRIBUTE", "Dataset", "Engine", "EngineChoice", "storable_dtype"]
+__all__ = [
+    "COORDS_ATTRIBUTE",
+    "AuditRecord",
+    "Dataset",
+    "Engine",
+    "EngineChoice",
+    "Share",
+    "Usage",
+    "storable_dtype",
+]
 
 #: Name of the attribute that holds coordinates: see `tensorage.model.coords`. No attribute of a user has this name.
 COORDS_ATTRIBUTE = "tensorage.coords"
@@ -25,6 +34,118 @@ EngineChoice = Literal["database", "storage", "auto"]
 
 #: Kinds of ``numpy.dtype.kind`` whose elements have a fixed number of plain bytes.
 _STORABLE_KINDS = frozenset("biufcmM")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Permission of an owner for others to use an array, or everything below a prefix.
+
+    Parameters
+    ----------
+    key
+        Key of the array, or a prefix that ends with ``/``.
+    owner
+        E-mail address of the owner. None if the owner's account has no confirmed address.
+    owner_id
+        Id of the owner's account, which `tensorage.TensorStore.shared_by` takes, too.
+    reader
+        E-mail address of the account that may use it. None stands for every signed-in user.
+    write
+        Whether the reader may append and assign, too.
+    expires_at
+        Time at which the share ends. None for never.
+    """
+
+    key: str
+    owner: str | None
+    owner_id: str
+    reader: str | None
+    write: bool = False
+    expires_at: datetime | None = None
+    created_at: datetime | None = None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Share:
+        """Read a share that a function of the database answers with."""
+        return cls(
+            key=row["key"],
+            owner=row["owner"],
+            owner_id=row["owner_id"],
+            reader=row["reader"],
+            write=row["write"],
+            expires_at=_time_of(row["expires_at"]),
+            created_at=_time_of(row["created_at"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Amounts that a user has stored, and may store.
+
+    Parameters
+    ----------
+    arrays
+        Number of arrays.
+    bytes
+        Bytes that count against the quota: elements with the overhead of their rows, objects, files, entries of the
+        catalogue, and what is reserved for arrays that are being written.
+    file_bytes
+        The part of `bytes` that files take.
+    quota_bytes, quota_arrays
+        Most bytes and arrays that the user may store. None for any number.
+    """
+
+    arrays: int
+    bytes: int
+    file_bytes: int
+    quota_bytes: int | None = None
+    quota_arrays: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Record of something that was done to an array.
+
+    Parameters
+    ----------
+    at
+        Time at which it was done.
+    action
+        Kind of the action. ``"changed"`` stands for appends, assignments and new attributes. Changes by one user that
+        follow each other within a minute are one record.
+    key
+        Key of the array, or prefix that was shared.
+    actor
+        E-mail address of the user who did it. None if the owner never shared with that address, and for somebody
+        without one.
+    actor_id
+        Id of that user's account. None for the project itself.
+    detail
+        Former key of an array that was renamed. Address that was shared with, None for every signed-in user.
+    """
+
+    at: datetime
+    action: Literal["created", "replaced", "changed", "renamed", "shared", "unshared", "deleted"]
+    key: str
+    actor: str | None
+    actor_id: str | None
+    detail: str | None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> AuditRecord:
+        """Read a record that a function of the database answers with."""
+        return cls(
+            at=datetime.fromisoformat(row["at"]),
+            action=row["action"],
+            key=row["key"],
+            actor=row["actor"],
+            actor_id=row["actor_id"],
+            detail=row["detail"],
+        )
+
+
+def _time_of(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +167,16 @@ class Dataset:
     version
         Number that grows with every change, and never repeats under one key.
     owner
-        E-mail address of the user who stored the array.
+        E-mail address of the user whose array it is.
+    user_id
+        Id of the owner's account.
+    is_shared
+        Whether anybody but the owner may use the array.
+    stored_bytes
+        Bytes of the stored elements: of blocks, or of compressed objects. None while the array is being written.
+    shares
+        Shares that let others use the array, if the entry comes from `tensorage.TensorStore.catalogue` and the array is
+        the caller's own.
     coords
         Labels of the axes, as the catalogue keeps them: `tensorage.model.coords` decodes them.
     zarr
@@ -70,6 +200,8 @@ class Dataset:
     updated_at: datetime | None = None
     zarr: str | None = None
     coords: Mapping[str, Any] | None = None
+    stored_bytes: int | None = None
+    shares: tuple[Share, ...] | None = None
 
     @property
     def ndim(self) -> int:
@@ -99,6 +231,7 @@ class Dataset:
         # The catalogue keeps coordinates among the attributes. Users see them apart.
         attrs = dict(row["attrs"])
         coords = attrs.pop(COORDS_ATTRIBUTE, None)
+        shares = row.get("shares")
         return cls(
             id=row["id"],
             key=row["key"],
@@ -117,6 +250,8 @@ class Dataset:
             updated_at=datetime.fromisoformat(row["updated_at"]),
             zarr=row["zarr"],
             coords=coords,
+            stored_bytes=row["stored_bytes"],
+            shares=None if shares is None else tuple(map(Share.from_json, shares)),
         )
 
 

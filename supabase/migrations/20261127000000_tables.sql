@@ -5,7 +5,8 @@
 -- 15 to 18: by `supabase db push`, in an SQL editor, or by the embedded backend; and again on top of themselves.
 --
 -- Rights, in short:
---   * `authenticated` may select from the tables; row-level security lets through what is the user's own or shared;
+--   * `authenticated` may select from the tables; row-level security lets through what is the user's own, and what others
+--     share with the user (tensorage.may_use);
 --   * all writing goes through functions: no role but the owner may write the tables. A user who could write them could
 --     store past the quota, or change a committed block under a reader;
 --   * functions that read or write run as the owner of the tables (`security definer`), and compare the owner of an array
@@ -16,9 +17,9 @@
 --   * `anon` may do nothing.
 --
 -- Errors that the client tells apart carry SQLSTATEs of class TS:
---   TS001 no such array             TS005 over the quota                  TS008 several users share an array of this key
---   TS002 the key is taken          TS006 the request makes no sense      TS009 the array has another dtype
---   TS003 changed since opened      TS007 not the owner                   TS010 the array is kept by another engine
+--   TS001 no such array             TS005 over the quota                  TS009 the array has another dtype
+--   TS002 the key is taken          TS006 the request makes no sense      TS010 the array is kept by another engine
+--   TS003 changed since opened      TS007 the caller may only read it
 --   TS004 elements are missing
 -- The detail of TS009 and TS010 is the description of the array.
 --
@@ -27,7 +28,7 @@
 -- array, its blocks or shards, and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked.
 
--- Schemas 1 to 3 were never released, and no migration leads from them: their tables would be left as they are, and their
+-- Schemas 1 to 4 were never released, and no migration leads from them: their tables would be left as they are, and their
 -- functions replaced. This stands before all else, so that nothing has changed when it raises.
 do $$
 declare
@@ -35,7 +36,7 @@ declare
 begin
   if to_regprocedure('public.tensorage_version()') is not null then
     select public.tensorage_version() into installed;
-    if installed < 4 then
+    if installed < 5 then
       raise exception using
         message = format('this project has version %s of tensorage''s schema, which was never released: it cannot be migrated, '
                          'and nothing has been changed', installed),
@@ -83,11 +84,20 @@ language sql immutable as $$
   select object_name !~ '(^|/)\.{0,2}(/|$)' and object_name !~ '[[:cntrl:]\\?#%]'
 $$;
 
+-- The attributes of an array together with its owner, so that one index finds both.
+create or replace function tensorage.tag(user_id uuid, attrs jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('user', user_id::text, 'attrs', attrs)
+$$;
+
 -- Arrays -------------------------------------------------------------------------------------------
 
 create table if not exists public.datasets (
   id bigint generated always as identity primary key,
   user_id uuid not null default auth.uid() references auth.users on delete cascade,
+  -- The user who writes it, while it is staged: the owner, or somebody with whom the owner shares an array for writing. No
+  -- reference to the account: when that is deleted, the owner sweeps what it has left.
+  writer uuid not null default auth.uid(),
   -- The owner's address when the array was made. It may be somebody else's by now: functions look up the present one.
   owner text,
   -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.
@@ -107,7 +117,10 @@ create table if not exists public.datasets (
   -- Zarr v3 metadata of an array of Storage, without shape, attributes and names of dimensions. Not jsonb: its numbers do
   -- not know -0.0.
   zarr json check (json_typeof(zarr) = 'object' and octet_length(zarr::text) <= 65536),
-  is_shared boolean not null default false,
+  -- True if the commit shares the array with every signed-in user.
+  share_at_commit boolean not null default false,
+  -- Bytes of elements that are stored: of blocks, or of objects. Known once the dataset is committed.
+  stored_bytes numeric,
   -- At most a mebibyte each: also a project without a quota bounds them.
   attrs jsonb not null default '{}' check (jsonb_typeof(attrs) = 'object' and octet_length(attrs::text) <= 1048576),
   dims text[] check (octet_length(array_to_string(dims, '', '')) <= 1048576),
@@ -136,15 +149,20 @@ create table if not exists public.datasets (
   -- Appends merge blocks up to this size, again and again.
   constraint blocks_are_small check (block_size::bigint * itemsize <= 67108864),
   constraint zarr_is_of_storage check ((engine = 'storage') = (zarr is not null)),
-  -- The user is a part of it, so that another user's operation is never met, not even as a conflict. The operation comes
+  -- The writer is a part of it, so that another user's operation is never met, not even as a conflict. The operation comes
   -- first: without statistics, PostgreSQL would take an index that begins with the user for other look-ups, too.
-  unique (operation, user_id)
+  unique (operation, writer)
 );
 create unique index if not exists datasets_committed_key on public.datasets (user_id, key) where state = 'committed';
-create index if not exists datasets_shared_key on public.datasets (key, id) where state = 'committed' and is_shared;
 create index if not exists datasets_staged on public.datasets (user_id, expires_at) where state = 'staged';
+-- Datasets by which somebody writes to arrays of others.
+create index if not exists datasets_of_writers on public.datasets (writer, expires_at) where writer <> user_id;
 create index if not exists datasets_append_to on public.datasets (append_to) where append_to is not null;
 create index if not exists datasets_assign_to on public.datasets (assign_to) where assign_to is not null;
+
+-- Arrays by their attributes. Without the list of pending entries, which every search would have to read.
+create index if not exists datasets_attrs on public.datasets using gin (tensorage.tag(user_id, attrs) jsonb_path_ops)
+  with (fastupdate = off) where state = 'committed' and attrs <> '{}';
 
 -- Blocks of arrays of the engine "database".
 create table if not exists public.tensors (
@@ -190,12 +208,33 @@ create table if not exists public.shards (
 );
 create unique index if not exists shards_name on public.shards (name);
 
+-- Sharing ------------------------------------------------------------------------------------------
+
+-- One relation says who may use whose arrays and files, and one rule reads it: tensorage.may_use. A share belongs to a key,
+-- and not to a dataset: an array that is overwritten stays shared.
+create table if not exists tensorage.shares (
+  id bigint generated always as identity primary key,
+  user_id uuid not null references auth.users on delete cascade,
+  -- A key, or the path of a file; or all below it, if it ends with "/".
+  pattern text collate "C" not null check (octet_length(pattern) between 1 and 1024),
+  -- Address of the account that may, in lower case; '' for every signed-in user. An address, and not the id of an account: it
+  -- counts for the account that has confirmed it, now or later, and to look one up would tell whether there is one.
+  reader text collate "C" not null check (octet_length(reader) <= 320 and reader = lower(reader)),
+  can_write boolean not null default false,
+  expires_at timestamptz check (isfinite(expires_at)),
+  created_at timestamptz not null default now(),
+  unique (user_id, pattern, reader)
+);
+create index if not exists shares_reader on tensorage.shares (reader, user_id, pattern);
+
 -- Requests, quotas and totals ----------------------------------------------------------------------
 
 -- Answers of operations, so that the same operation sent again is answered as the first time.
 create table if not exists tensorage.operations (
   user_id uuid not null references auth.users on delete cascade,
   id uuid not null,
+  -- The user whose quota the answer counts against: the owner of the array.
+  owner uuid not null,
   answer json not null,
   finished_at timestamptz not null default now(),
   primary key (user_id, id)
@@ -204,23 +243,31 @@ create index if not exists operations_finished on tensorage.operations (user_id,
 
 create table if not exists tensorage.quotas (
   user_id uuid primary key references auth.users on delete cascade,
-  max_bytes bigint not null check (max_bytes >= 0)
+  max_bytes bigint check (max_bytes >= 0),
+  max_arrays bigint check (max_arrays >= 0)
 );
-comment on table tensorage.quotas is 'Bytes that a user may store. No row: tensorage.settings.default_quota_bytes.';
+comment on table tensorage.quotas is 'Bytes and arrays that a user may store. No row, or null: the default of tensorage.settings.';
 
 create table if not exists tensorage.settings (
   only_row boolean primary key default true check (only_row),
-  default_quota_bytes bigint check (default_quota_bytes >= 0)
+  default_quota_bytes bigint check (default_quota_bytes >= 0),
+  default_quota_arrays bigint check (default_quota_arrays >= 0),
+  audit_days int not null default 90 check (audit_days >= 1)
 );
 comment on column tensorage.settings.default_quota_bytes is 'Bytes that each user may store; null: no limit.';
+comment on column tensorage.settings.default_quota_arrays is 'Arrays that each user may store; null: no limit.';
+comment on column tensorage.settings.audit_days is 'Days for which records of tensorage.audit are kept.';
 insert into tensorage.settings default values on conflict do nothing;
 
 -- Half of each page is left empty, here and below: an update then finds room for the new row next to the old one.
 create table if not exists tensorage.usage (
   user_id uuid primary key references auth.users on delete cascade,
-  bytes numeric not null default 0
+  bytes numeric not null default 0,
+  file_bytes numeric not null default 0,
+  arrays bigint not null default 0
 ) with (fillfactor = 50);
-comment on table tensorage.usage is 'Bytes that count against a user''s quota: what is stored and what is reserved.';
+comment on table tensorage.usage is 'What counts against a user''s quota: bytes that are stored and reserved, and arrays.';
+comment on column tensorage.usage.file_bytes is 'The part of bytes that files take.';
 
 -- Room for bytes that were declared and have not come yet. The bytes of a dataset use up its reservation first.
 create table if not exists tensorage.reservations (
@@ -239,10 +286,32 @@ create unlogged table if not exists tensorage.stagings (
 );
 comment on table tensorage.stagings is 'Datasets that are being written since the last crash. Unlogged on purpose.';
 
+-- Who did what, and when ---------------------------------------------------------------------------
+
+-- Rows are added, swept when they are old, and never changed. No role of the API may write here.
+create table if not exists tensorage.audit (
+  id bigint generated always as identity primary key,
+  at timestamptz not null default now(),
+  user_id uuid not null references auth.users on delete cascade,
+  -- The user who did it: the owner, or somebody with whom the array is shared. Null for the project itself.
+  actor uuid,
+  -- Their address, if the owner shares by it or is the actor: nobody else's is told.
+  actor_address text,
+  action text not null check (action in ('created', 'replaced', 'changed', 'renamed', 'shared', 'unshared', 'deleted')),
+  key text collate "C" not null,
+  -- The former key of an array that was renamed; the reader of a share.
+  detail text
+);
+comment on column tensorage.audit.user_id is 'The owner of the array.';
+create index if not exists audit_user on tensorage.audit (user_id, at, id);
+create index if not exists audit_key on tensorage.audit (user_id, key, id);
+
 -- Nobody sees a row before a policy says so: the files on access and grants say who may see which.
 alter table public.datasets enable row level security;
 alter table public.tensors enable row level security;
 alter table public.shards enable row level security;
+alter table tensorage.shares enable row level security;
+alter table tensorage.audit enable row level security;
 alter table tensorage.operations enable row level security;
 alter table tensorage.quotas enable row level security;
 alter table tensorage.settings enable row level security;

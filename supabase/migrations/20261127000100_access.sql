@@ -20,57 +20,133 @@ begin
 end
 $$;
 
--- The address that a user's account has now. A token tells the address of the time when it was made.
+-- The address that a user's account has now, if it is confirmed: without that, anybody could give themselves any address. A
+-- token tells the address of the time when it was made. Auth keeps addresses in lower case. Several accounts of single
+-- sign-on may have one address: it counts for the other kind of account, if there is one.
 create or replace function tensorage.address_of(user_id uuid) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select u.email from auth.users u where u.id = address_of.user_id
+  select lower(u.email) from auth.users u
+   where u.id = address_of.user_id and u.email_confirmed_at is not null
+     and (not u.is_sso_user or not exists (
+       select from auth.users o where o.email = u.email and lower(o.email) = lower(u.email) and not o.is_sso_user
+                                  and o.email_confirmed_at is not null))
+$$;
+
+-- Name of a user for messages: the address, or the id of an account without one.
+create or replace function tensorage.name_of(user_id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(tensorage.address_of(user_id), user_id::text)
+$$;
+
+-- The accounts that somebody is called by: an address, or the id of an account. None for an address that nobody has
+-- confirmed. Projects have an index on the address or on its lower case; both conditions are written down so that either
+-- index answers. It leaves out accounts of single sign-on, which are only looked for if there is no other account.
+create or replace function tensorage.accounts(who text) returns uuid[]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  found uuid[];
+begin
+  if who ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+    return array[who::uuid];
+  end if;
+  found := array(select u.id from auth.users u where u.email = lower(who) and lower(u.email) = lower(who)
+                    and not u.is_sso_user and u.email_confirmed_at is not null);
+  if cardinality(found) = 0 then
+    found := array(select u.id from auth.users u where u.email = lower(who) and u.is_sso_user
+                      and u.email_confirmed_at is not null limit 10);
+  end if;
+  return found;
+end
+$$;
+
+-- The rule of sharing ------------------------------------------------------------------------------
+
+-- The patterns that a share of a key may have: the key, and each prefix of it that ends with "/".
+create or replace function tensorage.patterns_of(key text) returns text[]
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select array_agg(left(key, at)) || key from generate_series(1, length(key)) at where substr(key, at, 1) = '/'
+$$;
+
+-- The readers that the caller is: every signed-in user, and the account of the caller's address.
+create or replace function tensorage.my_readers() returns text[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select array['', tensorage.address_of(auth.uid())]
+$$;
+
+-- True if the owner of a key shares it with the caller, for reading or also for writing. All that is somebody else's is let
+-- through by this rule and by nothing else: rows, shards, objects and files.
+create or replace function tensorage.is_shared_with_me(owner uuid, key text, to_write boolean default false) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  select exists (
+    select from tensorage.shares s
+     where s.user_id = owner and s.pattern = any (tensorage.patterns_of(key)) and s.reader = any (tensorage.my_readers())
+       and (s.expires_at is null or s.expires_at > now()) and (s.can_write or not to_write))
+$$;
+
+-- True if the caller may use an array or a file: the own one, or one that is shared. Security definer: policies call it.
+create or replace function tensorage.may_use(owner uuid, key text, to_write boolean default false) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return owner = auth.uid() or tensorage.is_shared_with_me(owner, key, to_write);
+end
+$$;
+
+-- True if a dataset is a committed array that the caller may read: for policies, which look at one row after the other.
+create or replace function tensorage.may_read_rows_of(data_id bigint) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  d public.datasets;
+begin
+  select * into d from public.datasets s where s.id = may_read_rows_of.data_id;
+  return d.state = 'committed' and tensorage.may_use(d.user_id, d.key);
+end
+$$;
+
+-- Owners of arrays that are shared with the caller.
+create or replace function tensorage.sharers() returns uuid[]
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select coalesce(array_agg(distinct s.user_id), '{}') from tensorage.shares s
+   where s.reader = any (tensorage.my_readers()) and (s.expires_at is null or s.expires_at > now())
+$$;
+
+-- True if anybody else may use an array of the caller, or if it is somebody else's.
+create or replace function tensorage.is_shared(d public.datasets) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  select d.user_id is distinct from auth.uid() or exists (
+    select from tensorage.shares s
+     where s.user_id = d.user_id and s.pattern = any (tensorage.patterns_of(d.key))
+       and (s.expires_at is null or s.expires_at > now()))
 $$;
 
 -- Policies of the tables ---------------------------------------------------------------------------
 
 drop policy if exists "own and shared datasets are visible" on public.datasets;
 create policy "own and shared datasets are visible" on public.datasets for select to authenticated
-  using ((select tensorage.is_user()) and (user_id = (select auth.uid()) or (is_shared and state = 'committed')));
+  using ((select tensorage.is_user()) and (
+    user_id = (select auth.uid())
+    -- The owners are asked for once, and the index finds their rows: the rule itself is asked for each of these alone.
+    or (state = 'committed' and user_id = any ((select tensorage.sharers())::uuid[]) and tensorage.may_use(user_id, key))));
 
 drop policy if exists "blocks of own and shared datasets are visible" on public.tensors;
 create policy "blocks of own and shared datasets are visible" on public.tensors for select to authenticated
-  using ((select tensorage.is_user()) and (
-    user_id = (select auth.uid())
-    -- Only reached for somebody else's blocks. "offset 0" makes PostgreSQL look up the dataset of each: it would read all
-    -- shared datasets of the project for a single block otherwise.
-    or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
-  ));
+  using ((select tensorage.is_user()) and (user_id = (select auth.uid()) or tensorage.may_read_rows_of(data_id)));
 
 drop policy if exists "shards of own and shared datasets are visible" on public.shards;
 create policy "shards of own and shared datasets are visible" on public.shards for select to authenticated
-  using ((select tensorage.is_user()) and (
-    user_id = (select auth.uid())
-    -- "offset 0" for the same reason as above.
-    or exists (select from public.datasets d where d.id = data_id and d.is_shared and d.state = 'committed' offset 0)
-  ));
+  using ((select tensorage.is_user()) and (user_id = (select auth.uid()) or tensorage.may_read_rows_of(data_id)));
 
 -- Arrays that a function may use -------------------------------------------------------------------
 
--- Raises for an array that the caller does not have: TS007 if somebody else shares one of this key (or, without a key, of
--- this id), else the given error. Only called when a look-up of the caller's own array has failed: requests that succeed do
--- not pay for this one.
-create or replace function tensorage.raise_not_own(key text, data_id bigint, code text, message text) returns void
+-- Raises for an array that the caller may not write to: TS007 if they may read it, else the given error. Only called when the
+-- caller may not: requests that succeed do not pay for it.
+create or replace function tensorage.raise_not_writable(d public.datasets, code text, message text) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  shared_key text;
 begin
-  -- Two statements, each of which one index answers.
-  if key is not null then
-    select d.key into shared_key from public.datasets d
-     where d.key = raise_not_own.key and d.is_shared and d.state = 'committed' limit 1;
-  else
-    select d.key into shared_key from public.datasets d
-     where d.id = raise_not_own.data_id and d.is_shared and d.state = 'committed';
+  if d.state = 'committed' and tensorage.may_use(d.user_id, d.key) then
+    raise exception using errcode = 'TS007',
+      message = format('%L of %s is shared with you for reading only', d.key, tensorage.name_of(d.user_id));
   end if;
-  if shared_key is not null then
-    raise exception using errcode = 'TS007', message = format('the array %L belongs to somebody else', shared_key);
-  end if;
-  raise exception using errcode = code, message = raise_not_own.message;
+  raise exception using errcode = code, message = raise_not_writable.message;
 end
 $$;
 
@@ -98,7 +174,7 @@ declare
 begin
   -- By the id alone: only the primary key answers that, whatever PostgreSQL thinks of the size of the table.
   select * into d from public.datasets s where s.id = readable.data_id;
-  if d.id is null or d.state <> 'committed' or (d.user_id = me or d.is_shared) is not true
+  if d.id is null or d.state <> 'committed' or (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key)) is not true
      or (readable.version between d.stable_since and d.version) is not true then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
@@ -106,17 +182,55 @@ begin
 end
 $$;
 
--- The caller's array as a writer opened it, locked against other writers.
+-- True if the caller, who writes a staged dataset, may still do so: the array that it goes to may be somebody else's, who may
+-- have ended the share.
+create or replace function tensorage.may_go_on(d public.datasets) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  target public.datasets;
+begin
+  if d.user_id = auth.uid() then
+    return true;
+  end if;
+  select * into target from public.datasets t where t.id = coalesce(d.append_to, d.assign_to);
+  return coalesce(tensorage.is_shared_with_me(target.user_id, target.key, true), false);
+end
+$$;
+
+-- True if the caller is writing a dataset: their own one, or one to an array that is shared with them for writing.
+create or replace function tensorage.is_writing(d public.datasets) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return coalesce(d.writer = auth.uid() and d.state = 'staged' and d.expires_at > now() and tensorage.may_go_on(d), false);
+end
+$$;
+
+-- Raises unless the caller may still write a staged dataset of theirs.
+create or replace function tensorage.check_may_go_on(d public.datasets) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if not tensorage.may_go_on(d) then
+    raise exception using errcode = 'TS003', message = format('the array %L is not shared with you for writing any more', d.key);
+  end if;
+end
+$$;
+
+-- The array as a writer opened it, locked against other writers, if the caller may write to it.
 create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  me uuid := tensorage.me();
   d public.datasets;
 begin
-  select * into d from public.datasets s where s.id = assignable.data_id and s.user_id = tensorage.me() for update;
-  if d.id is null then
-    perform tensorage.raise_not_own(null, data_id, 'TS003', 'the array has changed since it was opened');
-  elsif d.state <> 'committed' or (assignable.version between d.stable_since and d.version) is not true then
+  -- Looked at before it is locked: a stranger keeps nobody waiting.
+  select * into d from public.datasets s where s.id = assignable.data_id;
+  if (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key, true)) is not true then
+    perform tensorage.raise_not_writable(d, 'TS003', 'the array has changed since it was opened');
+  end if;
+  select * into d from public.datasets s where s.id = assignable.data_id for update;
+  -- It may have been renamed meanwhile, to a key that is not shared.
+  if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed' or (assignable.version between d.stable_since and d.version) is not true then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
   return tensorage.of_engine(d, engine);

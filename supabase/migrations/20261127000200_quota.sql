@@ -1,7 +1,8 @@
--- tensorage: quotas, and the total of each user's bytes.
+-- tensorage: quotas, and the totals of each user.
 --
--- A quota counts what is stored: blocks and shards with their rows, entries of the catalogue with their attributes, answers
--- that are kept, and objects and files by the size that Storage says they have. tensorage.usage has one total a user.
+-- A quota of bytes counts what is stored: blocks and shards with their rows, entries of the catalogue with their attributes, answers
+-- that are kept, and objects and files by the size that Storage says they have. A quota of arrays counts those that are
+-- committed. All counts against the owner, whoever wrote it. tensorage.usage has one row a user.
 -- Triggers note what each row adds or takes away (tensorage.move), and the transaction adds the sum to the total as the last
 -- thing that it does (tensorage.settle): a request that holds the lock of a total waits for nothing else.
 
@@ -27,6 +28,18 @@ language sql immutable as $$
          + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
 $$;
 
+-- Bytes of a share: its row, and its three indexes.
+create or replace function tensorage.share_bytes(pattern text, reader text) returns int
+language sql immutable as $$
+  select 3 * (tensorage.row_bytes() + octet_length(pattern) + octet_length(reader))
+$$;
+
+-- Bytes of a record of who did what: its row, and its three indexes.
+create or replace function tensorage.record_bytes(key text, detail text) returns int
+language sql immutable as $$
+  select 2 * (tensorage.row_bytes() + octet_length(key)) + coalesce(octet_length(detail), 0)
+$$;
+
 -- Bytes of an object of Storage: its size, and Storage's row of it, whose name stands in two columns and two indexes. An
 -- object without bytes takes room, too, since its sender may attach up to a mebibyte of metadata. The size is missing while
 -- an upload is only being tried.
@@ -45,10 +58,18 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.block_size) else 0 end
 $$;
 
+-- The folder of an object, inside the user's folder, if it is one of an array. Folders that are named by a number hold
+-- arrays, all others files.
+create or replace function tensorage.folder_of_array(object_name text) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case when f.parts[2] ~ '^[0-9]+$' and cardinality(f.parts) > 2 then f.parts[2] end
+    from (select string_to_array(object_name, '/') as parts) f
+$$;
+
 -- Moves within a transaction -----------------------------------------------------------------------
 
 -- Notes that a row adds bytes to a user's total, or takes them away. `data_id` is the dataset whose reservation they use
--- up; 0 for none.
+-- up; 0 for none. Two other numbers move other totals than that of bytes: -1 that of arrays, -2 that of the bytes of files.
 create or replace function tensorage.move(user_id uuid, data_id bigint, bytes numeric) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -57,7 +78,7 @@ declare
   moves jsonb := coalesce(nullif(current_setting('tensorage.moves', true), ''), '{}');
   name text := move.user_id || '/' || case
     when move.bytes > 0 and exists (select from tensorage.reservations r where r.data_id = move.data_id)
-    then move.data_id else 0 end;
+    then move.data_id else least(move.data_id, 0) end;
 begin
   perform set_config(
     'tensorage.moves', (moves || jsonb_build_object(name, coalesce((moves ->> name)::numeric, 0) + move.bytes))::text, true);
@@ -69,6 +90,13 @@ create or replace function tensorage.quota_of(user_id uuid) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
                   (select s.default_quota_bytes from tensorage.settings s))
+$$;
+
+-- The arrays that a user may store; null for any number.
+create or replace function tensorage.array_quota_of(user_id uuid) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce((select q.max_arrays from tensorage.quotas q where q.user_id = array_quota_of.user_id),
+                  (select s.default_quota_arrays from tensorage.settings s))
 $$;
 
 -- Takes bytes that have come from the reservation of their dataset. Returns how many of them were reserved.
@@ -88,33 +116,57 @@ begin
 end
 $$;
 
--- Adds bytes to a user's total, and raises if they must fit and do not.
-create or replace function tensorage.add_to_total(user_id uuid, bytes numeric, must_fit boolean) returns void
+-- Raises if a user has more arrays than the quota allows: `total` of them, of which `added` are new.
+create or replace function tensorage.check_arrays(user_id uuid, total bigint, added bigint) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  allowed bigint := tensorage.array_quota_of(user_id);
+begin
+  if total > allowed then
+    raise exception using errcode = 'TS005',
+      message = format('%s more arrays do not fit: there are %s of %s arrays', added, total - added, allowed),
+      detail = json_build_object('asked_arrays', added, 'arrays', total - added, 'allowed_arrays', allowed)::text,
+      hint = 'Delete arrays, or ask whoever runs the project for a larger quota.';
+  end if;
+end
+$$;
+
+-- Adds to the totals of a user, and raises if they must fit and do not.
+create or replace function tensorage.add_to_total(
+  user_id uuid, bytes numeric, file_bytes numeric, arrays bigint, must_fit boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  total numeric;
+  total tensorage.usage;
   allowed bigint;
 begin
-  if bytes = 0 then
+  if bytes = 0 and file_bytes = 0 and arrays = 0 then
     return;
   end if;
-  update tensorage.usage u set bytes = u.bytes + add_to_total.bytes where u.user_id = add_to_total.user_id
-  returning u.bytes into total;
+  update tensorage.usage u
+     set bytes = u.bytes + add_to_total.bytes, file_bytes = u.file_bytes + add_to_total.file_bytes,
+         arrays = u.arrays + add_to_total.arrays
+   where u.user_id = add_to_total.user_id returning u.* into total;
   if not found then
     -- No row is made for a user who is just being deleted.
-    insert into tensorage.usage as u (user_id, bytes)
-      select a.id, add_to_total.bytes from auth.users a where a.id = add_to_total.user_id
-      on conflict on constraint usage_pkey do update set bytes = u.bytes + excluded.bytes
-    returning u.bytes into total;
+    insert into tensorage.usage as u (user_id, bytes, file_bytes, arrays)
+      select a.id, add_to_total.bytes, add_to_total.file_bytes, add_to_total.arrays
+        from auth.users a where a.id = add_to_total.user_id
+      on conflict on constraint usage_pkey do update
+        set bytes = u.bytes + excluded.bytes, file_bytes = u.file_bytes + excluded.file_bytes,
+            arrays = u.arrays + excluded.arrays
+    returning u.* into total;
   end if;
   if must_fit and bytes > 0 then
     allowed := tensorage.quota_of(user_id);
-    if total > allowed then
+    if total.bytes > allowed then
       raise exception using errcode = 'TS005',
-        message = format('%s more bytes do not fit: %s of %s bytes are in use', bytes, total - bytes, allowed),
-        detail = json_build_object('asked', bytes, 'used', total - bytes, 'allowed', allowed)::text,
+        message = format('%s more bytes do not fit: %s of %s bytes are in use', bytes, total.bytes - bytes, allowed),
+        detail = json_build_object('asked', bytes, 'used', total.bytes - bytes, 'allowed', allowed)::text,
         hint = 'What was replaced or deleted counts until tensorage_sweep has answered 0.';
     end if;
+  end if;
+  if must_fit and arrays > 0 then
+    perform tensorage.check_arrays(user_id, total.arrays, arrays);
   end if;
 end
 $$;
@@ -135,13 +187,18 @@ begin
   -- All transactions lock in the same order: reservations by dataset, then totals by user.
   for m in
     select split_part(e.key, '/', 1) as user_id, split_part(e.key, '/', 2)::bigint as data_id, e.value::numeric as bytes
-      from jsonb_each_text(moves) e order by 2, 1
+      from jsonb_each_text(moves) e where split_part(e.key, '/', 2)::bigint >= 0 order by 2, 1
   loop
     totals := totals || jsonb_build_object(
       m.user_id, coalesce((totals ->> m.user_id)::numeric, 0) + m.bytes - tensorage.use_reservation(m.data_id, m.bytes));
   end loop;
-  for m in select t.key::uuid as user_id, t.value::numeric as bytes from jsonb_each_text(totals) t order by 1 loop
-    perform tensorage.add_to_total(m.user_id, m.bytes, must_fit);
+  for m in
+    select u.id::uuid as user_id, coalesce((totals ->> u.id)::numeric, 0) as bytes,
+           coalesce((moves ->> (u.id || '/-2'))::numeric, 0) as file_bytes,
+           coalesce((moves ->> (u.id || '/-1'))::bigint, 0) as arrays
+      from (select distinct split_part(name, '/', 1) as id from jsonb_object_keys(moves) name) u order by 1
+  loop
+    perform tensorage.add_to_total(m.user_id, m.bytes, m.file_bytes, m.arrays, must_fit);
   end loop;
 end
 $$;
@@ -162,9 +219,26 @@ begin
 end
 $$;
 
+-- Raises if a new array of the caller under this key would be one too many. For arrays that come in several requests: the
+-- commit looks again.
+create or replace function tensorage.check_room_for_array(key text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  total bigint;
+begin
+  if tensorage.array_quota_of(auth.uid()) is not null then
+    select u.arrays into total from tensorage.usage u where u.user_id = auth.uid();
+    if not exists (select from public.datasets d
+                    where d.user_id = auth.uid() and d.key = check_room_for_array.key and d.state = 'committed') then
+      perform tensorage.check_arrays(auth.uid(), coalesce(total, 0) + 1, 1);
+    end if;
+  end if;
+end
+$$;
+
 -- Triggers -----------------------------------------------------------------------------------------
 
--- Each notes what a row of its table adds or takes away. Five functions of one shape, and not one for all tables: to ask for
+-- Each notes what a row of its table adds or takes away. Several functions of one shape, and not one for all tables: to ask for
 -- the table first took the server 8 % more time for an array stored and removed, since PL/pgSQL prepares each expression anew
 -- in each transaction. Sizes are computed from fields, not from whole rows: to pass a row to a function, PostgreSQL would
 -- fetch its elements from TOAST.
@@ -218,10 +292,48 @@ create or replace function tensorage.count_answer() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
-    perform tensorage.move(old.user_id, 0, -tensorage.row_bytes() - octet_length(old.answer::text));
+    perform tensorage.move(old.owner, 0, -tensorage.row_bytes() - octet_length(old.answer::text));
   end if;
   if tg_op <> 'DELETE' then
-    perform tensorage.move(new.user_id, 0, tensorage.row_bytes() + octet_length(new.answer::text));
+    perform tensorage.move(new.owner, 0, tensorage.row_bytes() + octet_length(new.answer::text));
+  end if;
+  return null;
+end
+$$;
+
+create or replace function tensorage.count_array() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op <> 'INSERT' and old.state = 'committed' then
+    perform tensorage.move(old.user_id, -1, -1);
+  end if;
+  if tg_op <> 'DELETE' and new.state = 'committed' then
+    perform tensorage.move(new.user_id, -1, 1);
+  end if;
+  return null;
+end
+$$;
+
+create or replace function tensorage.count_share() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op <> 'INSERT' then
+    perform tensorage.move(old.user_id, 0, -tensorage.share_bytes(old.pattern, old.reader));
+  end if;
+  if tg_op <> 'DELETE' then
+    perform tensorage.move(new.user_id, 0, tensorage.share_bytes(new.pattern, new.reader));
+  end if;
+  return null;
+end
+$$;
+
+create or replace function tensorage.count_record() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'INSERT' then
+    perform tensorage.move(new.user_id, 0, tensorage.record_bytes(new.key, new.detail));
+  else
+    perform tensorage.move(old.user_id, 0, -tensorage.record_bytes(old.key, old.detail));
   end if;
   return null;
 end
@@ -265,6 +377,17 @@ create or replace trigger tensorage_recount after update on public.shards for ea
 -- Not on updates of the columns that change most often: an append need not look at a long text of attributes.
 create or replace trigger tensorage_count after insert or delete or update of user_id, key, attrs, dims, zarr on public.datasets
   for each row execute function tensorage.count_entry();
+-- A trigger for each event, since each has its condition. Most changes of an entry are none of the number of arrays.
+create or replace trigger tensorage_count_new_array after insert on public.datasets
+  for each row when (new.state = 'committed') execute function tensorage.count_array();
+create or replace trigger tensorage_count_array after update of state, user_id on public.datasets
+  for each row when (old.state <> new.state or old.user_id <> new.user_id) execute function tensorage.count_array();
+create or replace trigger tensorage_count_gone_array after delete on public.datasets
+  for each row when (old.state = 'committed') execute function tensorage.count_array();
+create or replace trigger tensorage_count after insert or update or delete on tensorage.shares
+  for each row execute function tensorage.count_share();
+create or replace trigger tensorage_count after insert or delete on tensorage.audit
+  for each row execute function tensorage.count_record();
 create or replace trigger tensorage_count after insert or update or delete on tensorage.operations
   for each row execute function tensorage.count_answer();
 create or replace trigger tensorage_count after insert or delete on tensorage.reservations
@@ -276,7 +399,7 @@ declare
 begin
   -- Including Storage's table, whose rows the file on Storage counts.
   foreach counted in array array['public.tensors', 'public.shards', 'public.datasets', 'tensorage.operations',
-                                 'tensorage.reservations', 'storage.objects']::regclass[] loop
+                                 'tensorage.reservations', 'tensorage.shares', 'tensorage.audit', 'storage.objects']::regclass[] loop
     -- Made once: a constraint trigger cannot be replaced, and only its owner may drop one of storage.objects.
     if not exists (select from pg_trigger t where t.tgrelid = counted and t.tgname = 'tensorage_settle') then
       execute format('create constraint trigger tensorage_settle after insert or update or delete on %s '
@@ -300,7 +423,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
        + coalesce((select sum(tensorage.entry_bytes(d.key, d.attrs, d.dims, d.zarr)::numeric)
                      from public.datasets d where d.user_id = count_usage.user_id), 0)
        + coalesce((select sum(tensorage.row_bytes() + octet_length(o.answer::text)::numeric)
-                     from tensorage.operations o where o.user_id = count_usage.user_id), 0)
+                     from tensorage.operations o where o.owner = count_usage.user_id), 0)
+       + coalesce((select sum(tensorage.share_bytes(s.pattern, s.reader)::numeric)
+                     from tensorage.shares s where s.user_id = count_usage.user_id), 0)
+       + coalesce((select sum(tensorage.record_bytes(a.key, a.detail)::numeric)
+                     from tensorage.audit a where a.user_id = count_usage.user_id), 0)
        + coalesce((select sum(r.bytes) from tensorage.reservations r where r.user_id = count_usage.user_id), 0)
        -- Storage's own index of prefixes answers this; '0' comes right after '/'.
        + coalesce((select sum(tensorage.object_bytes(o.name, o.metadata, o.user_metadata)::numeric) from storage.objects o
@@ -308,7 +435,15 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                       and o.name ~<~ (count_usage.user_id || '0')), 0)
 $$;
 
--- Sets a user's total to the bytes that are there, whatever it was, and returns it. For administrators.
+-- The bytes of a user's files.
+create or replace function tensorage.count_file_bytes(user_id uuid) returns numeric
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(sum(tensorage.object_bytes(o.name, o.metadata, o.user_metadata)::numeric), 0) from storage.objects o
+   where o.bucket_id = 'tensors' and o.name ~>=~ (count_file_bytes.user_id || '/') and o.name ~<~ (count_file_bytes.user_id || '0')
+     and tensorage.folder_of_array(o.name) is null
+$$;
+
+-- Sets a user's totals to what is there, whatever they were, and returns the bytes. For administrators.
 create or replace function tensorage.recount(user_id uuid) returns numeric
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -320,7 +455,52 @@ begin
   -- afterwards.
   perform from tensorage.usage u where u.user_id = recount.user_id for update;
   total := tensorage.count_usage(recount.user_id);
-  update tensorage.usage u set bytes = total where u.user_id = recount.user_id;
+  update tensorage.usage u
+     set bytes = total, file_bytes = tensorage.count_file_bytes(recount.user_id),
+         arrays = (select count(*) from public.datasets d where d.user_id = recount.user_id and d.state = 'committed')
+   where u.user_id = recount.user_id;
   return total;
+end
+$$;
+
+-- Functions of the API -----------------------------------------------------------------------------
+
+-- What the caller has stored, and may store. A quota that is null is none.
+create or replace function public.tensorage_usage() returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  me uuid := tensorage.me();
+  total tensorage.usage;
+begin
+  select * into total from tensorage.usage u where u.user_id = me;
+  return json_build_object(
+    'arrays', coalesce(total.arrays, 0), 'bytes', coalesce(total.bytes, 0), 'file_bytes', coalesce(total.file_bytes, 0),
+    'quota_bytes', tensorage.quota_of(me), 'quota_arrays', tensorage.array_quota_of(me));
+end
+$$;
+
+-- Sets the quotas of a user, or the defaults of all who have none of their own (`who` is null). Null takes a quota away: a
+-- user has the default then. For the service key alone: see the file on grants.
+create or replace function public.tensorage_set_quota(who text, max_bytes bigint, max_arrays bigint) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  accounts uuid[];
+begin
+  if who is null then
+    update tensorage.settings
+       set default_quota_bytes = tensorage_set_quota.max_bytes, default_quota_arrays = tensorage_set_quota.max_arrays;
+    return json_build_object('user_id', null, 'max_bytes', max_bytes, 'max_arrays', max_arrays);
+  end if;
+  accounts := array(select u.id from auth.users u where u.id = any (tensorage.accounts(who)));
+  if cardinality(accounts) <> 1 then
+    raise exception using errcode = 'TS006', message = format('%L names %s accounts of this project', who, cardinality(accounts)),
+      hint = 'Give the confirmed address of an account, or its id.';
+  end if;
+  insert into tensorage.quotas as q (user_id, max_bytes, max_arrays)
+    values (accounts[1], tensorage_set_quota.max_bytes, tensorage_set_quota.max_arrays)
+    on conflict on constraint quotas_pkey do update set max_bytes = excluded.max_bytes, max_arrays = excluded.max_arrays;
+  return json_build_object('user_id', accounts[1], 'max_bytes', max_bytes, 'max_arrays', max_arrays);
+exception when check_violation then
+  raise exception using errcode = 'TS006', message = format('a quota of %s bytes and %s arrays is none', max_bytes, max_arrays);
 end
 $$;

@@ -121,8 +121,8 @@ create or replace function tensorage.answer(operation uuid, answer json, must_fi
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if operation is not null then
-    insert into tensorage.operations (id, user_id, answer)
-      values (operation, auth.uid(),
+    insert into tensorage.operations (id, user_id, owner, answer)
+      values (operation, auth.uid(), coalesce((answer ->> 'user_id')::uuid, auth.uid()),
               case when answer -> 'attrs' is null then answer
                    else (answer::jsonb || '{"attrs": {}, "dims": null, "zarr": null}')::json end);
     -- Two old ones for each new one: appends sweep nothing, and a user who only appends would keep all answers for ever.

@@ -5,60 +5,58 @@ create or replace function tensorage.describe(d public.datasets) returns json
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', tensorage.address_of(d.user_id), 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
-    'chunk', d.block_size, 'engine', d.engine, 'is_shared', d.is_shared, 'attrs', d.attrs, 'dims', d.dims,
+    'chunk', d.block_size, 'engine', d.engine, 'is_shared', tensorage.is_shared(d), 'stored_bytes', d.stored_bytes, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
     -- Text, because a number could change on its way through jsonb.
     'zarr', d.zarr::text)
 $$;
 
--- The array under a key: the caller's own, or else the one that somebody shares under this key. `owner` is the address that
--- the owner's account has now. A new plan is made for each call: a plan from the time when the table was nearly empty, and
--- one index as good as another, would be kept while the table grows.
-create or replace function public.tensorage_open(key text, owner text default null) returns json
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+-- Raises for an array that the caller cannot open: the same for one that is not there and one that is not shared.
+create or replace function tensorage.raise_missing(key text, owner text) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception using errcode = 'TS001', message = case
+    when owner is null then format('you have no array %L', key)
+    else format('%s shares no array %L with you', owner, key) end;
+end
+$$;
+
+-- The committed array under a key: the caller's own one, or with `owner`, an address or the id of an account, that of somebody
+-- who shares it. Without an id where there is none. A new plan is made for each call: a plan from the time when the table was
+-- nearly empty, and one index as good as another, would be kept while the table grows.
+create or replace function tensorage.find(key text, owner text, to_write boolean default false) returns public.datasets
+language plpgsql stable set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
 declare
   me uuid := tensorage.me();
-  found public.datasets;
-  whose uuid[];
-  shared bigint[];
+  whose uuid := me;
+  d public.datasets;
 begin
   if owner is not null then
-    -- Auth keeps addresses in lower case. Projects have an index on the address or on its lower case; both conditions are
-    -- written down so that either index answers. It leaves out accounts of single sign-on, several of which may have one
-    -- address: these are only looked for if there is no other account.
-    whose := array(select u.id from auth.users u where u.email = lower(tensorage_open.owner)
-                      and lower(u.email) = lower(tensorage_open.owner) and not u.is_sso_user);
-    if cardinality(whose) = 0 then
-      whose := array(select u.id from auth.users u where u.email = lower(tensorage_open.owner) and u.is_sso_user);
+    -- Of several accounts of single sign-on with one address, those that share the array count.
+    for whose in select w.id from unnest(tensorage.accounts(find.owner)) w(id) loop
+      exit when tensorage.may_use(whose, find.key);
+    end loop;
+    if (whose is not null and tensorage.may_use(whose, find.key)) is not true then
+      return null;
     end if;
   end if;
-  if owner is null or me = any (whose) then
-    select * into found from public.datasets d
-     where d.user_id = me and d.key = tensorage_open.key and d.state = 'committed';
+  select * into d from public.datasets s where s.user_id = whose and s.key = find.key and s.state = 'committed';
+  if to_write and d.id is not null and not tensorage.may_use(d.user_id, d.key, true) then
+    perform tensorage.raise_not_writable(d, 'TS003', 'the array has changed since it was opened');
   end if;
+  return d;
+end
+$$;
+
+-- The array under a key of the caller, or of the owner who shares it.
+create or replace function public.tensorage_open(key text, owner text default null) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  found public.datasets := tensorage.find(key, owner);
+begin
   if found.id is null then
-    -- Two statements, each of which one index answers: many users may share one key.
-    if owner is null then
-      shared := array(select d.id from public.datasets d
-                       where d.key = tensorage_open.key and d.is_shared and d.state = 'committed' order by d.id limit 10);
-    else
-      -- `is_shared` is compared afterwards: the index of shared keys has an entry for each user who shares this key.
-      shared := array(select s.id from unnest(whose) w(id), lateral (
-                        select d.id, d.is_shared from public.datasets d
-                         where d.user_id = w.id and d.key = tensorage_open.key and d.state = 'committed' offset 0) s
-                       where s.is_shared limit 10);
-    end if;
-    if cardinality(shared) = 0 then
-      raise exception using errcode = 'TS001', message = format('there is no array %L', key);
-    elsif cardinality(shared) > 1 then
-      raise exception using errcode = 'TS008',
-        message = format('several users share an array %L: %s', key, (
-          select string_agg(a.address, ', ' order by a.address)
-            from (select tensorage.address_of(d.user_id) as address from public.datasets d
-                   where d.id = any (shared) offset 0) a));
-    end if;
-    select * into found from public.datasets d where d.id = shared[1];
+    perform tensorage.raise_missing(key, owner);
   end if;
   return tensorage.describe(found);
 end
@@ -74,79 +72,178 @@ declare
 begin
   -- By the id alone: only the primary key answers that, whatever PostgreSQL thinks of the size of the table.
   select * into found from public.datasets d where d.id = data_id;
-  if (found.user_id = me and (found.expires_at is null or found.expires_at > now())) is not true then
+  if (me in (found.user_id, found.writer) and (found.expires_at is null or found.expires_at > now())) is not true then
     raise exception using errcode = 'TS001', message = format('you have no dataset with id %s', data_id);
   end if;
   return tensorage.describe(found);
 end
 $$;
 
--- One page of the keys that the caller can open, in order, after a given one. The index gives the keys of a page in their
--- order, and no others. The settings keep PostgreSQL to it: it plans for the average user and for a prefix that it may not
--- know yet, and would fetch and sort all keys where it expects fewer of them than a page.
-create or replace function public.tensorage_list(
-  prefix text default '', after text default '', max_rows int default 1000) returns json
-language sql stable security definer set search_path = pg_catalog, pg_temp
+-- The end of the range of keys that begin with a prefix: no key has room for more characters.
+create or replace function tensorage.last_key(prefix text) returns text
+language sql immutable as $$ select prefix || repeat(chr(1114111), 256) $$;
+
+-- One page of the arrays of the caller whose keys begin with a prefix, in order, after a given key. The index gives the keys of
+-- a page in their order, and no others. The settings keep PostgreSQL to it: it plans for the average user and for a prefix that
+-- it may not know yet, and would fetch and sort all keys where it expects fewer of them than a page.
+create or replace function tensorage.own_keys(prefix text, after text, max_rows int) returns setof text
+language sql stable set search_path = pg_catalog, pg_temp
 set enable_bitmapscan = off set enable_seqscan = off set enable_sort = off as $$
-  -- Keys that begin with the prefix lie between the prefix and the prefix followed by as many of the greatest character as
-  -- a key has room for; no other key lies there. starts_with() is not called as well: PostgreSQL expects few keys to pass
-  -- it, and would look at all of them for a page.
-  select coalesce(json_agg(k.key order by k.key), '[]') from (
-    (select d.key from public.datasets d
-      where d.user_id = (select tensorage.me()) and d.state = 'committed'
-        and d.key >= prefix and d.key > after and d.key <= prefix || repeat(chr(1114111), 256)
-        order by d.key limit least(max_rows, 1000))
-    union
-    (select d.key from public.datasets d
-      where d.is_shared and d.state = 'committed'
-        and d.key >= prefix and d.key > after and d.key <= prefix || repeat(chr(1114111), 256)
-        order by d.key limit least(max_rows, 1000))
-    order by 1 limit least(max_rows, 1000)) k
+  -- starts_with() is not called as well: PostgreSQL expects few keys to pass it, and would look at all of them for a page.
+  select d.key from public.datasets d
+   where d.user_id = auth.uid() and d.state = 'committed'
+     and d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix)
+   order by d.key limit max_rows
 $$;
 
--- Number of keys that tensorage_list would list. Each half reads its own index: with "or", PostgreSQL would read the
--- datasets of all users.
-create or replace function public.tensorage_count() returns bigint
-language sql stable security definer set search_path = pg_catalog, pg_temp
+-- The same of the arrays that accounts share with the caller. Each share stands for a range of keys, of which the index gives
+-- the first: what is looked at grows with the shares and the page, and not with the arrays.
+create or replace function tensorage.shared_keys(whose uuid[], prefix text, after text, max_rows int) returns setof text
+language sql stable set search_path = pg_catalog, pg_temp
+set enable_bitmapscan = off set enable_seqscan = off as $$
+  select distinct k.key
+    from tensorage.shares s, lateral (
+      select d.key from public.datasets d
+       where d.user_id = s.user_id and d.state = 'committed'
+         and d.key >= s.pattern and d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix)
+         and d.key <= case when s.pattern like '%/' then tensorage.last_key(s.pattern) else s.pattern end
+       order by d.key limit max_rows) k
+   where s.user_id = any (whose) and s.reader = any (tensorage.my_readers()) and (s.expires_at is null or s.expires_at > now())
+   order by 1 limit max_rows
+$$;
+
+-- One page of keys of the caller, or of an owner who shares them with the caller.
+create or replace function public.tensorage_list(
+  prefix text default '', after text default '', max_rows int default 1000, owner text default null) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform tensorage.me();
+  if owner is null then
+    return (select coalesce(json_agg(k.key), '[]') from tensorage.own_keys(prefix, after, least(max_rows, 1000)) k(key));
+  end if;
+  return (select coalesce(json_agg(k.key), '[]')
+            from tensorage.shared_keys(tensorage.accounts(owner), prefix, after, least(max_rows, 1000)) k(key));
+end
+$$;
+
+-- Number of keys that tensorage_list would list.
+create or replace function public.tensorage_count(owner text default null) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
-  select count(*) from (
-    select d.key from public.datasets d where d.user_id = (select tensorage.me()) and d.state = 'committed'
-    union
-    select d.key from public.datasets d where d.is_shared and d.state = 'committed') k
+declare
+  me uuid := tensorage.me();
+begin
+  if owner is null then
+    return (select count(*) from public.datasets d where d.user_id = me and d.state = 'committed');
+  end if;
+  return (select count(*) from tensorage.shared_keys(tensorage.accounts(owner), '', '', 2147483647));
+end
 $$;
 
--- Changes attributes of an array of the caller: those named by `removed` go, `attrs` are set; with `replace`, all others go,
--- too. With set_dims, changes the names of its axes as well.
+-- The regular expression of a glob: "*" stands for any characters but "/", "**" for any, "?" for one but "/".
+create or replace function tensorage.regex_of_glob(glob text) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select '^' || replace(replace(replace(
+           regexp_replace(regexp_replace(regexp_replace(glob, '([.^$+(){}|\\\[\]])', '\\\1', 'g'), '\*\*+', chr(1), 'g'),
+                          chr(1) || '+', chr(1), 'g'),
+           '*', '[^/]*'), chr(1), '.*'), '?', '[^/]') || '$'
+$$;
+
+-- Arrays of a user that have attributes, by the index of attributes, in the order of their keys.
+create or replace function tensorage.ids_with_attrs(
+  whose uuid[], attrs jsonb, prefix text, after text, regex text) returns setof bigint
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
+  select d.id from unnest(whose) w(id), lateral (
+    select s.id, s.key from public.datasets s
+     where tensorage.tag(s.user_id, s.attrs) @> tensorage.tag(w.id, ids_with_attrs.attrs) and s.state = 'committed'
+       and s.attrs <> '{}' and s.key >= prefix and s.key > after and s.key <= tensorage.last_key(prefix)
+       and (regex is null or s.key ~ regex)
+       and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, s.key))) d
+$$;
+
+-- One page of descriptions of arrays of the caller, or of an owner who shares them: those whose keys begin with a prefix, fit a
+-- glob, and have attributes. A page ends before it has 8 MiB of attributes and metadata. The owner gets the shares of each.
+-- {"entries": [...], "after": where the next page begins, null at the end}
+create or replace function public.tensorage_catalogue(
+  prefix text default '', glob text default null, attrs jsonb default null, owner text default null, after text default '',
+  max_rows int default 1000) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set plan_cache_mode = force_custom_plan as $$
+declare
+  me uuid := tensorage.me();
+  whose uuid[] := case when owner is null then array[me] else tensorage.accounts(owner) end;
+  regex text := tensorage.regex_of_glob(glob);
+  wanted int := least(max_rows, 1000);
+  ids bigint[];
+  keys text[];
+  total int;
+  answer json;
+  last text;
+begin
+  if attrs is not null and jsonb_typeof(attrs) <> 'object' then
+    raise exception using errcode = 'TS006', message = 'attributes to look for are an object';
+  elsif coalesce(attrs, '{}') <> '{}' then
+    ids := array(select d.id from public.datasets d
+                  where d.id = any (array(select tensorage.ids_with_attrs(whose, tensorage_catalogue.attrs, prefix, after, regex)))
+                  order by d.key limit wanted);
+  else
+    loop
+      keys := array(select k from (
+        select tensorage.own_keys(prefix, after, 1000) as k where tensorage_catalogue.owner is null
+        union all select tensorage.shared_keys(whose, prefix, after, 1000) where tensorage_catalogue.owner is not null) s);
+      exit when cardinality(keys) = 0;
+      ids := coalesce(ids, '{}') || array(
+        select d.id from public.datasets d
+         where d.user_id = any (whose) and d.key = any (keys) and d.state = 'committed' and (regex is null or d.key ~ regex)
+           and (tensorage_catalogue.owner is null or tensorage.may_use(d.user_id, d.key))
+         order by d.key);
+      -- Bounded, since a glob may fit few of many keys: the next request goes on behind the last key that was looked at.
+      after := keys[cardinality(keys)];
+      total := coalesce(total, 0) + cardinality(keys);
+      exit when regex is null or cardinality(ids) >= wanted or total >= 20000 or cardinality(keys) < 1000;
+    end loop;
+    ids := ids[:wanted];
+  end if;
+  select json_agg(p.entry order by p.key), max(p.key) into answer, last
+    from (select d.key, (tensorage.describe(d)::jsonb || case when d.user_id = me then jsonb_build_object('shares', (
+                   select coalesce(jsonb_agg(tensorage.describe_share(s) order by s.id), '[]') from tensorage.shares s
+                    where s.user_id = me and s.pattern = any (tensorage.patterns_of(d.key))
+                      and (s.expires_at is null or s.expires_at > now()))) else '{}' end) as entry
+            from (select q.*, sum(octet_length(q.attrs::text) + coalesce(octet_length(q.zarr::text), 0)) over (order by q.key) as bytes,
+                         row_number() over (order by q.key) as number
+                    from public.datasets q where q.id = any (ids)) b, lateral (select * from public.datasets e where e.id = b.id) d
+           where b.bytes <= 8388608 or b.number = 1) p;
+  return json_build_object('entries', coalesce(answer, '[]'), 'after', case
+    when cardinality(ids) >= wanted or json_array_length(answer) < cardinality(ids) then last
+    when total >= 20000 then after end);
+exception when invalid_regular_expression then
+  raise exception using errcode = 'TS006', message = format('the glob %L is too complex', left(glob, 200));
+end
+$$;
+
+-- Changes attributes of an array that the caller may write to: those named by `removed` go, `attrs` are set; with `replace`,
+-- all others go, too. With set_dims, changes the names of its axes as well.
 create or replace function public.tensorage_annotate(
   data_id bigint, attrs jsonb default '{}', removed text[] default '{}', replace boolean default false,
   dims text[] default null, set_dims boolean default false) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  me uuid := tensorage.me();
   d public.datasets;
 begin
+  select * into d from public.datasets s where s.id = tensorage_annotate.data_id;
+  if (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key, true)) is not true then
+    perform tensorage.raise_not_writable(d, 'TS003', 'the array was replaced or deleted');
+  end if;
   update public.datasets s
      set attrs = (case when tensorage_annotate.replace then '{}' else s.attrs end - removed) || tensorage_annotate.attrs,
          dims = case when set_dims then tensorage_annotate.dims else s.dims end,
          version = s.version + 1, updated_at = now()
-   where s.id = tensorage_annotate.data_id and s.user_id = tensorage.me() and s.state = 'committed' returning * into d;
+   where s.id = d.id and s.state = 'committed' and tensorage.may_use(s.user_id, s.key, true) returning * into d;
   if d.id is null then
-    perform tensorage.raise_not_own(null, data_id, 'TS003', 'the array was replaced or deleted');
+    raise exception using errcode = 'TS003', message = 'the array was replaced or deleted';
   end if;
+  perform tensorage.note_change(d);
   return tensorage.answer(null, tensorage.describe(d));
-end
-$$;
-
--- Shares an array of the caller with every signed-in user, for reading, or ends that.
-create or replace function public.tensorage_share(key text, is_shared boolean) returns json
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  d public.datasets;
-begin
-  update public.datasets s set is_shared = tensorage_share.is_shared, updated_at = now()
-   where s.user_id = tensorage.me() and s.key = tensorage_share.key and s.state = 'committed' returning * into d;
-  if d.id is null then
-    raise exception using errcode = 'TS001', message = format('you have no array %L', key);
-  end if;
-  return tensorage.describe(d);
 end
 $$;

@@ -1,6 +1,6 @@
 -- tensorage: datasets that are being written, and the sweeping of those that nobody needs any more.
 --
--- A dataset is staged first: only its owner sees it, its bytes are reserved, and it expires after a day. A staged append or
+-- A dataset is staged first: only its owner and its writer see it, its bytes are reserved, and it expires after a day. A staged append or
 -- assignment is a dataset as well, which the commit merges into its array. Arrays that are replaced or removed become staged
 -- datasets that have expired. They are swept piece by piece, since deleting a large array takes longer than a statement may.
 
@@ -43,7 +43,7 @@ begin
   if before is not null then
     return before;
   end if;
-  select * into d from public.datasets s where s.operation = begun.operation and s.user_id = tensorage.me();
+  select * into d from public.datasets s where s.operation = begun.operation and s.writer = tensorage.me();
   if d.id is null then
     return null;
   elsif d.state = 'staged' and not exists (select from tensorage.stagings s where s.data_id = d.id) then
@@ -55,7 +55,7 @@ begin
 end
 $$;
 
--- A dataset of the caller that is being written, kept from being swept and locked against its commit.
+-- A dataset that the caller is writing, kept from being swept and locked against its commit.
 create or replace function tensorage.staged(data_id bigint, engine text default 'database') returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -66,15 +66,16 @@ begin
   perform set_config('synchronous_commit', 'off', true);
   -- Done before the shared lock below is taken: two writers hold that at once, and neither could then update the row.
   update public.datasets s set expires_at = now() + interval '1 day'
-   where s.id = staged.data_id and s.user_id = tensorage.me() and s.state = 'staged'
+   where s.id = staged.data_id and s.writer = tensorage.me() and s.state = 'staged'
      and s.expires_at between now() and now() + interval '12 hours';
   -- A lock that writers share, and that keeps the commit waiting: it must not overtake a block.
-  select * into d from public.datasets s where s.id = staged.data_id and s.user_id = tensorage.me() for share;
+  select * into d from public.datasets s where s.id = staged.data_id and s.writer = tensorage.me() for share;
   if d.id is null then
     raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
   elsif d.state <> 'staged' or d.expires_at <= now() then
     raise exception using errcode = 'TS003', message = format('the array %L is no longer being written', d.key);
   end if;
+  perform tensorage.check_may_go_on(d);
   perform tensorage.check_uncrashed(d);
   return tensorage.of_engine(d, engine);
 end
@@ -102,6 +103,19 @@ language sql set search_path = pg_catalog, pg_temp as $$
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)
 $$;
 
+-- Some expired datasets that the caller sweeps: the own ones, and those by which the caller wrote to arrays of others.
+create or replace function tensorage.expired(engine text, max_datasets int) returns bigint[]
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  -- Two look-ups, each by its index.
+  select array(select d.id from public.datasets d
+                where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = expired.engine
+                order by d.expires_at, d.id limit max_datasets)
+      || array(select d.id from public.datasets d
+                where d.writer = auth.uid() and d.writer <> d.user_id and d.state = 'staged' and d.expires_at <= now()
+                  and d.engine = expired.engine
+                order by d.expires_at, d.id limit max_datasets)
+$$;
+
 -- Deletes blocks of the caller's expired datasets of the database, at most max_blocks of them. Returns how many such datasets
 -- are left. Waits for nobody: a writer of a dataset that is to be swept may be waiting for the array that this transaction
 -- replaces.
@@ -117,7 +131,7 @@ declare
 begin
   for victim in
     select d.id from public.datasets d
-     where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'database'
+     where d.id = any (tensorage.expired('database', max_blocks)) and d.state = 'staged'
      order by d.expires_at for update skip locked
   loop
     exit when room <= 0;
@@ -137,17 +151,15 @@ begin
      limit 64 for update of d skip locked) e;
   -- A few at a time, here too: a user who appended a million times yesterday does not wait for that today.
   perform tensorage.forget(256);
-  return (select count(*) from public.datasets d
-           where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'database');
+  perform tensorage.forget_records(64);
+  return cardinality(tensorage.expired('database', 1000000));
 end
 $$;
 
 -- 1 if the caller has expired datasets whose objects are to be deleted, else 0.
 create or replace function tensorage.objects_left() returns int
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select count(*)::int from (
-    select from public.datasets d
-     where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = 'storage' limit 1) x
+  select least(cardinality(tensorage.expired('storage', 1)), 1)
 $$;
 
 -- The answer to a writer: the dataset, how many datasets (such as the one it replaced) are left to sweep, and whether there

@@ -7,9 +7,7 @@ create or replace function tensorage.check_append(
   target public.datasets, key text, shape bigint[], dtype text, engine text default 'database') returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  if target.id is null then
-    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L to append to', key));
-  elsif target.engine <> engine then
+  if target.engine <> engine then
     raise exception using errcode = 'TS010', message = format('the array %L is kept by engine %L', key, target.engine),
       detail = tensorage.describe(target)::text;
   elsif cardinality(target.shape) = 0 or target.shape[2:] is distinct from shape[2:]
@@ -44,7 +42,7 @@ end
 $$;
 
 -- Makes a staged dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
--- (rows for an existing array of the database), overwrite (an existing array may be replaced).
+-- (rows for an existing array of the database, perhaps of another `owner`), overwrite (an existing array may be replaced).
 create or replace function tensorage.stage(asked json) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -57,9 +55,11 @@ begin
     raise exception using errcode = 'TS006', message = 'append, overwrite and is_shared are true or false, and nothing else';
   end if;
   perform tensorage.sweep(64);
-  select * into target from public.datasets t
-   where t.user_id = tensorage.me() and t.key = asked ->> 'key' and t.state = 'committed';
   if coalesce((asked ->> 'append')::boolean, false) then
+    target := tensorage.find(asked ->> 'key', asked ->> 'owner', to_write => true);
+    if target.id is null then
+      perform tensorage.raise_missing(asked ->> 'key', asked ->> 'owner');
+    end if;
     perform tensorage.check_append(target, asked ->> 'key', asked_shape, asked ->> 'dtype');
     if asked ->> 'engine' <> 'database' then
       raise exception using errcode = 'TS010',
@@ -71,13 +71,16 @@ begin
     if not found then
       raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
     end if;
-  elsif target.id is not null and (asked ->> 'overwrite') is distinct from 'true' then
+  elsif asked ->> 'owner' is not null then
+    raise exception using errcode = 'TS006', message = 'nobody makes arrays for others';
+  elsif (asked ->> 'overwrite') is distinct from 'true' and (tensorage.find(asked ->> 'key', null)).id is not null then
     raise exception using errcode = 'TS002', message = format('the key %L is taken', asked ->> 'key');
   end if;
   insert into public.datasets (
-      user_id, owner, key, shape, dtype, block_size, engine, zarr, is_shared, attrs, dims, overwrite, operation, append_to, expires_at)
+      user_id, owner, key, shape, dtype, block_size, engine, zarr, share_at_commit, attrs, dims, overwrite, operation, append_to,
+      expires_at)
     values (
-      tensorage.me(), tensorage.address_of(tensorage.me()), asked ->> 'key', asked_shape, asked ->> 'dtype',
+      coalesce(target.user_id, tensorage.me()), tensorage.address_of(coalesce(target.user_id, tensorage.me())), asked ->> 'key', asked_shape, asked ->> 'dtype',
       (asked ->> 'chunk')::int, coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
       coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
       case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,
@@ -99,17 +102,20 @@ $$;
 create or replace function public.tensorage_begin(
   key text, shape bigint[], dtype text, chunk int, engine text default 'database', is_shared boolean default false,
   attrs jsonb default '{}', dims text[] default null, overwrite boolean default false, append boolean default false,
-  operation uuid default null, zarr text default null) returns json
+  operation uuid default null, zarr text default null, owner text default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.begun(operation);
 begin
   if before is not null then
     return before;
+  elsif not append then
+    perform tensorage.check_room_for_array(key);
   end if;
   return tensorage.answer(null, tensorage.describe(tensorage.stage(json_build_object(
     'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
-    'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr))));
+    'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr,
+    'owner', owner))));
 end
 $$;
 
@@ -153,11 +159,12 @@ begin
     return before;
   end if;
   perform tensorage.sweep(64);
-  select * into target from public.datasets s
-   where s.id = tensorage_begin_append.data_id and s.user_id = tensorage.me() for key share;
-  if target.id is null then
-    perform tensorage.raise_not_own(null, data_id, 'TS003', 'the array to append to has changed since it was opened');
-  elsif target.state <> 'committed' or target.shape[1] is distinct from base_rows then
+  select * into target from public.datasets s where s.id = tensorage_begin_append.data_id;
+  if (target.user_id = tensorage.me() or tensorage.is_shared_with_me(target.user_id, target.key, true)) is not true then
+    perform tensorage.raise_not_writable(target, 'TS003', 'the array to append to has changed since it was opened');
+  end if;
+  select * into target from public.datasets s where s.id = tensorage_begin_append.data_id for key share;
+  if target.id is null or target.state <> 'committed' or target.shape[1] is distinct from base_rows then
     raise exception using errcode = 'TS003', message = 'the array to append to has changed since it was opened';
   end if;
   perform tensorage.check_append(target, target.key, shape, target.dtype, 'storage');
@@ -177,7 +184,7 @@ create or replace function public.tensorage_abort(data_id bigint) returns int
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   update public.datasets s set expires_at = '-infinity'
-   where s.id = tensorage_abort.data_id and s.user_id = tensorage.me() and s.state = 'staged';
+   where s.id = tensorage_abort.data_id and s.writer = tensorage.me() and s.state = 'staged';
   if found then
     perform tensorage.end_staging(data_id);
   end if;
@@ -203,8 +210,8 @@ language sql set search_path = pg_catalog, pg_temp as $$
   returning o.version
 $$;
 
--- Makes the complete, locked, staged dataset d the array under its key.
-create or replace function tensorage.publish(d public.datasets) returns public.datasets
+-- Makes the complete, locked, staged dataset d, of so many bytes, the array under its key.
+create or replace function tensorage.publish(d public.datasets, stored_bytes numeric) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   published public.datasets;
@@ -215,36 +222,51 @@ begin
     replaced := tensorage.hide(d.key, d.id);
   end if;
   update public.datasets c set state = 'committed', expires_at = null, updated_at = now(),
-         version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1
+         version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1, stored_bytes = publish.stored_bytes
    where c.id = d.id returning * into published;
   perform tensorage.end_staging(d.id);
+  perform tensorage.note(d.user_id, case when replaced is null then 'created' else 'replaced' end, d.key);
+  if d.share_at_commit then
+    perform tensorage.put_share(d.key, '', false, null);
+  end if;
   return published;
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', d.key);
 end
 $$;
 
--- Adds `rows` to the length of an array, for elements that the caller puts there. Returns the array, locked, in its new
+-- Adds `rows` to the length of an array, for elements of `added_bytes` that the caller puts there. Returns the array, locked, in its new
 -- shape.
-create or replace function tensorage.extend(target_id bigint, rows bigint) returns public.datasets
+create or replace function tensorage.extend(target_id bigint, rows bigint, added_bytes numeric) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
 begin
-  update public.datasets t set shape[1] = t.shape[1] + rows, version = t.version + 1, updated_at = now()
+  update public.datasets t
+     set shape[1] = t.shape[1] + rows, version = t.version + 1, updated_at = now(),
+         stored_bytes = t.stored_bytes + added_bytes
    where t.id = target_id and t.state = 'committed' returning * into target;
   if target.id is null then
     raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
   end if;
+  perform tensorage.note_change(target);
   return target;
 end
 $$;
 
--- Notes that elements of an array have changed: its readers begin anew.
-create or replace function tensorage.changed(id bigint) returns public.datasets
-language sql set search_path = pg_catalog, pg_temp as $$
-  update public.datasets t set version = t.version + 1, stable_since = t.version + 1, updated_at = now()
-   where t.id = changed.id returning t.*
+-- Notes that elements of an array have changed: its readers begin anew. They take `added_bytes` more than before.
+create or replace function tensorage.changed(id bigint, added_bytes numeric default 0) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets;
+begin
+  update public.datasets t
+     set version = t.version + 1, stable_since = t.version + 1, updated_at = now(),
+         stored_bytes = t.stored_bytes + added_bytes
+   where t.id = changed.id returning t.* into d;
+  perform tensorage.note_change(d);
+  return d;
+end
 $$;
 
 -- Makes a complete staged dataset visible in one step: as an array, or, if it was begun as one, as an append to its array or
@@ -262,7 +284,7 @@ begin
     return before;
   end if;
   select * into d from public.datasets s
-   where s.id = tensorage_commit.data_id and s.user_id = tensorage.me() for update;
+   where s.id = tensorage_commit.data_id and s.writer = tensorage.me() for update;
   if d.id is null then
     raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
   elsif d.state = 'committed' then
@@ -270,6 +292,7 @@ begin
   elsif d.expires_at <= now() then
     raise exception using errcode = 'TS003', message = format('the array %L was aborted', d.key);
   end if;
+  perform tensorage.check_may_go_on(d);
   perform tensorage.check_uncrashed(d);
   if shards is not null then
     perform tensorage.put_shards(tensorage.of_engine(d, 'storage'), shards);
@@ -279,15 +302,16 @@ begin
       return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_shards(d)));
     end if;
     perform tensorage.check_shards(d);
-    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(
+      d, (select coalesce(sum(s.nbytes), 0) from public.shards s where s.data_id = d.id))));
   elsif d.assign_to is not null then
     return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_assignment(d)));
   end if;
   perform tensorage.check_complete(d);
   if d.append_to is null then
-    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, d.nbytes)));
   end if;
-  target := tensorage.extend(d.append_to, d.shape[1]);
+  target := tensorage.extend(d.append_to, d.shape[1], d.nbytes);
   update public.tensors t
      set data_id = target.id, index = t.index + tensorage.elements(target.shape) - tensorage.elements(d.shape)
    where t.data_id = d.id;
@@ -300,7 +324,7 @@ $$;
 
 -- Renaming and removing ----------------------------------------------------------------------------
 
--- Gives an array of the caller another key.
+-- Gives an array of the caller another key. Its shares go with it, and join those of the array that it replaces.
 create or replace function public.tensorage_rename(
   key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -318,7 +342,7 @@ begin
   select * into d from public.datasets s
    where s.user_id = tensorage.me() and s.key = tensorage_rename.key and s.state = 'committed' for update;
   if d.id is null then
-    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L', key));
+    perform tensorage.raise_missing(key, null);
   elsif key = new_key then
     return tensorage.describe(d);
   elsif overwrite then
@@ -327,13 +351,15 @@ begin
   update public.datasets s
      set key = new_key, version = greatest(s.version, coalesce(replaced, 0)) + 1, updated_at = now()
    where s.id = d.id returning * into d;
+  perform tensorage.move_shares(key, new_key);
+  perform tensorage.note(d.user_id, 'renamed', new_key, key);
   return tensorage.answer(operation, tensorage.describe_and_sweep(d));
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', new_key);
 end
 $$;
 
--- Deletes an array of the caller. {"left": datasets still to be swept, "objects_left": whether objects are}
+-- Deletes an array of the caller, and its shares. {"left": datasets still to be swept, "objects_left": whether objects are}
 create or replace function public.tensorage_remove(key text, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -346,9 +372,80 @@ begin
   update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
    where d.user_id = tensorage.me() and d.key = tensorage_remove.key and d.state = 'committed' returning d.id into removed;
   if removed is null then
-    perform tensorage.raise_not_own(key, null, 'TS001', format('there is no array %L', key));
+    perform tensorage.raise_missing(key, null);
   end if;
+  perform tensorage.end_shares(array[key]);
+  perform tensorage.note(auth.uid(), 'deleted', key);
   return tensorage.answer(operation, json_build_object(
     'id', removed, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+end
+$$;
+
+-- Deletes all arrays of the caller whose keys begin with a prefix, and their shares, in one step.
+-- {"keys": how many, "left", "objects_left": as for tensorage_remove}
+create or replace function public.tensorage_remove_all(prefix text, operation uuid default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  before json := tensorage.answered(operation);
+  me uuid := tensorage.me();
+  keys text[];
+begin
+  if before is not null then
+    return before;
+  end if;
+  -- In the order of keys, in which all requests that lock several of them do it.
+  keys := array(select d.key from public.datasets d
+                 where d.user_id = me and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
+                 order by d.key for update);
+  update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
+   where d.user_id = me and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
+     and d.key = any (keys);
+  perform tensorage.end_shares(keys);
+  perform tensorage.note(me, 'deleted', k.key) from unnest(keys) k(key);
+  return tensorage.answer(operation, json_build_object(
+    'keys', cardinality(keys), 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+end
+$$;
+
+-- Gives all arrays of the caller whose keys begin with a prefix keys that begin with another one, in one step. Their shares go
+-- with them. {"keys": how many}
+create or replace function public.tensorage_rename_all(prefix text, new_prefix text, operation uuid default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  before json := tensorage.answered(operation);
+  me uuid := tensorage.me();
+  keys text[];
+  gone bigint[];
+begin
+  if before is not null then
+    return before;
+  end if;
+  keys := array(select s.key from public.datasets s
+                 where s.user_id = me and s.state = 'committed' and s.key >= prefix and s.key <= tensorage.last_key(prefix)
+                 order by s.key for update);
+  if cardinality(keys) = 0 then
+    raise exception using errcode = 'TS001', message = format('you have no arrays whose keys begin with %L', prefix);
+  elsif prefix = new_prefix then
+    return json_build_object('keys', cardinality(keys));
+  end if;
+  -- New keys may be old ones of others among them: the index of keys is looked at after each row. All leave it first.
+  with hidden as (
+    update public.datasets s set state = 'staged', expires_at = 'infinity'
+     where s.user_id = me and s.state = 'committed' and s.key >= prefix and s.key <= tensorage.last_key(prefix)
+       and s.key = any (keys) returning s.id)
+  select array_agg(h.id) into gone from hidden h;
+  update public.datasets s
+     set key = new_prefix || substr(s.key, length(prefix) + 1), state = 'committed', expires_at = null,
+         version = s.version + 1, updated_at = now()
+   where s.id = any (gone);
+  perform tensorage.move_all_shares(prefix, new_prefix);
+  perform tensorage.note(me, 'renamed', new_prefix || substr(k.key, length(prefix) + 1), k.key) from unnest(keys) k(key);
+  return tensorage.answer(operation, json_build_object('keys', cardinality(keys)));
+exception when unique_violation then
+  raise exception using errcode = 'TS002', message = format('keys that begin with %L are taken', new_prefix);
+when check_violation then
+  raise exception using errcode = 'TS006', message = format('with %L, keys would be too long', new_prefix);
 end
 $$;

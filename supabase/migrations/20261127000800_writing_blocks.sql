@@ -105,7 +105,7 @@ begin
       message = format('%s elements do not fill the shape %s', h.count, d.shape);
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d)));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, d.nbytes)));
 end
 $$;
 
@@ -146,7 +146,8 @@ begin
 end
 $$;
 
--- Adds rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation. The array's own block_size
+-- Adds rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation, owner (of somebody
+-- else's array). The array's own block_size
 -- says where they are cut: the sender need not know it.
 create or replace function public.tensorage_append(bytea) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -160,14 +161,16 @@ begin
   if before is not null then
     return before;
   end if;
-  select * into d from public.datasets s
-   where s.user_id = tensorage.me() and s.key = h.meta ->> 'key' and s.state = 'committed';
+  d := tensorage.find(h.meta ->> 'key', h.meta ->> 'owner', to_write => true);
+  if d.id is null then
+    perform tensorage.raise_missing(h.meta ->> 'key', h.meta ->> 'owner');
+  end if;
   perform tensorage.check_append(d, h.meta ->> 'key', added, h.meta ->> 'dtype');
   if h.count <> tensorage.elements(added) then
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(added));
   end if;
-  d := tensorage.extend(d.id, added[1]);
+  d := tensorage.extend(d.id, added[1], h.count * d.itemsize);
   perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.block_size, $1, h.elements_at);
   perform tensorage.merge_tail(d);
   return tensorage.answer(operation, tensorage.describe(d));
@@ -191,7 +194,7 @@ begin
   select * into d from public.datasets s
    where s.user_id = tensorage.me() and s.key = tensorage_compact.key and s.state = 'committed' for update;
   if d.id is null then
-    raise exception using errcode = 'TS001', message = format('you have no array %L', key);
+    perform tensorage.raise_missing(key, null);
   end if;
   for b in
     select t.index, t.count from public.tensors t

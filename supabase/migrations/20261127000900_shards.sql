@@ -183,6 +183,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
+  added_bytes numeric;
 begin
   select * into target from public.datasets t
    where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
@@ -192,14 +193,18 @@ begin
           select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number)) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
+  added_bytes := (
+    select coalesce(sum(s.nbytes - coalesce((
+             select t.nbytes from public.shards t where t.data_id = target.id and t.number = s.number), 0)), 0)
+      from public.shards s where s.data_id = d.id);
   if d.append_to is not null then
     perform tensorage.check_shards(d);
-    target := tensorage.extend(target.id, d.shape[1]);
+    target := tensorage.extend(target.id, d.shape[1], added_bytes);
   elsif exists (select from public.shards s where s.data_id = d.id and (s.based_on is null or s.filled is not null)) then
     -- An array has all of its shards: one that replaces none lies outside of it.
     raise exception using errcode = 'TS004', message = format('not all objects are whole and of shards of %L', d.key);
   else
-    target := tensorage.changed(target.id);
+    target := tensorage.changed(target.id, added_bytes);
   end if;
   if exists (select from public.shards s where s.data_id = d.id and s.based_on is not null) then
     insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
@@ -219,7 +224,7 @@ $$;
 -- The objects that hold the elements of shards, in order of their numbers, each once. Big-endian, for each of them:
 --   0  8  number              16  4  bytes of the name       24  the object's name, none if the shard has no object
 --   8  8  bytes of the object 20  4  bytes of the index          and then the index: see public.shards
--- With a version: of an array as it was opened. Without: of a dataset of the caller that is being written, as many of the
+-- With a version: of an array as it was opened. Without: of a dataset that the caller is writing, as many of the
 -- shards as there are.
 create or replace function public.tensorage_shards(data_id bigint, version bigint, numbers bigint[])
 returns public."application/vnd.tensorage"
@@ -236,7 +241,7 @@ begin
     d := tensorage.readable(data_id, version, 'storage');
   else
     select * into d from public.datasets s where s.id = tensorage_shards.data_id;
-    if (d.user_id = me and d.state = 'staged' and d.expires_at > now()) is not true then
+    if not tensorage.is_writing(d) then
       raise exception using errcode = 'TS001', message = format('there is no array being written with id %s', data_id);
     end if;
     d := tensorage.of_engine(d, 'storage');
@@ -277,7 +282,7 @@ declare
 begin
   -- One look-up after the other, each by one index: a join may begin at either end.
   select * into d from public.datasets s where s.id = tensorage_has_object.data_id;
-  if (d.user_id = me or (d.is_shared and d.state = 'committed')) is not true then
+  if (me in (d.user_id, d.writer) or (d.state = 'committed' and tensorage.may_use(d.user_id, d.key))) is not true then
     return false;
   end if;
   select s.name into object_name from public.shards s where s.data_id = d.id and s.number = tensorage_has_object.number;
@@ -306,11 +311,11 @@ declare
   d public.datasets;
 begin
   -- Staged appends and assignments of an array go with it. They expire now, so that this request names their objects, too.
-  perform tensorage.give_up(s.id) from public.datasets s
-   where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage';
+  perform tensorage.me();
+  perform tensorage.give_up(e.id) from unnest(tensorage.expired('storage', 1000000)) e(id);
   for d in
     select * from public.datasets s
-     where s.user_id = tensorage.me() and s.state = 'staged' and s.expires_at <= now() and s.engine = 'storage'
+     where s.id = any (tensorage.expired('storage', 1000000)) and s.state = 'staged'
      order by s.expires_at, s.id for update skip locked
   loop
     after := -1;

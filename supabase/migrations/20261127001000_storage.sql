@@ -6,52 +6,92 @@ insert into storage.buckets (id, name, public) values ('tensors', 'tensors', fal
 
 -- Rights on objects --------------------------------------------------------------------------------
 
--- The folder of an object, inside the user's folder, if it is one of an array. Folders that are named by a number hold
--- arrays, all others files.
-create or replace function tensorage.folder_of_array(object_name text) returns text
+-- The user in whose folder an object of the bucket is, or null.
+create or replace function tensorage.owner_of_object(object_name text) returns uuid
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case when f.parts[2] ~ '^[0-9]+$' and cardinality(f.parts) > 2 then f.parts[2] end
-    from (select string_to_array(object_name, '/') as parts) f
+  select case when object_name ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then left(object_name, 36)::uuid end
 $$;
 
--- True if an object may be made or written over: a file always, an object of an array while that is being written. No late
--- request, and nobody by hand, changes an array that can be read. Raises TS005 where the user has no room at all. An object
--- that is larger than the room is refused when it is there.
-create or replace function tensorage.may_write_object(object_name text) returns boolean
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+-- The dataset that an object of an array was written for, or one without an id.
+create or replace function tensorage.dataset_of_folder(object_name text) returns public.datasets
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   folder text := tensorage.folder_of_array(object_name);
+  d public.datasets;
 begin
-  if not tensorage.is_user() then
-    return false;
-  elsif folder is null then
-    perform tensorage.check_room(auth.uid());
-    return true;
-  elsif folder !~ '^[1-9][0-9]{0,17}$' then
-    return false;
+  if folder ~ '^[1-9][0-9]{0,17}$' then
+    -- By the id alone: only the primary key answers that.
+    select * into d from public.datasets s where s.id = folder::bigint;
+    if d.user_id is distinct from tensorage.owner_of_object(object_name) then
+      d := null;
+    end if;
   end if;
-  -- By the id alone: only the primary key answers that.
-  return coalesce((
-    select d.user_id = (select auth.uid()) and d.engine = 'storage' and d.state = 'staged' and d.expires_at > now()
-      from public.datasets d where d.id = folder::bigint), false);
+  return d;
 end
 $$;
 
--- True if an object may be deleted: it is not part of an array.
-create or replace function tensorage.may_delete_object(object_name text) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  -- One subquery inside the other, each by a unique index: a join may get another plan, and keep it.
-  select not coalesce((
-    select d.state = 'committed' or d.expires_at > now() from public.datasets d
-     where d.id = (select s.data_id from public.shards s where s.name = object_name)), false)
+-- True if an object may be made or written over: a file in the own folder, an object of an array while that is being
+-- written. No late request, and nobody by hand, changes an array that can be read. Raises TS005 where the user has no room at
+-- all. An object that is larger than the room is refused when it is there.
+create or replace function tensorage.may_write_object(object_name text) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets;
+begin
+  if not tensorage.is_user() then
+    return false;
+  elsif tensorage.folder_of_array(object_name) is null then
+    if tensorage.owner_of_object(object_name) is distinct from auth.uid() then
+      return false;
+    end if;
+    perform tensorage.check_room(auth.uid());
+    return true;
+  end if;
+  d := tensorage.dataset_of_folder(object_name);
+  return coalesce(d.engine = 'storage', false) and tensorage.is_writing(d);
+end
 $$;
 
--- True if an object is part of an array that is shared with every signed-in user.
+-- True if an object may be deleted: a file in the own folder, or an object that is part of no array and was left by the
+-- caller's own writing.
+create or replace function tensorage.may_delete_object(object_name text) returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  me uuid := auth.uid();
+  owner uuid := tensorage.owner_of_object(object_name);
+  its_id bigint;
+  d public.datasets;
+begin
+  if not tensorage.is_user() or owner is null then
+    return false;
+  end if;
+  -- One look-up after the other, each by a unique index: a join may get another plan, and keep it.
+  select s.data_id into its_id from public.shards s where s.name = object_name;
+  if its_id is null then
+    d := tensorage.dataset_of_folder(object_name);
+    return owner = me or coalesce(d.writer = me and d.state = 'staged' and d.expires_at <= now(), false);
+  end if;
+  select * into d from public.datasets s where s.id = its_id;
+  return coalesce(me in (d.user_id, d.writer) and d.state = 'staged' and d.expires_at <= now(), false);
+end
+$$;
+
+-- True if an object is somebody else's, and the caller may read it: as a part of an array or a file that is shared, or since
+-- the caller is writing it.
 create or replace function tensorage.is_shared_object(object_name text) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce((
-    select d.is_shared and d.state = 'committed' from public.datasets d
-     where d.id = (select s.data_id from public.shards s where s.name = object_name)), false)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  owner uuid := tensorage.owner_of_object(object_name);
+  its_id bigint;
+begin
+  if owner is null then
+    return false;
+  elsif tensorage.folder_of_array(object_name) is null then
+    return tensorage.is_shared_with_me(owner, substr(object_name, 38));
+  end if;
+  select s.data_id into its_id from public.shards s where s.name = object_name;
+  return coalesce(tensorage.may_read_rows_of(its_id), false) or tensorage.is_writing(tensorage.dataset_of_folder(object_name));
+end
 $$;
 
 drop policy if exists "tensorage: read own folder" on storage.objects;
@@ -59,34 +99,24 @@ create policy "tensorage: read own folder" on storage.objects for select to auth
   using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
          and (select tensorage.is_user()));
 
-drop policy if exists "tensorage: read arrays that are shared" on storage.objects;
-create policy "tensorage: read arrays that are shared" on storage.objects for select to authenticated
+drop policy if exists "tensorage: read what is shared" on storage.objects;
+create policy "tensorage: read what is shared" on storage.objects for select to authenticated
   using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name));
 
-drop policy if exists "tensorage: add to own folder" on storage.objects;
-create policy "tensorage: add to own folder" on storage.objects for insert to authenticated
-  with check (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
-              and tensorage.may_write_object(name));
+drop policy if exists "tensorage: add objects" on storage.objects;
+create policy "tensorage: add objects" on storage.objects for insert to authenticated
+  with check (bucket_id = 'tensors' and tensorage.may_write_object(name));
 
-drop policy if exists "tensorage: change in own folder" on storage.objects;
-create policy "tensorage: change in own folder" on storage.objects for update to authenticated
-  using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
-         and tensorage.may_write_object(name))
-  with check (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
-              and tensorage.may_write_object(name));
+drop policy if exists "tensorage: change objects" on storage.objects;
+create policy "tensorage: change objects" on storage.objects for update to authenticated
+  using (bucket_id = 'tensors' and tensorage.may_write_object(name))
+  with check (bucket_id = 'tensors' and tensorage.may_write_object(name));
 
-drop policy if exists "tensorage: delete from own folder" on storage.objects;
-create policy "tensorage: delete from own folder" on storage.objects for delete to authenticated
-  using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
-         and (select tensorage.is_user()) and tensorage.may_delete_object(name));
+drop policy if exists "tensorage: delete objects" on storage.objects;
+create policy "tensorage: delete objects" on storage.objects for delete to authenticated
+  using (bucket_id = 'tensors' and tensorage.may_delete_object(name));
 
 -- Bytes of objects ---------------------------------------------------------------------------------
-
--- The user in whose folder an object of the bucket is, or null.
-create or replace function tensorage.owner_of_object(object_name text) returns uuid
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case when object_name ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then left(object_name, 36)::uuid end
-$$;
 
 -- Notes that an object adds bytes to its owner's total, or takes them away.
 create or replace function tensorage.move_object(object_name text, bytes bigint) returns void
@@ -96,6 +126,9 @@ declare
   folder text := tensorage.folder_of_array(object_name);
 begin
   if owner is not null and bytes <> 0 then
+    if folder is null then
+      perform tensorage.move(owner, -2, bytes);
+    end if;
     perform tensorage.move(owner, case when folder ~ '^[1-9][0-9]{0,17}$' then folder::bigint else 0 end, bytes);
   end if;
 end

@@ -3,22 +3,22 @@
 -- Number of this schema. It goes up with each change that a client must know of. Not immutable: a plan that was cached with
 -- its answer in it would give the answer to those who may not ask.
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = pg_catalog, pg_temp as $$ select 4 $$;
+language sql stable set search_path = pg_catalog, pg_temp as $$ select 5 $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
 -- Projects that were made before 2026-10-30 give rights on all that is made in `public` to the roles of the API: revoked first.
 revoke all on schema tensorage from public, anon;
 revoke all on public.datasets, public.tensors, public.shards from public, anon, authenticated;
 revoke all on sequence public.datasets_id_seq from public, anon, authenticated;
-revoke all on tensorage.operations, tensorage.quotas, tensorage.settings, tensorage.usage, tensorage.reservations,
+revoke all on tensorage.shares, tensorage.audit, tensorage.operations, tensorage.quotas, tensorage.settings, tensorage.usage, tensorage.reservations,
   tensorage.stagings from public, anon, authenticated;
 
 grant usage on schema tensorage to authenticated, service_role;
 grant select on public.datasets, public.tensors, public.shards to authenticated;
 grant select, insert, update, delete on public.datasets, public.tensors, public.shards to service_role;
-grant select, insert, update, delete on tensorage.operations, tensorage.quotas, tensorage.settings to service_role;
--- Totals and reservations follow from the other tables: nobody writes them.
-grant select on tensorage.usage, tensorage.reservations, tensorage.stagings to service_role;
+grant select, insert, update, delete on tensorage.shares, tensorage.operations, tensorage.quotas, tensorage.settings to service_role;
+-- Totals and reservations follow from the other tables, and records of who did what are for good: nobody writes them.
+grant select on tensorage.audit, tensorage.usage, tensorage.reservations, tensorage.stagings to service_role;
 
 do $$
 declare
@@ -35,10 +35,12 @@ begin
   for f in select p.oid from pg_proc p
             where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
                or (p.pronamespace = 'tensorage'::regnamespace
-                   and p.proname in ('elements', 'folder_of_array', 'may_write_object', 'may_delete_object',
-                                     'is_shared_object', 'is_user')) loop
+                   and p.proname in ('elements', 'may_write_object', 'may_delete_object', 'is_shared_object', 'is_user',
+                                     'may_use', 'may_read_rows_of', 'sharers')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
+  -- Quotas are set with the service key alone.
+  revoke all on function public.tensorage_set_quota(text, bigint, bigint) from authenticated;
 end
 $$;
 

@@ -13,10 +13,11 @@ from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
 from tensorage.backend.restarts import on_latest
+from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
 from tensorage.backend.transfer import Project, Transfer, Work
 from tensorage.backend.wire.progress import Advance
-from tensorage.errors import InvalidInputError
+from tensorage.errors import InvalidInputError, PermissionDeniedError
 from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Arrays:
-    """All arrays that one user may work with, by key. `Arrays` can be sent to other processes.
+    """All arrays of one owner that a user may work with, by key. `Arrays` can be sent to other processes.
 
     Parameters
     ----------
@@ -46,10 +47,34 @@ class Arrays:
         Access to the project.
     quiet
         Never show a progress bar.
+    owner
+        Address, or id of the account, of somebody who shares arrays with this user. None for this user's own arrays.
     """
 
     project: Project
     quiet: bool = True
+    owner: str | None = None
+
+    def shared_by(self, owner: str) -> Arrays:
+        """Return the arrays of somebody else, as far as they are shared with this user."""
+        return replace(self, owner=owner)
+
+    def own(self) -> Arrays:
+        """Return this user's own arrays."""
+        return replace(self, owner=None)
+
+    def check_own(self, asked: str) -> None:
+        """Refuse something that only the owner of arrays does, if these are somebody else's.
+
+        Raises
+        ------
+        PermissionDeniedError
+        """
+        if self.owner is not None:
+            raise PermissionDeniedError(
+                f"{asked}: these are arrays of {self.owner}, who alone can do this. Others read them, and append and "
+                "assign where the share lets them. Nothing has changed."
+            )
 
     def quietly(self) -> Arrays:
         """Return the same arrays without progress bars."""
@@ -63,30 +88,31 @@ class Arrays:
     # The catalogue --------------------------------------------------------------------------------------
 
     def iterate_keys(self, prefix: str = "") -> Iterator[str]:
-        """Yield every key that this user can open and that begins with `prefix`, sorted by code point.
+        """Yield every key of the owner that this user can open and that begins with `prefix`, sorted by code point.
 
         Keys are fetched page by page.
         """
         return self._catalogue.iterate_keys(prefix)
 
     def count_keys(self) -> int:
-        """Return the number of keys that this user can open."""
+        """Return the number of keys of the owner that this user can open."""
         return self._catalogue.count_keys()
 
-    def open(self, key: str, owner: str | None = None) -> Dataset:
-        """Return the catalogue's entry of this user's array, or else of an array that somebody shares.
+    def entries(
+        self, prefix: str = "", glob: str | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> Iterator[Dataset]:
+        """Yield catalogue's entries: see `tensorage.backend.catalogue.Catalogue.entries`."""
+        return self._catalogue.entries(prefix, glob, attrs)
 
-        Parameters
-        ----------
-        owner
-            E-mail address of the user whose array is meant.
+    def open(self, key: str) -> Dataset:
+        """Return the catalogue's entry of an array of the owner.
 
         Raises
         ------
         KeyNotFoundError
             If there is no committed array under the key that this user may see.
         """
-        return self._catalogue.open(key, owner)
+        return self._catalogue.open(key)
 
     def open_by_id(self, data_id: int) -> Dataset:
         """Return this user's entry with an id, also of an array that is still being written."""
@@ -99,15 +125,28 @@ class Arrays:
         ------
         KeyNotFoundError, PermissionDeniedError
         """
+        self.check_own(f"deleting {key!r}")
         self._catalogue.remove(key)
+
+    def remove_all(self, prefix: str) -> int:
+        """Delete all arrays of this user whose keys begin with `prefix`, in one transaction. Return their number."""
+        self.check_own(f"deleting the arrays below {prefix!r}")
+        return self._catalogue.remove_all(prefix)
+
+    def rename_all(self, prefix: str, new_prefix: str) -> int:
+        """Put another prefix in place of `prefix` in all keys that begin with it, in one transaction."""
+        self.check_own(f"renaming the arrays below {prefix!r}")
+        return self._catalogue.rename_all(prefix, new_prefix)
 
     def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
         """Give an array of this user another key. With `overwrite`, an array under that key is replaced."""
+        self.check_own(f"renaming {key!r}")
         return self._catalogue.rename(key, new_key, overwrite=overwrite)
 
-    def share(self, key: str, is_shared: bool) -> Dataset:
-        """Let every signed-in user read an array of this user, or only this user again."""
-        return self._catalogue.share(key, is_shared)
+    def sharing(self, asked: str) -> Sharing:
+        """Return the shares of this user's own arrays, for something that was asked."""
+        self.check_own(asked)
+        return Sharing(self.project.transfer)
 
     def annotate(
         self,
@@ -222,7 +261,7 @@ class Arrays:
         engine: EngineChoice | None = None,
         **options: Unpack[ArrayOptions],
     ) -> Dataset:
-        """Copy an array to another key of this user, with its attributes, dims and coordinates.
+        """Copy an array of the owner to a key of this user, with its attributes, dims and coordinates.
 
         The array is copied region by region, and never in memory as a whole.
 
@@ -240,7 +279,7 @@ class Arrays:
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
         # Only the written side shows a bar: both sides move the same bytes.
         source = self.quietly()._engine(dataset.engine)
-        target = self._engine_for(new, engine or dataset.engine)
+        target = self.own()._engine_for(new, engine or dataset.engine)
         # An engine may copy its own arrays without moving elements, which is much faster.
         if dataset.engine == target.name and (made := target.copy(dataset, new)) is not None:
             return made
@@ -314,6 +353,7 @@ class Arrays:
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved."""
+        self.check_own(f"compacting {key!r}")
         return self._engine(self.open(key).engine).compact(key)
 
     # Reading --------------------------------------------------------------------------------------------
@@ -364,14 +404,15 @@ class Arrays:
 
     @property
     def _catalogue(self) -> Catalogue:
-        return Catalogue(self.project.transfer)
+        return Catalogue(self.project.transfer, self.owner)
 
     def _engine_for(self, new: Declaration, choice: EngineChoice) -> ArrayEngine:
+        self.check_own(f"storing {new.key!r}")
         return self._engine(resolve_engine(choice, new))
 
     def _engine(self, name: Engine) -> ArrayEngine:
         if name == "database":
-            return BlockEngine(self.project.transfer, self.open, quiet=self.quiet)
+            return BlockEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
         return self._zarr_engine()
 
     def _zarr_engine(self) -> ZarrEngine:
@@ -382,7 +423,7 @@ class Arrays:
             raise InvalidInputError(
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"
             ) from error
-        return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet)
+        return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
 
 
 @dataclass(frozen=True)
@@ -419,8 +460,6 @@ class OpenArray:
         Arrays of the user who reads.
     dataset
         Entry of the array in the catalogue.
-    owner
-        E-mail address of the owner, if the array was asked for by owner.
     reader
         Another way to the elements than the network alone.
 
@@ -430,17 +469,24 @@ class OpenArray:
         Entry of the array, as the catalogue last gave it.
     """
 
-    def __init__(
-        self, arrays: Arrays, dataset: Dataset, owner: str | None = None, *, reader: Reader | None = None
-    ) -> None:
+    def __init__(self, arrays: Arrays, dataset: Dataset, *, reader: Reader | None = None) -> None:
         self.arrays = arrays
         self.dataset = dataset
-        self.asked_owner = owner
         self.reader = reader
 
     @property
     def key(self) -> str:
         return self.dataset.key
+
+    @property
+    def owner(self) -> str | None:
+        """E-mail address of the user whose array it is."""
+        return self.dataset.owner
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether anybody but the owner may use the array."""
+        return self.dataset.is_shared
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -507,7 +553,7 @@ class OpenArray:
 
     def reopen(self) -> Dataset:
         """Fetch the entry from the catalogue again, and return it."""
-        self.dataset = now = self.arrays.open(self.key, self.asked_owner)
+        self.dataset = now = self.arrays.open(self.key)
         return now
 
     def on_latest(self, use: Callable[[Dataset], T], first: Dataset | None = None) -> T:

@@ -20,45 +20,74 @@ KEYS_PER_PAGE = 1000
 
 
 class Catalogue:
-    """Entries of the arrays that one user may see."""
+    """Entries of the arrays of one owner.
 
-    def __init__(self, transfer: Transfer) -> None:
+    Parameters
+    ----------
+    transfer
+        Carries the requests.
+    owner
+        Address, or id of the account, of somebody whose arrays are meant, as far as they are shared with this user.
+        None for this user's own arrays.
+    """
+
+    def __init__(self, transfer: Transfer, owner: str | None = None) -> None:
         self._transfer = transfer
+        self._owner = owner
+
+    @property
+    def _whose(self) -> dict[str, str]:
+        return {} if self._owner is None else {"owner": self._owner}
+
+    def _ask_owner(self, asked: str) -> str:
+        return asked if self._owner is None else f"{asked} of {self._owner}"
 
     def iterate_keys(self, prefix: str = "") -> Iterator[str]:
         """Yield every key that begins with `prefix`, sorted by code point, fetching them page by page."""
         after = ""
         while True:
-            arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE}
-            page: list[str] = self._transfer.call("tensorage_list", arguments, "listing the keys")
+            arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE, **self._whose}
+            page: list[str] = self._transfer.call(
+                "tensorage_list", arguments, self._ask_owner("listing the keys")
+            )
             yield from page
             if len(page) < KEYS_PER_PAGE:
                 return
             after = page[-1]
 
     def count_keys(self) -> int:
-        return int(self._transfer.call("tensorage_count", {}, "counting the keys"))
+        return int(self._transfer.call("tensorage_count", self._whose, self._ask_owner("counting the keys")))
 
-    def open(self, key: str, owner: str | None = None) -> Dataset:
-        """Return the entry of this user's array, or else of an array that somebody shares."""
+    def entries(
+        self, prefix: str = "", glob: str | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> Iterator[Dataset]:
+        """Yield the entries of arrays whose keys begin with `prefix` and fit `glob`, and that have all of `attrs`."""
+        arguments: dict[str, Any] = {"prefix": prefix, "glob": glob, "attrs": attrs, **self._whose}
+        after: str | None = ""
+        while after is not None:
+            page = self._transfer.call(
+                "tensorage_catalogue",
+                {**arguments, "after": after},
+                self._ask_owner("looking at the catalogue"),
+            )
+            yield from map(Dataset.from_json, page["entries"])
+            after = page["after"]
+
+    def open(self, key: str) -> Dataset:
+        """Return the entry of an array."""
         try:
             check_key(key)
         except InvalidInputError as error:
             raise KeyNotFoundError(
                 f"opening {reprlib.repr(key)}: there is no such array, because {error}"
             ) from error
-        if owner is None:
-            return self._fetch_entry("tensorage_open", {"key": key}, f"opening {key!r}")
         return self._fetch_entry(
-            "tensorage_open", {"key": key, "owner": owner}, f"opening {key!r} of {owner}"
+            "tensorage_open", {"key": key, **self._whose}, self._ask_owner(f"opening {key!r}")
         )
 
     def dataset(self, data_id: int) -> Dataset:
         """Return this user's entry with an id, also of an array that is still being written."""
         return self._fetch_entry("tensorage_dataset", {"data_id": data_id}, f"opening dataset {data_id}")
-
-    def share(self, key: str, is_shared: bool) -> Dataset:
-        return self._fetch_entry("tensorage_share", {"key": key, "is_shared": is_shared}, f"sharing {key!r}")
 
     def annotate(
         self,
@@ -100,6 +129,21 @@ class Catalogue:
     def remove(self, key: str) -> None:
         arguments = {"key": key, "operation": new_operation()}
         sweep(self._transfer, self._transfer.call("tensorage_remove", arguments, f"deleting {key!r}"))
+
+    def remove_all(self, prefix: str) -> int:
+        """Delete all arrays whose keys begin with `prefix`, in one transaction. Return their number."""
+        arguments = {"prefix": prefix, "operation": new_operation()}
+        answer = self._transfer.call(
+            "tensorage_remove_all", arguments, f"deleting the arrays below {prefix!r}"
+        )
+        sweep(self._transfer, answer)
+        return int(answer["keys"])
+
+    def rename_all(self, prefix: str, new_prefix: str) -> int:
+        """Put another prefix in place of `prefix` in all keys that begin with it, in one transaction."""
+        arguments = {"prefix": prefix, "new_prefix": new_prefix, "operation": new_operation()}
+        asked = f"renaming the arrays below {prefix!r} to {new_prefix!r}"
+        return int(self._transfer.call("tensorage_rename_all", arguments, asked)["keys"])
 
     def _annotate(self, dataset: Dataset, **changes: Any) -> Dataset:
         arguments = {"data_id": dataset.id, **changes}

@@ -53,14 +53,24 @@ class EngineBase:
         Looks up the catalogue's entry under a key.
     quiet
         Never show a progress bar.
+    owner
+        Address, or id of the account, of somebody whose arrays these are. None for this user's own arrays.
     """
 
     name: ClassVar[Engine]
 
-    def __init__(self, transfer: Transfer, open_array: Callable[[str], Dataset], *, quiet: bool) -> None:
+    def __init__(
+        self,
+        transfer: Transfer,
+        open_array: Callable[[str], Dataset],
+        *,
+        quiet: bool,
+        owner: str | None = None,
+    ) -> None:
         self._transfer = transfer
         self._open = open_array
         self._quiet = quiet
+        self._owner = owner
 
     def _open_own(self, key: str) -> Dataset:
         """Return the entry of an array that this engine keeps.

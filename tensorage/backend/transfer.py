@@ -34,7 +34,19 @@ VERSION_FUNCTION = "tensorage_version"
 
 #: Functions that may change the array under a key, or remove it.
 CHANGING_FUNCTIONS = frozenset(
-    f"tensorage_{name}" for name in ("append", "assign", "commit", "remove", "rename", "share", "store")
+    f"tensorage_{name}"
+    for name in (
+        "append",
+        "assign",
+        "commit",
+        "remove",
+        "remove_all",
+        "rename",
+        "rename_all",
+        "share",
+        "store",
+        "unshare",
+    )
 )
 
 

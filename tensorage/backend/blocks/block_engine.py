@@ -40,7 +40,7 @@ class BlockEngine(EngineBase):
 
     @property
     def _writer(self) -> BlockWriter:
-        return BlockWriter(self._transfer, self._quiet)
+        return BlockWriter(self._transfer, self._quiet, self._owner)
 
     def begin(self, new: Declaration) -> Dataset:
         dataset = begin(self._transfer, _meta(new))

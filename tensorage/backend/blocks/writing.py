@@ -49,10 +49,13 @@ class BlockWriter:
         Carries the requests.
     quiet
         Never show a progress bar.
+    owner
+        Address, or id of the account, of somebody to whose arrays rows are appended. None for this user's own arrays.
     """
 
     transfer: Transfer
     quiet: bool
+    owner: str | None = None
 
     def store_array(self, array: npt.NDArray[Any], meta: dict[str, Any]) -> Dataset:
         """Store an array in memory."""
@@ -102,6 +105,7 @@ class BlockWriter:
             "shape": rows.shape,
             "dtype": storable_dtype(rows.dtype).str,
             "operation": new_operation(),
+            "owner": self.owner,
         }
         if rows.nbytes <= MAX_REQUEST_BYTES:
             try:
@@ -119,6 +123,7 @@ class BlockWriter:
         check_rows(rows, target)
         staged_meta = {
             "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.block_size, "append": True,
+            "owner": self.owner,
         }  # fmt: skip
         with gone_is_changed(
             f"appending to {key!r}: it was replaced or deleted meanwhile. Nothing was appended."

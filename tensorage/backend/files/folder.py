@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, overload
 from tensorage.backend.files.content import Content, UploadContent, open_content
 from tensorage.backend.files.downloads import read_file
 from tensorage.backend.files.resumable import PART_BYTES, ResumableUpload
+from tensorage.backend.sharing import Sharing
 from tensorage.backend.transfer import Project
 from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.http import Answer
@@ -92,10 +93,12 @@ class Files:
         return name
 
     @overload
-    def download_file(self, path: str) -> bytes: ...
+    def download_file(self, path: str, *, owner: str | None = None) -> bytes: ...
     @overload
-    def download_file(self, path: str, *, to: Path | Writable) -> int: ...
-    def download_file(self, path: str, *, to: Path | Writable | None = None) -> bytes | int:
+    def download_file(self, path: str, *, to: Path | Writable, owner: str | None = None) -> int: ...
+    def download_file(
+        self, path: str, *, to: Path | Writable | None = None, owner: str | None = None
+    ) -> bytes | int:
         """Return the content of a file, or write it to `to` and return the number of bytes.
 
         Parameters
@@ -103,15 +106,19 @@ class Files:
         to
             Path of a local file, which gets the whole content or stays as it was; or an open file, which gets the bytes
             before an error. With `to`, memory holds at most 8 MiB of the content.
+        owner
+            E-mail address, or id of the account, of somebody who shares the file, or a prefix of its path. By default,
+            the file is this user's own.
 
         Raises
         ------
         KeyNotFoundError
-            If there is no file at `path`.
+            If there is no file at `path`, or none that is shared with this user.
         ChangedError
             If the file was replaced during the download, and parts of it have been written to an open file.
         """
-        name, asked = self._name(path), f"downloading {path!r}"
+        asked = f"downloading {path!r}" + (f" of {owner}" if owner is not None else "")
+        name = self._name(path, self._folder_of(owner, asked))
 
         def parts() -> Iterator[bytes]:
             return read_file(self._requests, name, asked)
@@ -123,8 +130,8 @@ class Files:
                 return _save(to, parts)
             return _write(to, parts())
 
-    def list_files(self, prefix: str = "") -> list[str]:
-        """Return the paths of the files in a folder of the user and below it, sorted.
+    def list_files(self, prefix: str = "", *, owner: str | None = None) -> list[str]:
+        """Return the paths of the files in a folder and below it, sorted.
 
         Storage takes folders whose names differ in upper and lower case only for one folder, and lists them as one.
         Folders of arrays are left out.
@@ -133,12 +140,16 @@ class Files:
         ----------
         prefix
             Name of the folder, ``""`` for all files.
+        owner
+            E-mail address, or id of the account, of somebody else, whose shared files are listed.
         """
         folder = prefix.strip("/")
+        asked = f"listing {prefix!r}" + (f" of {owner}" if owner is not None else "")
+        user_id = self._folder_of(owner, asked)
         if folder:
-            self._name(folder)
-        with refusals_as_errors(f"listing {prefix!r}"):
-            return sorted(self._walk(folder))
+            self._name(folder, user_id)
+        with refusals_as_errors(asked):
+            return sorted(self._walk(user_id, folder))
 
     def remove_file(self, path: str) -> bool:
         """Delete a file. Return True once it is gone.
@@ -158,7 +169,13 @@ class Files:
 
     # -- Names ------------------------------------------------------------------------------------------
 
-    def _name(self, path: object) -> str:
+    def _folder_of(self, owner: str | None, asked: str) -> str:
+        """Return the name of the folder in the bucket that holds the files of an owner, by default this user."""
+        if owner is None:
+            return self._backend.user_id
+        return Sharing(self._backend.transfer).id_of(owner, asked)
+
+    def _name(self, path: object, user_id: str) -> str:
         """Return the name of the object of a file, or refuse the path."""
         if not isinstance(path, str):
             # With swapped arguments, this is the content, which may be long or secret, and stays out of the message.
@@ -178,10 +195,10 @@ class Files:
             raise InvalidInputError(
                 f"a path has at most {MAX_PATH_BYTES} bytes, this one {len(path)}: {path[:40]!r}"
             )
-        return f"{self._backend.user_id}/{path}"
+        return f"{user_id}/{path}"
 
     def _writable_name(self, path: str) -> str:
-        name = self._name(path)
+        name = self._name(path, self._backend.user_id)
         if _is_in_array_folder(path):
             raise InvalidInputError(
                 f"{path!r} lies where arrays are kept: no folder of files is named by a number alone"
@@ -235,9 +252,9 @@ class Files:
         headers = {"x-upsert": "true", "Content-Type": OCTETS} | headers
         return self._requests.send("POST", object_path(name), asked=asked, headers=headers, body=body)
 
-    def _walk(self, folder: str) -> Iterator[str]:
+    def _walk(self, user_id: str, folder: str) -> Iterator[str]:
         asked = f"listing {folder!r}"
-        where = "/".join(part for part in (self._backend.user_id, folder) if part)
+        where = "/".join(part for part in (user_id, folder) if part)
         offset = 0
         while True:
             body = {"prefix": where, "limit": _PAGE, "offset": offset}
@@ -248,7 +265,7 @@ class Files:
                 if entry["id"] is not None:
                     yield path
                 elif not _is_in_array_folder(f"{path}/"):
-                    yield from self._walk(path)
+                    yield from self._walk(user_id, path)
             if len(page) < _PAGE:
                 return
             offset += _PAGE

@@ -13,7 +13,6 @@ from typing import Any
 
 from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
 from tensorage.errors import (
-    AmbiguousKeyError,
     AuthenticationError,
     BackendUnavailableError,
     ChangedError,
@@ -79,8 +78,7 @@ ERRORS_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS004": (IncompleteTensorError, ""),
     "TS005": (QuotaExceededError, "Delete arrays, or ask the project's administrator for more room."),
     "TS006": (InvalidInputError, ""),
-    "TS007": (PermissionDeniedError, "Only its owner can change or delete it."),
-    "TS008": (AmbiguousKeyError, "Say whose: store.open(key, owner='...')."),
+    "TS007": (PermissionDeniedError, "Ask its owner for a share that lets you write."),
     "TS009": (OtherDTypeError, ""),
     "TS010": (StoredElsewhereError, ""),
     "42501": (PermissionDeniedError, "Log in as a user who may."),

@@ -25,10 +25,10 @@ __all__ = ["FIRST_RELEASED_SCHEMA", "FORMAT_VERSION", "SCHEMA_VERSION", "as_json
 FORMAT_VERSION = 1
 
 #: Version of the schema that ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 #: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
-FIRST_RELEASED_SCHEMA = 4
+FIRST_RELEASED_SCHEMA = 5
 
 #: Layout of the binary header, as the table above shows it.
 _HEADER = struct.Struct(">4sHHqqIIq")

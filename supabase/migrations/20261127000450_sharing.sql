@@ -1,0 +1,208 @@
+-- tensorage: who may use whose arrays and files. The rule that reads the shares is in the file on access.
+
+-- Shares that go with their arrays -----------------------------------------------------------------
+
+-- Adds or changes a share of the caller.
+create or replace function tensorage.put_share(pattern text, reader text, can_write boolean, expires_at timestamptz)
+returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  insert into tensorage.shares as s (user_id, pattern, reader, can_write, expires_at)
+    values (auth.uid(), put_share.pattern, put_share.reader, put_share.can_write, put_share.expires_at)
+    on conflict on constraint shares_user_id_pattern_reader_key do update
+      set can_write = excluded.can_write, expires_at = excluded.expires_at
+$$;
+
+-- Ends the shares of arrays of the caller that are deleted: a later array of the same key is another one. Those of prefixes stay.
+create or replace function tensorage.end_shares(keys text[]) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  delete from tensorage.shares s where s.user_id = auth.uid() and s.pattern = any (keys) and s.pattern not like '%/'
+$$;
+
+-- Gives the shares of an array of the caller to its new key. Shares that are there stay as they are, unless they allow less.
+create or replace function tensorage.move_shares(key text, new_key text) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
+    select s.user_id, move_shares.new_key, s.reader, s.can_write, s.expires_at from tensorage.shares s
+     where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/'
+       and move_shares.new_key not like '%/'
+    on conflict on constraint shares_user_id_pattern_reader_key do update
+      set can_write = t.can_write or excluded.can_write,
+          expires_at = case when t.expires_at is null or excluded.expires_at is null then null
+                            else greatest(t.expires_at, excluded.expires_at) end;
+  delete from tensorage.shares s
+   where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/';
+$$;
+
+-- Gives the shares of all arrays of the caller whose keys begin with a prefix to their new keys, and those of prefixes below it.
+create or replace function tensorage.move_all_shares(prefix text, new_prefix text) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  with gone as (
+    delete from tensorage.shares s
+     where s.user_id = auth.uid() and s.pattern >= prefix and s.pattern <= tensorage.last_key(prefix)
+       -- A prefix stays one: what is not all below it any more is not renamed.
+       and (s.pattern like '%/') = (new_prefix || substr(s.pattern, length(prefix) + 1) like '%/')
+    returning s.*)
+  insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
+    select g.user_id, new_prefix || substr(g.pattern, length(prefix) + 1), g.reader, g.can_write, g.expires_at from gone g
+    on conflict on constraint shares_user_id_pattern_reader_key do update
+      set can_write = t.can_write or excluded.can_write,
+          expires_at = case when t.expires_at is null or excluded.expires_at is null then null
+                            else greatest(t.expires_at, excluded.expires_at) end;
+$$;
+
+-- Functions of the API -----------------------------------------------------------------------------
+
+-- The description of a share that functions answer with.
+create or replace function tensorage.describe_share(s tensorage.shares) returns json
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select json_build_object(
+    'owner', tensorage.address_of(s.user_id), 'owner_id', s.user_id, 'key', s.pattern, 'reader', nullif(s.reader, ''),
+    'write', s.can_write, 'expires_at', s.expires_at, 'created_at', s.created_at)
+$$;
+
+-- The readers of a request: addresses in lower case, or '' for every signed-in user. Raises for what is no address.
+create or replace function tensorage.readers_of(readers text[]) returns text[]
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  reader text;
+begin
+  if readers is null then
+    return array[''];
+  elsif cardinality(readers) not between 1 and 1000 or array_position(readers, null) is not null then
+    raise exception using errcode = 'TS006', message = format('%s addresses are not 1 to 1000', cardinality(readers));
+  end if;
+  foreach reader in array readers loop
+    if reader !~ '^[^@[:space:][:cntrl:]]+@[^@[:space:][:cntrl:]]+$' or octet_length(reader) > 320 then
+      raise exception using errcode = 'TS006', message = format('%L is no e-mail address', left(reader, 320)),
+        hint = 'Give addresses such as reader@lab.org, or none for every signed-in user.';
+    end if;
+  end loop;
+  return array(select distinct lower(r) from unnest(readers) r order by 1);
+end
+$$;
+
+-- Live shares of the caller that let somebody use a key; with a prefix, also those that are below it. Of all keys if it is null.
+create or replace function public.tensorage_shares(
+  key text default null, after bigint default 0, max_rows int default 1000) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
+declare
+  me uuid := tensorage.me();
+begin
+  return (
+    select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
+      from (select * from tensorage.shares s
+             where s.user_id = me and s.id > after and (s.expires_at is null or s.expires_at > now())
+               and (tensorage_shares.key is null or s.pattern = any (tensorage.patterns_of(tensorage_shares.key))
+                    or (tensorage_shares.key like '%/' and starts_with(s.pattern, tensorage_shares.key)))
+             order by s.id limit least(max_rows, 1000)) p);
+end
+$$;
+
+-- Lets readers, or every signed-in user (null), use an array of the caller, or all below a prefix that ends with "/": also
+-- arrays and files that come later. Returns the shares of that key.
+create or replace function public.tensorage_share(
+  key text, readers text[] default null, can_write boolean default false, expires_at timestamptz default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  me uuid := tensorage.me();
+  wanted text[] := tensorage.readers_of(readers);
+  reader text;
+begin
+  if tensorage.address_of(me) = any (wanted) then
+    raise exception using errcode = 'TS006', message = format('%s is your own address', tensorage.address_of(me)),
+      hint = 'What is yours needs no share.';
+  elsif expires_at <= now() or not isfinite(expires_at) then
+    raise exception using errcode = 'TS006', message = format('a share that ends at %s has ended', expires_at),
+      hint = 'Give a time in the future, or none.';
+  elsif not exists (
+      select from public.datasets d
+       where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key
+         and d.key <= case when tensorage_share.key like '%/' then tensorage.last_key(tensorage_share.key) else tensorage_share.key end)
+    and not exists (
+      -- Storage's own index of prefixes answers this.
+      select from storage.objects o
+       where o.bucket_id = 'tensors' and o.name ~>=~ (me || '/' || tensorage_share.key)
+         and o.name ~<~ case when tensorage_share.key like '%/'
+                             then (me || '/' || left(tensorage_share.key, -1) || '0') else (me || '/' || tensorage_share.key || chr(1)) end
+         and tensorage.folder_of_array(o.name) is null) then
+    raise exception using errcode = 'TS001', message = case
+      when key like '%/' then format('you have no array and no file below %L', key) else format('you have no array %L', key) end;
+  end if;
+  perform tensorage.lock_key(key);
+  foreach reader in array wanted loop
+    perform tensorage.put_share(key, reader, can_write, tensorage_share.expires_at);
+    perform tensorage.note(me, 'shared', key, nullif(reader, ''));
+  end loop;
+  perform tensorage.settle();
+  return public.tensorage_shares(key);
+end
+$$;
+
+-- Ends shares of a key or a prefix: those with readers, or all of them (null). Returns the shares that are left of it.
+create or replace function public.tensorage_unshare(key text, readers text[] default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  me uuid := tensorage.me();
+  wanted text[] := case when readers is not null then tensorage.readers_of(readers) end;
+  ended text[];
+  wider text;
+begin
+  with gone as (
+    delete from tensorage.shares s
+     where s.user_id = me and s.pattern = tensorage_unshare.key and (wanted is null or s.reader = any (wanted))
+    returning s.reader, s.expires_at)
+  select array_agg(g.reader) into ended from gone g where g.expires_at is null or g.expires_at > now();
+  if cardinality(wanted) > coalesce(cardinality(ended), 0) or ended is null then
+    select s.pattern into wider from tensorage.shares s
+     where s.user_id = me and s.pattern = any (tensorage.patterns_of(key)) and s.pattern <> key
+       and (wanted is null or s.reader = any (wanted || array[''])) and (s.expires_at is null or s.expires_at > now()) limit 1;
+    raise exception using errcode = 'TS006',
+      message = format('%L is not shared%s', key, coalesce(' with ' || (
+        select string_agg(case w when '' then 'everybody' else w end, ', ') from unnest(wanted) w
+         where w <> all (coalesce(ended, '{}'))), '')),
+      hint = case when wider is null then 'Ask for its shares to see who may use it.'
+                  else format('A share of %L lets them use it: end that one.', wider) end;
+  end if;
+  perform tensorage.note(me, 'unshared', key, nullif(e.reader, '')) from unnest(ended) e(reader);
+  perform tensorage.settle(must_fit => false);
+  return public.tensorage_shares(key);
+end
+$$;
+
+-- A page of the live shares that others have given the caller, or every signed-in user.
+create or replace function public.tensorage_shared_with_me(after bigint default 0, max_rows int default 1000) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off as $$
+declare
+  me uuid := tensorage.me();
+begin
+  return (
+    select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
+      from (select * from tensorage.shares s
+             where s.reader = any (tensorage.my_readers()) and s.user_id <> me and s.id > after
+               and (s.expires_at is null or s.expires_at > now())
+             order by s.id limit least(max_rows, 1000)) p);
+end
+$$;
+
+-- The id of the account of somebody who shares anything with the caller: the name of the folder of that account's files.
+create or replace function public.tensorage_sharer(who text) returns uuid
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := tensorage.me();
+  found uuid;
+begin
+  select a.id into found from unnest(tensorage.accounts(who)) a(id)
+   where a.id = me or exists (
+     select from tensorage.shares s
+      where s.reader = any (tensorage.my_readers()) and s.user_id = a.id and (s.expires_at is null or s.expires_at > now()))
+   limit 1;
+  if found is null then
+    raise exception using errcode = 'TS001', message = format('%s shares nothing with you', who);
+  end if;
+  return found;
+end
+$$;
