@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import spawner
 from filelock import FileLock
 
 from tensorage.embedded import control
@@ -25,11 +27,12 @@ def set_template(path: Path) -> None:
 
 
 def start(data_dir: Path, **options: Any) -> control.Running:
-    """Start the server of a data folder, which is made as a copy where there is none."""
+    """Start the server of a data folder, which is made as a copy where there is none, with all modules loaded."""
     is_new = not data_dir.exists() or not any(data_dir.iterdir())
     if is_new and _template is not None and options.get("postgres_bin") is None:
         make(data_dir)
-    return control.start(data_dir, **options)
+    with spawner.forking():
+        return control.start(data_dir, **options)
 
 
 def make(data_dir: Path) -> Path:
@@ -50,3 +53,7 @@ def make(data_dir: Path) -> Path:
     secrets = replace(Secrets.new(), database_passwords=template.read_secrets().database_passwords)
     write_private(folder.path / "secrets.json", json.dumps(asdict(secrets)))
     return folder.path
+
+
+# For the whole run: threads that start servers at once would undo each other's change.
+pytest.MonkeyPatch().setattr(control, "_Detached", spawner.launcher(control.__dict__["_Detached"]))
