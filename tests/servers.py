@@ -35,18 +35,23 @@ def start(data_dir: Path, **options: Any) -> control.Running:
         return control.start(data_dir, **options)
 
 
-def make(data_dir: Path) -> Path:
-    """Make a data folder as the first run of a server leaves it: nobody has signed up, nothing is stored.
-
-    Its secrets are its own, but for the passwords of PostgreSQL's roles.
-    """
+def template_of_run() -> Path:
+    """Return the data folder that is copied, which the first who needs it makes."""
     assert _template is not None
     with FileLock(_template.with_suffix(".lock")):
         if not (_template / "made").exists():
             control.start(_template)
             control.stop(_template)
             (_template / "made").touch()
-    folder, template = DataFolder.open(data_dir), DataFolder(_template)
+    return _template
+
+
+def make(data_dir: Path) -> Path:
+    """Make a data folder as the first run of a server leaves it: nobody has signed up, nothing is stored.
+
+    Its secrets are its own, but for the passwords of PostgreSQL's roles.
+    """
+    folder, template = DataFolder.open(data_dir), DataFolder(template_of_run())
     # Owners are copied, too: root's PostgreSQL belongs to another user.
     copied = [template.postgres_dir, template.storage_dir]
     subprocess.run(["cp", "-a", "--", *map(os.fspath, copied), os.fspath(folder.path)], check=True)
