@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
+from tensorage.embedded.postgres import installed_bin_dir
 
 #: The data folder of this run of the tests that is copied, and that all processes share. None outside of pytest.
 _template: Path | None = None
@@ -29,7 +30,7 @@ def set_template(path: Path) -> None:
 def start(data_dir: Path, **options: Any) -> control.Running:
     """Start the server of a data folder, which is made as a copy where there is none, with all modules loaded."""
     is_new = not data_dir.exists() or not any(data_dir.iterdir())
-    if is_new and _template is not None and options.get("postgres_bin") is None:
+    if is_new and _template is not None and options.get("postgres_bin") in (None, installed_bin_dir()):
         make(data_dir)
     with spawner.forking():
         return control.start(data_dir, **options)
