@@ -166,12 +166,13 @@ $$;
 create or replace function tensorage.ids_with_attrs(
   whose uuid[], attrs jsonb, prefix text, after text, regex text) returns setof bigint
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
+  -- The conditions of the inner query are those of the index of attributes, and of no other one.
   select d.id from unnest(whose) w(id), lateral (
     select s.id, s.key from public.datasets s
      where tensorage.tag(s.user_id, s.attrs) @> tensorage.tag(w.id, ids_with_attrs.attrs) and s.state = 'committed'
-       and s.attrs <> '{}' and s.key >= prefix and s.key > after and s.key <= tensorage.last_key(prefix)
-       and (regex is null or s.key ~ regex)
-       and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, s.key))) d
+       and s.attrs <> '{}' offset 0) d
+   where d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix) and (regex is null or d.key ~ regex)
+     and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, d.key))
 $$;
 
 -- One page of descriptions of arrays of the caller, or of an owner who shares them: those whose keys begin with a prefix, fit a

@@ -35,7 +35,6 @@ _CALLED = {
     "may_read_rows_of",
     "may_use",
     "may_write_object",
-    "sharers",
 }
 
 #: Functions that read, and all that they call.
