@@ -96,8 +96,8 @@ create table if not exists public.datasets (
   id bigint generated always as identity primary key,
   user_id uuid not null default auth.uid() references auth.users on delete cascade,
   -- The user who writes it, while it is staged: the owner, or somebody with whom the owner shares an array for writing. No
-  -- reference to the account: when that is deleted, the owner sweeps what it has left.
-  writer uuid not null default auth.uid(),
+  -- reference to the account: when that is deleted, the owner sweeps what it has left. Null for rows that no user made.
+  writer uuid default auth.uid(),
   -- The owner's address when the array was made. It may be somebody else's by now: functions look up the present one.
   owner text,
   -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.

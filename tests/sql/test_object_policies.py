@@ -200,12 +200,13 @@ def test_what_is_not_shared_any_more_is_not_read(
     how: str, bucket: Bucket, other: Caller, database: Connection
 ) -> None:
     row = database.execute(
-        "select key from public.datasets where user_id = %s and is_shared and state = 'committed'",
+        "select d.key from public.datasets d join tensorage.shares s on (s.user_id, s.pattern) = (d.user_id, d.key) "
+        "where d.user_id = %s and d.state = 'committed'",
         (bucket.owner.id,),
     ).fetchone()
     assert row is not None
     if how == "unshare":
-        answer_of(bucket.owner.call("tensorage_share", key=row[0], is_shared=False))
+        answer_of(bucket.owner.call("tensorage_unshare", key=row[0]))
     elif how == "remove":
         answer_of(bucket.owner.call("tensorage_remove", key=row[0]))
     else:

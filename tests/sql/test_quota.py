@@ -60,12 +60,22 @@ def _totals_are_what_there_is(owner: Caller, other: Caller, database: Connection
 
 def assert_total(database: Connection, caller: Caller) -> None:
     counted = database.execute("select tensorage.count_usage(%s)", (caller.id,)).fetchone()
-    assert counted == (used(database, caller),)
+    assert counted == (_total(database, caller),)
+
+
+def _total(database: Connection, caller: Caller) -> int:
+    row = database.execute("select bytes from tensorage.usage where user_id = %s", (caller.id,)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def used(database: Connection, caller: Caller) -> int:
-    row = database.execute("select bytes from tensorage.usage where user_id = %s", (caller.id,)).fetchone()
-    return int(row[0]) if row else 0
+    """Bytes that count, but for records of who did what: these stay when the arrays are gone."""
+    row = database.execute(
+        "select coalesce(sum(tensorage.record_bytes(key, detail)), 0) from tensorage.audit where user_id = %s",
+        (caller.id,),
+    ).fetchone()
+    assert row is not None
+    return _total(database, caller) - int(row[0])
 
 
 def allow(database: Connection, caller: Caller, more: int) -> None:
@@ -73,7 +83,7 @@ def allow(database: Connection, caller: Caller, more: int) -> None:
     database.execute(
         "insert into tensorage.quotas values (%s, %s) "
         "on conflict (user_id) do update set max_bytes = excluded.max_bytes",
-        (caller.id, used(database, caller) + more),
+        (caller.id, _total(database, caller) + more),
     )
 
 
