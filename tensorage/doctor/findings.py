@@ -30,7 +30,7 @@ OLDEST_REST = 12
 
 _APPLY_AGAIN = f"Apply the migrations again, on top of themselves: {HOW_TO_MIGRATE}"
 
-_RECOUNT = "Then count anew, there too: select tensorage.recount(id) from auth.users;"
+_RECOUNT = "select tensorage.recount(id) from auth.users;"
 
 _GIVE_SERVICE_KEY = f"give the service key ({SERVICE_KEY_VARIABLE}, or --service-key)"
 
@@ -661,7 +661,7 @@ def _compare_triggers(
                 "trigger-missing",
                 table,
                 f"the trigger {name} is missing: quotas count wrong",
-                f"{_APPLY_AGAIN}. {_RECOUNT}",
+                f"{_APPLY_AGAIN}. Then run in the SQL editor: {_RECOUNT}",
             )
         elif state != expected[table, name]:
             report.error(
