@@ -254,6 +254,7 @@ create table if not exists tensorage.settings (
   default_quota_arrays bigint check (default_quota_arrays >= 0),
   audit_days int not null default 90 check (audit_days >= 1)
 );
+-- Look-ups say "where only_row", for which there is an index: functions that forbid scans of whole tables call them.
 comment on column tensorage.settings.default_quota_bytes is 'Bytes that each user may store; null: no limit.';
 comment on column tensorage.settings.default_quota_arrays is 'Arrays that each user may store; null: no limit.';
 comment on column tensorage.settings.audit_days is 'Days for which records of tensorage.audit are kept.';
@@ -286,7 +287,7 @@ create unlogged table if not exists tensorage.stagings (
 );
 comment on table tensorage.stagings is 'Datasets that are being written since the last crash. Unlogged on purpose.';
 
--- Who did what, and when ---------------------------------------------------------------------------
+-- Records of who did what ---------------------------------------------------------------------------
 
 -- Rows are added, swept when they are old, and never changed. No role of the API may write here.
 create table if not exists tensorage.audit (

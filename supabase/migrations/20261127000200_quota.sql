@@ -89,14 +89,14 @@ $$;
 create or replace function tensorage.quota_of(user_id uuid) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
-                  (select s.default_quota_bytes from tensorage.settings s))
+                  (select s.default_quota_bytes from tensorage.settings s where s.only_row))
 $$;
 
 -- The arrays that a user may store; null for any number.
 create or replace function tensorage.array_quota_of(user_id uuid) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_arrays from tensorage.quotas q where q.user_id = array_quota_of.user_id),
-                  (select s.default_quota_arrays from tensorage.settings s))
+                  (select s.default_quota_arrays from tensorage.settings s where s.only_row))
 $$;
 
 -- Takes bytes that have come from the reservation of their dataset. Returns how many of them were reserved.
@@ -465,7 +465,7 @@ $$;
 
 -- Functions of the API -----------------------------------------------------------------------------
 
--- What the caller has stored, and may store. A quota that is null is none.
+-- Returns the amounts that the caller has stored and may store. A quota that is null is none.
 create or replace function public.tensorage_usage() returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare

@@ -33,7 +33,7 @@ declare
   d public.datasets;
 begin
   if owner is not null then
-    -- Of several accounts of single sign-on with one address, those that share the array count.
+    -- Several accounts of single sign-on may have one address: one that shares the array is meant.
     for whose in select w.id from unnest(tensorage.accounts(find.owner)) w(id) loop
       exit when tensorage.may_use(whose, find.key);
     end loop;
