@@ -97,8 +97,6 @@ class Sight:
         Answers to a call of ``tensorage_version()``, and to reading each table, with the key alone.
     storage
         Answer of Storage about itself.
-    public_object
-        Answer to reading an object, which does not exist, of the bucket by its public address.
     no_login
         Reason why nobody was logged in, None if a user was.
     login_error
@@ -116,7 +114,6 @@ class Sight:
     version_to_anybody: Answer | None = None
     tables_to_anybody: Mapping[str, Answer] = field(default_factory=dict)
     storage: Answer | None = None
-    public_object: Answer | None = None
     no_login: str | None = None
     login_error: str | None = None
     listing: Answer | None = None

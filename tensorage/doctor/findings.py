@@ -327,23 +327,6 @@ def _judge_storage(report: Report, sight: Sight) -> None:
         report.facts["Storage"] = "lists the user's folder"
     elif sight.storage is not None:
         report.facts["Storage"] = "answers"
-    public = sight.public_object
-    # A bucket that is not public is answered as one that does not exist.
-    if (
-        isinstance(public, Reply)
-        and isinstance(public.body, dict)
-        and public.status in {400, 404}
-        and "bucket" not in public.message.lower()
-    ):
-        report.error(*_BUCKET_PUBLIC)
-
-
-_BUCKET_PUBLIC = (
-    "bucket-public",
-    "bucket tensors",
-    "the bucket is public: whoever knows the name of an object reads it, without a login",
-    "Run in the SQL editor: update storage.buckets set public = false where id = 'tensors';",
-)
 
 
 # From within ------------------------------------------------------------------------------------------------
@@ -546,8 +529,13 @@ def _judge_bucket(report: Report, inside: Mapping[str, Any]) -> None:
         )
         return
     before = len(report.findings)
-    if bucket["public"] and all(finding.code != "bucket-public" for finding in report.findings):
-        report.error(*_BUCKET_PUBLIC)
+    if bucket["public"]:
+        report.error(
+            "bucket-public",
+            "bucket tensors",
+            "the bucket is public: whoever knows the name of an object reads it, without a login",
+            "Run in the SQL editor: update storage.buckets set public = false where id = 'tensors';",
+        )
     limit, types = bucket["file_size_limit"], bucket["allowed_mime_types"]
     if limit is not None and int(limit) < MAX_OBJECT_BYTES:
         report.error(

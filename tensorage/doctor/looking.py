@@ -88,8 +88,6 @@ class _Look:
             version_to_anybody=self._asker.call("tensorage_version", self._key),
             tables_to_anybody={table: get(f"/rest/v1/{table}?limit=0", self._key) for table in _TABLES},
             storage=get("/storage/v1/status", self._key),
-            # No object has this name: each is in a folder that is named after its owner.
-            public_object=get(f"/storage/v1/object/public/{BUCKET}/doctor", self._key),
         )
 
     def _look_as_user(self) -> None:

@@ -443,7 +443,9 @@ def postpone(answer: bytes, seconds: float) -> bytes:
     return changed
 
 
-@pytest.mark.parametrize(("seconds", "says"), [(90, "90 s ahead of"), (-3600, "behind"), (2, None)])
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(90, r"(89|90) s ahead of"), (-3600, r"36\d\d s behind"), (2, None)]
+)
 def test_a_clock_that_is_wrong(patient: Patient, seconds: float, says: str | None) -> None:
     with passing(patient, changes_answer=lambda answer: postpone(answer, seconds)) as url:
         seen = patient.examine(SUPABASE_URL=url)
@@ -452,7 +454,7 @@ def test_a_clock_that_is_wrong(patient: Patient, seconds: float, says: str | Non
     else:
         assert set(seen.findings) == {"clock-skew"}
         found = seen.the("clock-skew", "clock")
-        assert says in found["message"]
+        assert re.search(says, found["message"])
         assert "NTP" in found["remedy"]
 
 
