@@ -164,7 +164,8 @@ class Quotas:
     def _page(
         self, asked: str, who: str | None = None, after: str | None = None, max_rows: int = PAGE
     ) -> tuple[Quota, list[UserQuota]]:
-        answer = self._call("tensorage_quotas", {"who": who, "after": after, "max_rows": max_rows}, asked)
+        arguments = {"who": who, "max_rows": max_rows} | ({} if after is None else {"after": after})
+        answer = self._call("tensorage_quotas", arguments, asked)
         users = [
             UserQuota(
                 user["user_id"],

@@ -507,8 +507,9 @@ $$;
 
 -- Quotas and totals: the defaults, and a page of accounts in the order of their ids, or the one that `who` names. The quota of
 -- an account is null if it has none of its own. For the service key alone: see the file on grants.
-create or replace function public.tensorage_quotas(who text default null, after uuid default null, max_rows int default 1000)
-returns json
+-- Pages begin behind an id, and the first behind one that no account has: an index finds each.
+create or replace function public.tensorage_quotas(
+  who text default null, after uuid default '00000000-0000-0000-0000-000000000000', max_rows int default 1000) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   accounts uuid[];
@@ -530,7 +531,7 @@ begin
                  'arrays', coalesce(t.arrays, 0), 'bytes', coalesce(t.bytes, 0), 'file_bytes', coalesce(t.file_bytes, 0),
                  'own_bytes', q.max_bytes, 'own_arrays', q.max_arrays) order by a.id), '[]')
           from (select u.id from auth.users u
-                 where (who is null or u.id = any (accounts)) and (after is null or u.id > after)
+                 where u.id > after and (accounts is null or u.id = any (accounts))
                  order by u.id limit least(max_rows, 1000)) a
                left join tensorage.usage t on t.user_id = a.id left join tensorage.quotas q on q.user_id = a.id))
       from tensorage.settings s);

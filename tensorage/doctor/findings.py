@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from tensorage.backend.wire.faults import HOW_TO_MIGRATE, flaw_of_version
 from tensorage.config import ENVIRONMENT, SERVICE_KEY_VARIABLE
 from tensorage.doctor.answers import Answer, Inside, Reply, Sight, Silence
-from tensorage.doctor.expected import Expected
+from tensorage.doctor.expected import PARTS, Expected
 from tensorage.doctor.report import Report
 
 __all__ = ["judge"]
@@ -361,7 +361,7 @@ def _judge_inside(report: Report, sight: Sight, expected: Expected) -> None:
                 )
         elif not inside.doctor.is_good:
             _judge_refusal(report, inside)
-        elif isinstance(inside.doctor.body, dict) and not is_judged:
+        elif not is_judged:
             _judge_schema(report, sight, expected, inside.doctor)
             is_judged = True
     if not is_judged and not any(
@@ -407,17 +407,48 @@ def _judge_refusal(report: Report, inside: Inside) -> None:
         )
 
 
+#: Parts of the answer of ``tensorage_doctor()``.
+_ANSWERED = frozenset(
+    {
+        *PARTS,
+        "bucket",
+        "clock",
+        "extensions",
+        "functions",
+        "knows_versioning",
+        "open_storage_policies",
+        "postgres_number",
+        "postgres_version",
+        "role",
+        "schema_version",
+        "shares_with_addresses",
+        "shares_with_everybody",
+        "statement_timeout_ms",
+        "statement_timeouts",
+    }
+)
+
+
 def _judge_schema(report: Report, sight: Sight, expected: Expected, reply: Reply) -> None:
-    inside = reply.body
+    inside = reply.body if isinstance(reply.body, dict) else {}
+    flaw = flaw_of_version(inside.get("schema_version"))
+    if flaw is not None and "schema_version" in inside:
+        # Nothing else can be judged: another version has other functions, and other answers.
+        report.error("schema-version", "schema", *flaw)
+        return
+    if not inside.keys() >= _ANSWERED:
+        report.error(
+            "function-changed",
+            "public.tensorage_doctor",
+            "the function is not that of the migrations: its answer lacks "
+            + ", ".join(sorted(_ANSWERED - inside.keys())),
+            _APPLY_AGAIN,
+        )
+        return
     _judge_postgres(report, inside, reply)
     _judge_timeout(report, inside)
     _judge_bucket(report, inside)
     _judge_shares(report, sight, inside)
-    flaw = flaw_of_version(inside["schema_version"])
-    if flaw is not None:
-        # Nothing else can be compared: another version has other functions.
-        report.error("schema-version", "schema", *flaw)
-        return
     report.facts["schema"] = f"version {inside['schema_version']}"
     found = Expected.from_json(inside, {})
     before = len(report.findings)

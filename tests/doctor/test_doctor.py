@@ -115,6 +115,12 @@ BREAKS = {
            language sql stable set search_path = pg_catalog, pg_temp as $$ select array['', 'all'] $$""",
         ["function-changed"], "tensorage.my_readers",
     ),
+    "doctor's function changed": (
+        """create or replace function public.tensorage_doctor() returns json
+           language sql security definer set search_path = pg_catalog, pg_temp
+           as $$ select '{"schema_version": 5}'::json $$""",
+        ["function-changed"], "public.tensorage_doctor",
+    ),
     "function dropped": (
         "drop function public.tensorage_sweep()", ["function-missing", "right-missing"], "public.tensorage_sweep",
     ),
