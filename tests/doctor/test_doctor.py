@@ -14,8 +14,10 @@ from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
+import jwt
 import numpy as np
 import pytest
 import servers
@@ -30,7 +32,7 @@ from tensorage import quotas
 from tensorage.cli import main
 from tensorage.config import Configuration
 from tensorage.doctor import expected, findings, report
-from tensorage.doctor.answers import Reply
+from tensorage.doctor.answers import Reply, Sight
 from tensorage.doctor.expected import bodies_in, load_expected
 from tensorage.doctor.looking import look_at
 from tensorage.embedded import control
@@ -376,6 +378,46 @@ def test_a_service_key_of_the_environment_is_not_sent_where_a_dotenv_says(
     )  # fmt: skip
     assert seen.findings == {}
     assert "the database from within" in seen.report["unseen"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "says"),
+    [
+        ({"role": "anon", "ref": "abcdefgh", "exp": 4e9}, "it is one of the project abcdefgh"),
+        ({"role": "anon", "ref": "hgfedcba", "exp": 1e9}, "it has expired"),
+        ({"role": "anon", "ref": "hgfedcba", "exp": 4e9}, None),
+    ],
+)
+def test_a_hosted_project_that_refuses_a_key(claims: dict[str, Any], says: str | None) -> None:
+    """No test can have a hosted project: the judge is given the answer of its gateway."""
+    key = jwt.encode(
+        claims, "the secret of the project, which nobody but the project knows", algorithm="HS256"
+    )
+    now = 1.8e9
+    refusal = Reply(401, {}, {"message": "Invalid API key"}, now, now)
+    sight = Sight("https://hgfedcba.supabase.co", keys.read_key(key), settings=refusal)
+    (found,) = findings.judge(sight, load_expected()).findings
+    assert found.code == "key-refused"
+    assert found.message == "the project refuses the key (Invalid API key)" + (f": {says}" if says else "")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "passes_policies"),
+    [
+        ("sb_publishable_1234_x", "publishable", False),
+        ("sb_secret_1234_x", "secret", True),
+        ("e30.eyJyb2xlIjoiYW5vbiJ9.c2ln", "legacy anon", False),
+        ("e30.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2ln", "legacy service", True),
+        ("e30.eyJyb2xlIjoiYXV0aGVudGljYXRlZCJ9.c2ln", "other", False),
+        ("e30.!.c2ln", "other", False),
+        ("e30.W10.c2ln", "other", False),
+        ("a.b", "other", False),
+    ],
+)
+def test_kinds_of_keys(key: str, kind: str, passes_policies: bool) -> None:
+    read = keys.read_key(key)
+    assert (read.kind, read.passes_policies) == (kind, passes_policies)
+    assert key not in repr(read)
 
 
 def test_no_project_is_configured() -> None:

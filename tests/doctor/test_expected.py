@@ -55,3 +55,10 @@ def test_an_old_project_gives_more_to_the_service_key_alone(cluster: Cluster) ->
     assert {role for role, _, _ in found.rights - expected.rights} == {"service_role"}
     assert expected.rights <= found.rights
     assert (found.policies, found.row_security) == (expected.policies, expected.row_security)
+
+
+def test_quotas_are_set_and_listed(cluster: Cluster) -> None:
+    with project_in(cluster) as connection:
+        connection.execute("select public.tensorage_set_quota(null, 5, null)")
+        ((answer,),) = connection.execute("select public.tensorage_quotas()").fetchall()
+    assert answer == {"default_bytes": 5, "default_arrays": None, "users": []}
