@@ -108,7 +108,6 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
         "remove_all('run 0100/')",
         "catalogue('run 0100/')",
         "catalogue()",
-        "usage()",
         "begin('new', '{3}', '<i4', 3)",
         "sweep()",
     ],

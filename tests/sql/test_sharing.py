@@ -92,7 +92,7 @@ def test_sharee_who_stores_under_the_key_has_an_array_of_their_own(
     shared: Json, owner: Caller, other: Caller
 ) -> None:
     other.store(shared["key"], -_ARRAY, overwrite=True)
-    assert other.open(shared["key"], owner)["user_id"] == other.id
+    assert other.open(shared["key"])["user_id"] == other.id
     assert np.array_equal(owner.read(owner.open(shared["key"])), _ARRAY.reshape(-1))
     theirs = answer_of(other.call("tensorage_open", key=shared["key"], owner=owner.email))
     assert theirs["id"] == shared["id"]
@@ -154,8 +154,10 @@ def test_array_being_written_is_invisible_however_it_will_be_shared(owner: Calle
 
 def test_array_cannot_be_given_away(owner: Caller, other: Caller) -> None:
     key = new_key()
-    meta = {"user_id": other.id, "owner": other.email, "data_id": 1, "id": 1}
+    meta = {"user_id": other.id, "data_id": 1, "id": 1, "writer": other.id}
     assert owner.store(key, _ARRAY, **meta)["user_id"] == owner.id
+    named = owner.call("tensorage_store", whole(_ARRAY, key=new_key(), owner=other.email))
+    assert code_of(named) == "TS006"
     refused = owner.call(
         "tensorage_begin", key=key, shape=[1], dtype="<i4", chunk=1, overwrite=True, user_id=other.id
     )
