@@ -99,8 +99,8 @@ class Sight:
         Answer of Storage about itself.
     no_login
         Reason why nobody was logged in, None if a user was.
-    login_error
-        Words of the error of the login.
+    login_error, login_outage
+        Words of the error of a login: of one that was refused, or of one that Auth did not serve.
     listing
         Answer of Storage to the user's listing of the own folder.
     """
@@ -116,5 +116,6 @@ class Sight:
     storage: Answer | None = None
     no_login: str | None = None
     login_error: str | None = None
+    login_outage: str | None = None
     listing: Answer | None = None
     inside: tuple[Inside, ...] = ()

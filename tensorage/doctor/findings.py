@@ -340,6 +340,13 @@ def _judge_login(report: Report, sight: Sight) -> None:
             sight.login_error,
             f"Check {ENVIRONMENT['email']} and {ENVIRONMENT['password']}. An address may have to be confirmed first.",
         )
+    elif sight.login_outage is not None:
+        report.error(
+            "auth-fails",
+            "login",
+            sight.login_outage,
+            "Wait a minute, and try again: Auth limits how often one address may log in. Else look at the log of Auth.",
+        )
     elif sight.no_login is not None:
         report.unseen["the project as a user sees it"] = sight.no_login
     else:

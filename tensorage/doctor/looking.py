@@ -13,7 +13,7 @@ from tensorage.backend.wire.http import CONNECT_TIMEOUT_S, new_pool
 from tensorage.backend.wire.storage_requests import BUCKET
 from tensorage.config import ENVIRONMENT, Configuration, check_url, require
 from tensorage.doctor.answers import Answer, Inside, Reply, Sight, Silence
-from tensorage.errors import TensorageError
+from tensorage.errors import AuthenticationError, BackendUnavailableError
 from tensorage.session import BackendSession
 from tensorage.signin.keys import ServiceKey, read_key
 
@@ -102,8 +102,10 @@ class _Look:
                 listing = self._asker.ask("POST", f"/storage/v1/object/list/{BUCKET}", headers, body)
                 self._sight = replace(self._sight, listing=listing)
                 self._look_inside("the user", headers)
-        except TensorageError as error:
+        except AuthenticationError as error:
             self._sight = replace(self._sight, login_error=str(error))
+        except BackendUnavailableError as error:
+            self._sight = replace(self._sight, login_outage=str(error))
 
     def _why_no_login(self) -> str | None:
         configuration = self._configuration

@@ -470,7 +470,12 @@ def passing(patient: Patient, **options: object) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "about"), [("/rest/", "rest-fails", "REST"), ("/storage/", "storage-fails", "Storage")]
+    ("path", "code", "about"),
+    [
+        ("/rest/", "rest-fails", "REST"),
+        ("/storage/", "storage-fails", "Storage"),
+        ("/auth/v1/token", "auth-fails", "login"),
+    ],
 )
 def test_a_part_of_the_project_that_is_down(patient: Patient, path: str, code: str, about: str) -> None:
     with passing(patient, loses_answer=lambda exchange: exchange.target.startswith(path)) as url:
