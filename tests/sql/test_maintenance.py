@@ -337,7 +337,7 @@ def test_keys_are_the_callers_or_those_that_an_owner_shares(owner: Caller, other
     assert (keys(other), keys(owner)) == ("ad", "abc")
     assert (keys(other, owner=owner.email), keys(owner, owner=other.id)) == ("ac", "d")
     assert keys(other, owner=owner.email, after=name + "a", max_rows=1) == "c"
-    assert keys(owner, owner=owner.email) == ""
+    assert keys(owner, owner=owner.email) == "abc"
     # A share of the prefix, and more than one of a key, list each key once.
     answer_of(owner.call("tensorage_share", key=name, readers=[other.email]))
     answer_of(owner.call("tensorage_share", key=name + "a", readers=[other.email]))
