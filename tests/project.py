@@ -10,7 +10,7 @@ import httpx
 
 from tensorage import BackendSession
 from tensorage.backend.wire.http import tls_context
-from tensorage.config import ENVIRONMENT
+from tensorage.config import ENVIRONMENT, SERVICE_KEY_VARIABLE
 
 #: The environment that pytest was started with; the tests themselves see one without it.
 ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABASE_KEY", "DB_URL")}
@@ -18,7 +18,7 @@ ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABA
 #: Set both to run the client's tests against another Supabase; DB_URL to let them look into its tables too.
 IS_ELSEWHERE = bool(ELSEWHERE["SUPABASE_URL"] and ELSEWHERE["SUPABASE_KEY"])
 
-CONFIGURATION_VARIABLES = tuple(ENVIRONMENT.values())
+CONFIGURATION_VARIABLES = (*ENVIRONMENT.values(), SERVICE_KEY_VARIABLE)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ GRAPH = rooms.imports_of(MODULES)
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("", "__init__"),
     ("cli", "xarray_engine"),
+    ("doctor", "quotas"),
     ("auth",),
     ("session",),
     ("store",),

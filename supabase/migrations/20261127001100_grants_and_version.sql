@@ -39,8 +39,9 @@ begin
                                      'may_use', 'may_read_rows_of')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
-  -- Quotas are set with the service key alone.
+  -- Quotas are set, and those of all users are seen, with the service key alone.
   revoke all on function public.tensorage_set_quota(text, bigint, bigint) from authenticated;
+  revoke all on function public.tensorage_quotas(text, uuid, int) from authenticated;
 end
 $$;
 

@@ -171,6 +171,8 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"who": n.owner, "max_bytes": 1, "max_arrays": 1}, "42501"),
             Attempt({"who": None, "max_bytes": 1, "max_arrays": 1}, "42501"),
         ],
+        "tensorage_quotas": [Attempt({}, "42501"), Attempt({"who": n.owner}, "42501")],
+        "tensorage_doctor": [Attempt({}, None)],
         "tensorage_audit": [Attempt({}, None), Attempt({"key": n.key}, None)],
         "tensorage_catalogue": [
             Attempt({}, None),
