@@ -297,6 +297,11 @@ def _other_reads() -> Iterator[tuple[str, Call]]:
     yield "catalogue of a page", Call("select public.tensorage_catalogue('few', max_rows => 1)")
     yield "catalogue by attributes", Call("""select public.tensorage_catalogue(attrs => '{"no": "such"}')""")
     yield "usage", Call("select public.tensorage_usage()")
+    yield "doctor", Call("select public.tensorage_doctor()")
+    yield (
+        "quotas of nobody's",
+        Call("select public.outcome('select public.tensorage_quotas(''a@example.com'')')"),
+    )
     yield "audit", Call("select public.tensorage_audit('few')")
     yield (
         "set_quota of nobody's",

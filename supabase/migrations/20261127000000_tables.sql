@@ -226,6 +226,7 @@ create table if not exists tensorage.shares (
   unique (user_id, pattern, reader)
 );
 create index if not exists shares_reader on tensorage.shares (reader, user_id, pattern);
+create index if not exists shares_given_to on tensorage.shares (reader, id);
 
 -- Requests, quotas and totals ----------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ $$;
 -- confirmed. Projects have an index on the address or on its lower case; both conditions are written down so that either
 -- index answers. It leaves out accounts of single sign-on, which are only looked for if there is no other account.
 create or replace function tensorage.accounts(who text) returns uuid[]
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
 declare
   found uuid[];
 begin
@@ -76,11 +77,15 @@ $$;
 -- True if the owner of a key shares it with the caller, for reading or also for writing. All that is somebody else's is let
 -- through by this rule and by nothing else: rows, shards, objects and files.
 create or replace function tensorage.is_shared_with_me(owner uuid, key text, to_write boolean default false) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql stable set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  -- Each pair of a pattern and a reader is looked up by all columns of an index: with fewer of them, PostgreSQL may read all
+  -- shares of the owner, or of the reader.
   select exists (
-    select from tensorage.shares s
-     where s.user_id = owner and s.pattern = any (tensorage.patterns_of(key)) and s.reader = any (tensorage.my_readers())
-       and (s.expires_at is null or s.expires_at > now()) and (s.can_write or not to_write))
+    select from unnest(tensorage.patterns_of(key)) p(pattern), unnest(tensorage.my_readers()) r(reader), lateral (
+      select s.can_write, s.expires_at from tensorage.shares s
+       where s.user_id = owner and s.pattern = p.pattern and s.reader = r.reader offset 0) s
+     where (s.expires_at is null or s.expires_at > now()) and (s.can_write or not to_write))
 $$;
 
 -- True if the caller may use an array or a file: the own one, or one that is shared. Security definer: policies call it.
@@ -104,11 +109,13 @@ $$;
 
 -- True if anybody else may use an array of the caller, or if it is somebody else's.
 create or replace function tensorage.is_shared(d public.datasets) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql stable set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
   select d.user_id is distinct from auth.uid() or exists (
-    select from tensorage.shares s
-     where s.user_id = d.user_id and s.pattern = any (tensorage.patterns_of(d.key))
-       and (s.expires_at is null or s.expires_at > now()))
+    select from unnest(tensorage.patterns_of(d.key)) p(pattern), lateral (
+      select s.expires_at from tensorage.shares s
+       where s.user_id = d.user_id and s.pattern = p.pattern order by s.reader offset 0) s
+     where s.expires_at is null or s.expires_at > now())
 $$;
 
 -- Policies of the tables ---------------------------------------------------------------------------

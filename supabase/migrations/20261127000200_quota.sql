@@ -28,13 +28,13 @@ language sql immutable as $$
          + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
 $$;
 
--- Bytes of a share: its row, and its three indexes.
+-- Bytes of a share: its row, and its indexes.
 create or replace function tensorage.share_bytes(pattern text, reader text) returns int
 language sql immutable as $$
-  select 3 * (tensorage.row_bytes() + octet_length(pattern) + octet_length(reader))
+  select 4 * (tensorage.row_bytes() + octet_length(pattern) + octet_length(reader))
 $$;
 
--- Bytes of a record of who did what: its row, and its three indexes.
+-- Bytes of a record of who did what: its row, and its indexes.
 create or replace function tensorage.record_bytes(key text, detail text) returns int
 language sql immutable as $$
   select 2 * (tensorage.row_bytes() + octet_length(key)) + coalesce(octet_length(detail), 0)

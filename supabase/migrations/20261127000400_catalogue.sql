@@ -208,9 +208,9 @@ begin
         union all select tensorage.shared_keys(whose, prefix, after, 1000) where others is not null) s);
       exit when cardinality(keys) = 0;
       ids := coalesce(ids, '{}') || array(
-        select d.id from public.datasets d
-         where d.user_id = any (whose) and d.key = any (keys) and d.state = 'committed' and (regex is null or d.key ~ regex)
-           and (others is null or tensorage.may_use(d.user_id, d.key))
+        select d.id from unnest(keys) k(key), unnest(whose) w(id), lateral (
+          select * from public.datasets s where s.user_id = w.id and s.key = k.key and s.state = 'committed' offset 0) d
+         where (regex is null or d.key ~ regex) and (others is null or tensorage.may_use(d.user_id, d.key))
          order by d.key);
       -- Bounded, since a glob may fit few of many keys: the next request goes on behind the last key that was looked at.
       after := keys[cardinality(keys)];

@@ -91,11 +91,18 @@ declare
 begin
   return (
     select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
-      from (select * from tensorage.shares s
-             where s.user_id = me and s.id > after and (s.expires_at is null or s.expires_at > now())
-               and (tensorage_shares.key is null or s.pattern = any (tensorage.patterns_of(tensorage_shares.key))
-                    or (tensorage_shares.key like '%/' and starts_with(s.pattern, tensorage_shares.key)))
-             order by s.id limit least(max_rows, 1000)) p);
+      from (
+        select * from (
+          select s.* from tensorage.shares s where tensorage_shares.key is null and s.user_id = me
+          union all
+          select s.* from unnest(tensorage.patterns_of(tensorage_shares.key)) p(pattern), lateral (
+            select * from tensorage.shares o where o.user_id = me and o.pattern = p.pattern offset 0) s
+          union all
+          select s.* from tensorage.shares s
+           where s.user_id = me and tensorage_shares.key like '%/'
+             and s.pattern > tensorage_shares.key and s.pattern <= tensorage.last_key(tensorage_shares.key)) u
+         where u.id > after and (u.expires_at is null or u.expires_at > now())
+         order by u.id limit least(max_rows, 1000)) p);
 end
 $$;
 
@@ -175,15 +182,17 @@ $$;
 -- A page of the live shares that others have given the caller, or every signed-in user.
 create or replace function public.tensorage_shared_with_me(after bigint default 0, max_rows int default 1000) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
   me uuid := tensorage.me();
 begin
   return (
     select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
-      from (select * from tensorage.shares s
-             where s.reader = any (tensorage.my_readers()) and s.user_id <> me and s.id > after
-               and (s.expires_at is null or s.expires_at > now())
+      from (select s.* from unnest(tensorage.my_readers()) r(reader), lateral (
+              select * from tensorage.shares o
+               where o.reader = r.reader and o.id > after and o.user_id <> me
+                 and (o.expires_at is null or o.expires_at > now())
+               order by o.id limit least(max_rows, 1000)) s
              order by s.id limit least(max_rows, 1000)) p);
 end
 $$;
@@ -197,8 +206,9 @@ declare
 begin
   select a.id into found from unnest(tensorage.accounts(who)) a(id)
    where a.id = me or exists (
-     select from tensorage.shares s
-      where s.reader = any (tensorage.my_readers()) and s.user_id = a.id and (s.expires_at is null or s.expires_at > now()))
+     select from unnest(tensorage.my_readers()) r(reader), lateral (
+       select from tensorage.shares s
+        where s.reader = r.reader and s.user_id = a.id and (s.expires_at is null or s.expires_at > now()) limit 1) s)
    limit 1;
   if found is null then
     raise exception using errcode = 'TS001', message = format('%s shares nothing with you', who);
