@@ -176,7 +176,7 @@ def earlier(request: pytest.FixtureRequest, owner: Connection) -> int:
         f"""
         create or replace function public.tensorage_version() returns int language sql as 'select {request.param}';
         alter table public.datasets drop column base_rows;
-        drop function public.tensorage_share(text, boolean);
+        drop function public.tensorage_share(text, text[], boolean, timestamptz);
         """
     )
     version: int = request.param

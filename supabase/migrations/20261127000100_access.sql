@@ -65,7 +65,8 @@ $$;
 -- The patterns that a share of a key may have: the key, and each prefix of it that ends with "/".
 create or replace function tensorage.patterns_of(key text) returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select array_agg(left(key, at)) || key from generate_series(1, length(key)) at where substr(key, at, 1) = '/'
+  -- Each once: a key that ends with "/" is the last of its prefixes.
+  select array_agg(left(key, at)) from generate_series(1, length(key)) at where at = length(key) or substr(key, at, 1) = '/'
 $$;
 
 -- The readers that the caller is: every signed-in user, and the account of the caller's address.
