@@ -393,7 +393,8 @@ def test_an_unknown_key(store: TensorStore) -> None:
 def test_an_owner_who_has_no_such_array_is_named(store: TensorStore) -> None:
     store["x"] = 1
     with pytest.raises(
-        tensorage.KeyNotFoundError, match=r"opening .x. of nobody@example\.com: shares no array"
+        tensorage.KeyNotFoundError,
+        match=r"opening .x. of nobody@example\.com: nobody@example\.com shares no array",
     ):
         store.open("x", owner="nobody@example.com")
 

@@ -17,6 +17,7 @@ from benchmarks.cases.postgres import postgres
 from benchmarks.cases.scale import scale
 from benchmarks.cases.selections import last_axis, samples
 from benchmarks.cases.server import bodies, small_calls, starts
+from benchmarks.cases.sharing import sharing
 from benchmarks.cases.small import small_arrays
 from benchmarks.measure import Result
 
@@ -43,5 +44,5 @@ CASES: tuple[Case, ...] = (
     starts,
 )
 
-#: Cases that run only when they are named: the choice of HSDS's configuration, and one that takes minutes.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres)
+#: Cases that run only when they are named: the choice of HSDS's configuration, and some that take minutes.
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing)

@@ -37,7 +37,7 @@ TARGET = ("<=", 1.5)
 def postgres(bench: Bench) -> Iterator[Result]:
     """One array in 180 and in 15,000 blocks, in turns, on PostgreSQL 15 to 18."""
     for version in PACKAGES:
-        programs = _programs(version)
+        programs = find_programs(version)
         if programs is None:
             print(f"   no PostgreSQL {version} on this machine: left out")
             continue
@@ -53,7 +53,7 @@ def postgres(bench: Bench) -> Iterator[Result]:
             yield from _measure(f"PostgreSQL {version}", bench, session, straight)
 
 
-def _programs(version: int) -> Path | None:
+def find_programs(version: int) -> Path | None:
     """Return the folder of a version's programs, if this machine has them."""
     package = PACKAGES[version]
     if package is None:
