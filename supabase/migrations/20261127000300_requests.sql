@@ -98,7 +98,9 @@ begin
   perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
   return (select o.answer::jsonb || coalesce(
                    (select jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text) from public.datasets d
-                     where o.answer -> 'attrs' is not null and d.id = (o.answer ->> 'id')::bigint), '{}')
+                     -- The array may be somebody else's, who shares it no longer.
+                     where o.answer -> 'attrs' is not null and d.id = (o.answer ->> 'id')::bigint
+                       and tensorage.may_use(d.user_id, d.key)), '{}')
             from tensorage.operations o where o.id = operation and o.user_id = auth.uid());
 end
 $$;

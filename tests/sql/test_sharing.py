@@ -144,6 +144,19 @@ def test_removed_and_replaced_arrays_are_hidden_though_still_stored(
     ]
 
 
+def test_operation_that_is_sent_again_after_the_share_tells_nothing_new(owner: Caller, other: Caller) -> None:
+    key = new_key()
+    stored = owner.store(key, _ARRAY, attrs={"note": "before"})
+    answer_of(owner.call("tensorage_share", key=key, readers=[other.email], can_write=True))
+    body = whole(_ARRAY[:1], key=key, operation=new_operation(), owner=owner.email)
+    assert answer_of(other.call("tensorage_append", body))["attrs"] == {"note": "before"}
+    answer_of(owner.call("tensorage_unshare", key=key))
+    answer_of(owner.call("tensorage_annotate", data_id=stored["id"], attrs={"note": "after"}))
+    again = other.call("tensorage_append", body)
+    assert "after" not in again.text
+    assert owner.open(key)["shape"] == [5, 3]
+
+
 def test_array_being_written_is_invisible_however_it_will_be_shared(owner: Caller, other: Caller) -> None:
     begun = owner.begin(new_key(), [4, 3], is_shared=True, chunk=12)
     answer_of(owner.put(begun["id"], _ARRAY, chunk=12))
