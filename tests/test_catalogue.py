@@ -307,9 +307,7 @@ class TestAudit:
         assert (by_friend.action, by_friend.actor, by_friend.actor_id) == ("changed", friend.email, friend.id)
         assert (by_stranger.action, by_stranger.actor, by_stranger.actor_id) == ("changed", None, stranger.id)
 
-    def test_old_records_are_swept(
-        self, project: Project, database: psycopg.Connection[Any]
-    ) -> None:
+    def test_old_records_are_swept(self, project: Project, database: psycopg.Connection[Any]) -> None:
         user = project.register()
         with workers.store_of(project, user) as store:
             store["x"] = 1

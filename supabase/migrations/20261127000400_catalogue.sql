@@ -62,7 +62,7 @@ begin
 end
 $$;
 
--- A dataset of the caller by its id, staged ones included.
+-- A dataset of the caller by its id, staged ones included, or one by which the caller is writing to an array of somebody else.
 create or replace function public.tensorage_dataset(data_id bigint) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -72,7 +72,8 @@ declare
 begin
   -- By the id alone: only the primary key answers that, whatever PostgreSQL thinks of the size of the table.
   select * into found from public.datasets d where d.id = data_id;
-  if (me in (found.user_id, found.writer) and (found.expires_at is null or found.expires_at > now())) is not true then
+  if ((found.user_id = me and (found.expires_at is null or found.expires_at > now()))
+      or tensorage.is_writing(found)) is not true then
     raise exception using errcode = 'TS001', message = format('you have no dataset with id %s', data_id);
   end if;
   return tensorage.describe(found);
@@ -116,9 +117,10 @@ $$;
 create or replace function public.tensorage_list(
   prefix text default '', after text default '', max_rows int default 1000, owner text default null) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  me uuid := tensorage.me();
 begin
-  perform tensorage.me();
-  if owner is null then
+  if owner is null or me = any (tensorage.accounts(owner)) then
     return (select coalesce(json_agg(k.key), '[]') from tensorage.own_keys(prefix, after, least(max_rows, 1000)) k(key));
   end if;
   return (select coalesce(json_agg(k.key), '[]')
@@ -133,7 +135,7 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   me uuid := tensorage.me();
 begin
-  if owner is null then
+  if owner is null or me = any (tensorage.accounts(owner)) then
     return (select count(*) from public.datasets d where d.user_id = me and d.state = 'committed');
   end if;
   return (select count(*) from tensorage.shared_keys(tensorage.accounts(owner), '', '', 2147483647));
@@ -189,13 +191,13 @@ begin
   else
     loop
       keys := array(select k from (
-        select tensorage.own_keys(prefix, after, 1000) as k where tensorage_catalogue.owner is null
-        union all select tensorage.shared_keys(whose, prefix, after, 1000) where tensorage_catalogue.owner is not null) s);
+        select tensorage.own_keys(prefix, after, 1000) as k where me = any (whose)
+        union all select tensorage.shared_keys(whose, prefix, after, 1000) where me <> all (whose)) s);
       exit when cardinality(keys) = 0;
       ids := coalesce(ids, '{}') || array(
         select d.id from public.datasets d
          where d.user_id = any (whose) and d.key = any (keys) and d.state = 'committed' and (regex is null or d.key ~ regex)
-           and (tensorage_catalogue.owner is null or tensorage.may_use(d.user_id, d.key))
+           and (me = any (whose) or tensorage.may_use(d.user_id, d.key))
          order by d.key);
       -- Bounded, since a glob may fit few of many keys: the next request goes on behind the last key that was looked at.
       after := keys[cardinality(keys)];

@@ -1,0 +1,153 @@
+"""Controls of the matrix: with any one policy, right or check taken out, it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from matrix import checks
+from matrix.checks import Check
+from matrix.of_functions import FUNCTIONS
+from matrix.of_storage import STORAGE
+from matrix.of_tables import TABLES
+from matrix.operations import Operation, violations
+from matrix.rights import ON_TABLES, wrong_rights
+from matrix.rules import Subject
+from matrix.world import World
+
+#: Functions that policies call, with the operations that the policies are of.
+_OF_POLICIES = {
+    "tensorage.is_user": [*TABLES, *STORAGE],
+    "tensorage.sharers": [*TABLES, *STORAGE],
+    "tensorage.may_use": TABLES,
+    "tensorage.may_read_rows_of": TABLES,
+    "tensorage.may_write_object": STORAGE,
+    "tensorage.may_delete_object": STORAGE,
+    "tensorage.is_shared_object": STORAGE,
+}
+
+
+def operations_of(function: str) -> list[Operation]:
+    """Operations that a function has a part in: its own ones first."""
+    callers = checks.callers_of(function)
+    own = [operation for operation in FUNCTIONS if f"public.{operation.covers}" in callers]
+    for name, operations in _OF_POLICIES.items():
+        own += [operation for operation in operations if name in callers and operation not in own]
+    return own
+
+
+def first_violation(world: World, operations: Iterable[Operation]) -> str | None:
+    """The first thing that the matrix finds, of the callers that SQL tells apart: bad tokens never get there."""
+    people = [person for person in world.people.values() if person.subject is not Subject.BAD_TOKEN]
+    people.sort(key=lambda person: person.subject is Subject.OWNER)
+    for operation in operations:
+        for found in violations(world, operation, people):
+            return found
+    return None
+
+
+# Policies, row-level security, rights -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["says yes", "is dropped"])
+@pytest.mark.parametrize("policy", checks.policies(), ids=lambda policy: policy[0])
+def test_policy(world: World, policy: tuple[str, str, str], how: str) -> None:
+    name, table, command = policy
+    if table == "storage.objects":
+        operations = STORAGE
+    else:
+        operations = [o for o in TABLES if o.covers == f"{table.removeprefix('public.')} {command}"]
+    with checks.policy_without(world.database, name, table, is_dropped=how == "is dropped"):
+        assert first_violation(world, operations)
+
+
+def test_policies_of_the_migrations_are_all(world: World) -> None:
+    query = "select policyname, schemaname || '.' || tablename, lower(cmd) from pg_policies where schemaname <> 'auth'"
+    assert set(world.database.execute(query).fetchall()) == set(checks.policies())
+
+
+@pytest.mark.parametrize("table", ["public.datasets", "public.tensors", "public.shards", "storage.objects"])
+def test_row_level_security(world: World, table: str) -> None:
+    operations = (
+        STORAGE
+        if table == "storage.objects"
+        else [o for o in TABLES if f"public.{o.covers}".startswith(table)]
+    )
+    off, on = (f"alter table {table} {word} row level security" for word in ("disable", "enable"))
+    with checks.statement(world.database, off, on):
+        assert first_violation(world, operations)
+        assert list(wrong_rights(world.database)) == [f"{table} has no row-level security"]
+
+
+@pytest.mark.parametrize("table", sorted({table for _, table in ON_TABLES if table.startswith("tensorage.")}))
+def test_row_level_security_of_inner_tables(world: World, table: str) -> None:
+    off, on = (f"alter table {table} {word} row level security" for word in ("disable", "enable"))
+    with checks.statement(world.database, off, on):
+        assert list(wrong_rights(world.database)) == [f"{table} has no row-level security"]
+
+
+def test_rights_are_those_that_are_written_down(world: World) -> None:
+    assert list(wrong_rights(world.database)) == []
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+@pytest.mark.parametrize("right", ["select", "insert", "update", "delete"])
+@pytest.mark.parametrize("table", sorted({table for _, table in ON_TABLES}))
+def test_right_on_a_table(world: World, table: str, right: str, role: str) -> None:
+    if ON_TABLES.get((role, table)) == right:
+        pytest.skip("this right is given")
+    grant, revoke = (
+        f"{word} {right} on {table} {to} {role}" for word, to in (("grant", "to"), ("revoke", "from"))
+    )
+    with checks.statement(world.database, grant, revoke):
+        assert list(wrong_rights(world.database)) == [f"{role} has {right} on {table}"]
+        # Without a policy for it, row-level security alone refuses a new row.
+        if table.startswith("public.") and right != "insert":
+            assert first_violation(world, [o for o in TABLES if f"public.{o.covers}" == f"{table} {right}"])
+
+
+def test_rights_on_functions(world: World) -> None:
+    functions = world.database.execute(
+        "select p.oid::regprocedure::text, n.nspname || '.' || p.proname from pg_proc p "
+        "join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'tensorage') and p.prokind = 'f'"
+    ).fetchall()
+    for signature, name in functions:
+        grant, revoke = (
+            f"grant execute on function {signature} to anon",
+            f"revoke execute on function {signature} from anon",
+        )
+        with checks.statement(world.database, grant, revoke):
+            assert list(wrong_rights(world.database)) == [f"anon may execute {name}"]
+
+
+def test_quotas_are_the_service_keys_alone(world: World) -> None:
+    function = "public.tensorage_set_quota(text, bigint, bigint)"
+    grant, revoke = (
+        f"grant execute on function {function} to authenticated",
+        f"revoke execute on function {function} from authenticated",
+    )
+    with checks.statement(world.database, grant, revoke):
+        assert first_violation(world, operations_of("public.tensorage_set_quota"))
+
+
+# Checks in functions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", checks.SAYING_YES)
+def test_function_that_says_yes(world: World, function: str) -> None:
+    with checks.saying_yes(world.database, function):
+        assert first_violation(world, operations_of(function))
+
+
+@pytest.mark.parametrize("check", checks.checks(), ids=str)
+def test_check(world: World, check: Check) -> None:
+    with checks.without_checks(world.database, check):
+        assert first_violation(world, operations_of(check.function))
+
+
+def test_every_check_is_found_in_the_database(world: World) -> None:
+    """The text of the migrations and the functions of the database have the same checks."""
+    for check in checks.checks():
+        pattern, _ = checks.KINDS[check.kind]
+        source = world.one("select prosrc from pg_proc where oid = %s::regproc", check.function)
+        assert len(pattern.findall(source)) == len(pattern.findall(checks.bodies()[check.function]))
