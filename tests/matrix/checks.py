@@ -90,8 +90,10 @@ class Check:
     def without(self, definition: str) -> str:
         """The definition of the function without the check."""
         pattern, instead = KINDS[self.kind]
-        found = list(pattern.finditer(definition))[self.number]
-        return definition[: found.start()] + instead + definition[found.end() :]
+        # The head names the function itself.
+        head, dollars, body, end = _parts(definition)
+        found = list(pattern.finditer(body))[self.number]
+        return f"{head}{dollars}{body[: found.start()]}{instead}{body[found.end() :]}{end}"
 
 
 @cache
@@ -132,7 +134,7 @@ def without_checks(database: Sql, *taken: Check) -> Iterator[None]:
 @contextmanager
 def saying_yes(database: Sql, function: str) -> Iterator[None]:
     definition = _definition(database, function)
-    head, dollars, _ = re.split(r"(\$\w*\$)", definition, maxsplit=1)
+    head, dollars, _, _ = _parts(definition)
     with _changed(database, [f"{head}{dollars}{SAYING_YES[function]}{dollars}"], [definition]):
         yield
 
@@ -173,6 +175,13 @@ def _changed(database: Sql, change: list[str], restore: list[str]) -> Iterator[N
         with database.transaction():
             for text in restore:
                 database.execute(text)
+
+
+def _parts(definition: str) -> tuple[str, str, str, str]:
+    """Head of a definition, its quotes, the body, and the closing quotes."""
+    head, dollars, rest = re.split(r"(\$\w*\$)", definition, maxsplit=1)
+    body, _, end = rest.rpartition(dollars)
+    return head, dollars, body, dollars + end
 
 
 def _definition(database: Sql, function: str) -> str:

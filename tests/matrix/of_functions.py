@@ -12,6 +12,8 @@ from matrix.rules import Kind
 from matrix.world import (
     FILE,
     OBJECTS_KEY,
+    OPEN_PREFIX,
+    OPEN_ROWS_KEY,
     PREFIX,
     ROWS,
     ROWS_KEY,
@@ -779,4 +781,72 @@ AGAIN = [
     ),
 ]
 
-FUNCTIONS = [*READING, *CATALOGUE, *SHARING, *STORING, *STAGED, *INTERRUPTED, *AGAIN]
+# Shared with everybody: with those who are signed in, and with nobody else -------------------------------
+
+
+def _of_open(function: str, probe: Probe) -> Operation:
+    return Operation(f"{function} open to everybody", function, Kind.OPEN, probe, ("open",))
+
+
+def _calls(function: str, arguments: Callable[[World], Json | bytes]) -> Operation:
+    """A call that answers with something if it is let through."""
+
+    def probe(w: World, p: Person) -> Outcome:
+        answer = p.call(function, arguments(w))
+        return _one(answer, _is_ok(answer) and bool(answer.json()))
+
+    return _of_open(function, probe)
+
+
+def _open_read(w: World, p: Person) -> Outcome:
+    d = w.things.open_rows
+    whole_array = {"rows": [0], "runs": [0], "run_length": 12}
+    answer = p.binary("tensorage_read", data_id=d["id"], version=d["version"], **whole_array)
+    return _one(answer, answer.content == ROWS.tobytes())
+
+
+def _open_shards(w: World, p: Person) -> Outcome:
+    d = w.things.open_objects
+    return _shards(w, p, d, d["version"], w.things.open_names)
+
+
+def _open_received(w: World, p: Person) -> Outcome:
+    answer = p.call("tensorage_shared_with_me")
+    keys = [share["key"] for share in answer.json()] if _is_ok(answer) else []
+    return _one(answer, _is_ok(answer) and (p.id == w.owner.id or OPEN_PREFIX in keys))
+
+
+def _open_commit(w: World, p: Person) -> Outcome:
+    """Assign in several requests, from the beginning to the commit."""
+    begun = p.caller.ask_to_assign(w.things.open_rows)
+    if not _is_ok(begun):
+        return _one(begun, is_done=False)
+    patched = p.caller.patch(begun.json()["id"], -ROWS[:1], [0], [3])
+    committed = p.caller.commit(begun.json()["id"])
+    is_done = w.elements(w.things.open_rows["id"]).startswith((-ROWS[:1]).tobytes())
+    return Outcome([begun, patched, committed], is_done)
+
+
+OPEN = [
+    _of_open("tensorage_read", _open_read),
+    _of_open("tensorage_shards", _open_shards),
+    _of_open("tensorage_shared_with_me", _open_received),
+    _of_open("tensorage_commit", _open_commit),
+    _calls("tensorage_open", lambda w: _owned(w, None, key=OPEN_ROWS_KEY)),
+    *(
+        _calls(function, lambda w: _owned(w, None))
+        for function in ("tensorage_list", "tensorage_count", "tensorage_catalogue")
+    ),
+    _calls("tensorage_has_object", lambda w: {"data_id": w.things.open_objects["id"], "number": 0}),
+    _calls("tensorage_sharer", lambda w: {"who": w.owner.email}),
+    _calls("tensorage_append", lambda w: whole(ROWS[:1], key=OPEN_ROWS_KEY, owner=w.owner.email)),
+    _calls("tensorage_annotate", lambda w: {"data_id": w.things.open_rows["id"], "attrs": {"by": new_key()}}),
+    _calls("tensorage_assign", lambda w: _assigned(w.things.open_rows["id"], w.things.open_rows["version"])),
+    _calls("tensorage_begin", lambda w: _owned(w, None, key=OPEN_ROWS_KEY, append=True, **NEW_SHAPE)),
+    _calls(
+        "tensorage_begin_append",
+        lambda w: {"data_id": w.things.open_objects["id"], "shape": [1, 3], "base_rows": 9},
+    ),
+]
+
+FUNCTIONS = [*READING, *CATALOGUE, *SHARING, *STORING, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]

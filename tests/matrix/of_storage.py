@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from matrix.operations import Operation, Outcome, Probe
 from matrix.rules import Kind, Subject
-from matrix.world import FILE, FILE_CONTENT, SECRET_CONTENT, SECRET_FILE, Person, World
+from matrix.world import FILE, FILE_CONTENT, OPEN_FILE, SECRET_CONTENT, SECRET_FILE, Person, World
 from sql.api import new_key
 from sql.objects import BUCKET, name_of, storage
 
@@ -281,7 +281,21 @@ _OBJECT = "GET /object/{bucket}/{name:path}"
 _PRIVATE = "GET /object/authenticated/{bucket}/{name:path}"
 _PUBLIC = "GET /object/public/{bucket}/{name:path}"
 
+
+def _open(what: str) -> Operation:
+    """A download of something that everybody may use."""
+
+    def probe(w: World, p: Person) -> Outcome:
+        name = w.things.open_names[0] if what == "object" else f"{w.owner.id}/{OPEN_FILE}"
+        content = f"0 of {w.things.open_objects['id']}".encode() if what == "object" else FILE_CONTENT
+        answer = storage(p.caller, "GET", f"/object/authenticated/{BUCKET}/{name}")
+        return Outcome([answer], _is_ok(answer) and answer.content == content)
+
+    return _operation(_PRIVATE, f"{what}, open to everybody", Kind.OPEN, probe, "open")
+
+
 READING = [
+    *(_open(what) for what in ("object", "file")),
     *(_download(_OBJECT, what, "/object") for what in _READ),
     *(_download(_OBJECT, what, "/object", **_RANGE) for what in _READ),
     *(_download(_PRIVATE, what, "/object/authenticated") for what in _READ),

@@ -28,6 +28,17 @@ def _select(
     )
 
 
+def _select_open(table: str, thing: str, query: str) -> Operation:
+    """A look at the rows of an array that everybody may use."""
+
+    def probe(w: World, p: Person) -> Outcome:
+        answer = p.caller.request("GET", f"/{table}?{query}=eq.{getattr(w.things, thing)['id']}")
+        return Outcome([answer], answer.status_code == 200 and bool(answer.json()))
+
+    name = f"{table} select open to everybody"
+    return Operation(name, f"{table} select", Kind.OPEN, probe, ("open",), is_quiet=True, is_function=False)
+
+
 def _select_all(table: str, column: str) -> Operation:
     """A look at the whole table: the own rows, those that are shared, and no others."""
 
@@ -116,6 +127,9 @@ _DATASET = {
 }
 
 TABLES = [
+    _select_open("datasets", "open_rows", "id"),
+    _select_open("tensors", "open_rows", "data_id"),
+    _select_open("shards", "open_objects", "data_id"),
     _select("datasets", "id", "rows", "key", [ROWS_KEY]),
     _select("datasets", "id", "secret_rows", "key", [SECRET_ROWS_KEY], is_private=True),
     _select_all("datasets", "id"),

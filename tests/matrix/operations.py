@@ -69,7 +69,7 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
             yield from _failures_of_allowed(where, outcome)
         else:
             yield from _failures_of_refused(where, outcome, operation, person)
-        yield from _leaks(where, outcome, operation, world.marks(person))
+        yield from _leaks(where, outcome, operation, world.marks(person, is_open=operation.kind is Kind.OPEN))
         after = world.state()
         if after != before and not _may_change(operation, person, allowed=allowed):
             changed = sorted(set(after) ^ set(before))

@@ -34,6 +34,8 @@ class Kind(Enum):
     #: Works on the caller's own things, whatever others have. The owner's things stay as they are.
     OWN = "own"
     READ = "read"
+    #: Uses something that the owner shares with everybody, for writing.
+    OPEN = "open"
     #: Reads something of the owner's that is not shared.
     READ_PRIVATE = "read private"
     #: Appends, assigns, sets attributes.
@@ -57,6 +59,7 @@ ALLOWED: Final = {
     Kind.VERSION: _SIGNED_IN | {Subject.DELETED, Subject.SERVICE},
     Kind.PROTOCOL: frozenset(Subject),
     Kind.OWN: _SIGNED_IN,
+    Kind.OPEN: _SIGNED_IN,
     Kind.READ: frozenset({Subject.OWNER, Subject.READER, Subject.WRITER}),
     Kind.READ_PRIVATE: frozenset({Subject.OWNER}),
     Kind.WRITE: frozenset({Subject.OWNER, Subject.WRITER}),
@@ -68,7 +71,7 @@ ALLOWED: Final = {
 }
 
 #: Kinds of which the service key may all at tables and objects, past every policy. At functions it is nobody's login.
-_SERVED: Final = frozenset({Kind.OWN, Kind.READ, Kind.READ_PRIVATE, Kind.MANAGE, Kind.STAGED})
+_SERVED: Final = frozenset({Kind.OWN, Kind.OPEN, Kind.READ, Kind.READ_PRIVATE, Kind.MANAGE, Kind.STAGED})
 
 
 def is_allowed(kind: Kind, subject: Subject, *, is_function: bool) -> bool:

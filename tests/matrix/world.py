@@ -40,6 +40,10 @@ SECRET_ROWS = np.arange(55_000_001, 55_000_013, dtype="<i4").reshape(4, 3)
 #: Keys that are shared one by one, and below a prefix.
 ROWS_KEY, OBJECTS_KEY, FILE = "lab/rows", "lab/objects", "lab/notes.txt"
 SHARED_KEYS = (ROWS_KEY, OBJECTS_KEY, FILE)
+#: Keys that are shared with everybody, for as long as an operation needs it.
+OPEN_ROWS_KEY, OPEN_OBJECTS_KEY, OPEN_FILE = "open/rows", "open/objects", "open/notes.txt"
+OPEN_KEYS = (OPEN_ROWS_KEY, OPEN_OBJECTS_KEY, OPEN_FILE)
+OPEN_PREFIX = "open/"
 PREFIX = "lab/"
 SECRET_ROWS_KEY, SECRET_OBJECTS_KEY, SECRET_FILE = "secret/rows", "secret/objects", "secret/notes.txt"
 
@@ -111,6 +115,9 @@ class Things:
     assigning: Json = field(default_factory=dict)
     growing: Json = field(default_factory=dict)
     leftover: int = 0
+    open_rows: Json = field(default_factory=dict)
+    open_objects: Json = field(default_factory=dict)
+    open_names: list[str] = field(default_factory=list)
     #: Datasets by which former sharees were writing when their share ended, by name of the person and of the thing.
     interrupted: dict[tuple[str, str], Json] = field(default_factory=dict)
 
@@ -214,13 +221,15 @@ class World:
         )
         for name in wanted:
             getattr(self, f"_make_{name}")()
-        self.share()
+        self.share(is_open="open" in wanted)
 
-    def share(self) -> None:
+    def share(self, *, is_open: bool) -> None:
         """Make the relation what it is to be, whatever probes have done to it."""
         mine = [self.owner.id]
         self.database.execute("delete from tensorage.shares where user_id = %s", mine)
         rows = [(PREFIX, self["prefix sharee"].email, False, None)]
+        if is_open:
+            rows.append((OPEN_PREFIX, "", True, None))
         past = "2026-01-01T00:00:00Z"
         for key in SHARED_KEYS:
             rows += [
@@ -259,6 +268,16 @@ class World:
 
     def _make_file(self) -> None:
         assert upload(self["service key"], f"{self.owner.id}/{FILE}", FILE_CONTENT).status_code == 200
+
+    def _make_open(self) -> None:
+        """Make arrays and a file that everybody may use."""
+        self.owner.store(OPEN_ROWS_KEY, ROWS, chunk=5, overwrite=True)
+        self.things.open_rows = self.owner.open(OPEN_ROWS_KEY)
+        begun = begin(self.owner, OPEN_OBJECTS_KEY, overwrite=True)
+        answer_of(self.owner.commit(begun["id"], shards=self._fill(begun, NUMBERS)))
+        self.things.open_objects = self.owner.open(OPEN_OBJECTS_KEY)
+        self.things.open_names = names(self.owner, self.things.open_objects)
+        assert upload(self["service key"], f"{self.owner.id}/{OPEN_FILE}", FILE_CONTENT).status_code == 200
 
     def _make_begun(self) -> None:
         self.things.begun = self.owner.begin("lab/begun", [4, 3], operation=new_operation(), overwrite=True)
@@ -306,12 +325,23 @@ class World:
         assert upload(self["service key"], f"{self.owner.id}/mine/a.txt", b"mine").status_code == 200
 
     def _make_leftover(self) -> None:
-        """Make a dataset that has expired, with blocks."""
+        """Make a dataset that has expired, with blocks; and what is old enough to be forgotten."""
         begun = self.owner.begin("lab/left", [4, 3])
         answer_of(self.owner.put(begun["id"], ROWS))
         self.things.leftover = begun["id"]
-        self.one(
-            "update public.datasets set expires_at = '-infinity' where id = %s returning id", begun["id"]
+        mine = [self.owner.id]
+        self.database.execute(
+            "update public.datasets set expires_at = '-infinity' where id = %s", [begun["id"]]
+        )
+        self.database.execute(
+            "insert into tensorage.operations (user_id, id, owner, answer, finished_at) "
+            "values (%s, gen_random_uuid(), %s, '{}', now() - interval '2 days')",
+            [*mine, *mine],
+        )
+        self.database.execute(
+            "insert into tensorage.audit (user_id, at, action, key) "
+            "values (%s, now() - interval '1 year', 'created', 'lab/forgotten')",
+            mine,
         )
 
     def _make_interrupted(self) -> None:
@@ -379,8 +409,14 @@ class World:
 
     # Leaks ----------------------------------------------------------------------------------------------
 
-    def marks(self, person: Person) -> list[str]:
-        """Texts that no answer to a person may hold on its own, however they are written."""
+    def marks(self, person: Person, *, is_open: bool) -> list[str]:
+        """Texts that no answer to a person may hold on its own, however they are written.
+
+        Parameters
+        ----------
+        is_open
+            Whether the owner shares something with everybody: those who are signed in may know whose it is.
+        """
         if person.subject is Subject.SERVICE:
             return []
         others = [p for p in self.people.values() if p.caller.email and p.caller != person.caller]
@@ -389,7 +425,9 @@ class World:
         secret = SECRET_ROWS.tobytes()
         marks = [SECRET_NOTE, secret.decode("latin-1"), secret.hex(), SECRET_CONTENT.decode()]
         marks += [SECRET_ROWS_KEY, SECRET_OBJECTS_KEY, SECRET_FILE]
-        can_read = person.subject in (Subject.READER, Subject.WRITER)
+        can_read = person.subject in (Subject.READER, Subject.WRITER) or (
+            is_open and person.subject is Subject.STRANGER
+        )
         marks += [p.caller.email for p in others if not (can_read and p.subject is Subject.OWNER)]
         if not can_read:
             shared = ROWS.tobytes()
