@@ -99,7 +99,7 @@ begin
   if operation is null then
     return null;
   end if;
-  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
+  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, auth.uid()), 0));
   select o.answer::jsonb into kept from tensorage.operations o where o.id = operation and o.user_id = auth.uid();
   if kept -> 'attrs' is null then
     return kept;

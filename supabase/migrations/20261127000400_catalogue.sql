@@ -241,10 +241,11 @@ begin
      set attrs = (case when tensorage_annotate.replace then '{}' else s.attrs end - removed) || tensorage_annotate.attrs,
          dims = case when set_dims then tensorage_annotate.dims else s.dims end,
          version = s.version + 1, updated_at = now()
-   where s.id = d.id and s.state = 'committed' and tensorage.may_use(s.user_id, s.key, true) returning * into d;
+   where s.id = d.id and s.state = 'committed' returning * into d;
   if d.id is null then
     raise exception using errcode = 'TS003', message = 'the array was replaced or deleted';
   end if;
+  perform tensorage.check_still_writable(d);
   perform tensorage.note_change(d);
   return tensorage.answer(null, tensorage.describe(d));
 end

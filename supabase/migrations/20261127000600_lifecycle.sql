@@ -182,9 +182,12 @@ $$;
 -- Gives up a staged dataset. Returns how many datasets are left to sweep.
 create or replace function public.tensorage_abort(data_id bigint) returns int
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  -- Asked for whatever there is: a condition of the statement below would be looked at for a dataset alone.
+  me uuid := tensorage.me();
 begin
   update public.datasets s set expires_at = '-infinity'
-   where s.id = tensorage_abort.data_id and s.writer = tensorage.me() and s.state = 'staged';
+   where s.id = tensorage_abort.data_id and s.writer = me and s.state = 'staged';
   if found then
     perform tensorage.end_staging(data_id);
   end if;

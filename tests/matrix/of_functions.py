@@ -174,6 +174,116 @@ def _keys_of(said: Any) -> list[str]:
     return [found["key"] for found in said["entries"]] if isinstance(said, dict) else []
 
 
+def _own(
+    w: World, p: Person, state: str, operation: str | None = None, engine: str = "database"
+) -> tuple[int, str]:
+    """Id and key of a dataset that the caller's account has, put there past the functions."""
+    key, zarr = new_key(), metadata((1,)) if engine == "storage" else None
+    data_id = w.one(
+        "insert into public.datasets (user_id, writer, key, shape, dtype, block_size, state, expires_at, operation, "
+        "engine, zarr) select id, id, %s, '{1}', '<i4', 1, %s, case %s when 'staged' then timestamptz 'infinity' end, "
+        "%s, %s, %s from auth.users where id::text = %s returning id",
+        *(key, state, state, operation, engine, zarr, p.id),
+    )
+    if data_id is not None and state == "staged":
+        w.database.execute("insert into tensorage.stagings (data_id) values (%s)", [data_id])
+    return data_id or 0, key
+
+
+def _own_call(
+    function: str, state: str, arguments: Callable[[int, str], Json], *, engine: str = "database"
+) -> Operation:
+    """A call about a dataset of the caller's own, which changes it, or answers for sure."""
+
+    def probe(w: World, p: Person) -> Outcome:
+        data_id, key = _own(w, p, state, engine=engine)
+        answer = p.call(function, arguments(data_id, key))
+        return _one(answer, data_id > 0 and _is_ok(answer))
+
+    return Operation(f"{function} own thing", function, Kind.OWN, probe)
+
+
+def _store_over(w: World, p: Person) -> Outcome:
+    """Store an array under a key that others have, too, in place of the own one."""
+    answer = p.call("tensorage_store", whole(OWN_ROWS, key=ROWS_KEY, overwrite=True))
+    is_done = bool(p.id) and _exists(w, p.id, ROWS_KEY)
+    if p.id and p.id != w.owner.id:
+        # No key and no record of the caller's own is to look as the owner's.
+        for table in ("public.datasets", "tensorage.audit"):
+            w.database.execute(f"delete from {table} where user_id = %s and key = %s", [p.id, ROWS_KEY])
+    return _one(answer, is_done)
+
+
+def _own_dataset(w: World, p: Person) -> Outcome:
+    data_id, _ = _own(w, p, "staged")
+    answer = p.call("tensorage_dataset", data_id=data_id)
+    return _one(answer, data_id > 0 and _member(answer, "id") == data_id)
+
+
+def _own_put(w: World, p: Person) -> Outcome:
+    data_id, _ = _own(w, p, "staged")
+    answer = p.call("tensorage_put", _put(data_id, ROWS[:1, :1], chunk=1))
+    return _one(answer, data_id > 0 and bool(w.elements(data_id)))
+
+
+def _own_share(w: World, p: Person) -> Outcome:
+    _, key = _own(w, p, "committed")
+    answer = p.call("tensorage_share", key=key, readers=[READER])
+    is_shared = w.one("select count(*) from tensorage.shares where pattern = %s", key)
+    return _one(answer, bool(is_shared))
+
+
+def _own_begin(w: World, p: Person) -> Outcome:
+    """Begin once more what was begun."""
+    operation = new_operation()
+    data_id, key = _own(w, p, "staged", operation)
+    answer = p.call("tensorage_begin", key=key, operation=operation, **NEW_SHAPE)
+    return _one(answer, data_id > 0 and _member(answer, "id") == data_id)
+
+
+def _begin_of_another(w: World, p: Person) -> Outcome:
+    """Begin an array by the id of an operation of the owner's: it is another one for each user."""
+    answer = p.call("tensorage_begin", key=new_key(), operation=w.things.begun["operation"], **NEW_SHAPE)
+    return _one(answer, _is_ok(answer) and _member(answer, "user_id") == p.id)
+
+
+OWN = [
+    Operation("tensorage_store over the own one", "tensorage_store", Kind.OWN, _store_over, ("rows",)),
+    _own_call("tensorage_abort", "staged", lambda data_id, key: {"data_id": data_id}),
+    _own_call("tensorage_rename", "committed", lambda data_id, key: {"key": key, "new_key": new_key()}),
+    _own_call(
+        "tensorage_rename_all", "committed", lambda data_id, key: {"prefix": key, "new_prefix": new_key()}
+    ),
+    _own_call("tensorage_remove", "committed", lambda data_id, key: {"key": key}),
+    _own_call("tensorage_compact", "committed", lambda data_id, key: {"key": key}),
+    _own_call(
+        "tensorage_commit",
+        "staged",
+        lambda data_id, key: {"data_id": data_id, "shards": [entry(0, None)]},
+        engine="storage",
+    ),
+    _own_call(
+        "tensorage_shards",
+        "staged",
+        lambda data_id, key: {"data_id": data_id, "version": None, "numbers": []},
+        engine="storage",
+    ),
+    _own_call(
+        "tensorage_begin_append",
+        "committed",
+        lambda data_id, key: {"data_id": data_id, "shape": [1], "base_rows": 1},
+        engine="storage",
+    ),
+    Operation("tensorage_dataset own", "tensorage_dataset", Kind.OWN, _own_dataset),
+    Operation("tensorage_put own", "tensorage_put", Kind.OWN, _own_put),
+    Operation("tensorage_share own", "tensorage_share", Kind.OWN, _own_share),
+    Operation("tensorage_begin own, again", "tensorage_begin", Kind.OWN, _own_begin),
+    Operation(
+        "tensorage_begin by another's operation", "tensorage_begin", Kind.OWN, _begin_of_another, ("begun",)
+    ),
+]
+
+
 CATALOGUE = [
     _operation(
         "tensorage_open",
@@ -849,4 +959,4 @@ OPEN = [
     ),
 ]
 
-FUNCTIONS = [*READING, *CATALOGUE, *SHARING, *STORING, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]
+FUNCTIONS = [*OWN, *READING, *CATALOGUE, *SHARING, *STORING, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]

@@ -320,9 +320,19 @@ READING = [
     _list("{owner}/{objects}", Kind.READ, "c", "objects"),
 ]
 
+
+def _remove_own(w: World, p: Person) -> Outcome:
+    name = f"{p.id or 'nobody'}/{new_key()}"
+    assert _is_ok(storage(w["service key"], "POST", f"/object/{BUCKET}/{name}", content=_CONTENT))
+    answer = storage(p.caller, "DELETE", f"/object/{BUCKET}", json={"prefixes": [name]})
+    return Outcome([answer], w.content(name) is None)
+
+
 _MOVE, _COPY = "POST /object/move", "POST /object/copy"
 
 WRITING = [
+    _operation("DELETE /object/{bucket}", "own file", Kind.OWN, _remove_own, is_quiet=True),
+    _remove("an object that was left", Kind.MANAGE, lambda w: w.things.left_object, "leftover", many=True),
     _operation("POST /object/{bucket}/{name:path}", "own file", Kind.OWN, _upload_own),
     _upload(
         "a new file of the owner",

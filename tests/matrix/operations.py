@@ -60,7 +60,7 @@ class Operation:
 def violations(world: World, operation: Operation, people: Iterable[Person]) -> Iterable[str]:
     """Send an operation as each of some people, and tell all that the rules forbid."""
     world.make(*operation.needs)
-    before = world.state()
+    before, of_bystander = world.state(), world.state_of_bystander()
     for person in people:
         allowed = is_allowed(operation.kind, person.subject, is_function=operation.is_function)
         outcome = operation.probe(world, person)
@@ -70,6 +70,9 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
         else:
             yield from _failures_of_refused(where, outcome, operation, person)
         yield from _leaks(where, outcome, operation, world.marks(person, is_open=operation.kind is Kind.OPEN))
+        is_settings = operation.kind is Kind.ADMINISTER
+        if not is_settings and world.state_of_bystander() != of_bystander:
+            yield f"{where}: something of a bystander's has changed"
         after = world.state()
         if after != before and not _may_change(operation, person, allowed=allowed):
             changed = sorted(set(after) ^ set(before))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from matrix import checks
+from matrix import checks, races
 from matrix.checks import Check
 from matrix.of_functions import FUNCTIONS
 from matrix.of_storage import STORAGE
@@ -13,6 +13,7 @@ from matrix.of_tables import TABLES
 from matrix.operations import Operation, violations
 from matrix.rights import ON_TABLES, wrong_rights
 from matrix.rules import Subject
+from matrix.twins import entries_of_twins
 from matrix.world import World
 
 
@@ -48,13 +49,30 @@ _OF_POLICIES = {
 }
 
 
+#: Functions that many others call, with those that tell first whether a check of theirs is missing.
+_LOOK_FIRST = {
+    "tensorage.forget": "tensorage_sweep",
+    "tensorage.forget_records": "tensorage_sweep",
+    "tensorage.expired": "tensorage_sweep",
+    "tensorage.sweep": "tensorage_sweep",
+    "tensorage.answered": "tensorage_append",
+    "tensorage.begun": "tensorage_begin",
+    "tensorage.staged": "tensorage_put",
+    "tensorage.stage": "tensorage_store",
+    "tensorage.hide": "tensorage_rename",
+    "tensorage.check_may_go_on": "tensorage_patch",
+    "tensorage.may_go_on": "tensorage_patch",
+    "tensorage.is_writing": "tensorage_shards",
+}
+
+
 def operations_of(function: str) -> list[Operation]:
     """Operations that a function has a part in: its own ones first."""
     callers = checks.callers_of(function)
     own = [operation for operation in FUNCTIONS if f"public.{operation.covers}" in callers]
     for name, operations in _OF_POLICIES.items():
         own += [operation for operation in operations if name in callers and operation not in own]
-    return own
+    return sorted(own, key=lambda operation: operation.covers != _LOOK_FIRST.get(function))
 
 
 def first_violation(world: World, operations: Iterable[Operation]) -> str | None:
@@ -122,7 +140,7 @@ def test_right_on_a_table(world: World, table: str, right: str, role: str) -> No
     )
     with checks.statement(world.database, grant, revoke):
         assert list(wrong_rights(world.database)) == [f"{role} has {right} on {table}"]
-        # Without a policy for it, row-level security alone refuses a new row. The public key may look for no row to change.
+        # Without a policy for it, row-level security alone refuses a new row. The public key finds no row to change.
         if table.startswith("public.") and (
             right == "select" or (right != "insert" and role == "authenticated")
         ):
@@ -163,11 +181,56 @@ NO_RIGHTS = {
 
 #: Checks behind which there is another one: they are taken out together.
 TOGETHER = {
+    Check("tensorage.forget", "owner", 0): [Check("tensorage.forget", "owner", 1)],
+    Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
+    Check("public.tensorage_commit", "going on", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_annotate", "rule", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_annotate", "owner", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_catalogue", "owner", 0): [Check("public.tensorage_catalogue", "owner", 1)],
+    Check("tensorage.stage", "login", 0): [
+        Check("tensorage.stage", "login", 1),
+        Check("tensorage.find", "login", 0),
+    ],
+    Check("tensorage.stage", "login", 1): [
+        Check("tensorage.stage", "login", 0),
+        Check("tensorage.find", "login", 0),
+    ],
+    Check("tensorage.staged", "login", 0): [Check("tensorage.staged", "login", 1)],
+    Check("tensorage.staged", "login", 1): [Check("tensorage.staged", "login", 0)],
+    Check("tensorage.staged", "writer", 0): [Check("tensorage.staged", "writer", 1)],
     Check("tensorage.assignable", "rule", 0): [Check("tensorage.assignable", "rule", 1)],
     Check("tensorage.assignable", "owner", 0): [Check("tensorage.assignable", "rule", 1)],
 }
 
-CHECKS = [check for check in checks.checks() if check.function not in NO_RIGHTS]
+#: Checks that only a share that ends meanwhile can tell, with a request that waits for them.
+IN_RACES = {
+    Check("tensorage.assignable", "rule", 1): races.begin_assign,
+    Check("tensorage.check_still_writable", "rule", 0): races.append,
+}
+
+#: Tells only if two accounts have one address.
+OF_TWINS = Check("public.tensorage_catalogue", "rule", 0)
+
+#: The same as `NO_RIGHTS`, of single conditions.
+DECIDE_NO_RIGHT = {
+    Check("tensorage.find", "rule", 0): "chooses among the accounts of one address",
+    Check("tensorage.move_shares", "expiry", 0): "a share that has ended lets nobody in, whatever its key",
+    Check(
+        "tensorage.move_all_shares", "expiry", 0
+    ): "a share that has ended lets nobody in, whatever its key",
+    Check("public.tensorage_catalogue", "expiry", 0): "tells owners of their own shares",
+    Check("public.tensorage_catalogue", "pattern", 0): "tells owners of their own shares",
+    Check("public.tensorage_shares", "expiry", 0): "tells owners of their own shares",
+    Check("public.tensorage_shares", "pattern", 0): "tells owners of their own shares",
+    Check("public.tensorage_unshare", "expiry", 0): "chooses words for owners",
+    Check("public.tensorage_unshare", "pattern", 0): "chooses words for owners",
+}
+
+CHECKS = [
+    check
+    for check in checks.checks()
+    if check.function not in NO_RIGHTS and check not in {*IN_RACES, *DECIDE_NO_RIGHT, OF_TWINS}
+]
 
 
 # Checks in functions ------------------------------------------------------------------------------------
@@ -183,6 +246,18 @@ def test_function_that_says_yes(world: World, function: str) -> None:
 def test_check(world: World, check: Check) -> None:
     with checks.without_checks(world.database, check, *TOGETHER.get(check, [])):
         assert first_violation(world, operations_of(check.function))
+
+
+def test_check_of_accounts_with_one_address(world: World) -> None:
+    with checks.without_checks(world.database, OF_TWINS):
+        sharer, entries = entries_of_twins(world)
+        assert [entry["user_id"] for entry in entries] != [sharer]
+
+
+@pytest.mark.parametrize("check", IN_RACES, ids=str)
+def test_check_in_a_race(world: World, check: Check) -> None:
+    with checks.without_checks(world.database, check):
+        assert races.race(world, IN_RACES[check], "rename").status_code == 200
 
 
 def test_every_check_is_found_in_the_database(world: World) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any
 
-import httpx
-import psycopg
 import pytest
+from matrix import races
+from matrix.twins import entries_of_twins
 from matrix.world import FILE, OBJECTS_KEY, ROWS, ROWS_KEY, World
-from sql.api import Caller, answer_of, code_of, whole
+from sql.api import Caller, answer_of, code_of
 from sql.objects import BUCKET, ask_to_sweep, begin_append, fill, name_of, remove, storage, upload
-
-from tensorage.embedded import control
 
 
 @pytest.fixture
@@ -36,12 +32,13 @@ def test_a_move_is_no_way_round_the_owners_quota(world: World, writer: Caller) -
     try:
         refused = storage(writer, "POST", "/object/move", json=body)
         after = world.one("select bytes from tensorage.usage where user_id = %s", world.owner.id)
+        kept = world.content(large)
     finally:
         world.make("no_quota")
     assert refused.status_code >= 400
     assert "do not fit into the quota of the owner" in refused.text
     assert after == used
-    assert world.content(large) == bytes(100_000)
+    assert kept == bytes(100_000)
 
 
 def test_a_writer_is_not_told_how_much_the_owner_has(world: World, writer: Caller) -> None:
@@ -89,46 +86,39 @@ def test_a_signed_url_of_the_owner_is_good_and_nobody_else_signs(world: World, w
     assert storage(world["no key"], "GET", signed["signedURL"]).content == read.content
 
 
-Request = Callable[[World, Caller], httpx.Response]
-
-
-def _append(world: World, caller: Caller) -> httpx.Response:
-    return caller.call("tensorage_append", whole(ROWS, key=ROWS_KEY, owner=world.owner.email))
-
-
-def _assign(world: World, caller: Caller) -> httpx.Response:
-    return caller.assign(world.things.rows, -ROWS, [0], [12])
-
-
-@pytest.mark.parametrize("request_of", [_append, _assign], ids=["append", "assign"])
+@pytest.mark.parametrize("prepare", races.REQUESTS, ids=lambda prepare: prepare.__name__)
 @pytest.mark.parametrize("end", ["unshare", "rename"])
 def test_a_share_that_ends_while_a_request_waits(
-    world: World, backend: control.Running, writer: Caller, request_of: Request, end: str
+    world: World, prepare: Callable[[World, Caller], races.Ready], end: races.End
 ) -> None:
     """The request waits for the row of the array; when it has it, its right is looked at anew."""
-    answers: list[httpx.Response] = []
-    with psycopg.connect(backend.superuser_url) as holder:
-        holder.execute("select from public.datasets where id = %s for update", [world.things.rows["id"]])
-        thread = threading.Thread(target=lambda: answers.append(request_of(world, writer)))
-        thread.start()
-        _wait_for_waiter(holder)
-        if end == "unshare":
-            world.database.execute("delete from tensorage.shares where reader = %s", [writer.email])
-        else:
-            holder.execute(
-                "update public.datasets set key = 'secret/renamed' where id = %s", [world.things.rows["id"]]
-            )
-        holder.commit()
-    thread.join()
-    assert code_of(answers[0]) == "TS003"
+    assert code_of(races.race(world, prepare, end)) == "TS003"
     assert world.elements(world.things.rows["id"]) == ROWS.tobytes()
-    world.database.execute("delete from public.datasets where key = 'secret/renamed'")
+    assert world.one("select shape from public.datasets where id = %s", world.things.objects["id"]) == [9, 3]
 
 
-def _wait_for_waiter(holder: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Return when another connection waits for a lock that `holder` has."""
-    asked = (
-        "select exists (select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid)))"
-    )
-    while holder.execute(asked).fetchone() != (True,):
-        holder.execute("select pg_stat_clear_snapshot(), pg_sleep(0.01)")
+def test_the_twin_of_an_address_who_shares_nothing_is_not_seen(world: World) -> None:
+    """Several accounts of single sign-on may have one address: those that share count, each for what it shares."""
+    sharer, entries = entries_of_twins(world)
+    assert [entry["user_id"] for entry in entries] == [sharer]
+
+
+def test_a_rename_does_not_join_two_shares_to_one_that_allows_more(world: World, writer: Caller) -> None:
+    """One lets somebody write and has ended, the other lets them read: neither lets them write now."""
+    shares = "select can_write, expires_at from tensorage.shares where user_id = %s and pattern = %s and reader = %s"
+    world.owner.store("lab/from", ROWS)
+    for key, can_write, expires_at in (
+        ("lab/from", True, "2026-01-01T00:00:00Z"),
+        (ROWS_KEY, False, None),
+    ):
+        world.database.execute(
+            "insert into tensorage.shares (user_id, pattern, reader, can_write, expires_at) "
+            "values (%s, %s, %s, %s, %s)",
+            [world.owner.id, key, world["other"].email, can_write, expires_at],
+        )
+    answer_of(world.owner.call("tensorage_rename", key="lab/from", new_key=ROWS_KEY, overwrite=True))
+    found = world.database.execute(shares, [world.owner.id, ROWS_KEY, world["other"].email]).fetchall()
+    refused = world["other"].append(ROWS_KEY, ROWS, owner=world.owner.email)
+    world.make("rows")
+    assert found == [(False, None)]
+    assert code_of(refused) == "TS007"

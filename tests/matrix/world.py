@@ -115,6 +115,8 @@ class Things:
     assigning: Json = field(default_factory=dict)
     growing: Json = field(default_factory=dict)
     leftover: int = 0
+    left_object: str = ""
+    of_bystander: list[tuple[Any, ...]] = field(default_factory=list)
     open_rows: Json = field(default_factory=dict)
     open_objects: Json = field(default_factory=dict)
     open_names: list[str] = field(default_factory=list)
@@ -127,7 +129,9 @@ class World:
 
     def __init__(self, running: control.Running, database: Sql, http: httpx.Client) -> None:
         self.running, self.database, self.http = running, database, http
-        self.owner = self._register()
+        self.owner = self.register()
+        # Has an array and a share under the key of the owner's, and nothing to do with anybody.
+        self.bystander = self.register()
         self.people: dict[str, Person] = {}
         self.things = Things()
         for name, subject, is_named in (
@@ -139,8 +143,9 @@ class World:
             ("prefix sharee", Subject.READER, True),
             ("write sharee", Subject.WRITER, True),
             ("deleted user", Subject.DELETED, True),
+            ("user marked as deleted", Subject.DELETED, True),
         ):
-            caller = self.owner if subject is Subject.OWNER else self._register()
+            caller = self.owner if subject is Subject.OWNER else self.register()
             self.people[name] = Person(name, subject, caller, is_named)
         for name, headers in self._nobodies().items():
             subject = Subject.ANON if name == "anon key" else Subject.BAD_TOKEN
@@ -154,6 +159,9 @@ class World:
         answer_of(self.owner.call("tensorage_share", key=ROWS_KEY, readers=[self["ex-sharee"].email]))
         answer_of(self.owner.call("tensorage_unshare", key=ROWS_KEY, readers=[self["ex-sharee"].email]))
         self.database.execute("delete from auth.users where id = %s", [self["deleted user"].id])
+        self.database.execute(
+            "update auth.users set deleted_at = now() where id = %s", [self["user marked as deleted"].id]
+        )
 
     def __getitem__(self, name: str) -> Caller:
         return self.people[name].caller
@@ -167,11 +175,12 @@ class World:
             "aud": "authenticated", "iat": now, "exp": now + lifetime_s,
         }  # fmt: skip
 
-    def _register(self) -> Caller:
+    def register(self, *, is_sso: bool = False) -> Caller:
         """Make a user who is logged in. There is no password: to hash one takes longer than most probes."""
         user_id, email = str(uuid.uuid4()), f"{secrets.token_hex(8)}@example.com"
         self.database.execute(
-            "insert into auth.users (id, email, email_confirmed_at) values (%s, %s, now())", (user_id, email)
+            "insert into auth.users (id, email, is_sso_user, email_confirmed_at) values (%s, %s, %s, now())",
+            (user_id, email, is_sso),
         )
         token = jwt.encode(self._claims(user_id, email), self.running.jwt_secret, algorithm="HS256")
         return Caller(self.http, self._headers(token), user_id, email)
@@ -219,6 +228,7 @@ class World:
             "and not exists (select from public.shards s where s.name = o.name)",
             [f"{self.owner.id}/secret", f"{self.owner.id}/lab/notes"],
         )
+        self._restore_bystander()
         for name in wanted:
             getattr(self, f"_make_{name}")()
         self.share(is_open="open" in wanted)
@@ -237,6 +247,7 @@ class World:
                 (key, self["write sharee"].email, True, None),
                 (key, self["expired sharee"].email, True, past),
                 (key, self["deleted user"].email, True, None),
+                (key, self["user marked as deleted"].email, True, None),
             ]
         with self.database.cursor() as cursor:
             cursor.executemany(
@@ -244,6 +255,21 @@ class World:
                 "values (%s, %s, %s, %s, %s)",
                 [(self.owner.id, *row) for row in rows],
             )
+
+    def _restore_bystander(self) -> None:
+        """Give back what a probe has taken, while a check was missing."""
+        mine, theirs = [self.bystander.id], f"{ROWS_KEY} of the bystander"
+        if self.state_of_bystander() == self.things.of_bystander:
+            return
+        for table in ("tensorage.shares", "public.datasets"):
+            self.database.execute(f"delete from {table} where user_id = %s", mine)
+        self.bystander.store(ROWS_KEY, SECRET_ROWS, attrs={"note": theirs})
+        with self.database.cursor() as cursor:
+            cursor.executemany(
+                "insert into tensorage.shares (user_id, pattern, reader, can_write) values (%s, %s, %s, true)",
+                [(self.bystander.id, key, "unknown@example.com") for key in (ROWS_KEY, PREFIX)],
+            )
+        self.things.of_bystander = self.state_of_bystander()
 
     def _make_rows(self) -> None:
         attrs = {"note": NOTE}
@@ -280,7 +306,9 @@ class World:
         assert upload(self["service key"], f"{self.owner.id}/{OPEN_FILE}", FILE_CONTENT).status_code == 200
 
     def _make_begun(self) -> None:
-        self.things.begun = self.owner.begin("lab/begun", [4, 3], operation=new_operation(), overwrite=True)
+        operation = new_operation()
+        begun = self.owner.begin("lab/begun", [4, 3], operation=operation, overwrite=True)
+        self.things.begun = begun | {"operation": operation}
         answer_of(self.owner.put(self.things.begun["id"], ROWS[:2], chunk=3))
 
     def _make_begun_objects(self) -> None:
@@ -330,8 +358,18 @@ class World:
         answer_of(self.owner.put(begun["id"], ROWS))
         self.things.leftover = begun["id"]
         mine = [self.owner.id]
+        left = begin(self.owner, "lab/left objects")
+        self.things.left_object = name_of(left, 0)
+        assert upload(self["service key"], self.things.left_object, b"left").status_code == 200
+        # Somebody has left another one, by writing to an array of the owner's.
         self.database.execute(
-            "update public.datasets set expires_at = '-infinity' where id = %s", [begun["id"]]
+            "insert into public.datasets (user_id, writer, key, shape, dtype, block_size, expires_at) "
+            "values (%s, %s, 'lab/left by others', '{0}', '<i4', 1, 'infinity')",
+            [self.owner.id, self.bystander.id],
+        )
+        self.database.execute(
+            "update public.datasets set expires_at = '-infinity' where user_id = %s and key like 'lab/left%%'",
+            mine,
         )
         self.database.execute(
             "insert into tensorage.operations (user_id, id, owner, answer, finished_at) "
@@ -395,6 +433,10 @@ class World:
         """All that is kept of the owner."""
         return self.database.execute(_STATE, {"user": self.owner.id}).fetchall()
 
+    def state_of_bystander(self) -> list[tuple[Any, ...]]:
+        """All that is kept of somebody who has nothing to do with anybody."""
+        return self.database.execute(_STATE, {"user": self.bystander.id}).fetchall()
+
     def elements(self, data_id: int) -> bytes:
         """Elements of an array of the database, as they are stored."""
         query = "select string_agg(tensor, '' order by index) from public.tensors where data_id = %s"
@@ -420,10 +462,19 @@ class World:
         if person.subject is Subject.SERVICE:
             return []
         others = [p for p in self.people.values() if p.caller.email and p.caller != person.caller]
+        unknown = [self.bystander.email, self.bystander.id, "unknown@example.com"]
         if person.subject is Subject.OWNER:
-            return [p.caller.email for p in others if not p.is_named]
+            return unknown + [p.caller.email for p in others if not p.is_named]
         secret = SECRET_ROWS.tobytes()
-        marks = [SECRET_NOTE, secret.decode("latin-1"), secret.hex(), SECRET_CONTENT.decode()]
+        # Told to owners who end a share of a key below it.
+        marks = [
+            *unknown,
+            f"A share of {PREFIX!r}",
+            SECRET_NOTE,
+            secret.decode("latin-1"),
+            secret.hex(),
+            SECRET_CONTENT.decode(),
+        ]
         marks += [SECRET_ROWS_KEY, SECRET_OBJECTS_KEY, SECRET_FILE]
         can_read = person.subject in (Subject.READER, Subject.WRITER) or (
             is_open and person.subject is Subject.STRANGER
