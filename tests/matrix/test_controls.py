@@ -183,6 +183,8 @@ NO_RIGHTS = {
 TOGETHER = {
     Check("tensorage.forget", "owner", 0): [Check("tensorage.forget", "owner", 1)],
     Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
+    Check("public.tensorage_share", "login", 0): [Check("public.tensorage_shares", "login", 0)],
+    Check("public.tensorage_begin_append", "login", 0): [Check("tensorage.begun", "login", 0)],
     Check("public.tensorage_commit", "going on", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_annotate", "rule", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_annotate", "owner", 0): [Check("tensorage.check_still_writable", "rule", 0)],
@@ -200,6 +202,12 @@ TOGETHER = {
     Check("tensorage.staged", "writer", 0): [Check("tensorage.staged", "writer", 1)],
     Check("tensorage.assignable", "rule", 0): [Check("tensorage.assignable", "rule", 1)],
     Check("tensorage.assignable", "owner", 0): [Check("tensorage.assignable", "rule", 1)],
+}
+
+#: Checks of rows that a policy for looking at them lets nobody find either: both are taken out.
+BEHIND_POLICIES = {
+    Check("tensorage.may_delete_object", "user", 0): "tensorage: read own folder",
+    Check("tensorage.may_delete_object", "writer", 0): "tensorage: read own folder",
 }
 
 #: Checks that only a share that ends meanwhile can tell, with a request that waits for them.
@@ -229,7 +237,8 @@ DECIDE_NO_RIGHT = {
 CHECKS = [
     check
     for check in checks.checks()
-    if check.function not in NO_RIGHTS and check not in {*IN_RACES, *DECIDE_NO_RIGHT, OF_TWINS}
+    if check.function not in NO_RIGHTS
+    and check not in {*BEHIND_POLICIES, *IN_RACES, *DECIDE_NO_RIGHT, OF_TWINS}
 ]
 
 
@@ -246,6 +255,14 @@ def test_function_that_says_yes(world: World, function: str) -> None:
 def test_check(world: World, check: Check) -> None:
     with checks.without_checks(world.database, check, *TOGETHER.get(check, [])):
         assert first_violation(world, operations_of(check.function))
+
+
+@pytest.mark.parametrize("check", BEHIND_POLICIES, ids=str)
+def test_check_behind_a_policy(world: World, check: Check) -> None:
+    with checks.policy_without(world.database, BEHIND_POLICIES[check], "storage.objects", is_dropped=False):
+        assert not first_violation(world, operations_of(check.function))
+        with checks.without_checks(world.database, check):
+            assert first_violation(world, operations_of(check.function))
 
 
 def test_check_of_accounts_with_one_address(world: World) -> None:
