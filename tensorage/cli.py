@@ -11,7 +11,9 @@ import click
 
 # Each command loads the modules that it needs, so that all of them start quickly.
 if TYPE_CHECKING:
+    from tensorage.config import Configuration
     from tensorage.embedded.control import Running
+    from tensorage.quotas import UserQuota
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,10 +25,7 @@ class _EmbeddedGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            raise click.ClickException(
-                f"the embedded backend needs {error.name!r}, which is not installed: "
-                "pip install 'tensorage[local]>=0.2'"
-            ) from error
+            raise _missing_extra(error) from error
         except RuntimeError as error:
             from tensorage.embedded.folder import EmbeddedError
 
@@ -34,6 +33,12 @@ class _EmbeddedGroup(click.Group):
             if isinstance(error, EmbeddedError):
                 raise click.ClickException(str(error)) from error
             raise
+
+
+def _missing_extra(error: ModuleNotFoundError) -> click.ClickException:
+    return click.ClickException(
+        f"the embedded backend needs {error.name!r}, which is not installed: pip install 'tensorage[local]>=0.2'"
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,13 +118,7 @@ def status(data_dir: str | None, output: str) -> None:
       tensorage local status
       eval "$(tensorage local status -o env)"; curl "$API_URL/health"
     """
-    from tensorage.embedded import control
-
-    running = control.status(data_dir)
-    if running is None:
-        raise click.ClickException(
-            f"the backend is not running: start it with `tensorage local start{_same_folder(data_dir)}`"
-        )
+    running = _running(data_dir)
     click.echo(_as_text(running, data_dir) if output == "text" else _FORMATS[output](running))
 
 
@@ -170,6 +169,178 @@ def migrations(sql: bool) -> None:
     for file in files:
         click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}")
     click.echo("commit;")
+
+
+def _project_options(command: _Command) -> _Command:
+    """Add the options that name a project and the service key."""
+    options = [
+        click.option("--url", metavar="URL", help="URL of the project.  [default: as configured]"),
+        click.option(
+            "--key", metavar="KEY", help="Publishable key of the project.  [default: as configured]"
+        ),
+        click.option(
+            "--service-key", metavar="KEY",
+            help="Secret key of the project. Other users of this machine see what is on a command line: rather set "
+            "$SUPABASE_SERVICE_ROLE_KEY, which is the default.",
+        ),
+        click.option("--local", "is_local", is_flag=True, help="Take the embedded backend, and its keys."),
+        _data_dir_option,
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class _ProjectCommand(click.Command):
+    """A command that shows a named error in one line, in place of its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from tensorage.errors import TensorageError
+
+        try:
+            return super().invoke(ctx)
+        except TensorageError as error:
+            raise click.ClickException(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+@main.command(cls=_ProjectCommand)
+@_project_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def doctor(as_json: bool, **project: Any) -> None:
+    r"""Look at a project, and tell what is wrong with it and what to do.
+
+    Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set, to see the project from within. The
+    exit status is 1 if there is an error among the findings.
+
+    \b
+    Examples:
+      tensorage doctor
+      tensorage doctor --local
+      tensorage doctor --url https://YOUR-PROJECT-REF.supabase.co --key sb_publishable_... --json
+    """
+    from tensorage.doctor.expected import load_expected
+    from tensorage.doctor.findings import judge
+    from tensorage.doctor.looking import look_at
+
+    report = judge(look_at(_configuration(**project)), load_expected())
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if not report.is_healthy:
+        click.get_current_context().exit(1)
+
+
+@main.group()
+def quota() -> None:
+    """Set and show how much users may store. It takes the project's service key."""
+
+
+@quota.command("set", cls=_ProjectCommand)
+@click.argument("who", required=False)
+@click.option("--bytes", "max_bytes", metavar="SIZE", help="Most bytes: 500MB, 10GiB, a number, or none.")
+@click.option("--arrays", "max_arrays", metavar="NUMBER", help="Most arrays: a number, or none.")
+@_project_options
+def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **project: Any) -> None:
+    r"""Set the quota of WHO, or the default one of all users.
+
+    WHO is the confirmed address of an account, or its id. A limit that is not given stays as it is. `none` takes a
+    limit away: a user has the default one then.
+
+    \b
+    Examples:
+      tensorage quota set --bytes 10GB --arrays 1000
+      tensorage quota set reader@lab.org --bytes none
+    """
+    from tensorage.quotas import KEEP, Quotas, parse_limit
+
+    if max_bytes is None and max_arrays is None:
+        raise click.UsageError("give --bytes, --arrays or both: nothing else is set")
+    nbytes = KEEP if max_bytes is None else parse_limit(max_bytes, is_size=True)
+    arrays = KEEP if max_arrays is None else parse_limit(max_arrays, is_size=False)
+    with Quotas.open(_configuration(**project)) as quotas:
+        now = quotas.set(who, nbytes, arrays)
+    click.echo(f"{who or 'default'}: {_limit(now.bytes, 'bytes')}, {_limit(now.arrays, 'arrays')}")
+
+
+@quota.command("show", cls=_ProjectCommand)
+@click.argument("who", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the default, and a list of users.")
+@_project_options
+def show_quota(who: str | None, as_json: bool, **project: Any) -> None:
+    r"""Show the quota and the usage of WHO, or of all users.
+
+    \b
+    Examples:
+      tensorage quota show
+      tensorage quota show reader@lab.org --json
+    """
+    from dataclasses import asdict
+
+    from tensorage.quotas import Quotas
+
+    with Quotas.open(_configuration(**project)) as quotas:
+        default = quotas.default()
+        if as_json:
+            users = [user.as_json() for user in quotas.users(who)]
+            click.echo(json.dumps({"default": asdict(default), "users": users}, indent=2))
+            return
+        # Lines are printed as their pages come: a project may have a hundred thousand users.
+        lines = (_quota_line(user, default.bytes, default.arrays) for user in quotas.users(who))
+        first = next(lines, None)
+        click.echo(f"default: {_limit(default.bytes, 'bytes')}, {_limit(default.arrays, 'arrays')}")
+        click.echo(f"{'bytes':>10} {'of':>14} {'arrays':>8} {'of':>10}  user")
+        for line in [] if first is None else [first]:
+            click.echo(line)
+        for line in lines:
+            click.echo(line)
+
+
+def _quota_line(user: UserQuota, default_bytes: int | None, default_arrays: int | None) -> str:
+    """Describe one user. A star marks a limit of the user's own."""
+    from tensorage.quotas import format_size
+
+    nbytes = default_bytes if user.own.bytes is None else user.own.bytes
+    arrays = default_arrays if user.own.arrays is None else user.own.arrays
+    of_bytes = "-" if nbytes is None else format_size(nbytes) + ("" if user.own.bytes is None else "*")
+    of_arrays = "-" if arrays is None else f"{arrays}" + ("" if user.own.arrays is None else "*")
+    name = user.address or user.user_id
+    return f"{format_size(user.bytes):>10} {of_bytes:>14} {user.arrays:>8} {of_arrays:>10}  {name}"
+
+
+def _limit(limit: int | None, unit: str) -> str:
+    return f"any number of {unit}" if limit is None else f"at most {limit} {unit}"
+
+
+def _configuration(
+    url: str | None, key: str | None, service_key: str | None, is_local: bool, data_dir: str | None
+) -> Configuration:
+    """Return the project that the options and the configuration name, with the service key if there is one."""
+    from tensorage.config import Configuration, configure
+
+    if not is_local:
+        if data_dir is not None:
+            raise click.UsageError("--data-dir is of the embedded backend: give --local, too")
+        return configure(backend_url=url, backend_key=key, service_key=service_key, for_administrator=True)
+    if url is not None or key is not None or service_key is not None:
+        raise click.UsageError(
+            "--local has the URL and the keys of its own: leave --url, --key and --service-key out"
+        )
+    running = _running(data_dir)
+    # Without a login: the folder's own user is there only once somebody has logged in as this user.
+    return Configuration(running.api_url, running.anon_key, service_key=running.service_role_key)
+
+
+def _running(data_dir: str | None) -> Running:
+    """Return the embedded backend of a data folder, which has to run."""
+    try:
+        from tensorage.embedded import control
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error) from error
+
+    running = control.status(data_dir)
+    if running is None:
+        raise click.ClickException(
+            f"the backend is not running: start it with `tensorage local start{_same_folder(data_dir)}`"
+        )
+    return running
 
 
 def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -> None:

@@ -24,6 +24,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ from tensorage.warnings import warn_once
 
 __all__ = [
     "ENVIRONMENT",
+    "SERVICE_KEY_VARIABLE",
     "Configuration",
     "check_url",
     "configure",
@@ -53,8 +55,13 @@ ENVIRONMENT = {
     "password": "USER_PASSWORD",
 }
 
+#: Environment variable of the key that passes by every policy. Only commands for administrators look for it.
+SERVICE_KEY_VARIABLE = "SUPABASE_SERVICE_ROLE_KEY"
+
+_VARIABLES = {**ENVIRONMENT, "service_key": SERVICE_KEY_VARIABLE}
+
 #: Values that must not reach a server of somebody else's choice.
-_SECRETS = frozenset({"backend_key", "password"})
+_SECRETS = frozenset({"backend_key", "password", "service_key"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Configuration:
     backend_key: str | None = field(default=None, repr=False)
     email: str | None = None
     password: str | None = field(default=None, repr=False)
+    service_key: str | None = field(default=None, repr=False)
     held_back: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -91,13 +99,15 @@ class _Place:
     values: Mapping[str, str] = field(repr=False)
 
 
-def configure(**explicit: str | None) -> Configuration:
+def configure(*, for_administrator: bool = False, **explicit: str | None) -> Configuration:
     """Look up all settings that are not given.
 
     Parameters
     ----------
+    for_administrator
+        Look up the service key, too. `save` never keeps it.
     explicit
-        `backend_url`, `backend_key`, `email`, `password`; ``None`` means "not given".
+        `backend_url`, `backend_key`, `email`, `password`, `service_key`; ``None`` means "not given".
 
     Raises
     ------
@@ -106,15 +116,17 @@ def configure(**explicit: str | None) -> Configuration:
     """
     # An empty string counts as not given, as an empty variable of the environment does.
     given = {name: value for name, value in explicit.items() if value}
+    variables = _VARIABLES if for_administrator else ENVIRONMENT
     places = [_Place("argument", "an argument", given)]
-    for look in (_environment, _dotenv_file, _saved_project):
+    looks = (partial(_environment, variables), partial(_dotenv_file, variables), _saved_project)
+    for look in looks:
         # A file that makes no difference is not read, so that none of its flaws stops the program.
-        if not all(any(name in place.values for place in places) for name in ENVIRONMENT):
+        if not all(any(name in place.values for place in places) for name in variables):
             places.append(look())
     # The place of the URL decides which other values may be used with it.
     values, held_back = {}, {}
     url_place = _first_place(places, "backend_url")
-    for name in ENVIRONMENT:
+    for name in variables:
         place = _first_place(places, name)
         if place is None:
             continue
@@ -136,7 +148,7 @@ def require(name: str, value: str | None, held_back: Mapping[str, str] | None = 
         return value
     if held_back and name in held_back:
         raise ConfigurationError(held_back[name])
-    remedy = f"set {ENVIRONMENT[name]} in the environment or in a .env file, or give {name}="
+    remedy = f"set {_VARIABLES[name]} in the environment or in a .env file, or give {name}="
     if name in {"backend_url", "backend_key"}:
         remedy += ". tensorage.link_to(url, key) remembers both; tensorage.local() needs neither"
     raise ConfigurationError(f"no {name} is configured: {remedy}")
@@ -213,19 +225,17 @@ def save(configuration: Configuration) -> Path:
 # Places --------------------------------------------------------------------------------------------------
 
 
-def _environment() -> _Place:
-    values = {
-        name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)
-    }
+def _environment(variables: Mapping[str, str]) -> _Place:
+    values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
     return _Place("environment", "the environment", values)
 
 
-def _dotenv_file() -> _Place:
-    found = dotenv.find(frozenset(ENVIRONMENT.values()))
+def _dotenv_file(variables: Mapping[str, str]) -> _Place:
+    found = dotenv.find(frozenset(variables.values()))
     if found is None:
         return _Place(".env", "no file", {})
     values = {
-        name: found.values[variable] for name, variable in ENVIRONMENT.items() if variable in found.values
+        name: found.values[variable] for name, variable in variables.items() if variable in found.values
     }
     return _Place(".env", str(found.path), values)
 
@@ -277,7 +287,7 @@ def _why_held_back(name: str, place: _Place, url_place: _Place) -> str | None:
         return None
     return (
         f"the {name} in {place.words} is not sent to {redact_url(url)}, the URL in {url_place.words}. {pair}. If it "
-        f"belongs to that URL, put both in one place: set {ENVIRONMENT['backend_url']} and {ENVIRONMENT[name]} in the "
+        f"belongs to that URL, put both in one place: set {ENVIRONMENT['backend_url']} and {_VARIABLES[name]} in the "
         f"environment, or give backend_url= and {name}="
     )
 

@@ -74,7 +74,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Runnin
     if IS_ELSEWHERE:
         pytest.skip("SUPABASE_URL names another Supabase, and this test needs the embedded server")
     data_dir = tmp_path_factory.mktemp("backend")
-    yield servers.start(data_dir)
+    # Started as users start it: some tests look at its process.
+    yield control.start(servers.make(data_dir))
     control.stop(data_dir)
 
 

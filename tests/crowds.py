@@ -29,13 +29,16 @@ STRANGER = "00000000-0000-4000-8000-000000000003"
 CROWD = {ME: 100_000, STRANGER: 5_000, SHARER: 5_000}
 SHARERS = 2_000
 
-_USERS = "insert into auth.users (id, email) values (%s, %s)"
+_USERS = "insert into auth.users (id, email, email_confirmed_at) values (%s, %s, now())"
+
+#: Shares that the user has given, of all of the crowd's keys there are.
+SHARES = 10_000
 
 _ARRAY = f"""
 with made as (
-  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
+  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state)
     values (%(user)s::uuid, %(user)s::uuid::text || '@example.com', %(key)s::text, array[%(blocks)s::bigint * {BLOCK}],
-            '<i4', {BLOCK}, 'committed', %(shared)s)
+            '<i4', {BLOCK}, 'committed')
     returning id, user_id),
 filled as (
   insert into public.tensors (data_id, user_id, index, count, tensor)
@@ -48,9 +51,9 @@ _ZARR = json.dumps({"chunk_grid": {"name": "regular", "configuration": {"chunk_s
 
 _OBJECTS = f"""
 with made as (
-  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared, engine, zarr)
+  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, engine, zarr)
     values (%(user)s::uuid, %(user)s::uuid::text || '@example.com', %(key)s::text, array[%(blocks)s::bigint * {BLOCK}],
-            '<i4', {BLOCK}, 'committed', %(shared)s, 'storage', '{_ZARR}')
+            '<i4', {BLOCK}, 'committed', 'storage', '{_ZARR}')
     returning id, user_id),
 filled as (
   insert into public.shards (data_id, user_id, number, name, nbytes, index)
@@ -63,18 +66,35 @@ select id from made
 """
 
 _CROWD = """
-insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
+insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state)
 select %(user)s::uuid, %(user)s::uuid::text || '@example.com', 'crowd/' || lpad(n::text, 6, '0'), '{16}',
-       '<i4', 16, 'committed', %(shared)s
+       '<i4', 16, 'committed'
   from generate_series(1, %(arrays)s) n
 """
 
 _SHARERS = """
 with users as (
-  insert into auth.users (id, email)
-    select gen_random_uuid(), 'sharer' || n || '@example.com' from generate_series(1, %s) n returning id, email)
-insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state, is_shared)
-  select id, email, 'common', '{16}', '<i4', 16, 'committed', true from users
+  insert into auth.users (id, email, email_confirmed_at)
+    select gen_random_uuid(), 'sharer' || n || '@example.com', now() from generate_series(1, %s) n returning id, email),
+shared as (
+  insert into tensorage.shares (user_id, pattern, reader) select id, 'common', '' from users)
+insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state)
+  select id, email, 'common', '{16}', '<i4', 16, 'committed' from users
+"""
+
+#: A share of each array of somebody, with everybody: read by all, and written to.
+_SHARED = """
+insert into tensorage.shares (user_id, pattern, reader, can_write)
+select d.user_id, d.key, '', true from public.datasets d where d.user_id = %s::uuid
+on conflict do nothing
+"""
+
+#: Shares of the user's own arrays with as many addresses, and of a prefix.
+_GIVEN = """
+insert into tensorage.shares (user_id, pattern, reader)
+select %(user)s::uuid, 'crowd/' || lpad(n::text, 6, '0'), 'reader' || n || '@example.com'
+  from generate_series(1, %(shares)s) n
+union all select %(user)s::uuid, 'crowd/', 'reader' || n || '@example.com' from generate_series(1, 100) n
 """
 
 #: Arrays that the user is writing.
@@ -117,7 +137,7 @@ class Project:
         """Make the users and the small arrays."""
         with self._past_triggers() as connection:
             # A test says itself when there are statistics.
-            for table in ("public.datasets", "public.tensors", "public.shards"):
+            for table in ("public.datasets", "public.tensors", "public.shards", "tensorage.shares"):
                 connection.execute(f"alter table {table} set (autovacuum_enabled = off)")
             connection.execute(_OUTCOME)
             for user in (ME, SHARER, STRANGER):
@@ -128,9 +148,10 @@ class Project:
         """Add the large arrays, and all others."""
         with self._past_triggers() as connection:
             for user, arrays in CROWD.items():
-                connection.execute(_CROWD, {"user": user, "arrays": arrays, "shared": user == SHARER})
+                connection.execute(_CROWD, {"user": user, "arrays": arrays})
             connection.execute(_SHARERS, (SHARERS,))
             connection.execute(_WRITING, (ME,))
+            connection.execute(_GIVEN, {"user": ME, "shares": SHARES})
             self._make_arrays(connection, "many")
 
     def analyze(self) -> None:
@@ -154,7 +175,7 @@ class Project:
 
     def _make_arrays(self, connection: Connection, name: str) -> None:
         def make(statement: str, user: str, key: str) -> int:
-            named = {"user": user, "key": key, "blocks": BLOCKS[name], "shared": user == SHARER}
+            named = {"user": user, "key": key, "blocks": BLOCKS[name]}
             (number,) = connection.execute(statement, named).fetchone() or (0,)
             return int(number)
 
@@ -164,6 +185,7 @@ class Project:
             make(_OBJECTS, ME, f"{name} objects"),
             make(_OBJECTS, SHARER, f"shared {name} objects"),
         )
+        connection.execute(_SHARED, (SHARER,))
 
 
 def buffers(connection: Connection, statement: str, *before: str) -> int:

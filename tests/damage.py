@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import psycopg
 
+from tensorage.backend.wire.http import tls_context
 from tensorage.embedded import control
 
 Sql = psycopg.Connection[tuple[Any, ...]]
@@ -42,6 +43,7 @@ class Damage:
             f"{self._backend.api_url}/storage/v1/object/tensors/{self.name}",
             content=content,
             headers={"apikey": key, "Authorization": f"Bearer {key}", "x-upsert": "true"},
+            verify=tls_context(self._backend.api_url),
         )
         assert answer.status_code == 200, answer.text
 

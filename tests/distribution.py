@@ -31,6 +31,7 @@ _LONG = (
     "tests/engine/test_assign.py",
     "tests/test_import_zarr.py",
     "tests/test_files.py",
+    "tests/doctor/test_doctor.py",
     "tests/engine/test_write_blocks.py",
     "tests/test_engines.py",
     "tests/cache/test_tiles.py",
@@ -38,13 +39,19 @@ _LONG = (
 
 #: Files whose tests are of a major version of PostgreSQL, which is their first parameter: a part is a version.
 _BY_VERSION = frozenset(
-    {"tests/embedded/test_deaths.py", "tests/test_migrations.py", "tests/test_read_growth.py"}
+    {
+        "tests/doctor/test_expected.py",
+        "tests/embedded/test_deaths.py",
+        "tests/test_migrations.py",
+        "tests/test_read_growth.py",
+    }
 )
 
 #: Long files whose fixtures take long, too: they are a part each.
 _WHOLE = frozenset(
     {
         "tests/adapters/test_dask.py",
+        "tests/doctor/test_doctor.py",
         "tests/engine/test_catalogue_at_scale.py",
         "tests/sql/test_object_plans.py",
         "tests/test_packaging.py",

@@ -15,8 +15,10 @@ PROCESSES.set_forkserver_preload(
         "zarr",
         "numcodecs",
         "urllib3",
+        "httpcore",
         "supabase",
         "tensorage.session",
+        "tensorage.backend.zarr.zarr_engine",
         "tensorage.signin.sdk",
         "workers",
     ]

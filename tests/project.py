@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import httpx
 
 from tensorage import BackendSession
-from tensorage.config import ENVIRONMENT
+from tensorage.backend.wire.http import tls_context
+from tensorage.config import ENVIRONMENT, SERVICE_KEY_VARIABLE
 
 #: The environment that pytest was started with; the tests themselves see one without it.
 ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABASE_KEY", "DB_URL")}
@@ -17,7 +18,7 @@ ELSEWHERE = {name: os.environ.get(name, "") for name in ("SUPABASE_URL", "SUPABA
 #: Set both to run the client's tests against another Supabase; DB_URL to let them look into its tables too.
 IS_ELSEWHERE = bool(ELSEWHERE["SUPABASE_URL"] and ELSEWHERE["SUPABASE_KEY"])
 
-CONFIGURATION_VARIABLES = tuple(ENVIRONMENT.values())
+CONFIGURATION_VARIABLES = (*ENVIRONMENT.values(), SERVICE_KEY_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,18 @@ class Project:
         """Sign up a user, by default a new one; the e-mail address must need no confirmation."""
         email = email or new_email()
         password = password or secrets.token_urlsafe(12)
-        answer = httpx.post(
-            f"{self.url}/auth/v1/signup",
-            json={"email": email, "password": password},
-            headers={"apikey": self.key},
-            timeout=30,
-        )
-        assert answer.status_code == 200, answer.text
-        assert answer.json().get("access_token"), f"{self.url} asks for a confirmation of e-mail addresses"
-        _log_out(self, answer.json()["access_token"])
-        return User(email, password, answer.json()["user"]["id"])
+        # Without the shared settings, httpx would read the trusted certificates anew: longer work than a sign-up's.
+        with httpx.Client(base_url=self.url, timeout=30, verify=tls_context(self.url)) as http:
+            answer = http.post(
+                "/auth/v1/signup",
+                json={"email": email, "password": password},
+                headers={"apikey": self.key},
+            )
+            assert answer.status_code == 200, answer.text
+            signed_up = answer.json()
+            assert signed_up.get("access_token"), f"{self.url} asks for a confirmation of e-mail addresses"
+            _log_out(self, http, signed_up["access_token"])
+        return User(email, password, signed_up["user"]["id"])
 
     def session(self, user: User) -> BackendSession:
         """A session of the user that is not logged in yet."""
@@ -60,11 +63,8 @@ def new_email() -> str:
     return f"{secrets.token_hex(8)}@example.com"
 
 
-def _log_out(project: Project, token: str) -> None:
+def _log_out(project: Project, http: httpx.Client, token: str) -> None:
     """End the login that comes with a sign-up, so that tests can count those which the client makes."""
-    answer = httpx.post(
-        f"{project.url}/auth/v1/logout",
-        headers={"apikey": project.key, "Authorization": f"Bearer {token}"},
-        timeout=30,
-    )
+    headers = {"apikey": project.key, "Authorization": f"Bearer {token}"}
+    answer = http.post("/auth/v1/logout", headers=headers)
     assert answer.status_code == 204, answer.text

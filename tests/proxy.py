@@ -62,6 +62,8 @@ class Proxy:
         Tells of an exchange, of which something has just passed, whether the connection breaks now.
     changes
         Makes what the server gets of the beginning of a request.
+    changes_answer
+        Makes what the client gets of the beginning of an answer.
     port
         Of its own; by default one that is free.
     """
@@ -73,6 +75,7 @@ class Proxy:
         breaks: Callable[[Exchange], bool] = lambda _: False,
         changes: Callable[[bytes], bytes] = lambda head: head,
         port: int = 0,
+        changes_answer: Callable[[bytes], bytes] = lambda head: head,
     ) -> None:
         address = urlsplit(url)
         if address.scheme != "http" or address.hostname is None:
@@ -81,6 +84,7 @@ class Proxy:
         self._loses_answer = loses_answer
         self._breaks = breaks
         self._changes = changes
+        self._changes_answer = changes_answer
         self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         #: Exchanges in the order in which they began, without those of signing in and out.
@@ -131,7 +135,7 @@ class Proxy:
                         if begins and self._loses_answer(exchange):
                             return
                         exchange.received_bytes += len(body)
-                        client.sendall(data)
+                        client.sendall(self._changes_answer(data) if begins else data)
                     else:
                         if begins:
                             exchange, owed_bytes = self._began(data), _length_of_body(data)

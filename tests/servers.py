@@ -9,10 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import spawner
 from filelock import FileLock
 
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
+from tensorage.embedded.postgres import installed_bin_dir
 
 #: The data folder of this run of the tests that is copied, and that all processes share. None outside of pytest.
 _template: Path | None = None
@@ -25,11 +28,23 @@ def set_template(path: Path) -> None:
 
 
 def start(data_dir: Path, **options: Any) -> control.Running:
-    """Start the server of a data folder, which is made as a copy where there is none."""
+    """Start the server of a data folder, which is made as a copy where there is none, with all modules loaded."""
     is_new = not data_dir.exists() or not any(data_dir.iterdir())
-    if is_new and _template is not None and options.get("postgres_bin") is None:
+    if is_new and _template is not None and options.get("postgres_bin") in (None, installed_bin_dir()):
         make(data_dir)
-    return control.start(data_dir, **options)
+    with spawner.forking():
+        return control.start(data_dir, **options)
+
+
+def template_of_run() -> Path:
+    """Return the data folder that is copied, which the first who needs it makes."""
+    assert _template is not None
+    with FileLock(_template.with_suffix(".lock")):
+        if not (_template / "made").exists():
+            control.start(_template)
+            control.stop(_template)
+            (_template / "made").touch()
+    return _template
 
 
 def make(data_dir: Path) -> Path:
@@ -37,16 +52,14 @@ def make(data_dir: Path) -> Path:
 
     Its secrets are its own, but for the passwords of PostgreSQL's roles.
     """
-    assert _template is not None
-    with FileLock(_template.with_suffix(".lock")):
-        if not (_template / "made").exists():
-            control.start(_template)
-            control.stop(_template)
-            (_template / "made").touch()
-    folder, template = DataFolder.open(data_dir), DataFolder(_template)
+    folder, template = DataFolder.open(data_dir), DataFolder(template_of_run())
     # Owners are copied, too: root's PostgreSQL belongs to another user.
     copied = [template.postgres_dir, template.storage_dir]
     subprocess.run(["cp", "-a", "--", *map(os.fspath, copied), os.fspath(folder.path)], check=True)
     secrets = replace(Secrets.new(), database_passwords=template.read_secrets().database_passwords)
     write_private(folder.path / "secrets.json", json.dumps(asdict(secrets)))
     return folder.path
+
+
+# For the whole run: threads that start servers at once would undo each other's change.
+pytest.MonkeyPatch().setattr(control, "_Detached", spawner.launcher(control.__dict__["_Detached"]))

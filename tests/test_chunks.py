@@ -12,8 +12,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from selections import ODDITIES, Shape, selections
-from test_indexing import DTYPES, UNTIMED, assert_same, assignments, message_of, numbered, refusal_of
+from selections import ODDITIES, Choices, Shape, any_selection, any_shape, distinct
+from test_indexing import DTYPES, UNTIMED, any_assignment, assert_same, message_of, numbered, refusal_of
 
 from examples import examples
 from tensorage.indexing import ChunkPlan, buffer, chunks, plan_chunks, projecting
@@ -24,22 +24,23 @@ Array = np.ndarray[Any, Any]
 PADDING = -7
 
 
-@st.composite
-def grids(draw: st.DrawFn, shape: Shape) -> Shape:
-    """A chunk shape: of one element, of the whole axis or more, and all between."""
-    return tuple(draw(st.one_of(st.integers(1, extent + 2), st.integers(1, 3))) for extent in shape)
+def any_grid(choices: Choices, shape: Shape) -> Shape:
+    """Return a chunk shape: of one element, of the whole axis or more, and all between."""
+    return tuple(choices.integer(1, choices.one_of([extent + 2, 3])) for extent in shape)
 
 
 @st.composite
 def cut_selections(draw: st.DrawFn, *, wrong: bool = False) -> tuple[Shape, Any, Shape]:
-    shape, selection = draw(selections(wrong=wrong))
-    return shape, selection, draw(grids(shape))
+    choices = Choices(draw)
+    shape = any_shape(choices)
+    return shape, any_selection(choices, shape, wrong=wrong), any_grid(choices, shape)
 
 
 @st.composite
 def cut_assignments(draw: st.DrawFn) -> tuple[Shape, Any, Shape, Shape]:
-    shape, selection, value_shape = draw(assignments())
-    return shape, selection, value_shape, draw(grids(shape))
+    choices = Choices(draw)
+    shape = any_shape(choices)
+    return (shape, *any_assignment(choices, shape), any_grid(choices, shape))
 
 
 def chunks_of(array: Array, chunk_shape: Shape) -> dict[Shape, Array]:
@@ -80,7 +81,7 @@ def read(reading: ChunkPlan, array: Array, chunk_shape: Shape) -> Array:
 
 def coords_touched(shape: Shape, selection: Any, chunk_shape: Shape) -> list[Shape]:
     """Coords of the chunks that a selection touches, by a look at each element."""
-    selected = np.unravel_index(np.unique(numbered(shape, "i8")[selection]), shape) if shape else ()
+    selected = np.unravel_index(distinct(numbered(shape, "i8")[selection]), shape) if shape else ()
     places = zip(*(axis // chunk for axis, chunk in zip(selected, chunk_shape, strict=True)), strict=True)
     return sorted({tuple(map(int, coords)) for coords in places})
 
@@ -111,7 +112,7 @@ def test_what_is_read_through_chunks_is_what_numpy_gives(case: tuple[Shape, Any,
 def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shape]) -> None:
     shape, selection, chunk_shape = case
     try:
-        selected = np.unique(numbered(shape, "i8")[selection])
+        selected = distinct(numbered(shape, "i8")[selection])
     except IndexError:
         return
     reading = plan_chunks(shape, selection, chunk_shape)
@@ -126,7 +127,7 @@ def test_each_chunk_touched_comes_once_and_in_order(case: tuple[Shape, Any, Shap
     stored = chunks_of(positions, chunk_shape)
     taken = [stored[part.coords][part.chunk_selection].reshape(-1) for part in parts]
     for part, elements in zip(parts, taken, strict=True):
-        assert part.size == len(np.unique(elements)) > 0
+        assert part.size == len(distinct(elements)) > 0
         within = positions[region(part.coords, chunk_shape)]
         assert part.shape == within.shape
         assert part.is_whole is (part.size == within.size)

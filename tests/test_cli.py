@@ -130,6 +130,11 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["doctor", "quota set", "quota show"])
+def test_commands_for_projects_have_help_with_an_example(command: str) -> None:
+    assert f"tensorage {command}" in tensorage(*command.split(), "--help").stdout.partition("Example")[2]
+
+
 def test_version() -> None:
     from importlib.metadata import version
 

@@ -166,7 +166,7 @@ def test_what_somebody_shares_can_be_copied(project: Any, store: TensorStore, of
     theirs = project.register()
     other = project.session(theirs)
     other.login_by_mail()
-    copy = TensorStore(other, quiet=True).copy("x", "mine", engine=to)
+    copy = TensorStore(other, quiet=True).shared_by(store.backend.email).copy("x", "mine", engine=to)
     store.unshare("x")
     np.testing.assert_array_equal(copy[...], np.concatenate([ARRAY, ARRAY[:3]]), strict=True)
     assert not copy.dataset.is_shared

@@ -44,7 +44,6 @@ from tensorage.errors import (
 
 BUILTINS = {
     "KeyNotFoundError": KeyError,
-    "AmbiguousKeyError": KeyError,
     "KeyExistsError": ValueError,
     "InvalidInputError": ValueError,
     "IncompleteTensorError": ValueError,

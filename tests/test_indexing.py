@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
-from selections import ODDITIES, selections
+from selections import ODDITIES, Choices, Shape, any_selection, any_shape, distinct, selections
 
 from examples import examples
 from tensorage import indexing
@@ -150,7 +150,7 @@ def assert_within_caps(source: Runs, caps: dict[str, Any]) -> None:
         assert (source.lengths > 0).all()
         assert (source.starts[1:] >= source.starts[:-1] + source.lengths[:-1]).all()
     if caps["max_blocks"] is not None:
-        assert len(np.unique(positions(source) // caps["align"])) <= caps["max_blocks"]
+        assert len(distinct(positions(source) // caps["align"])) <= caps["max_blocks"]
 
 
 def assert_halves_are_it(part: RequestRuns) -> None:
@@ -168,9 +168,9 @@ def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize
     """The rule in the module's docstring, by counting."""
     reading = plan_runs(array_shape, selection, itemsize, chunk)
     exact = plan_runs(array_shape, selection, itemsize, chunk, exact=True)
-    selected = np.unique(positions(exact.runs))
+    selected = distinct(positions(exact.runs))
     assert exact.size == len(selected)
-    allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(np.unique(selected // chunk))
+    allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(distinct(selected // chunk))
     if reading.size * itemsize > allowed:
         assert count_of(split_by_request(reading.runs, itemsize, chunk)) < count_of(
             split_by_request(exact.runs, itemsize, chunk)
@@ -184,7 +184,7 @@ def test_over_read_is_bounded(case: tuple[tuple[int, ...], Any], itemsize: int, 
     shape, selection = case
     array = numbered(shape, "i8")
     try:
-        selected = np.unique(array[selection])
+        selected = distinct(array[selection])
     except IndexError:
         return
     exact = plan_runs(shape, selection, itemsize, chunk, exact=True)
@@ -205,25 +205,31 @@ def test_no_more_blocks_are_counted_than_are_touched(case: tuple[tuple[int, ...]
     if selected.size:
         indexer = selecting.parse(shape, selection)
         counted = covering.count_touched_blocks(indexer.base, indexer.dims, chunk)
-        assert counted <= len(np.unique(selected // chunk))
+        assert counted <= len(distinct(selected // chunk))
 
 
 @st.composite
-def assignments(draw: st.DrawFn) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
+def assignments(draw: st.DrawFn) -> tuple[Shape, Any, Shape]:
     """A selection, and the shape of a value that mostly broadcasts to it."""
-    shape, selection = draw(selections(wrong=False))
+    choices = Choices(draw)
+    shape = any_shape(choices)
+    return (shape, *any_assignment(choices, shape))
+
+
+def any_assignment(choices: Choices, shape: Shape) -> tuple[Any, Shape]:
+    selection = any_selection(choices, shape, wrong=False)
     try:
         value = list(np.empty(shape)[selection].shape)
     except IndexError:
         value = []
-    value = value[draw(st.integers(0, len(value))) if draw(st.booleans()) else 0 :]
-    value = [draw(st.sampled_from([n, n, n, 1])) for n in value]
-    odd = draw(st.sampled_from(["", "", "", "", "leading", "longer"]))
+    value = value[choices.integer(0, len(value)) if choices.is_true() else 0 :]
+    value = [choices.one_of([n, n, n, 1]) for n in value]
+    odd = choices.one_of(["", "", "", "", "leading", "longer"])
     if odd == "leading":
         value.insert(0, 1)
     elif odd == "longer" and value:
         value[-1] += 1
-    return shape, selection, tuple(value)
+    return selection, tuple(value)
 
 
 @settings(UNTIMED, max_examples=examples(1200))
@@ -259,7 +265,7 @@ def test_a_shuffled_batch_with_repeats_is_one_request() -> None:
     batch = np.random.default_rng(0).integers(0, 60000, 1024)
     reading = assert_little_travels(MNIST, batch, 4, MNIST_CHUNK)
     assert isinstance(reading.runs, RunProduct)
-    np.testing.assert_array_equal(reading.runs.rows, np.unique(batch) * 784)
+    np.testing.assert_array_equal(reading.runs.rows, distinct(batch) * 784)
     assert (reading.runs.runs.tolist(), reading.runs.run_length) == ([0], 784)
     assert count_of(split_by_request(reading.runs, 4, MNIST_CHUNK)) == 1
 
@@ -383,7 +389,7 @@ def test_runs_in_any_order_touch_no_more_blocks_than_allowed(max_blocks: int) ->
     # The selection [:, [0, 0], :, [0, 1]] gives such runs: its points lie around the third axis.
     grid = RunProduct(np.array([0, 237, 1000]), np.array([0, 40, 80, 1, 41, 81]), 1)
     parts = list(split(grid, 1000, 1000, align=10, max_blocks=max_blocks))
-    assert all(len(np.unique(positions(part.runs) // 10)) <= max_blocks for part in parts)
+    assert all(len(distinct(positions(part.runs) // 10)) <= max_blocks for part in parts)
     np.testing.assert_array_equal(np.concatenate([positions(part.runs) for part in parts]), positions(grid))
 
 

@@ -105,8 +105,11 @@ def test_the_installed_wheel_stores_and_reads_an_array(venv: Path, tmp_path: Pat
     command = venv / "bin" / "tensorage"
     try:
         output = run(venv / "bin" / "python", "-I", "-c", STORE_AND_READ, data_dir, cwd=tmp_path)
+        # It compares the project with files that the wheel brings.
+        examined = run(command, "doctor", "--local", "--data-dir", data_dir, cwd=tmp_path)
     finally:
         run(command, "local", "stop", "--data-dir", data_dir, cwd=tmp_path)
+    assert "no findings" in examined
     said = json.loads(output.splitlines()[-1])
     assert Path(said["package"]).is_relative_to(venv)
     assert said["equal"] is True

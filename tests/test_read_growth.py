@@ -137,7 +137,8 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             f"read, long {whose}",
             Call(f"select public.tensorage_read({rows}, 1, '{{{middle}}}', '{{0}}', 500)"),
         )
-        yield f"open, {whose}", Call(f"select public.tensorage_open('{key}')")
+        of = "" if whose == "own" else f", '{SHARER}@example.com'"
+        yield f"open, {whose}", Call(f"select public.tensorage_open('{key}'{of})")
         for count in (1, 64):
             numbers = _array([at // BLOCK for at in _spread(count, blocks)])
             yield (
@@ -180,6 +181,10 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
     append = _request(whole(row, key=name, operation="10000000-0000-4000-8000-000000000001"))
     near, far = list(range(0, 8 * BLOCK, BLOCK)), _spread(64, blocks)
     yield "append", Call(f"select public.tensorage_append({append})")
+    theirs = _request(whole(row, key=f"shared {name}", owner=f"{SHARER}@example.com"))
+    yield "append, shared", Call(f"select public.tensorage_append({theirs})")
+    yield "assign, shared", Call(f"select public.tensorage_assign({_assigned(n.shared, [rows // 2])})")
+    yield "begin_assign, shared", Call(f"select public.tensorage_begin_assign({n.shared}, 1)")
     yield "assign, 1", Call(f"select public.tensorage_assign({_assigned(n.own, [rows // 2])})")
     yield "assign, near", Call(f"select public.tensorage_assign({_assigned(n.own, near)})", looks=8)
     yield (
@@ -227,7 +232,14 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
     yield "annotate", Call(f"""select public.tensorage_annotate({n.own}, '{{"a": 1}}')""")
     for key in (name, objects):
         yield f"rename {key == name}", Call(f"select public.tensorage_rename('{key}', 'renamed')")
-        yield f"share {key == name}", Call(f"select public.tensorage_share('{key}', true)")
+        yield f"share {key == name}", Call(f"select public.tensorage_share('{key}')")
+        yield (
+            f"share with somebody {key == name}",
+            Call(f"select public.tensorage_share('{key}', '{{a@example.com}}')"),
+        )
+        shared = f"select public.tensorage_share('{key}')"
+        yield f"unshare {key == name}", Call(f"select public.tensorage_unshare('{key}')", (shared,))
+        yield f"shares {key == name}", Call(f"select public.tensorage_shares('{key}')", (shared,))
         yield (
             f"rename over {key == name}",
             Call(
@@ -271,10 +283,28 @@ def _other_reads() -> Iterator[tuple[str, Call]]:
     yield "list of a prefix", Call("select public.tensorage_list('few')")
     yield "list of nothing", Call("select public.tensorage_list('no such')")
     yield "list of a page", Call("select public.tensorage_list('few', '', 1)")
-    yield "open of many", Call("select public.outcome('select public.tensorage_open(''common'')')", looks=10)
+    yield "open of many", Call("select public.outcome('select public.tensorage_open(''common'')')")
     yield (
         "open of one of many",
         Call("select public.outcome('select public.tensorage_open(''common'', ''sharer7@example.com'')')"),
+    )
+    sharer = f"{SHARER}@example.com"
+    yield "list of one of many", Call("select public.tensorage_list(owner => 'sharer7@example.com')")
+    yield "sharer", Call("select public.outcome('select public.tensorage_sharer(''sharer7@example.com'')')")
+    yield "shared_with_me, a page", Call("select public.tensorage_shared_with_me(0, 1)")
+    yield "catalogue of a prefix", Call("select public.tensorage_catalogue('few')")
+    yield "catalogue of nothing", Call("select public.tensorage_catalogue('no such')")
+    yield "catalogue of a page", Call("select public.tensorage_catalogue('few', max_rows => 1)")
+    yield "catalogue by attributes", Call("""select public.tensorage_catalogue(attrs => '{"no": "such"}')""")
+    yield "usage", Call("select public.tensorage_usage()")
+    yield "audit", Call("select public.tensorage_audit('few')")
+    yield (
+        "set_quota of nobody's",
+        Call("select public.outcome('select public.tensorage_set_quota(''a@example.com'', 1, 1)')"),
+    )
+    yield (
+        "open of what is not shared",
+        Call(f"select public.outcome('select public.tensorage_open(''no'', ''{sharer}'')')"),
     )
     yield "open of nothing", Call("select public.outcome('select public.tensorage_open(''no such'')')")
     yield (
@@ -299,6 +329,16 @@ def _other_writes() -> Iterator[tuple[str, Call]]:
     over = _request(whole(np.zeros(30, "<i4"), key="new", chunk=BLOCK, overwrite=True))
     begin = "begin('new', '{160}', '<i4', 16)"
     yield "store", Call(f"select public.tensorage_store({new})")
+    yield (
+        "remove_all",
+        Call("select public.tensorage_remove_all('new')", (f"select public.tensorage_store({new})",)),
+    )
+    yield (
+        "rename_all",
+        Call(
+            "select public.tensorage_rename_all('new', 'newer')", (f"select public.tensorage_store({new})",)
+        ),
+    )
     yield (
         "store over",
         Call(f"select public.tensorage_store({over})", (f"select public.tensorage_store({new})",)),

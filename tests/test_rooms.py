@@ -16,6 +16,7 @@ GRAPH = rooms.imports_of(MODULES)
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("", "__init__"),
     ("cli", "xarray_engine"),
+    ("doctor", "quotas"),
     ("auth",),
     ("session",),
     ("store",),
@@ -26,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("backend.base",),
     ("signin", "backend.arrays", "backend.files"),
     ("backend.blocks", "backend.zarr"),
-    ("backend.catalogue", "backend.engine"),
+    ("backend.catalogue", "backend.engine", "backend.sharing"),
     ("backend.restarts", "backend.staging"),
     ("backend.transfer",),
     ("backend.wire",),

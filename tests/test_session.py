@@ -37,6 +37,7 @@ from tensorage import (
 )
 from tensorage.backend.database import DatabaseContext
 from tensorage.backend.wire.header import SCHEMA_VERSION
+from tensorage.backend.wire.http import tls_context
 from tensorage.embedded import control
 from tensorage.signin import sdk
 
@@ -451,6 +452,7 @@ def _is_unknown(project: Project, token: str) -> bool:
         f"{project.url}/rest/v1/rpc/tensorage_version",
         json={},
         headers={"apikey": project.key, "Authorization": f"Bearer {token}"},
+        verify=tls_context(project.url),
     )
     return answer.status_code == 404
 

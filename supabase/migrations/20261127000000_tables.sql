@@ -96,8 +96,8 @@ create table if not exists public.datasets (
   id bigint generated always as identity primary key,
   user_id uuid not null default auth.uid() references auth.users on delete cascade,
   -- The user who writes it, while it is staged: the owner, or somebody with whom the owner shares an array for writing. No
-  -- reference to the account: when that is deleted, the owner sweeps what it has left.
-  writer uuid not null default auth.uid(),
+  -- reference to the account: when that is deleted, the owner sweeps what it has left. Null for rows that no user made.
+  writer uuid default auth.uid(),
   -- The owner's address when the array was made. It may be somebody else's by now: functions look up the present one.
   owner text,
   -- "C" makes the order of keys, and the range that a prefix stands for, the same in every project.
@@ -254,6 +254,7 @@ create table if not exists tensorage.settings (
   default_quota_arrays bigint check (default_quota_arrays >= 0),
   audit_days int not null default 90 check (audit_days >= 1)
 );
+-- Look-ups say "where only_row", for which there is an index: functions that forbid scans of whole tables call them.
 comment on column tensorage.settings.default_quota_bytes is 'Bytes that each user may store; null: no limit.';
 comment on column tensorage.settings.default_quota_arrays is 'Arrays that each user may store; null: no limit.';
 comment on column tensorage.settings.audit_days is 'Days for which records of tensorage.audit are kept.';
@@ -286,7 +287,7 @@ create unlogged table if not exists tensorage.stagings (
 );
 comment on table tensorage.stagings is 'Datasets that are being written since the last crash. Unlogged on purpose.';
 
--- Who did what, and when ---------------------------------------------------------------------------
+-- Records of who did what ---------------------------------------------------------------------------
 
 -- Rows are added, swept when they are old, and never changed. No role of the API may write here.
 create table if not exists tensorage.audit (

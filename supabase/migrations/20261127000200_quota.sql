@@ -89,14 +89,14 @@ $$;
 create or replace function tensorage.quota_of(user_id uuid) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
-                  (select s.default_quota_bytes from tensorage.settings s))
+                  (select s.default_quota_bytes from tensorage.settings s where s.only_row))
 $$;
 
 -- The arrays that a user may store; null for any number.
 create or replace function tensorage.array_quota_of(user_id uuid) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select q.max_arrays from tensorage.quotas q where q.user_id = array_quota_of.user_id),
-                  (select s.default_quota_arrays from tensorage.settings s))
+                  (select s.default_quota_arrays from tensorage.settings s where s.only_row))
 $$;
 
 -- Takes bytes that have come from the reservation of their dataset. Returns how many of them were reserved.
@@ -469,7 +469,7 @@ $$;
 
 -- Functions of the API -----------------------------------------------------------------------------
 
--- What the caller has stored, and may store. A quota that is null is none.
+-- Returns the amounts that the caller has stored and may store. A quota that is null is none.
 create or replace function public.tensorage_usage() returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -506,5 +506,38 @@ begin
   return json_build_object('user_id', accounts[1], 'max_bytes', max_bytes, 'max_arrays', max_arrays);
 exception when check_violation then
   raise exception using errcode = 'TS006', message = format('a quota of %s bytes and %s arrays is none', max_bytes, max_arrays);
+end
+$$;
+
+-- Quotas and totals: the defaults, and a page of accounts in the order of their ids, or the one that `who` names. The quota of
+-- an account is null if it has none of its own. For the service key alone: see the file on grants.
+-- Pages begin behind an id, and the first behind one that no account has: an index finds each.
+create or replace function public.tensorage_quotas(
+  who text default null, after uuid default '00000000-0000-0000-0000-000000000000', max_rows int default 1000) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  accounts uuid[];
+begin
+  if who is not null then
+    accounts := array(select u.id from auth.users u where u.id = any (tensorage.accounts(who)));
+    if cardinality(accounts) <> 1 then
+      raise exception using errcode = 'TS006',
+        message = format('%L names %s accounts of this project', who, cardinality(accounts)),
+        hint = 'Give the confirmed address of an account, or its id.';
+    end if;
+  end if;
+  return (
+    select json_build_object(
+      'default_bytes', s.default_quota_bytes, 'default_arrays', s.default_quota_arrays,
+      'users', (
+        select coalesce(json_agg(json_build_object(
+                 'user_id', a.id, 'address', tensorage.address_of(a.id),
+                 'arrays', coalesce(t.arrays, 0), 'bytes', coalesce(t.bytes, 0), 'file_bytes', coalesce(t.file_bytes, 0),
+                 'own_bytes', q.max_bytes, 'own_arrays', q.max_arrays) order by a.id), '[]')
+          from (select u.id from auth.users u
+                 where u.id > after and (accounts is null or u.id = any (accounts))
+                 order by u.id limit least(max_rows, 1000)) a
+               left join tensorage.usage t on t.user_id = a.id left join tensorage.quotas q on q.user_id = a.id))
+      from tensorage.settings s);
 end
 $$;

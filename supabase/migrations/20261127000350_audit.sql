@@ -37,7 +37,7 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
   delete from tensorage.audit a
    where a.id = any (array(
      select o.id from tensorage.audit o
-      where o.user_id = auth.uid() and o.at < now() - (select s.audit_days * interval '1 day' from tensorage.settings s)
+      where o.user_id = auth.uid() and o.at < now() - (select s.audit_days * interval '1 day' from tensorage.settings s where s.only_row)
       order by o.at, o.id limit max_records for update skip locked))
 $$;
 

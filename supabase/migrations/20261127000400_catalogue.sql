@@ -33,7 +33,7 @@ declare
   d public.datasets;
 begin
   if owner is not null then
-    -- Of several accounts of single sign-on with one address, those that share the array count.
+    -- Several accounts of single sign-on may have one address: one that shares the array is meant.
     for whose in select w.id from unnest(tensorage.accounts(find.owner)) w(id) loop
       exit when tensorage.may_use(whose, find.key);
     end loop;
@@ -113,18 +113,29 @@ set enable_bitmapscan = off set enable_seqscan = off as $$
    order by 1 limit max_rows
 $$;
 
+-- The accounts of an owner, or null for the caller's own arrays, also if the caller is named.
+create or replace function tensorage.whose(owner text) returns uuid[]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  me uuid := tensorage.me();
+  accounts uuid[] := case when owner is not null then tensorage.accounts(owner) end;
+begin
+  return case when me = any (accounts) then null else accounts end;
+end
+$$;
+
 -- One page of keys of the caller, or of an owner who shares them with the caller.
 create or replace function public.tensorage_list(
   prefix text default '', after text default '', max_rows int default 1000, owner text default null) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  me uuid := tensorage.me();
+  whose uuid[] := tensorage.whose(owner);
 begin
-  if owner is null or me = any (tensorage.accounts(owner)) then
+  if whose is null then
     return (select coalesce(json_agg(k.key), '[]') from tensorage.own_keys(prefix, after, least(max_rows, 1000)) k(key));
   end if;
   return (select coalesce(json_agg(k.key), '[]')
-            from tensorage.shared_keys(tensorage.accounts(owner), prefix, after, least(max_rows, 1000)) k(key));
+            from tensorage.shared_keys(whose, prefix, after, least(max_rows, 1000)) k(key));
 end
 $$;
 
@@ -134,11 +145,12 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   me uuid := tensorage.me();
+  whose uuid[] := tensorage.whose(owner);
 begin
-  if owner is null or me = any (tensorage.accounts(owner)) then
+  if whose is null then
     return (select count(*) from public.datasets d where d.user_id = me and d.state = 'committed');
   end if;
-  return (select count(*) from tensorage.shared_keys(tensorage.accounts(owner), '', '', 2147483647));
+  return (select count(*) from tensorage.shared_keys(whose, '', '', 2147483647));
 end
 $$;
 
@@ -155,12 +167,13 @@ $$;
 create or replace function tensorage.ids_with_attrs(
   whose uuid[], attrs jsonb, prefix text, after text, regex text) returns setof bigint
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
+  -- The conditions of the inner query are those of the index of attributes, and of no other one.
   select d.id from unnest(whose) w(id), lateral (
     select s.id, s.key from public.datasets s
      where tensorage.tag(s.user_id, s.attrs) @> tensorage.tag(w.id, ids_with_attrs.attrs) and s.state = 'committed'
-       and s.attrs <> '{}' and s.key >= prefix and s.key > after and s.key <= tensorage.last_key(prefix)
-       and (regex is null or s.key ~ regex)
-       and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, s.key))) d
+       and s.attrs <> '{}' offset 0) d
+   where d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix) and (regex is null or d.key ~ regex)
+     and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, d.key))
 $$;
 
 -- One page of descriptions of arrays of the caller, or of an owner who shares them: those whose keys begin with a prefix, fit a
@@ -173,7 +186,8 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set plan_cache_mode = force_custom_plan as $$
 declare
   me uuid := tensorage.me();
-  whose uuid[] := case when owner is null then array[me] else tensorage.accounts(owner) end;
+  others uuid[] := tensorage.whose(owner);
+  whose uuid[] := coalesce(others, array[me]);
   regex text := tensorage.regex_of_glob(glob);
   wanted int := least(max_rows, 1000);
   ids bigint[];
@@ -191,13 +205,13 @@ begin
   else
     loop
       keys := array(select k from (
-        select tensorage.own_keys(prefix, after, 1000) as k where me = any (whose)
-        union all select tensorage.shared_keys(whose, prefix, after, 1000) where me <> all (whose)) s);
+        select tensorage.own_keys(prefix, after, 1000) as k where others is null
+        union all select tensorage.shared_keys(whose, prefix, after, 1000) where others is not null) s);
       exit when cardinality(keys) = 0;
       ids := coalesce(ids, '{}') || array(
         select d.id from public.datasets d
          where d.user_id = any (whose) and d.key = any (keys) and d.state = 'committed' and (regex is null or d.key ~ regex)
-           and (me = any (whose) or tensorage.may_use(d.user_id, d.key))
+           and (others is null or tensorage.may_use(d.user_id, d.key))
          order by d.key);
       -- Bounded, since a glob may fit few of many keys: the next request goes on behind the last key that was looked at.
       after := keys[cardinality(keys)];

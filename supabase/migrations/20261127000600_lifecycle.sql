@@ -401,7 +401,7 @@ $$;
 -- {"keys": how many, "left", "objects_left": as for tensorage_remove}
 create or replace function public.tensorage_remove_all(prefix text, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set enable_seqscan = off as $$
 declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();
@@ -428,7 +428,7 @@ $$;
 -- with them. {"keys": how many}
 create or replace function public.tensorage_rename_all(prefix text, new_prefix text, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off as $$
+set enable_seqscan = off as $$
 declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();

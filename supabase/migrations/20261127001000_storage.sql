@@ -101,9 +101,7 @@ create policy "tensorage: read own folder" on storage.objects for select to auth
 
 drop policy if exists "tensorage: read what is shared" on storage.objects;
 create policy "tensorage: read what is shared" on storage.objects for select to authenticated
-  -- The owners are asked for once: a list of the bucket asks the rule for their objects alone, and not for all there are.
-  using (bucket_id = 'tensors' and (storage.foldername(name))[1] = any ((select tensorage.sharers())::text[])
-         and (select tensorage.is_user()) and tensorage.is_shared_object(name)
+  using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name)
          -- A signed URL stays good when the share ends, and whatever the file holds by then: nobody signs for others. Storage
          -- tells what it does.
          and coalesce(current_setting('storage.operation', true), '') not like '%object.sign%');

@@ -101,6 +101,37 @@ class _Progress(NamedTuple):
     drains: int
 
 
+class _Joined:
+    """Transport of one answer, which sends the head together with the beginning of the body.
+
+    Each write of its own would be a system call here, and wake the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._held: bytes | None = None
+        # The answer to HEAD has no body to wait for.
+        self._is_begun = cycle.scope["method"] == "HEAD"
+
+    def write(self, data: bytes) -> None:
+        if self._held is not None:
+            head, self._held = self._held, None
+            self._transport.writelines([head, data])
+        elif self._cycle.response_started and not self._is_begun:
+            self._is_begun, self._held = True, data
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._held is not None:
+            self.write(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection with limits. Subclasses set other limits."""
 
@@ -209,8 +240,12 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= self.limits.pipelined:
             most = f"{self.limits.pipelined} requests"
             self._stop_parsing(_Refusal(400, f"A connection may send {most} ahead of their answers, no more"))
+        before = self.cycle
         super().on_headers_complete()
         self._is_in_head = False
+        if self.cycle is not before:
+            # The application runs later.
+            self.cycle.transport = _Joined(self.transport, self.cycle)  # type: ignore[assignment]  # what it needs
 
     def on_body(self, body: bytes) -> None:
         self._received_nbytes += len(body)
@@ -255,7 +290,8 @@ class Connection(HttpToolsProtocol):
                 message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
             await send(message)
             # Without this wait, an answer to a slow client would pile up in memory.
-            await self.flow.drain()
+            if self.flow.write_paused:
+                await self.flow.drain()
 
         await self._application(scope, receive_body, send_patiently)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tensorage.embedded.access import ApiKeys, OwnHosts
 from tensorage.embedded.auth import AuthApi
@@ -49,7 +50,11 @@ class Settings:
     jwt_lifetime_s: int = 3600
 
 
-def build_app(settings: Settings) -> Starlette:
+#: Methods whose answers no cache keeps.
+_WITHOUT_CACHES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def build_app(settings: Settings) -> ASGIApp:
     """Return the ASGI application, whose lifespan opens and closes the pools."""
     tokens = Tokens(settings.jwt_secret)
     # Ten connections for requests, and one that listens for changes of the schema.
@@ -86,13 +91,16 @@ def build_app(settings: Settings) -> Starlette:
             return JSONResponse({"name": "tensorage", "status": "its database is down"}, 503)
         return JSONResponse({"name": "tensorage", "status": "ok"})
 
-    return Starlette(
+    apis: dict[str, ASGIApp] = {
+        "/auth/v1": ApiKeys(auth, keys),
+        "/rest/v1": ApiKeys(rest, keys),
+        # Without keys: see `ApiKeys`.
+        "/storage/v1": storage,
+    }
+    app = Starlette(
         routes=[
             Route("/health", health),
-            Mount("/auth/v1", app=ApiKeys(auth, keys)),
-            Mount("/rest/v1", app=ApiKeys(rest, keys)),
-            # Without keys: see `ApiKeys`.
-            Mount("/storage/v1", app=storage),
+            *(Mount(path, app=api) for path, api in apis.items()),
         ],
         middleware=[
             Middleware(OwnHosts),
@@ -107,3 +115,31 @@ def build_app(settings: Settings) -> Starlette:
         ],
         lifespan=lifespan,
     )
+    return _ShortWay(apis, app)
+
+
+class _ShortWay:
+    """Hands most requests straight to their API, past the layers that only pages of a browser need.
+
+    A request without ``Origin`` comes from no page. Caches may keep the answers to GET and HEAD for a page: those go
+    the long way.
+    """
+
+    def __init__(self, apis: Mapping[str, ASGIApp], app: ASGIApp) -> None:
+        self._apis = [(f"{path}/", OwnHosts(api)) for path, api in apis.items()]
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] in _WITHOUT_CACHES and not scope.get("root_path"):
+            path: str = scope["path"]
+            for prefix, api in self._apis:
+                # Starlette finds no route for a path with a line break.
+                if path.startswith(prefix) and "\n" not in path and not _has_origin(scope):
+                    mounted = {"app_root_path": "", "root_path": prefix[:-1], "path_params": {}}
+                    await api({**scope, **mounted}, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def _has_origin(scope: Scope) -> bool:
+    return any(name == b"origin" for name, _ in scope["headers"])

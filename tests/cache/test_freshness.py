@@ -225,7 +225,7 @@ def test_an_array_that_is_shared_no_longer_is_gone(
     store["shared"] = array
     store.share("shared")
     with workers.store_of(project, project.register()) as sharee:
-        cached = sharee.open("shared").cached(folder, check_every_s=0)
+        cached = sharee.open("shared", owner=store.backend.email).cached(folder, check_every_s=0)
         np.testing.assert_array_equal(cached[...], array)
         store.unshare("shared")
         with pytest.raises(KeyNotFoundError):

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import uvicorn
 
+from tensorage.backend.wire.http import tls_context
 from tensorage.embedded import control
 from tensorage.embedded.connections import Limits, make_connection_class
 from tensorage.embedded.folder import DataFolder
@@ -168,4 +169,4 @@ def growing_at_most(running: control.Running, nbytes: int) -> Iterator[None]:
 
 
 def is_served(running: control.Running) -> bool:
-    return httpx.get(f"{running.api_url}/health").status_code == 200
+    return httpx.get(f"{running.api_url}/health", verify=tls_context(running.api_url)).status_code == 200

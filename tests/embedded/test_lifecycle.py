@@ -112,12 +112,12 @@ def test_processes_that_start_at_once_share_one_server(new_dir: Path) -> None:
 
 
 def test_who_comes_later_joins(data_dir: Path) -> None:
-    first = control.start(data_dir)
+    first = servers.start(data_dir)
     assert control.start(data_dir) == first == control.status(data_dir)
 
 
 def test_joining_with_other_wishes_is_refused(data_dir: Path) -> None:
-    running = control.start(data_dir, jwt_lifetime_s=77)
+    running = servers.start(data_dir, jwt_lifetime_s=77)
     assert running.jwt_lifetime_s == 77
     with pytest.raises(control.StartError, match="tokens of 77 s, not of 60 s"):
         control.start(data_dir, jwt_lifetime_s=60)
@@ -189,18 +189,18 @@ def test_port_in_use_is_an_error_that_names_it(data_dir: Path) -> None:
         with pytest.raises(control.StartError, match=f"port {port} on 127.0.0.1 is in use"):
             control.start(data_dir, port=port)
     assert control.status(data_dir) is None
-    assert control.start(data_dir, port=port).api_url == f"http://127.0.0.1:{port}"
+    assert servers.start(data_dir, port=port).api_url == f"http://127.0.0.1:{port}"
 
 
 def test_ports_stay_where_they_are_free(data_dir: Path) -> None:
-    first = control.start(data_dir)
+    first = servers.start(data_dir)
     control.stop(data_dir)
-    second = control.start(data_dir)
+    second = servers.start(data_dir)
     assert (second.api_url, second.db_url) == (first.api_url, first.db_url)
     control.stop(data_dir)
     taken = [int(url.rpartition(":")[2].removesuffix("/postgres")) for url in (first.api_url, first.db_url)]
     with socket.create_server(("127.0.0.1", taken[0])), socket.create_server(("127.0.0.1", taken[1])):
-        third = control.start(data_dir)
+        third = servers.start(data_dir)
         assert third.api_url != first.api_url
         assert third.db_url != first.db_url
         assert fetch(third, "select 1") == [(1,)]
@@ -223,7 +223,7 @@ def test_listens_on_the_loopback_address_only(backend: control.Running) -> None:
 
 
 def test_killed_server_comes_back_with_its_data(data_dir: Path) -> None:
-    killed = control.start(data_dir)
+    killed = servers.start(data_dir)
     remember(killed)
     psutil.Process(killed.pid).kill()
     until(lambda: control.status(data_dir) is None)
@@ -234,14 +234,14 @@ def test_killed_server_comes_back_with_its_data(data_dir: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_postgres_ends_when_its_server_is_killed(data_dir: Path) -> None:
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     database = postmaster(running)
     psutil.Process(running.pid).kill()
     until(lambda: has_ended(database))
 
 
 def test_killed_postgres_is_started_again(data_dir: Path) -> None:
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     remember(running)
     killed = postmaster(running)
     killed.kill()
@@ -252,7 +252,7 @@ def test_killed_postgres_is_started_again(data_dir: Path) -> None:
 
 
 def test_server_ends_when_postgres_cannot_be_started(data_dir: Path) -> None:
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     server = psutil.Process(running.pid)
     control_file = data_dir / "postgres" / "global" / "pg_control"
     control_file.rename(control_file.with_suffix(".away"))
@@ -265,7 +265,7 @@ def test_server_ends_when_postgres_cannot_be_started(data_dir: Path) -> None:
     with pytest.raises(control.StartError, match="pg_control"):
         control.start(data_dir)
     control_file.with_suffix(".away").rename(control_file)
-    assert fetch(control.start(data_dir), "select 1") == [(1,)]
+    assert fetch(servers.start(data_dir), "select 1") == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_killed_while_making_the_database(new_dir: Path, moment: str) -> None:
     assert state is not None
     psutil.Process(state.pid).kill()
     starter.communicate()
-    running = control.start(new_dir)
+    running = servers.start(new_dir)
     assert fetch(running, "select count(*) from pg_roles where rolname in ('anon', 'authenticator')") == [
         (2,)
     ]
@@ -286,7 +286,7 @@ def test_killed_while_making_the_database(new_dir: Path, moment: str) -> None:
 
 
 def test_stale_state_is_not_believed(data_dir: Path) -> None:
-    control.start(data_dir)
+    servers.start(data_dir)
     control.stop(data_dir)
     me = psutil.Process()
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -303,7 +303,7 @@ def test_stale_state_is_not_believed(data_dir: Path) -> None:
             assert bystander.poll() is None
         # The pid in PostgreSQL's own file may be a bystander's, too.
         (data_dir / "postgres" / "postmaster.pid").write_text(f"{bystander.pid}\n{data_dir / 'postgres'}\n")
-        assert fetch(control.start(data_dir), "select 1") == [(1,)]
+        assert fetch(servers.start(data_dir), "select 1") == [(1,)]
         assert bystander.poll() is None
     finally:
         bystander.communicate()
@@ -323,7 +323,7 @@ def test_stopping_twice(data_dir: Path) -> None:
 
 
 def test_terminated_under_load(data_dir: Path) -> None:
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     execute(
         running,
         """create function public.nap() returns text language sql volatile as
@@ -357,11 +357,11 @@ def test_terminated_under_load(data_dir: Path) -> None:
     until(lambda: has_ended(server))
     assert has_ended(database)
     assert {body for status, body in answers if status == 200} == {json.dumps("z" * 100000).encode()}
-    assert fetch(control.start(data_dir), "select length(public.nap())") == [(100000,)]
+    assert fetch(servers.start(data_dir), "select length(public.nap())") == [(100000,)]
 
 
 def test_stops_with_idle_and_stuck_connections(data_dir: Path) -> None:
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     port = int(running.api_url.rpartition(":")[2])
     with (
         socket.create_connection(("127.0.0.1", port)),
@@ -373,7 +373,7 @@ def test_stops_with_idle_and_stuck_connections(data_dir: Path) -> None:
         stuck.sendall(f"POST /rest/v1/rpc/nap HTTP/1.1\r\n{fields}".encode())
         open_transaction.execute("create table public.never_committed ()")
         assert control.stop(data_dir)
-    assert fetch(control.start(data_dir), "select to_regclass('public.never_committed')") == [(None,)]
+    assert fetch(servers.start(data_dir), "select to_regclass('public.never_committed')") == [(None,)]
 
 
 def test_ctrl_c_stops_a_server_in_the_foreground(data_dir: Path) -> None:
@@ -402,7 +402,7 @@ def test_signal_during_the_start_ends_it_cleanly(new_dir: Path) -> None:
     server.terminate()
     output, _ = server.communicate()
     assert (server.returncode, output) == (0, b"")
-    assert fetch(control.start(new_dir), "select 1") == [(1,)]
+    assert fetch(servers.start(new_dir), "select 1") == [(1,)]
 
 
 def test_reset_removes_everything(data_dir: Path) -> None:
@@ -484,7 +484,7 @@ def test_folder_of_a_newer_release_is_refused(tmp_path: Path) -> None:
 
 def test_folder_that_another_version_has_migrated_is_refused(data_dir: Path) -> None:
     """A checkout of before the first release made such a folder. Only a reset removes what is in it."""
-    running = control.start(data_dir)
+    running = servers.start(data_dir)
     execute(
         running,
         "insert into supabase_migrations.schema_migrations (version, name) values ('20261125000000', 'objects')",
@@ -495,11 +495,11 @@ def test_folder_that_another_version_has_migrated_is_refused(data_dir: Path) -> 
             control.StartError,
             match=r"does not know \(20261125000000_objects\).*Nothing has been changed.*reset",
         ):
-            control.start(data_dir)
+            servers.start(data_dir)
         assert control.status(data_dir) is None
         assert (data_dir / "postgres").is_dir()
     assert control.reset(data_dir)
-    assert get(control.start(data_dir)) == 200
+    assert get(servers.start(data_dir)) == 200
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "1"}', "\x00\xff"])
@@ -517,13 +517,13 @@ def test_path_that_cannot_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_lost_secrets_are_not_made_again(data_dir: Path) -> None:
-    control.start(data_dir)
+    servers.start(data_dir)
     control.stop(data_dir)
     (data_dir / "secrets.json").rename(data_dir / "elsewhere.json")
     with pytest.raises(control.StartError, match=r"secrets\.json is gone"):
         control.start(data_dir)
     (data_dir / "elsewhere.json").rename(data_dir / "secrets.json")
-    assert fetch(control.start(data_dir), "select 1") == [(1,)]
+    assert fetch(servers.start(data_dir), "select 1") == [(1,)]
 
 
 def test_environment_names_the_folder(new_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

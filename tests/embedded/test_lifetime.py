@@ -125,10 +125,15 @@ def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path, options: 
     real = Path(__file__).parents[1]
     (tests / "conftest.py").write_text((real / "conftest.py").read_text())
     (tests / "test_it.py").write_text(
-        textwrap.dedent("""
+        textwrap.dedent(f"""
         import subprocess, sys, time
-        import servers, tensorage
+        from pathlib import Path
+        import pytest, servers, tensorage
         from tensorage.embedded import control
+
+        @pytest.fixture(scope="session", autouse=True)
+        def _template():
+            servers.set_template(Path({os.fspath(servers.template_of_run())!r}))
 
         def test_it(backend, tmp_path):
             for name in ("one", "two", "three"):
@@ -182,7 +187,7 @@ def test_a_server_without_a_companion_goes_on(data_dir: Path, monkeypatch: pytes
 
 def test_any_process_will_do(data_dir: Path) -> None:
     with python("input()") as bystander:
-        running = control.start(data_dir, ends_with=bystander.pid)
+        running = servers.start(data_dir, ends_with=bystander.pid)
         bystander.communicate("\n")
     until(lambda: has_ended(psutil.Process(running.pid)) if psutil.pid_exists(running.pid) else True)
 

@@ -13,7 +13,7 @@ import workers
 from hypothesis import HealthCheck, given, settings
 from project import Project
 from proxy import Exchange, Proxy
-from selections import selections
+from selections import distinct, selections
 
 import tensorage
 from tensorage import Tensor, TensorStore
@@ -110,6 +110,8 @@ def test_a_read_into_out_gives_what_numpy_gives(store: TensorStore) -> None:
 
 
 SAMPLES = (6000, 28, 28)
+#: Number of each element of the samples.
+POSITIONS = np.arange(6000 * 28 * 28).reshape(SAMPLES)
 MASK = np.random.default_rng(1).random(6000) < 0.1
 
 #: Selections, and the most requests that each may take.
@@ -131,15 +133,15 @@ SELECTIONS = [
 def samples(project: Project, proxy: Proxy) -> Iterator[tuple[Array, Tensor]]:
     """An array of many blocks, and a handle on it by way of the proxy."""
     with workers.store_of(Project(proxy.url, project.key), project.register()) as store:
-        array = np.arange(6000 * 28 * 28, dtype="f4").reshape(SAMPLES)
+        array = POSITIONS.astype("f4")
         store["samples"] = array
         yield array, store.open("samples")
 
 
 def assert_little_travels(array: Array, handle: Tensor, index: Any, exchanges: list[Exchange]) -> None:
     """Check that at most twice the selected bytes travel, and 64 KiB for each block that they touch."""
-    positions = np.unique(np.arange(array.size).reshape(array.shape)[index])
-    blocks = len(np.unique(positions // handle.dataset.block_size))
+    positions = distinct(POSITIONS[index])
+    blocks = len(distinct(positions // handle.dataset.block_size))
     received = sum(exchange.received_bytes for exchange in exchanges)
     selected = positions.size * array.itemsize
     assert selected <= received <= 2 * selected + 64 * 1024 * blocks
@@ -194,7 +196,7 @@ def test_whatever_is_selected_little_travels(samples: tuple[Array, Tensor], prox
             expected = array[first : first + 24][index]
         except IndexError:
             return
-        positions = np.arange(array.size).reshape(array.shape)[first : first + 24][index]
+        positions = POSITIONS[first : first + 24][index]
         whole = np.unravel_index(positions, array.shape)
         with proxy.counted() as exchanges:
             result = handle[whole]

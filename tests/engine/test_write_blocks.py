@@ -14,12 +14,30 @@ import workers
 
 import tensorage
 from tensorage import TensorStore
+from tensorage.backend.blocks import block_engine, writing
 from tensorage.backend.wire.http import Answer, Request
+from tensorage.backend.zarr import chunk_shapes
+from tensorage.indexing import runs
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 Array = np.ndarray[Any, Any]
 
-EXPECTED = np.random.default_rng(0).integers(0, 255, (40, 512, 1024), "u1")
+#: Requests and objects carry an eighth of what they do, and so does this array: it takes three of them.
+EXPECTED = np.random.default_rng(0).integers(0, 255, (40, 64, 1024), "u1")
+
+#: Rows of it that one request or object holds.
+ROWS = 16
+
+
+@pytest.fixture
+def short(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> TensorStore:
+    """A store whose blocks, chunks, requests and objects have an eighth of the bytes."""
+    request_bytes = runs.MAX_REQUEST_BYTES // 8
+    for module in (runs, writing, block_engine):
+        monkeypatch.setattr(module, "MAX_REQUEST_BYTES", request_bytes)
+    monkeypatch.setattr(chunk_shapes, "SHARD_BYTES", chunk_shapes.SHARD_BYTES // 8)
+    store.chunk_size = chunk_shapes.CHUNK_BYTES // 8
+    return store
 
 
 def assert_nothing_is_stored(store: TensorStore, database: Sql) -> None:
@@ -63,8 +81,8 @@ def reused(array: Array) -> Iterator[Array]:
     ],
     ids=["uneven", "reused", "list", "one", "array", "lists", "Fortran"],
 )
-def test_blocks_of_rows(store: TensorStore, blocks: Callable[[Array], Iterable[Any]]) -> None:
-    handle = store.write("x", blocks(EXPECTED), shape=EXPECTED.shape, dtype="u1")
+def test_blocks_of_rows(short: TensorStore, blocks: Callable[[Array], Iterable[Any]]) -> None:
+    handle = short.write("x", blocks(EXPECTED), shape=EXPECTED.shape, dtype="u1")
     assert (handle.key, handle.shape, handle.dtype) == ("x", EXPECTED.shape, EXPECTED.dtype)
     out = np.empty_like(EXPECTED)
     assert handle.read(out=out) is out
@@ -100,17 +118,17 @@ def raising(array: Array) -> Iterator[Array]:
 @pytest.mark.parametrize(
     ("blocks", "error", "says"),
     [
-        (lambda a: iter([a[:30]]), tensorage.IncompleteTensorError, r"\(30, 512, 1024\).*\(40, 512, 1024\)"),
-        (lambda a: iter([]), tensorage.IncompleteTensorError, r"\(0, 512, 1024\).*\(40, 512, 1024\)"),
-        (lambda a: [a, a[:1]], tensorage.IncompleteTensorError, r"\(41, 512, 1024\).*\(40, 512, 1024\)"),
+        (lambda a: iter([a[:30]]), tensorage.IncompleteTensorError, r"\(30, 64, 1024\).*\(40, 64, 1024\)"),
+        (lambda a: iter([]), tensorage.IncompleteTensorError, r"\(0, 64, 1024\).*\(40, 64, 1024\)"),
+        (lambda a: [a, a[:1]], tensorage.IncompleteTensorError, r"\(41, 64, 1024\).*\(40, 64, 1024\)"),
         (
-            lambda a: [a[:30], a[:10, :100]],
+            lambda a: [a[:30], a[:10, :50]],
             tensorage.InvalidInputError,
-            r"\(10, 100, 1024\).*\(40, 512, 1024\)",
+            r"\(10, 50, 1024\).*\(40, 64, 1024\)",
         ),
-        (lambda a: [a[:30], a[30]], tensorage.InvalidInputError, r"\(512, 1024\).*\(40, 512, 1024\)"),
+        (lambda a: [a[:30], a[30]], tensorage.InvalidInputError, r"\(64, 1024\).*\(40, 64, 1024\)"),
         (lambda a: [a[:30], a[30:].astype("i8")], tensorage.DTypeError, "int64"),
-        (lambda a: [a[:30], 5], tensorage.InvalidInputError, r"\(\).*\(40, 512, 1024\)"),
+        (lambda a: [a[:30], 5], tensorage.InvalidInputError, r"\(\).*\(40, 64, 1024\)"),
         (lambda a: [a[:30], [[1], [2, 3]]], tensorage.InvalidInputError, "no array"),
         (lambda a: [a[:30], np.ma.masked_array(a[30:])], tensorage.InvalidInputError, "masked"),
         (raising, ZeroDivisionError, "no more"),
@@ -118,29 +136,29 @@ def raising(array: Array) -> Iterator[Array]:
     ids=["too few", "none", "too many", "shape", "axes", "dtype", "scalar", "ragged", "masked", "raises"],
 )
 def test_blocks_that_do_not_fill_the_array(
-    store: TensorStore,
+    short: TensorStore,
     database: Sql,
     blocks: Callable[[Array], Iterable[Any]],
     error: type[Exception],
     says: str,
 ) -> None:
     with pytest.raises(error, match=says):
-        store.write("x", blocks(EXPECTED), shape=EXPECTED.shape, dtype="u1")
-    assert_nothing_is_stored(store, database)
+        short.write("x", blocks(EXPECTED), shape=EXPECTED.shape, dtype="u1")
+    assert_nothing_is_stored(short, database)
 
 
-def test_a_failed_write_leaves_the_array_that_is_there(store: TensorStore, database: Sql) -> None:
-    store["x"] = np.arange(5)
+def test_a_failed_write_leaves_the_array_that_is_there(short: TensorStore, database: Sql) -> None:
+    short["x"] = np.arange(5)
     for allow_overwrite, error in ((False, tensorage.KeyExistsError), (True, ZeroDivisionError)):
-        store.allow_overwrite = allow_overwrite
+        short.allow_overwrite = allow_overwrite
         with pytest.raises(error):
-            store.write("x", raising(EXPECTED), shape=EXPECTED.shape, dtype="u1")
-        np.testing.assert_array_equal(store["x"], np.arange(5))
-    store.write("x", uneven(EXPECTED), shape=EXPECTED.shape, dtype="u1")
-    np.testing.assert_array_equal(store["x"], EXPECTED)
+            short.write("x", raising(EXPECTED), shape=EXPECTED.shape, dtype="u1")
+        np.testing.assert_array_equal(short["x"], np.arange(5))
+    short.write("x", uneven(EXPECTED), shape=EXPECTED.shape, dtype="u1")
+    np.testing.assert_array_equal(short["x"], EXPECTED)
     query = "select count(*) from public.datasets where user_id = %s"
-    assert database.execute(query, [store.backend.user_id]).fetchone() == (1,)
-    leftovers.assert_only_arrays_are_kept(database, store.backend.user_id)
+    assert database.execute(query, [short.backend.user_id]).fetchone() == (1,)
+    leftovers.assert_only_arrays_are_kept(database, short.backend.user_id)
 
 
 def test_a_key_that_is_taken_is_noticed_before_anything_is_produced(store: TensorStore) -> None:
@@ -156,9 +174,9 @@ def test_a_key_that_is_taken_is_noticed_before_anything_is_produced(store: Tenso
     assert not asked
 
 
-def test_no_more_is_produced_than_is_under_way(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_produced_than_is_under_way(short: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """No block is asked for once as many requests are unanswered as are sent at once."""
-    transfer = store.backend.transfer
+    transfer = short.backend.transfer
     answered = threading.Semaphore(0)
     stuck = threading.Semaphore(0)
     ask = transfer.http.ask
@@ -177,19 +195,18 @@ def test_no_more_is_produced_than_is_under_way(store: TensorStore, monkeypatch: 
             produced.append(len(produced))
             yield row[None]
 
-    shape = (160, 512, 1024)
-    writer = threading.Thread(target=lambda: store.write("x", blocks(), shape=shape, dtype="u1"))
+    shape = (160, 64, 1024)
+    writer = threading.Thread(target=lambda: short.write("x", blocks(), shape=shape, dtype="u1"))
     writer.start()
     for _ in range(transfer.parallel):
         assert stuck.acquire(timeout=60)
-    # 16 rows to a request, and to an object.
     produced_when_stuck = len(produced)
     for _ in range(10):
         answered.release()
     writer.join()
-    assert transfer.parallel * 16 <= produced_when_stuck <= (transfer.parallel + 2) * 16
+    assert transfer.parallel * ROWS <= produced_when_stuck <= (transfer.parallel + 2) * ROWS
     assert len(produced) == 160
-    np.testing.assert_array_equal(store["x"], EXPECTED.repeat(4, axis=0))
+    np.testing.assert_array_equal(short["x"], EXPECTED.repeat(4, axis=0))
 
 
 @pytest.mark.parametrize(

@@ -560,6 +560,16 @@ SHARING = [
         "no_quota",
         name="of everybody",
     ),
+    *(
+        _operation(
+            "tensorage_quotas",
+            Kind.ADMINISTER,
+            lambda w, p, who=who: {"who": w.owner.email if who == "the owner" else None},
+            lambda w, p, said: said and w.owner.id in [user["user_id"] for user in said["users"]],
+            name=f"of {who}",
+        )
+        for who in ("the owner", "everybody")
+    ),
     _operation("tensorage_version", Kind.VERSION, lambda w, p: {}, lambda w, p, said: said == 5),
 ]
 

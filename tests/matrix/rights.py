@@ -29,7 +29,7 @@ ON_TABLES: Final = {
 _CALLED_BY_TABLES: Final = frozenset(
     {
         "elements", "is_plain_name", "tag", "may_write_object", "may_delete_object", "is_shared_object", "is_user",
-        "may_use", "may_read_rows_of", "sharers",
+        "may_use", "may_read_rows_of",
     }
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def is_executable(role: str, schema: str, function: str) -> bool:
         return False
     if schema == "tensorage":
         return function in _CALLED_BY_TABLES
-    return role == "service_role" or function != "tensorage_set_quota"
+    return role == "service_role" or function not in ("tensorage_set_quota", "tensorage_quotas")
 
 
 def wrong_rights(database: Sql) -> Iterator[str]:

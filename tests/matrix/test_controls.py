@@ -40,7 +40,6 @@ _OF_COMMANDS = {
 #: Functions that policies call, with the operations that the policies are of.
 _OF_POLICIES = {
     "tensorage.is_user": [*TABLES, *_READS],
-    "tensorage.sharers": [*TABLES, *_READS],
     "tensorage.may_use": TABLES,
     "tensorage.may_read_rows_of": TABLES,
     "tensorage.may_write_object": _WRITES,
@@ -161,21 +160,22 @@ def test_rights_on_functions(world: World) -> None:
             assert list(wrong_rights(world.database)) == [f"anon may execute {name}"]
 
 
-def test_quotas_are_the_service_keys_alone(world: World) -> None:
-    function = "public.tensorage_set_quota(text, bigint, bigint)"
+@pytest.mark.parametrize(
+    "function", ["tensorage_set_quota(text, bigint, bigint)", "tensorage_quotas(text, uuid, int)"]
+)
+def test_quotas_are_the_service_keys_alone(world: World, function: str) -> None:
     grant, revoke = (
-        f"grant execute on function {function} to authenticated",
-        f"revoke execute on function {function} from authenticated",
+        f"{word} execute on function public.{function} {to} authenticated"
+        for word, to in (("grant", "to"), ("revoke", "from"))
     )
     with checks.statement(world.database, grant, revoke):
-        assert first_violation(world, operations_of("public.tensorage_set_quota"))
+        assert first_violation(world, operations_of(f"public.{function.partition('(')[0]}"))
 
 
 #: Conditions in functions that look like checks and decide no right.
 NO_RIGHTS = {
     "tensorage.is_shared": "tells the owner, or who may read, whether others may",
     "tensorage.check_room_for_array": "counts the caller's own arrays",
-    "tensorage.sharers": "narrows what policies ask the rule about",
     "tensorage.note": "chooses an address that the owner shares by",
 }
 

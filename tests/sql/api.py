@@ -133,8 +133,10 @@ class Caller:
         body = binary(elements.tobytes(), count=elements.size, data_id=data_id, meta=meta)
         return self.call("tensorage_patch", body)
 
-    def open(self, key: str) -> Json:
-        opened: Json = answer_of(self.call("tensorage_open", key=key))
+    def open(self, key: str, owner: Caller | None = None) -> Json:
+        """The array under a key of the caller, or of somebody who shares it."""
+        whose = {} if owner is None else {"owner": owner.email}
+        opened: Json = answer_of(self.call("tensorage_open", key=key, **whose))
         return opened
 
     def ask(self, dataset: Json, rows: Any, runs: Any = (0,), run_length: Any = 1) -> httpx.Response:

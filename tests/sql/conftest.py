@@ -78,7 +78,10 @@ def new_user(backend: control.Running, _rest: httpx.Client) -> Iterator[Callable
 
         def register() -> Caller:
             user_id, email = str(uuid.uuid4()), f"{secrets.token_hex(8)}@example.com"
-            connection.execute("insert into auth.users (id, email) values (%s, %s)", (user_id, email))
+            connection.execute(
+                "insert into auth.users (id, email, email_confirmed_at) values (%s, %s, now())",
+                (user_id, email),
+            )
             role = "authenticated"
             claims = {
                 "sub": user_id,

@@ -29,10 +29,11 @@ _GRANTED = {("datasets", "SELECT"), ("shards", "SELECT"), ("tensors", "SELECT")}
 #: Inner functions which policies call; and what a column of `datasets` is computed with.
 _CALLED = {
     "elements",
-    "folder_of_array",
     "is_shared_object",
     "is_user",
     "may_delete_object",
+    "may_read_rows_of",
+    "may_use",
     "may_write_object",
 }
 
@@ -129,10 +130,10 @@ def test_inner_functions_that_are_granted_run_as_their_caller(database: Connecti
         "has_function_privilege('authenticated', p.oid, 'execute') from pg_proc p "
         "where pronamespace = 'tensorage'::regnamespace and prosecdef"
     ).fetchall()
-    # Two tell policies what no policy may read: whether the caller's account is there, and whether there is room for an
-    # object of theirs. A trigger is called by nobody.
+    # These tell policies what no policy may read: whether the caller's account is there, what others share with it, and
+    # whether there is room for an object. Each answers for the caller alone. A trigger is called by nobody.
     granted = {name for name, _, is_granted in definers if is_granted}
-    assert granted == {"is_user", "may_write_object"}
+    assert granted == _CALLED - {"elements"}
     assert {name for name, returns, _ in definers if returns != "trigger"} - granted == {"recount"}
 
 
@@ -156,7 +157,7 @@ def test_every_table_has_row_level_security(database: Connection) -> None:
     rows = database.execute(f"select c.relname, c.relrowsecurity {_RELATIONS} and c.relkind in ('r', 'p')")
     assert dict(rows.fetchall()) == {
         "datasets": True, "tensors": True, "shards": True, "quotas": True, "settings": True, "operations": True,
-        "usage": True, "reservations": True, "stagings": True,
+        "usage": True, "reservations": True, "stagings": True, "shares": True, "audit": True,
     }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def hidden(owner: Caller, kept: Kept) -> list[int]:
     removed = owner.store(new_key(), np.arange(400, dtype="<i4"), is_shared=True, chunk=1)
     answer_of(owner.call("tensorage_remove", key=removed["key"]))
     no_longer = owner.store(new_key(), _SHARED, is_shared=True)
-    answer_of(owner.call("tensorage_share", key=no_longer["key"], is_shared=False))
+    answer_of(owner.call("tensorage_unshare", key=no_longer["key"]))
     given_up = owner.begin(new_key(), [40], chunk=40, is_shared=True)
     answer_of(owner.put(given_up["id"], _SHARED, chunk=40))
     removed_objects = store(owner, is_shared=True)

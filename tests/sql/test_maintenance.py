@@ -124,7 +124,7 @@ def test_readers_and_appenders_do_not_notice_compactions(owner: Caller) -> None:
 
 def test_compaction_needs_an_array_of_the_caller(owner: Caller, other: Caller, state_of: StateOf) -> None:
     stored = _in_blocks(owner, [1] * 20, 5)
-    answer_of(owner.call("tensorage_share", key=stored["key"], is_shared=True))
+    answer_of(owner.call("tensorage_share", key=stored["key"]))
     before = state_of(owner)
     for caller, key in ((other, stored["key"]), (owner, new_key()), (owner, None), (owner, "")):
         assert code_of(caller.call("tensorage_compact", key=key)) == "TS001"
@@ -255,7 +255,7 @@ def test_somebody_elses_array_is_not_renamed_or_replaced(
 ) -> None:
     stored = owner.store(new_key(), _NUMBERS, is_shared=True)
     before = state_of(owner)
-    assert code_of(other.call("tensorage_rename", key=stored["key"], new_key=new_key())) == "TS007"
+    assert code_of(other.call("tensorage_rename", key=stored["key"], new_key=new_key())) == "TS001"
     mine = other.store(new_key(), -_NUMBERS)
     renamed = answer_of(
         other.call("tensorage_rename", key=mine["key"], new_key=stored["key"], overwrite=True)
@@ -323,12 +323,23 @@ def test_prefixes_are_plain_text(owner: Caller, database: Connection) -> None:
             assert pages == expected
 
 
-def test_shared_keys_are_listed_once_among_the_callers(owner: Caller, other: Caller) -> None:
+def test_keys_are_the_callers_or_those_that_an_owner_shares(owner: Caller, other: Caller) -> None:
     name = new_key() + "/"
     for caller, key, shared in [
         (owner, "a", True), (other, "a", False), (owner, "b", False), (owner, "c", True), (other, "d", True),
     ]:  # fmt: skip
         caller.store(name + key, np.array([1]), is_shared=shared)
-    assert answer_of(other.call("tensorage_list", prefix=name)) == [name + key for key in "acd"]
-    assert answer_of(owner.call("tensorage_list", prefix=name)) == [name + key for key in "abcd"]
-    assert answer_of(other.call("tensorage_list", prefix=name, after=name + "a", max_rows=1)) == [name + "c"]
+
+    def keys(caller: Caller, **options: Any) -> str:
+        listed = answer_of(caller.call("tensorage_list", prefix=name, **options))
+        return "".join(key.removeprefix(name) for key in listed)
+
+    assert (keys(other), keys(owner)) == ("ad", "abc")
+    assert (keys(other, owner=owner.email), keys(owner, owner=other.id)) == ("ac", "d")
+    assert keys(other, owner=owner.email, after=name + "a", max_rows=1) == "c"
+    assert keys(owner, owner=owner.email) == "abc"
+    # A share of the prefix, and more than one of a key, list each key once.
+    answer_of(owner.call("tensorage_share", key=name, readers=[other.email]))
+    answer_of(owner.call("tensorage_share", key=name + "a", readers=[other.email]))
+    assert keys(other, owner=owner.email) == "abc"
+    assert answer_of(other.call("tensorage_count", owner=owner.email)) >= 3

@@ -228,6 +228,8 @@ def _writes(caller: Caller, dataset: Json, staged: list[Json]) -> dict[str, set[
             code_of(ask_to_append(caller, dataset, 1, base_rows=5)),
             code_of(caller.ask_to_assign(dataset, engine="storage")),
             code_of(caller.call("tensorage_annotate", data_id=dataset["id"], attrs={"a": 1})),
+        },
+        "key": {
             code_of(caller.call("tensorage_remove", key=dataset["key"])),
             code_of(caller.call("tensorage_rename", key=dataset["key"], new_key=new_key())),
         },
@@ -248,7 +250,7 @@ def test_shared_array_is_read_and_not_written_by_others(
     owner: Caller, other: Caller, state_of: StateOf
 ) -> None:
     dataset = store(owner, attrs={"a": 1})
-    answer_of(owner.call("tensorage_share", key=dataset["key"], is_shared=True))
+    answer_of(owner.call("tensorage_share", key=dataset["key"]))
     dataset = append(owner, owner.open(dataset["key"]), 1, [4], of_4=name_of(dataset, 4))
     staged = [
         begin_assign(owner, dataset),
@@ -258,23 +260,23 @@ def test_shared_array_is_read_and_not_written_by_others(
     for begun, number in zip(staged, [4, 5, 4], strict=True):
         answer_of(put(owner, begun, *fill(owner, begun, [number])))
     before = state_of(owner)
-    assert other.open(dataset["key"]) == described(dataset) | {"is_shared": True}
+    assert other.open(dataset["key"], owner) == described(dataset) | {"is_shared": True}
     shared = names(other, dataset)
     assert shared == names(owner, dataset)
     assert all(content_of(other, name) for name in shared)
     rows = other.request("GET", f"/shards?user_id=eq.{owner.id}&select=data_id,number&order=number").json()
     assert rows == [{"data_id": dataset["id"], "number": number} for number in NUMBERS]
-    assert _writes(other, dataset, staged) == {"array": {"TS007"}, "staged": {"TS001"}}
+    assert _writes(other, dataset, staged) == {"array": {"TS007"}, "key": {"TS001"}, "staged": {"TS001"}}
     assert state_of(owner) == before
 
-    answer_of(owner.call("tensorage_share", key=dataset["key"], is_shared=False))
+    answer_of(owner.call("tensorage_unshare", key=dataset["key"]))
     before = state_of(owner)
     assert code_of(ask_shards(other, dataset)) == "TS003"
     assert not answer_of(other.call("tensorage_has_object", data_id=dataset["id"], number=0))
     assert not any(content_of(other, name) for name in shared)
     assert other.request("GET", f"/shards?user_id=eq.{owner.id}").json() == []
     codes = _writes(other, dataset, staged)
-    assert codes == {"array": {"TS001", "TS003"}, "staged": {"TS001"}}
+    assert codes == {"array": {"TS003"}, "key": {"TS001"}, "staged": {"TS001"}}
     assert state_of(owner) == before
 
 

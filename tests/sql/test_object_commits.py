@@ -111,7 +111,11 @@ def test_description_holds_the_metadata_as_they_were_given(owner: Caller) -> Non
     begun = begin(owner, new_key(), zarr=zarr, attrs={"a": 1}, dims=["x", "y"], is_shared=True)
     assert (begun["engine"], begun["zarr"], begun["state"]) == ("storage", zarr, "staged")
     committed = answer_of(owner.commit(begun["id"], shards=fill(owner, begun)))
-    assert described(committed) == begun | {"state": "committed", "updated_at": committed["updated_at"]}
+    assert described(committed) == begun | {
+        "state": "committed", "is_shared": True, "stored_bytes": committed["stored_bytes"],
+        "updated_at": committed["updated_at"],
+    }  # fmt: skip
+    assert committed["stored_bytes"] > 0
     assert owner.open(begun["key"]) == described(committed)
     assert (committed["left"], committed["objects_left"], committed["version"]) == (0, 0, 1)
 

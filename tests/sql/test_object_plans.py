@@ -15,11 +15,16 @@ from tensorage.embedded import control
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 _MANY = 20_000
-_TABLES = ("datasets", "shards", "objects")
+_TABLES = ("datasets", "shards", "objects", "shares")
 
 _DATASETS = """
-insert into public.datasets (user_id, key, shape, dtype, block_size, state, is_shared, engine, zarr)
-select %s, 'run ' || n, '{}', '<i4', 1, 'committed', %s, 'storage', '{}' from generate_series(1, %s) n
+insert into public.datasets (user_id, key, shape, dtype, block_size, state, engine, zarr)
+select %s, 'run ' || n, '{}', '<i4', 1, 'committed', 'storage', '{}' from generate_series(1, %s) n
+"""
+#: Every array is shared by a share of its own.
+_SHARES = """
+insert into tensorage.shares (user_id, pattern, reader)
+select d.user_id, d.key, '' from public.datasets d where d.user_id = %s
 """
 #: Many arrays of one shard, and one of many. Every third shard of that has no object.
 _SHARDS = """
@@ -42,11 +47,13 @@ def many(new_user: Register, backend: control.Running) -> Iterator[Connection]:
         # The rows are never committed: other tests have the project to themselves. No plan depends on totals.
         connection.execute("set local session_replication_role = replica")
         for caller, shared in ((owner, False), (new_user(), False), (new_user(), True)):
-            connection.execute(_DATASETS, (caller.id, shared, _MANY))
+            connection.execute(_DATASETS, (caller.id, _MANY))
+            if shared:
+                connection.execute(_SHARES, (caller.id,))
             connection.execute(_SHARDS, (_MANY, caller.id))
             connection.execute(_OBJECTS, (caller.id,))
         connection.execute("set local session_replication_role = origin")
-        connection.execute("analyze public.datasets, public.shards, storage.objects")
+        connection.execute("analyze public.datasets, public.shards, tensorage.shares, storage.objects")
         explain(connection, owner)
         yield connection
         connection.rollback()
@@ -55,7 +62,7 @@ def many(new_user: Register, backend: control.Running) -> Iterator[Connection]:
 def _array(many: Connection, whose: str, key: str = "run 100") -> int:
     """Number of the large array, or another, of the user or of somebody who shares it."""
     mine = "d.user_id = (current_setting('request.jwt.claims')::json ->> 'sub')::uuid"
-    where = mine if whose == "own" else "d.is_shared"
+    where = mine if whose == "own" else "d.user_id in (select s.user_id from tensorage.shares s)"
     row = many.execute(f"select d.id from public.datasets d where d.key = '{key}' and {where}").fetchone()
     assert row is not None
     return int(row[0])
@@ -108,7 +115,7 @@ def test_sweeping_reads_a_page_of_what_is_gone(key: str, many: Connection) -> No
             "update public.datasets set state = 'staged', expires_at = '-infinity' where id = %s", (data_id,)
         )
         scans = _scans(many, "select public.tensorage_sweep_objects(500)")
-    assert {scan["Relation Name"] for scan in scans} == set(_TABLES)
+    assert {scan["Relation Name"] for scan in scans} == set(_TABLES) - {"shares"}
     for scan in scans:
         assert scan["Actual Rows"] * scan["Actual Loops"] <= 1000, scan
         assert scan.get("Rows Removed by Filter", 0) <= 100, scan

@@ -200,20 +200,22 @@ def test_what_is_not_shared_any_more_is_not_read(
     how: str, bucket: Bucket, other: Caller, database: Connection
 ) -> None:
     row = database.execute(
-        "select key from public.datasets where user_id = %s and is_shared and state = 'committed'",
+        "select d.key from public.datasets d join tensorage.shares s on (s.user_id, s.pattern) = (d.user_id, d.key) "
+        "where d.user_id = %s and d.state = 'committed'",
         (bucket.owner.id,),
     ).fetchone()
     assert row is not None
     if how == "unshare":
-        answer_of(bucket.owner.call("tensorage_share", key=row[0], is_shared=False))
+        answer_of(bucket.owner.call("tensorage_unshare", key=row[0]))
     elif how == "remove":
         answer_of(bucket.owner.call("tensorage_remove", key=row[0]))
     else:
-        store(bucket.owner, row[0], overwrite=True)
+        new = store(bucket.owner, row[0], overwrite=True)
     for name in bucket.shared:
         _all_refused(_reads(other, name))
         assert content_of(bucket.owner, name) is not None
-    assert _listed(other, bucket.owner.id) == []
+    # The share belongs to the key, and the new array is read by it.
+    assert _listed(other, bucket.owner.id) == ([str(new["id"])] if how == "overwrite" else [])
 
 
 def test_shard_of_one_user_gives_no_object_of_another(owner: Caller, other: Caller, bucket: Bucket) -> None:

@@ -273,7 +273,7 @@ def test_has_object(owner: Caller, other: Caller, database: Connection) -> None:
     assert [asks(owner, begun, number) for number in range(4)] == [True, False, False, False]
     dataset = answer_of(owner.commit(begun["id"], shards=[entry(3, None), entry(4, None)]))
     assert not asks(other, dataset, 0)
-    answer_of(owner.call("tensorage_share", key=key, is_shared=True))
+    answer_of(owner.call("tensorage_share", key=key))
     assert asks(other, dataset, 0)
     for number in (1, 2, 5, -1, 2**62, None):
         assert not asks(owner, dataset, number)

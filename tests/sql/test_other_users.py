@@ -61,8 +61,12 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": data_id}, "TS001")
             for data_id in (n.id, n.staged, n.objects, n.writing, n.growing)
         ],
-        "tensorage_list": [Attempt({}, None), Attempt({"prefix": n.key}, None)],
-        "tensorage_count": [Attempt({}, None)],
+        "tensorage_list": [
+            Attempt({}, None),
+            Attempt({"prefix": n.key}, None),
+            Attempt({"prefix": n.key, "owner": n.owner}, None),
+        ],
+        "tensorage_count": [Attempt({}, None), Attempt({"owner": n.owner}, None)],
         "tensorage_read": [
             Attempt({"data_id": n.id, "version": n.version, **selection}, "TS003"),
             Attempt({"data_id": n.staged, "version": 1, **selection}, "TS003"),
@@ -151,10 +155,34 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"key": n.objects_key}, "TS001"),
         ],
         "tensorage_share": [
-            Attempt({"key": n.objects_key, "is_shared": True}, "TS001"),
-            Attempt({"key": n.key, "is_shared": True}, "TS001"),
-            Attempt({"key": n.key, "is_shared": False}, "TS001"),
+            Attempt({"key": n.objects_key}, "TS001"),
+            Attempt({"key": n.key}, "TS001"),
+            Attempt({"key": n.key, "readers": ["reader@lab.org"], "can_write": True}, "TS001"),
         ],
+        "tensorage_unshare": [
+            Attempt({"key": n.objects_key}, "TS006"),
+            Attempt({"key": n.key, "readers": ["reader@lab.org"]}, "TS006"),
+        ],
+        "tensorage_shares": [Attempt({}, None), Attempt({"key": n.key}, None)],
+        "tensorage_shared_with_me": [Attempt({}, None)],
+        "tensorage_sharer": [Attempt({"who": n.owner}, "TS001")],
+        "tensorage_usage": [Attempt({}, None)],
+        "tensorage_set_quota": [
+            Attempt({"who": n.owner, "max_bytes": 1, "max_arrays": 1}, "42501"),
+            Attempt({"who": None, "max_bytes": 1, "max_arrays": 1}, "42501"),
+        ],
+        "tensorage_quotas": [Attempt({}, "42501"), Attempt({"who": n.owner}, "42501")],
+        "tensorage_doctor": [Attempt({}, None)],
+        "tensorage_audit": [Attempt({}, None), Attempt({"key": n.key}, None)],
+        "tensorage_catalogue": [
+            Attempt({}, None),
+            Attempt({"prefix": n.key}, None),
+            Attempt({"attrs": {"note": "the owner's note"}}, None),
+            Attempt({"owner": n.owner}, None),
+            Attempt({"owner": n.owner, "attrs": {"note": "the owner's note"}}, None),
+        ],
+        "tensorage_remove_all": [Attempt({"prefix": n.key}, None)],
+        "tensorage_rename_all": [Attempt({"prefix": n.key, "new_prefix": "mine"}, "TS001")],
         "tensorage_sweep": [Attempt({}, None)],
         "tensorage_begin_append": [
             Attempt({"data_id": n.objects, "shape": [1, 3], "base_rows": 9}, "TS003"),

@@ -283,7 +283,7 @@ def test_readers_follow_what_leaves_elements_alone(owner: Caller) -> None:
     answer_of(owner.call("tensorage_annotate", data_id=opened["id"], attrs={"a": 1}))
     answer_of(owner.call("tensorage_compact", key=key))
     key = answer_of(owner.call("tensorage_rename", key=key, new_key=new_key()))["key"]
-    answer_of(owner.call("tensorage_share", key=key, is_shared=True))
+    answer_of(owner.call("tensorage_share", key=key))
     assert np.array_equal(owner.read(opened), np.arange(100))
     assert owner.ask_spans(opened, [7], [3]).content == np.arange(7, 10, dtype="<i4").tobytes()
     last = owner.open(key)

@@ -328,7 +328,7 @@ def test_what_is_no_key_is_refused(key: str | None, owner: Caller, state_of: Sta
         owner.call("tensorage_begin", key=key, shape=[1], dtype="<i4", chunk=1),
         owner.call("tensorage_open", key=key),
         owner.call("tensorage_remove", key=key),
-        owner.call("tensorage_share", key=key, is_shared=True),
+        owner.call("tensorage_share", key=key),
     ]
     assert {code_of(answer)[:2] for answer in answers} <= {"TS", "22", "23"}
     assert state_of(owner) == before

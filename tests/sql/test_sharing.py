@@ -23,11 +23,12 @@ def shared(owner: Caller) -> Json:
 
 
 def test_sharee_reads(shared: Json, owner: Caller, other: Caller) -> None:
-    opened = other.open(shared["key"])
+    opened = other.open(shared["key"], owner)
     assert opened == shared
     assert opened["owner"] == owner.email
     assert np.array_equal(other.read(opened), _ARRAY.reshape(-1))
-    assert shared["key"] in answer_of(other.call("tensorage_list", prefix=shared["key"]))
+    assert answer_of(other.call("tensorage_list", prefix=shared["key"])) == []
+    assert answer_of(other.call("tensorage_list", prefix=shared["key"], owner=owner.email)) == [shared["key"]]
     row = other.request("GET", f"/datasets?id=eq.{shared['id']}").json()
     assert [(r["key"], r["user_id"]) for r in row] == [(shared["key"], owner.id)]
     blocks = other.request("GET", f"/tensors?data_id=eq.{shared['id']}&select=index,count&order=index").json()
@@ -36,7 +37,7 @@ def test_sharee_reads(shared: Json, owner: Caller, other: Caller) -> None:
 
 def test_sharee_follows_what_the_owner_appends(shared: Json, owner: Caller, other: Caller) -> None:
     answer_of(owner.append(shared["key"], _ARRAY[:1]))
-    assert np.array_equal(other.read(other.open(shared["key"]))[12:], _ARRAY[0])
+    assert np.array_equal(other.read(other.open(shared["key"], owner))[12:], _ARRAY[0])
     # The array that was opened before is as it was.
     assert np.array_equal(other.read(shared), _ARRAY.reshape(-1))
 
@@ -49,7 +50,11 @@ def test_sharee_cannot_change_it(
     put = binary(_ARRAY.tobytes(), count=12, chunk=5, data_id=number)
     refused = {
         "TS001": [
-            other.call("tensorage_share", key=key, is_shared=False),
+            other.call("tensorage_share", key=key),
+            other.call("tensorage_remove", key=key),
+            other.call("tensorage_append", whole(_ARRAY, key=key, chunk=5, operation=new_operation())),
+            other.call("tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True),
+            other.call("tensorage_rename", key=key, new_key=new_key()),
             other.call("tensorage_put", put),
             other.patch(number, _ARRAY, [0], [12]),
             other.call("tensorage_compact", key=key),
@@ -57,21 +62,25 @@ def test_sharee_cannot_change_it(
             other.call("tensorage_dataset", data_id=number),
         ],
         "TS007": [
-            other.call("tensorage_remove", key=key),
-            other.call("tensorage_append", whole(_ARRAY, key=key, chunk=5, operation=new_operation())),
-            other.call("tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True),
+            other.call(
+                "tensorage_append",
+                whole(_ARRAY, key=key, chunk=5, operation=new_operation(), owner=owner.email),
+            ),
+            other.call(
+                "tensorage_begin", key=key, shape=[4, 3], dtype="<i4", chunk=5, append=True, owner=owner.email
+            ),
             other.assign(shared, -_ARRAY, [0], [12]),
             other.call("tensorage_begin_assign", data_id=number, version=shared["version"]),
             other.call("tensorage_annotate", data_id=number, attrs={"note": "mine"}),
-            other.call("tensorage_rename", key=key, new_key=new_key()),
         ],
         "42501": [
-            other.request("PATCH", f"/datasets?id=eq.{number}", json={"is_shared": False}),
+            other.request("PATCH", f"/datasets?id=eq.{number}", json={"share_at_commit": True}),
             other.request("DELETE", f"/datasets?id=eq.{number}"),
             other.request("DELETE", f"/tensors?data_id=eq.{number}"),
             other.request("PATCH", f"/tensors?data_id=eq.{number}", json={"count": 1}),
         ],
     }
+    assert code_of(other.call("tensorage_unshare", key=key)) == "TS006"
     for code, answers in refused.items():
         assert [code_of(answer) for answer in answers] == [code] * len(answers)
     assert answer_of(other.call("tensorage_abort", data_id=number)) == 0
@@ -90,29 +99,34 @@ def test_sharee_who_stores_under_the_key_has_an_array_of_their_own(
 
 
 def test_two_users_share_arrays_under_one_key(
-    shared: Json, other: Caller, new_user: Callable[[], Caller]
+    shared: Json, owner: Caller, other: Caller, new_user: Callable[[], Caller]
 ) -> None:
     other.store(shared["key"], -_ARRAY, is_shared=True)
     reader = new_user()
-    assert code_of(reader.call("tensorage_open", key=shared["key"])) == "TS008"
-    opened = answer_of(reader.call("tensorage_open", key=shared["key"], owner=other.email))
-    assert np.array_equal(reader.read(opened), -_ARRAY.reshape(-1))
-    assert answer_of(reader.call("tensorage_list", prefix=shared["key"])) == [shared["key"]]
+    assert code_of(reader.call("tensorage_open", key=shared["key"])) == "TS001"
+    assert np.array_equal(reader.read(reader.open(shared["key"], other)), -_ARRAY.reshape(-1))
+    assert np.array_equal(reader.read(reader.open(shared["key"], owner)), _ARRAY.reshape(-1))
+    assert answer_of(reader.call("tensorage_list", prefix=shared["key"])) == []
 
 
-def _assert_hidden(dataset: Json, caller: Caller) -> None:
+def _assert_hidden(dataset: Json, caller: Caller, owner: Caller) -> None:
+    _assert_unread(dataset, caller)
+    for whose in ({}, {"owner": owner.email}, {"owner": owner.id}):
+        assert code_of(caller.call("tensorage_open", key=dataset["key"], **whose)) == "TS001"
+        assert answer_of(caller.call("tensorage_list", prefix=dataset["key"], **whose)) == []
+
+
+def _assert_unread(dataset: Json, caller: Caller) -> None:
     assert code_of(caller.ask(dataset, [0])) == "TS003"
-    assert code_of(caller.call("tensorage_open", key=dataset["key"])) == "TS001"
-    assert answer_of(caller.call("tensorage_list", prefix=dataset["key"])) == []
     assert caller.request("GET", f"/datasets?id=eq.{dataset['id']}").json() == []
     assert caller.request("GET", f"/tensors?data_id=eq.{dataset['id']}").json() == []
 
 
 def test_end_of_sharing_ends_access(shared: Json, owner: Caller, other: Caller) -> None:
-    answer_of(owner.call("tensorage_share", key=shared["key"], is_shared=False))
-    _assert_hidden(shared, other)
-    answer_of(owner.call("tensorage_share", key=shared["key"], is_shared=True))
-    assert np.array_equal(other.read(other.open(shared["key"])), _ARRAY.reshape(-1))
+    answer_of(owner.call("tensorage_unshare", key=shared["key"]))
+    _assert_hidden(shared, other, owner)
+    answer_of(owner.call("tensorage_share", key=shared["key"]))
+    assert np.array_equal(other.read(other.open(shared["key"], owner)), _ARRAY.reshape(-1))
 
 
 def test_removed_and_replaced_arrays_are_hidden_though_still_stored(
@@ -121,8 +135,10 @@ def test_removed_and_replaced_arrays_are_hidden_though_still_stored(
     many = np.arange(400, dtype="<i4")
     first = owner.store(shared["key"], many, is_shared=True, overwrite=True, chunk=1)
     second = owner.store(shared["key"], _ARRAY, overwrite=True)
-    _assert_hidden(first, other)
+    _assert_unread(first, other)
     assert second["left"] == 1
+    # The share belongs to the key.
+    assert np.array_equal(other.read(other.open(shared["key"], owner)), _ARRAY.reshape(-1))
     assert owner.request("GET", f"/tensors?data_id=eq.{first['id']}&select=count&limit=1").json() == [
         {"count": 1}
     ]
@@ -131,15 +147,17 @@ def test_removed_and_replaced_arrays_are_hidden_though_still_stored(
 def test_array_being_written_is_invisible_however_it_will_be_shared(owner: Caller, other: Caller) -> None:
     begun = owner.begin(new_key(), [4, 3], is_shared=True, chunk=12)
     answer_of(owner.put(begun["id"], _ARRAY, chunk=12))
-    _assert_hidden(begun, other)
+    _assert_hidden(begun, other, owner)
     answer_of(owner.commit(begun["id"]))
-    assert np.array_equal(other.read(other.open(begun["key"])), _ARRAY.reshape(-1))
+    assert np.array_equal(other.read(other.open(begun["key"], owner)), _ARRAY.reshape(-1))
 
 
 def test_array_cannot_be_given_away(owner: Caller, other: Caller) -> None:
     key = new_key()
-    meta = {"user_id": other.id, "owner": other.email, "data_id": 1, "id": 1}
+    meta = {"user_id": other.id, "data_id": 1, "id": 1, "writer": other.id}
     assert owner.store(key, _ARRAY, **meta)["user_id"] == owner.id
+    named = owner.call("tensorage_store", whole(_ARRAY, key=new_key(), owner=other.email))
+    assert code_of(named) == "TS006"
     refused = owner.call(
         "tensorage_begin", key=key, shape=[1], dtype="<i4", chunk=1, overwrite=True, user_id=other.id
     )
@@ -172,7 +190,7 @@ def test_deleted_user_s_token_is_nobody_s(
     """It is good for an hour, as far as the token says."""
     leaving = new_user()
     leaving.store(new_key(), _ARRAY)
-    assert answer_of(leaving.call("tensorage_open", key=shared["key"]))["id"] == shared["id"]
+    assert leaving.open(shared["key"], owner)["id"] == shared["id"]
     assert upload(leaving, f"{leaving.id}/a file").status_code == 200
     database.execute("delete from auth.users where id = %s", (leaving.id,))
     for function, arguments in (

@@ -30,7 +30,7 @@ def _rows_of(table: str, kept: Kept, writer: Caller) -> list[Json]:
         return [
             row,
             {"id": n.id, **row, "user_id": writer.id},
-            {"id": n.staged, **row, "user_id": kept.owner.id, "is_shared": True},
+            {"id": n.staged, **row, "user_id": kept.owner.id, "share_at_commit": True},
         ]
     if table == "shards":
         shard: Json = {"data_id": n.objects, "number": 0, "nbytes": 0, "index": "\\x"}
@@ -67,7 +67,7 @@ def _writes(caller: Caller, table: str, kept: Kept) -> Iterator[httpx.Response]:
             )
             yield caller.request("DELETE", f"/{table}{where}", headers=headers)
     if table == "datasets":
-        yield caller.request("PATCH", f"/{table}?id=eq.{kept.names.id}", json={"is_shared": True})
+        yield caller.request("PATCH", f"/{table}?id=eq.{kept.names.id}", json={"share_at_commit": True})
         yield caller.request("PUT", f"/{table}?id=eq.{kept.names.id}", json={"id": kept.names.id, **rows[0]})
     else:
         of, column = ("index", "tensor") if table == "tensors" else ("number", "index")

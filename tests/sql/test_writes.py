@@ -248,9 +248,9 @@ def test_answers_are_forgotten_by_who_does_nothing_but_append(owner: Caller, dat
     key = new_key()
     owner.store(key, _NUMBERS)
     database.execute(
-        "insert into tensorage.operations select %s, gen_random_uuid(), '{}', now() - interval '25 hours' "
+        "insert into tensorage.operations select %s, gen_random_uuid(), %s, '{}', now() - interval '25 hours' "
         "from generate_series(1, 5)",
-        (owner.id,),
+        (owner.id, owner.id),
     )
     counts = []
     for _ in range(4):

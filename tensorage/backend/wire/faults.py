@@ -28,12 +28,14 @@ from tensorage.errors import (
 )
 
 __all__ = [
+    "HOW_TO_MIGRATE",
     "UNREACHABLE",
     "BackendAnswerError",
     "Fault",
     "RestartedError",
     "check_version",
     "error_of",
+    "flaw_of_version",
     "missing_schema",
 ]
 
@@ -235,20 +237,25 @@ def check_version(version: Any) -> None:
     SchemaError
         The message says which of the two is older, and how to bring it up to the other.
     """
+    flaw = flaw_of_version(version)
+    if flaw is not None:
+        raise SchemaError(". ".join(flaw))
+
+
+def flaw_of_version(version: Any) -> tuple[str, str] | None:
+    """Tell what is wrong with a project's version, and the remedy; None if it is this client's version."""
     if version == SCHEMA_VERSION:
-        return
+        return None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         age, remedy = "newer", "Upgrade the client: pip install -U 'tensorage>=0.2'"
     elif isinstance(version, int) and version < FIRST_RELEASED_SCHEMA:
         age, remedy = "older", _NEVER_RELEASED
     else:
-        age, remedy = "older", f"Apply the new migrations: {_HOW_TO_MIGRATE}"
-    raise SchemaError(
-        f"the project's schema has version {version}, {age} than this client's {SCHEMA_VERSION}. {remedy}"
-    )
+        age, remedy = "older", f"Apply the new migrations: {HOW_TO_MIGRATE}"
+    return f"the project's schema has version {version}, {age} than this client's {SCHEMA_VERSION}", remedy
 
 
-_HOW_TO_MIGRATE = (
+HOW_TO_MIGRATE = (
     "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
     "`tensorage migrations --sql` into the SQL editor of the project"
 )
@@ -256,7 +263,7 @@ _HOW_TO_MIGRATE = (
 _NEVER_RELEASED = (
     "It was never released, and no migration leads from it: read what you need with the checkout of tensorage "
     'that made it. Then remove that schema (the page "Troubleshooting" of the documentation has the SQL) or '
-    f"reset the database, and apply the migrations: {_HOW_TO_MIGRATE}"
+    f"reset the database, and apply the migrations: {HOW_TO_MIGRATE}"
 )
 
 
@@ -264,5 +271,5 @@ def missing_schema(why: str) -> SchemaError:
     """Make the error that tells how to migrate a project."""
     return SchemaError(
         f"this project does not have the tables and functions of tensorage ({why}). Apply the migrations: "
-        + _HOW_TO_MIGRATE
+        + HOW_TO_MIGRATE
     )

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tensorage.backend.wire.faults import Fault, error_of
@@ -45,6 +46,9 @@ READ_TIMEOUT_S = 60.0
 
 #: Bytes read from the socket at a time, if they are then copied: enough to be cheap, few enough to stay in the cache.
 _READ_BYTES = 256 * 1024
+
+#: Bytes of a request that are sent at once: a copy of so few is cheaper than another system call.
+_JOINED_BYTES = 16 * 1024
 
 #: Bytes read from the socket at a time into their final place.
 _READ_INTO_BYTES = 1024 * 1024
@@ -129,6 +133,9 @@ class Http:
     max_connections: int = 2 * PARALLEL
     patience: Patience = field(default_factory=Patience, repr=False)
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
+    _straight: tuple[urllib3.PoolManager, urllib3.HTTPConnectionPool, str] | None = field(
+        default=None, init=False, repr=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
 
@@ -213,14 +220,31 @@ class Http:
                 self._pool = new_pool(self.base_url, self.max_connections, timeout)
             return self._pool
 
+    def _straight_pool(self) -> tuple[urllib3.PoolManager | urllib3.HTTPConnectionPool, str]:
+        """Return where requests go, and what comes before their path: the project's own pool, unless there is a proxy.
+
+        A pool of pools looks for the project's pool with every request, which is a tenth of the work of a small one.
+        """
+        import urllib3
+
+        pools = self.connections()
+        if isinstance(pools, urllib3.ProxyManager):
+            return pools, self.base_url
+        straight = self._straight
+        if straight is None or straight[0] is not pools:
+            own = pools.connection_from_url(self.base_url)
+            self._straight = straight = (pools, own, urlsplit(self.base_url).path)
+        return straight[1], straight[2]
+
     def attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
         """Make a request once."""
         import urllib3
 
         try:
-            response = self.connections().request(
+            pool, base = self._straight_pool()
+            response = pool.urlopen(
                 request.method,
-                self.base_url + request.path,
+                base + request.path,
                 body=cast("Iterable[bytes]", request.body) if request.body else None,
                 headers=headers,
                 retries=False,
@@ -314,12 +338,61 @@ def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.P
     # urllib3 does not look at the environment by itself.
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     make = partial(urllib3.ProxyManager, proxy) if proxy else urllib3.PoolManager
-    return make(
+    pools = make(
         maxsize=maxsize,
         block=False,
         timeout=timeout,
         ssl_context=tls_context(base_url) if scheme == "https" else None,
     )
+    pools.pool_classes_by_scheme = _pool_classes()
+    return pools
+
+
+@functools.cache
+def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Return urllib3's pools of connections, with connections that send a head and a small body at once.
+
+    Else each is a system call, and the server wakes for the head alone.
+    """
+    import urllib3
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Joining(HTTPConnection):
+        _held: list[Any] | None = None
+
+        def request(self, *args: Any, **options: Any) -> None:
+            self._held = []
+            try:
+                super().request(*args, **options)
+                self._send_held()
+            finally:
+                self._held = None
+
+        def send(self, data: Any) -> None:
+            if self._held is None:
+                super().send(data)
+                return
+            self._held.append(data)
+            if sum(map(len, self._held)) > _JOINED_BYTES:
+                self._send_held()
+
+        def _send_held(self) -> None:
+            held, self._held = self._held or [], None
+            if held and sum(map(len, held)) <= _JOINED_BYTES:
+                held = [b"".join(held)]
+            for part in held:
+                super().send(part)
+
+    class JoiningTls(Joining, HTTPSConnection):
+        pass
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Joining
+
+    class TlsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = JoiningTls
+
+    return {"http": Pool, "https": TlsPool}
 
 
 def tls_context(base_url: str) -> ssl.SSLContext:

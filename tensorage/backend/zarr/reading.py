@@ -189,11 +189,13 @@ class Reader:
         self, projection: ShardProjection, record: ShardRecord, target: _Target
     ) -> Iterator[Callable[[], None]]:
         """Fill the empty chunks of a shard, and yield jobs that fetch the others."""
-        ranges = self.ranges(record).tolist()
         layout = self.codec.layout
+        touched = list(projection.split(layout.chunks))
+        places = [layout.position_of(chunk.coords) for chunk in touched]
+        # A shard may have 65,536 chunks: only the ranges of those that are read become numbers of Python.
+        ranges = self.ranges(record)[places].tolist()
         chunks = []
-        for chunk in projection.split(layout.chunks):
-            offset, length = ranges[layout.position_of(chunk.coords)]
+        for chunk, (offset, length) in zip(touched, ranges, strict=True):
             if offset == EMPTY:
                 target.buffer[chunk.buffer_selection] = self.codec.fill_value
                 target.advance(chunk.size * target.buffer.itemsize)

@@ -143,9 +143,42 @@ class TestSecretsStaySecret:
 
         monkeypatch.setattr(bcrypt, "checkpw", checkpw)
         stored = asyncio.run(passwords.hash_password(PASSWORD))
+        # A new process has not seen the password yet.
+        monkeypatch.setattr(passwords, "_known", set())
         assert asyncio.run(passwords.is_password(PASSWORD, stored))
         assert not asyncio.run(passwords.is_password(PASSWORD, None))
         assert checked == [b"$2a$10$"] * 2
+
+    def test_only_a_password_that_was_right_is_right_at_once(self, monkeypatch):
+        checked = []
+        real = bcrypt.checkpw
+
+        def checkpw(password: bytes, hashed: bytes) -> bool:
+            checked.append(password)
+            return real(password, hashed)
+
+        def judge(password: str, stored: str | None) -> bool:
+            return asyncio.run(passwords.is_password(password, stored))
+
+        monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+        monkeypatch.setattr(passwords, "_known", set())
+        monkeypatch.setattr(passwords, "_MOST_KNOWN", 2)
+        # 72 bytes, so that a longer password has the same hash.
+        password = "x" * 72
+        stored, another = (asyncio.run(passwords.hash_password(password)) for _ in range(2))
+        assert judge(password, stored)
+        assert judge(password, another)
+        assert checked == []
+        wrong = [("y", stored), (password + "x", stored), (password, None)]
+        for _ in range(2):
+            assert not any(judge(*each) for each in wrong)
+        assert len(checked) == 6
+        # The third one drops the codes of the others.
+        third = asyncio.run(passwords.hash_password(password))
+        assert judge(password, third)
+        assert len(checked) == 6
+        assert judge(password, stored)
+        assert len(checked) == 7
 
     def test_nothing_secret_is_in_the_servers_log(self, api, backend):
         password = f"secret-{uuid.uuid4().hex}"
