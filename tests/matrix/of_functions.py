@@ -570,6 +570,13 @@ SHARING = [
         )
         for who in ("the owner", "everybody")
     ),
+    _operation(
+        "tensorage_doctor",
+        Kind.PROJECT,
+        lambda w, p: {},
+        lambda w, p, said: said and said["schema_version"] == 5,
+        "rows",
+    ),
     _operation("tensorage_version", Kind.VERSION, lambda w, p: {}, lambda w, p, said: said == 5),
 ]
 

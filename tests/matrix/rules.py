@@ -29,6 +29,8 @@ class Kind(Enum):
 
     #: Told to whoever has a key for it: the version of the schema.
     VERSION = "version"
+    #: Told to who is signed in, and to the service key: the state of the project.
+    PROJECT = "project"
     #: Told to everybody: the protocol of resumable uploads.
     PROTOCOL = "protocol"
     #: Works on the caller's own things, whatever others have. The owner's things stay as they are.
@@ -57,6 +59,7 @@ _SIGNED_IN: Final = frozenset({Subject.OWNER, Subject.STRANGER, Subject.READER, 
 #: Subjects that are let through. All others are refused, and learn nothing.
 ALLOWED: Final = {
     Kind.VERSION: _SIGNED_IN | {Subject.DELETED, Subject.SERVICE},
+    Kind.PROJECT: _SIGNED_IN | {Subject.SERVICE},
     Kind.PROTOCOL: frozenset(Subject),
     Kind.OWN: _SIGNED_IN,
     Kind.OPEN: _SIGNED_IN,

@@ -185,6 +185,8 @@ TOGETHER = {
     Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
     Check("public.tensorage_share", "login", 0): [Check("public.tensorage_shares", "login", 0)],
     Check("public.tensorage_begin_append", "login", 0): [Check("tensorage.begun", "login", 0)],
+    Check("public.tensorage_count", "login", 0): [Check("tensorage.whose", "login", 0)],
+    Check("public.tensorage_catalogue", "login", 0): [Check("tensorage.whose", "login", 0)],
     Check("public.tensorage_commit", "going on", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_annotate", "rule", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_annotate", "owner", 0): [Check("tensorage.check_still_writable", "rule", 0)],
@@ -221,6 +223,8 @@ OF_TWINS = Check("public.tensorage_catalogue", "rule", 0)
 
 #: The same as `NO_RIGHTS`, of single conditions.
 DECIDE_NO_RIGHT = {
+    Check("public.tensorage_doctor", "expiry", 0): "tells whether anybody shares",
+    Check("public.tensorage_doctor", "expiry", 1): "tells whether anybody shares",
     Check("tensorage.find", "rule", 0): "chooses among the accounts of one address",
     Check("tensorage.move_shares", "expiry", 0): "a share that has ended lets nobody in, whatever its key",
     Check(

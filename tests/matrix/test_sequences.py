@@ -295,7 +295,7 @@ def test_any_series_of_several_users(members: list[Member], database: Sql) -> No
     run_state_machine_as_test(
         lambda: Sequences(members, database),
         settings=settings(
-            max_examples=examples(12),
+            max_examples=examples(8),
             stateful_step_count=12,
             deadline=None,
             derandomize=True,
