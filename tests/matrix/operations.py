@@ -61,7 +61,8 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
     """Send an operation as each of some people, and tell all that the rules forbid."""
     world.make(*operation.needs)
     before, of_bystander = world.state(), world.state_of_bystander()
-    for person in people:
+    people = list(people)
+    for person, following in zip(people, [*people[1:], None], strict=True):
         allowed = is_allowed(operation.kind, person.subject, is_function=operation.is_function)
         outcome = operation.probe(world, person)
         where = f"{operation.name} by {person.name}"
@@ -70,9 +71,9 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
         else:
             yield from _failures_of_refused(where, outcome, operation, person)
         yield from _leaks(where, outcome, operation, world.marks(person, is_open=operation.kind is Kind.OPEN))
-        is_settings = operation.kind is Kind.ADMINISTER
-        if not is_settings and world.state_of_bystander() != of_bystander:
-            yield f"{where}: something of a bystander's has changed"
+        if following is not None and person.subject is following.subject is Subject.BAD_TOKEN:
+            # All of them change nothing: looked at after the last one.
+            continue
         after = world.state()
         if after != before and not _may_change(operation, person, allowed=allowed):
             changed = sorted(set(after) ^ set(before))
@@ -80,6 +81,9 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
         if after != before:
             world.make(*operation.needs)
             before = world.state()
+    # The service key may change settings, which are everybody's.
+    if operation.kind is not Kind.ADMINISTER and world.state_of_bystander() != of_bystander:
+        yield f"{operation.name}: something of a bystander's has changed"
 
 
 def _may_change(operation: Operation, person: Person, *, allowed: bool) -> bool:
