@@ -158,7 +158,11 @@ begin
   end if;
   if must_fit and bytes > 0 then
     allowed := tensorage.quota_of(user_id);
-    if total.bytes > allowed then
+    if total.bytes > allowed and user_id is distinct from auth.uid() then
+      -- Somebody else, with whom an array is shared for writing, is not told how much its owner has and may have.
+      raise exception using errcode = 'TS005', message = format('%s more bytes do not fit into the quota of the owner', bytes),
+        hint = 'Ask the owner to make room.';
+    elsif total.bytes > allowed then
       raise exception using errcode = 'TS005',
         message = format('%s more bytes do not fit: %s of %s bytes are in use', bytes, total.bytes - bytes, allowed),
         detail = json_build_object('asked', bytes, 'used', total.bytes - bytes, 'allowed', allowed)::text,

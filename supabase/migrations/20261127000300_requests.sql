@@ -88,20 +88,29 @@ $$;
 -- with tensorage.answered, and returns its result if that is one; and it ends with tensorage.answer.
 
 -- The answer that this operation of this user gave before, or null. Makes two requests of one operation wait for each
--- other, so that the second finds the first one's answer. Attributes, dims and metadata are looked up: see below.
+-- other, so that the second finds the first one's answer. Attributes, dims and metadata are looked up: see below. The array may
+-- be somebody else's, who may have ended the share: the answer is refused then.
 create or replace function tensorage.answered(operation uuid) returns json
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  kept jsonb;
+  d public.datasets;
 begin
   if operation is null then
     return null;
   end if;
-  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, tensorage.me()), 0));
-  return (select o.answer::jsonb || coalesce(
-                   (select jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text) from public.datasets d
-                     -- The array may be somebody else's, who shares it no longer.
-                     where o.answer -> 'attrs' is not null and d.id = (o.answer ->> 'id')::bigint
-                       and tensorage.may_use(d.user_id, d.key)), '{}')
-            from tensorage.operations o where o.id = operation and o.user_id = auth.uid());
+  perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, auth.uid()), 0));
+  select o.answer::jsonb into kept from tensorage.operations o where o.id = operation and o.user_id = auth.uid();
+  if kept -> 'attrs' is null then
+    return kept;
+  end if;
+  select * into d from public.datasets s where s.id = (kept ->> 'id')::bigint;
+  if not tensorage.may_use((kept ->> 'user_id')::uuid, coalesce(d.key, kept ->> 'key')) then
+    raise exception using errcode = 'TS003', message = format('the array %L is not shared with you any more', kept ->> 'key');
+  elsif d.id is not null then
+    kept := kept || jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text);
+  end if;
+  return kept;
 end
 $$;
 

@@ -62,7 +62,7 @@ begin
 end
 $$;
 
--- A dataset of the caller by its id, staged ones included.
+-- A dataset of the caller by its id, staged ones included, or one by which the caller is writing to an array of somebody else.
 create or replace function public.tensorage_dataset(data_id bigint) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -72,7 +72,8 @@ declare
 begin
   -- By the id alone: only the primary key answers that, whatever PostgreSQL thinks of the size of the table.
   select * into found from public.datasets d where d.id = data_id;
-  if (me in (found.user_id, found.writer) and (found.expires_at is null or found.expires_at > now())) is not true then
+  if ((found.user_id = me and (found.expires_at is null or found.expires_at > now()))
+      or tensorage.is_writing(found)) is not true then
     raise exception using errcode = 'TS001', message = format('you have no dataset with id %s', data_id);
   end if;
   return tensorage.describe(found);
@@ -254,10 +255,11 @@ begin
      set attrs = (case when tensorage_annotate.replace then '{}' else s.attrs end - removed) || tensorage_annotate.attrs,
          dims = case when set_dims then tensorage_annotate.dims else s.dims end,
          version = s.version + 1, updated_at = now()
-   where s.id = d.id and s.state = 'committed' and tensorage.may_use(s.user_id, s.key, true) returning * into d;
+   where s.id = d.id and s.state = 'committed' returning * into d;
   if d.id is null then
     raise exception using errcode = 'TS003', message = 'the array was replaced or deleted';
   end if;
+  perform tensorage.check_still_writable(d);
   perform tensorage.note_change(d);
   return tensorage.answer(null, tensorage.describe(d));
 end

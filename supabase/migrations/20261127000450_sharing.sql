@@ -18,17 +18,19 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
   delete from tensorage.shares s where s.user_id = auth.uid() and s.pattern = any (keys) and s.pattern not like '%/'
 $$;
 
--- Gives the shares of an array of the caller to its new key. Shares that are there stay as they are, unless they allow less.
+-- Gives the shares of an array of the caller to its new key. Shares that have ended do not go along. A share that is there
+-- stays if it allows as much in every way; else it is replaced: two of them together could allow more than either, such as to
+-- write for ever, where one ends and the other is for reading.
 create or replace function tensorage.move_shares(key text, new_key text) returns void
 language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
   insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
     select s.user_id, move_shares.new_key, s.reader, s.can_write, s.expires_at from tensorage.shares s
      where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/'
-       and move_shares.new_key not like '%/'
+       and move_shares.new_key not like '%/' and (s.expires_at is null or s.expires_at > now())
     on conflict on constraint shares_user_id_pattern_reader_key do update
-      set can_write = t.can_write or excluded.can_write,
-          expires_at = case when t.expires_at is null or excluded.expires_at is null then null
-                            else greatest(t.expires_at, excluded.expires_at) end;
+      set can_write = excluded.can_write, expires_at = excluded.expires_at
+      where t.can_write < excluded.can_write
+         or coalesce(t.expires_at, 'infinity') < coalesce(excluded.expires_at, 'infinity');
   delete from tensorage.shares s
    where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/';
 $$;
@@ -44,10 +46,11 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
     returning s.*)
   insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
     select g.user_id, new_prefix || substr(g.pattern, length(prefix) + 1), g.reader, g.can_write, g.expires_at from gone g
+     where g.expires_at is null or g.expires_at > now()
     on conflict on constraint shares_user_id_pattern_reader_key do update
-      set can_write = t.can_write or excluded.can_write,
-          expires_at = case when t.expires_at is null or excluded.expires_at is null then null
-                            else greatest(t.expires_at, excluded.expires_at) end;
+      set can_write = excluded.can_write, expires_at = excluded.expires_at
+      where t.can_write < excluded.can_write
+         or coalesce(t.expires_at, 'infinity') < coalesce(excluded.expires_at, 'infinity');
 $$;
 
 -- Functions of the API -----------------------------------------------------------------------------

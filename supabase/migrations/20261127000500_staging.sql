@@ -51,6 +51,7 @@ begin
     perform tensorage.end_staging(d.id);
     return null;
   end if;
+  perform tensorage.check_may_go_on(d);
   return tensorage.describe(d);
 end
 $$;

@@ -182,9 +182,12 @@ $$;
 -- Gives up a staged dataset. Returns how many datasets are left to sweep.
 create or replace function public.tensorage_abort(data_id bigint) returns int
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  -- Asked for whatever there is: a condition of the statement below would be looked at for a dataset alone.
+  me uuid := tensorage.me();
 begin
   update public.datasets s set expires_at = '-infinity'
-   where s.id = tensorage_abort.data_id and s.writer = tensorage.me() and s.state = 'staged';
+   where s.id = tensorage_abort.data_id and s.writer = me and s.state = 'staged';
   if found then
     perform tensorage.end_staging(data_id);
   end if;
@@ -235,6 +238,17 @@ exception when unique_violation then
 end
 $$;
 
+-- Raises if the caller may not write to an array any more: it was locked after the caller's right was looked at, and its owner
+-- may have ended the share meanwhile, or given it a key that is not shared.
+create or replace function tensorage.check_still_writable(d public.datasets) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if not tensorage.may_use(d.user_id, d.key, true) then
+    raise exception using errcode = 'TS003', message = format('the array %L is not shared with you for writing any more', d.key);
+  end if;
+end
+$$;
+
 -- Adds `rows` to the length of an array, for elements of `added_bytes` that the caller puts there. Returns the array, locked, in its new
 -- shape.
 create or replace function tensorage.extend(target_id bigint, rows bigint, added_bytes numeric) returns public.datasets
@@ -249,6 +263,7 @@ begin
   if target.id is null then
     raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
   end if;
+  perform tensorage.check_still_writable(target);
   perform tensorage.note_change(target);
   return target;
 end
@@ -264,6 +279,7 @@ begin
      set version = t.version + 1, stable_since = t.version + 1, updated_at = now(),
          stored_bytes = t.stored_bytes + added_bytes
    where t.id = changed.id returning t.* into d;
+  perform tensorage.check_still_writable(d);
   perform tensorage.note_change(d);
   return d;
 end

@@ -184,6 +184,7 @@ declare
   target public.datasets;
   replaced bigint;
   added_bytes numeric;
+  folder text := d.user_id || '/' || d.id;
 begin
   select * into target from public.datasets t
    where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
@@ -214,7 +215,18 @@ begin
        and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
   end if;
   update public.shards t set data_id = target.id, based_on = null where t.data_id = d.id;
-  delete from public.datasets s where s.id = d.id;
+  if exists (
+       select from storage.objects o
+        -- Storage's own index of prefixes answers this; '0' comes right after '/'.
+        where o.bucket_id = 'tensors' and o.name ~>=~ (folder || '/') and o.name ~<~ (folder || '0')
+          and not exists (select from public.shards s where s.name = o.name)) then
+    -- Objects that the writer, perhaps somebody else, has uploaded without telling of them: to be swept with what is left of d.
+    update public.datasets s
+       set append_to = null, assign_to = null, operation = null, shape = '{0}', expires_at = '-infinity' where s.id = d.id;
+    perform tensorage.end_staging(d.id);
+  else
+    delete from public.datasets s where s.id = d.id;
+  end if;
   return target;
 end
 $$;
@@ -282,7 +294,8 @@ declare
 begin
   -- One look-up after the other, each by one index: a join may begin at either end.
   select * into d from public.datasets s where s.id = tensorage_has_object.data_id;
-  if (me in (d.user_id, d.writer) or (d.state = 'committed' and tensorage.may_use(d.user_id, d.key))) is not true then
+  if (d.user_id = me or tensorage.is_writing(d) or (d.state = 'committed' and tensorage.may_use(d.user_id, d.key)))
+     is not true then
     return false;
   end if;
   select s.name into object_name from public.shards s where s.data_id = d.id and s.number = tensorage_has_object.number;

@@ -101,7 +101,10 @@ create policy "tensorage: read own folder" on storage.objects for select to auth
 
 drop policy if exists "tensorage: read what is shared" on storage.objects;
 create policy "tensorage: read what is shared" on storage.objects for select to authenticated
-  using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name));
+  using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name)
+         -- A signed URL stays good when the share ends, and whatever the file holds by then: nobody signs for others. Storage
+         -- tells what it does.
+         and coalesce(current_setting('storage.operation', true), '') not like '%object.sign%');
 
 drop policy if exists "tensorage: add objects" on storage.objects;
 create policy "tensorage: add objects" on storage.objects for insert to authenticated
@@ -135,8 +138,8 @@ end
 $$;
 
 -- Counts objects of the bucket. Storage has a transaction of its own for each upload, which waits for nothing after this:
--- an object that grows is settled at once, so that one that does not fit is refused. Deletions, perhaps a thousand in one
--- transaction, are settled at its end.
+-- an object that grows, or moves to the folder of another user, is settled at once, so that one that does not fit is refused.
+-- Deletions, perhaps a thousand in one transaction, are settled at its end.
 create or replace function tensorage.count_object() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -155,7 +158,8 @@ begin
       perform tensorage.move_object(new.name, after);
     end if;
   end if;
-  if after > before then
+  if after > before or (
+       tg_op = 'UPDATE' and tensorage.owner_of_object(new.name) is distinct from tensorage.owner_of_object(old.name)) then
     perform tensorage.settle();
   end if;
   return null;

@@ -30,13 +30,13 @@ begin
                or (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_')) loop
     execute format('revoke all on function %s from public, anon, authenticated', f);
   end loop;
-  -- The functions of the API; those that policies call; and `elements`, which computes datasets.nbytes, for service_role,
-  -- which may write the table.
+  -- The functions of the API; those that policies call; and those that columns, checks and indexes of the tables call, for
+  -- service_role, which may write the tables.
   for f in select p.oid from pg_proc p
             where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
                or (p.pronamespace = 'tensorage'::regnamespace
-                   and p.proname in ('elements', 'may_write_object', 'may_delete_object', 'is_shared_object', 'is_user',
-                                     'may_use', 'may_read_rows_of')) loop
+                   and p.proname in ('elements', 'is_plain_name', 'tag', 'may_write_object', 'may_delete_object',
+                                     'is_shared_object', 'is_user', 'may_use', 'may_read_rows_of')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;
   -- Quotas are set, and those of all users are seen, with the service key alone.

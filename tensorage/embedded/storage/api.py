@@ -54,6 +54,11 @@ class StorageApi:
         Verifies bearer tokens, and signs and verifies URLs.
     path
         Folder of the objects' files. No other server may use it.
+
+    Attributes
+    ----------
+    routes
+        Routes that are served, in the order in which they are tried.
     """
 
     def __init__(self, database: Database, tokens: Tokens, path: Path) -> None:
@@ -63,16 +68,19 @@ class StorageApi:
         self._resumable = ResumableRoutes(
             writer, tokens, self._version_files, ResumableFiles(path / "resumable")
         )
+        self.routes = [
+            *self._resumable.routes,
+            *BucketRoutes(database, tokens, self._version_files).routes,
+            *ObjectRoutes(database, tokens, self._version_files).routes,
+            # Last, since names of objects match nearly every path.
+            *DownloadRoutes(database, tokens, blobs).routes,
+            *UploadRoutes(writer, tokens, blobs).routes,
+        ]
         self._app = Starlette(
             routes=[
                 Route("/status", _status, methods=["GET"]),
                 *_make_refusing_routes(),
-                *self._resumable.routes,
-                *BucketRoutes(database, tokens, self._version_files).routes,
-                *ObjectRoutes(database, tokens, self._version_files).routes,
-                # Last, since names of objects match nearly every path.
-                *DownloadRoutes(database, tokens, blobs).routes,
-                *UploadRoutes(writer, tokens, blobs).routes,
+                *self.routes,
             ],
             exception_handlers={
                 StorageError: _answer_storage_error,

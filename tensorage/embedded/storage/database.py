@@ -46,17 +46,21 @@ async def transaction(
     caller: Caller,
     *,
     read_only: bool = False,
+    operation: str = "",
     refusals: Mapping[str, Callable[[], StorageError]] | None = None,
 ) -> AsyncIterator[Connection]:
     """Open a transaction as a caller. Errors of PostgreSQL are raised in Storage's words.
 
     Parameters
     ----------
+    operation
+        Supabase Storage's name of the operation, for policies that ask for it.
     refusals
         Refusals by SQLSTATE, for errors of PostgreSQL that mean something special in this transaction.
     """
     try:
-        async with database.transaction(caller, read_only=read_only, settings=_SETTINGS) as connection:
+        settings = {**_SETTINGS, "storage.operation": operation}
+        async with database.transaction(caller, read_only=read_only, settings=settings) as connection:
             yield connection
     except CONNECTION_ERRORS as error:
         if isinstance(error, ValueError):

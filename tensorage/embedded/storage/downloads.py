@@ -181,7 +181,9 @@ class DownloadRoutes:
         caller = identify(request.headers, self._tokens)
         lifetime_s = (await read_fields(request)).integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         bucket_id, name = _read_key(request)
-        async with transaction(self._database, caller, read_only=True) as connection:
+        async with transaction(
+            self._database, caller, read_only=True, operation="storage.object.sign"
+        ) as connection:
             _require_object(
                 await _find_object(connection, check_storable(bucket_id, "params/bucketName"), name)
             )
@@ -193,7 +195,9 @@ class DownloadRoutes:
         lifetime_s = fields.integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         paths = fields.texts("paths", maximum=_MAX_SIGNED_AT_ONCE)
         bucket_id = check_storable(request.path_params["bucket"], "params/bucketName")
-        async with transaction(self._database, caller, read_only=True) as connection:
+        async with transaction(
+            self._database, caller, read_only=True, operation="storage.object.sign_many"
+        ) as connection:
             rows = await connection.fetch(
                 "select name from storage.objects where bucket_id = $1 and name = any($2::text[])",
                 bucket_id,

@@ -1,0 +1,289 @@
+"""Controls of the matrix: with any one policy, right or check taken out, it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from matrix import checks, races
+from matrix.checks import Check
+from matrix.of_functions import FUNCTIONS
+from matrix.of_storage import STORAGE
+from matrix.of_tables import TABLES
+from matrix.operations import Operation, violations
+from matrix.rights import ON_TABLES, wrong_rights
+from matrix.rules import Subject
+from matrix.twins import entries_of_twins
+from matrix.world import World
+
+
+def _of_storage(*beginnings: str) -> list[Operation]:
+    return [operation for operation in STORAGE if operation.covers.startswith(beginnings)]
+
+
+_READS = _of_storage("GET", "POST /object/list")
+_REMOVALS = _of_storage("DELETE /object")
+#: First those that make objects, then those that change them.
+_WRITES = [
+    *_of_storage("POST /object/{bucket}", "POST /object/copy", "POST /upload"),
+    *_of_storage("PUT", "POST /object/move"),
+]
+
+#: Operations that each policy on objects decides.
+_OF_COMMANDS = {
+    "select": _READS,
+    "insert": _WRITES,
+    "update": _of_storage("PUT", "POST /object/move"),
+    "delete": _REMOVALS,
+}
+
+#: Functions that policies call, with the operations that the policies are of.
+_OF_POLICIES = {
+    "tensorage.is_user": [*TABLES, *_READS],
+    "tensorage.may_use": TABLES,
+    "tensorage.may_read_rows_of": TABLES,
+    "tensorage.may_write_object": _WRITES,
+    "tensorage.may_delete_object": _REMOVALS,
+    "tensorage.is_shared_object": _READS,
+}
+
+
+#: Functions that many others call, with those that tell first whether a check of theirs is missing.
+_LOOK_FIRST = {
+    "tensorage.forget": "tensorage_sweep",
+    "tensorage.forget_records": "tensorage_sweep",
+    "tensorage.expired": "tensorage_sweep",
+    "tensorage.sweep": "tensorage_sweep",
+    "tensorage.answered": "tensorage_append",
+    "tensorage.begun": "tensorage_begin",
+    "tensorage.staged": "tensorage_put",
+    "tensorage.stage": "tensorage_store",
+    "tensorage.hide": "tensorage_rename",
+    "tensorage.check_may_go_on": "tensorage_patch",
+    "tensorage.may_go_on": "tensorage_patch",
+    "tensorage.is_writing": "tensorage_shards",
+}
+
+
+def operations_of(function: str) -> list[Operation]:
+    """Operations that a function has a part in: its own ones first."""
+    callers = checks.callers_of(function)
+    own = [operation for operation in FUNCTIONS if f"public.{operation.covers}" in callers]
+    for name, operations in _OF_POLICIES.items():
+        own += [operation for operation in operations if name in callers and operation not in own]
+    return sorted(own, key=lambda operation: operation.covers != _LOOK_FIRST.get(function))
+
+
+def first_violation(world: World, operations: Iterable[Operation]) -> str | None:
+    """The first thing that the matrix finds, of the callers that SQL tells apart: bad tokens never get there."""
+    people = [person for person in world.people.values() if person.subject is not Subject.BAD_TOKEN]
+    people.sort(key=lambda person: person.subject is Subject.OWNER)
+    for operation in operations:
+        for found in violations(world, operation, people):
+            return found
+    return None
+
+
+# Policies, row-level security, rights -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["says yes", "is dropped"])
+@pytest.mark.parametrize("policy", checks.policies(), ids=lambda policy: policy[0])
+def test_policy(world: World, policy: tuple[str, str, str], how: str) -> None:
+    name, table, command = policy
+    if table == "storage.objects":
+        operations = _OF_COMMANDS[command]
+    else:
+        operations = [o for o in TABLES if o.covers == f"{table.removeprefix('public.')} {command}"]
+    with checks.policy_without(world.database, name, table, is_dropped=how == "is dropped"):
+        assert first_violation(world, operations)
+
+
+def test_policies_of_the_migrations_are_all(world: World) -> None:
+    query = "select policyname, schemaname || '.' || tablename, lower(cmd) from pg_policies where schemaname <> 'auth'"
+    assert set(world.database.execute(query).fetchall()) == set(checks.policies())
+
+
+@pytest.mark.parametrize("table", ["public.datasets", "public.tensors", "public.shards", "storage.objects"])
+def test_row_level_security(world: World, table: str) -> None:
+    operations = (
+        STORAGE
+        if table == "storage.objects"
+        else [o for o in TABLES if f"public.{o.covers}".startswith(table)]
+    )
+    off, on = (f"alter table {table} {word} row level security" for word in ("disable", "enable"))
+    with checks.statement(world.database, off, on):
+        assert first_violation(world, operations)
+        assert list(wrong_rights(world.database)) == [f"{table} has no row-level security"]
+
+
+@pytest.mark.parametrize("table", sorted({table for _, table in ON_TABLES if table.startswith("tensorage.")}))
+def test_row_level_security_of_inner_tables(world: World, table: str) -> None:
+    off, on = (f"alter table {table} {word} row level security" for word in ("disable", "enable"))
+    with checks.statement(world.database, off, on):
+        assert list(wrong_rights(world.database)) == [f"{table} has no row-level security"]
+
+
+def test_rights_are_those_that_are_written_down(world: World) -> None:
+    assert list(wrong_rights(world.database)) == []
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+@pytest.mark.parametrize("right", ["select", "insert", "update", "delete"])
+@pytest.mark.parametrize("table", sorted({table for _, table in ON_TABLES}))
+def test_right_on_a_table(world: World, table: str, right: str, role: str) -> None:
+    if ON_TABLES.get((role, table)) == right:
+        pytest.skip("this right is given")
+    grant, revoke = (
+        f"{word} {right} on {table} {to} {role}" for word, to in (("grant", "to"), ("revoke", "from"))
+    )
+    with checks.statement(world.database, grant, revoke):
+        assert list(wrong_rights(world.database)) == [f"{role} has {right} on {table}"]
+        # Without a policy for it, row-level security alone refuses a new row. The public key finds no row to change.
+        if table.startswith("public.") and (
+            right == "select" or (right != "insert" and role == "authenticated")
+        ):
+            assert first_violation(world, [o for o in TABLES if f"public.{o.covers}" == f"{table} {right}"])
+
+
+def test_rights_on_functions(world: World) -> None:
+    functions = world.database.execute(
+        "select p.oid::regprocedure::text, n.nspname || '.' || p.proname from pg_proc p "
+        "join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'tensorage') and p.prokind = 'f'"
+    ).fetchall()
+    for signature, name in functions:
+        grant, revoke = (
+            f"grant execute on function {signature} to anon",
+            f"revoke execute on function {signature} from anon",
+        )
+        with checks.statement(world.database, grant, revoke):
+            assert list(wrong_rights(world.database)) == [f"anon may execute {name}"]
+
+
+@pytest.mark.parametrize(
+    "function", ["tensorage_set_quota(text, bigint, bigint)", "tensorage_quotas(text, uuid, int)"]
+)
+def test_quotas_are_the_service_keys_alone(world: World, function: str) -> None:
+    grant, revoke = (
+        f"{word} execute on function public.{function} {to} authenticated"
+        for word, to in (("grant", "to"), ("revoke", "from"))
+    )
+    with checks.statement(world.database, grant, revoke):
+        assert first_violation(world, operations_of(f"public.{function.partition('(')[0]}"))
+
+
+#: Conditions in functions that look like checks and decide no right.
+NO_RIGHTS = {
+    "tensorage.is_shared": "tells the owner, or who may read, whether others may",
+    "tensorage.check_room_for_array": "counts the caller's own arrays",
+    "tensorage.note": "chooses an address that the owner shares by",
+}
+
+#: Checks behind which there is another one: they are taken out together.
+TOGETHER = {
+    Check("tensorage.forget", "owner", 0): [Check("tensorage.forget", "owner", 1)],
+    Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
+    Check("public.tensorage_share", "login", 0): [Check("public.tensorage_shares", "login", 0)],
+    Check("public.tensorage_begin_append", "login", 0): [Check("tensorage.begun", "login", 0)],
+    Check("public.tensorage_count", "login", 0): [Check("tensorage.whose", "login", 0)],
+    Check("public.tensorage_catalogue", "login", 0): [Check("tensorage.whose", "login", 0)],
+    Check("public.tensorage_commit", "going on", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_annotate", "rule", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_annotate", "owner", 0): [Check("tensorage.check_still_writable", "rule", 0)],
+    Check("public.tensorage_catalogue", "owner", 0): [Check("public.tensorage_catalogue", "owner", 1)],
+    Check("tensorage.stage", "login", 0): [
+        Check("tensorage.stage", "login", 1),
+        Check("tensorage.find", "login", 0),
+    ],
+    Check("tensorage.stage", "login", 1): [
+        Check("tensorage.stage", "login", 0),
+        Check("tensorage.find", "login", 0),
+    ],
+    Check("tensorage.staged", "login", 0): [Check("tensorage.staged", "login", 1)],
+    Check("tensorage.staged", "login", 1): [Check("tensorage.staged", "login", 0)],
+    Check("tensorage.staged", "writer", 0): [Check("tensorage.staged", "writer", 1)],
+    Check("tensorage.assignable", "rule", 0): [Check("tensorage.assignable", "rule", 1)],
+    Check("tensorage.assignable", "owner", 0): [Check("tensorage.assignable", "rule", 1)],
+}
+
+#: Checks of rows that a policy for looking at them lets nobody find either: both are taken out.
+BEHIND_POLICIES = {
+    Check("tensorage.may_delete_object", "user", 0): "tensorage: read own folder",
+    Check("tensorage.may_delete_object", "writer", 0): "tensorage: read own folder",
+}
+
+#: Checks that only a share that ends meanwhile can tell, with a request that waits for them.
+IN_RACES = {
+    Check("tensorage.assignable", "rule", 1): races.begin_assign,
+    Check("tensorage.check_still_writable", "rule", 0): races.append,
+}
+
+#: Tells only if two accounts have one address.
+OF_TWINS = Check("public.tensorage_catalogue", "rule", 0)
+
+#: The same as `NO_RIGHTS`, of single conditions.
+DECIDE_NO_RIGHT = {
+    Check("public.tensorage_doctor", "expiry", 0): "tells whether anybody shares",
+    Check("public.tensorage_doctor", "expiry", 1): "tells whether anybody shares",
+    Check("tensorage.find", "rule", 0): "chooses among the accounts of one address",
+    Check("tensorage.move_shares", "expiry", 0): "a share that has ended lets nobody in, whatever its key",
+    Check(
+        "tensorage.move_all_shares", "expiry", 0
+    ): "a share that has ended lets nobody in, whatever its key",
+    Check("public.tensorage_catalogue", "expiry", 0): "tells owners of their own shares",
+    Check("public.tensorage_catalogue", "pattern", 0): "tells owners of their own shares",
+    Check("public.tensorage_shares", "expiry", 0): "tells owners of their own shares",
+    Check("public.tensorage_shares", "pattern", 0): "tells owners of their own shares",
+    Check("public.tensorage_unshare", "expiry", 0): "chooses words for owners",
+    Check("public.tensorage_unshare", "pattern", 0): "chooses words for owners",
+}
+
+CHECKS = [
+    check
+    for check in checks.checks()
+    if check.function not in NO_RIGHTS
+    and check not in {*BEHIND_POLICIES, *IN_RACES, *DECIDE_NO_RIGHT, OF_TWINS}
+]
+
+
+# Checks in functions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", checks.SAYING_YES)
+def test_function_that_says_yes(world: World, function: str) -> None:
+    with checks.saying_yes(world.database, function):
+        assert first_violation(world, operations_of(function))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+def test_check(world: World, check: Check) -> None:
+    with checks.without_checks(world.database, check, *TOGETHER.get(check, [])):
+        assert first_violation(world, operations_of(check.function))
+
+
+@pytest.mark.parametrize("check", BEHIND_POLICIES, ids=str)
+def test_check_behind_a_policy(world: World, check: Check) -> None:
+    with checks.policy_without(world.database, BEHIND_POLICIES[check], "storage.objects", is_dropped=False):
+        assert not first_violation(world, operations_of(check.function))
+        with checks.without_checks(world.database, check):
+            assert first_violation(world, operations_of(check.function))
+
+
+def test_check_of_accounts_with_one_address(world: World) -> None:
+    with checks.without_checks(world.database, OF_TWINS):
+        sharer, entries = entries_of_twins(world)
+        assert [entry["user_id"] for entry in entries] != [sharer]
+
+
+@pytest.mark.parametrize("check", IN_RACES, ids=str)
+def test_check_in_a_race(world: World, check: Check) -> None:
+    with checks.without_checks(world.database, check):
+        assert races.race(world, IN_RACES[check], "rename").status_code == 200
+
+
+def test_every_check_is_found_in_the_database(world: World) -> None:
+    """The text of the migrations and the functions of the database have the same checks."""
+    for check in checks.checks():
+        pattern, _ = checks.KINDS[check.kind]
+        source = world.one("select prosrc from pg_proc where oid = %s::regproc", check.function)
+        assert len(pattern.findall(source)) == len(pattern.findall(checks.bodies()[check.function]))
