@@ -37,13 +37,12 @@ def store_of(
 
 @contextlib.contextmanager
 def sharing(store: TensorStore) -> Iterator[None]:
-    """Share what the block shares no longer than it lasts: others list the keys of the same project."""
+    """Share what the block shares no longer than it lasts."""
     try:
         yield
     finally:
-        for key in store:
-            with contextlib.suppress(tensorage.PermissionDeniedError):
-                store.unshare(key)
+        for key in {share.key for share in store.shares()}:
+            store.unshare(key)
 
 
 def appended(appender: int, append: int, count: int) -> np.ndarray[Any, Any]:

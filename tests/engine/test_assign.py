@@ -151,11 +151,12 @@ def test_somebody_elses_array_is_not_assigned_to(project: Project, store: Tensor
         for key, array in arrays.items():
             store[key] = array
             store.share(key)
-            handle = other.open(key)
+            theirs = other.shared_by(store.backend.email)
+            handle = theirs.open(key)
             with pytest.raises(tensorage.PermissionDeniedError, match=key):
                 handle[...] = 1
             with pytest.raises(tensorage.PermissionDeniedError, match=key):
-                other[key, 2:] = 1
+                theirs[key, 2:] = 1
             assert_same(store[key], array)
 
 

@@ -108,10 +108,12 @@ def test_shared_keys_are_listed_once_and_by_prefix(project: Project, store: Tens
             other[key] = 2
         other.share(mine)
         other.share(theirs)
-        assert store.keys(user.id) == [mine, theirs]
+        assert store.keys(user.id) == [mine]
+        shared = store.shared_by(other.backend.email)
+        assert shared.keys(user.id) == [mine, theirs]
         assert int(store[mine]) == 1
-        assert int(store[theirs]) == 2
-        for attempt in (lambda: store.rename(theirs, "x"), lambda: store.open(theirs).attrs.update(a=1)):
+        assert int(shared[mine]) == int(shared[theirs]) == 2
+        for attempt in (lambda: shared.rename(theirs, "x"), lambda: shared.open(theirs).attrs.update(a=1)):
             with pytest.raises(tensorage.PermissionDeniedError):
                 attempt()
         assert int(other[theirs]) == 2
