@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from project import Project, User
 
-import tensorage
 from tensorage import TensorStore
 from tensorage.types import Engine
 
