@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import multiprocessing
 
+#: The modules that processes of tensorage load.
+PRELOADED = [
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "urllib3",
+    "supabase",
+    "tensorage.session",
+    "tensorage.signin.sdk",
+    "workers",
+]
+
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "numpy",
-        "zarr",
-        "numcodecs",
-        "urllib3",
-        "supabase",
-        "tensorage.session",
-        "tensorage.signin.sdk",
-        "workers",
-    ]
-)
+PROCESSES.set_forkserver_preload(PRELOADED)
