@@ -47,6 +47,7 @@ _WHOLE = frozenset(
         "tests/adapters/test_dask.py",
         "tests/engine/test_catalogue_at_scale.py",
         "tests/sql/test_object_plans.py",
+        "tests/test_docs.py",
         "tests/test_packaging.py",
     }
 )
