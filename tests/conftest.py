@@ -7,8 +7,10 @@ SQL too unless ``DB_URL`` says where PostgreSQL is.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import psycopg
 import pytest
 import servers
 import workers
+from _pytest.pathlib import ImportMode, import_path
 from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
 from proxy import Proxy
@@ -46,11 +49,45 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Load the test files in another order in each process of a run.
+
+    pytest rewrites the assertions of a file when it is first loaded, and keeps what it made. In a fresh clone each
+    process rewrites its part of the files so, and finds what the others made of theirs.
+    """
+    root = Path(__file__).parent
+    if "PYTEST_XDIST_WORKER" not in os.environ or [Path(arg).resolve() for arg in session.config.args] != [
+        root
+    ]:
+        return
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    for path in sorted(root.rglob("test_*.py"))[number :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]:
+        loaded = set(sys.modules)
+        try:
+            import_path(
+                path,
+                mode=ImportMode.importlib,
+                root=session.config.rootpath,
+                consider_namespace_packages=session.config.getini("consider_namespace_packages"),
+            )
+        except Exception:  # noqa: BLE001 - pytest loads the file again, and tells of it
+            for name in set(sys.modules) - loaded:
+                if getattr(sys.modules[name], "__file__", None) == str(path):
+                    del sys.modules[name]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         from distribution import order
 
         order(items)
+
+
+def pytest_collection_finish() -> None:
+    # The garbage collector need not look again at some hundred thousand objects that stay until the end.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +155,36 @@ def login(project: Project, user: User) -> Iterator[BackendSession]:
         yield store.backend
 
 
+@pytest.fixture(scope="module")
+def _has_arrays(request: pytest.FixtureRequest, login: BackendSession) -> Iterator[Callable[[], bool]]:
+    """Whether the file's user may have arrays: PostgreSQL says so without the requests of a list."""
+    if IS_ELSEWHERE:
+        yield lambda: True
+        return
+    running: control.Running = request.getfixturevalue("backend")
+    user_id = login.user_id
+    with psycopg.connect(running.superuser_url, autocommit=True) as connection:
+
+        def has_arrays() -> bool:
+            asked = "select exists (select from public.datasets where user_id = %s)"
+            try:
+                return connection.execute(asked, [user_id]).fetchone() != (False,)
+            except psycopg.OperationalError:
+                # A test has started the server anew.
+                return True
+
+        yield has_arrays
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """The file's user has no arrays when a test begins, by whatever session the last one stored some."""
     used = set(request.fixturenames)
     is_shared = "login" in used or ("user" in used and "new_user" not in used)
     login: BackendSession | None = request.getfixturevalue("login") if is_shared else None
+    has_arrays: Callable[[], bool] | None = request.getfixturevalue("_has_arrays") if is_shared else None
     yield
-    if login is not None:
+    if login is not None and has_arrays is not None and has_arrays():
         store = login()
         for key in store:
             del store[key]

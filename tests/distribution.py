@@ -54,6 +54,7 @@ _WHOLE = frozenset(
         "tests/doctor/test_doctor.py",
         "tests/engine/test_catalogue_at_scale.py",
         "tests/sql/test_object_plans.py",
+        "tests/test_docs.py",
         "tests/test_packaging.py",
     }
 )

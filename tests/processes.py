@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import multiprocessing
 
+#: The modules that processes of tensorage load.
+PRELOADED = [
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "urllib3",
+    "httpcore",
+    "supabase",
+    "tensorage.session",
+    "tensorage.backend.zarr.zarr_engine",
+    "tensorage.signin.sdk",
+    "workers",
+]
+
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "numpy",
-        "zarr",
-        "numcodecs",
-        "urllib3",
-        "httpcore",
-        "supabase",
-        "tensorage.session",
-        "tensorage.backend.zarr.zarr_engine",
-        "tensorage.signin.sdk",
-        "workers",
-    ]
-)
+PROCESSES.set_forkserver_preload(PRELOADED)

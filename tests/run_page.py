@@ -11,6 +11,7 @@ points to the line of the page.
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import json
 import os
@@ -21,11 +22,18 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+#: Modules that take longer to load than most pages take to run. Those that a page names are loaded for it once.
+HEAVY = ("dask.array", "distributed", "torch.utils.data", "xarray")
+
 
 def blocks(page: Path, *languages: str) -> list[Token]:
     """The fenced code blocks of a page in one of the languages."""
-    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
-    return [token for token in tokens if token.type == "fence" and token.info in languages]
+    return [token for token in _fences(page) if token.info in languages]
+
+
+@functools.cache
+def _fences(page: Path) -> list[Token]:
+    return [token for token in MarkdownIt().parse(page.read_text(encoding="utf-8")) if token.type == "fence"]
 
 
 def run(page: Path) -> int:
@@ -50,6 +58,10 @@ def main() -> None:
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
+        code = "".join(block.content for block in blocks(Path(job["page"]), "python", "pycon"))
+        for name in HEAVY:
+            if name.split(".", maxsplit=1)[0] in code:
+                importlib.import_module(name)
         pid = os.fork()
         if pid == 0:
             os.chdir(job["folder"])

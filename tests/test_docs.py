@@ -68,8 +68,15 @@ def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
 def runner() -> Iterator[subprocess.Popen[str]]:
     """A process that runs pages, each in a child of its own."""
     command = [sys.executable, "-W", "error", Path(__file__).with_name("run_page.py")]
+    # The workers of a cluster are forked from one process, which loads for all of them what they need.
+    environment = {**os.environ, "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver"}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
     ) as runner:
         yield runner
         # With a page that did not come to an end, if there was one.

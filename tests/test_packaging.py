@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,12 +80,42 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def needed(requirements: list[str], extras: set[str], found: set[str]) -> Iterator[Distribution]:
+    """Yield the installed distributions that meet the requirements, with all that those need in their turn."""
+    for requirement in map(Requirement, requirements):
+        key = str((requirement.name, sorted(requirement.extras)))
+        marker = requirement.marker
+        if key in found or not (marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras))):
+            continue
+        found.add(key)
+        installed = distribution(requirement.name)
+        yield installed
+        yield from needed(installed.requires or [], requirement.extras, found)
+
+
 @pytest.fixture(scope="module")
 def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment that has the wheel with its extra, and nothing else."""
+    """A virtual environment that has the wheel with its extra, and nothing else.
+
+    It shares the files of what the wheel needs with the environment of the tests: to install them anew takes longer
+    than all else here. pip looks whether all is there that the wheel asks for, and can get nothing from elsewhere.
+    """
     folder = tmp_path_factory.mktemp("installed") / "venv"
-    run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
-    run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", f"{wheel}[local]", cwd=folder.parent)
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(metadata).decode().splitlines()
+    requirements = [
+        line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")
+    ]
+    for installed in needed(requirements, {"local"}, set()):
+        for name in {path.parts[0] for path in installed.files or [] if path.parts[0] != ".."}:
+            link = packages / name
+            if name != "__pycache__" and not link.exists():
+                link.symlink_to(Path(str(installed.locate_file(name))).resolve())
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    run(*pip, "--no-index", f"{wheel}[local]", cwd=folder.parent)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import rooms
 
 ROOT = Path(__file__).parent.parent
 MODULES = rooms.modules_below(ROOT / "tensorage")
-GRAPH = rooms.imports_of(MODULES)
 
 #: The rooms from the top to the bottom. A room may import rooms below it, and its own modules.
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -45,6 +45,12 @@ STARTS_THE_SERVER = {"tensorage.auth", "tensorage.cli"}
 USED_BY_THE_SERVER = {"tensorage.errors", "tensorage.migrations", "tensorage.private_files"}
 
 
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """The modules that each module imports: each process collects these tests, and one runs them."""
+    return rooms.imports_of(MODULES)
+
+
 def room_of(module: str) -> tuple[int, str]:
     """Return the floor and the name of a client module's room."""
     name = module.removeprefix("tensorage").lstrip(".")
@@ -64,12 +70,12 @@ def is_of_server(module: str) -> bool:
 
 
 def test_no_modules_import_each_other() -> None:
-    assert rooms.circles_in(GRAPH) == []
+    assert rooms.circles_in(graph()) == []
 
 
 def test_no_import_climbs() -> None:
     climbing = []
-    for module, targets in GRAPH.items():
+    for module, targets in graph().items():
         for target in targets:
             if is_of_server(module) or is_of_server(target):
                 continue
@@ -82,7 +88,7 @@ def test_no_import_climbs() -> None:
 def test_the_server_stands_apart() -> None:
     crossing = {
         (module, target)
-        for module, targets in GRAPH.items()
+        for module, targets in graph().items()
         for target in targets
         if is_of_server(module) != is_of_server(target)
     }

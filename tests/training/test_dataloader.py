@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing.forkserver
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 import servers
+from processes import PRELOADED
 from project import Project
 from proxy import Proxy
 
@@ -21,12 +23,23 @@ from tensorage import AuthenticationError, BackendSession, TensorStore
 from tensorage.embedded import control
 from tensorage.types import Engine
 
-SAMPLES, BATCH = 256, 32
+SAMPLES, BATCH = 64, 8
 LABELS = np.arange(SAMPLES)
 IMAGES = np.repeat(LABELS.astype("f4")[:, None], 16, axis=1).reshape(SAMPLES, 4, 4)
 
-#: The way in which processes begin, and whether the same ones serve all epochs.
-WORKERS = [("fork", False), ("fork", True), ("spawn", False), ("spawn", True)]
+#: The way in which processes begin, and whether the same ones serve all epochs. Those of a fork server unpickle what
+#: they work with, as spawned ones do, and need not load PyTorch.
+WORKERS = [("fork", False), ("fork", True), ("forkserver", False), ("forkserver", True)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> Iterator[None]:
+    """A fork server that has loaded PyTorch, too."""
+    server = multiprocessing.forkserver.ForkServer()
+    server.set_forkserver_preload([*PRELOADED, "torch.utils.data"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.forkserver, "connect_to_new_process", server.connect_to_new_process)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +160,7 @@ def test_samples_of_several_arrays(store: TensorStore, proxy: Proxy, method: str
         assert kinds["read"] == 2 * SAMPLES // BATCH
 
 
-@pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("spawn", True)])
+@pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("forkserver", True)])
 def test_training_goes_on_when_tokens_expire(
     store: TensorStore, session: BackendSession, logins: Callable[[], int], method: str, persistent: bool
 ) -> None:
@@ -157,14 +170,14 @@ def test_training_goes_on_when_tokens_expire(
     while len(tokens) < 4:
         check_epoch(batches)
         epochs += 1
-        time.sleep(0.3)
+        time.sleep(0.6)
         tokens.add(session.token)
     assert epochs >= 3
     assert logins() == 1
 
 
 @pytest.mark.parametrize("engine", ["database"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_one_epoch_that_is_longer_than_a_token_lives(
     store: TensorStore, session: BackendSession, method: str, logins: Callable[[], int]
 ) -> None:
@@ -182,7 +195,7 @@ def test_one_epoch_that_is_longer_than_a_token_lives(
 
 
 @pytest.mark.parametrize("engine", ["database"])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_login_that_is_gone(store: TensorStore, session: BackendSession, method: str) -> None:
     with running(store, method) as batches:
         next(batches)
