@@ -300,9 +300,9 @@ class TestServers:
             with psycopg.connect(separate.superuser_url, autocommit=True) as database:
                 database.execute(f"alter policy {policy} with check (false)")
 
-        policy = '"tensorage: add to own folder" on storage.objects'
+        policy = '"tensorage: add objects" on storage.objects'
         with psycopg.connect(separate.superuser_url, autocommit=True) as database:
-            names = "select with_check from pg_policies where policyname = 'tensorage: add to own folder'"
+            names = "select with_check from pg_policies where policyname = 'tensorage: add objects'"
             (before,) = database.execute(names).fetchone() or ("",)
             with pytest.raises(tensorage.PermissionDeniedError, match="uploading 'x'"):
                 own.upload_file("x", Hooked(CONTENT, PART_BYTES, forbid))

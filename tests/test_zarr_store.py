@@ -274,7 +274,7 @@ def test_what_others_share_is_read(project: Project, store: TensorStore) -> None
     write(store, "shared by me", array, is_shared=True)
     session = project.session(project.register())
     try:
-        assert_same(read(opened(session(), "shared by me")), array)
+        assert_same(read(opened(session().shared_by(store.backend.email), "shared by me")), array)
     finally:
         store.unshare("shared by me")
         session.logout()

@@ -497,7 +497,7 @@ def postpone(answer: bytes, seconds: float) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "says"), [(90, r"(89|90) s ahead of"), (-3600, r"36\d\d s behind"), (2, None)]
+    ("seconds", "says"), [(90, r"(89|90) s ahead of"), (-3600, r"3[56]\d\d s behind"), (2, None)]
 )
 def test_a_clock_that_is_wrong(patient: Patient, seconds: float, says: str | None) -> None:
     with passing(patient, changes_answer=lambda answer: postpone(answer, seconds)) as url:

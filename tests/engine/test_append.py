@@ -112,9 +112,10 @@ def test_somebody_elses_array_is_not_appended_to(project: Project, store: Tensor
     store["x"] = np.zeros((2, 1024, 1024), "u1")
     with workers.sharing(store), workers.store_of(project, project.register()) as other:
         store.share("x")
-        handle = other.open("x")
+        theirs = other.shared_by(store.backend.email)
+        handle = theirs.open("x")
         for rows in (np.zeros((1, 1024, 1024), "u1"), np.zeros((10, 1024, 1024), "u1")):
-            for append in (lambda rows: other.append("x", rows), handle.append):
+            for append in (lambda rows: theirs.append("x", rows), handle.append):
                 with pytest.raises(tensorage.PermissionDeniedError, match="x"):
                     append(rows)
     assert store.open("x").shape == (2, 1024, 1024)

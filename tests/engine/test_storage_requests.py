@@ -179,7 +179,7 @@ def test_what_somebody_shares_is_read_by_as_few(
     others = Project(proxy.url, project.key)
     with workers.sharing(through), workers.store_of(others, project.register()) as other:
         through.share("samples")
-        handle = other.open("samples")
+        handle = other.open("samples", owner=through.backend.email)
         with proxy.counted() as exchanges:
             np.testing.assert_array_equal(handle[590:610], array[590:610])
     assert kinds(exchanges) == ["shards", "download", "download"]

@@ -133,7 +133,7 @@ class Http:
     max_connections: int = 2 * PARALLEL
     patience: Patience = field(default_factory=Patience, repr=False)
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
-    _straight: tuple[urllib3.PoolManager, urllib3.HTTPConnectionPool, str] | None = field(
+    _straight: tuple[urllib3.PoolManager, str, urllib3.HTTPConnectionPool, str] | None = field(
         default=None, init=False, repr=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -231,10 +231,10 @@ class Http:
         if isinstance(pools, urllib3.ProxyManager):
             return pools, self.base_url
         straight = self._straight
-        if straight is None or straight[0] is not pools:
+        if straight is None or straight[0] is not pools or straight[1] != self.base_url:
             own = pools.connection_from_url(self.base_url)
-            self._straight = straight = (pools, own, urlsplit(self.base_url).path)
-        return straight[1], straight[2]
+            self._straight = straight = (pools, self.base_url, own, urlsplit(self.base_url).path)
+        return straight[2], straight[3]
 
     def attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
         """Make a request once."""
