@@ -241,7 +241,7 @@ class TensorStore(MutableMapping[str, Any]):
 
         Returns
         -------
-        list[Share]
+        list
             Shares that let others use the key now.
 
         Raises
@@ -273,7 +273,7 @@ class TensorStore(MutableMapping[str, Any]):
 
         Returns
         -------
-        list[Share]
+        list
             Shares that still let others use the key, such as those of a prefix.
 
         Raises
