@@ -718,7 +718,9 @@ def test_the_suite_runs_against_another_supabase(backend: control.Running, tmp_p
     """The fixtures take the project that the environment names."""
     environment = {**os.environ, "SUPABASE_URL": backend.api_url, "SUPABASE_KEY": backend.anon_key}
     chosen = "TestClientOfTheSdk or test_a_store_holds_a_login or test_a_script_ends_at_once"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    # In a folder of its own: at its end, pytest deletes the folders of earlier runs, which may take minutes.
+    base = f"--basetemp={tmp_path / 'base'}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", base, "-k", chosen, __file__]
     warning = ["-W", "ignore:The `supafunc` package is deprecated:DeprecationWarning"]
     ended = subprocess.run(
         [*command, *warning], env=environment, capture_output=True, text=True, check=False, timeout=120
