@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -326,6 +327,8 @@ def _hears_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+    # The interrupted store ends here: a collection in the proxy's own thread would wait for an answer through that proxy.
+    gc.collect()
 
 
 # Ctrl-C has to come amid the wait. On a busy machine, it may come while the wait ends.
