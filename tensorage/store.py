@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
+import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -20,6 +22,7 @@ from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.values import as_attrs, split_key
+from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
@@ -647,4 +650,13 @@ class TensorStore(MutableMapping[str, Any]):
 
 
 def _release(backend: Backend) -> None:
-    backend.release()
+    """End the hold of a store that is gone, in a thread of its own.
+
+    Garbage is collected in any thread, also in one that holds a lock of the login, or that serves the logout's request:
+    the caller waits for no longer than an exit would.
+    """
+    thread = threading.Thread(target=backend.release, name="tensorage-release", daemon=True)
+    # No thread starts while the interpreter ends: the login then expires by itself.
+    with contextlib.suppress(RuntimeError):
+        thread.start()
+        thread.join(LAST_LOGOUT_TIMEOUT_S)

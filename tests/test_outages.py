@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import signal
@@ -319,14 +318,6 @@ def ctrl_c_while(thread_waits: Callable[[], bool]) -> threading.Thread:
     thread = threading.Thread(target=interrupt)
     thread.start()
     return thread
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collects_no_garbage() -> Iterator[None]:
-    """A store that the proxy's own thread collects would wait there for an answer through that proxy."""
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.fixture

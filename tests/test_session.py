@@ -667,6 +667,30 @@ def _use(what: str, pickled: bytes) -> tuple[list[int], str, bytes]:
         return tensor[...].tolist(), session.user_id, storage.download_file("a.txt")
 
 
+def test_a_store_that_another_thread_collects_does_not_hold_it_up(
+    project: Project, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorage.store.LAST_LOGOUT_TIMEOUT_S", 0.1)
+    session = project.session(user)
+    store = session()
+    is_locked, is_collected = threading.Event(), threading.Event()
+
+    def use_the_login() -> None:
+        with session.login.lock:
+            is_locked.set()
+            assert is_collected.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        using = pool.submit(use_the_login)
+        assert is_locked.wait(30)
+        del store
+        gc.collect()
+        is_collected.set()
+        using.result()
+    while session.login.session is not None:
+        time.sleep(0.01)
+
+
 def test_many_threads_use_one_store(project: Project, user: User) -> None:
     session = project.session(user)
     together = threading.Barrier(16)
