@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import spawner
 from filelock import FileLock
+from postgres_versions import bin_dir
 
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
-from tensorage.embedded.postgres import installed_bin_dir
+
+#: Programs of the PostgreSQL that servers of the tests run, if the test names none: `POSTGRES=15` says the version.
+_PROGRAMS = bin_dir(int(os.environ["POSTGRES"])) if "POSTGRES" in os.environ else None
 
 #: The data folder of this run of the tests that is copied, and that all processes share. None outside of pytest.
 _template: Path | None = None
@@ -30,10 +33,11 @@ def set_template(path: Path) -> None:
 def start(data_dir: Path, **options: Any) -> control.Running:
     """Start the server of a data folder, which is made as a copy where there is none, with all modules loaded."""
     is_new = not data_dir.exists() or not any(data_dir.iterdir())
-    if is_new and _template is not None and options.get("postgres_bin") in (None, installed_bin_dir()):
+    programs = options.pop("postgres_bin", None) or _PROGRAMS
+    if is_new and _template is not None and programs == _PROGRAMS:
         make(data_dir)
     with spawner.forking():
-        return control.start(data_dir, **options)
+        return control.start(data_dir, postgres_bin=programs, **options)
 
 
 def template_of_run() -> Path:
@@ -41,7 +45,7 @@ def template_of_run() -> Path:
     assert _template is not None
     with FileLock(_template.with_suffix(".lock")):
         if not (_template / "made").exists():
-            control.start(_template)
+            control.start(_template, postgres_bin=_PROGRAMS)
             control.stop(_template)
             (_template / "made").touch()
     return _template

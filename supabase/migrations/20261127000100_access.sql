@@ -4,9 +4,12 @@
 
 -- True if the token is that of an existing user: a deleted user may hold a valid token for an hour more.
 -- Security definer: nobody else may read auth.users.
+-- PL/pgSQL, here and below: a function in SQL with settings of its own is planned anew at each call.
 create or replace function tensorage.is_user() returns boolean
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (select from auth.users u where u.id = auth.uid() and u.deleted_at is null);
+end
 $$;
 
 -- Id of the signed-in user, or an error. Every function of the API calls it, so that none works for nobody.
@@ -24,12 +27,15 @@ $$;
 -- token tells the address of the time when it was made. Auth keeps addresses in lower case. Several accounts of single
 -- sign-on may have one address: it counts for the other kind of account, if there is one.
 create or replace function tensorage.address_of(user_id uuid) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select lower(u.email) from auth.users u
-   where u.id = address_of.user_id and u.email_confirmed_at is not null
-     and (not u.is_sso_user or not exists (
-       select from auth.users o where o.email = u.email and lower(o.email) = lower(u.email) and not o.is_sso_user
-                                  and o.email_confirmed_at is not null))
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (
+    select lower(u.email) from auth.users u
+     where u.id = address_of.user_id and u.email_confirmed_at is not null
+       and (not u.is_sso_user or not exists (
+         select from auth.users o where o.email = u.email and lower(o.email) = lower(u.email) and not o.is_sso_user
+                                    and o.email_confirmed_at is not null)));
+end
 $$;
 
 -- Name of a user for messages: the address, or the id of an account without one.
@@ -62,31 +68,35 @@ $$;
 
 -- The rule of sharing ------------------------------------------------------------------------------
 
--- The patterns that a share of a key may have: the key, and each prefix of it that ends with "/".
-create or replace function tensorage.patterns_of(key text) returns text[]
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  -- Each once: a key that ends with "/" is the last of its prefixes.
-  select array_agg(left(key, at)) from generate_series(1, length(key)) at where at = length(key) or substr(key, at, 1) = '/'
+-- The patterns that a share of a key may have: the key, and each prefix of it that ends with "/". Each once: a key that ends
+-- with "/" is the last of its prefixes. Without settings of its own, so that it becomes a part of the query that calls it.
+create or replace function tensorage.patterns_of(key text) returns setof text
+language sql immutable as $$
+  select left(key, at) from generate_series(1, length(key)) at where at = length(key) or substr(key, at, 1) = '/'
 $$;
 
 -- The readers that the caller is: every signed-in user, and the account of the caller's address.
 create or replace function tensorage.my_readers() returns text[]
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select array['', tensorage.address_of(auth.uid())]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array['', tensorage.address_of(auth.uid())];
+end
 $$;
 
 -- True if the owner of a key shares it with the caller, for reading or also for writing. All that is somebody else's is let
 -- through by this rule and by nothing else: rows, shards, objects and files.
 create or replace function tensorage.is_shared_with_me(owner uuid, key text, to_write boolean default false) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
   -- Each pair of a pattern and a reader is looked up by all columns of an index: with fewer of them, PostgreSQL may read all
   -- shares of the owner, or of the reader.
-  select exists (
-    select from unnest(tensorage.patterns_of(key)) p(pattern), unnest(tensorage.my_readers()) r(reader), lateral (
+  return exists (
+    select from tensorage.patterns_of(key) p(pattern), unnest(tensorage.my_readers()) r(reader), lateral (
       select s.can_write, s.expires_at from tensorage.shares s
        where s.user_id = owner and s.pattern = p.pattern and s.reader = r.reader offset 0) s
-     where (s.expires_at is null or s.expires_at > now()) and (s.can_write or not to_write))
+     where (s.expires_at is null or s.expires_at > now()) and (s.can_write or not to_write));
+end
 $$;
 
 -- True if the caller may use an array or a file: the own one, or one that is shared. Security definer: policies call it.
@@ -108,15 +118,25 @@ begin
 end
 $$;
 
+-- Live shares of an owner that let anybody use a key: those of the key, and of each prefix of it.
+create or replace function tensorage.shares_of(owner uuid, key text) returns setof tensorage.shares
+language plpgsql stable set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  -- Each pattern is looked up by itself, in the order of the index: PostgreSQL may read all shares of the owner otherwise.
+  return query
+    select s.* from tensorage.patterns_of(key) p(pattern), lateral (
+      select * from tensorage.shares o where o.user_id = owner and o.pattern = p.pattern order by o.reader offset 0) s
+     where (s.expires_at is null or s.expires_at > now());
+end
+$$;
+
 -- True if anybody else may use an array of the caller, or if it is somebody else's.
 create or replace function tensorage.is_shared(d public.datasets) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off as $$
-  select d.user_id is distinct from auth.uid() or exists (
-    select from unnest(tensorage.patterns_of(d.key)) p(pattern), lateral (
-      select s.expires_at from tensorage.shares s
-       where s.user_id = d.user_id and s.pattern = p.pattern order by s.reader offset 0) s
-     where s.expires_at is null or s.expires_at > now())
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return d.user_id is distinct from auth.uid() or exists (select from tensorage.shares_of(d.user_id, d.key));
+end
 $$;
 
 -- Policies of the tables ---------------------------------------------------------------------------

@@ -483,27 +483,37 @@ begin
 end
 $$;
 
+-- The account that somebody is called by. Raises unless there is one, and no other.
+create or replace function tensorage.one_account(who text) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  accounts uuid[] := array(select u.id from auth.users u where u.id = any (tensorage.accounts(who)));
+begin
+  if cardinality(accounts) <> 1 then
+    raise exception using errcode = 'TS006', message = format('%L names %s accounts of this project', who, cardinality(accounts)),
+      hint = 'Give the confirmed address of an account, or its id.';
+  end if;
+  return accounts[1];
+end
+$$;
+
 -- Sets the quotas of a user, or the defaults of all who have none of their own (`who` is null). Null takes a quota away: a
 -- user has the default then. For the service key alone: see the file on grants.
 create or replace function public.tensorage_set_quota(who text, max_bytes bigint, max_arrays bigint) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  accounts uuid[];
+  account uuid;
 begin
   if who is null then
     update tensorage.settings
        set default_quota_bytes = tensorage_set_quota.max_bytes, default_quota_arrays = tensorage_set_quota.max_arrays;
     return json_build_object('user_id', null, 'max_bytes', max_bytes, 'max_arrays', max_arrays);
   end if;
-  accounts := array(select u.id from auth.users u where u.id = any (tensorage.accounts(who)));
-  if cardinality(accounts) <> 1 then
-    raise exception using errcode = 'TS006', message = format('%L names %s accounts of this project', who, cardinality(accounts)),
-      hint = 'Give the confirmed address of an account, or its id.';
-  end if;
+  account := tensorage.one_account(who);
   insert into tensorage.quotas as q (user_id, max_bytes, max_arrays)
-    values (accounts[1], tensorage_set_quota.max_bytes, tensorage_set_quota.max_arrays)
+    values (account, tensorage_set_quota.max_bytes, tensorage_set_quota.max_arrays)
     on conflict on constraint quotas_pkey do update set max_bytes = excluded.max_bytes, max_arrays = excluded.max_arrays;
-  return json_build_object('user_id', accounts[1], 'max_bytes', max_bytes, 'max_arrays', max_arrays);
+  return json_build_object('user_id', account, 'max_bytes', max_bytes, 'max_arrays', max_arrays);
 exception when check_violation then
   raise exception using errcode = 'TS006', message = format('a quota of %s bytes and %s arrays is none', max_bytes, max_arrays);
 end
@@ -516,15 +526,10 @@ create or replace function public.tensorage_quotas(
   who text default null, after uuid default '00000000-0000-0000-0000-000000000000', max_rows int default 1000) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  accounts uuid[];
+  account uuid;
 begin
   if who is not null then
-    accounts := array(select u.id from auth.users u where u.id = any (tensorage.accounts(who)));
-    if cardinality(accounts) <> 1 then
-      raise exception using errcode = 'TS006',
-        message = format('%L names %s accounts of this project', who, cardinality(accounts)),
-        hint = 'Give the confirmed address of an account, or its id.';
-    end if;
+    account := tensorage.one_account(who);
   end if;
   return (
     select json_build_object(
@@ -535,7 +540,7 @@ begin
                  'arrays', coalesce(t.arrays, 0), 'bytes', coalesce(t.bytes, 0), 'file_bytes', coalesce(t.file_bytes, 0),
                  'own_bytes', q.max_bytes, 'own_arrays', q.max_arrays) order by a.id), '[]')
           from (select u.id from auth.users u
-                 where u.id > after and (accounts is null or u.id = any (accounts))
+                 where u.id > after and (account is null or u.id = account)
                  order by u.id limit least(max_rows, 1000)) a
                left join tensorage.usage t on t.user_id = a.id left join tensorage.quotas q on q.user_id = a.id))
       from tensorage.settings s);

@@ -11,7 +11,7 @@ begin
     values (note.owner, me,
             case when me <> note.owner then (
               select s.reader from tensorage.shares s
-               where s.user_id = note.owner and s.pattern = any (tensorage.patterns_of(note.key))
+               where s.user_id = note.owner and s.pattern = any (array(select tensorage.patterns_of(note.key)))
                  and s.reader = tensorage.address_of(me) limit 1) end,
             note.action, note.key, note.detail);
 end

@@ -1,14 +1,23 @@
 -- tensorage: descriptions, names and attributes of arrays. Nothing here touches elements.
 
--- The description of a dataset that every function answers with.
-create or replace function tensorage.describe(d public.datasets) returns json
-language sql stable set search_path = pg_catalog, pg_temp as $$
+-- The description of a dataset, for callers who have its owner's address and know whether it is shared; with the shares of it
+-- if the owner asks for them. Without settings of its own, so that it becomes a part of the query that calls it.
+create or replace function tensorage.describe_as(d public.datasets, owner text, is_shared boolean, shares json) returns json
+language sql stable as $$
   select json_build_object(
-    'id', d.id, 'user_id', d.user_id, 'owner', tensorage.address_of(d.user_id), 'key', d.key, 'shape', d.shape, 'dtype', d.dtype,
-    'chunk', d.block_size, 'engine', d.engine, 'is_shared', tensorage.is_shared(d), 'stored_bytes', d.stored_bytes, 'attrs', d.attrs, 'dims', d.dims,
+    'id', d.id, 'user_id', d.user_id, 'owner', owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype, 'chunk', d.block_size,
+    'engine', d.engine, 'is_shared', is_shared, 'shares', shares, 'stored_bytes', d.stored_bytes, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
     -- Text, because a number could change on its way through jsonb.
     'zarr', d.zarr::text)
+$$;
+
+-- The description of a dataset that every function answers with.
+create or replace function tensorage.describe(d public.datasets) returns json
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return tensorage.describe_as(d, tensorage.address_of(d.user_id), tensorage.is_shared(d), null);
+end
 $$;
 
 -- Raises for an array that the caller cannot open: the same for one that is not there and one that is not shared.
@@ -34,10 +43,8 @@ declare
 begin
   if owner is not null then
     -- Several accounts of single sign-on may have one address: one that shares the array is meant.
-    for whose in select w.id from unnest(tensorage.accounts(find.owner)) w(id) loop
-      exit when tensorage.may_use(whose, find.key);
-    end loop;
-    if (whose is not null and tensorage.may_use(whose, find.key)) is not true then
+    select w.id into whose from unnest(tensorage.accounts(find.owner)) w(id) where tensorage.may_use(w.id, find.key) limit 1;
+    if whose is null then
       return null;
     end if;
   end if;
@@ -163,9 +170,9 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
            '*', '[^/]*'), chr(1), '.*'), '?', '[^/]') || '$'
 $$;
 
--- Arrays of a user that have attributes, by the index of attributes, in the order of their keys.
+-- The first arrays of users that have attributes, by the index of attributes, in the order of their keys.
 create or replace function tensorage.ids_with_attrs(
-  whose uuid[], attrs jsonb, prefix text, after text, regex text) returns setof bigint
+  whose uuid[], attrs jsonb, prefix text, after text, regex text, max_rows int) returns setof bigint
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
   -- The conditions of the inner query are those of the index of attributes, and of no other one.
   select d.id from unnest(whose) w(id), lateral (
@@ -174,6 +181,7 @@ language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = o
        and s.attrs <> '{}' offset 0) d
    where d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix) and (regex is null or d.key ~ regex)
      and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, d.key))
+   order by d.key limit max_rows
 $$;
 
 -- One page of descriptions of arrays of the caller, or of an owner who shares them: those whose keys begin with a prefix, fit a
@@ -199,9 +207,7 @@ begin
   if attrs is not null and jsonb_typeof(attrs) <> 'object' then
     raise exception using errcode = 'TS006', message = 'attributes to look for are an object';
   elsif coalesce(attrs, '{}') <> '{}' then
-    ids := array(select d.id from public.datasets d
-                  where d.id = any (array(select tensorage.ids_with_attrs(whose, tensorage_catalogue.attrs, prefix, after, regex)))
-                  order by d.key limit wanted);
+    ids := array(select tensorage.ids_with_attrs(whose, tensorage_catalogue.attrs, prefix, after, regex, wanted));
   else
     loop
       keys := array(select k from (
@@ -220,15 +226,26 @@ begin
     end loop;
     ids := ids[:wanted];
   end if;
-  select json_agg(p.entry order by p.key), max(p.key) into answer, last
-    from (select d.key, (tensorage.describe(d)::jsonb || case when d.user_id = me then jsonb_build_object('shares', (
-                   select coalesce(jsonb_agg(tensorage.describe_share(s) order by s.id), '[]') from tensorage.shares s
-                    where s.user_id = me and s.pattern = any (tensorage.patterns_of(d.key))
-                      and (s.expires_at is null or s.expires_at > now()))) else '{}' end) as entry
-            from (select q.*, sum(octet_length(q.attrs::text) + coalesce(octet_length(q.zarr::text), 0)) over (order by q.key) as bytes,
-                         row_number() over (order by q.key) as number
-                    from public.datasets q where q.id = any (ids)) b, lateral (select * from public.datasets e where e.id = b.id) d
-           where b.bytes <= 8388608 or b.number = 1) p;
+  with sized as (
+    select q.id, sum(octet_length(q.attrs::text) + coalesce(octet_length(q.zarr::text), 0)) over (order by q.key) as bytes,
+           row_number() over (order by q.key) as number
+      from public.datasets q where q.id = any (ids)),
+  page as (
+    select d.dataset, b.id, (d.dataset).key, o.address
+      from sized b, lateral (select e as dataset from public.datasets e where e.id = b.id offset 0) d,
+           (select w.id, tensorage.address_of(w.id) as address from unnest(whose) w(id) offset 0) o
+     where o.id = (d.dataset).user_id and (b.bytes <= 8388608 or b.number = 1)),
+  shared as (
+    -- The same as tensorage.shares_of, which would be called for each array.
+    select p.id, json_agg(tensorage.describe_share(o.share, p.address) order by (o.share).id) as shares
+      from page p, tensorage.patterns_of(p.key) t(pattern), lateral (
+        select s as share from tensorage.shares s
+         where s.user_id = (p.dataset).user_id and s.pattern = t.pattern order by s.reader offset 0) o
+     where (p.dataset).user_id = me and ((o.share).expires_at is null or (o.share).expires_at > now())
+     group by p.id)
+  select json_agg(tensorage.describe_as(p.dataset, p.address, others is not null or s.id is not null,
+                                        case when (p.dataset).user_id = me then coalesce(s.shares, '[]') end) order by p.key), max(p.key)
+    into answer, last from page p left join shared s on s.id = p.id;
   return json_build_object('entries', coalesce(answer, '[]'), 'after', case
     when cardinality(ids) >= wanted or json_array_length(answer) < cardinality(ids) then last
     when total >= 20000 then after end);

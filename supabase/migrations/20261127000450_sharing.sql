@@ -53,13 +53,34 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
          or coalesce(t.expires_at, 'infinity') < coalesce(excluded.expires_at, 'infinity');
 $$;
 
+-- Ends what others are writing to arrays of the caller that are not shared with them for writing any more: room that is
+-- reserved for it would be taken from the caller for a day. Waits for nobody: a request that has such a dataset locked asks
+-- the rule by itself.
+create or replace function tensorage.end_writes_of_others() returns void
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  update public.datasets d set expires_at = '-infinity'
+   where d.id = any (array(
+     select w.id from public.datasets w, lateral (
+       select t.key from public.datasets t where t.id = coalesce(w.append_to, w.assign_to) offset 0) t
+      where w.user_id = auth.uid() and w.state = 'staged' and w.expires_at > now() and w.writer <> w.user_id
+        and not exists (select from tensorage.shares_of(w.user_id, t.key) s
+                         where s.can_write and s.reader in ('', tensorage.address_of(w.writer)))
+      for update of w skip locked));
+  if found then
+    perform tensorage.sweep(256);
+  end if;
+end
+$$;
+
 -- Functions of the API -----------------------------------------------------------------------------
 
--- The description of a share that functions answer with.
-create or replace function tensorage.describe_share(s tensorage.shares) returns json
-language sql stable set search_path = pg_catalog, pg_temp as $$
+-- The description of a share that functions answer with. Without settings of its own, so that it becomes a part of the query
+-- that calls it.
+create or replace function tensorage.describe_share(s tensorage.shares, owner text) returns json
+language sql stable as $$
   select json_build_object(
-    'owner', tensorage.address_of(s.user_id), 'owner_id', s.user_id, 'key', s.pattern, 'reader', nullif(s.reader, ''),
+    'id', s.id, 'owner', owner, 'owner_id', s.user_id, 'key', s.pattern, 'reader', nullif(s.reader, ''),
     'write', s.can_write, 'expires_at', s.expires_at, 'created_at', s.created_at)
 $$;
 
@@ -91,15 +112,15 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off as $$
 declare
   me uuid := tensorage.me();
+  my_address text := tensorage.address_of(me);
 begin
   return (
-    select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
+    select coalesce(json_agg(tensorage.describe_share(p, my_address) order by p.id), '[]')
       from (
         select * from (
           select s.* from tensorage.shares s where tensorage_shares.key is null and s.user_id = me
           union all
-          select s.* from unnest(tensorage.patterns_of(tensorage_shares.key)) p(pattern), lateral (
-            select * from tensorage.shares o where o.user_id = me and o.pattern = p.pattern offset 0) s
+          select s.* from tensorage.shares_of(me, tensorage_shares.key) s
           union all
           select s.* from tensorage.shares s
            where s.user_id = me and tensorage_shares.key like '%/'
@@ -118,19 +139,23 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   me uuid := tensorage.me();
   wanted text[] := tensorage.readers_of(readers);
+  my_address text := tensorage.address_of(me);
   reader text;
 begin
-  if tensorage.address_of(me) = any (wanted) then
-    raise exception using errcode = 'TS006', message = format('%s is your own address', tensorage.address_of(me)),
+  if my_address = any (wanted) then
+    raise exception using errcode = 'TS006', message = format('%s is your own address', my_address),
       hint = 'What is yours needs no share.';
   elsif expires_at <= now() or not isfinite(expires_at) then
     raise exception using errcode = 'TS006', message = format('a share that ends at %s has ended', expires_at),
       hint = 'Give a time in the future, or none.';
-  elsif not exists (
-      select from public.datasets d
-       where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key
-         and d.key <= case when tensorage_share.key like '%/' then tensorage.last_key(tensorage_share.key) else tensorage_share.key end)
-    and not exists (
+  end if;
+  -- Held until the share is there: a request that deletes the array meanwhile ends this share as well, or has done so before.
+  perform tensorage.lock_key(key);
+  perform from public.datasets d
+    where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key
+      and d.key <= case when tensorage_share.key like '%/' then tensorage.last_key(tensorage_share.key) else tensorage_share.key end
+    limit 1 for share;
+  if not found and not exists (
       -- Storage's own index of prefixes answers this.
       select from storage.objects o
        where o.bucket_id = 'tensors' and o.name ~>=~ (me || '/' || tensorage_share.key)
@@ -140,11 +165,12 @@ begin
     raise exception using errcode = 'TS001', message = case
       when key like '%/' then format('you have no array and no file below %L', key) else format('you have no array %L', key) end;
   end if;
-  perform tensorage.lock_key(key);
   foreach reader in array wanted loop
     perform tensorage.put_share(key, reader, can_write, tensorage_share.expires_at);
     perform tensorage.note(me, 'shared', key, nullif(reader, ''));
   end loop;
+  -- A share for writing may have become one for reading.
+  perform tensorage.end_writes_of_others();
   perform tensorage.settle();
   return public.tensorage_shares(key);
 end
@@ -166,9 +192,8 @@ begin
     returning s.reader, s.expires_at)
   select array_agg(g.reader) into ended from gone g where g.expires_at is null or g.expires_at > now();
   if cardinality(wanted) > coalesce(cardinality(ended), 0) or ended is null then
-    select s.pattern into wider from tensorage.shares s
-     where s.user_id = me and s.pattern = any (tensorage.patterns_of(key)) and s.pattern <> key
-       and (wanted is null or s.reader = any (wanted || array[''])) and (s.expires_at is null or s.expires_at > now()) limit 1;
+    select s.pattern into wider from tensorage.shares_of(me, key) s
+     where s.pattern <> key and (wanted is null or s.reader = any (wanted || array[''])) limit 1;
     raise exception using errcode = 'TS006',
       message = format('%L is not shared%s', key, coalesce(' with ' || (
         select string_agg(case w when '' then 'everybody' else w end, ', ') from unnest(wanted) w
@@ -177,6 +202,7 @@ begin
                   else format('A share of %L lets them use it: end that one.', wider) end;
   end if;
   perform tensorage.note(me, 'unshared', key, nullif(e.reader, '')) from unnest(ended) e(reader);
+  perform tensorage.end_writes_of_others();
   perform tensorage.settle(must_fit => false);
   return public.tensorage_shares(key);
 end
@@ -190,7 +216,7 @@ declare
   me uuid := tensorage.me();
 begin
   return (
-    select coalesce(json_agg((tensorage.describe_share(p)::jsonb || jsonb_build_object('id', p.id)) order by p.id), '[]')
+    select coalesce(json_agg(tensorage.describe_share(p, tensorage.address_of(p.user_id)) order by p.id), '[]')
       from (select s.* from unnest(tensorage.my_readers()) r(reader), lateral (
               select * from tensorage.shares o
                where o.reader = r.reader and o.id > after and o.user_id <> me

@@ -397,6 +397,17 @@ begin
 end
 $$;
 
+-- Locks the arrays of the caller whose keys begin with a prefix, in the order of their keys, in which all requests that lock
+-- several arrays do it. Returns their ids in that order. Called by itself: within a query, it may be called for each row.
+create or replace function tensorage.lock_below(prefix text) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  return array(select d.id from public.datasets d
+                where d.user_id = auth.uid() and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
+                order by d.key for update);
+end
+$$;
+
 -- Deletes all arrays of the caller whose keys begin with a prefix, and their shares, in one step.
 -- {"keys": how many, "left", "objects_left": as for tensorage_remove}
 create or replace function public.tensorage_remove_all(prefix text, operation uuid default null) returns json
@@ -405,22 +416,21 @@ set enable_seqscan = off as $$
 declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();
+  ids bigint[];
   keys text[];
 begin
   if before is not null then
     return before;
   end if;
-  -- In the order of keys, in which all requests that lock several of them do it.
-  keys := array(select d.key from public.datasets d
-                 where d.user_id = me and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
-                 order by d.key for update);
-  update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
-   where d.user_id = me and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
-     and d.key = any (keys);
+  ids := tensorage.lock_below(prefix);
+  with hidden as (
+    update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
+     where d.id = any (ids) returning d.key)
+  select array_agg(h.key order by h.key) into keys from hidden h;
   perform tensorage.end_shares(keys);
   perform tensorage.note(me, 'deleted', k.key) from unnest(keys) k(key);
   return tensorage.answer(operation, json_build_object(
-    'keys', cardinality(keys), 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+    'keys', cardinality(ids), 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
 end
 $$;
 
@@ -432,33 +442,27 @@ set enable_seqscan = off as $$
 declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();
-  keys text[];
-  gone bigint[];
+  ids bigint[];
 begin
   if before is not null then
     return before;
   end if;
-  keys := array(select s.key from public.datasets s
-                 where s.user_id = me and s.state = 'committed' and s.key >= prefix and s.key <= tensorage.last_key(prefix)
-                 order by s.key for update);
-  if cardinality(keys) = 0 then
+  ids := tensorage.lock_below(prefix);
+  if cardinality(ids) = 0 then
     raise exception using errcode = 'TS001', message = format('you have no arrays whose keys begin with %L', prefix);
   elsif prefix = new_prefix then
-    return json_build_object('keys', cardinality(keys));
+    return json_build_object('keys', cardinality(ids));
   end if;
   -- New keys may be old ones of others among them: the index of keys is looked at after each row. All leave it first.
-  with hidden as (
-    update public.datasets s set state = 'staged', expires_at = 'infinity'
-     where s.user_id = me and s.state = 'committed' and s.key >= prefix and s.key <= tensorage.last_key(prefix)
-       and s.key = any (keys) returning s.id)
-  select array_agg(h.id) into gone from hidden h;
+  update public.datasets s set state = 'staged', expires_at = 'infinity' where s.id = any (ids);
   update public.datasets s
      set key = new_prefix || substr(s.key, length(prefix) + 1), state = 'committed', expires_at = null,
          version = s.version + 1, updated_at = now()
-   where s.id = any (gone);
+   where s.id = any (ids);
   perform tensorage.move_all_shares(prefix, new_prefix);
-  perform tensorage.note(me, 'renamed', new_prefix || substr(k.key, length(prefix) + 1), k.key) from unnest(keys) k(key);
-  return tensorage.answer(operation, json_build_object('keys', cardinality(keys)));
+  perform tensorage.note(me, 'renamed', s.key, prefix || substr(s.key, length(new_prefix) + 1))
+     from public.datasets s where s.id = any (ids) order by s.key;
+  return tensorage.answer(operation, json_build_object('keys', cardinality(ids)));
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('keys that begin with %L are taken', new_prefix);
 when check_violation then

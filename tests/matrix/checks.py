@@ -43,13 +43,13 @@ KINDS = {
     "reader": (re.compile(r"s\.reader = any \(tensorage\.my_readers\(\)\)"), "true"),
     "expiry": (re.compile(r"\(s\.expires_at is null or s\.expires_at > now\(\)\)"), "true"),
     "right": (re.compile(r"\(s\.can_write or not to_write\)"), "true"),
-    "pattern": (re.compile(r"s\.pattern = any \(tensorage\.patterns_of\([\w.]+\)\)"), "true"),
+    "pattern": (re.compile(r"s\.pattern = any \(array\(select tensorage\.patterns_of\([\w.]+\)\)\)"), "true"),
 }
 
 #: Functions that say yes or no, or raise, and a body that lets everybody through.
 SAYING_YES = {
-    "tensorage.is_user": "select true",
-    "tensorage.is_shared_with_me": "select true",
+    "tensorage.is_user": "begin return true; end",
+    "tensorage.is_shared_with_me": "begin return true; end",
     "tensorage.may_use": "begin return true; end",
     "tensorage.may_read_rows_of": "begin return true; end",
     "tensorage.may_go_on": "begin return true; end",
@@ -59,7 +59,7 @@ SAYING_YES = {
     "tensorage.may_delete_object": "begin return true; end",
     "tensorage.is_shared_object": "begin return true; end",
     "tensorage.me": "begin return auth.uid(); end",
-    "tensorage.my_readers": "select array_agg(u.email::text) || array[''] from auth.users u",
+    "tensorage.my_readers": "begin return array(select u.email::text from auth.users u) || array['']; end",
 }
 
 

@@ -225,17 +225,13 @@ OF_TWINS = Check("public.tensorage_catalogue", "rule", 0)
 DECIDE_NO_RIGHT = {
     Check("public.tensorage_doctor", "expiry", 0): "tells whether anybody shares",
     Check("public.tensorage_doctor", "expiry", 1): "tells whether anybody shares",
-    Check("tensorage.find", "rule", 0): "chooses among the accounts of one address",
     Check("tensorage.move_shares", "expiry", 0): "a share that has ended lets nobody in, whatever its key",
     Check(
         "tensorage.move_all_shares", "expiry", 0
     ): "a share that has ended lets nobody in, whatever its key",
-    Check("public.tensorage_catalogue", "expiry", 0): "tells owners of their own shares",
-    Check("public.tensorage_catalogue", "pattern", 0): "tells owners of their own shares",
     Check("public.tensorage_shares", "expiry", 0): "tells owners of their own shares",
-    Check("public.tensorage_shares", "pattern", 0): "tells owners of their own shares",
-    Check("public.tensorage_unshare", "expiry", 0): "chooses words for owners",
-    Check("public.tensorage_unshare", "pattern", 0): "chooses words for owners",
+    Check("tensorage.shares_of", "expiry", 0): "tells owners of their own shares",
+    Check("tensorage.end_writes_of_others", "owner", 0): "ends writes that no share of their owner allows",
 }
 
 CHECKS = [

@@ -276,3 +276,33 @@ def test_renaming_in_both_directions_at_once(owner: Caller) -> None:
             else:
                 assert {code_of(answer) for answer in answers} == {"TS002"}
                 assert left == list(keys)
+
+
+@pytest.mark.parametrize("function", ["remove", "remove_all"])
+def test_array_that_is_deleted_while_it_is_shared_leaves_no_share(
+    function: str, owner: Caller, backend: control.Running
+) -> None:
+    """A share that came after would be one of the next array under that key."""
+    stored = owner.store(new_key(), _NUMBERS)
+    with psycopg.connect(backend.superuser_url) as removing, ThreadPoolExecutor(1) as pool:
+        removing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        removing.execute(f"select tensorage_{function}(%s)", (stored["key"],))
+        sharing = pool.submit(owner.call, "tensorage_share", key=stored["key"])
+        wait_for_waiter(removing)
+        removing.commit()
+        assert code_of(sharing.result()) == "TS001"
+    assert answer_of(owner.call("tensorage_shares")) == []
+
+
+def test_array_that_is_shared_while_it_is_deleted_leaves_no_share(
+    owner: Caller, backend: control.Running
+) -> None:
+    stored = owner.store(new_key(), _NUMBERS)
+    with psycopg.connect(backend.superuser_url) as sharing, ThreadPoolExecutor(1) as pool:
+        sharing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        sharing.execute("select tensorage_share(%s)", (stored["key"],))
+        removing = pool.submit(owner.call, "tensorage_remove", key=stored["key"])
+        wait_for_waiter(sharing)
+        sharing.commit()
+        answer_of(removing.result())
+    assert answer_of(owner.call("tensorage_shares")) == []

@@ -654,3 +654,35 @@ def test_totals_are_nobody_s_to_see_or_change(owner: Caller, database: Connectio
             parameters = (owner.id,) if "%s" in call else ()
             with pytest.raises(psycopg.errors.InsufficientPrivilege), database.transaction():
                 database.execute(f"select tensorage.{call}", parameters)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("end", ["unshare", "share for reading", "unshare the prefix"])
+def test_room_that_a_sharee_reserved_is_the_owners_again_when_the_share_ends(
+    end: str, owner: Caller, other: Caller, database: Connection
+) -> None:
+    key = f"{new_key()}/x"
+    owner.store(key, np.zeros(10, "<i4"))
+    pattern = f"{key.partition('/')[0]}/" if end == "unshare the prefix" else key
+    answer_of(owner.call("tensorage_share", key=pattern, readers=[other.email], can_write=True))
+    before = used_beside_records(database, owner)
+    begun = other.begin(key, [10**6], append=True, owner=owner.email)
+    assert used_beside_records(database, owner) >= before + 4 * 10**6
+    if end == "share for reading":
+        answer_of(owner.call("tensorage_share", key=pattern, readers=[other.email]))
+    else:
+        answer_of(owner.call("tensorage_unshare", key=pattern))
+    assert used_beside_records(database, owner) <= before
+    assert code_of(other.put(begun["id"], np.zeros(10, "<i4"))) in ("TS001", "TS003")
+
+
+def test_a_sharee_whom_another_share_lets_write_goes_on(
+    owner: Caller, other: Caller, database: Connection
+) -> None:
+    key = f"{new_key()}/x"
+    owner.store(key, np.zeros(10, "<i4"))
+    for pattern in (key, f"{key.partition('/')[0]}/"):
+        answer_of(owner.call("tensorage_share", key=pattern, readers=[other.email], can_write=True))
+    begun = other.begin(key, [10], append=True, owner=owner.email)
+    answer_of(owner.call("tensorage_unshare", key=key))
+    answer_of(other.put(begun["id"], np.ones(10, "<i4")))
+    assert answer_of(other.commit(begun["id"]))["shape"] == [20]
