@@ -112,7 +112,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control.Runnin
         pytest.skip("SUPABASE_URL names another Supabase, and this test needs the embedded server")
     data_dir = tmp_path_factory.mktemp("backend")
     # Started as users start it: some tests look at its process.
-    yield control.start(servers.make(data_dir))
+    yield control.start(servers.make(data_dir), postgres_bin=servers.PROGRAMS)
     control.stop(data_dir)
 
 

@@ -18,7 +18,7 @@ from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
 
 #: Programs of the PostgreSQL that servers of the tests run, if the test names none: `POSTGRES=15` says the version.
-_PROGRAMS = bin_dir(int(os.environ["POSTGRES"])) if "POSTGRES" in os.environ else None
+PROGRAMS = bin_dir(int(os.environ["POSTGRES"])) if "POSTGRES" in os.environ else None
 
 #: The data folder of this run of the tests that is copied, and that all processes share. None outside of pytest.
 _template: Path | None = None
@@ -33,8 +33,8 @@ def set_template(path: Path) -> None:
 def start(data_dir: Path, **options: Any) -> control.Running:
     """Start the server of a data folder, which is made as a copy where there is none, with all modules loaded."""
     is_new = not data_dir.exists() or not any(data_dir.iterdir())
-    programs = options.pop("postgres_bin", None) or _PROGRAMS
-    if is_new and _template is not None and programs == _PROGRAMS:
+    programs = options.pop("postgres_bin", None) or PROGRAMS
+    if is_new and _template is not None and programs == PROGRAMS:
         make(data_dir)
     with spawner.forking():
         return control.start(data_dir, postgres_bin=programs, **options)
@@ -45,7 +45,7 @@ def template_of_run() -> Path:
     assert _template is not None
     with FileLock(_template.with_suffix(".lock")):
         if not (_template / "made").exists():
-            control.start(_template, postgres_bin=_PROGRAMS)
+            control.start(_template, postgres_bin=PROGRAMS)
             control.stop(_template)
             (_template / "made").touch()
     return _template
