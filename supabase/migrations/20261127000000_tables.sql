@@ -28,7 +28,7 @@
 -- array, its blocks or shards, and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked.
 
--- Schemas 1 to 4 were never released, and no migration leads from them: their tables would be left as they are, and their
+-- Schemas 1 to 5 were never released, and no migration leads from them: their tables would be left as they are, and their
 -- functions replaced. This stands before all else, so that nothing has changed when it raises.
 do $$
 declare
@@ -36,7 +36,7 @@ declare
 begin
   if to_regprocedure('public.tensorage_version()') is not null then
     select public.tensorage_version() into installed;
-    if installed < 5 then
+    if installed < 6 then
       raise exception using
         message = format('this project has version %s of tensorage''s schema, which was never released: it cannot be migrated, '
                          'and nothing has been changed', installed),

@@ -236,7 +236,7 @@ begin
 end
 $$;
 
--- The array as a writer opened it, locked against other writers, if the caller may write to it.
+-- The array as a writer opened it, locked against other writers, if the caller may write to it. Of any engine if that is null.
 create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -251,9 +251,12 @@ begin
   end if;
   select * into d from public.datasets s where s.id = assignable.data_id for update;
   -- It may have been renamed meanwhile, to a key that is not shared.
-  if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed' or (assignable.version between d.stable_since and d.version) is not true then
+  if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed'
+     -- An earlier step of the same transaction may have changed it: its version was looked at before the first one.
+     or not (tensorage.in_transaction() and coalesce(d.id = any (nullif(current_setting('tensorage.locked', true), '')::bigint[]), false)
+             or coalesce(assignable.version between d.stable_since and d.version, false)) then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
-  return tensorage.of_engine(d, engine);
+  return case when engine is null then d else tensorage.of_engine(d, engine) end;
 end
 $$;

@@ -87,6 +87,10 @@ $$;
 -- A client that did not get its answer sends the same operation again. A function that changes something therefore begins
 -- with tensorage.answered, and returns its result if that is one; and it ends with tensorage.answer.
 
+-- True within the steps of a transaction: see the file on transactions.
+create or replace function tensorage.in_transaction() returns boolean
+language sql stable as $$ select coalesce(current_setting('tensorage.in_transaction', true), '') = 'on' $$;
+
 -- The answer that this operation of this user gave before, or null. Makes two requests of one operation wait for each
 -- other, so that the second finds the first one's answer. Attributes, dims and metadata are looked up: see below. The array may
 -- be somebody else's, who may have ended the share: the answer is refused then.
@@ -96,7 +100,7 @@ declare
   kept jsonb;
   d public.datasets;
 begin
-  if operation is null then
+  if operation is null or tensorage.in_transaction() then
     return null;
   end if;
   perform pg_advisory_xact_lock(hashtextextended(format('tensorage operation %s of %s', operation, auth.uid()), 0));
@@ -131,7 +135,9 @@ $$;
 create or replace function tensorage.answer(operation uuid, answer json, must_fit boolean default true) returns json
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if operation is not null then
+  if tensorage.in_transaction() then
+    return answer;
+  elsif operation is not null then
     insert into tensorage.operations (id, user_id, owner, answer)
       values (operation, auth.uid(), coalesce((answer ->> 'user_id')::uuid, auth.uid()),
               case when answer -> 'attrs' is null then answer

@@ -147,7 +147,7 @@ end
 $$;
 
 -- Number of keys that tensorage_list would list.
-create or replace function public.tensorage_count(owner text default null) returns bigint
+create or replace function public.tensorage_count(owner text default null, prefix text default '') returns bigint
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
@@ -155,9 +155,10 @@ declare
   whose uuid[] := tensorage.whose(owner);
 begin
   if whose is null then
-    return (select count(*) from public.datasets d where d.user_id = me and d.state = 'committed');
+    return (select count(*) from public.datasets d
+             where d.user_id = me and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix));
   end if;
-  return (select count(*) from tensorage.shared_keys(whose, '', '', 2147483647));
+  return (select count(*) from tensorage.shared_keys(whose, prefix, '', 2147483647));
 end
 $$;
 

@@ -119,7 +119,7 @@ $$;
 
 -- Deletes blocks of the caller's expired datasets of the database, at most max_blocks of them. Returns how many such datasets
 -- are left. Waits for nobody: a writer of a dataset that is to be swept may be waiting for the array that this transaction
--- replaces.
+-- replaces. Within the steps of a transaction, it does nothing.
 create or replace function tensorage.sweep(max_blocks int) returns int
 language plpgsql set search_path = pg_catalog, pg_temp
 -- PostgreSQL expects an array to have many blocks. It would look for one that is left by reading the table from its start:
@@ -130,6 +130,9 @@ declare
   victim bigint;
   deleted int;
 begin
+  if tensorage.in_transaction() then
+    return 0;
+  end if;
   for victim in
     select d.id from public.datasets d
      where d.id = any (tensorage.expired('database', max_blocks)) and d.state = 'staged'

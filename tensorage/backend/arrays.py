@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
 from tensorage.backend.transfer import Project, Transfer, Work
 from tensorage.backend.wire.progress import Advance
-from tensorage.errors import InvalidInputError, PermissionDeniedError
+from tensorage.errors import ChangedError, InvalidInputError, PermissionDeniedError
 from tensorage.indexing.regions import AxisLengths
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
@@ -94,9 +95,9 @@ class Arrays:
         """
         return self._catalogue.iterate_keys(prefix)
 
-    def count_keys(self) -> int:
-        """Return the number of keys of the owner that this user can open."""
-        return self._catalogue.count_keys()
+    def count_keys(self, prefix: str = "") -> int:
+        """Return the number of keys of the owner that this user can open and that begin with `prefix`."""
+        return self._catalogue.count_keys(prefix)
 
     def entries(
         self, prefix: str = "", glob: str | None = None, attrs: Mapping[str, Any] | None = None
@@ -373,6 +374,51 @@ class Arrays:
         """
         return self._engine(dataset.engine).read(dataset, selection, out)
 
+    def read_many(
+        self, keys: Sequence[str] | None, below: str | None = None
+    ) -> list[tuple[Dataset, npt.NDArray[Any]]]:
+        """Read whole arrays as they are at one moment: see `tensorage.backend.catalogue.Catalogue.look`.
+
+        Small arrays of the database come together, 8 MiB in a request.
+        """
+
+        def look() -> list[tuple[Dataset, bytes | None]]:
+            return self._catalogue.look(keys, below)
+
+        def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, npt.NDArray[Any]]]:
+            contents = self._read_rest(found)
+            return [(entry, _as_array(entry, content)) for (entry, _), content in zip(found, contents, strict=True)]
+
+        return on_latest(read, look(), look, pauses=True)
+
+    def _read_rest(self, found: list[tuple[Dataset, bytes | None]]) -> list[bytes | npt.NDArray[Any]]:
+        """Read what did not come along with a look, of the same versions.
+
+        Raises
+        ------
+        ChangedError
+            If an array has another version by now.
+        """
+        contents: list[bytes | npt.NDArray[Any] | None] = [content for _, content in found]
+        rest = [number for number, content in enumerate(contents) if content is None]
+        while rest:
+            entries = [found[number][0] for number in rest]
+            if entries[0].engine == "storage" or entries[0].nbytes > MAX_REQUEST_BYTES:
+                contents[rest[0]] = np.asarray(self.read(entries[0], ...))
+                rest = rest[1:]
+                continue
+            room, taken = MAX_REQUEST_BYTES, []
+            for number, entry in zip(rest, entries, strict=True):
+                if entry.engine == "database" and entry.nbytes <= room:
+                    room, taken = room - entry.nbytes, [*taken, number]
+            again = self._catalogue.look([found[number][0].key for number in taken])
+            for number, (entry, content) in zip(taken, again, strict=True):
+                if content is None or (entry.id, entry.version) != (found[number][0].id, found[number][0].version):
+                    raise ChangedError(f"{entry.key!r} has changed while it was read with others")
+                contents[number] = content
+            rest = [number for number in rest if contents[number] is None]
+        return cast("list[bytes | npt.NDArray[Any]]", contents)
+
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         """Return the shape of regions that are convenient to read. Sends no request."""
         return self._engine(dataset.engine).shape_to_read(dataset)
@@ -424,6 +470,13 @@ class Arrays:
                 f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"
             ) from error
         return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
+
+
+def _as_array(entry: Dataset, content: bytes | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if isinstance(content, np.ndarray):
+        return content
+    # Copied: arrays over bytes cannot be written to.
+    return np.frombuffer(content, entry.dtype).reshape(entry.shape).copy()
 
 
 @dataclass(frozen=True)

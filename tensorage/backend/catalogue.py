@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from tensorage.backend.staging import finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room, rename_dims
 from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
@@ -55,8 +57,9 @@ class Catalogue:
                 return
             after = page[-1]
 
-    def count_keys(self) -> int:
-        return int(self._transfer.call("tensorage_count", self._whose, self._ask_owner("counting the keys")))
+    def count_keys(self, prefix: str = "") -> int:
+        arguments = {"prefix": prefix, **self._whose}
+        return int(self._transfer.call("tensorage_count", arguments, self._ask_owner("counting the keys")))
 
     def entries(
         self, prefix: str = "", glob: str | None = None, attrs: Mapping[str, Any] | None = None
@@ -84,6 +87,44 @@ class Catalogue:
         return self._fetch_entry(
             "tensorage_open", {"key": key, **self._whose}, self._ask_owner(f"opening {key!r}")
         )
+
+    def look(
+        self, keys: Sequence[str] | None, below: str | None = None
+    ) -> list[tuple[Dataset, bytes | None]]:
+        """Return arrays as they are at one moment: their entries, and the elements of those that come along.
+
+        Parameters
+        ----------
+        keys
+            Keys of the arrays, at most 10,000.
+        below
+            Key of an array, which need not be there: that array and all below it, in place of `keys`.
+
+        Returns
+        -------
+        list
+            Entry of each array, and its elements in C order: None for an array of Storage, and where the answer has no
+            more room. Arrays below a key are sorted by key.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If one of `keys` has no array.
+        """
+        for key in keys or ():
+            check_key(key)
+        arguments = {"keys": keys, "below": below, "max_bytes": MAX_REQUEST_BYTES, **self._whose}
+        asked = self._ask_owner(
+            f"reading {reprlib.repr(list(keys or ()))}" if below is None else f"reading {below!r}"
+        )
+        answer = self._transfer.read("tensorage_read_many", arguments, asked)
+        at = 4 + int.from_bytes(answer[:4], "big")
+        found: list[tuple[Dataset, bytes | None]] = []
+        for row in json.loads(answer[4:at]):
+            nbytes = row["bytes"]
+            found.append((Dataset.from_json(row["entry"]), None if nbytes is None else answer[at : at + nbytes]))
+            at += nbytes or 0
+        return found
 
     def dataset(self, data_id: int) -> Dataset:
         """Return this user's entry with an id, also of an array that is still being written."""

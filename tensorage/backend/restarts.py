@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tensorage.errors import ChangedError, KeyNotFoundError
-from tensorage.types import Dataset
 
 __all__ = ["gone_is_changed", "on_latest"]
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 #: An operation is restarted at least this many times, and for at least this many seconds, before its error is raised.
 MIN_RESTARTS = 20
@@ -25,19 +25,19 @@ LONGEST_PAUSE_S = 1.0
 
 
 def on_latest(
-    use: Callable[[Dataset], T],
-    dataset: Dataset,
-    reopen: Callable[[], Dataset],
+    use: Callable[[V], T],
+    version: V,
+    reopen: Callable[[], V],
     *,
     pauses: bool = False,
 ) -> T:
-    """Return the result of `use` on one version of an array, beginning anew on the next version after a change.
+    """Return the result of `use` on one version of arrays, beginning anew on the next version after a change.
 
     Parameters
     ----------
     use
-        Reads or changes one version, and raises `ChangedError` if the array has another version by now.
-    dataset
+        Reads or changes one version, and raises `ChangedError` if an array has another version by now.
+    version
         Version to begin with.
     reopen
         Returns the present version.
@@ -48,7 +48,7 @@ def on_latest(
     restarts, until = 0, time.monotonic() + RESTART_FOR_S
     while True:
         try:
-            return use(dataset)
+            return use(version)
         except ChangedError:
             restarts += 1
             if restarts > MIN_RESTARTS and time.monotonic() > until:
@@ -56,7 +56,7 @@ def on_latest(
         if pauses:
             longest = min(FIRST_PAUSE_S * 2**restarts, LONGEST_PAUSE_S)
             time.sleep(random.uniform(0, longest))  # noqa: S311 - no secret
-        dataset = reopen()
+        version = reopen()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tensorage.errors import BackendUnavailableError, QuotaExceededError
 from tensorage.types import Dataset
 
 __all__ = [
+    "abort",
     "begin",
     "begin_anew_after_failures",
     "commit",
@@ -69,7 +70,7 @@ def stage(
             send(advance)
         return commit(work.transfer, work.dataset, None if shards is None else shards())
     except BaseException as error:
-        _abort(work.transfer, work.dataset, error)
+        abort(work.transfer, work.dataset, error)
         raise
 
 
@@ -153,7 +154,7 @@ def new_operation() -> str:
     return str(uuid.uuid4())
 
 
-def _abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
+def abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
     """Abort a staged dataset. If even that fails, the dataset expires and is swept a day later."""
     hurry = Hurry(current_hurry())
     if isinstance(reason, BackendUnavailableError) or not isinstance(reason, Exception):

@@ -45,6 +45,7 @@ CHANGING_FUNCTIONS = frozenset(
         "rename_all",
         "share",
         "store",
+        "transact",
         "unshare",
     )
 )

@@ -165,7 +165,7 @@ def test_a_healthy_project_has_no_finding(patient: Patient) -> None:
     (data_dir,) = [str(patient.running.data_dir)]
     seen = patient.examine("--local", "--data-dir", data_dir, SUPABASE_URL=None, SUPABASE_KEY=None)
     assert seen.report["findings"] == []
-    assert seen.report["facts"]["schema"] == "version 5"
+    assert seen.report["facts"]["schema"] == "version 6"
     assert seen.report["facts"]["statement time-out"] == "8 s for users"
 
 

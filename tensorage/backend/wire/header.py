@@ -13,22 +13,31 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FIRST_RELEASED_SCHEMA", "FORMAT_VERSION", "SCHEMA_VERSION", "as_json", "bytes_of", "header"]
+__all__ = [
+    "FIRST_RELEASED_SCHEMA",
+    "FORMAT_VERSION",
+    "SCHEMA_VERSION",
+    "Header",
+    "as_json",
+    "bytes_of",
+    "header",
+]
 
 #: Version of the binary header.
 FORMAT_VERSION = 1
 
 #: Version of the schema that ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 #: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
-FIRST_RELEASED_SCHEMA = 5
+FIRST_RELEASED_SCHEMA = 6
 
 #: Layout of the binary header, as the table above shows it.
 _HEADER = struct.Struct(">4sHHqqIIq")
@@ -40,6 +49,29 @@ def header(
     """Make the header and the JSON of a request that carries `count` elements, in blocks of at most `block_size`."""
     encoded = b"" if meta is None else as_json(meta)
     return _HEADER.pack(b"TNSR", FORMAT_VERSION, 0, data_id, index, block_size, len(encoded), count) + encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The parts of a request's beginning that tell what it is about.
+
+    Parameters
+    ----------
+    data_id
+        Id of the dataset, 0 if the JSON names an array by its key.
+    meta
+        The JSON of the request.
+    """
+
+    data_id: int
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, made: bytes | memoryview) -> Header:
+        """Read what `header` has made."""
+        data_id = _HEADER.unpack_from(made)[3]
+        meta = bytes(made[_HEADER.size :])
+        return cls(data_id, json.loads(meta) if meta else {})
 
 
 def as_json(value: Any) -> bytes:

@@ -1,0 +1,1 @@
+"""Several changes in one step: all of them, or none."""

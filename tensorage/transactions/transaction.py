@@ -1,0 +1,213 @@
+"""The transaction that a store begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy.typing as npt
+
+from tensorage.adapters.dask import is_dask
+from tensorage.adapters.labelled import is_labelled
+from tensorage.backend.transfer import Project, Transfer
+from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
+from tensorage.errors import ClosedError, InvalidInputError
+from tensorage.model.values import as_array, split_key
+from tensorage.tracebacks import end_tracebacks_here
+from tensorage.transactions.recorder import Recorder
+from tensorage.types import EngineChoice
+
+__all__ = ["RecordingBackend", "Transaction"]
+
+
+class Store(Protocol):
+    """The part of a store that a transaction needs. It works with the transaction's recorder."""
+
+    def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None: ...
+
+    def __delitem__(self, key: str) -> None: ...
+
+    def write(self, key: str, blocks: npt.ArrayLike, **options: Any) -> object:
+        """Store an array with its options."""
+        ...
+
+    def append(self, key: str, data: npt.ArrayLike) -> None:
+        """Add rows at the end of the first axis of an array."""
+        ...
+
+
+@dataclass
+class RecordingBackend:
+    """Access to a project for the store of a transaction. The store that began it holds the login.
+
+    Parameters
+    ----------
+    project
+        Access to the project.
+    transfer
+        Recorder of the transaction.
+    """
+
+    project: Project
+    transfer: Transfer
+    email: str | None = None
+
+    @property
+    def backend_url(self) -> str | None:
+        return self.project.backend_url
+
+    @property
+    def user_id(self) -> str:
+        return self.project.user_id
+
+    def hold(self) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+@end_tracebacks_here
+class Transaction:
+    """Several changes of one user's arrays: all of them are done, or none, and all are seen at once.
+
+    Small arrays wait in memory, and go in one request at the end of the ``with`` block. What does not fit into that
+    request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
+    end, nothing has happened.
+
+    Nothing of the transaction can be read before its end. Appends of several transactions to one array all land. An
+    array that a transaction assigns to, replaces or deletes must not be changed by others while it is open: the first
+    one wins, and the other one gets `ChangedError`.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        with store.transaction() as tx:
+            tx["x"] = x
+            tx.append("y", rows)
+            tx["w", 3] = 0
+            del tx["old"]
+    """
+
+    def __init__(self, recorder: Recorder, store: Store, held_by: object) -> None:
+        self._recorder = recorder
+        self._store = store
+        # The store whose login the requests are sent with.
+        self._held_by = held_by
+        self._opened = time.monotonic()
+        self._state: Literal["new", "open", "ended"] = "new"
+        #: The position of each append among the steps, and the way to record it again.
+        self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
+
+    def __enter__(self) -> Transaction:
+        if self._state != "new":
+            raise ClosedError("this transaction has ended: begin another one with store.transaction()")
+        self._opened = time.monotonic()
+        self._state = "open"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._state = "ended"
+        if error is not None:
+            self._recorder.abort(error)
+            return
+        if not self._recorder.steps:
+            return
+        try:
+            self._commit()
+        except BaseException as failure:
+            self._recorder.abort(failure)
+            raise
+
+    def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
+        """Store an array, ``tx[key] = array``, or assign to a selection of a stored one, ``tx[key, i, j] = value``."""
+        name, _ = split_key(key)
+        self._check(name, value)
+        self._store[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        """Delete an array."""
+        self._check(key, None)
+        del self._store[key]
+
+    def write(
+        self,
+        key: str,
+        array: npt.ArrayLike,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        engine: EngineChoice | None = None,
+    ) -> None:
+        """Store an array with attributes and names of axes.
+
+        Parameters
+        ----------
+        attrs
+            Attributes, whatever JSON can hold.
+        dims
+            Names of the axes.
+        engine
+            Engine of the array, by default that of the store.
+        """
+        self._check(key, array)
+        self._store.write(key, array, attrs=attrs, dims=dims, engine=engine)
+
+    def append(self, key: str, data: npt.ArrayLike) -> None:
+        """Add rows at the end of the first axis of an array, which may be one that this transaction stores."""
+        self._check(key, data)
+        if is_labelled(data):
+            raise InvalidInputError(
+                f"appending to {key!r} in a transaction: labels of rows are added in a step of their own. Append the "
+                "values (.values), or append outside of the transaction."
+            )
+        rows = as_array(data)
+        position = len(self._recorder.steps)
+        self._store.append(key, rows)
+        # Rows that fit a request are sent in their own dtype. The array may have another one, which the end shows.
+        step = self._recorder.steps[position]
+        if step.request:
+            kept = rows.copy()
+            self._appends[position] = (step.key, lambda: self._store.append(key, kept))
+
+    def _commit(self) -> None:
+        while True:
+            try:
+                self._recorder.commit(time.monotonic() - self._opened)
+            except (OtherDTypeError, StoredElsewhereError) as error:
+                if not error.description or not self._record_again(error.description):
+                    raise
+            else:
+                return
+
+    def _record_again(self, description: Mapping[str, Any]) -> bool:
+        """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
+        self._recorder.know(description)
+        steps, done = self._recorder.steps, False
+        for position in sorted(self._appends):
+            key, append = self._appends[position]
+            if key == description["key"]:
+                del self._appends[position]
+                self._recorder.steps = steps[:position]
+                append()
+                steps = self._recorder.steps + steps[position + 1 :]
+                done = True
+        self._recorder.steps = steps
+        return done
+
+    def _check(self, key: str, value: object) -> None:
+        if self._state != "open":
+            raise ClosedError(
+                f"changing {key!r} in a transaction that is not open: use it as `with store.transaction() as tx:`"
+            )
+        if is_dask(value):
+            raise InvalidInputError(
+                f"storing {key!r} in a transaction: blocks of dask are stored by workers, which are no part of it. "
+                "Compute the array first, or store it outside of the transaction."
+            )
