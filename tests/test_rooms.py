@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("indexing",),
     ("types", "config"),
-    ("dotenv",),
+    ("dtypes", "dotenv"),
     ("private_files", "migrations", "tracebacks", "warnings"),
     ("errors",),
     ("backend",),

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.dtypes import storable_dtype
 from tensorage.errors import DTypeError, InvalidInputError
-from tensorage.types import storable_dtype
 
 __all__ = ["MAX_LABELS_BYTES", "TEXT_KINDS", "decode_labels", "encode_labels"]
 

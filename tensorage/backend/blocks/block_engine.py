@@ -24,10 +24,10 @@ from tensorage.indexing.regions import AxisLengths, consecutive_regions, grow_sh
 from tensorage.indexing.runs import MAX_REQUEST_BYTES, RunList, RunProduct, Runs
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid, find_number_runs, row_tiles
+from tensorage.model.casting import flat_blocks
 from tensorage.model.declaration import Declaration
 from tensorage.model.memory import new_array
 from tensorage.model.results import Result
-from tensorage.model.values import flat_blocks
 from tensorage.types import Dataset, Engine
 
 __all__ = ["BlockEngine"]

@@ -34,9 +34,9 @@ from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.regions import AxisLengths, grow_shape, join_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
+from tensorage.model.casting import cast_to
 from tensorage.model.declaration import Declaration
 from tensorage.model.results import Result
-from tensorage.model.values import cast_to
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class ZarrEngine(EngineBase):
         return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
-        # Zarr's codecs encode little-endian elements. An array that is so already is not copied.
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        # Zarr's codecs encode little-endian elements, without padding. An array that is so already is not copied.
+        little = array.astype(new.dtype, copy=False)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new)
