@@ -104,6 +104,18 @@ class Tensor(OpenArray):
         """Read ``array[selection]``, as numpy would for any index expression. Only what is needed travels.
 
         See `tensorage.indexing` for the bound of what travels.
+
+        Fields of records are read by their names: ``handle["t"]`` is ``array["t"]``, and ``handle[["t", "x"]]`` has
+        records of these fields alone, without numpy's gaps in place of the others. A selection may follow:
+        ``handle["t", 10:20]`` is ``array[10:20]["t"]``. From the database, the fields travel without the rest of the
+        records, within the same bound. From Storage, the chunks travel that hold them.
+
+        Raises
+        ------
+        IndexError
+            If the selection does not fit the shape, as numpy raises it.
+        InvalidInputError
+            If there is no field of such a name, which is a `ValueError`, as numpy raises it.
         """
         return self.read(selection)
 
@@ -118,7 +130,7 @@ class Tensor(OpenArray):
         IndexError
             If the selection does not fit the shape, as numpy raises it.
         InvalidInputError
-            If the value does not broadcast to the selection.
+            If the value does not broadcast to the selection, or the selection names fields: whole records are assigned.
         DTypeError
             If the array's dtype would change a value.
         PermissionDeniedError

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 import pytest
+import torch
 import xarray
 import zarr
 from elements import LEAVES, RECORDS, SMALL_FLOATS, any_dtype, array_of, packed
 from hypothesis import HealthCheck, given, settings
+from project import Project, User
+from proxy import Proxy
 from selections import Choices, any_selection
 
 from examples import examples
@@ -345,6 +348,170 @@ def test_numbers_become_small_floats(store: TensorStore, dtype: np.dtype[Any]) -
     store["y"] = np.zeros(2, "f8")
     store.append("y", array)
     assert_same(store["y", 2:], array.astype("f8"))
+
+
+# --- fields -------------------------------------------------------------------------------------------
+
+EVENTS = np.dtype([("t", "<M8[us]"), ("xyz", "<f4", (3,)), ("name", "<U8"), ("raw", "V900"), ("n", "<i2")])
+
+SELECTIONS: list[Any] = [
+    ..., np.s_[3], np.s_[-1, 2], np.s_[2:9, ::-2], np.s_[[7, 3, 7]], np.s_[:, [1, 0]], np.s_[None, 5:6], np.s_[4:4],
+    np.arange(30).reshape(10, 3) % 4 == 0,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "selection",
+    SELECTIONS,
+    ids=lambda selection: "mask" if isinstance(selection, np.ndarray) else str(selection),
+)
+def test_fields_are_what_numpy_gives(store: TensorStore, selection: Any) -> None:
+    array = array_of(EVENTS, (10, 3))
+    store["x"] = array
+    handle = store.open("x")
+    rest = selection if isinstance(selection, tuple) else (selection,)
+    for name in EVENTS.names or ():
+        expected, found = array[selection][name], handle[(name, *rest)]
+        assert type(found) is type(expected)
+        assert_same(np.asarray(found), np.asarray(expected))
+        assert_same(handle[name], array[name])
+        assert_same(store["x", name], array[name])
+        assert_same(np.asarray(store[("x", name, *rest)]), np.asarray(expected))
+    for names in (["n"], ["n", "t"], ["t", "xyz", "n"]):
+        expected, found = array[selection][names], handle[(names, *rest)]
+        assert type(found) is type(expected)
+        assert_same(np.asarray(found), np.asarray(expected))
+        assert_same(handle[names], array[names])
+    out = np.empty((10, 3), "<i2")
+    assert handle.read("n", out=out) is out
+    assert_same(out, array["n"])
+
+
+def test_fields_through_a_cache_and_of_scalars(store: TensorStore, tmp_path: Any) -> None:
+    array = array_of(EVENTS, (10, 3))
+    store["x"], store["one"] = array, array[0, 0]
+    cached = store.open("x").cached(tmp_path / "cache")
+    for _ in range(2):
+        assert_same(cached["t", 2:5], array["t"][2:5])
+        assert_same(cached[["n", "t"]], array[["n", "t"]])
+    assert store.open("one")["n"] == array[0, 0]["n"]
+    assert store["one", "n"] == array[0, 0]["n"]
+
+
+def test_fields_that_there_are_not(store: TensorStore) -> None:
+    array = array_of(EVENTS, (4,))
+    store["x"], store["numbers"] = array, np.zeros(3)
+    for wrong in ("y", ["t", "y"], ("y", 2)):
+        with pytest.raises(InvalidInputError, match=r"no field of name 'y'.*'t', 'xyz', 'name'"):
+            store.open("x")[wrong]
+    with pytest.raises(InvalidInputError, match="'t' is named twice"):
+        store.open("x")[["t", "t"]]
+    with pytest.raises(IndexError):
+        store.open("x")["t", 4]
+    # Arrays without fields refuse names as numpy does.
+    for wrong in ("t", ["t"], ("t", 0)):
+        with pytest.raises(IndexError):
+            store.open("numbers")[wrong]
+    with pytest.raises(InvalidInputError, match="out has shape"):
+        store.open("x").read("t", out=np.empty(4, "f8"))
+    for wrong in ("t", ("t", 2), ["t", "n"]):
+        with pytest.raises(InvalidInputError, match=r"records are assigned whole.*Nothing has changed"):
+            store.open("x")[wrong] = 0
+    assert_same(store["x"], array)
+
+
+def test_fields_travel_alone(session: BackendSession, proxy: Proxy, project: Project, user: User) -> None:
+    """From the database, at most twice the bytes of the fields travel, and 64 KiB for each block."""
+    array = array_of(EVENTS, (1000,))[np.arange(20_000) % 1000]
+    TensorStore(session, quiet=True)["x"] = array
+    away = Project(proxy.url, project.key).session(user)
+    handle = TensorStore(away, quiet=True).open("x")
+    blocks = -(-handle.nbytes // 2**20)
+    for names, selection, requests in (
+        ("n", ..., 3),
+        (["t", "n"], ..., 3),
+        ("xyz", np.s_[::7], 3),
+        ("t", np.s_[5:500], 1),
+    ):
+        with proxy.counted() as asked:
+            found = handle[names, selection]
+        expected = array[selection][names]
+        assert_same(found, expected)
+        assert len(asked) <= requests
+        assert sum(exchange.received_bytes for exchange in asked) <= 2 * found.nbytes + blocks * 2**16
+    away.logout()
+
+
+# --- tensors, and other arrays ------------------------------------------------------------------------
+
+
+def test_tensors_of_pytorch_are_taken_as_they_are(store: TensorStore) -> None:
+    numbers = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    taken: dict[str, tuple[torch.Tensor, Array]] = {
+        "plain": (numbers, np.arange(12, dtype="f4").reshape(3, 4)),
+        "grad": (numbers.clone().requires_grad_(), np.arange(12, dtype="f4").reshape(3, 4)),
+        "transposed": (numbers.T, np.arange(12, dtype="f4").reshape(3, 4).T),
+        "parameter": (torch.nn.Parameter(numbers), np.arange(12, dtype="f4").reshape(3, 4)),
+        "conj": (torch.tensor([1 + 2j]).conj(), np.array([1 - 2j], "c8")),
+        "bfloat16": (
+            numbers.bfloat16()[:, ::2],
+            np.arange(12).reshape(3, 4)[:, ::2].astype(ml_dtypes.bfloat16),
+        ),
+        "float8": (
+            numbers.to(torch.float8_e4m3fn),
+            np.arange(12).reshape(3, 4).astype(ml_dtypes.float8_e4m3fn),
+        ),
+        "scalar": (torch.tensor(3), np.array(3)),
+        "empty": (torch.zeros((0, 2), dtype=torch.bfloat16), np.zeros((0, 2), ml_dtypes.bfloat16)),
+    }
+    for key, (tensor, expected) in taken.items():
+        store[key] = tensor
+        assert_same(np.asarray(store[key]), expected)
+    store.append("bfloat16", numbers.bfloat16().requires_grad_()[:1, :2])
+    store["bfloat16", 0] = numbers.bfloat16().requires_grad_()[2, :2]
+    assert store["bfloat16"].astype("f4").tolist() == [[8, 9], [4, 6], [8, 10], [0, 1]]
+    # The dtype of a tensor counts, as that of an array does.
+    with pytest.raises(DTypeError, match="without loss"):
+        store.append("bfloat16", numbers[:1, :2])
+    with store.background() as bg:
+        bg["later"] = numbers.bfloat16().requires_grad_()
+    assert_same(store["later"], np.arange(12).reshape(3, 4).astype(ml_dtypes.bfloat16))
+
+
+def test_tensors_that_have_no_such_elements(store: TensorStore) -> None:
+    with pytest.raises(InvalidInputError, match=r"to_dense\(\)"):
+        store["x"] = torch.eye(3).to_sparse()
+    with pytest.raises(InvalidInputError, match="meta"):
+        store["x"] = torch.empty(3, device="meta")
+    with pytest.raises(DTypeError, match=r"\.float\(\)"):
+        store["x"] = torch.empty(3, dtype=torch.float4_e2m1fn_x2)
+    assert len(store) == 0
+
+
+class _OnlyDlpack:
+    """An array of a library that numpy does not know."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self._array.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+class _OnlyArray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        return np.array([1, 2, 3], dtype or "i2")
+
+
+def test_anything_that_says_it_is_an_array(store: TensorStore) -> None:
+    store["dlpack"], store["array"] = _OnlyDlpack(np.arange(6.0).reshape(2, 3)), _OnlyArray()
+    assert_same(store["dlpack"], np.arange(6.0).reshape(2, 3))
+    assert_same(store["array"], np.array([1, 2, 3], "i2"))
+    store.append("dlpack", _OnlyDlpack(np.ones((1, 3))))
+    assert_same(store["dlpack", 2], np.ones(3))
 
 
 # --- everything else that arrays go through -----------------------------------------------------------

@@ -98,6 +98,10 @@ def _array_of_tensor(data: Any) -> npt.NDArray[Any]:
         raise InvalidInputError(
             f"this is no array: a tensor of layout {data.layout} keeps only some of its elements; store data.to_dense()"
         )
+    if data.device.type == "meta":
+        raise InvalidInputError(
+            "this is no array: a tensor on the device 'meta' has a shape, and no elements"
+        )
     # Conjugated and negated views keep a flag in place of the values, which numpy does not know.
     tensor = data.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")

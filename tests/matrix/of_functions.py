@@ -102,6 +102,9 @@ def _staged_shards(w: World, p: Person) -> Outcome:
     return _shards(w, p, w.things.begun_objects, None, [name_of(w.things.begun_objects, 0)])
 
 
+#: All bytes of each element, in two fields.
+_HALVES = {"starts": [0, 5], "lengths": [5, 7], "offsets": [0, 2], "sizes": [2, 2]}
+
 READING = [
     _reads(
         "tensorage_read", "shared", Kind.READ, {"rows": [0, 3, 6, 9], "runs": [0], "run_length": 3}, "rows"
@@ -109,6 +112,8 @@ READING = [
     _reads("tensorage_read", "private", Kind.READ_PRIVATE, {"rows": [0], "runs": [0], "run_length": 12}),
     _reads("tensorage_read_spans", "shared", Kind.READ, {"starts": [0, 5], "lengths": [5, 7]}, "rows"),
     _reads("tensorage_read_spans", "private", Kind.READ_PRIVATE, {"starts": [0, 5], "lengths": [5, 7]}),
+    _reads("tensorage_read_fields", "shared", Kind.READ, _HALVES, "rows"),
+    _reads("tensorage_read_fields", "private", Kind.READ_PRIVATE, _HALVES),
     Operation(
         "tensorage_shards shared",
         "tensorage_shards",

@@ -159,6 +159,18 @@ class Caller:
             headers={"Accept": "application/vnd.tensorage"},
         )
 
+    def ask_fields(
+        self, dataset: Json, starts: Any, lengths: Any, offsets: Any, sizes: Any
+    ) -> httpx.Response:
+        """The answer to a read of fields, whatever it is."""
+        return self.request(
+            "POST",
+            "/rpc/tensorage_read_fields",
+            json={"data_id": dataset["id"], "version": dataset["version"]}
+            | {"starts": starts, "lengths": lengths, "offsets": offsets, "sizes": sizes},
+            headers={"Accept": "application/vnd.tensorage"},
+        )
+
     def blocks(self, data_id: int) -> list[tuple[int, int]]:
         """The first element of each block of a dataset, and the number of its elements, in order."""
         query = f"/tensors?data_id=eq.{data_id}&select=index,count&order=index"

@@ -45,7 +45,7 @@ _CALLED = {
 _READING = {
     "check_answer", "check_pieces", "check_wanted", "gather", "gather_dense", "gather_grid", "of_engine", "readable",
     "tensorage_count", "tensorage_dataset", "tensorage_has_object", "tensorage_list", "tensorage_open",
-    "tensorage_read", "tensorage_read_spans", "tensorage_shards",
+    "tensorage_read", "tensorage_read_fields", "tensorage_read_spans", "tensorage_shards",
 }  # fmt: skip
 
 

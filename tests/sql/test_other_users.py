@@ -49,6 +49,7 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
     """Calls of every function of the REST API. A function that is not here fails a test below."""
     selection = {"rows": [0], "runs": [0], "run_length": 12}
     new = {"shape": [4, 3], "dtype": "<i4", "chunk": 12}
+    one_byte, no_byte = ({"offsets": [0], "sizes": [size]} for size in (1, 0))
     return {
         "tensorage_version": [Attempt({}, None)],
         "tensorage_open": [
@@ -76,6 +77,15 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12]}, "TS003"),
             Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12]}, "TS003"),
             Attempt({"data_id": n.id, "version": n.version, "starts": [], "lengths": []}, "TS003"),
+        ],
+        "tensorage_read_fields": [
+            Attempt(
+                {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **one_byte}, "TS003"
+            ),
+            Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12], **one_byte}, "TS003"),
+            Attempt(
+                {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **no_byte}, "TS003"
+            ),
         ],
         "tensorage_assign": [
             Attempt(assigned(n, n.id, operation=new_operation()), "TS003"),

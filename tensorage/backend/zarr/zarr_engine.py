@@ -36,6 +36,7 @@ from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.casting import cast_to
 from tensorage.model.declaration import Declaration
+from tensorage.model.fields import Fields
 from tensorage.model.results import Result
 from tensorage.types import Dataset, Engine
 
@@ -162,6 +163,10 @@ class ZarrEngine(EngineBase):
             with work.bar(buffer.nbytes) as advance:
                 Reader(work, codec).fill(plan.projections(), buffer, advance)
         return result.take()
+
+    def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
+        # A chunk is encoded as a whole, so that nothing less can be fetched.
+        return fields.take(self.read(dataset, selection, None))
 
     def check_unchanged(self, dataset: Dataset) -> None:
         fetch_records(self._work("reading", dataset), codec_of(dataset).layout, [0])
