@@ -16,6 +16,7 @@ from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = [
+    "DLPACK_CPU",
     "MAX_KEY_BYTES",
     "as_array",
     "as_attrs",
@@ -30,7 +31,7 @@ __all__ = [
 MAX_KEY_BYTES = 1024
 
 #: Number by which DLPack names the memory of this machine.
-_DLPACK_CPU = 1
+DLPACK_CPU = 1
 
 
 def check_key(key: str) -> None:
@@ -119,7 +120,7 @@ def _array_of_tensor(data: Any) -> npt.NDArray[Any]:
 
 def _array_of_dlpack(data: Any) -> npt.NDArray[Any]:
     # Memory of another device has to be copied, and older exporters know of no such request.
-    on_cpu = data.__dlpack_device__()[0] == _DLPACK_CPU
+    on_cpu = data.__dlpack_device__()[0] == DLPACK_CPU
     return np.from_dlpack(data) if on_cpu else np.from_dlpack(data, device="cpu")
 
 
