@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import time
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from tensorage.adapters.dask import is_dask, store_dask
 from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
-from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import as_attrs, split_key
+from tensorage.model.values import as_array, as_attrs, split_key
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
@@ -446,7 +448,7 @@ class TensorStore(MutableMapping[str, Any]):
             return store_dask(self.arrays, key, cast("Any", value), **how)
         return self.arrays.write(key, value, **how)
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
         The labels of a DataArray of xarray are added to the coordinates after the rows, in a step of its own. In
@@ -457,15 +459,54 @@ class TensorStore(MutableMapping[str, Any]):
         ----------
         data
             Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
-            has to have the dims and coordinates that are stored.
+            has to have the dims and coordinates that are stored. Lists of tuples become records.
+        create
+            Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
+            writers at the same time, one makes the array, and the rows of all others follow.
 
         Raises
         ------
+        KeyNotFoundError
+            If there is no array under the key, and `create` is false.
         InvalidInputError, DTypeError
             If the rows do not fit the array. Nothing was appended.
         ChangedError
             If the rows of a DataArray were appended, but not their labels, since somebody changed the array meanwhile.
         """
+        if not create:
+            try:
+                self._append(key, data)
+            except KeyNotFoundError as error:
+                raise KeyNotFoundError(
+                    f"appending to {key!r}: there is no such array. list(store) shows what there is, and "
+                    f"store.append({key!r}, rows, create=True) stores the rows as a new one"
+                ) from error
+            return
+        self.arrays.check_own(f"appending to {key!r} with create=True")
+        self._append_or_create(key, data)
+
+    def _append_or_create(self, key: str, data: npt.ArrayLike) -> None:
+        careful = replace(self, allow_overwrite=False)
+        until = time.monotonic() + RESTART_FOR_S
+        while True:
+            try:
+                self._append(key, data)
+            except KeyNotFoundError:
+                rows = data if is_labelled(data) or is_dask(data) else as_array(data)
+                if not np.ndim(cast("Any", rows)):
+                    raise InvalidInputError(
+                        f"appending to {key!r}: a single value has no rows; append [value]"
+                    ) from None
+                try:
+                    careful.write(key, rows)
+                # Somebody else has made the array meanwhile, or made it and deleted it again.
+                except KeyExistsError:
+                    if time.monotonic() > until:
+                        raise
+                    continue
+            return
+
+    def _append(self, key: str, data: npt.ArrayLike) -> None:
         if is_labelled(data):
             append_labelled(self.arrays, key, cast("Any", data).data, labels_of(key, data))
             return
@@ -584,15 +625,28 @@ class TensorStore(MutableMapping[str, Any]):
         )
         return Tensor(self.arrays, stored)
 
-    def rename(self, key: str, new_key: str) -> None:
+    def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> None:
         """Give an array of this user another key.
+
+        Parameters
+        ----------
+        overwrite
+            Replace an array that is under `new_key`. The setting `allow_overwrite` of the store does not count here.
 
         Raises
         ------
+        KeyNotFoundError
+            If there is no array under `key`.
         KeyExistsError
-            If `new_key` is taken and the store does not allow to overwrite.
+            If `new_key` is taken, and `overwrite` is false. Nothing has changed.
         """
-        self.arrays.rename(key, new_key, overwrite=self.allow_overwrite)
+        try:
+            self.arrays.rename(key, new_key, overwrite=overwrite)
+        except KeyExistsError as error:
+            raise KeyExistsError(
+                f"renaming {key!r} to {new_key!r}: that key is taken, and nothing has changed. Choose another key, or "
+                f"replace the array there: store.rename({key!r}, {new_key!r}, overwrite=True)"
+            ) from error
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved.
@@ -632,6 +686,22 @@ class TensorStore(MutableMapping[str, Any]):
             return self.open(name)
         except KeyNotFoundError as error:
             raise AttributeError(f"the store has neither an attribute nor an array {name!r}") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field of the store. No array can be stored so.
+
+        Raises
+        ------
+        AttributeError
+            If the store has no such field.
+        """
+        # An attribute that nobody reads back from the project would look like a stored array.
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(
+                f"a store has no field {name!r} to set, and nothing was stored: store[{name!r}] = array stores an "
+                f"array, store[{name!r}, 10:20] = values assigns to a part of one"
+            )
+        super().__setattr__(name, value)
 
     def __dask_tokenize__(self) -> str:
         # Arrays of the store change, so dask must not take two results of it for the same. The token is new each time.

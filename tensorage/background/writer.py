@@ -53,8 +53,8 @@ class Store(Protocol):
         """Store an array with its options."""
         ...
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis of an array."""
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
+        """Add rows at the end of the first axis of an array, which is made of them if it may be."""
         ...
 
     def __delitem__(self, key: str) -> None: ...
@@ -196,7 +196,7 @@ class BackgroundWriter:
 
         self._take("storing", key, copied.nbytes, do)
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array, later: see `TensorStore.append`.
 
         Raises
@@ -206,6 +206,12 @@ class BackgroundWriter:
         """
         store = self._require_open()
         check_key(key)
+        if is_labelled(data) and create:
+            # A new array takes all of its labels, and not those of its rows alone.
+            labelled = cast("Any", data).copy(deep=True)
+            labels_of(key, labelled)
+            self._take("appending to", key, labelled.nbytes, lambda: store.append(key, labelled, create=True))
+            return
         if is_labelled(data):
             labels = labels_of(key, data).copy()
             values = _snapshot(cast("Any", data).data)
@@ -221,7 +227,7 @@ class BackgroundWriter:
             "appending to",
             key,
             rows.nbytes,
-            lambda: store.append(key, rows.given),
+            lambda: store.append(key, rows.given, create=create),
         )
 
     def __delitem__(self, key: str) -> None:
