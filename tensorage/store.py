@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import keyword
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -17,11 +18,13 @@ import numpy.typing as npt
 from tensorage.adapters.dask import is_dask, store_dask
 from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
-from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import as_attrs, split_key
+from tensorage.model.tree import Tree
+from tensorage.model.values import as_array, as_attrs, check_key, split_key
 from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     import zarr.abc.store
 
     from tensorage.background.writer import BackgroundWriter
+    from tensorage.transactions.transaction import Transaction
 
 __all__ = ["Backend", "HeldLogin", "TensorStore"]
 
@@ -105,6 +109,8 @@ class TensorStore(MutableMapping[str, Any]):
     owner
         E-mail address, or id of the account, of somebody whose arrays these are, as far as they are shared with the
         session's user. By default, they are this user's own.
+    prefix
+        Beginning of the keys of a group, with a ``/`` at its end: see `group`.
 
     Examples
     --------
@@ -122,16 +128,23 @@ class TensorStore(MutableMapping[str, Any]):
     chunk_size: int | None = None
     allow_overwrite: bool = False
     owner: str | None = None
+    prefix: str = ""
     _login: HeldLogin = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
+        if self.prefix:
+            check_key(self.prefix)
         self._login = HeldLogin(self.backend)
 
     @property
     def arrays(self) -> Arrays:
-        """Arrays of the store, as handles work with them."""
+        """Arrays of the store's owner, as handles work with them: by whole keys, also in a group."""
         return Arrays(self._login, quiet=self.quiet, owner=self.owner)
+
+    def full_key(self, key: str) -> str:
+        """Return the whole key of an array: in a group, with the group's prefix before it."""
+        return self.prefix + key if self.prefix and isinstance(key, str) else key
 
     # The mapping --------------------------------------------------------------------------------------
 
@@ -168,31 +181,192 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __delitem__(self, key: str) -> None:
         """Delete an array of this user."""
-        self.arrays.remove(key)
+        self.arrays.remove(self.full_key(key))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether the store has the key, by one request, however many keys there are."""
         if not isinstance(key, str):
             return False
         try:
-            self.arrays.open(key)
+            self.arrays.open(self.full_key(key))
         except KeyNotFoundError:
             return False
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return self.arrays.iterate_keys()
+        return self._iterate_keys("")
 
     def __len__(self) -> int:
-        return self.arrays.count_keys()
+        return self.arrays.count_keys(self.prefix)
 
     def keys(self, prefix: str = "") -> list[str]:  # type: ignore[override] # a list shows itself, as this API always gave
         """Return every key of the store that begins with `prefix`, sorted by code point."""
-        return list(self.arrays.iterate_keys(prefix))
+        return list(self._iterate_keys(prefix))
+
+    def _iterate_keys(self, prefix: str) -> Iterator[str]:
+        for key in self.arrays.iterate_keys(self.prefix + prefix):
+            yield key[len(self.prefix) :]
 
     def clear(self) -> None:
-        """Delete all arrays of this user, in one transaction."""
-        self.arrays.remove_all("")
+        """Delete all arrays of this user, or of the group, in one transaction."""
+        self.arrays.remove_all(self.prefix)
+
+    def update(self, *arrays: Any, **named: npt.ArrayLike) -> None:
+        """Store several arrays in one transaction: all of them, or none.
+
+        Parameters
+        ----------
+        arrays
+            A mapping of keys to arrays, or an iterable of pairs, as for `dict.update`.
+        named
+            Arrays by keys that are names.
+
+        Raises
+        ------
+        KeyExistsError
+            If a key is taken and the store does not allow to overwrite. Nothing has changed.
+        """
+        with self.transaction() as tx:
+            for key, array in dict(*arrays, **named).items():
+                tx[key] = array
+
+    # Together -----------------------------------------------------------------------------------------------
+
+    def group(self, name: str) -> TensorStore:
+        """Return the store of all arrays below a name, whose keys are relative to it. Sends no request.
+
+        Parameters
+        ----------
+        name
+            Beginning of the keys, without a ``/`` at its end: ``"exp/run1"`` for all keys that begin with
+            ``"exp/run1/"``.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            run = store.group("exp/run1")
+            run["loss"] = losses            # store["exp/run1/loss"]
+            run.keys()
+        """
+        name = name.rstrip("/")
+        check_key(name)
+        return replace(self, prefix=self.full_key(f"{name}/"))
+
+    def tree(self, prefix: str = "") -> Tree:
+        """Return the keys that begin with `prefix` as a tree, which prints itself, by one request for 1,000 arrays.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            print(store.tree("exp/"))
+        """
+        entries = self.arrays.entries(self.prefix + prefix)
+        return Tree.of((entry.key[len(self.prefix) :], f"{entry.shape} {entry.dtype}") for entry in entries)
+
+    def transaction(self) -> Transaction:
+        """Return a transaction, in which several changes are made at once, or none of them.
+
+        Returns
+        -------
+        tensorage.transactions.transaction.Transaction
+            To be used in a ``with`` statement, at whose end the changes are made.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            with store.transaction() as tx:
+                tx["x"] = x
+                tx.append("y", rows)
+                tx["w", 3] = 0
+                del tx["old"]
+        """
+        from tensorage.transactions.recorder import Recorder
+        from tensorage.transactions.transaction import RecordingBackend, Transaction
+
+        recorder = Recorder(self._login.transfer)
+        backend = RecordingBackend(self._login, recorder, self.backend.email)
+        return Transaction(recorder, replace(self, backend=backend, quiet=True), held_by=self)
+
+    def read_many(self, keys: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+        """Read whole arrays as they are at one moment: all from before a change by others, or all from after it.
+
+        Small arrays of the database come together: one request for 8 MiB of them.
+
+        Parameters
+        ----------
+        keys
+            Keys of at most 10,000 arrays.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If one of the keys has no array. Nothing is read then.
+        """
+        wanted = list(dict.fromkeys(keys))
+        if not wanted:
+            return {}
+        found = self.arrays.read_many([self.full_key(key) for key in wanted])
+        return {key: array for key, (_, array) in zip(wanted, found, strict=True)}
+
+    def save(self, key: str, state: Any) -> None:
+        """Store nested dicts, lists and tuples of arrays, tensors, numbers, text and None in one transaction.
+
+        The array under the key itself is empty, and has the nesting in its attributes. The others have keys below it.
+
+        Parameters
+        ----------
+        state
+            State of a model or of an optimizer, such as ``model.state_dict()``.
+
+        Raises
+        ------
+        KeyExistsError
+            If something is saved there and the store does not allow to overwrite. With it, the new state replaces the
+            old one as a whole.
+        InvalidInputError, DTypeError
+            If something in the state cannot be stored. The message says where it is. Nothing has changed.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.save("ckpt/17", {"model": model.state_dict(), "step": 17})
+            model.load_state_dict(store.load("ckpt/17")["model"])
+        """
+        from tensorage.model.state import STATE_ATTRIBUTE, take_apart
+
+        nesting, arrays = take_apart(state, key)
+        old = set(self.keys(f"{key}/")) if self.allow_overwrite else set()
+        with self.transaction() as tx:
+            tx.write(key, np.zeros(0, np.uint8), attrs={STATE_ATTRIBUTE: nesting})
+            for name, array in arrays.items():
+                tx[f"{key}/{name}"] = array
+                old.discard(f"{key}/{name}")
+            for name in sorted(old):
+                del tx[name]
+
+    def load(self, key: str) -> Any:
+        """Return what `save` has stored, with the same nesting, as it was at one moment.
+
+        Tensors of torch come back as such where torch is installed, and all other arrays as arrays of numpy. Small
+        arrays of the database come together: one request for 8 MiB of them.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If nothing was saved under the key.
+        """
+        from tensorage.model.state import STATE_ATTRIBUTE, put_together
+
+        full = self.full_key(key)
+        found = self.arrays.read_many(None, below=full)
+        if not found or found[0][0].key != full or STATE_ATTRIBUTE not in found[0][0].attrs:
+            raise KeyNotFoundError(f"loading {key!r}: nothing was saved there by store.save({key!r}, state)")
+        arrays = {entry.key[len(full) + 1 :]: array for entry, array in found[1:]}
+        return put_together(found[0][0].attrs[STATE_ATTRIBUTE], arrays, key)
 
     # Others -----------------------------------------------------------------------------------------------
 
@@ -264,7 +438,9 @@ class TensorStore(MutableMapping[str, Any]):
             store.share("exp/", ["a@lab.org", "b@lab.org"], write=True, expires_at=datetime.now(UTC) +
             timedelta(days=7))
         """
-        return self.arrays.sharing(f"sharing {key!r}").share(key, who, write=write, expires_at=expires_at)
+        return self.arrays.sharing(f"sharing {key!r}").share(
+            self.full_key(key), who, write=write, expires_at=expires_at
+        )
 
     def unshare(self, key: str, who: str | Sequence[str] | None = None) -> list[Share]:
         """End shares of a key or prefix. The next request of those who used it is refused.
@@ -284,11 +460,11 @@ class TensorStore(MutableMapping[str, Any]):
         InvalidInputError
             If the key is not shared so. The message names the prefix that is, if there is one. Nothing has changed.
         """
-        return self.arrays.sharing(f"ending shares of {key!r}").unshare(key, who)
+        return self.arrays.sharing(f"ending shares of {key!r}").unshare(self.full_key(key), who)
 
     def shares(self, key: str | None = None) -> list[Share]:
         """Return the shares that let others use a key, those of its prefixes included, or all shares of this user."""
-        return self.arrays.sharing("listing the shares").shares(key)
+        return self.arrays.sharing("listing the shares").shares(self._full_key_or_all(key))
 
     def usage(self) -> Usage:
         """Return what this user has stored and may store, by one request."""
@@ -304,7 +480,7 @@ class TensorStore(MutableMapping[str, Any]):
         key
             Key of one array, by default of all.
         """
-        return list(self.arrays.sharing("reading the records of changes").audit(key))
+        return list(self.arrays.sharing("reading the records of changes").audit(self._full_key_or_all(key)))
 
     def catalogue(
         self, prefix: str = "", glob: str | None = None, where: Mapping[str, Any] | None = None
@@ -328,11 +504,18 @@ class TensorStore(MutableMapping[str, Any]):
             for entry in store.catalogue("exp/", where={"units": "K"}):
                 print(entry.key, entry.shape, entry.dtype, entry.nbytes, entry.stored_bytes)
         """
-        return list(self.arrays.entries(prefix, glob, None if where is None else as_attrs(where)))
+        glob = None if glob is None else self.prefix + glob
+        return list(
+            self.arrays.entries(self.prefix + prefix, glob, None if where is None else as_attrs(where))
+        )
+
+    def _full_key_or_all(self, key: str | None) -> str | None:
+        """Return the whole key, or the prefix of the group, of which None stands for all."""
+        return self.full_key(key) if key is not None else self.prefix or None
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays whose keys begin with `prefix`, in one transaction, and return their number."""
-        return self.arrays.remove_all(prefix)
+        return self.arrays.remove_all(self.prefix + prefix)
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:
         """Put `new_prefix` in place of `prefix` in all keys that begin with it, in one transaction.
@@ -349,7 +532,7 @@ class TensorStore(MutableMapping[str, Any]):
         KeyExistsError
             If a new key is taken. Nothing has changed.
         """
-        return self.arrays.rename_all(prefix, new_prefix)
+        return self.arrays.rename_all(self.prefix + prefix, self.prefix + new_prefix)
 
     # More than a mapping --------------------------------------------------------------------------------
 
@@ -362,7 +545,7 @@ class TensorStore(MutableMapping[str, Any]):
             E-mail address, or id of the account, of somebody else whose array is meant.
         """
         arrays = self.arrays if owner is None else self.arrays.shared_by(owner)
-        return Tensor(arrays, arrays.open(key))
+        return Tensor(arrays, arrays.open(self.full_key(key)))
 
     def write(
         self,
@@ -428,10 +611,11 @@ class TensorStore(MutableMapping[str, Any]):
             "overwrite": self.allow_overwrite, "engine": self.engine if engine is None else engine, "chunks": chunks,
             "shards": shards, "codecs": codecs,
         }  # fmt: skip
+        key = self.full_key(key)
         blocks, how = unwrap(key, blocks, how)
         # An array has both. Blocks need both, since no block tells the whole shape.
         if shape is None and dtype is None:
-            return Tensor(self.arrays, self.write_declared(key, cast("npt.ArrayLike", blocks), **how))
+            return Tensor(self.arrays, self._write_declared(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
             raise InvalidInputError(
                 f"storing {key!r}: an array of dask has a shape and a dtype of its own, leave out shape= and dtype="
@@ -445,11 +629,14 @@ class TensorStore(MutableMapping[str, Any]):
 
     def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
         """Store an array of numpy or of dask, with the options of `tensorage.backend.arrays.Arrays.write`."""
+        return self._write_declared(self.full_key(key), value, **how)
+
+    def _write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
         if is_dask(value):
             return store_dask(self.arrays, key, cast("Any", value), **how)
         return self.arrays.write(key, value, **how)
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
         The labels of a DataArray of xarray are added to the coordinates after the rows, in a step of its own. In
@@ -460,15 +647,54 @@ class TensorStore(MutableMapping[str, Any]):
         ----------
         data
             Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
-            has to have the dims and coordinates that are stored.
+            has to have the dims and coordinates that are stored. Lists of tuples become records.
+        create
+            Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
+            writers at the same time, one makes the array, and the rows of all others follow.
 
         Raises
         ------
+        KeyNotFoundError
+            If there is no array under the key, and `create` is false.
         InvalidInputError, DTypeError
             If the rows do not fit the array. Nothing was appended.
         ChangedError
             If the rows of a DataArray were appended, but not their labels, since somebody changed the array meanwhile.
         """
+        if not create:
+            try:
+                self._append(self.full_key(key), data)
+            except KeyNotFoundError as error:
+                raise KeyNotFoundError(
+                    f"appending to {key!r}: there is no such array. list(store) shows what there is, and "
+                    f"store.append({key!r}, rows, create=True) stores the rows as a new one"
+                ) from error
+            return
+        self.arrays.check_own(f"appending to {key!r} with create=True")
+        self._append_or_create(key, data)
+
+    def _append_or_create(self, key: str, data: npt.ArrayLike) -> None:
+        careful = replace(self, allow_overwrite=False)
+        until = time.monotonic() + RESTART_FOR_S
+        while True:
+            try:
+                self._append(self.full_key(key), data)
+            except KeyNotFoundError:
+                rows = data if is_labelled(data) or is_dask(data) else as_array(data)
+                if not np.ndim(cast("Any", rows)):
+                    raise InvalidInputError(
+                        f"appending to {key!r}: a single value has no rows; append [value]"
+                    ) from None
+                try:
+                    careful.write(key, rows)
+                # Somebody else has made the array meanwhile, or made it and deleted it again.
+                except KeyExistsError:
+                    if time.monotonic() > until:
+                        raise
+                    continue
+            return
+
+    def _append(self, key: str, data: npt.ArrayLike) -> None:
         if is_labelled(data):
             append_labelled(self.arrays, key, cast("Any", data).data, labels_of(key, data))
             return
@@ -508,7 +734,7 @@ class TensorStore(MutableMapping[str, Any]):
             "chunk_size": self.chunk_size, "chunks": chunks, "shards": shards, "codecs": codecs,
             "overwrite": self.allow_overwrite,
         }  # fmt: skip
-        source = self.open(key)
+        source, new_key = self.open(key), self.full_key(new_key)
         made = source.on_latest(lambda now: self.arrays.copy(now, new_key, engine=engine, **options))
         return Tensor(self.arrays.own(), made)
 
@@ -537,7 +763,7 @@ class TensorStore(MutableMapping[str, Any]):
             dask.array.from_zarr(store.zarr_store("t2m"))
             xarray.open_zarr(store.zarr_store("t2m", as_group="t2m"))["t2m"]
         """
-        return self.arrays.zarr_store(self.arrays.open(key), as_group=as_group)
+        return self.arrays.zarr_store(self.arrays.open(self.full_key(key)), as_group=as_group)
 
     def import_zarr(
         self,
@@ -574,7 +800,7 @@ class TensorStore(MutableMapping[str, Any]):
             If the key is taken and the store does not allow to overwrite.
         """
         stored = self.arrays.import_zarr(
-            key,
+            self.full_key(key),
             source,
             engine=engine,
             chunks=chunks,
@@ -587,22 +813,35 @@ class TensorStore(MutableMapping[str, Any]):
         )
         return Tensor(self.arrays, stored)
 
-    def rename(self, key: str, new_key: str) -> None:
+    def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> None:
         """Give an array of this user another key.
+
+        Parameters
+        ----------
+        overwrite
+            Replace an array that is under `new_key`. The setting `allow_overwrite` of the store does not count here.
 
         Raises
         ------
+        KeyNotFoundError
+            If there is no array under `key`.
         KeyExistsError
-            If `new_key` is taken and the store does not allow to overwrite.
+            If `new_key` is taken, and `overwrite` is false. Nothing has changed.
         """
-        self.arrays.rename(key, new_key, overwrite=self.allow_overwrite)
+        try:
+            self.arrays.rename(self.full_key(key), self.full_key(new_key), overwrite=overwrite)
+        except KeyExistsError as error:
+            raise KeyExistsError(
+                f"renaming {key!r} to {new_key!r}: that key is taken, and nothing has changed. Choose another key, or "
+                f"replace the array there: store.rename({key!r}, {new_key!r}, overwrite=True)"
+            ) from error
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved.
 
         Appends merge blocks at the end of an array by themselves. Readers do not notice.
         """
-        return self.arrays.compact(key)
+        return self.arrays.compact(self.full_key(key))
 
     def background(self, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> BackgroundWriter:
         """Return a writer for a loop that does not wait. Threads store the arrays, with the settings of this store.
@@ -636,6 +875,22 @@ class TensorStore(MutableMapping[str, Any]):
         except KeyNotFoundError as error:
             raise AttributeError(f"the store has neither an attribute nor an array {name!r}") from error
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field of the store. No array can be stored so.
+
+        Raises
+        ------
+        AttributeError
+            If the store has no such field.
+        """
+        # An attribute that nobody reads back from the project would look like a stored array.
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(
+                f"a store has no field {name!r} to set, and nothing was stored: store[{name!r}] = array stores an "
+                f"array, store[{name!r}, 10:20] = values assigns to a part of one"
+            )
+        super().__setattr__(name, value)
+
     def __dask_tokenize__(self) -> str:
         # Arrays of the store change, so dask must not take two results of it for the same. The token is new each time.
         return uuid.uuid4().hex
@@ -646,7 +901,8 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         whose = self.backend.email if self.owner is None else f"{self.owner}, for {self.backend.email},"
-        return f"<TensorStore of {whose} at {self.backend.backend_url}>"
+        group = f"{self.prefix!r} " if self.prefix else ""
+        return f"<TensorStore {group}of {whose} at {self.backend.backend_url}>"
 
 
 def _release(backend: Backend) -> None:

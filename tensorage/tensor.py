@@ -11,14 +11,17 @@ import numpy.typing as npt
 
 from tensorage.adapters.dask import PinnedArray
 from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of
-from tensorage.backend.arrays import OpenArray
+from tensorage.backend.arrays import Arrays, OpenArray, Reader
+from tensorage.dtypes import is_small_float
 from tensorage.errors import CacheError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
 from tensorage.model.memory import describe_bytes
+from tensorage.model.values import DLPACK_CPU
 from tensorage.tracebacks import end_tracebacks_here
-from tensorage.types import Engine, Share
+from tensorage.training.rows import RowsAhead, iterate_rows
+from tensorage.types import Dataset, Engine, Share
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,6 +49,10 @@ class Tensor(OpenArray):
     dataset
         Entry of the array in the catalogue.
     """
+
+    def __init__(self, arrays: Arrays, dataset: Dataset, *, reader: Reader | None = None) -> None:
+        super().__init__(arrays, dataset, reader=reader)
+        self._rows = RowsAhead()
 
     @property
     def attrs(self) -> Attributes:
@@ -98,13 +105,40 @@ class Tensor(OpenArray):
         return self.dataset.engine
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        """Iterate over the rows, read in blocks of up to 32 MiB."""
+        len(self)  # Raises for an array without axes now, and not with the first row.
+        return iterate_rows(self)
+
+    def __reversed__(self) -> Iterator[Any]:
+        """Iterate over the rows from the last to the first."""
+        len(self)
+        return iterate_rows(self, backwards=True)
 
     def __getitem__(self, selection: Selection) -> Any:
         """Read ``array[selection]``, as numpy would for any index expression. Only what is needed travels.
 
         See `tensorage.indexing` for the bound of what travels.
+
+        Fields of records are read by their names: ``handle["t"]`` is ``array["t"]``, and ``handle[["t", "x"]]`` has
+        records of these fields alone, without numpy's gaps in place of the others. A selection may follow:
+        ``handle["t", 10:20]`` is ``array[10:20]["t"]``. From the database, the fields travel without the rest of the
+        records, within the same bound. From Storage, the chunks travel that hold them.
+
+        Rows that are asked for by their number, one after another, are read ahead: as many as are worth while, and of
+        an array of up to 64 MiB all, if they come in any order. Changes by this session are seen at once, and so is any
+        change of a row that was asked for before. Of another row, a change by somebody else is seen after a second.
+
+        Raises
+        ------
+        IndexError
+            If the selection does not fit the shape, as numpy raises it.
+        InvalidInputError
+            If there is no field of such a name, which is a `ValueError`, as numpy raises it.
         """
+        is_row = isinstance(selection, int | np.integer) and not isinstance(selection, bool)
+        # A cache has its own way to be quick, and to stay up to date.
+        if is_row and self.ndim and self.reader is None:
+            return self._rows.read(self, int(cast("int", selection)))
         return self.read(selection)
 
     def __setitem__(self, selection: Selection, value: npt.ArrayLike) -> None:
@@ -118,7 +152,7 @@ class Tensor(OpenArray):
         IndexError
             If the selection does not fit the shape, as numpy raises it.
         InvalidInputError
-            If the value does not broadcast to the selection.
+            If the value does not broadcast to the selection, or the selection names fields: whole records are assigned.
         DTypeError
             If the array's dtype would change a value.
         PermissionDeniedError
@@ -161,6 +195,26 @@ class Tensor(OpenArray):
         if copy is False:
             raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
         return np.asarray(self.read(...), dtype=dtype)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the device of the elements once they are read: the memory of this machine."""
+        return DLPACK_CPU, 0
+
+    def __dlpack__(self, **how: Any) -> Any:
+        """Read the array whole, for libraries that take arrays by DLPack: ``torch.as_tensor(handle)``.
+
+        Raises
+        ------
+        BufferError
+            If DLPack has no such dtype, or the caller wants no copy. Nothing was fetched.
+        """
+        if how.get("copy") is False:
+            raise BufferError("the elements of a stored array have to be read: copy=False is not possible")
+        if self.dtype.kind not in "biufc" or is_small_float(self.dtype):
+            raise BufferError(
+                f"DLPack has no elements of dtype {self.dtype}: read them, with np.asarray(handle)"
+            )
+        return np.asarray(self.read(...)).__dlpack__(**how)
 
     def cached(
         self, directory: str | os.PathLike[str], *, max_bytes: int | None = None, check_every_s: float = 1.0

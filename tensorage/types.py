@@ -1,4 +1,4 @@
-"""The catalogue's entry of an array, and the dtypes that can be stored."""
+"""Entries of the catalogue, shares and records of changes, as values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from tensorage.errors import DTypeError
+from tensorage.dtypes import dtype_of
 
 __all__ = [
     "COORDS_ATTRIBUTE",
@@ -20,7 +19,6 @@ __all__ = [
     "EngineChoice",
     "Share",
     "Usage",
-    "storable_dtype",
 ]
 
 #: Name of the attribute that holds coordinates: see `tensorage.model.coords`. No attribute of a user has this name.
@@ -31,9 +29,6 @@ Engine = Literal["database", "storage"]
 
 #: Choice of the engine for a new array. "auto" takes the better one.
 EngineChoice = Literal["database", "storage", "auto"]
-
-#: Kinds of ``numpy.dtype.kind`` whose elements have a fixed number of plain bytes.
-_STORABLE_KINDS = frozenset("biufcmM")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +231,7 @@ class Dataset:
             id=row["id"],
             key=row["key"],
             shape=tuple(row["shape"]),
-            dtype=np.dtype(row["dtype"]),
+            dtype=dtype_of(row["dtype"]),
             block_size=row["chunk"],
             engine=row["engine"],
             is_shared=row["is_shared"],
@@ -253,24 +248,3 @@ class Dataset:
             stored_bytes=row["stored_bytes"],
             shares=None if shares is None else tuple(map(Share.from_json, shares)),
         )
-
-
-def storable_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """Return the little-endian form of a dtype, if its arrays can be stored.
-
-    Raises
-    ------
-    DTypeError
-        For objects, strings, structured and other dtypes whose elements are not plain numbers.
-    """
-    try:
-        wanted = np.dtype(dtype)
-    except TypeError as error:
-        raise DTypeError(f"{dtype!r} is no numpy dtype: give one such as 'float32'") from error
-    if wanted.kind not in _STORABLE_KINDS or wanted.itemsize == 0:
-        raise DTypeError(
-            f"arrays of dtype {wanted} cannot be stored: only booleans, integers, floating-point and complex "
-            "numbers, datetime64 and timedelta64 can. Convert it first, for example with .astype('float64')"
-            + (", or store each field on its own." if wanted.names else ".")
-        )
-    return wanted.newbyteorder("<")

@@ -237,7 +237,7 @@ INNER = {
     "BackendSession": {"hold", "release", "takes", "transfer"},
     "Dataset": {"from_json"},
     "Tensor": {"on_latest", "reopen"},
-    "TensorStore": {"arrays", "write_declared"},
+    "TensorStore": {"arrays", "full_key", "write_declared"},
 }
 
 

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import xarray
 import zarr
+from elements import array_of
 from hypothesis import given
 from numcodecs import Blosc, Zstd
 from project import Project, User
@@ -686,13 +687,33 @@ def test_a_group_is_refused(store: TensorStore, tmp_path: Path) -> None:
 
 
 @UNSTABLE
-@pytest.mark.parametrize("dtype", ["<U5", "S3", [("x", "<f4"), ("y", "<i2")]], ids=str)
+@pytest.mark.parametrize("dtype", [np.dtypes.StringDType(), "O"], ids=["text", "objects"])  # type: ignore[attr-defined, unused-ignore]
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_dtypes_that_cannot_be_stored_are_refused(store: TensorStore, dtype: Any, zarr_format: Any) -> None:
-    source = zarr.create_array(MemoryStore({}), shape=(3,), dtype=np.dtype(dtype), zarr_format=zarr_format)
+    text = zarr.dtype.VariableLengthUTF8() if dtype != "O" else zarr.dtype.VariableLengthBytes()
+    source = zarr.create_array(MemoryStore({}), shape=(3,), dtype=text, zarr_format=zarr_format)
     with pytest.raises(DTypeError):
         store.import_zarr("a", source)
     assert list(store) == []
+
+
+@UNSTABLE
+@pytest.mark.parametrize("engine", ["storage", "database"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "dtype", ["<U5", "S3", "V8", [("x", "<f4"), ("y", "<U2"), ("z", [("a", "<i2")])]], ids=str
+)
+def test_text_and_records_are_taken_in(store: TensorStore, dtype: Any, zarr_format: Any, engine: Any) -> None:
+    array = array_of(np.dtype(dtype), (45, 7))
+    source = zarr.create_array(
+        MemoryStore({}), shape=array.shape, chunks=(10, 7), dtype=array.dtype, zarr_format=zarr_format
+    )
+    source[...] = array
+    taken = store.import_zarr("a", source, engine=engine)
+    assert (layout_of(source) is None) == (zarr_format == 2)
+    assert_same(taken[...], array)
+    taken[3] = array[0]
+    assert_same(taken[3:5], np.stack([array[0], array[4]]))
 
 
 # --- at work ------------------------------------------------------------------------------------------

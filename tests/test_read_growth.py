@@ -126,6 +126,12 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             Call(f"select public.tensorage_read_spans({rows}, 1, {at}, {lengths})", looks=64),
         )
         yield (
+            f"read_fields, 64 {whose}",
+            Call(
+                f"select public.tensorage_read_fields({rows}, 1, {at}, {lengths}, '{{1}}', '{{2}}')", looks=64
+            ),
+        )
+        yield (
             f"read, dense {whose}",
             Call(f"select public.tensorage_read({rows}, 1, {dense}, '{{0}}', 1)"),
         )

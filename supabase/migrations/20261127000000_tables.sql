@@ -78,6 +78,74 @@ begin
 end
 $$;
 
+-- Bytes of an element of a dtype, 0 for a text that is none: numpy's dtype.str, little-endian, of numbers, truth values,
+-- times, and text or bytes of one length; the name of a small float of ml_dtypes; or for records their fields as JSON, each
+-- a list of a name, a dtype or fields again, and perhaps a shape. Fields follow each other without padding.
+create or replace function tensorage.itemsize(dtype text) returns int
+language plpgsql immutable strict set search_path = pg_catalog, pg_temp as $$
+begin
+  if dtype ~ '^(\|[biu]1|<[iu][248]|<f(2|4|8|12|16)|<c(8|16|24|32)|<[mM]8(\[[0-9A-Za-z/]{1,32}\])?|\|[SV][1-9]\d{0,6})$' then
+    return substring(dtype from '^..(\d+)')::int;
+  elsif dtype ~ '^<U[1-9]\d{0,5}$' then
+    return 4 * substring(dtype from '^..(\d+)')::int;
+  elsif dtype = 'bfloat16' then
+    return 2;
+  elsif dtype ~ '^float8_(e3m4|e4m3|e4m3b11fnuz|e4m3fn|e4m3fnuz|e5m2|e5m2fnuz|e8m0fnu)$' then
+    return 1;
+  elsif left(dtype, 1) = '[' and octet_length(dtype) <= 65536 then
+    begin
+      return coalesce(tensorage.record_size(dtype::jsonb, 1), 0);
+    exception when data_exception then
+      return 0;
+    end;
+  end if;
+  return 0;
+end
+$$;
+
+-- Bytes of a record with these fields, null if they make no dtype. `depth` counts the records round it, itself included.
+create or replace function tensorage.record_size(fields jsonb, depth int) returns int
+language plpgsql immutable strict set search_path = pg_catalog, pg_temp as $$
+declare
+  total numeric := 0;
+  names text[] := '{}';
+  field jsonb;
+  extent jsonb;
+  size numeric;
+begin
+  if depth > 16 or jsonb_typeof(fields) <> 'array' or jsonb_array_length(fields) = 0 then
+    return null;
+  end if;
+  for field in select f from jsonb_array_elements(fields) f loop
+    if jsonb_typeof(field) <> 'array' or jsonb_array_length(field) not in (2, 3) or jsonb_typeof(field -> 0) <> 'string'
+       or field ->> 0 = '' or field ->> 0 = any (names) then
+      return null;
+    end if;
+    names := names || (field ->> 0);
+    size := case jsonb_typeof(field -> 1)
+              when 'array' then tensorage.record_size(field -> 1, depth + 1)
+              when 'string' then case when left(field ->> 1, 1) <> '[' then nullif(tensorage.itemsize(field ->> 1), 0) end
+            end;
+    if jsonb_array_length(field) = 3 then
+      if jsonb_typeof(field -> 2) <> 'array' or jsonb_array_length(field -> 2) not between 1 and 32 then
+        return null;
+      end if;
+      for extent in select e from jsonb_array_elements(field -> 2) e loop
+        if jsonb_typeof(extent) <> 'number' or extent::text !~ '^[1-9]\d{0,6}$' then
+          return null;
+        end if;
+        size := size * extent::text::int;
+      end loop;
+    end if;
+    total := total + size;
+    if total is null or total > 1048576 then
+      return null;
+    end if;
+  end loop;
+  return total;
+end
+$$;
+
 -- True if the name of an object leads nowhere else as a part of a URL: no part of it is empty or made of dots alone.
 create or replace function tensorage.is_plain_name(object_name text) returns boolean
 language sql immutable as $$
@@ -105,12 +173,12 @@ create table if not exists public.datasets (
   -- numpy has no more than 64 axes.
   shape bigint[] not null
     check (array_position(shape, null) is null and 0 <= all (shape) and cardinality(shape) <= 64),
-  -- numpy's dtype.str, little-endian: numbers, booleans, times and time spans.
-  dtype text not null check (dtype ~ '^(\|[biu]1|<[iu][248]|<f(2|4|8|12|16)|<c(8|16|24|32)|<[mM]8(\[[0-9A-Za-z/]{1,32}\])?)$'),
-  itemsize int not null generated always as (substring(dtype from '^..(\d+)')::int) stored,
+  -- In the form that tensorage.itemsize knows.
+  dtype text not null check (tensorage.itemsize(dtype) between 1 and 1048576),
+  itemsize int not null generated always as (tensorage.itemsize(dtype)) stored,
   -- Stored, since reads and reservations ask for it. A generated column cannot be computed from another one (itemsize).
   nbytes numeric not null
-    generated always as (tensorage.elements(shape)::numeric * substring(dtype from '^..(\d+)')::int) stored,
+    generated always as (tensorage.elements(shape)::numeric * tensorage.itemsize(dtype)) stored,
   -- Elements of the largest block: readers look no further back than this for the block that an element is in.
   block_size int not null check (block_size > 0),
   engine text not null default 'database' check (engine in ('database', 'storage')),

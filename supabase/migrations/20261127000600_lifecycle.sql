@@ -10,6 +10,11 @@ begin
   if target.engine <> engine then
     raise exception using errcode = 'TS010', message = format('the array %L is kept by engine %L', key, target.engine),
       detail = tensorage.describe(target)::text;
+  -- Before the shape: the client casts the rows then, and tuples become records of one axis less.
+  elsif target.dtype is distinct from dtype then
+    raise exception using errcode = 'TS009',
+      message = format('rows of dtype %s do not fit the array %L of dtype %s', dtype, key, target.dtype),
+      detail = tensorage.describe(target)::text;
   elsif cardinality(target.shape) = 0 or target.shape[2:] is distinct from shape[2:]
         or cardinality(target.shape) <> cardinality(shape) or coalesce(shape[1], -1) < 0 then
     raise exception using errcode = 'TS006',
@@ -18,10 +23,6 @@ begin
       hint = 'All but the first axis have to be the same.';
   elsif target.shape[1]::numeric + shape[1] > 9223372036854775807 then
     raise exception using errcode = 'TS006', message = format('the array %L has no room for %s more rows', key, shape[1]);
-  elsif target.dtype is distinct from dtype then
-    raise exception using errcode = 'TS009',
-      message = format('rows of dtype %s do not fit the array %L of dtype %s', dtype, key, target.dtype),
-      detail = tensorage.describe(target)::text;
   end if;
 end
 $$;
@@ -43,7 +44,8 @@ $$;
 
 -- Makes a staged dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
 -- (rows for an existing array of the database, perhaps of another `owner`), overwrite (an existing array may be replaced).
-create or replace function tensorage.stage(asked json) returns public.datasets
+-- The request that also publishes it needs no reservation: its bytes are counted at its end.
+create or replace function tensorage.stage(asked json, is_published_now boolean default false) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
@@ -92,7 +94,9 @@ begin
     -- Raises now if shards and shape do not fit, not at the commit, when all objects have been uploaded.
     perform tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
   end if;
-  perform tensorage.begin_staging(d);
+  if not is_published_now then
+    perform tensorage.begin_staging(d);
+  end if;
   return d;
 end
 $$;

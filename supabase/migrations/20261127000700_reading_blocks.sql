@@ -249,3 +249,29 @@ begin
   return tensorage.check_answer(d, wanted, answer);
 end
 $$;
+
+-- Bytes offsets[k] .. + sizes[k] - 1, for every k, of each record at starts[i] .. + lengths[i] - 1, for every i: fields of
+-- records, without the rest of them.
+create or replace function public.tensorage_read_fields(
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], offsets int[], sizes int[])
+returns public."application/vnd.tensorage"
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets := tensorage.readable(data_id, version);
+  records bytea;
+begin
+  if cardinality(offsets) is distinct from cardinality(sizes) or coalesce(cardinality(offsets), 0) = 0
+     or exists (select from unnest(offsets, sizes) f(at, size)
+                 where (at >= 0 and size >= 1 and at::bigint + size <= d.itemsize) is not true) then
+    raise exception using errcode = 'TS006', message = format('these are no bytes of a record of %s', d.itemsize);
+  end if;
+  perform tensorage.check_pieces((select coalesce(sum(length), 0) from unnest(lengths) length) * cardinality(offsets));
+  -- Checks what is asked for, and that all of it is there.
+  records := public.tensorage_read_spans(data_id, version, starts, lengths);
+  -- Records and fields are not joined: PostgreSQL may join from either side, which would change the order.
+  return coalesce((
+    select string_agg(substr(records, s.at, s.size), '')
+      from (select r.at + unnest(offsets) + 1 as at, unnest(sizes) as size
+              from generate_series(0, octet_length(records) - d.itemsize, d.itemsize) r(at)) s), '');
+end
+$$;

@@ -99,7 +99,7 @@ begin
   elsif h.meta ->> 'append' = 'true' then
     raise exception using errcode = 'TS006', message = 'rows are appended by tensorage_append, not stored';
   end if;
-  d := tensorage.stage(h.meta);
+  d := tensorage.stage(h.meta, is_published_now => true);
   if h.count <> tensorage.elements(d.shape) then
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, d.shape);

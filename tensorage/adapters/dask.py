@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import numpy as np
 
 from tensorage.backend.arrays import Arrays
+from tensorage.dtypes import form_of
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.regions import cut_axes
 from tensorage.indexing.selection import Selection
+from tensorage.model.casting import cast_to
 from tensorage.model.declaration import ArrayOptions
-from tensorage.model.values import as_array, cast_to
+from tensorage.model.values import as_array
 from tensorage.types import Dataset, EngineChoice
 
 if TYPE_CHECKING:
@@ -150,7 +152,14 @@ class PinnedArray:
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         # The same version has the same token in every process, so that dask finds results again.
         now = self.dataset
-        return self.arrays.project.backend_url, now.id, now.version, now.created_at, now.shape, now.dtype.str
+        return (
+            self.arrays.project.backend_url,
+            now.id,
+            now.version,
+            now.created_at,
+            now.shape,
+            form_of(now.dtype),
+        )
 
 
 @dataclass(frozen=True)

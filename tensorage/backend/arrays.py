@@ -24,6 +24,7 @@ from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
+from tensorage.model.fields import split_fields
 from tensorage.model.values import as_array
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
@@ -350,6 +351,13 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
+        fields, _ = split_fields(selection, dataset.dtype)
+        if fields is not None:
+            raise InvalidInputError(
+                f"assigning to {dataset.key!r}: the selection names the field {fields.names[0]!r}, and records are "
+                "assigned whole. Read them, change the field, and assign them: records = handle[10:20]; "
+                f"records[{fields.names[0]!r}] = ...; handle[10:20] = records. Nothing has changed"
+            )
         return self._engine(dataset.engine).assign(dataset, selection, value)
 
     def compact(self, key: str) -> int:
@@ -360,10 +368,12 @@ class Arrays:
     # Reading --------------------------------------------------------------------------------------------
 
     def read(self, dataset: Dataset, selection: Selection, *, out: npt.NDArray[Any] | None = None) -> Any:
-        """Return ``array[selection]`` of a stored array, as numpy would.
+        """Return ``array[selection]`` of a stored array, as numpy would, or fields of it.
 
         Parameters
         ----------
+        selection
+            Of an array of records, it may begin with the name of a field, or a list of names.
         out
             Array of the result's shape and dtype, filled and returned in place of a new one.
 
@@ -372,7 +382,11 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
-        return self._engine(dataset.engine).read(dataset, selection, out)
+        engine = self._engine(dataset.engine)
+        fields, rest = split_fields(selection, dataset.dtype)
+        if fields is None:
+            return engine.read(dataset, rest, out)
+        return fields.put(engine.read_fields(dataset, rest, fields), out)
 
     def read_many(
         self, keys: Sequence[str] | None, below: str | None = None
@@ -387,7 +401,10 @@ class Arrays:
 
         def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, npt.NDArray[Any]]]:
             contents = self._read_rest(found)
-            return [(entry, _as_array(entry, content)) for (entry, _), content in zip(found, contents, strict=True)]
+            return [
+                (entry, _as_array(entry, content))
+                for (entry, _), content in zip(found, contents, strict=True)
+            ]
 
         return on_latest(read, look(), look, pauses=True)
 
@@ -407,13 +424,16 @@ class Arrays:
                 contents[rest[0]] = np.asarray(self.read(entries[0], ...))
                 rest = rest[1:]
                 continue
-            room, taken = MAX_REQUEST_BYTES, []
+            room, taken = MAX_REQUEST_BYTES, list[int]()
             for number, entry in zip(rest, entries, strict=True):
                 if entry.engine == "database" and entry.nbytes <= room:
                     room, taken = room - entry.nbytes, [*taken, number]
             again = self._catalogue.look([found[number][0].key for number in taken])
             for number, (entry, content) in zip(taken, again, strict=True):
-                if content is None or (entry.id, entry.version) != (found[number][0].id, found[number][0].version):
+                if content is None or (entry.id, entry.version) != (
+                    found[number][0].id,
+                    found[number][0].version,
+                ):
                     raise ChangedError(f"{entry.key!r} has changed while it was read with others")
                 contents[number] = content
             rest = [number for number in rest if contents[number] is None]
@@ -569,10 +589,13 @@ class OpenArray:
         return self.shape[0]
 
     def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
-        """Return ``array[selection]``.
+        """Return ``array[selection]``, or fields of it.
 
         Parameters
         ----------
+        selection
+            Index expression of numpy. Of an array of records, it may be the name of a field or a list of names, or
+            begin with one: ``("t", slice(10))`` reads ``array[:10]["t"]``.
         out
             Array of the result's shape and dtype, filled and returned in place of a new one.
 
@@ -580,13 +603,18 @@ class OpenArray:
         ------
         IndexError
             If the selection does not fit the shape, as numpy raises it.
+        InvalidInputError
+            If there is no field of such a name.
         KeyNotFoundError
             If the array has been deleted meanwhile.
         IncompleteTensorError
             If blocks of the array were deleted without the catalogue's knowledge.
         """
         if self.reader is not None:
-            return self.reader.read(self, selection, out)
+            fields, rest = split_fields(selection, self.dtype)
+            if fields is None:
+                return self.reader.read(self, rest, out)
+            return fields.put(fields.take(self.reader.read(self, rest, None)), out)
         return self.on_latest(lambda now: self.arrays.read(now, selection, out=out))
 
     def epoch_cost(self) -> int:

@@ -12,8 +12,8 @@ from tensorage.backend.arrays import Arrays
 from tensorage.backend.transfer import Project
 from tensorage.backend.wire.faults import check_version, missing_schema
 from tensorage.errors import IncompleteTensorError, InvalidInputError, SchemaError
+from tensorage.model.casting import cast_to
 from tensorage.model.declaration import ArrayOptions, declare
-from tensorage.model.values import cast_to
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine
 

@@ -122,7 +122,9 @@ class Catalogue:
         found: list[tuple[Dataset, bytes | None]] = []
         for row in json.loads(answer[4:at]):
             nbytes = row["bytes"]
-            found.append((Dataset.from_json(row["entry"]), None if nbytes is None else answer[at : at + nbytes]))
+            found.append(
+                (Dataset.from_json(row["entry"]), None if nbytes is None else answer[at : at + nbytes])
+            )
             at += nbytes or 0
         return found
 

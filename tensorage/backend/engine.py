@@ -13,6 +13,7 @@ from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import Declaration
+from tensorage.model.fields import Fields
 from tensorage.types import Dataset, Engine
 
 __all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "EngineBase", "OtherEngineError", "ReadRegion"]
@@ -166,6 +167,16 @@ class ArrayEngine(Protocol):
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         """Return ``array[selection]``, in `out` if it is given.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        ...
+
+    def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
+        """Return fields of ``array[selection]`` of an array of records.
 
         Raises
         ------

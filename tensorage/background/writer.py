@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import operator
 import weakref
@@ -17,11 +18,12 @@ from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of,
 from tensorage.backend.arrays import Arrays
 from tensorage.background.operations import Operation
 from tensorage.background.workers import Workers
+from tensorage.dtypes import storable_dtype
 from tensorage.errors import ClosedError, InvalidInputError
 from tensorage.model.declaration import ArrayOptions, declare
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import as_array, check_key, split_key
-from tensorage.types import COORDS_ATTRIBUTE, Dataset, EngineChoice, storable_dtype
+from tensorage.model.values import as_array, check_key, is_array, split_key
+from tensorage.types import COORDS_ATTRIBUTE, Dataset, EngineChoice
 
 __all__ = ["BackgroundWriter"]
 
@@ -43,6 +45,10 @@ class Store(Protocol):
         """Arrays of the user."""
         ...
 
+    def full_key(self, key: str) -> str:
+        """Return the whole key of an array of the store."""
+        ...
+
     def open(self, key: str) -> Assignable:
         """Return a handle on an array."""
         ...
@@ -51,8 +57,8 @@ class Store(Protocol):
         """Store an array with its options."""
         ...
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis of an array."""
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
+        """Add rows at the end of the first axis of an array, which is made of them if it may be."""
         ...
 
     def __delitem__(self, key: str) -> None: ...
@@ -143,7 +149,7 @@ class BackgroundWriter:
         where = deepcopy(selection)
 
         def do() -> None:
-            store.open(name)[where] = array
+            store.open(name)[where] = array.given
 
         self._take("assigning to", name, array.nbytes + _nbytes_of(where), do)
 
@@ -194,7 +200,7 @@ class BackgroundWriter:
 
         self._take("storing", key, copied.nbytes, do)
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
+    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array, later: see `TensorStore.append`.
 
         Raises
@@ -204,6 +210,12 @@ class BackgroundWriter:
         """
         store = self._require_open()
         check_key(key)
+        if is_labelled(data) and create:
+            # A new array takes all of its labels, and not those of its rows alone.
+            labelled = cast("Any", data).copy(deep=True)
+            labels_of(key, labelled)
+            self._take("appending to", key, labelled.nbytes, lambda: store.append(key, labelled, create=True))
+            return
         if is_labelled(data):
             labels = labels_of(key, data).copy()
             values = _snapshot(cast("Any", data).data)
@@ -211,7 +223,7 @@ class BackgroundWriter:
                 "appending to",
                 key,
                 values.nbytes + sum(coord.values.nbytes for coord in labels.coords),
-                lambda: append_labelled(store.arrays, key, values.given, labels),
+                lambda: append_labelled(store.arrays, store.full_key(key), values.given, labels),
             )
             return
         rows = _snapshot(data)
@@ -219,7 +231,7 @@ class BackgroundWriter:
             "appending to",
             key,
             rows.nbytes,
-            lambda: store.append(key, rows.given),
+            lambda: store.append(key, rows.given, create=create),
         )
 
     def __delitem__(self, key: str) -> None:
@@ -321,22 +333,18 @@ class _Snapshot:
 
     Parameters
     ----------
-    is_array
-        True if the value was an array of numpy, whose dtype counts. The dtype of any other value does not.
+    given
+        The value in its original kind, for callers that treat lists and arrays differently: an array, whose dtype
+        counts, or a list or tuple. None stands for anything else, whose dtype does not count.
     """
 
-    def __init__(self, array: npt.NDArray[Any], *, is_array: bool) -> None:
+    def __init__(self, array: npt.NDArray[Any], given: npt.ArrayLike | None) -> None:
         self.array = array
-        self._is_array = is_array
+        self.given: npt.ArrayLike = self if given is None else given
 
     @property
     def nbytes(self) -> int:
         return self.array.nbytes
-
-    @property
-    def given(self) -> npt.ArrayLike:
-        """Array in its original kind, for callers that treat lists and arrays differently."""
-        return self.array if self._is_array else self
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self.array, dtype=dtype)
@@ -345,10 +353,13 @@ class _Snapshot:
 def _snapshot(value: npt.ArrayLike) -> _Snapshot:
     array = as_array(value)
     storable_dtype(array.dtype)
+    if isinstance(value, list | tuple):
+        # Tuples may stand for records, which only the dtype of the stored array tells.
+        return _Snapshot(array, copy.deepcopy(value))
     # `as_array` may return the caller's own memory.
     if not isinstance(value, _COPIED_ANYWAY):
         array = np.array(array, order="C", copy=True)
-    return _Snapshot(array, is_array=isinstance(value, np.ndarray | np.generic))
+    return _Snapshot(array, array if is_array(value) else None)
 
 
 def _nbytes_of(selection: Any) -> int:

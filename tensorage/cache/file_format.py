@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorage.dtypes import form_of
 from tensorage.indexing.selection import Positions
 from tensorage.indexing.tiles import TileGrid
 from tensorage.types import Dataset
@@ -72,7 +73,7 @@ class FileFormat:
             # A project that was deleted and made anew counts from the same numbers again.
             "created_at": None if dataset.created_at is None else dataset.created_at.isoformat(),
             "shape": list(dataset.shape),
-            "dtype": dataset.dtype.str,
+            "dtype": form_of(dataset.dtype),
             "pieces": list(self.grid.chunks),
         }
 

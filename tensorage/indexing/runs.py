@@ -25,6 +25,7 @@ __all__ = [
     "RunList",
     "RunProduct",
     "Runs",
+    "as_list",
     "halve",
     "max_elements",
     "split",
@@ -138,6 +139,14 @@ def split(
     if not runs.size:
         return iter(())
     return _split_product(runs, caps) if isinstance(runs, RunProduct) else _split_list(runs, caps)
+
+
+def as_list(runs: Runs) -> RunList:
+    """Return the same runs, each with its start and length."""
+    if isinstance(runs, RunList):
+        return runs
+    starts = np.add.outer(runs.rows, runs.runs).reshape(-1)
+    return RunList(starts, np.full(len(starts), runs.run_length))
 
 
 def max_elements(itemsize: int, block_size: int) -> int:

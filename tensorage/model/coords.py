@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.dtypes import is_number, is_small_float, storable_dtype
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
 from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
 from tensorage.model.values import as_array, as_attrs
-from tensorage.types import COORDS_ATTRIBUTE, Dataset, storable_dtype
+from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = [
     "Coord",
@@ -384,13 +385,13 @@ def _keeps_values(labels: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
 
 
 def _number_dtype(name: object, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    try:
+    # Labels are written down by `dtype.str`, which does not tell the small floats of `ml_dtypes` apart.
+    if is_number(dtype) and not is_small_float(dtype):
         return storable_dtype(dtype)
-    except DTypeError as error:
-        raise DTypeError(
-            f"the coordinate {name!r} of dtype {dtype} cannot be stored: convert it, as by .assign_coords({name}=...), "
-            f"or leave it out, by .drop_vars({name!r})"
-        ) from error
+    raise DTypeError(
+        f"the coordinate {name!r} of dtype {dtype} cannot be stored: convert it, as by .assign_coords({name}=...), "
+        f"or leave it out, by .drop_vars({name!r})"
+    )
 
 
 def _advice(name: object) -> str:

@@ -10,12 +10,13 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.dtypes import form_of, storable_dtype
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.regions import divide_evenly
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room
 from tensorage.model.values import as_attrs, as_dims, check_key
-from tensorage.types import COORDS_ATTRIBUTE, storable_dtype
+from tensorage.types import COORDS_ATTRIBUTE
 
 __all__ = ["ArrayOptions", "Declaration", "declare", "fit_block_size"]
 
@@ -86,7 +87,7 @@ class Declaration:
         return {
             "key": self.key,
             "shape": self.shape,
-            "dtype": self.dtype.str,
+            "dtype": form_of(self.dtype),
             "chunk": self.block_size,
             "is_shared": self.is_shared,
             "attrs": attrs,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorage.dtypes import is_number, storable_dtype
 from tensorage.errors import DTypeError, InvalidInputError
-from tensorage.types import storable_dtype
 
 __all__ = ["MAX_LABELS_BYTES", "TEXT_KINDS", "decode_labels", "encode_labels"]
 
@@ -90,7 +90,10 @@ def decode_labels(encoded: Mapping[str, Any]) -> npt.NDArray[Any]:
             raise ValueError(f"the dtype {dtype!r}")
         if np.dtype(dtype).kind in TEXT_KINDS:
             return _text(packed, np.dtype(dtype), shape)
-        return _numbers(packed, storable_dtype(dtype), shape, int(encoded["deltas"]))
+        stored = storable_dtype(dtype)
+        if not is_number(stored):
+            raise ValueError(f"the dtype {dtype!r}, of no numbers and no text")
+        return _numbers(packed, stored, shape, int(encoded["deltas"]))
     except (TypeError, AttributeError, OverflowError, RecursionError, DTypeError, zlib.error) as error:
         raise ValueError(str(error)) from error
 

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputError
+from tensorage.dtypes import SMALL_FLOATS, dtype_of
+from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = [
+    "DLPACK_CPU",
     "MAX_KEY_BYTES",
     "as_array",
-    "as_assigned",
     "as_attrs",
     "as_dims",
-    "cast_to",
     "check_key",
     "check_rows",
-    "flat_blocks",
+    "is_array",
     "split_key",
 ]
 
 #: Most bytes of a key in UTF-8.
 MAX_KEY_BYTES = 1024
+
+#: Number by which DLPack names the memory of this machine.
+DLPACK_CPU = 1
 
 
 def check_key(key: str) -> None:
@@ -48,8 +52,20 @@ def check_key(key: str) -> None:
         raise InvalidInputError(f"a key holds no NUL character, as {key!r} does")
 
 
+def is_array(data: object) -> bool:
+    """Tell whether data are an array with a dtype that somebody chose, and not a list of values."""
+    return isinstance(data, np.ndarray | np.generic) or _is_tensor(data)
+
+
 def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Convert data to an array, and refuse data that an array cannot hold."""
+    """Convert data to an array, and refuse data that an array cannot hold.
+
+    Parameters
+    ----------
+    data
+        Whatever numpy takes, anything with ``__array__`` or ``__dlpack__``, and tensors of PyTorch on any device, of
+        any dtype, also such as require gradients.
+    """
     # Numpy would drop the mask without a word.
     if isinstance(data, np.ma.MaskedArray):
         raise InvalidInputError(
@@ -62,44 +78,50 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
             "dtype=...), or np.stack(list(...)) of them"
         )
     try:
+        if _is_tensor(data):
+            return _array_of_tensor(data)
+        if hasattr(data, "__dlpack__") and not hasattr(data, "__array__"):
+            return _array_of_dlpack(data)
         return np.asarray(data)
-    except ValueError as error:
+    except (ValueError, BufferError) as error:
         raise InvalidInputError(f"this is no array: {error}") from error
 
 
-def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Cast data to the dtype of a dataset. Arrays have to fit it without loss. Of a list, only the values have to."""
-    if not isinstance(data, np.ndarray | np.generic):
-        return as_assigned(data, dataset)
-    array = as_array(data)
-    # An empty array has a dtype by accident, and no value to lose.
-    if array.size and not np.can_cast(array.dtype, dataset.dtype, "safe"):
-        raise DTypeError(
-            f"{array.dtype} does not fit {dataset.key!r} of dtype {dataset.dtype} without loss: "
-            f"convert it yourself, with .astype({dataset.dtype.name!r})"
+def _is_tensor(data: object) -> bool:
+    """Tell whether data are a tensor of PyTorch. Nobody has one who has not loaded PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(data, torch.Tensor)
+
+
+def _array_of_tensor(data: Any) -> npt.NDArray[Any]:
+    """Return the elements of a tensor of PyTorch, copied to the memory of this machine if they are elsewhere."""
+    if data.layout is not sys.modules["torch"].strided:
+        raise InvalidInputError(
+            f"this is no array: a tensor of layout {data.layout} keeps only some of its elements; store data.to_dense()"
         )
-    return array.astype(dataset.dtype, copy=False)
+    if data.device.type == "meta":
+        raise InvalidInputError(
+            "this is no array: a tensor on the device 'meta' has a shape, and no elements"
+        )
+    # Conjugated and negated views keep a flag in place of the values, which numpy does not know.
+    tensor = data.detach().cpu().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in SMALL_FLOATS:
+        # numpy has no such dtype of its own, so the bits travel as integers.
+        bits = getattr(sys.modules["torch"], f"uint{8 * tensor.element_size()}")
+        return np.asarray(tensor.view(bits).numpy()).view(dtype_of(name))
+    try:
+        return np.asarray(tensor.numpy())
+    except TypeError as error:
+        raise DTypeError(
+            f"arrays of dtype {tensor.dtype} cannot be stored: convert the tensor, for example with .float()"
+        ) from error
 
 
-def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Cast a value to the dtype of the dataset that it is assigned to.
-
-    Within a kind, values are cast as numpy casts them (float64 to float32, say). To another kind, and to integers,
-    values are cast only if they stay equal: numpy would cut them off.
-    """
-    array = as_array(value)
-    rule: Literal["safe", "same_kind"] = "safe" if dataset.dtype.kind in "iu" else "same_kind"
-    if not array.size or np.can_cast(array.dtype, dataset.dtype, rule):
-        return array.astype(dataset.dtype, copy=False)
-    if array.dtype.kind in "biuf" and dataset.dtype.kind in "biufc":
-        with np.errstate(invalid="ignore"):
-            cast = array.astype(dataset.dtype)
-        if np.array_equal(cast, array):
-            return cast
-    raise DTypeError(
-        f"values of dtype {array.dtype} do not fit {dataset.key!r} of dtype {dataset.dtype}: convert them yourself, "
-        f"with .astype({dataset.dtype.name!r}); nothing has changed"
-    )
+def _array_of_dlpack(data: Any) -> npt.NDArray[Any]:
+    # Memory of another device has to be copied, and older exporters know of no such request.
+    on_cpu = data.__dlpack_device__()[0] == DLPACK_CPU
+    return np.from_dlpack(data) if on_cpu else np.from_dlpack(data, device="cpu")
 
 
 def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
@@ -108,29 +130,6 @@ def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
         raise InvalidInputError(
             f"rows of shape {rows.shape} do not fit {target.key!r} of shape {target.shape}: "
             "all but the first axis have to be the same"
-        )
-
-
-def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
-    """Yield the elements of each block in one dimension, checked against the declared shape."""
-    came = 0
-    for block in blocks:
-        rows = cast_to(block, dataset)
-        if rows.ndim != dataset.ndim or rows.shape[1:] != dataset.shape[1:]:
-            raise InvalidInputError(
-                f"a block of shape {rows.shape} does not fit {dataset.key!r} of the declared shape {dataset.shape}: "
-                "all but the first axis have to be the same"
-            )
-        came += rows.shape[0]
-        # Blocks may go on without end, so stop once there are too many rows.
-        if came > dataset.shape[0]:
-            break
-        yield np.ascontiguousarray(rows).reshape(-1)
-    if came != dataset.shape[0]:
-        more = "at least " if came > dataset.shape[0] else ""
-        raise IncompleteTensorError(
-            f"the blocks of {dataset.key!r} are {more}{came} rows, of shape {(came, *dataset.shape[1:])} together, and "
-            f"the declared shape is {dataset.shape}: nothing was stored"
         )
 
 

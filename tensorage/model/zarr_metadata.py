@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tensorage.dtypes import is_small_float
 from tensorage.errors import DTypeError
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "default_fill_value",
     "name_of",
     "regular_grid",
+    "zarr_dtype",
 ]
 
 #: A codec as JSON: ``{"name": ..., "configuration": {...}}``, or its name alone.
@@ -39,6 +42,9 @@ INDEX_CODECS: tuple[Codec, ...] = (
 #: smaller than by zstd, in a fifth of its time (docs/decisions/0010).
 BLOSC = {"cname": "lz4", "clevel": 5, "blocksize": 0}
 
+#: Most bytes of an element that Blosc takes apart.
+MAX_TYPESIZE = 255
+
 #: Single bytes become smaller by zstd. Levels above this one are slower, and little better.
 ZSTD = {"level": 1, "checksum": True}
 
@@ -49,6 +55,15 @@ _NUMBERS: Mapping[str, tuple[str, frozenset[int]]] = {
     "f": ("float", frozenset({2, 4, 8})),
     "c": ("complex", frozenset({8, 16})),
 }
+#: zarr's names of numpy's kinds of text, bytes and raw bytes of one length, whose length is in the configuration.
+_FIXED_LENGTHS: Mapping[str, str] = {
+    "U": "fixed_length_utf32",
+    "S": "null_terminated_bytes",
+    "V": "raw_bytes",
+}
+#: zarr's name of records. Newer versions of zarr write "struct" for them, and read this name as well.
+STRUCTURED = "structured"
+
 #: Zarr's names of numpy's kinds of times, whose unit is in the configuration.
 _TIMES: Mapping[str, str] = {"M": "numpy.datetime64", "m": "numpy.timedelta64"}
 
@@ -60,12 +75,21 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
     'float32'
     >>> data_type_of(np.dtype("<M8[25us]"))
     {'name': 'numpy.datetime64', 'configuration': {'unit': 'us', 'scale_factor': 25}}
+    >>> data_type_of(np.dtype([("t", "<f8"), ("xyz", "<f4", (3,))]))["configuration"]["fields"][1]
+    ['xyz', {'name': 'raw_bytes', 'configuration': {'length_bytes': 12}}]
 
     Raises
     ------
     DTypeError
         If Zarr has no name for the dtype, such as a wide float of some processors.
     """
+    if dtype.names is not None:
+        fields = [[name, _data_type_of_field(dtype[name])] for name in dtype.names]
+        return {"name": STRUCTURED, "configuration": {"fields": fields}}
+    if is_small_float(dtype):
+        return dtype.name
+    if dtype.kind in _FIXED_LENGTHS:
+        return {"name": _FIXED_LENGTHS[dtype.kind], "configuration": {"length_bytes": dtype.itemsize}}
     if dtype.kind == "b":
         return "bool"
     if dtype.kind in _TIMES:
@@ -80,8 +104,29 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
     return f"{name}{8 * dtype.itemsize}"
 
 
+def _data_type_of_field(dtype: np.dtype[Any]) -> str | dict[str, Any]:
+    if dtype.subdtype is None:
+        return data_type_of(dtype)
+    # Zarr has no arrays within records, and zarr calls these raw bytes, too.
+    data_type_of(dtype.base)
+    return {"name": _FIXED_LENGTHS["V"], "configuration": {"length_bytes": dtype.itemsize}}
+
+
+def zarr_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of numpy as which zarr reads a dtype: arrays within records are raw bytes for it."""
+    if dtype.names is not None:
+        return np.dtype([(name, zarr_dtype(dtype[name])) for name in dtype.names])
+    return dtype if dtype.subdtype is None else np.dtype(f"V{dtype.itemsize}")
+
+
 def default_fill_value(dtype: np.dtype[Any]) -> Any:
-    """Return the value of elements that were never written, as JSON: zero, False or not-a-time."""
+    """Return the value of elements that were never written, as JSON: zero, False, no text or not-a-time."""
+    if dtype.kind == "U":
+        return ""
+    if dtype.kind in "SV" and not is_small_float(dtype):
+        return base64.b64encode(bytes(dtype.itemsize)).decode()
+    if is_small_float(dtype):
+        return 0.0
     if dtype.kind in _TIMES:
         # Zarr also allows the number behind not-a-time, but its readers refuse that for times without a unit.
         return "NaT"
@@ -91,16 +136,28 @@ def default_fill_value(dtype: np.dtype[Any]) -> Any:
 
 def default_codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
     """Return the codecs of a chunk by default: elements little-endian, compressed, with a checksum."""
-    if dtype.itemsize == 1:
+    if dtype.itemsize == 1 or (dtype.kind in "SV" and dtype.names is None and not is_small_float(dtype)):
         return ({"name": "bytes"}, {"name": "zstd", "configuration": ZSTD})
+    if dtype.names is not None:
+        return _codecs_of_records(dtype.itemsize)
     # The upper bits of integers are mostly the same. The lower bits of floats are noise: taking them apart only costs.
-    shuffle = "shuffle" if dtype.kind in "fc" else "bitshuffle"
-    number_bytes = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    shuffle = "shuffle" if dtype.kind in "fc" or is_small_float(dtype) else "bitshuffle"
+    number_bytes = {"c": dtype.itemsize // 2, "U": 4}.get(dtype.kind, dtype.itemsize)
     return (
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "blosc", "configuration": {"typesize": number_bytes, "shuffle": shuffle, **BLOSC}},
         {"name": "crc32c"},
     )
+
+
+def _codecs_of_records(itemsize: int) -> tuple[Codec, ...]:
+    # zarr leaves the byte order of records to the machine, and refuses none that is said.
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    if itemsize > MAX_TYPESIZE:
+        return (little, {"name": "zstd", "configuration": ZSTD})
+    # Records put alike bytes of a field together as numbers do.
+    blosc = {"typesize": itemsize, "shuffle": "shuffle", **BLOSC}
+    return (little, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"})
 
 
 def name_of(codec: Codec) -> str:

@@ -88,8 +88,10 @@ class Recorder(Transfer):
         if function == "tensorage_append":
             self._check_known(head.meta, asked)
         size = sum(map(len, parts))
-        if sum(len(step.request) for step in self.steps) + size > MAX_REQUEST_BYTES:
-            raise TooMuchError(Fault(413, "", "the transaction has no room for it in its last request"), asked)
+        if self._size() + size > MAX_REQUEST_BYTES:
+            raise TooMuchError(
+                Fault(413, "", "the transaction has no room for it in its last request"), asked
+            )
         # Copied: the caller may change the array before the transaction is committed.
         request = b"".join(parts)
         described = {"function": function, "bytes": len(request)}
@@ -123,6 +125,11 @@ class Recorder(Transfer):
             raise InvalidInputError(
                 f"{asked}: this transaction stores or deletes it, and it is not there before the end. Give the array "
                 "its content before it is stored."
+            )
+        if function == "tensorage_begin_assign" and self._is_assigned(arguments["data_id"]):
+            raise InvalidInputError(
+                f"{asked}: this transaction has assigned to it before. An assignment to an array of Storage, or a "
+                "large one, has to be the only one: make one of both, or two transactions."
             )
         answer = super().call(function, arguments, asked)
         if function == "tensorage_open":
@@ -166,6 +173,16 @@ class Recorder(Transfer):
             abort(self._transfer, Dataset.from_json(description), reason)
         self.steps.clear()
 
+    def _is_assigned(self, data_id: int) -> bool:
+        return any(
+            assigned["data_id"] == data_id
+            for step in self.steps
+            for assigned in step.locks.get("assigned", ())
+        )
+
+    def _size(self) -> int:
+        return sum(len(step.request) for step in self.steps)
+
     def _check_known(self, meta: Mapping[str, Any], asked: str) -> None:
         """Raise as the database would if it were asked now, so that the engine sends rows that fit."""
         known = self._known.get(meta["key"])
@@ -184,7 +201,7 @@ class Recorder(Transfer):
     def _record_commit(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         data_id = arguments["data_id"]
         description, begun_by = self._begun[data_id]
-        described = {"function": "tensorage_commit", "data_id": data_id, "shards": arguments.get("shards")}
+        described = {"function": "tensorage_commit", **arguments}
         if "data_id" in begun_by:
             changed = {"data_id": begun_by["data_id"], "version": begun_by.get("version")}
             locks: Mapping[str, list[Any]] = {"assigned": [changed]}
@@ -217,6 +234,7 @@ def _describe(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": 0, "user_id": None, "owner": meta.get("owner"), "key": meta["key"], "shape": list(meta["shape"]),
         "dtype": meta["dtype"], "chunk": meta.get("chunk", 1), "engine": "database",
-        "is_shared": bool(meta.get("is_shared")), "shares": None, "stored_bytes": None, "attrs": meta.get("attrs") or {},
-        "dims": meta.get("dims"), "state": "staged", "version": 0, "created_at": now, "updated_at": now, "zarr": None,
+        "is_shared": bool(meta.get("is_shared")), "shares": None, "stored_bytes": None,
+        "attrs": meta.get("attrs") or {}, "dims": meta.get("dims"), "state": "staged", "version": 0, "created_at": now,
+        "updated_at": now, "zarr": None,
     }  # fmt: skip

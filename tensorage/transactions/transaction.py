@@ -30,7 +30,15 @@ class Store(Protocol):
 
     def __delitem__(self, key: str) -> None: ...
 
-    def write(self, key: str, blocks: npt.ArrayLike, **options: Any) -> object:
+    def write(
+        self,
+        key: str,
+        blocks: npt.ArrayLike,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        engine: EngineChoice | None = None,
+    ) -> object:
         """Store an array with its options."""
         ...
 
@@ -78,9 +86,16 @@ class Transaction:
     request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
     end, nothing has happened.
 
-    Nothing of the transaction can be read before its end. Appends of several transactions to one array all land. An
-    array that a transaction assigns to, replaces or deletes must not be changed by others while it is open: the first
-    one wins, and the other one gets `ChangedError`.
+    Nothing of the transaction can be read before its end. Appends of several transactions to one array of the database
+    all land. An array that a transaction assigns to, replaces or deletes must not be changed by others while it is
+    open, nor an array of Storage that it appends to: the first one wins, and the other one gets `ChangedError`.
+
+    Raises
+    ------
+    ChangedError
+        At the end of the block, if somebody else was first.
+    KeyExistsError, KeyNotFoundError, QuotaExceededError, DTypeError, InvalidInputError
+        In the block or at its end, as from a store.
 
     Examples
     --------
@@ -160,7 +175,10 @@ class Transaction:
         self._store.write(key, array, attrs=attrs, dims=dims, engine=engine)
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis of an array, which may be one that this transaction stores."""
+        """Add rows at the end of the first axis of an array.
+
+        It may be one that this transaction stores, if the database keeps it.
+        """
         self._check(key, data)
         if is_labelled(data):
             raise InvalidInputError(

@@ -142,7 +142,7 @@ def delete_and_store(store: TensorStore, array: np.ndarray[Any, Any]) -> np.ndar
 @change
 def rename_another(store: TensorStore, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     store["y"] = array + 2
-    store.rename("y", "x")
+    store.rename("y", "x", overwrite=True)
     return array + 2
 
 

@@ -226,7 +226,7 @@ class Rename(Operation):
         return [self.key, self.new_key]
 
     def do(self, store: TensorStore) -> None:
-        store.rename(self.key, self.new_key)
+        store.rename(self.key, self.new_key, overwrite=True)
 
     def then(self, state: State) -> State:
         rest = {key: stored for key, stored in state.items() if key != self.key}

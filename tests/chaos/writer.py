@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from chaos import deliberate
 from chaos.model import Outcome
-from chaos.operations import CHUNK_SIZE, REQUEST_BYTES, Operation, Overwrite, Rename
+from chaos.operations import CHUNK_SIZE, REQUEST_BYTES, Operation, Overwrite
 from chaos.relay import Relay
 from processes import PROCESSES
 from project import Project, User
@@ -198,5 +198,5 @@ def store_for(store: TensorStore, operation: Operation) -> TensorStore:
         quiet=True,
         engine=operation.engine,
         chunk_size=CHUNK_SIZE,
-        allow_overwrite=isinstance(operation, Overwrite | Rename),
+        allow_overwrite=isinstance(operation, Overwrite),
     )

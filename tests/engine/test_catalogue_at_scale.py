@@ -135,11 +135,12 @@ class TestRename:
     def test_a_taken_key(self, store: TensorStore, database: Sql) -> None:
         store["x"], store["y"] = np.arange(3), np.zeros((10, 1024, 1024), "u1")
         replaced = store.open("y")
-        with pytest.raises(tensorage.KeyExistsError, match="'y'"):
-            store.rename("x", "y")
-        assert store.keys() == ["x", "y"]
-        store.allow_overwrite = True
-        store.rename("x", "y")
+        for store.allow_overwrite in (False, True):
+            with pytest.raises(tensorage.KeyExistsError, match=r"'y'.*rename\('x', 'y', overwrite=True\)"):
+                store.rename("x", "y")
+            assert store.keys() == ["x", "y"]
+        store.allow_overwrite = False
+        store.rename("x", "y", overwrite=True)
         assert store.keys() == ["y"]
         for now in (store.open("y"), replaced):
             np.testing.assert_array_equal(now[...], np.arange(3))

@@ -163,15 +163,16 @@ class Operations(RuleBasedStateMachine):
 
     @rule(key=KEYS, new_key=KEYS, overwrite=st.booleans())
     def rename(self, key: str, new_key: str, overwrite: bool) -> None:
-        self.store.allow_overwrite = overwrite
+        # The setting is for what is stored, and has no say in this.
+        self.store.allow_overwrite = not overwrite
         if key not in self.model:
             with pytest.raises(KeyError):
-                self.store.rename(key, new_key)
+                self.store.rename(key, new_key, overwrite=overwrite)
         elif new_key in self.model and new_key != key and not overwrite:
             with pytest.raises(tensorage.KeyExistsError):
-                self.store.rename(key, new_key)
+                self.store.rename(key, new_key, overwrite=overwrite)
         else:
-            self.store.rename(key, new_key)
+            self.store.rename(key, new_key, overwrite=overwrite)
             self.model[new_key] = self.model.pop(key)
 
     @rule(key=KEYS)

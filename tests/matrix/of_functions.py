@@ -22,7 +22,7 @@ from matrix.world import (
     Person,
     World,
 )
-from sql.api import Json, binary, new_key, new_operation, whole
+from sql.api import Json, binary, new_key, new_operation, transaction, whole
 from sql.objects import entry, metadata, name_of, parse_shards
 
 NEW_SHAPE = {"shape": [4, 3], "dtype": "<i4", "chunk": 12}
@@ -102,6 +102,9 @@ def _staged_shards(w: World, p: Person) -> Outcome:
     return _shards(w, p, w.things.begun_objects, None, [name_of(w.things.begun_objects, 0)])
 
 
+#: All bytes of each element, in two fields.
+_HALVES = {"starts": [0, 5], "lengths": [5, 7], "offsets": [0, 2], "sizes": [2, 2]}
+
 READING = [
     _reads(
         "tensorage_read", "shared", Kind.READ, {"rows": [0, 3, 6, 9], "runs": [0], "run_length": 3}, "rows"
@@ -109,6 +112,8 @@ READING = [
     _reads("tensorage_read", "private", Kind.READ_PRIVATE, {"rows": [0], "runs": [0], "run_length": 12}),
     _reads("tensorage_read_spans", "shared", Kind.READ, {"starts": [0, 5], "lengths": [5, 7]}, "rows"),
     _reads("tensorage_read_spans", "private", Kind.READ_PRIVATE, {"starts": [0, 5], "lengths": [5, 7]}),
+    _reads("tensorage_read_fields", "shared", Kind.READ, _HALVES, "rows"),
+    _reads("tensorage_read_fields", "private", Kind.READ_PRIVATE, _HALVES),
     Operation(
         "tensorage_shards shared",
         "tensorage_shards",
@@ -768,6 +773,121 @@ def _assigned(data_id: int, version: int, elements: np.ndarray[Any, Any] = -ROWS
     return binary(elements.tobytes(), count=12, data_id=data_id, meta=meta)
 
 
+# Transactions -------------------------------------------------------------------------------------------
+
+
+def _transact(w: World, p: Person) -> Outcome:
+    """Store an array, append to it, and delete another one, in one step."""
+    _, gone = _own(w, p, "committed")
+    key = new_key()
+    request = transaction(
+        ("tensorage_store", whole(OWN_ROWS, key=key)),
+        ("tensorage_append", whole(OWN_ROWS, key=key)),
+        ("tensorage_remove", {"key": gone}),
+        keys=[key, gone],
+        replaced=[gone],
+        open_for=0,
+        operation=new_operation(),
+    )
+    answer = p.call("tensorage_transact", request)
+    is_done = bool(p.id) and _exists(w, p.id, key) and not _exists(w, p.id, gone)
+    return _one(answer, is_done and _member(answer, "steps") == 3)
+
+
+def _transact_over(w: World, p: Person) -> Outcome:
+    """Replace an array under a key that the owner has, too, in a transaction that has been open for long."""
+    request = transaction(
+        ("tensorage_store", whole(OWN_ROWS, key=ROWS_KEY, overwrite=True)),
+        keys=[ROWS_KEY],
+        replaced=[ROWS_KEY],
+        open_for=0 if p.id == w.owner.id else 10**6,
+    )
+    answer = p.call("tensorage_transact", request)
+    is_done = bool(p.id) and _exists(w, p.id, ROWS_KEY)
+    if p.id and p.id != w.owner.id:
+        for table in ("public.datasets", "tensorage.audit"):
+            w.database.execute(f"delete from {table} where user_id = %s and key = %s", [p.id, ROWS_KEY])
+    return _one(answer, is_done)
+
+
+def _change_rows(w: World, p: Person) -> bytes:
+    rows = w.things.rows
+    return transaction(
+        ("tensorage_assign", _assigned(rows["id"], rows["version"])),
+        ("tensorage_append", whole(-ROWS[:1], key=ROWS_KEY, owner=w.owner.email)),
+        ("tensorage_assign", _assigned(rows["id"], rows["version"])),
+        assigned=[{"data_id": rows["id"], "version": rows["version"]}],
+        appended=[{"key": ROWS_KEY, "owner": w.owner.email}],
+    )
+
+
+def _reads_many(what: str, kind: Kind, keys: list[str], elements: bytes, *needs: str) -> Operation:
+    def probe(w: World, p: Person) -> Outcome:
+        answer = p.binary("tensorage_read_many", keys=keys, owner=w.owner.email)
+        return _one(answer, _is_ok(answer) and answer.content.endswith(elements))
+
+    return Operation(f"tensorage_read_many {what}", "tensorage_read_many", kind, probe, needs)
+
+
+TOGETHER = [
+    Operation("tensorage_transact own", "tensorage_transact", Kind.OWN, _transact, ("rows",)),
+    Operation(
+        "tensorage_transact over the own one", "tensorage_transact", Kind.OWN, _transact_over, ("rows",)
+    ),
+    _operation(
+        "tensorage_transact",
+        Kind.OWN,
+        lambda w, p: transaction(),
+        lambda w, p, said: said is not None and said["steps"] == 0,
+        "rows",
+        name="of nothing",
+    ),
+    _operation(
+        "tensorage_transact",
+        Kind.WRITE,
+        _change_rows,
+        lambda w, p, said: w.elements(w.things.rows["id"]) == (-ROWS).tobytes() + (-ROWS[:1]).tobytes(),
+        "rows",
+        name="shared",
+    ),
+    _operation(
+        "tensorage_transact",
+        Kind.READ_PRIVATE,
+        lambda w, p: transaction(
+            (
+                "tensorage_append",
+                whole(SECRET_ROWS[:0], key=SECRET_ROWS_KEY, owner=w.owner.email),
+            ),
+        ),
+        lambda w, p, said: said,
+        name="private, without locks",
+    ),
+    _operation(
+        "tensorage_transact",
+        Kind.MANAGE,
+        lambda w, p: transaction(("tensorage_remove", {"key": ROWS_KEY}), keys=[ROWS_KEY]),
+        lambda w, p, said: not _exists(w, w.owner.id, ROWS_KEY),
+        "rows",
+        name="that deletes",
+    ),
+    _operation(
+        "tensorage_transact",
+        Kind.CLOSED,
+        lambda w, p: transaction(("tensorage_set_quota", {"key": ROWS_KEY})),
+        lambda w, p, said: said,
+        name="of something else",
+    ),
+    _reads_many("shared", Kind.READ, [ROWS_KEY], ROWS.tobytes(), "rows"),
+    _reads_many("private", Kind.READ_PRIVATE, [SECRET_ROWS_KEY], SECRET_ROWS.tobytes()),
+    _reads_many(
+        "private, beside shared",
+        Kind.READ_PRIVATE,
+        [ROWS_KEY, SECRET_ROWS_KEY],
+        SECRET_ROWS.tobytes(),
+        "rows",
+    ),
+]
+
 # Going on with what the owner is writing ----------------------------------------------------------------
 
 
@@ -976,4 +1096,4 @@ OPEN = [
     ),
 ]
 
-FUNCTIONS = [*OWN, *READING, *CATALOGUE, *SHARING, *STORING, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]
+FUNCTIONS = [*OWN, *READING, *CATALOGUE, *SHARING, *STORING, *TOGETHER, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]

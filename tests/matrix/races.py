@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import httpx
 import psycopg
 from matrix.world import OBJECTS_KEY, ROWS, ROWS_KEY, World
 from sql.api import Caller, answer_of, whole
+from sql.conftest import wait_for_waiter
 from sql.objects import begin_append, fill
 
 Sql = psycopg.Connection[tuple[Any, ...]]
@@ -64,7 +66,7 @@ def race(world: World, prepare: Callable[[World, Caller], Ready], end: End) -> h
         holder.execute("select from public.datasets where id = %s for update", [target])
         thread = threading.Thread(target=lambda: answers.append(request()))
         thread.start()
-        _wait_for_waiter(holder)
+        wait_for_waiter(holder)
         if end == "unshare":
             world.database.execute(
                 "delete from tensorage.shares where reader = %s and pattern = %s", [caller.email, key]
@@ -76,10 +78,9 @@ def race(world: World, prepare: Callable[[World, Caller], Ready], end: End) -> h
     return answers[0]
 
 
-def _wait_for_waiter(holder: Sql) -> None:
-    """Return when another connection waits for a lock that `holder` has."""
-    asked = (
-        "select exists (select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid)))"
-    )
-    while holder.execute(asked).fetchone() != (True,):
-        holder.execute("select pg_stat_clear_snapshot(), pg_sleep(0.01)")
+@contextmanager
+def locked_rows(world: World) -> Iterator[Sql]:
+    """Hold the lock of the owner's array until the block ends, or the connection commits."""
+    with psycopg.connect(world.running.superuser_url) as holder:
+        holder.execute("select from public.datasets where id = %s for update", [world.things.rows["id"]])
+        yield holder

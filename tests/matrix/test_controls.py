@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from matrix import checks, races
@@ -14,7 +15,9 @@ from matrix.operations import Operation, violations
 from matrix.rights import ON_TABLES, wrong_rights
 from matrix.rules import Subject
 from matrix.twins import entries_of_twins
-from matrix.world import World
+from matrix.world import ROWS_KEY, World
+from sql.api import transaction
+from sql.conftest import wait_for_waiter
 
 
 def _of_storage(*beginnings: str) -> list[Operation]:
@@ -191,6 +194,12 @@ TOGETHER = {
     Check("public.tensorage_annotate", "rule", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_annotate", "owner", 0): [Check("tensorage.check_still_writable", "rule", 0)],
     Check("public.tensorage_catalogue", "owner", 0): [Check("public.tensorage_catalogue", "owner", 1)],
+    Check("public.tensorage_transact", "login", 0): [Check("tensorage.lock_for_steps", "login", 0)],
+    Check("tensorage.lock_for_steps", "login", 0): [Check("public.tensorage_transact", "login", 0)],
+    Check("public.tensorage_read_many", "login", 0): [
+        Check("tensorage.whose", "login", 0),
+        Check("tensorage.find", "login", 0),
+    ],
     Check("tensorage.stage", "login", 0): [
         Check("tensorage.stage", "login", 1),
         Check("tensorage.find", "login", 0),
@@ -218,6 +227,15 @@ IN_RACES = {
     Check("tensorage.check_still_writable", "rule", 0): races.append,
 }
 
+#: Checks that keep a stranger from holding somebody up: with a transaction, and the locks that it asks for.
+OF_LOCKS = {
+    Check("tensorage.lock_for_steps", "rule", 0): lambda w: {
+        "assigned": [{"data_id": w.things.rows["id"], "version": None}]
+    },
+    Check("tensorage.lock_for_steps", "owner", 0): lambda w: {"keys": [ROWS_KEY]},
+    Check("tensorage.lock_for_steps", "writer", 0): lambda w: {"staged": [w.things.rows["id"]]},
+}
+
 #: Tells only if two accounts have one address.
 OF_TWINS = Check("public.tensorage_catalogue", "rule", 0)
 
@@ -238,7 +256,7 @@ CHECKS = [
     check
     for check in checks.checks()
     if check.function not in NO_RIGHTS
-    and check not in {*BEHIND_POLICIES, *IN_RACES, *DECIDE_NO_RIGHT, OF_TWINS}
+    and check not in {*BEHIND_POLICIES, *IN_RACES, *OF_LOCKS, *DECIDE_NO_RIGHT, OF_TWINS}
 ]
 
 
@@ -275,6 +293,19 @@ def test_check_of_accounts_with_one_address(world: World) -> None:
 def test_check_in_a_race(world: World, check: Check) -> None:
     with checks.without_checks(world.database, check):
         assert races.race(world, IN_RACES[check], "rename").status_code == 200
+
+
+@pytest.mark.parametrize("check", OF_LOCKS, ids=str)
+def test_check_of_a_lock(world: World, check: Check) -> None:
+    world.make("rows")
+    request = transaction(**OF_LOCKS[check](world))
+    with races.locked_rows(world) as holder, ThreadPoolExecutor(1) as pool:
+        assert world["other"].call("tensorage_transact", request).status_code == 200
+        with checks.without_checks(world.database, check):
+            waiting = pool.submit(world["other"].call, "tensorage_transact", request)
+            wait_for_waiter(holder)
+            holder.commit()
+            waiting.result()
 
 
 def test_every_check_is_found_in_the_database(world: World) -> None:

@@ -149,12 +149,11 @@ class Sequences(RuleBasedStateMachine):
     @rule(user=any_user, key=any_key, new_key=any_key)
     def rename(self, user: int, key: str, new_key: str) -> None:
         store = self.members[user].store
-        store.allow_overwrite = True
         if key not in self.arrays[user]:
             with pytest.raises(tensorage.KeyNotFoundError):
-                store.rename(key, new_key)
+                store.rename(key, new_key, overwrite=True)
             return
-        store.rename(key, new_key)
+        store.rename(key, new_key, overwrite=True)
         if key == new_key:
             return
         self.arrays[user][new_key] = self.arrays[user].pop(key)

@@ -43,6 +43,17 @@ def whole(array: npt.NDArray[Any], *, chunk: int = 1000, **meta: Any) -> bytes:
     return binary(array.tobytes(), count=array.size, chunk=chunk, meta=described)
 
 
+def transaction(*steps: tuple[str, bytes | Json], **meta: Any) -> bytes:
+    """The request of a transaction: its steps by their functions, and the locks that it names."""
+    requests = [given for _, given in steps if isinstance(given, bytes)]
+    described = [
+        {"function": function, **({"bytes": len(given)} if isinstance(given, bytes) else given)}
+        for function, given in steps
+    ]
+    elements = b"".join(requests)
+    return binary(elements, count=len(elements), chunk=1, meta={"steps": described} | meta)
+
+
 def new_key() -> str:
     return f"key {secrets.token_hex(8)}"
 
@@ -156,6 +167,18 @@ class Caller:
             "/rpc/tensorage_read_spans",
             json={"data_id": dataset["id"], "version": dataset["version"]}
             | {"starts": starts, "lengths": lengths},
+            headers={"Accept": "application/vnd.tensorage"},
+        )
+
+    def ask_fields(
+        self, dataset: Json, starts: Any, lengths: Any, offsets: Any, sizes: Any
+    ) -> httpx.Response:
+        """The answer to a read of fields, whatever it is."""
+        return self.request(
+            "POST",
+            "/rpc/tensorage_read_fields",
+            json={"data_id": dataset["id"], "version": dataset["version"]}
+            | {"starts": starts, "lengths": lengths, "offsets": offsets, "sizes": sizes},
             headers={"Accept": "application/vnd.tensorage"},
         )
 

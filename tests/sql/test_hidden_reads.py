@@ -32,6 +32,9 @@ def _reads(data_id: int | None, version: int | None) -> Iterator[tuple[str, Json
     for rows in ([0], [], [0] * 300, [-1], [2**40], None):
         yield "tensorage_read", named | {"rows": rows, "runs": [0], "run_length": 1}
         yield "tensorage_read_spans", named | {"starts": rows, "lengths": rows and [1] * len(rows)}
+        for offsets in ([0], [], [99], None):
+            spans = {"starts": rows, "lengths": rows and [1] * len(rows)}
+            yield "tensorage_read_fields", named | spans | {"offsets": offsets, "sizes": [1]}
         yield "tensorage_shards", named | {"numbers": rows}
     yield "tensorage_read", named | {"rows": [0], "runs": [0], "run_length": 2**62}
     yield "tensorage_shards", {"data_id": data_id, "version": None, "numbers": [0]}
@@ -44,9 +47,7 @@ def _answers(caller: Caller, data_id: int | None, version: int | None) -> list[t
     """Status and text of the answers, but for the number that was asked for."""
     answers = []
     for function, arguments in _reads(data_id, version):
-        headers = (
-            _BINARY if function in ("tensorage_read", "tensorage_read_spans", "tensorage_shards") else {}
-        )
+        headers = _BINARY if function.startswith("tensorage_read") or function == "tensorage_shards" else {}
         answer = caller.request("POST", f"/rpc/{function}", json=arguments, headers=headers)
         answers.append((answer.status_code, re.sub('with id [^"]*', "with id ...", answer.text)))
     return answers

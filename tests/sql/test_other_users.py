@@ -12,7 +12,7 @@ import jwt
 import numpy as np
 import psycopg
 import pytest
-from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, whole
+from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, transaction, whole
 from sql.conftest import State
 from sql.kept import ARRAY, Kept, Names, assert_unmarked
 from sql.objects import entry, metadata
@@ -49,6 +49,7 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
     """Calls of every function of the REST API. A function that is not here fails a test below."""
     selection = {"rows": [0], "runs": [0], "run_length": 12}
     new = {"shape": [4, 3], "dtype": "<i4", "chunk": 12}
+    one_byte, no_byte = ({"offsets": [0], "sizes": [size]} for size in (1, 0))
     return {
         "tensorage_version": [Attempt({}, None)],
         "tensorage_open": [
@@ -76,6 +77,15 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12]}, "TS003"),
             Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12]}, "TS003"),
             Attempt({"data_id": n.id, "version": n.version, "starts": [], "lengths": []}, "TS003"),
+        ],
+        "tensorage_read_fields": [
+            Attempt(
+                {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **one_byte}, "TS003"
+            ),
+            Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12], **one_byte}, "TS003"),
+            Attempt(
+                {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **no_byte}, "TS003"
+            ),
         ],
         "tensorage_assign": [
             Attempt(assigned(n, n.id, operation=new_operation()), "TS003"),
@@ -147,6 +157,27 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
         "tensorage_append": [
             Attempt(whole(ARRAY, key=n.key, operation=n.appended_by), "TS001"),
             Attempt(whole(ARRAY, key=n.key, operation=new_operation()), "TS001"),
+        ],
+        "tensorage_transact": [
+            Attempt(transaction(("tensorage_append", whole(ARRAY, key=n.key))), "TS001"),
+            Attempt(
+                transaction(("tensorage_remove", {"key": n.key}), keys=[n.key], replaced=[n.key]), "TS001"
+            ),
+            Attempt(transaction(("tensorage_commit", {"data_id": n.staged}), staged=[n.staged]), "TS001"),
+            Attempt(
+                transaction(
+                    ("tensorage_assign", assigned(n, n.id)),
+                    assigned=[{"data_id": n.id, "version": n.version}],
+                ),
+                "TS003",
+            ),
+            Attempt(transaction(("tensorage_assign", assigned(n, n.id))), "TS003"),
+            Attempt(transaction(operation=n.stored_by), None),
+        ],
+        "tensorage_read_many": [
+            Attempt({"keys": [n.key], "owner": n.owner}, "TS001"),
+            Attempt({"keys": [n.key]}, "TS001"),
+            Attempt({"below": n.key, "owner": n.owner}, None),
         ],
         "tensorage_remove": [
             Attempt({"key": n.key}, "TS001"),

@@ -164,6 +164,54 @@ def _calls(connection: Connection) -> dict[str, int]:
     return dict(rows.fetchall())
 
 
+# Fields of records ---------------------------------------------------------------------------------------------
+
+
+def test_fields_are_cut_out_of_records(stored: Get) -> None:
+    dice = random.Random(8)
+    owner, array = stored("<c16", 100)
+    records = np.frombuffer(array.elements.tobytes(), "u1").reshape(-1, 16)
+    for _ in range(25):
+        starts = apart(dice, dice.choice([1, 5, 300]), 3, 4990)
+        lengths = [dice.randrange(1, 4) for _ in starts]
+        offsets = [dice.randrange(16) for _ in range(dice.randrange(1, 4))]
+        sizes = [dice.randrange(1, 17 - offset) for offset in offsets]
+        answer = owner.ask_fields(array.dataset, starts, lengths, offsets, sizes)
+        assert answer.status_code == 200
+        chosen = np.concatenate(
+            [np.arange(at, at + length) for at, length in zip(starts, lengths, strict=True)]
+        )
+        fields = [records[chosen, at : at + size] for at, size in zip(offsets, sizes, strict=True)]
+        assert answer.content == np.concatenate(fields, axis=1).tobytes()
+    assert owner.ask_fields(array.dataset, [], [], [0], [1]).content == b""
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sizes"),
+    [([], []), ([0], []), ([0], [1, 1]), ([-1], [1]), ([0], [0]), ([16], [1]), ([15], [2]), ([2**31 - 1], [2**31 - 1]),
+     ([None], [1]), ([0], [None]), (None, [1]), ([0], None)],
+)  # fmt: skip
+def test_bytes_outside_of_records_are_refused(stored: Get, offsets: Any, sizes: Any) -> None:
+    owner, array = stored("<c16", 100)
+    assert code_of(owner.ask_fields(array.dataset, [0], [1], offsets, sizes)) == "TS006"
+
+
+def test_fields_of_what_is_not_there_are_refused(stored: Get) -> None:
+    owner, array = stored("<c16", 100)
+    for starts, lengths in (
+        ([-1], [1]),
+        ([4999], [2]),
+        ([0], [0]),
+        ([0], [None]),
+        ([0, 1], [1]),
+        ([2**62], [2**62]),
+    ):
+        code = code_of(owner.ask_fields(array.dataset, starts, lengths, [0], [1]))
+        assert code == code_of(owner.ask_spans(array.dataset, starts, lengths))
+    many = [1] * 300
+    assert code_of(owner.ask_fields(array.dataset, [0], [5000], many, many)) == "TS006"
+
+
 # Requests for no selection, or none of this array ------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from tensorage.errors import InvalidInputError
 from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import RequestRuns, split_by_request
 from tensorage.indexing.selection import Selection
-from tensorage.model.values import as_assigned
+from tensorage.model.casting import as_assigned
 from tensorage.types import Dataset
 
 __all__ = ["assign"]

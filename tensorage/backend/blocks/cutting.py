@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.wire.header import bytes_of
+from tensorage.dtypes import storable_dtype
 from tensorage.types import Dataset
 
 __all__ = ["EncodedRun", "cut_array", "cut_flats"]
@@ -46,7 +47,7 @@ def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Itera
     block_size
         Elements per block, from `tensorage.model.declaration.fit_block_size`.
     """
-    wanted = array.dtype.newbyteorder("<")
+    wanted = storable_dtype(array.dtype)
     row = array.size // array.shape[0] if array.ndim else 1
     per_run = max(max_bytes // (block_size * wanted.itemsize), 1) * block_size
     if row > block_size:

@@ -15,9 +15,20 @@ from tensorage.backend.blocks.cutting import EncodedRun
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.progress import Advance
-from tensorage.indexing.runs import RequestRuns, RunList, Runs, halve, split_by_request
+from tensorage.indexing.runs import (
+    MAX_RUNS,
+    RequestRuns,
+    RunList,
+    Runs,
+    as_list,
+    halve,
+    max_elements,
+    split,
+    split_by_request,
+)
+from tensorage.model.fields import Fields
 
-__all__ = ["describe_runs", "fetch_runs", "send_patches", "send_runs"]
+__all__ = ["describe_runs", "fetch_fields", "fetch_runs", "send_patches", "send_runs"]
 
 
 def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advance) -> None:
@@ -50,6 +61,38 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
         advance(len(out))
 
     requests = split_by_request(runs, itemsize, work.dataset.block_size)
+    work.run(partial(work.in_halves, fetch, request, _halve) for request in requests)
+
+
+def fetch_fields(work: Work, runs: Runs, fields: Fields, buffer: npt.NDArray[Any], advance: Advance) -> None:
+    """Fill a buffer with fields of the records of runs. The rest of the records does not travel.
+
+    Parameters
+    ----------
+    buffer
+        One-dimensional array of the fields' dtype, with as many elements as the runs have.
+
+    Raises
+    ------
+    ChangedError
+        If the array has changed since it was opened. The content of the buffer is then of no use.
+    """
+    elements = bytes_of(buffer)
+    itemsize = buffer.dtype.itemsize
+    dataset = work.dataset
+
+    def fetch(request: RequestRuns) -> None:
+        out = elements[request.out_first * itemsize : (request.out_first + request.size) * itemsize]
+        arguments = {
+            "data_id": dataset.id, "version": dataset.version, **describe_runs(request.runs),
+            "offsets": fields.offsets, "sizes": fields.sizes,
+        }  # fmt: skip
+        work.read_into("tensorage_read_fields", arguments, out)
+        advance(len(out))
+
+    # The database gathers whole records before it cuts them, so these bound a request.
+    most = min(max_elements(dataset.dtype.itemsize, dataset.block_size), MAX_RUNS // len(fields.sizes))
+    requests = split(as_list(runs), most, MAX_RUNS, align=dataset.block_size)
     work.run(partial(work.in_halves, fetch, request, _halve) for request in requests)
 
 

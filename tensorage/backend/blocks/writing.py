@@ -30,9 +30,12 @@ from tensorage.backend.wire.faults import OtherDTypeError
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
+from tensorage.dtypes import dtype_of, form_of, storable_dtype
+from tensorage.errors import InvalidInputError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
-from tensorage.model.values import as_array, cast_to, check_rows
-from tensorage.types import Dataset, storable_dtype
+from tensorage.model.casting import cast_to
+from tensorage.model.values import as_array, check_rows
+from tensorage.types import Dataset
 
 __all__ = ["BlockWriter", "send_rows"]
 
@@ -99,11 +102,12 @@ class BlockWriter:
         open_array
             Opens the array, if its entry is needed.
         """
-        rows = as_array(data) if known is None else cast_to(data, known)
+        rows = self._rows_of(data, open_array) if known is None else cast_to(data, known)
+        stored = storable_dtype(rows.dtype)
         meta = {
             "key": key,
             "shape": rows.shape,
-            "dtype": storable_dtype(rows.dtype).str,
+            "dtype": form_of(stored),
             "operation": new_operation(),
             "owner": self.owner,
         }
@@ -122,7 +126,7 @@ class BlockWriter:
         rows = cast_to(data, target)
         check_rows(rows, target)
         staged_meta = {
-            "key": key, "shape": rows.shape, "dtype": target.dtype.str, "chunk": target.block_size, "append": True,
+            "key": key, "shape": rows.shape, "dtype": form_of(target.dtype), "chunk": target.block_size, "append": True,
             "owner": self.owner,
         }  # fmt: skip
         with gone_is_changed(
@@ -130,10 +134,23 @@ class BlockWriter:
         ):
             return self._store_staged(rows, staged_meta)
 
+    @staticmethod
+    def _rows_of(data: npt.ArrayLike, open_array: Callable[[], Dataset]) -> npt.NDArray[Any]:
+        """Return rows in a dtype of their own, or that of the array, which alone makes records of tuples."""
+        try:
+            rows = as_array(data)
+        except InvalidInputError:
+            if not isinstance(data, list | tuple):
+                raise
+        else:
+            if rows.dtype.kind != "O" or not isinstance(data, list | tuple):
+                return rows
+        return cast_to(data, open_array())
+
     def _store_at_once(
         self, function: str, array: npt.NDArray[Any], meta: dict[str, Any], asked: str
     ) -> Dataset:
-        flat = np.ascontiguousarray(array, dtype=meta["dtype"]).reshape(-1)
+        flat = np.ascontiguousarray(array, dtype=dtype_of(meta["dtype"])).reshape(-1)
         # The database cuts an append into blocks of the array's own size, so the sender need not know it.
         head = header(count=flat.size, block_size=meta.get("chunk", 1), meta=meta)
         transfer = self.transfer

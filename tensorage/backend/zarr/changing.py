@@ -26,7 +26,8 @@ from tensorage.backend.zarr.writing import NewShard, ShardWriter, return_element
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
 from tensorage.indexing.selection import Selection
-from tensorage.model.values import as_assigned, check_rows
+from tensorage.model.casting import as_assigned
+from tensorage.model.values import check_rows
 from tensorage.types import Dataset
 
 __all__ = ["append_rows", "assign", "fill_region"]

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from tensorage.backend.zarr.codec_pipeline import CodecPipeline, PlainPipeline, ZarrPipeline, fill_value_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
+from tensorage.dtypes import storable_dtype
 from tensorage.errors import InvalidInputError
 from tensorage.model.memory import new_array
 from tensorage.model.zarr_metadata import (
@@ -38,6 +39,7 @@ from tensorage.model.zarr_metadata import (
     default_codecs,
     default_fill_value,
     name_of,
+    zarr_dtype,
 )
 
 __all__ = [
@@ -341,7 +343,8 @@ class ShardCodec:
         """Tell whether all bytes of a chunk are those of the fill value."""
         # Bits are compared, not values: -0.0 equals 0.0, and NaN does not equal itself.
         word = np.uint64 if chunk.nbytes % 8 == 0 else np.uint8
-        words, blank = chunk.reshape(-1).view(word), self._blank.reshape(-1).view(word)
+        # By way of bytes: numpy refuses to see words in elements of another number of bytes.
+        words, blank = (each.reshape(-1).view(np.uint8).view(word) for each in (chunk, self._blank))
         # Comparing a few words first settles most cases.
         step = max(len(words) // 64, 1)
         return np.array_equal(words[::step], blank[::step]) and np.array_equal(words, blank)
@@ -350,7 +353,7 @@ class ShardCodec:
         is_within = elements.ndim == len(self.layout.shards) and all(
             size <= shard for size, shard in zip(elements.shape, self.layout.shards, strict=True)
         )
-        if not is_within or elements.dtype.newbyteorder("<") != self.layout.dtype:
+        if not is_within or storable_dtype(elements.dtype) != self.layout.dtype:
             raise ValueError(
                 f"a shard holds at most {self.layout.shards} elements of {self.layout.dtype}, not "
                 f"{elements.shape} of {elements.dtype}"
@@ -494,7 +497,16 @@ def _normalize_codecs(
     try:
         given = list(codecs)
         # Zarr fills in what the user left open, such as the element size of a shuffle.
-        array = zarr.create(chunks, chunks=chunks, dtype=dtype, codecs=given, zarr_format=3, store={})
+        array = zarr.create(
+            chunks,
+            chunks=chunks,
+            dtype=zarr_dtype(dtype),
+            # zarr makes none of its own for records that hold others.
+            fill_value=np.zeros((), zarr_dtype(dtype))[()],
+            codecs=given,
+            zarr_format=3,
+            store={},
+        )
         written: list[Codec] = json.loads(json.dumps(array.metadata.to_dict()["codecs"], allow_nan=False))
         pipeline = ZarrPipeline(
             array_metadata(dtype, chunks, written, default_fill_value(dtype)), dtype, _find_inner_shards

@@ -9,6 +9,7 @@ bytes, and both are safe to use from many threads at once.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections import deque
@@ -32,12 +33,14 @@ from tensorage.backend.zarr.compressors import (
 )
 from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
 from tensorage.backend.zarr.layout import Layout
+from tensorage.dtypes import has_byte_order, is_small_float
 from tensorage.errors import InvalidInputError
 from tensorage.model.zarr_metadata import (
     Codec,
     chunk_key,
     configuration_of,
     name_of,
+    zarr_dtype,
 )
 
 if TYPE_CHECKING:
@@ -127,8 +130,9 @@ class PlainPipeline:
         names = [name_of(codec) for codec in codecs]
         if names[:1] != ["bytes"]:
             return None
-        # Elements are little-endian in memory. Single bytes have no order, and Zarr leaves it out for them.
-        if dtype.itemsize > 1 and configuration_of(codecs[0]).get("endian") != "little":
+        # Elements are little-endian in memory. Zarr leaves the order out for bytes, which have none, and for records.
+        endian = configuration_of(codecs[0]).get("endian")
+        if endian != "little" and (endian is not None or has_byte_order(dtype)):
             return None
         rest = list(codecs[1:])
         # Any other order or number of codecs is left to zarr.
@@ -201,7 +205,9 @@ class ZarrPipeline:
                 f"zarr can make no chunks of {shape} elements of {dtype} with codecs={metadata['codecs']} and "
                 f"fill_value={metadata['fill_value']!r}: {error}"
             ) from error
-        self.fill_value = np.asarray(array.fill_value, dtype)
+        # zarr has other names for some of the same bytes.
+        self._zarr_dtype = zarr_dtype(dtype)
+        self.fill_value = np.asarray(array.fill_value, self._zarr_dtype).view(dtype)
         self._shape, self._dtype, self._codecs = tuple(shape), dtype, list(metadata["codecs"])
         self._key = chunk_key([0] * len(shape))
         self._inflaters = _trailing_inflaters(self._codecs)
@@ -239,7 +245,7 @@ class ZarrPipeline:
         # A slot whose chunk zarr fails to decode is not put back: its state is not known.
         slot.objects[self._key] = Buffer.from_bytes(payload)
         try:
-            slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out))
+            slot.array.get_basic_selection(..., out=NDBuffer.from_numpy_array(out.view(self._zarr_dtype)))
         except Exception as error:
             raise CorruptChunkError(f"zarr does not decode {len(data)} bytes: {error!r}") from error
         del slot.objects[self._key]
@@ -278,7 +284,7 @@ class ZarrPipeline:
 
     def _encode_by_zarr(self, chunk: npt.NDArray[Any], idle: deque[_Slot], codecs: list[Codec]) -> memoryview:
         slot = self._take_slot(idle, codecs)
-        slot.array[...] = chunk
+        slot.array[...] = chunk.view(self._zarr_dtype)
         encoded = slot.objects.pop(self._key)
         idle.append(slot)
         return memoryview(encoded.as_numpy_array().data)
@@ -297,8 +303,8 @@ class ZarrPipeline:
         array = zarr.create(
             self._shape,
             chunks=self._shape,
-            dtype=self._dtype,
-            fill_value=self.fill_value[()],
+            dtype=self._zarr_dtype,
+            fill_value=self.fill_value.view(self._zarr_dtype)[()],
             codecs=cast("Any", codecs),
             zarr_format=3,
             store=MemoryStore(objects),
@@ -329,6 +335,8 @@ class _Slot(NamedTuple):
 def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the fill value, as an array without dimensions."""
     value = metadata["fill_value"]
+    if dtype.kind in "USV" and not is_small_float(dtype):
+        return _fill_value_of_bytes(value, dtype)
     if dtype.kind in "mM":
         # The common fill values are made here, since loading zarr takes long.
         if value == "NaT":
@@ -336,6 +344,21 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
     elif all(map(_is_zero, value if isinstance(value, list) else [value])):
         return np.zeros((), dtype)
     return ZarrPipeline(metadata, dtype).fill_value
+
+
+def _fill_value_of_bytes(value: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the fill value of text, bytes or records: bytes are base64, or numbers where a program wrote so."""
+    try:
+        if dtype.kind == "U":
+            return np.array(value, dtype) if isinstance(value, str) else np.zeros((), dtype)
+        plain = (
+            base64.b64decode(value, validate=True)
+            if isinstance(value, str)
+            else bytes(value or dtype.itemsize)
+        )
+        return np.frombuffer(plain.ljust(dtype.itemsize, b"\0"), dtype).reshape(())
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"fill_value={value!r} is none of the dtype {dtype}: {error}") from error
 
 
 def _is_zero(value: Any) -> bool:

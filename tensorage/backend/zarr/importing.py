@@ -29,10 +29,10 @@ from tensorage.backend.zarr.codec import CorruptChunkError, EncodedShard, ShardC
 from tensorage.backend.zarr.codec_pipeline import check_encoded_chunk
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.writing import NewShard
+from tensorage.dtypes import storable_dtype
 from tensorage.errors import CorruptTensorError, InvalidInputError, TensorageError
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.values import as_attrs
-from tensorage.types import storable_dtype
 
 __all__ = [
     "blocks_of",

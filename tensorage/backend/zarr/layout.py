@@ -24,6 +24,7 @@ from tensorage.backend.zarr.chunk_shapes import (
     choose_chunks,
     choose_shards,
 )
+from tensorage.dtypes import is_small_float
 from tensorage.errors import InvalidInputError
 from tensorage.model.zarr_metadata import (
     INDEX_CODECS,
@@ -90,13 +91,13 @@ class Layout:
         Parameters
         ----------
         dtype
-            Dtype that `tensorage.types.storable_dtype` returns.
+            Dtype that `tensorage.dtypes.storable_dtype` returns.
         chunks
             Shape of a chunk, any one. By default about 1 MiB, of whole rows if a row fits.
         shards
             Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an
             object for each chunk, without an index, for readers that know nothing of shards. An array without
-            dimensions, which is a single element, is stored so in any case.
+            dimensions, which is a single element, is stored so in any case; records and raw bytes are by default.
         chunk_size
             Elements of a chunk, about, if `chunks` are not given.
 
@@ -111,6 +112,8 @@ class Layout:
         chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
         # Refuses a dtype that Zarr has not, before any shape is checked.
         data_type_of(dtype)
+        if shards is None and _is_of_voids(dtype):
+            shards = False
         if chunks is not None:
             inner = check_chunks(chunks, shape, itemsize)
         elif shards is None or shards is False:
@@ -288,6 +291,15 @@ class Layout:
             "index_location": self.index_location,
         }
         return ({"name": SHARDING, "configuration": configuration},)
+
+
+def _is_of_voids(dtype: np.dtype[Any]) -> bool:
+    """Tell whether elements are records or raw bytes for numpy.
+
+    zarr reads no shards of them: it looks shards up by the fill value, and numpy gives no hash of such an element
+    (seen with zarr 3.1.6).
+    """
+    return dtype.kind == "V" and not is_small_float(dtype)
 
 
 def _number_in_grid(coords: Sequence[int], grid: Sequence[int]) -> int:

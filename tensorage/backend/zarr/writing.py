@@ -19,7 +19,7 @@ from tensorage.backend.zarr.bucket import Bucket
 from tensorage.backend.zarr.codec import EncodedShard, ShardCodec
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.shard_records import ShardRecord
-from tensorage.model.values import flat_blocks
+from tensorage.model.casting import flat_blocks
 from tensorage.types import Dataset
 
 __all__ = [

@@ -34,9 +34,10 @@ from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.regions import AxisLengths, grow_shape, join_chunks
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
+from tensorage.model.casting import cast_to
 from tensorage.model.declaration import Declaration
+from tensorage.model.fields import Fields
 from tensorage.model.results import Result
-from tensorage.model.values import cast_to
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class ZarrEngine(EngineBase):
         return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
-        # Zarr's codecs encode little-endian elements. An array that is so already is not copied.
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        # Zarr's codecs encode little-endian elements, without padding. An array that is so already is not copied.
+        little = array.astype(new.dtype, copy=False)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new)
@@ -162,6 +163,10 @@ class ZarrEngine(EngineBase):
             with work.bar(buffer.nbytes) as advance:
                 Reader(work, codec).fill(plan.projections(), buffer, advance)
         return result.take()
+
+    def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
+        # A chunk is encoded as a whole, so that nothing less can be fetched.
+        return fields.take(self.read(dataset, selection, None))
 
     def check_unchanged(self, dataset: Dataset) -> None:
         fetch_records(self._work("reading", dataset), codec_of(dataset).layout, [0])

@@ -1,0 +1,261 @@
+"""Rows that are asked for one after another, and are read in blocks.
+
+Loops over an array, and libraries that know it only as a sequence, ask for a row at a time, as
+`torch.utils.data.ConcatDataset` does. A request for each row would take hundreds of times as long as reading the array
+whole.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.arrays import OpenArray
+from tensorage.errors import ChangedError, KeyNotFoundError
+from tensorage.indexing.covering import MAX_GAP_BYTES
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
+from tensorage.types import Dataset
+
+__all__ = ["RowsAhead", "iterate_rows"]
+
+#: Bytes of the blocks of an iteration, the first one and all others: one request, and a few at once.
+_FIRST_BYTES = MAX_REQUEST_BYTES
+_BLOCK_BYTES = 4 * MAX_REQUEST_BYTES
+
+#: Most bytes that are read ahead and kept for rows that are asked for in any order.
+_MOST_KEPT_BYTES = 64 * 1024 * 1024
+
+#: Bytes that take about as long as a request does, at 200 Mbit/s and 30 ms.
+_REQUEST_BYTES = 1024 * 1024
+
+#: Requests for rows before blocks of those behind them, or all rows, are read ahead.
+_SINGLES_IN_ORDER = 2
+_SINGLES = 4
+
+#: Seconds without a row after which the count of single rows begins anew.
+_PAUSE_S = 10.0
+
+#: Seconds for which rows that were read ahead are believed to be those of the array.
+_BELIEVED_S = 1.0
+
+
+def iterate_rows(array: OpenArray, *, backwards: bool = False) -> Iterator[Any]:
+    """Yield the rows of an array, read in blocks. Each block is of one version, as a read of a slice is.
+
+    Parameters
+    ----------
+    backwards
+        Begin with the last row.
+    """
+    rows = len(array)
+    most, done = _FIRST_BYTES, 0
+    while done < rows:
+        first, stop = _block_before(array, rows - done, most) if backwards else _block_from(array, done, most)
+        count = stop - first
+        block = array.read(slice(first, stop))
+        # Somebody may have made the array shorter meanwhile. A list that is iterated over ends then, too.
+        yield from (_own(block[i]) for i in (reversed(range(len(block))) if backwards else range(len(block))))
+        if len(block) < count and not backwards:
+            return
+        most, done = _BLOCK_BYTES, done + count
+
+
+def _block_from(array: OpenArray, first: int, most_bytes: int) -> tuple[int, int]:
+    """Return the first row of a block of about so many bytes, and the one behind its last."""
+    rows, unit = _rows_of_block(array, most_bytes)
+    # No two blocks fetch the same chunk, where they have room for one.
+    aligned = (first + rows) // unit * unit
+    return first, min(aligned if aligned > first else first + rows, len(array))
+
+
+def _block_before(array: OpenArray, stop: int, most_bytes: int) -> tuple[int, int]:
+    """Return the first row of a block that ends before the row `stop`, and `stop`."""
+    rows, unit = _rows_of_block(array, most_bytes)
+    aligned = -(-max(stop - rows, 0) // unit) * unit
+    return (aligned if aligned < stop else max(stop - rows, 0)), stop
+
+
+def _rows_of_block(array: OpenArray, most_bytes: int) -> tuple[int, int]:
+    """Return the number of rows that have about so many bytes, and the number of rows of a chunk."""
+    row_bytes = max(math.prod(array.shape[1:]) * array.dtype.itemsize, 1)
+    unit = array.arrays.tiles(array.dataset).chunks[0] if array.dataset.size else 1
+    return max(most_bytes // row_bytes, 1), unit
+
+
+def _chunk_of(array: OpenArray, row: int) -> slice | None:
+    """Return the rows whose elements travel with those of a row anyway: in Storage, those of its chunks."""
+    if array.dataset.engine != "storage":
+        return None
+    rows, unit = _rows_of_block(array, _MOST_KEPT_BYTES)
+    first = row // unit * unit
+    return slice(first, min(first + unit, len(array))) if 1 < unit <= rows else None
+
+
+def _own(row: Any) -> Any:
+    """Return a row that keeps nothing but itself in memory, and that the caller may change."""
+    return row.copy() if isinstance(row, np.ndarray | np.void) else row
+
+
+@dataclass
+class _Block:
+    """Rows that were read together.
+
+    Parameters
+    ----------
+    dataset
+        Entry of the version that they are of.
+    first
+        Number of the first row.
+    changes
+        Count of this session's own changes when the rows were last seen to be those of the array.
+    believed_until
+        Time until which nobody else's changes are looked for.
+    """
+
+    dataset: Dataset
+    first: int
+    rows: npt.NDArray[Any]
+    changes: int
+    believed_until: float
+    given: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        #: True for rows that were given out since then.
+        self.given = np.zeros(len(self.rows), bool)
+
+    def has(self, row: int, dataset: Dataset) -> bool:
+        """Tell whether a row of a version is here."""
+        is_same = (self.dataset.id, self.dataset.version) == (dataset.id, dataset.version)
+        return is_same and self.first <= row < self.first + len(self.rows)
+
+    def believe(self, array: OpenArray) -> None:
+        """Begin to believe the rows, just seen to be those of the array."""
+        self.changes = array.arrays.changes
+        self.believed_until = time.monotonic() + _BELIEVED_S
+        self.given[:] = False
+
+
+class RowsAhead:
+    """Rows of one handle, each asked for by its number.
+
+    The first few are read one by one, from Storage with the others of their chunk. Rows in order are then read in
+    growing blocks. Rows in any order make the whole array be read, if it has at most 64 MiB, once as many requests were
+    sent as would take as long.
+
+    A row that was asked for before, or after a change by the same session, is given only after a look whether the array
+    has changed, and any other at most a second after one. So that no loop that waits for a row to change waits in vain.
+
+    Threads that share a handle may read a block twice, and never get a wrong row.
+    """
+
+    def __init__(self) -> None:
+        self._block: _Block | None = None
+        self._singles = 0
+        self._last = -2
+        self._last_at = -math.inf
+        self._next_bytes = _REQUEST_BYTES
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rows are not sent along with a handle: another process reads its own.
+        return RowsAhead, ()
+
+    def read(self, array: OpenArray, row: int) -> Any:
+        """Return a row of an array that has rows.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        """
+        rows = len(array)
+        if not -rows <= row < rows or not array.size:
+            return array.read(row)
+        row %= rows
+        block = self._block
+        if block is not None and block.has(row, array.dataset) and self._is_believed(array, block, row):
+            self._note(row)
+            return self._give(block, row)
+        block = self._read_block(array, row)
+        self._note(row)
+        self._singles += 1
+        if block is None:
+            return array.read(row)
+        block.believe(array)
+        self._block = block
+        return self._give(block, row)
+
+    def _note(self, row: int) -> None:
+        now = time.monotonic()
+        if now - self._last_at > _PAUSE_S:
+            self._singles = 0
+        self._last, self._last_at = row, now
+
+    def _is_believed(self, array: OpenArray, block: _Block, row: int) -> bool:
+        """Tell whether a row of a block may be given out, after a look at the array if it is due."""
+        if (
+            time.monotonic() < block.believed_until
+            and block.changes == array.arrays.changes
+            and not block.given[row - block.first]
+        ):
+            return True
+        changes = array.arrays.changes
+        try:
+            array.arrays.check_unchanged(block.dataset)
+        except (ChangedError, KeyNotFoundError):
+            self._block, self._singles = None, 0
+            return False
+        block.believe(array)
+        block.changes = changes
+        return True
+
+    @staticmethod
+    def _give(block: _Block, row: int) -> Any:
+        block.given[row - block.first] = True
+        return _own(block.rows[row - block.first])
+
+    def _read_block(self, array: OpenArray, row: int) -> _Block | None:
+        """Read rows from `row` on, or all, if that is worth while."""
+        wanted = self._wanted(array, row)
+        if wanted is None:
+            return None
+
+        shape = array.shape
+
+        def read(now: Dataset) -> _Block | None:
+            # An array of another shape has another last row, or none at this place.
+            if now.shape != shape:
+                return None
+            return _Block(now, wanted.start, array.arrays.read(now, wanted), array.arrays.changes, 0.0)
+
+        return array.on_latest(read)
+
+    def _wanted(self, array: OpenArray, row: int) -> slice | None:
+        """Return the rows that are worth while to be read with a row, None for none."""
+        nbytes, rows = array.nbytes, len(array)
+        is_recent = time.monotonic() - self._last_at <= _PAUSE_S
+        singles = self._singles if is_recent else 0
+        is_in_order = singles >= _SINGLES_IN_ORDER and row == self._last + 1
+        # The bound on over-read allows for these bytes even with a few rows.
+        if nbytes <= MAX_GAP_BYTES:
+            return slice(0, rows) if singles else None
+        chunk = _chunk_of(array, row)
+        chunk_bytes = 0 if chunk is None else nbytes // rows * (chunk.stop - chunk.start)
+        is_paid = (
+            singles >= (_SINGLES if chunk is None else 1)
+            and singles * (_REQUEST_BYTES + chunk_bytes) >= nbytes
+        )
+        if (is_paid and nbytes <= _MOST_KEPT_BYTES) or (is_in_order and nbytes <= self._next_bytes):
+            return slice(0, rows)
+        if not is_in_order:
+            self._next_bytes = _REQUEST_BYTES
+            # A single row may be all that is ever wanted, for which a handle should not hold much.
+            return chunk if singles or chunk_bytes <= 2 * _REQUEST_BYTES else None
+        first, stop = _block_from(array, row, self._next_bytes)
+        self._next_bytes = min(2 * self._next_bytes, MAX_REQUEST_BYTES)
+        return slice(first, stop) if stop - first > 1 else None
