@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import clusters
 import pytest
 import spawner
 from filelock import FileLock
@@ -43,6 +44,7 @@ def template_of_run() -> Path:
         if not (_template / "made").exists():
             control.start(_template)
             control.stop(_template)
+            clusters.stop_syncing(DataFolder(_template).postgres_dir)
             (_template / "made").touch()
     return _template
 
@@ -50,7 +52,7 @@ def template_of_run() -> Path:
 def make(data_dir: Path) -> Path:
     """Make a data folder as the first run of a server leaves it: nobody has signed up, nothing is stored.
 
-    Its secrets are its own, but for the passwords of PostgreSQL's roles.
+    Its secrets are its own, but for the passwords of PostgreSQL's roles. Its PostgreSQL does not wait for the disk.
     """
     folder, template = DataFolder.open(data_dir), DataFolder(template_of_run())
     # Owners are copied, too: root's PostgreSQL belongs to another user.
