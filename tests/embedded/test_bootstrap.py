@@ -189,7 +189,7 @@ def test_cluster_without_a_server_is_stopped(tmp_path: Path) -> None:
         cluster = Cluster(tmp_path / "postgres", "password-of-the-superuser")
         await cluster.create()
         await cluster.start(free_port())
-        # As users have it: most clusters of tests do without.
+        # Clusters that users make do: most of those of tests do without.
         url = f"postgresql://{SUPERUSER}:password-of-the-superuser@{HOST}:{cluster.port}/postgres"
         with psycopg.connect(url) as connection:
             assert connection.execute("show fsync").fetchone() == ("on",)
