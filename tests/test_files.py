@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import numpy as np
+import psutil
 import psycopg
 import pytest
 import servers
