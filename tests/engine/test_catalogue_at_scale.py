@@ -38,6 +38,11 @@ def crowded(request: pytest.FixtureRequest, project: Project, proxy: Proxy) -> I
         with workers.store_of(Project(proxy.url, project.key), user) as store:
             assert "none" not in store
             yield store
+        connection.execute(
+            "delete from public.datasets where user_id = %s and starts_with(key, 'run ')", [user.id]
+        )
+        # Arrays that tests have made have rows elsewhere, too.
+        connection.execute("reset session_replication_role")
         connection.execute("delete from public.datasets where user_id = %s", [user.id])
 
 

@@ -181,14 +181,14 @@ def test_readers_see_no_mix_of_two_writers(
 def test_concurrent_assignments_to_rows_are_all_there(
     processes: ProcessPoolExecutor, project: Project, user: User, store: TensorStore
 ) -> None:
-    store["x"] = np.zeros((50, 1000), "i4")
+    store["x"] = np.zeros((100, 1000), "i4")
     writers = [
-        processes.submit(workers.assign_rows, project, user, "x", list(range(number, 50, 5)), number + 1)
+        processes.submit(workers.assign_rows, project, user, "x", list(range(number, 100, 5)), number + 1)
         for number in range(5)
     ]
     for writer in writers:
         writer.result()
-    np.testing.assert_array_equal(store["x"], np.broadcast_to((np.arange(50) % 5 + 1)[:, None], (50, 1000)))
+    np.testing.assert_array_equal(store["x"], np.broadcast_to((np.arange(100) % 5 + 1)[:, None], (100, 1000)))
 
 
 def test_a_large_assignment_and_small_ones_elsewhere(
