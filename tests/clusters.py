@@ -22,6 +22,7 @@ def running(version: int, folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(folder / "data", _PASSWORD, bin_dir=bin_dir(version))
     with asyncio.Runner() as runner:
         runner.run(cluster.create())
+        stop_syncing(folder / "data")
         runner.run(cluster.start(free_port()))
         try:
             runner.run(bootstrap(dsn(cluster, SUPERUSER), {"postgres": _PASSWORD}))
@@ -31,6 +32,15 @@ def running(version: int, folder: Path) -> Iterator[Cluster]:
             yield cluster
         finally:
             runner.run(cluster.stop())
+
+
+def stop_syncing(data: Path) -> None:
+    """Let a cluster leave it to the system when its files get to the disk.
+
+    Tests kill processes, never the system, which keeps what a killed process has written.
+    """
+    with (data / "postgresql.conf").open("a") as settings:
+        settings.write("fsync = off\n")
 
 
 def dsn(cluster: Cluster, role: str, database: str = "postgres") -> str:

@@ -9,10 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import clusters
+import psycopg
 import pytest
 import spawner
 from filelock import FileLock
 from postgres_versions import bin_dir
+from psycopg import sql
 
 from tensorage.embedded import control
 from tensorage.embedded.folder import DataFolder, Secrets, write_private
@@ -45,16 +48,26 @@ def template_of_run() -> Path:
     assert _template is not None
     with FileLock(_template.with_suffix(".lock")):
         if not (_template / "made").exists():
-            control.start(_template, postgres_bin=PROGRAMS)
+            _shorten_logins(control.start(_template, postgres_bin=PROGRAMS))
             control.stop(_template)
+            clusters.stop_syncing(DataFolder(_template).postgres_dir)
             (_template / "made").touch()
     return _template
+
+
+def _shorten_logins(running: control.Running) -> None:
+    """Have each password hashed once, and not four thousand times by whoever connects: nobody guesses it."""
+    with psycopg.connect(running.superuser_url) as connection:
+        connection.execute("set scram_iterations = 1")
+        for role, password in DataFolder(running.data_dir).read_secrets().database_passwords.items():
+            alter = sql.SQL("alter role {} password {}")
+            connection.execute(alter.format(sql.Identifier(role), sql.Literal(password)))
 
 
 def make(data_dir: Path) -> Path:
     """Make a data folder as the first run of a server leaves it: nobody has signed up, nothing is stored.
 
-    Its secrets are its own, but for the passwords of PostgreSQL's roles.
+    Its secrets are its own, but for the passwords of PostgreSQL's roles. Its PostgreSQL does not wait for the disk.
     """
     folder, template = DataFolder.open(data_dir), DataFolder(template_of_run())
     # Owners are copied, too: root's PostgreSQL belongs to another user.

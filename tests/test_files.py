@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import psycopg
 import pytest
@@ -63,7 +64,7 @@ class Pattern(io.RawIOBase):
     @staticmethod
     def content(low: int, size: int) -> bytes:
         first = low // 8
-        numbers = b"".join(n.to_bytes(8, "big") for n in range(first, first + size // 8 + 2))
+        numbers = np.arange(first, first + size // 8 + 2, dtype=">u8").tobytes()
         return numbers[low % 8 : low % 8 + size]
 
 

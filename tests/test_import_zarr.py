@@ -625,7 +625,7 @@ def test_what_is_whole_is_known_by_its_bytes(codec: Any, data: bytes) -> None:
     if codec is GZIP:
         return
     ends = {
-        at for at in range(1, len(data)) if data[at:].startswith((b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"))
+        at for at in range(1, len(data)) if data.startswith((b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), at)
     }
     for length in {*range(0, len(data), max(len(data) // 50, 1)), *range(len(data) - 10, len(data))} - ends:
         if length >= 0:

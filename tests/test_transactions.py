@@ -464,7 +464,7 @@ class TestState:
     def test_what_is_not_there_is_named(self, store: TensorStore) -> None:
         store["plain"] = [1]
         for key in ("plain", "missing"):
-            with pytest.raises(tensorage.KeyNotFoundError, match="store.save"):
+            with pytest.raises(tensorage.KeyNotFoundError, match=r"store\.save"):
                 store.load(key)
         store.save("s", {"x": np.zeros(1)})
         del store["s/x"]

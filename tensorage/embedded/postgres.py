@@ -322,6 +322,9 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
         (signal.SIGQUIT, running, _IMMEDIATE_SHUTDOWN_S),
         (signal.SIGKILL, running, _IMMEDIATE_SHUTDOWN_S),
     ):
+        # A search looks at all processes of the machine. Mostly, nothing is left.
+        if not running:
+            break
         _signal_and_wait(targets, stop_signal, timeout_s)
         running = _find_processes(data)
     if running:

@@ -44,11 +44,11 @@ def data_dir(new_dir: Path) -> Path:
     return servers.make(new_dir)
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], object], every_s: float = 0.005) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 def python(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -166,7 +166,8 @@ def test_a_run_of_pytest_that_is_killed_leaves_nothing(tmp_path: Path, options: 
     finally:
         run.kill()
         run.wait()
-    until(lambda: not processes_below(tmp_path / "base"))
+    # It takes long to look at all processes.
+    until(lambda: not processes_below(tmp_path / "base"), every_s=0.1)
 
 
 def test_a_server_without_a_companion_goes_on(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,8 @@ def violations(world: World, operation: Operation, people: Iterable[Person]) -> 
         if after != before and not _may_change(operation, person, allowed=allowed):
             changed = sorted(set(after) ^ set(before))
             yield f"{where}: something of the owner's has changed: {changed[:2]}"
-        if after != before:
+        # After the last one, the next operation makes what it needs, but for settings, which are everybody's.
+        if after != before and (following is not None or operation.kind is Kind.ADMINISTER):
             world.make(*operation.needs)
             before = world.state()
     # The service key may change settings, which are everybody's.

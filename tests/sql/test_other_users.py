@@ -13,13 +13,24 @@ import numpy as np
 import psycopg
 import pytest
 from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, transaction, whole
-from sql.conftest import State
-from sql.kept import ARRAY, Kept, Names, assert_unmarked
+from sql.conftest import Register, State
+from sql.kept import ARRAY, Kept, Names, assert_unmarked, keep
 from sql.objects import entry, metadata
 
 from tensorage.embedded import control
 
 StateOf = Callable[[Caller], State]
+
+
+@pytest.fixture(scope="module")
+def owner(new_user: Register) -> Caller:
+    return new_user()
+
+
+@pytest.fixture(scope="module")
+def kept(owner: Caller) -> Kept:
+    """The same for all tests of this file, each of which looks that nothing of it has changed."""
+    return keep(owner)
 
 
 @pytest.fixture

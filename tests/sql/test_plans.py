@@ -44,6 +44,8 @@ def explain(connection: Connection, caller: Caller) -> None:
     ):
         connection.execute(f"set local auto_explain.{setting}")
     connection.execute("set local client_min_messages = log")
+    # The server would copy them all to its own log.
+    connection.execute("set local log_min_messages = panic")
 
 
 @pytest.fixture(scope="module")
