@@ -423,7 +423,7 @@ def test_kinds_of_keys(key: str, kind: str, passes_policies: bool) -> None:
 def test_no_project_is_configured() -> None:
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("Error: ConfigurationError: no backend_url is configured")
+    assert done.stderr.startswith("Error: ConfigurationError: no backend_url is configured: give --url")
     assert done.stderr.count("\n") == 1
 
 
