@@ -21,7 +21,7 @@ from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
-from tensorage.model.values import as_attrs, split_key
+from tensorage.model.values import as_attrs, check_owner, split_key
 from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
@@ -126,6 +126,8 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
+        if self.owner is not None:
+            check_owner(self.owner)
         self._login = HeldLogin(self.backend)
 
     @property
@@ -207,12 +209,18 @@ class TensorStore(MutableMapping[str, Any]):
         who
             E-mail address of the owner, or the id of the owner's account: `Share.owner_id`.
 
+        Raises
+        ------
+        InvalidInputError
+            If `who` is neither an address nor an id.
+
         Examples
         --------
         .. code-block:: python
 
             store.shared_by("owner@lab.org")["era5", 10:20, :, 3]
         """
+        check_owner(who)
         return replace(self, owner=who)
 
     def shared_with_me(self) -> list[Share]:
@@ -236,11 +244,12 @@ class TensorStore(MutableMapping[str, Any]):
             that come later.
         who
             E-mail address, or several. It counts for the account that has confirmed it, now or later. Nobody is told
-            whether there is one. By default, every signed-in user of the project.
+            whether there is one. There are no patterns of addresses. By default, every signed-in user of the project.
         write
             Let them append, assign, and set attributes, too. Elements that they write count against the owner's quota.
+            A share that is there already changes to what is said now: without `write`, it is for reading only again.
         expires_at
-            Time, with its zone, at which the share ends.
+            Time, with its zone, at which the share ends. By default it does not end.
 
         Returns
         -------
@@ -252,7 +261,8 @@ class TensorStore(MutableMapping[str, Any]):
         KeyNotFoundError
             If this user has no array under the key, or none below the prefix.
         InvalidInputError
-            If an address is none or this user's own, or `expires_at` is in the past. Nothing has changed.
+            If an address is none or this user's own, `write` is no truth value, or `expires_at` is in the past or has
+            no zone. Nothing has changed.
         PermissionDeniedError
             If the store is somebody else's.
 
@@ -316,7 +326,7 @@ class TensorStore(MutableMapping[str, Any]):
         prefix
             Beginning of the keys.
         glob
-            Pattern of the keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
+            Pattern of whole keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
             character but ``/``.
         where
             Attributes that the arrays have, such as ``{"units": "K"}``. An index finds them.
@@ -347,7 +357,7 @@ class TensorStore(MutableMapping[str, Any]):
         KeyNotFoundError
             If no key begins with `prefix`.
         KeyExistsError
-            If a new key is taken. Nothing has changed.
+            If a new key is taken, whether or not the store allows to overwrite. Nothing has changed.
         """
         return self.arrays.rename_all(prefix, new_prefix)
 

@@ -242,7 +242,7 @@ class TestWriting:
         ann.share("x", address_of(ben), write=True)
         set_quota(database, ann, ann.usage().bytes + 20_000)
         try:
-            with pytest.raises(tensorage.QuotaExceededError):
+            with pytest.raises(tensorage.QuotaExceededError, match="Ask the owner to make room"):
                 seen_by(ben, ann).append("x", np.random.default_rng(0).integers(0, 2**63, (50_000, 4)))
             assert np.array_equal(ann["x"], _ARRAY)
         finally:
@@ -351,6 +351,10 @@ class TestShares:
             (("x", ["a@b.org", "two words@b.org"]), tensorage.InvalidInputError, "no e-mail address"),
             (("x", []), tensorage.InvalidInputError, "names nobody"),
             (("x", [3]), tensorage.InvalidInputError, "names nobody"),
+            (("x", 3), tensorage.InvalidInputError, "3 names nobody"),
+            (("x", "*@lab.org"), tensorage.InvalidInputError, "is a pattern"),
+            ((3, "a@b.org"), tensorage.InvalidInputError, "a key is a string, not 3"),
+            ((None, "a@b.org"), tensorage.InvalidInputError, "a key is a string, not None"),
             (("absent", "a@b.org"), tensorage.KeyNotFoundError, "you have no array 'absent'"),
             (("absent/", "a@b.org"), tensorage.KeyNotFoundError, "no array and no file below 'absent/'"),
         ],
@@ -362,6 +366,39 @@ class TestShares:
         with pytest.raises(error, match=says):
             people.ann.share(*arguments)
         assert people.ann.shares() == []
+
+    @pytest.mark.parametrize("write", ["no", "false", 1, None])
+    def test_only_true_lets_others_write(self, people: People, write: Any) -> None:
+        people.ann["x"] = _ARRAY
+        with pytest.raises(tensorage.InvalidInputError, match="neither True nor False"):
+            people.ann.share("x", address_of(people.ben), write=write)
+        assert people.ann.shares() == []
+
+    def test_sharing_again_says_it_anew(self, people: People) -> None:
+        ann, ben, _ = people
+        ann["x"] = _ARRAY
+        ann.share("x", address_of(ben), write=True, expires_at=datetime.now(UTC) + timedelta(days=1))
+        (share,) = ann.share("x", address_of(ben))
+        assert (share.write, share.expires_at) == (False, None)
+
+    @pytest.mark.parametrize("who", ["", "ben", "*", "@lab.org", "ben@", "two words@lab.org", 3, None])
+    def test_an_owner_who_can_be_nobody(self, people: People, who: Any) -> None:
+        """None once gave the store of one's own arrays, and a name without an address an empty one."""
+        with pytest.raises(tensorage.InvalidInputError, match="names no owner"):
+            people.ben.shared_by(who)
+        if who is not None:
+            with pytest.raises(tensorage.InvalidInputError, match="names no owner"):
+                people.ben.open("x", owner=who)
+            with (
+                people.ben.backend.storage() as files,  # type: ignore[attr-defined]
+                pytest.raises(tensorage.InvalidInputError, match="names no owner"),
+            ):
+                files.list_files(owner=who)
+
+    def test_keys_of_wrong_types(self, people: People) -> None:
+        for ask in (people.ann.unshare, people.ann.shares, people.ann.audit):
+            with pytest.raises(tensorage.InvalidInputError, match="a key is a string, not 3"):
+                ask(3)  # type: ignore[arg-type]
 
     def test_bad_times_and_oneself(self, people: People) -> None:
         ann, ben, _ = people

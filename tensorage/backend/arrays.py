@@ -23,7 +23,7 @@ from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
-from tensorage.model.values import as_array
+from tensorage.model.values import as_array, check_owner
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
 
@@ -57,6 +57,7 @@ class Arrays:
 
     def shared_by(self, owner: str) -> Arrays:
         """Return the arrays of somebody else, as far as they are shared with this user."""
+        check_owner(owner)
         return replace(self, owner=owner)
 
     def own(self) -> Arrays:
@@ -130,7 +131,7 @@ class Arrays:
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays of this user whose keys begin with `prefix`, in one transaction. Return their number."""
-        self.check_own(f"deleting the arrays below {prefix!r}")
+        self.check_own(f"deleting the arrays below {prefix!r}" if prefix else "deleting all arrays")
         return self._catalogue.remove_all(prefix)
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ __all__ = [
     "as_dims",
     "cast_to",
     "check_key",
+    "check_owner",
+    "check_prefix",
     "check_rows",
     "flat_blocks",
     "split_key",
@@ -46,6 +49,34 @@ def check_key(key: str) -> None:
         )
     if "\0" in key:
         raise InvalidInputError(f"a key holds no NUL character, as {key!r} does")
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse a value that cannot begin a key. The database would take 3 for "3", and delete what begins with it."""
+    if not isinstance(prefix, str):
+        raise InvalidInputError(f"a prefix of keys is a string, not {reprlib.repr(prefix)}")
+
+
+def check_owner(owner: object) -> None:
+    """Refuse a value that names no account, neither by address nor by id."""
+    if not isinstance(owner, str) or not (_is_address(owner) or _is_id(owner)):
+        raise InvalidInputError(
+            f"{owner!r} names no owner: give the e-mail address or the id of the account, as store.shared_with_me() "
+            "shows them"
+        )
+
+
+def _is_address(text: str) -> bool:
+    name, _, domain = text.rpartition("@")
+    return bool(name and domain) and not any(letter.isspace() for letter in text)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
