@@ -462,3 +462,35 @@ def set_quota(database: psycopg.Connection[Any], store: TensorStore, max_bytes: 
 
 def _confirm(database: psycopg.Connection[Any], user: User, when: str) -> None:
     database.execute(f"update auth.users set email_confirmed_at = {when} where id = %s", [user.id])  # type: ignore[arg-type]
+
+
+def test_reprs_of_shares_and_records_are_read_at_a_glance() -> None:
+    at = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    share = tensorage.Share("exp/", "ann@lab.org", "id", "ben@lab.org")
+    assert repr(share) == "<Share 'exp/' of ann@lab.org: ben@lab.org reads>"
+    share = tensorage.Share("x", None, "id", None, write=True, expires_at=at)
+    assert repr(share) == "<Share 'x' of id: everybody reads and writes until 2030-01-02 03:04:05+00:00>"
+    for action, detail, words in (
+        ("created", None, "ann@lab.org created 'x'"),
+        ("shared", None, "ann@lab.org shared 'x', with everybody"),
+        ("unshared", "ben@lab.org", "ann@lab.org unshared 'x', with ben@lab.org"),
+        ("renamed", "y z", "ann@lab.org renamed 'x', formerly 'y z'"),
+    ):
+        record = tensorage.AuditRecord(at, action, "x", "ann@lab.org", "id", detail)  # type: ignore[arg-type]
+        assert repr(record) == f"<AuditRecord 2030-01-02 03:04:05+00:00: {words}>"
+    record = tensorage.AuditRecord(at, "changed", "x", None, "id", None)
+    assert repr(record) == "<AuditRecord 2030-01-02 03:04:05+00:00: id changed 'x'>"
+
+
+def test_reprs_name_the_owner_and_the_user(logins: People) -> None:
+    ann, ben, _ = logins
+    ann["x"] = _ARRAY
+    ann.share("x", address_of(ben))
+    assert f"'x' of {address_of(ann)}, shape" in repr(seen_by(ben, ann).open("x"))
+    assert " of " not in repr(ann.open("x"))
+    (entry,) = ann.catalogue("x")
+    described = "shape (5, 4), int64, 160 bytes, database, committed, version 1, shared"
+    assert repr(entry) == f"<Dataset 'x' of {address_of(ann)}, {described}>"
+    with ben.backend.storage() as files:  # type: ignore[attr-defined]
+        assert repr(files) == f"<StorageContext of {ben.backend!r}>"
+    del ann["x"]
