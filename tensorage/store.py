@@ -329,7 +329,8 @@ class TensorStore(MutableMapping[str, Any]):
             Pattern of whole keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
             character but ``/``.
         where
-            Attributes that the arrays have, such as ``{"units": "K"}``. An index finds them.
+            Attributes that the arrays have, all of them, such as ``{"units": "K"}``. An index finds them. A list or a
+            dict stands for those that contain it: ``{"tags": ["raw"]}`` finds an array with the tags raw and daily.
 
         Examples
         --------

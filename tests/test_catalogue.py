@@ -176,6 +176,20 @@ class TestManyAtOnce:
         assert store.rename_all("", "x/") == 3
         assert store.keys() == ["x/aa", "x/aaa", "x/aaaa"]
 
+    @pytest.mark.parametrize("attrs", ["units", ["units"], [("units", "K")], 3])
+    def test_attributes_that_are_no_mapping(self, store: TensorStore, attrs: Any) -> None:
+        with pytest.raises(tensorage.InvalidInputError, match="attributes are a mapping of names to values"):
+            store.catalogue(where=attrs)
+        with pytest.raises(tensorage.InvalidInputError, match="attributes are a mapping of names to values"):
+            store.write("x", np.arange(3), attrs=attrs)
+
+    def test_lists_and_dicts_stand_for_those_that_contain_them(self, store: TensorStore) -> None:
+        store.write("x", np.arange(3), attrs={"tags": ["raw", "daily"], "grid": {"lat": 1, "lon": 2}})
+        for where in ({"tags": ["raw"]}, {"tags": []}, {"grid": {"lat": 1}}):
+            assert [entry.key for entry in store.catalogue(where=where)] == ["x"]
+        for where in ({"tags": ["hourly"]}, {"tags": "raw"}, {"grid": {"lat": 2}}):
+            assert store.catalogue(where=where) == []
+
     @pytest.mark.parametrize("prefix", [3, None, b"3"])
     def test_prefixes_of_wrong_types_match_nothing(self, store: TensorStore, prefix: Any) -> None:
         """The database would make the text "3" of 3, and delete what begins with it."""

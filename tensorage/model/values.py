@@ -167,6 +167,10 @@ def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[n
 
 def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert attributes to JSON's types: numpy's numbers and arrays become Python's."""
+    if not isinstance(attrs, Mapping):
+        raise InvalidInputError(
+            f'attributes are a mapping of names to values, such as {{"units": "K"}}, not {reprlib.repr(attrs)}'
+        )
     for name in attrs:
         if not isinstance(name, str):
             raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")
