@@ -74,7 +74,7 @@ def _data_dir_option(command: _Command) -> _Command:
     help="Process with which the backend ends.  [default: $TENSORAGE_ENDS_WITH, or none]",
 )  # fmt: skip
 def start(data_dir: str | None, port: int | None, foreground: bool, ends_with: int | None) -> None:
-    r"""Start the backend, or find that it runs.
+    """Start the backend, or find that it runs.
 
     \b
     Examples:
@@ -92,7 +92,7 @@ def start(data_dir: str | None, port: int | None, foreground: bool, ends_with: i
 @local.command()
 @_data_dir_option
 def stop(data_dir: str | None) -> None:
-    r"""Stop the backend. The data stays.
+    """Stop the backend. The data stays.
 
     \b
     Example:
@@ -111,7 +111,7 @@ def stop(data_dir: str | None) -> None:
     help="json and env include the keys and passwords.",
 )  # fmt: skip
 def status(data_dir: str | None, output: str) -> None:
-    r"""Tell where the backend is, and its keys.
+    """Tell where the backend is, and its keys.
 
     \b
     Examples:
@@ -126,7 +126,7 @@ def status(data_dir: str | None, output: str) -> None:
 @_data_dir_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def reset(data_dir: str | None, yes: bool) -> None:
-    r"""Stop the backend and remove all its data.
+    """Stop the backend and remove all its data.
 
     \b
     Example:
@@ -148,7 +148,7 @@ def reset(data_dir: str | None, yes: bool) -> None:
 @main.command()
 @click.option("--sql", is_flag=True, help="Print the SQL itself, to be pasted into Supabase's SQL editor.")
 def migrations(sql: bool) -> None:
-    r"""List the files of SQL that a Supabase project needs.
+    """List the files of SQL that a Supabase project needs.
 
     \b
     Examples:
@@ -207,7 +207,7 @@ class _ProjectCommand(click.Command):
 @_project_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def doctor(as_json: bool, **project: Any) -> None:
-    r"""Look at a project, and tell what is wrong with it and what to do.
+    """Look at a project, and tell what is wrong with it and what to do.
 
     Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set, to see the project from within. The
     exit status is 1 if there is an error among the findings.
@@ -239,7 +239,7 @@ def quota() -> None:
 @click.option("--arrays", "max_arrays", metavar="NUMBER", help="Most arrays: a number, or none.")
 @_project_options
 def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **project: Any) -> None:
-    r"""Set the quota of WHO, or the default one of all users.
+    """Set the quota of WHO, or the default one of all users.
 
     WHO is the confirmed address of an account, or its id. A limit that is not given stays as it is. `none` takes a
     limit away: a user has the default one then.
@@ -257,7 +257,9 @@ def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **
     arrays = KEEP if max_arrays is None else parse_limit(max_arrays, is_size=False)
     with Quotas.open(_configuration(**project)) as quotas:
         now = quotas.set(who, nbytes, arrays)
-    click.echo(f"{who or 'default'}: {_limit(now.bytes, 'bytes')}, {_limit(now.arrays, 'arrays')}")
+    describe = _limit if who is None else _own_limit
+    name = "default" if who is None else who
+    click.echo(f"{name}: {describe(now.bytes, 'bytes')}, {describe(now.arrays, 'arrays')}")
 
 
 @quota.command("show", cls=_ProjectCommand)
@@ -265,7 +267,7 @@ def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the default, and a list of users.")
 @_project_options
 def show_quota(who: str | None, as_json: bool, **project: Any) -> None:
-    r"""Show the quota and the usage of WHO, or of all users.
+    """Show the quota and the usage of WHO, or of all users.
 
     \b
     Examples:
@@ -309,16 +311,28 @@ def _limit(limit: int | None, unit: str) -> str:
     return f"any number of {unit}" if limit is None else f"at most {limit} {unit}"
 
 
+def _own_limit(limit: int | None, unit: str) -> str:
+    """Describe a limit of one user. Without it, the default may still be a limit."""
+    return f"the default number of {unit}" if limit is None else _limit(limit, unit)
+
+
 def _configuration(
     url: str | None, key: str | None, service_key: str | None, is_local: bool, data_dir: str | None
 ) -> Configuration:
     """Return the project that the options and the configuration name, with the service key if there is one."""
-    from tensorage.config import Configuration, configure
+    from tensorage.config import ENVIRONMENT, Configuration, configure
+    from tensorage.errors import ConfigurationError
 
     if not is_local:
         if data_dir is not None:
             raise click.UsageError("--data-dir is of the embedded backend: give --local, too")
-        return configure(backend_url=url, backend_key=key, service_key=service_key, for_administrator=True)
+        project = configure(backend_url=url, backend_key=key, service_key=service_key, for_administrator=True)
+        if project.backend_url is None:
+            raise ConfigurationError(
+                "no backend_url is configured: give --url and --key, or --local for the embedded backend, or set "
+                f"{ENVIRONMENT['backend_url']} and {ENVIRONMENT['backend_key']} in the environment or in a .env file"
+            )
+        return project
     if url is not None or key is not None or service_key is not None:
         raise click.UsageError(
             "--local has the URL and the keys of its own: leave --url, --key and --service-key out"

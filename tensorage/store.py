@@ -24,7 +24,7 @@ from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.tree import Tree
-from tensorage.model.values import as_array, as_attrs, check_key, split_key
+from tensorage.model.values import as_array, as_attrs, check_key, check_owner, check_prefix, split_key
 from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
@@ -135,6 +135,8 @@ class TensorStore(MutableMapping[str, Any]):
         check_engine(self.engine)
         if self.prefix:
             check_key(self.prefix)
+        if self.owner is not None:
+            check_owner(self.owner)
         self._login = HeldLogin(self.backend)
 
     @property
@@ -145,6 +147,10 @@ class TensorStore(MutableMapping[str, Any]):
     def full_key(self, key: str) -> str:
         """Return the whole key of an array: in a group, with the group's prefix before it."""
         return self.prefix + key if self.prefix and isinstance(key, str) else key
+
+    def _full_prefix(self, prefix: str) -> str:
+        check_prefix(prefix)
+        return self.prefix + prefix
 
     # The mapping --------------------------------------------------------------------------------------
 
@@ -204,7 +210,7 @@ class TensorStore(MutableMapping[str, Any]):
         return list(self._iterate_keys(prefix))
 
     def _iterate_keys(self, prefix: str) -> Iterator[str]:
-        for key in self.arrays.iterate_keys(self.prefix + prefix):
+        for key in self.arrays.iterate_keys(self._full_prefix(prefix)):
             yield key[len(self.prefix) :]
 
     def clear(self) -> None:
@@ -262,7 +268,7 @@ class TensorStore(MutableMapping[str, Any]):
 
             print(store.tree("exp/"))
         """
-        entries = self.arrays.entries(self.prefix + prefix)
+        entries = self.arrays.entries(self._full_prefix(prefix))
         return Tree.of((entry.key[len(self.prefix) :], f"{entry.shape} {entry.dtype}") for entry in entries)
 
     def transaction(self) -> Transaction:
@@ -381,12 +387,18 @@ class TensorStore(MutableMapping[str, Any]):
         who
             E-mail address of the owner, or the id of the owner's account: `Share.owner_id`.
 
+        Raises
+        ------
+        InvalidInputError
+            If `who` is neither an address nor an id.
+
         Examples
         --------
         .. code-block:: python
 
             store.shared_by("owner@lab.org")["era5", 10:20, :, 3]
         """
+        check_owner(who)
         return replace(self, owner=who)
 
     def shared_with_me(self) -> list[Share]:
@@ -410,11 +422,12 @@ class TensorStore(MutableMapping[str, Any]):
             that come later.
         who
             E-mail address, or several. It counts for the account that has confirmed it, now or later. Nobody is told
-            whether there is one. By default, every signed-in user of the project.
+            whether there is one. There are no patterns of addresses. By default, every signed-in user of the project.
         write
             Let them append, assign, and set attributes, too. Elements that they write count against the owner's quota.
+            A share that is there already changes to what is said now: without `write`, it is for reading only again.
         expires_at
-            Time, with its zone, at which the share ends.
+            Time, with its zone, at which the share ends. By default it does not end.
 
         Returns
         -------
@@ -426,7 +439,8 @@ class TensorStore(MutableMapping[str, Any]):
         KeyNotFoundError
             If this user has no array under the key, or none below the prefix.
         InvalidInputError
-            If an address is none or this user's own, or `expires_at` is in the past. Nothing has changed.
+            If an address is none or this user's own, `write` is no truth value, or `expires_at` is in the past or has
+            no zone. Nothing has changed.
         PermissionDeniedError
             If the store is somebody else's.
 
@@ -492,10 +506,11 @@ class TensorStore(MutableMapping[str, Any]):
         prefix
             Beginning of the keys.
         glob
-            Pattern of the keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
+            Pattern of whole keys: ``*`` stands for any characters but ``/``, ``**`` for any characters, ``?`` for one
             character but ``/``.
         where
-            Attributes that the arrays have, such as ``{"units": "K"}``. An index finds them.
+            Attributes that the arrays have, all of them, such as ``{"units": "K"}``. An index finds them. A list or a
+            dict stands for those that contain it: ``{"tags": ["raw"]}`` finds an array with the tags raw and daily.
 
         Examples
         --------
@@ -506,7 +521,7 @@ class TensorStore(MutableMapping[str, Any]):
         """
         glob = None if glob is None else self.prefix + glob
         return list(
-            self.arrays.entries(self.prefix + prefix, glob, None if where is None else as_attrs(where))
+            self.arrays.entries(self._full_prefix(prefix), glob, None if where is None else as_attrs(where))
         )
 
     def _full_key_or_all(self, key: str | None) -> str | None:
@@ -515,7 +530,7 @@ class TensorStore(MutableMapping[str, Any]):
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays whose keys begin with `prefix`, in one transaction, and return their number."""
-        return self.arrays.remove_all(self.prefix + prefix)
+        return self.arrays.remove_all(self._full_prefix(prefix))
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:
         """Put `new_prefix` in place of `prefix` in all keys that begin with it, in one transaction.
@@ -530,9 +545,9 @@ class TensorStore(MutableMapping[str, Any]):
         KeyNotFoundError
             If no key begins with `prefix`.
         KeyExistsError
-            If a new key is taken. Nothing has changed.
+            If a new key is taken, whether or not the store allows to overwrite. Nothing has changed.
         """
-        return self.arrays.rename_all(self.prefix + prefix, self.prefix + new_prefix)
+        return self.arrays.rename_all(self._full_prefix(prefix), self._full_prefix(new_prefix))
 
     # More than a mapping --------------------------------------------------------------------------------
 

@@ -374,7 +374,10 @@ class Tensor(OpenArray):
         size = describe_bytes(self.nbytes)
         cached = "" if self.cache is None else f", kept in {self.cache.directory}"
         kind = "Tensor" if self.cache is None else "CachedTensor"
-        return f"<{kind} {self.key!r}, shape {self.shape}, {self.dtype}, {size}, {self.engine}{cached}>"
+        owner = "" if self.arrays.owner is None else f" of {self.arrays.owner}"
+        return (
+            f"<{kind} {self.key!r}{owner}, shape {self.shape}, {self.dtype}, {size}, {self.engine}{cached}>"
+        )
 
     def _repr_html_(self) -> str:
         # Only notebooks need it.

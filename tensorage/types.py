@@ -31,7 +31,7 @@ Engine = Literal["database", "storage"]
 EngineChoice = Literal["database", "storage", "auto"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Share:
     """Permission of an owner for others to use an array, or everything below a prefix.
 
@@ -59,6 +59,12 @@ class Share:
     expires_at: datetime | None = None
     created_at: datetime | None = None
 
+    def __repr__(self) -> str:
+        reader = "everybody" if self.reader is None else self.reader
+        rights = "reads and writes" if self.write else "reads"
+        end = "" if self.expires_at is None else f" until {_short(self.expires_at)}"
+        return f"<Share {self.key!r} of {self.owner or self.owner_id}: {reader} {rights}{end}>"
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Share:
         """Read a share that a function of the database answers with."""
@@ -71,6 +77,10 @@ class Share:
             expires_at=_time_of(row["expires_at"]),
             created_at=_time_of(row["created_at"]),
         )
+
+
+#: Words before the detail of a record.
+_DETAILS = {"shared": "with", "unshared": "with", "renamed": "formerly"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ class Usage:
     quota_arrays: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AuditRecord:
     """Record of something that was done to an array.
 
@@ -126,6 +136,16 @@ class AuditRecord:
     actor_id: str | None
     detail: str | None
 
+    def __repr__(self) -> str:
+        detail = self.detail
+        if detail is None and self.action in {"shared", "unshared"}:
+            detail = "everybody"
+        if self.action == "renamed":
+            detail = repr(detail)
+        more = "" if detail is None else f", {_DETAILS.get(self.action, 'detail')} {detail}"
+        actor = self.actor or self.actor_id or "the project"
+        return f"<AuditRecord {_short(self.at)}: {actor} {self.action} {self.key!r}{more}>"
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> AuditRecord:
         """Read a record that a function of the database answers with."""
@@ -139,11 +159,15 @@ class AuditRecord:
         )
 
 
+def _short(time: datetime) -> str:
+    return time.isoformat(" ", "seconds")
+
+
 def _time_of(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Dataset:
     """The catalogue's entry of one array.
 
@@ -197,6 +221,14 @@ class Dataset:
     coords: Mapping[str, Any] | None = None
     stored_bytes: int | None = None
     shares: tuple[Share, ...] | None = None
+
+    def __repr__(self) -> str:
+        owner = "" if self.owner is None else f" of {self.owner}"
+        shared = ", shared" if self.is_shared else ""
+        return (
+            f"<Dataset {self.key!r}{owner}, shape {self.shape}, {self.dtype}, {self.nbytes} bytes, {self.engine}, "
+            f"{self.state}, version {self.version}{shared}>"
+        )
 
     @property
     def ndim(self) -> int:

@@ -176,10 +176,42 @@ class TestManyAtOnce:
         assert store.rename_all("", "x/") == 3
         assert store.keys() == ["x/aa", "x/aaa", "x/aaaa"]
 
+    @pytest.mark.parametrize("attrs", ["units", ["units"], [("units", "K")], 3])
+    def test_attributes_that_are_no_mapping(self, store: TensorStore, attrs: Any) -> None:
+        with pytest.raises(tensorage.InvalidInputError, match="attributes are a mapping of names to values"):
+            store.catalogue(where=attrs)
+        with pytest.raises(tensorage.InvalidInputError, match="attributes are a mapping of names to values"):
+            store.write("x", np.arange(3), attrs=attrs)
+
+    def test_lists_and_dicts_stand_for_those_that_contain_them(self, store: TensorStore) -> None:
+        store.write("x", np.arange(3), attrs={"tags": ["raw", "daily"], "grid": {"lat": 1, "lon": 2}})
+        for where in ({"tags": ["raw"]}, {"tags": []}, {"grid": {"lat": 1}}):
+            assert [entry.key for entry in store.catalogue(where=where)] == ["x"]
+        for where in ({"tags": ["hourly"]}, {"tags": "raw"}, {"grid": {"lat": 2}}):
+            assert store.catalogue(where=where) == []
+
+    @pytest.mark.parametrize("prefix", [3, None, b"3"])
+    def test_prefixes_of_wrong_types_match_nothing(self, store: TensorStore, prefix: Any) -> None:
+        """The database would make the text "3" of 3, and delete what begins with it."""
+        store["3/x"] = 1
+        for ask in (
+            lambda: store.keys(prefix),
+            lambda: store.catalogue(prefix),
+            lambda: store.remove_all(prefix),
+            lambda: store.rename_all(prefix, "y"),
+            lambda: store.rename_all("3", prefix),
+        ):
+            with pytest.raises(tensorage.InvalidInputError, match="a prefix of keys is a string"):
+                ask()
+        with pytest.raises(tensorage.InvalidInputError, match="a pattern of keys is a string"):
+            store.catalogue(glob=3)  # type: ignore[arg-type]
+        assert store.keys() == ["3/x"]
+
     def test_rename_all_refuses_as_a_whole(self, store: TensorStore) -> None:
         store["a/1"], store["a/2"], store["b/2"] = 1, 2, 3
-        with pytest.raises(tensorage.KeyExistsError):
-            store.rename_all("a/", "b/")
+        for some in (store, TensorStore(store.backend, allow_overwrite=True)):
+            with pytest.raises(tensorage.KeyExistsError, match="Choose another prefix"):
+                some.rename_all("a/", "b/")
         with pytest.raises(tensorage.InvalidInputError, match="too long"):
             store.rename_all("a/", "b" * 1024)
         with pytest.raises(tensorage.KeyNotFoundError, match="no arrays whose keys begin with 'c/'"):

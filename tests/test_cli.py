@@ -123,16 +123,21 @@ def test_migrations() -> None:
     assert sql.endswith("commit;\n")
 
 
+def first_example(text: str) -> str:
+    """Return the line below the heading of the examples. Each example has a line of its own, to be copied."""
+    lines = text.splitlines()
+    (heading,) = (number for number, line in enumerate(lines) if line.strip() in {"Example:", "Examples:"})
+    return lines[heading + 1]
+
+
 @pytest.mark.parametrize("command", ["start", "stop", "status", "reset"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    assert (
-        f"tensorage local {command}" in tensorage("local", command, "--help").stdout.partition("Example")[2]
-    )
+    assert f"tensorage local {command}" in first_example(tensorage("local", command, "--help").stdout)
 
 
-@pytest.mark.parametrize("command", ["doctor", "quota set", "quota show"])
+@pytest.mark.parametrize("command", ["migrations", "doctor", "quota set", "quota show"])
 def test_commands_for_projects_have_help_with_an_example(command: str) -> None:
-    assert f"tensorage {command}" in tensorage(*command.split(), "--help").stdout.partition("Example")[2]
+    assert f"tensorage {command}" in first_example(tensorage(*command.split(), "--help").stdout)
 
 
 def test_version() -> None:

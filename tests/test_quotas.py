@@ -92,14 +92,14 @@ def test_the_default_and_one_users_quota(backend: control.Running, user: User) -
 
     for who in (user.email, user.email.upper(), user.id):
         done = quota(backend, "set", who, "--bytes", "1.5GiB")
-        assert done.stdout == f"{who}: at most 1610612736 bytes, any number of arrays\n"
+        assert done.stdout == f"{who}: at most 1610612736 bytes, the default number of arrays\n"
         done = quota(backend, "set", who, "--arrays", "7")
         assert done.stdout == f"{who}: at most 1610612736 bytes, at most 7 arrays\n"
         (one,) = shown(backend, who)["users"]
         assert (one["user_id"], one["address"]) == (user.id, user.email)
         assert one["own"] == {"bytes": 1610612736, "arrays": 7}
         done = quota(backend, "set", who, "--bytes", "none", "--arrays", "none")
-        assert done.stdout == f"{who}: any number of bytes, any number of arrays\n"
+        assert done.stdout == f"{who}: the default number of bytes, the default number of arrays\n"
     assert shown(backend)["default"] == {"bytes": None, "arrays": 1000}
 
 

@@ -242,7 +242,7 @@ class TestWriting:
         ann.share("x", address_of(ben), write=True)
         set_quota(database, ann, ann.usage().bytes + 20_000)
         try:
-            with pytest.raises(tensorage.QuotaExceededError):
+            with pytest.raises(tensorage.QuotaExceededError, match="Ask the owner to make room"):
                 seen_by(ben, ann).append("x", np.random.default_rng(0).integers(0, 2**63, (50_000, 4)))
             assert np.array_equal(ann["x"], _ARRAY)
         finally:
@@ -351,6 +351,10 @@ class TestShares:
             (("x", ["a@b.org", "two words@b.org"]), tensorage.InvalidInputError, "no e-mail address"),
             (("x", []), tensorage.InvalidInputError, "names nobody"),
             (("x", [3]), tensorage.InvalidInputError, "names nobody"),
+            (("x", 3), tensorage.InvalidInputError, "3 names nobody"),
+            (("x", "*@lab.org"), tensorage.InvalidInputError, "is a pattern"),
+            ((3, "a@b.org"), tensorage.InvalidInputError, "a key is a string, not 3"),
+            ((None, "a@b.org"), tensorage.InvalidInputError, "a key is a string, not None"),
             (("absent", "a@b.org"), tensorage.KeyNotFoundError, "you have no array 'absent'"),
             (("absent/", "a@b.org"), tensorage.KeyNotFoundError, "no array and no file below 'absent/'"),
         ],
@@ -362,6 +366,39 @@ class TestShares:
         with pytest.raises(error, match=says):
             people.ann.share(*arguments)
         assert people.ann.shares() == []
+
+    @pytest.mark.parametrize("write", ["no", "false", 1, None])
+    def test_only_true_lets_others_write(self, people: People, write: Any) -> None:
+        people.ann["x"] = _ARRAY
+        with pytest.raises(tensorage.InvalidInputError, match="neither True nor False"):
+            people.ann.share("x", address_of(people.ben), write=write)
+        assert people.ann.shares() == []
+
+    def test_sharing_again_says_it_anew(self, people: People) -> None:
+        ann, ben, _ = people
+        ann["x"] = _ARRAY
+        ann.share("x", address_of(ben), write=True, expires_at=datetime.now(UTC) + timedelta(days=1))
+        (share,) = ann.share("x", address_of(ben))
+        assert (share.write, share.expires_at) == (False, None)
+
+    @pytest.mark.parametrize("who", ["", "ben", "*", "@lab.org", "ben@", "two words@lab.org", 3, None])
+    def test_an_owner_who_can_be_nobody(self, people: People, who: Any) -> None:
+        """None once gave the store of one's own arrays, and a name without an address an empty one."""
+        with pytest.raises(tensorage.InvalidInputError, match="names no owner"):
+            people.ben.shared_by(who)
+        if who is not None:
+            with pytest.raises(tensorage.InvalidInputError, match="names no owner"):
+                people.ben.open("x", owner=who)
+            with (
+                people.ben.backend.storage() as files,  # type: ignore[attr-defined]
+                pytest.raises(tensorage.InvalidInputError, match="names no owner"),
+            ):
+                files.list_files(owner=who)
+
+    def test_keys_of_wrong_types(self, people: People) -> None:
+        for ask in (people.ann.unshare, people.ann.shares, people.ann.audit):
+            with pytest.raises(tensorage.InvalidInputError, match="a key is a string, not 3"):
+                ask(3)  # type: ignore[arg-type]
 
     def test_bad_times_and_oneself(self, people: People) -> None:
         ann, ben, _ = people
@@ -425,3 +462,35 @@ def set_quota(database: psycopg.Connection[Any], store: TensorStore, max_bytes: 
 
 def _confirm(database: psycopg.Connection[Any], user: User, when: str) -> None:
     database.execute(f"update auth.users set email_confirmed_at = {when} where id = %s", [user.id])  # type: ignore[arg-type]
+
+
+def test_reprs_of_shares_and_records_are_read_at_a_glance() -> None:
+    at = datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    share = tensorage.Share("exp/", "ann@lab.org", "id", "ben@lab.org")
+    assert repr(share) == "<Share 'exp/' of ann@lab.org: ben@lab.org reads>"
+    share = tensorage.Share("x", None, "id", None, write=True, expires_at=at)
+    assert repr(share) == "<Share 'x' of id: everybody reads and writes until 2030-01-02 03:04:05+00:00>"
+    for action, detail, words in (
+        ("created", None, "ann@lab.org created 'x'"),
+        ("shared", None, "ann@lab.org shared 'x', with everybody"),
+        ("unshared", "ben@lab.org", "ann@lab.org unshared 'x', with ben@lab.org"),
+        ("renamed", "y z", "ann@lab.org renamed 'x', formerly 'y z'"),
+    ):
+        record = tensorage.AuditRecord(at, action, "x", "ann@lab.org", "id", detail)  # type: ignore[arg-type]
+        assert repr(record) == f"<AuditRecord 2030-01-02 03:04:05+00:00: {words}>"
+    record = tensorage.AuditRecord(at, "changed", "x", None, "id", None)
+    assert repr(record) == "<AuditRecord 2030-01-02 03:04:05+00:00: id changed 'x'>"
+
+
+def test_reprs_name_the_owner_and_the_user(logins: People) -> None:
+    ann, ben, _ = logins
+    ann["x"] = _ARRAY
+    ann.share("x", address_of(ben))
+    assert f"'x' of {address_of(ann)}, shape" in repr(seen_by(ben, ann).open("x"))
+    assert " of " not in repr(ann.open("x"))
+    (entry,) = ann.catalogue("x")
+    described = "shape (5, 4), int64, 160 bytes, database, committed, version 1, shared"
+    assert repr(entry) == f"<Dataset 'x' of {address_of(ann)}, {described}>"
+    with ben.backend.storage() as files:  # type: ignore[attr-defined]
+        assert repr(files) == f"<StorageContext of {ben.backend!r}>"
+    del ann["x"]

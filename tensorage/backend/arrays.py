@@ -25,7 +25,7 @@ from tensorage.indexing.tiles import TileGrid
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.model.fields import split_fields
-from tensorage.model.values import as_array
+from tensorage.model.values import as_array, check_owner
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
 
@@ -59,6 +59,7 @@ class Arrays:
 
     def shared_by(self, owner: str) -> Arrays:
         """Return the arrays of somebody else, as far as they are shared with this user."""
+        check_owner(owner)
         return replace(self, owner=owner)
 
     def own(self) -> Arrays:
@@ -132,7 +133,7 @@ class Arrays:
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays of this user whose keys begin with `prefix`, in one transaction. Return their number."""
-        self.check_own(f"deleting the arrays below {prefix!r}")
+        self.check_own(f"deleting the arrays below {prefix!r}" if prefix else "deleting all arrays")
         return self._catalogue.remove_all(prefix)
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:

@@ -46,6 +46,9 @@ class BaseContext:
         self.arrays = Arrays(backend)
         self._declared: dict[int, Dataset] = {}
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.backend!r}>"
+
     @property
     def user_id(self) -> str:
         """Id of the logged-in user: ``auth.uid()`` in SQL."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from tensorage.backend.staging import finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
-from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room, rename_dims
-from tensorage.model.values import as_attrs, as_dims, check_key
+from tensorage.model.values import as_attrs, as_dims, check_key, check_prefix
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = ["Catalogue"]
@@ -46,6 +46,7 @@ class Catalogue:
 
     def iterate_keys(self, prefix: str = "") -> Iterator[str]:
         """Yield every key that begins with `prefix`, sorted by code point, fetching them page by page."""
+        check_prefix(prefix)
         after = ""
         while True:
             arguments = {"prefix": prefix, "after": after, "max_rows": KEYS_PER_PAGE, **self._whose}
@@ -65,6 +66,9 @@ class Catalogue:
         self, prefix: str = "", glob: str | None = None, attrs: Mapping[str, Any] | None = None
     ) -> Iterator[Dataset]:
         """Yield the entries of arrays whose keys begin with `prefix` and fit `glob`, and that have all of `attrs`."""
+        check_prefix(prefix)
+        if glob is not None and not isinstance(glob, str):
+            raise InvalidInputError(f"a pattern of keys is a string, not {reprlib.repr(glob)}")
         arguments: dict[str, Any] = {"prefix": prefix, "glob": glob, "attrs": attrs, **self._whose}
         after: str | None = ""
         while after is not None:
@@ -175,6 +179,7 @@ class Catalogue:
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays whose keys begin with `prefix`, in one transaction. Return their number."""
+        check_prefix(prefix)
         arguments = {"prefix": prefix, "operation": new_operation()}
         answer = self._transfer.call(
             "tensorage_remove_all", arguments, f"deleting the arrays below {prefix!r}"
@@ -184,9 +189,18 @@ class Catalogue:
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:
         """Put another prefix in place of `prefix` in all keys that begin with it, in one transaction."""
+        check_prefix(prefix)
+        check_prefix(new_prefix)
         arguments = {"prefix": prefix, "new_prefix": new_prefix, "operation": new_operation()}
         asked = f"renaming the arrays below {prefix!r} to {new_prefix!r}"
-        return int(self._transfer.call("tensorage_rename_all", arguments, asked)["keys"])
+        try:
+            return int(self._transfer.call("tensorage_rename_all", arguments, asked)["keys"])
+        except KeyExistsError as error:
+            # It overwrites nothing, whatever the store allows.
+            raise KeyExistsError(
+                f"{asked}: new keys are taken. Choose another prefix, or delete or rename the arrays that have them. "
+                "Nothing has changed."
+            ) from error
 
     def _annotate(self, dataset: Dataset, **changes: Any) -> Dataset:
         arguments = {"data_id": dataset.id, **changes}

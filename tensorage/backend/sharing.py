@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError
+from tensorage.model.values import check_key, check_owner
 from tensorage.types import AuditRecord, Share, Usage
 
 __all__ = ["Sharing"]
@@ -32,6 +35,12 @@ class Sharing:
         self, key: str, who: str | Sequence[str] | None, *, write: bool, expires_at: datetime | None
     ) -> list[Share]:
         """Let others use an array, or all below a prefix. Return the shares of the key."""
+        check_key(key)
+        readers = readers_of(who)
+        _check_no_pattern(readers or [])
+        if not isinstance(write, bool | np.bool_):
+            # Any text is true, "no" as well.
+            raise InvalidInputError(f"sharing {key!r}: write={write!r} is neither True nor False")
         if expires_at is not None and getattr(expires_at, "tzinfo", None) is None:
             raise InvalidInputError(
                 f"sharing {key!r}: expires_at={expires_at!r} is no time of a known zone: give a datetime with tzinfo, "
@@ -39,7 +48,7 @@ class Sharing:
             )
         arguments = {
             "key": key,
-            "readers": readers_of(who),
+            "readers": readers,
             "can_write": bool(write),
             "expires_at": None if expires_at is None else expires_at.isoformat(),
         }
@@ -47,11 +56,14 @@ class Sharing:
 
     def unshare(self, key: str, who: str | Sequence[str] | None) -> list[Share]:
         """End shares of a key: those with `who`, or all of them. Return the shares that are left."""
+        check_key(key)
         arguments = {"key": key, "readers": readers_of(who)}
         return _shares(self._transfer.call("tensorage_unshare", arguments, f"ending shares of {key!r}"))
 
     def shares(self, key: str | None = None) -> list[Share]:
         """Return the shares that let others use a key, or all that this user has given."""
+        if key is not None:
+            check_key(key)
         asked = "listing the shares" if key is None else f"listing the shares of {key!r}"
         return _shares(self._pages("tensorage_shares", {"key": key}, asked))
 
@@ -61,6 +73,7 @@ class Sharing:
 
     def id_of(self, owner: str, asked: str) -> str:
         """Return the id of the account of somebody who shares anything with this user."""
+        check_owner(owner)
         return str(self._transfer.call("tensorage_sharer", {"who": owner}, asked))
 
     def usage(self) -> Usage:
@@ -68,6 +81,8 @@ class Sharing:
 
     def audit(self, key: str | None) -> Iterator[AuditRecord]:
         """Yield records of this user's arrays, the latest first."""
+        if key is not None:
+            check_key(key)
         arguments: dict[str, Any] = {"key": key, "before": None, "max_rows": ROWS_PER_PAGE}
         while True:
             page = self._transfer.call("tensorage_audit", arguments, "reading the records of changes")
@@ -98,12 +113,23 @@ def readers_of(who: str | Sequence[str] | None) -> list[str] | None:
     """
     if who is None:
         return None
-    readers = [who] if isinstance(who, str) else list(who)
+    given: object = who
+    readers = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
     if not readers or not all(isinstance(reader, str) for reader in readers):
         raise InvalidInputError(
             f"{who!r} names nobody: give an e-mail address, a list of them, or nothing for every signed-in user"
         )
     return readers
+
+
+def _check_no_pattern(readers: Sequence[str]) -> None:
+    """Refuse a pattern, which would be taken for an address that nobody has."""
+    for reader in readers:
+        if "*" in reader:
+            raise InvalidInputError(
+                f"{reader!r} is a pattern, and a share is with an address: name each reader, or nobody to share with "
+                "every signed-in user"
+            )
 
 
 def _shares(rows: Any) -> list[Share]:

@@ -37,8 +37,21 @@ _GIVE_SERVICE_KEY = f"give the service key ({SERVICE_KEY_VARIABLE}, or --service
 #: Beginning of the version that the Auth of the embedded backend tells.
 _EMBEDDED = "tensorage-"
 
+_CONFIRM_ADDRESSES = (
+    "Let Auth confirm addresses (dashboard, Authentication, Sign In / Providers, Email: Confirm email), or turn "
+    "sign-up off."
+)
+
+_EMBEDDED_ADDRESSES = (
+    "The embedded backend sends no mail, and its sign-up is always open. Sign up with the readers' addresses before "
+    "you share with them. If other users of this machine are not to be trusted, take a Supabase, hosted or your own."
+)
+
 #: Codes with which REST says that it has no such function or table.
 _UNKNOWN = frozenset({"PGRST202", "PGRST205", "42P01", "42883"})
+
+#: Code of PostgreSQL without the schema of the inner parts.
+_NO_SCHEMA = "3F000"
 
 
 def judge(sight: Sight, expected: Expected) -> Report:
@@ -182,8 +195,7 @@ def _judge_shares(report: Report, sight: Sight, inside: Mapping[str, Any]) -> No
             "unproved-addresses",
             "sign-up",
             "arrays are shared with addresses, and whoever signs up with an address need not prove that it is theirs",
-            "Let Auth confirm addresses (dashboard, Authentication, Sign In / Providers, Email: Confirm email), or "
-            "turn sign-up off.",
+            _EMBEDDED_ADDRESSES if report.facts.get("Auth", "").startswith(_EMBEDDED) else _CONFIRM_ADDRESSES,
         )
 
 
@@ -383,7 +395,19 @@ def _judge_inside(report: Report, sight: Sight, expected: Expected) -> None:
 def _judge_refusal(report: Report, inside: Inside) -> None:
     reply = inside.doctor
     assert isinstance(reply, Reply)
-    if reply.code in _UNKNOWN:
+    if reply.code == _NO_SCHEMA:
+        # The user and the service key get the same answer.
+        if any(finding.code == "schema-version" for finding in report.findings):
+            return
+        report.error(
+            "schema-version",
+            "schema",
+            f"only a part of the SQL of tensorage is there: {reply.message}",
+            "Restore the database from a backup: columns of the tables have gone with that schema. Without one, remove "
+            'what is left, arrays included (the page "Troubleshooting" of the documentation has the SQL), and apply '
+            f"the migrations: {HOW_TO_MIGRATE}",
+        )
+    elif reply.code in _UNKNOWN:
         version = inside.version
         is_known = any(finding.code == "no-migrations" for finding in report.findings)
         if isinstance(version, Reply) and version.is_good:

@@ -97,8 +97,14 @@ class Report:
             lines += ["", *_entry(mark, f"{finding.about}: {finding.message} [{finding.code}]")]
             lines += _entry("remedy", finding.remedy)
         errors = sum(finding.level == "error" for finding in self.findings)
-        count = f"{errors} errors, {len(self.findings) - errors} warnings" if self.findings else "no findings"
+        count = f"{_number(errors, 'error')}, {_number(len(self.findings) - errors, 'warning')}"
+        if not self.findings:
+            count = "no findings"
         return "\n".join([*lines, "", f"{count}, {len(self.unseen)} not seen"])
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _entry(mark: str, text: str) -> Iterator[str]:

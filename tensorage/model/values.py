@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = [
     "as_attrs",
     "as_dims",
     "check_key",
+    "check_owner",
+    "check_prefix",
     "check_rows",
     "is_array",
     "split_key",
@@ -55,6 +58,34 @@ def check_key(key: str) -> None:
 def is_array(data: object) -> bool:
     """Tell whether data are an array with a dtype that somebody chose, and not a list of values."""
     return isinstance(data, np.ndarray | np.generic) or _is_tensor(data)
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse a value that cannot begin a key. The database would take 3 for "3", and delete what begins with it."""
+    if not isinstance(prefix, str):
+        raise InvalidInputError(f"a prefix of keys is a string, not {reprlib.repr(prefix)}")
+
+
+def check_owner(owner: object) -> None:
+    """Refuse a value that names no account, neither by address nor by id."""
+    if not isinstance(owner, str) or not (_is_address(owner) or _is_id(owner)):
+        raise InvalidInputError(
+            f"{owner!r} names no owner: give the e-mail address or the id of the account, as store.shared_with_me() "
+            "shows them"
+        )
+
+
+def _is_address(text: str) -> bool:
+    name, _, domain = text.rpartition("@")
+    return bool(name and domain) and not any(letter.isspace() for letter in text)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -135,6 +166,10 @@ def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:
 
 def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert attributes to JSON's types: numpy's numbers and arrays become Python's."""
+    if not isinstance(attrs, Mapping):
+        raise InvalidInputError(
+            f'attributes are a mapping of names to values, such as {{"units": "K"}}, not {reprlib.repr(attrs)}'
+        )
     for name in attrs:
         if not isinstance(name, str):
             raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")

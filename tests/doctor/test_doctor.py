@@ -201,7 +201,7 @@ def test_the_text(patient: Patient) -> None:
         "[rls-off] remedy Run in the SQL editor: alter table public.tensors enable row level security;"
         in text
     )
-    assert text.endswith("1 errors, 0 warnings, 0 not seen")
+    assert text.endswith("1 error, 0 warnings, 0 not seen")
     patient.cure(text)
 
 
@@ -224,6 +224,23 @@ def test_without_migrations(patient: Patient) -> None:
     # Seen without a login, too.
     assert set(patient.examine(USER_EMAIL=None).findings) == {"no-migrations"}
     patient.cure(seen.the("no-migrations", "schema")["remedy"])
+
+
+def test_without_the_schema_of_the_inner_parts(patient: Patient) -> None:
+    """The keys are good, whoever asks. They were once said to be refused."""
+    service_key = patient.running.service_role_key
+    patient.execute("drop schema tensorage cascade")
+    for settings in (
+        {},
+        {"SUPABASE_SERVICE_ROLE_KEY": service_key},
+        {"USER_EMAIL": None, "SUPABASE_SERVICE_ROLE_KEY": service_key},
+    ):
+        seen = patient.examine(**settings)
+        assert set(seen.findings) == {"schema-version"}
+        assert 'schema "tensorage" does not exist' in seen.the("schema-version", "schema")["message"]
+    patient.execute(UNINSTALL)
+    patient.cure(seen.the("schema-version", "schema")["remedy"])
+    assert patient.examine().findings == {}
 
 
 def test_an_older_schema(patient: Patient) -> None:
@@ -327,7 +344,12 @@ def test_shares_and_open_sign_up(patient: Patient) -> None:
         assert "store.unshare(key)" in seen.the("open-to-anybody", "sign-up")["remedy"]
         store.unshare("a")
         store.share("a", "reader@lab.org")
-        assert set(patient.examine().findings) == {"unproved-addresses"}
+        seen = patient.examine()
+        assert set(seen.findings) == {"unproved-addresses"}
+        # The embedded backend has no dashboard.
+        remedy = seen.the("unproved-addresses", "sign-up")["remedy"]
+        assert "sends no mail" in remedy
+        assert "dashboard" not in remedy
         del store["a"]
 
 
@@ -423,7 +445,7 @@ def test_kinds_of_keys(key: str, kind: str, passes_policies: bool) -> None:
 def test_no_project_is_configured() -> None:
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("Error: ConfigurationError: no backend_url is configured")
+    assert done.stderr.startswith("Error: ConfigurationError: no backend_url is configured: give --url")
     assert done.stderr.count("\n") == 1
 
 

@@ -74,7 +74,7 @@ class RestartedError(ChangedError):
 
 
 ERRORS_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
-    "TS001": (KeyNotFoundError, "list(store) shows what there is."),
+    "TS001": (KeyNotFoundError, "list(store) shows what there is, store.shared_with_me() what others share."),
     "TS002": (KeyExistsError, "Choose another key, or use a store with allow_overwrite=True."),
     "TS003": (ChangedError, "Open it again."),
     "TS004": (IncompleteTensorError, ""),
@@ -200,6 +200,9 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
         return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
     if known is not None:
         kind, advice = known
+        if fault.code == "TS005" and not fault.details:
+            # The quota of another user, whose amounts are told to nobody else: the writer can delete nothing there.
+            advice = fault.hint
         error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
         if isinstance(error, OtherDTypeError | StoredElsewhereError):
             error.description = json.loads(fault.details or "null")
