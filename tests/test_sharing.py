@@ -217,6 +217,21 @@ class TestWriting:
         assert ann.open("x").attrs == {"units": "K"}
         assert ann.open("x").owner == address_of(ann)
 
+    def test_a_writer_leaves_nothing_behind(
+        self, people: People, database: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ann, ben, _ = people
+        ann["x"] = _ARRAY
+        ann.share("x", address_of(ben), write=True)
+        theirs = seen_by(ben, ann)
+        for number in range(3):
+            theirs["x", 0] = number
+            theirs.append("x", _ARRAY[:1])
+        assert not caplog.records
+        query = "select count(*) from storage.objects where starts_with(name, %s)"
+        (objects,) = database.execute(query, [f"{ann.backend.user_id}/"]).fetchone() or (None,)
+        assert objects == (0 if ann.engine == "database" else 1)
+
     def test_large_ones_count_against_the_owner(self, people: People) -> None:
         ann, ben, _ = people
         # Random bytes, which Storage cannot compress. More than one request.

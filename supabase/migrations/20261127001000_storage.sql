@@ -106,6 +106,12 @@ create policy "tensorage: read what is shared" on storage.objects for select to 
          -- tells what it does.
          and coalesce(current_setting('storage.operation', true), '') not like '%object.sign%');
 
+-- Storage deletes nothing that the caller does not see. Seen for that alone: a writer whose share has ended reads nothing.
+drop policy if exists "tensorage: see what is to be deleted" on storage.objects;
+create policy "tensorage: see what is to be deleted" on storage.objects for select to authenticated
+  using (bucket_id = 'tensors' and coalesce(current_setting('storage.operation', true), '') like '%object.delete%'
+         and tensorage.may_delete_object(name));
+
 drop policy if exists "tensorage: add objects" on storage.objects;
 create policy "tensorage: add objects" on storage.objects for insert to authenticated
   with check (bucket_id = 'tensors' and tensorage.may_write_object(name));

@@ -34,7 +34,7 @@ _WRITES = [
 
 #: Operations that each policy on objects decides.
 _OF_COMMANDS = {
-    "select": _READS,
+    "select": [*_READS, *_REMOVALS],
     "insert": _WRITES,
     "update": _of_storage("PUT", "POST /object/move"),
     "delete": _REMOVALS,

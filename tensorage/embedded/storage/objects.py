@@ -196,6 +196,7 @@ class ObjectRoutes:
             _read_bucket_id(request),
             # Objects with invalid names cannot exist.
             [name for name in names if is_object_name(name)],
+            operation="storage.object.delete_many",
         )
         return json_answer([object_json(row) for row in rows])
 
@@ -207,6 +208,7 @@ class ObjectRoutes:
             caller,
             f"delete from storage.objects where {_ONE} returning version",  # noqa: S608  (a constant)
             *key,
+            operation="storage.object.delete",
         )
         if not rows:
             # In Supabase Storage, too, a caller who may not remove an object learns that it exists.

@@ -50,20 +50,24 @@ class VersionFiles:
             await self.delete_files([version])
         return bool(known)
 
-    async def delete_objects(self, caller: Caller, statement: str, *values: Any) -> list[asyncpg.Record]:
+    async def delete_objects(
+        self, caller: Caller, statement: str, *values: Any, operation: str = ""
+    ) -> list[asyncpg.Record]:
         """Run a statement that deletes rows of objects, and then delete the files of their versions.
 
         Parameters
         ----------
         statement
             A DELETE that returns at least ``version``.
+        operation
+            Supabase Storage's name of the operation, for policies that ask for it.
 
         Returns
         -------
         list of asyncpg.Record
             Rows that the statement returned.
         """
-        async with transaction(self._database, caller) as connection:
+        async with transaction(self._database, caller, operation=operation) as connection:
             rows: list[asyncpg.Record] = await connection.fetch(statement, *values)
             versions = [row["version"] for row in rows if is_version(row["version"])]
             # Marked before the commit. If the transaction fails, the marks stay, and the next start finds the rows.
