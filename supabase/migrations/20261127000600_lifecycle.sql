@@ -230,6 +230,7 @@ begin
   perform tensorage.end_staging(d.id);
   perform tensorage.note(d.user_id, case when replaced is null then 'created' else 'replaced' end, d.key);
   if d.share_at_commit then
+    perform tensorage.lock_shares();
     perform tensorage.put_share(d.key, '', false, null);
   end if;
   return published;
@@ -340,6 +341,12 @@ $$;
 
 -- Renaming and removing ----------------------------------------------------------------------------
 
+-- Number of the lock of the caller's renamings.
+create or replace function tensorage.renamings() returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select hashtextextended(format('tensorage renamings of %s', auth.uid()), 0)
+$$;
+
 -- Gives an array of the caller another key. Its shares go with it, and join those of the array that it replaces.
 create or replace function public.tensorage_rename(
   key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
@@ -352,7 +359,9 @@ begin
   if before is not null then
     return before;
   end if;
-  -- All renamings lock in one order, so that two of them to each other's keys do not wait for each other.
+  -- All renamings lock in one order, so that two of them to each other's keys do not wait for each other. No other one goes on
+  -- while all below a prefix is renamed, of which the keys are not locked one by one.
+  perform pg_advisory_xact_lock_shared(tensorage.renamings());
   perform tensorage.lock_key(least(key, new_key collate "C"));
   perform tensorage.lock_key(greatest(key, new_key collate "C"));
   select * into d from public.datasets s
@@ -435,7 +444,8 @@ end
 $$;
 
 -- Gives all arrays of the caller whose keys begin with a prefix keys that begin with another one, in one step. Their shares go
--- with them. {"keys": how many}
+-- with them; shares of files stay, and those of a prefix whose new name has other arrays or files below it.
+-- {"keys": how many}
 create or replace function public.tensorage_rename_all(prefix text, new_prefix text, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off as $$
@@ -443,10 +453,13 @@ declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();
   ids bigint[];
+  keys text[];
+  prefixes text[];
 begin
   if before is not null then
     return before;
   end if;
+  perform pg_advisory_xact_lock(tensorage.renamings());
   ids := tensorage.lock_below(prefix);
   if cardinality(ids) = 0 then
     raise exception using errcode = 'TS001', message = format('you have no arrays whose keys begin with %L', prefix);
@@ -454,12 +467,15 @@ begin
     return json_build_object('keys', cardinality(ids));
   end if;
   -- New keys may be old ones of others among them: the index of keys is looked at after each row. All leave it first.
-  update public.datasets s set state = 'staged', expires_at = 'infinity' where s.id = any (ids);
+  with out_of_sight as (
+    update public.datasets s set state = 'staged', expires_at = 'infinity' where s.id = any (ids) returning s.key)
+  select array_agg(o.key) into keys from out_of_sight o;
+  prefixes := tensorage.movable_prefixes(prefix, new_prefix);
   update public.datasets s
      set key = new_prefix || substr(s.key, length(prefix) + 1), state = 'committed', expires_at = null,
          version = s.version + 1, updated_at = now()
    where s.id = any (ids);
-  perform tensorage.move_all_shares(prefix, new_prefix);
+  perform tensorage.move_all_shares(prefix, new_prefix, keys, prefixes);
   perform tensorage.note(me, 'renamed', s.key, prefix || substr(s.key, length(new_prefix) + 1))
      from public.datasets s where s.id = any (ids) order by s.key;
   return tensorage.answer(operation, json_build_object('keys', cardinality(ids)));

@@ -306,3 +306,38 @@ def test_array_that_is_shared_while_it_is_deleted_leaves_no_share(
         sharing.commit()
         answer_of(removing.result())
     assert answer_of(owner.call("tensorage_shares")) == []
+
+
+def _wait_for_two(database: Connection) -> None:
+    """Return when two connections wait for locks."""
+    waiting = "select count(*) from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0"
+    while database.execute(waiting).fetchone() != (2,):
+        database.execute("select pg_sleep(0.01)")
+
+
+@pytest.mark.parametrize("function", ["tensorage_rename", "tensorage_rename_all"])
+def test_renaming_to_and_fro_at_once(
+    function: str, owner: Caller, database: Connection, backend: control.Running
+) -> None:
+    """The second waits before it has an array that the first needs: they would wait for each other in a circle."""
+    here, there = new_key() + "/", new_key() + "/"
+    for key in (f"{here}1", f"{here}2", f"{there}2"):
+        owner.store(key, _NUMBERS)
+    back = {
+        "tensorage_rename": {"key": f"{there}2", "new_key": f"{here}2"},
+        "tensorage_rename_all": {"prefix": there, "new_prefix": here},
+    }
+    with psycopg.connect(backend.superuser_url) as holding, ThreadPoolExecutor(2) as pool:
+        # The first renaming waits for this key in its midst.
+        holding.execute(
+            "insert into public.datasets (user_id, key, shape, dtype, block_size, state) "
+            "values (%s, %s, '{0}', '<i4', 1, 'committed')",
+            (owner.id, f"{there}1"),
+        )
+        first = pool.submit(owner.call, "tensorage_rename_all", prefix=here, new_prefix=there)
+        wait_for_waiter(holding)
+        second = pool.submit(owner.call, function, back[function])
+        _wait_for_two(database)
+        holding.rollback()
+        assert {code_of(first.result()), code_of(second.result())} == {"TS002"}
+    assert answer_of(owner.call("tensorage_count")) == 3
