@@ -232,6 +232,7 @@ begin
   if d.share_at_commit then
     perform tensorage.lock_shares();
     perform tensorage.put_share(d.key, '', false, null);
+    perform tensorage.note(d.user_id, 'shared', d.key);
   end if;
   return published;
 exception when unique_violation then
@@ -377,6 +378,9 @@ begin
      set key = new_key, version = greatest(s.version, coalesce(replaced, 0)) + 1, updated_at = now()
    where s.id = d.id returning * into d;
   perform tensorage.move_shares(key, new_key);
+  if replaced is not null then
+    perform tensorage.note(d.user_id, 'replaced', new_key);
+  end if;
   perform tensorage.note(d.user_id, 'renamed', new_key, key);
   return tensorage.answer(operation, tensorage.describe_and_sweep(d));
 exception when unique_violation then

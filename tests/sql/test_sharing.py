@@ -279,3 +279,19 @@ def test_renaming_all_leaves_no_share_of_an_old_key(owner: Caller, other: Caller
     owner.store(key, _ARRAY)
     assert not _is_shared(key, owner, other)
     assert answer_of(owner.call("tensorage_shares")) == []
+
+
+def test_records_tell_of_shares_that_come_with_an_array_and_of_arrays_that_are_renamed_over(
+    owner: Caller,
+) -> None:
+    first, second = new_key(), new_key()
+    owner.store(first, _ARRAY, is_shared=True)
+    owner.store(second, _ARRAY)
+    answer_of(owner.call("tensorage_rename", key=second, new_key=first, overwrite=True))
+    records = answer_of(owner.call("tensorage_audit", key=first))
+    assert [(record["action"], record["detail"]) for record in records] == [
+        ("renamed", second),
+        ("replaced", None),
+        ("shared", None),
+        ("created", None),
+    ]
