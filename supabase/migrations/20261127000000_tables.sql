@@ -242,6 +242,8 @@ create table if not exists tensorage.operations (
   primary key (user_id, id)
 );
 create index if not exists operations_finished on tensorage.operations (user_id, finished_at);
+-- Answers to those who wrote to arrays of others.
+create index if not exists operations_of_writers on tensorage.operations (owner, finished_at) where owner <> user_id;
 
 create table if not exists tensorage.quotas (
   user_id uuid primary key references auth.users on delete cascade,
