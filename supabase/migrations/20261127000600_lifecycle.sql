@@ -398,6 +398,8 @@ begin
   if before is not null then
     return before;
   end if;
+  -- A request that just replaces the array is waited for: else neither the old nor the new one would be found.
+  perform tensorage.lock_key(key);
   update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
    where d.user_id = tensorage.me() and d.key = tensorage_remove.key and d.state = 'committed' returning d.id into removed;
   if removed is null then

@@ -341,3 +341,18 @@ def test_renaming_to_and_fro_at_once(
         holding.rollback()
         assert {code_of(first.result()), code_of(second.result())} == {"TS002"}
     assert answer_of(owner.call("tensorage_count")) == 3
+
+
+def test_array_that_is_deleted_while_it_is_replaced_is_found(owner: Caller, backend: control.Running) -> None:
+    """There is one under the key at any time: the old one, or the new one, which is deleted then."""
+    stored = owner.store(new_key(), _NUMBERS)
+    begun = owner.begin(stored["key"], [100], overwrite=True)
+    answer_of(owner.put(begun["id"], -_NUMBERS))
+    with psycopg.connect(backend.superuser_url) as replacing, ThreadPoolExecutor(1) as pool:
+        replacing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        replacing.execute("select tensorage_commit(%s)", (begun["id"],))
+        removing = pool.submit(owner.call, "tensorage_remove", key=stored["key"])
+        wait_for_waiter(replacing)
+        replacing.commit()
+        assert answer_of(removing.result())["id"] == begun["id"]
+    assert answer_of(owner.call("tensorage_list")) == []
