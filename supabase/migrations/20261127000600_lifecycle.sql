@@ -438,6 +438,10 @@ begin
     return before;
   end if;
   ids := tensorage.lock_below(prefix);
+  if cardinality(ids) = 0 then
+    -- The answer is not kept: it makes no room, and kept ones would take more of it than there may be.
+    operation := null;
+  end if;
   with hidden as (
     update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
      where d.id = any (ids) returning d.key)

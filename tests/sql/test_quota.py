@@ -335,6 +335,16 @@ def test_answers_to_writers_who_never_come_back_are_swept_by_the_owner(
     assert taken < 0
 
 
+def test_full_quota_keeps_no_answers_of_requests_that_delete_nothing(
+    owner: Caller, database: Connection
+) -> None:
+    """They have to fit no quota, since they make room: kept, they would take any number of bytes."""
+    allow(database, owner, 0)
+    asked = {"prefix": "no such/", "operation": new_operation()}
+    taken = cost(database, owner, lambda: owner.call("tensorage_remove_all", asked))
+    assert taken == 0
+
+
 def test_full_quota_lets_one_delete(owner: Caller, database: Connection) -> None:
     key = new_key()
     owner.store(key, np.zeros(1000, "u1"))
