@@ -25,7 +25,7 @@
 --
 -- Locks are taken in this order, so that no two requests wait for each other in a circle: the operation
 -- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the owner's renamings (tensorage.renamings), the
--- key (tensorage.lock_key), the committed arrays, in the order of their keys, their blocks or shards, the owner's shares
+-- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards, the owner's shares
 -- (tensorage.lock_shares), and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked.
 

@@ -365,6 +365,10 @@ begin
   perform pg_advisory_xact_lock_shared(tensorage.renamings());
   perform tensorage.lock_key(least(key, new_key collate "C"));
   perform tensorage.lock_key(greatest(key, new_key collate "C"));
+  -- Both arrays, in the order in which a request that locks all below a prefix has them.
+  perform from public.datasets s
+    where s.user_id = tensorage.me() and s.key in (tensorage_rename.key, tensorage_rename.new_key) and s.state = 'committed'
+    order by s.id for update;
   select * into d from public.datasets s
    where s.user_id = tensorage.me() and s.key = tensorage_rename.key and s.state = 'committed' for update;
   if d.id is null then
@@ -412,14 +416,15 @@ begin
 end
 $$;
 
--- Locks the arrays of the caller whose keys begin with a prefix, in the order of their keys, in which all requests that lock
--- several arrays do it. Returns their ids in that order. Called by itself: within a query, it may be called for each row.
+-- Locks the arrays of the caller whose keys begin with a prefix, in the order of their ids, in which all requests that lock
+-- several arrays do it: a key may have changed since this request looked. Returns the ids. Called by itself: within a query, it
+-- may be called for each row.
 create or replace function tensorage.lock_below(prefix text) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
   return array(select d.id from public.datasets d
                 where d.user_id = auth.uid() and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
-                order by d.key for update);
+                order by d.id for update);
 end
 $$;
 

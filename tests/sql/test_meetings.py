@@ -343,6 +343,26 @@ def test_renaming_to_and_fro_at_once(
     assert answer_of(owner.call("tensorage_count")) == 3
 
 
+@pytest.mark.parametrize("function", ["tensorage_remove_all", "tensorage_rename_all"])
+def test_array_is_renamed_over_another_while_both_change(
+    function: str, owner: Caller, database: Connection, backend: control.Running
+) -> None:
+    """One that locks all arrays below a prefix has the first already: the other one must not have the last."""
+    prefix = new_key() + "/"
+    _, second, _ = (owner.store(f"{prefix}{number}", _NUMBERS) for number in range(3))
+    with psycopg.connect(backend.superuser_url) as holding, ThreadPoolExecutor(2) as pool:
+        holding.execute("select from public.datasets where id = %s for update", (second["id"],))
+        asked = {"prefix": prefix} | ({"new_prefix": new_key()} if function == "tensorage_rename_all" else {})
+        all_of_them = pool.submit(owner.call, function, asked)
+        wait_for_waiter(holding)
+        keys = {"key": f"{prefix}2", "new_key": f"{prefix}0", "overwrite": True}
+        renaming = pool.submit(owner.call, "tensorage_rename", keys)
+        _wait_for_two(database)
+        holding.rollback()
+        assert answer_of(all_of_them.result())["keys"] == 3
+        assert code_of(renaming.result()) == "TS001"
+
+
 def test_array_that_is_deleted_while_it_is_replaced_is_found(owner: Caller, backend: control.Running) -> None:
     """There is one under the key at any time: the old one, or the new one, which is deleted then."""
     stored = owner.store(new_key(), _NUMBERS)
