@@ -535,6 +535,9 @@ class TensorStore(MutableMapping[str, Any]):
     def rename_all(self, prefix: str, new_prefix: str) -> int:
         """Put `new_prefix` in place of `prefix` in all keys that begin with it, in one transaction.
 
+        Shares of the arrays go with them. So do shares of prefixes that begin with `prefix`, unless there are other
+        arrays or files below their new names.
+
         Returns
         -------
         int

@@ -24,8 +24,9 @@
 -- The detail of TS009 and TS010 is the description of the array.
 --
 -- Locks are taken in this order, so that no two requests wait for each other in a circle: the operation
--- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the key (tensorage.lock_key), the committed
--- array, its blocks or shards, and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
+-- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the owner's renamings (tensorage.renamings), the
+-- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards, the owner's shares
+-- (tensorage.lock_shares), and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked.
 
 -- Schemas 1 to 5 were never released, and no migration leads from them: their tables would be left as they are, and their
@@ -309,6 +310,8 @@ create table if not exists tensorage.operations (
   primary key (user_id, id)
 );
 create index if not exists operations_finished on tensorage.operations (user_id, finished_at);
+-- Answers to those who wrote to arrays of others.
+create index if not exists operations_of_writers on tensorage.operations (owner, finished_at) where owner <> user_id;
 
 create table if not exists tensorage.quotas (
   user_id uuid primary key references auth.users on delete cascade,

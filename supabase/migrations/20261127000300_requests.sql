@@ -129,6 +129,17 @@ language sql set search_path = pg_catalog, pg_temp as $$
       order by p.finished_at limit max_operations for update skip locked))
 $$;
 
+-- Deletes some of the answers that others got for writing to arrays of the caller, and that are older than a day: they count
+-- against the caller, and the others may never come back.
+create or replace function tensorage.forget_writers(max_operations int) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  delete from tensorage.operations o
+   where o.ctid = any (array(
+     select p.ctid from tensorage.operations p
+      where p.owner = auth.uid() and p.owner <> p.user_id and p.finished_at < now() - interval '1 day'
+      order by p.finished_at limit max_operations for update skip locked))
+$$;
+
 -- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims
 -- and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:
 -- its answer is kept also where it does not fit.

@@ -171,17 +171,17 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
            '*', '[^/]*'), chr(1), '.*'), '?', '[^/]') || '$'
 $$;
 
--- The first arrays of users that have attributes, by the index of attributes, in the order of their keys.
+-- The first arrays of the caller that have attributes, by the index of attributes, in the order of their keys. Of nobody else's:
+-- the time that it takes would tell how many arrays have them, also of those that are not shared.
 create or replace function tensorage.ids_with_attrs(
-  whose uuid[], attrs jsonb, prefix text, after text, regex text, max_rows int) returns setof bigint
+  attrs jsonb, prefix text, after text, regex text, max_rows int) returns setof bigint
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
   -- The conditions of the inner query are those of the index of attributes, and of no other one.
-  select d.id from unnest(whose) w(id), lateral (
+  select d.id from (
     select s.id, s.key from public.datasets s
-     where tensorage.tag(s.user_id, s.attrs) @> tensorage.tag(w.id, ids_with_attrs.attrs) and s.state = 'committed'
+     where tensorage.tag(s.user_id, s.attrs) @> tensorage.tag(auth.uid(), ids_with_attrs.attrs) and s.state = 'committed'
        and s.attrs <> '{}' offset 0) d
    where d.key >= prefix and d.key > after and d.key <= tensorage.last_key(prefix) and (regex is null or d.key ~ regex)
-     and (w.id = auth.uid() or tensorage.is_shared_with_me(w.id, d.key))
    order by d.key limit max_rows
 $$;
 
@@ -199,6 +199,7 @@ declare
   whose uuid[] := coalesce(others, array[me]);
   regex text := tensorage.regex_of_glob(glob);
   wanted int := least(max_rows, 1000);
+  has_attrs boolean := coalesce(attrs, '{}') <> '{}';
   ids bigint[];
   keys text[];
   total int;
@@ -207,8 +208,8 @@ declare
 begin
   if attrs is not null and jsonb_typeof(attrs) <> 'object' then
     raise exception using errcode = 'TS006', message = 'attributes to look for are an object';
-  elsif coalesce(attrs, '{}') <> '{}' then
-    ids := array(select tensorage.ids_with_attrs(whose, tensorage_catalogue.attrs, prefix, after, regex, wanted));
+  elsif has_attrs and others is null then
+    ids := array(select tensorage.ids_with_attrs(tensorage_catalogue.attrs, prefix, after, regex, wanted));
   else
     loop
       keys := array(select k from (
@@ -218,12 +219,13 @@ begin
       ids := coalesce(ids, '{}') || array(
         select d.id from unnest(keys) k(key), unnest(whose) w(id), lateral (
           select * from public.datasets s where s.user_id = w.id and s.key = k.key and s.state = 'committed' offset 0) d
-         where (regex is null or d.key ~ regex) and (others is null or tensorage.may_use(d.user_id, d.key))
+         where (regex is null or d.key ~ regex) and (not has_attrs or d.attrs @> tensorage_catalogue.attrs)
+           and (others is null or tensorage.may_use(d.user_id, d.key))
          order by d.key);
-      -- Bounded, since a glob may fit few of many keys: the next request goes on behind the last key that was looked at.
+      -- Bounded, since a glob or attributes may fit few of many keys: the next request goes on behind the last key that was looked at.
       after := keys[cardinality(keys)];
       total := coalesce(total, 0) + cardinality(keys);
-      exit when regex is null or cardinality(ids) >= wanted or total >= 20000 or cardinality(keys) < 1000;
+      exit when (regex is null and not has_attrs) or cardinality(ids) >= wanted or total >= 20000 or cardinality(keys) < 1000;
     end loop;
     ids := ids[:wanted];
   end if;

@@ -2,7 +2,29 @@
 
 -- Shares that go with their arrays -----------------------------------------------------------------
 
--- Adds or changes a share of the caller.
+-- True if the caller has a file of this path, or, if it ends with "/", below it.
+create or replace function tensorage.has_files(path text) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+  low text := auth.uid() || '/' || path;
+begin
+  -- Storage's own index of prefixes answers this; '0' comes right after '/'.
+  return exists (
+    select from storage.objects o
+     where o.bucket_id = 'tensors' and o.name ~>=~ low
+       and o.name ~<~ case when path like '%/' then left(low, -1) || '0' else low || chr(1) end
+       and tensorage.folder_of_array(o.name) is null);
+end
+$$;
+
+-- Makes requests that change shares of the caller wait for each other, so that no two of them lock the same shares in different
+-- orders. Taken when the arrays are locked; what comes after it waits for nothing but totals.
+create or replace function tensorage.lock_shares() returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  select pg_advisory_xact_lock(hashtextextended(format('tensorage shares of %s', auth.uid()), 0))
+$$;
+
+-- Adds or changes a share of the caller, who holds the lock of their shares.
 create or replace function tensorage.put_share(pattern text, reader text, can_write boolean, expires_at timestamptz)
 returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -13,9 +35,15 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Ends the shares of arrays of the caller that are deleted: a later array of the same key is another one. Those of prefixes stay.
+-- Waits for other requests only if there are any: nobody adds one to an array that the caller has locked.
 create or replace function tensorage.end_shares(keys text[]) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
-  delete from tensorage.shares s where s.user_id = auth.uid() and s.pattern = any (keys) and s.pattern not like '%/'
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  if exists (select from tensorage.shares s where s.user_id = auth.uid() and s.pattern = any (keys) and s.pattern not like '%/') then
+    perform tensorage.lock_shares();
+    delete from tensorage.shares s where s.user_id = auth.uid() and s.pattern = any (keys) and s.pattern not like '%/';
+  end if;
+end
 $$;
 
 -- Gives the shares of an array of the caller to its new key. Shares that have ended do not go along. A share that is there
@@ -23,6 +51,7 @@ $$;
 -- write for ever, where one ends and the other is for reading.
 create or replace function tensorage.move_shares(key text, new_key text) returns void
 language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  select tensorage.lock_shares();
   insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
     select s.user_id, move_shares.new_key, s.reader, s.can_write, s.expires_at from tensorage.shares s
      where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/'
@@ -35,18 +64,36 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
    where s.user_id = auth.uid() and s.pattern = move_shares.key and s.pattern not like '%/';
 $$;
 
--- Gives the shares of all arrays of the caller whose keys begin with a prefix to their new keys, and those of prefixes below it.
-create or replace function tensorage.move_all_shares(prefix text, new_prefix text) returns void
+-- The prefixes below a prefix that the caller shares, and that can be renamed with all arrays below it, while those are out of
+-- sight. A prefix stays one. It stays where it is if there are other arrays or files below its new name: they were not shared.
+create or replace function tensorage.movable_prefixes(prefix text, new_prefix text) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  select array(
+    select distinct s.pattern from tensorage.shares s, lateral (select new_prefix || substr(s.pattern, length(prefix) + 1)) n(name)
+     where s.user_id = auth.uid() and s.pattern >= prefix and s.pattern <= tensorage.last_key(prefix)
+       and s.pattern like '%/' and n.name like '%/'
+       and not exists (select from public.datasets d
+                        where d.user_id = auth.uid() and d.state = 'committed'
+                          and d.key >= n.name collate "C" and d.key <= tensorage.last_key(n.name))
+       and not tensorage.has_files(n.name))
+$$;
+
+-- Gives the shares of arrays of the caller, whose keys began with a prefix and begin with another one now, to their new keys, and
+-- those of prefixes to their new names. No other share is touched: a file below the prefix stays where it is.
+create or replace function tensorage.move_all_shares(prefix text, new_prefix text, keys text[], prefixes text[]) returns void
 language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  select tensorage.lock_shares();
   with gone as (
     delete from tensorage.shares s
-     where s.user_id = auth.uid() and s.pattern >= prefix and s.pattern <= tensorage.last_key(prefix)
-       -- A prefix stays one: what is not all below it any more is not renamed.
-       and (s.pattern like '%/') = (new_prefix || substr(s.pattern, length(prefix) + 1) like '%/')
+     where s.user_id = auth.uid() and s.pattern = any (
+       prefixes || array(select k.key from unnest(keys) k(key) where k.key not like '%/'))
     returning s.*)
   insert into tensorage.shares as t (user_id, pattern, reader, can_write, expires_at)
-    select g.user_id, new_prefix || substr(g.pattern, length(prefix) + 1), g.reader, g.can_write, g.expires_at from gone g
-     where g.expires_at is null or g.expires_at > now()
+    select g.user_id, n.name, g.reader, g.can_write, g.expires_at
+      from gone g, lateral (select new_prefix || substr(g.pattern, length(prefix) + 1)) n(name)
+     where (g.expires_at is null or g.expires_at > now())
+       -- A key that ends with "/" now would share all below it.
+       and (g.pattern like '%/') = (n.name like '%/')
     on conflict on constraint shares_user_id_pattern_reader_key do update
       set can_write = excluded.can_write, expires_at = excluded.expires_at
       where t.can_write < excluded.can_write
@@ -155,16 +202,11 @@ begin
     where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key
       and d.key <= case when tensorage_share.key like '%/' then tensorage.last_key(tensorage_share.key) else tensorage_share.key end
     limit 1 for share;
-  if not found and not exists (
-      -- Storage's own index of prefixes answers this.
-      select from storage.objects o
-       where o.bucket_id = 'tensors' and o.name ~>=~ (me || '/' || tensorage_share.key)
-         and o.name ~<~ case when tensorage_share.key like '%/'
-                             then (me || '/' || left(tensorage_share.key, -1) || '0') else (me || '/' || tensorage_share.key || chr(1)) end
-         and tensorage.folder_of_array(o.name) is null) then
+  if not found and not tensorage.has_files(key) then
     raise exception using errcode = 'TS001', message = case
       when key like '%/' then format('you have no array and no file below %L', key) else format('you have no array %L', key) end;
   end if;
+  perform tensorage.lock_shares();
   foreach reader in array wanted loop
     perform tensorage.put_share(key, reader, can_write, tensorage_share.expires_at);
     perform tensorage.note(me, 'shared', key, nullif(reader, ''));
@@ -186,6 +228,7 @@ declare
   ended text[];
   wider text;
 begin
+  perform tensorage.lock_shares();
   with gone as (
     delete from tensorage.shares s
      where s.user_id = me and s.pattern = tensorage_unshare.key and (wanted is null or s.reader = any (wanted))

@@ -155,6 +155,7 @@ begin
      limit 64 for update of d skip locked) e;
   -- A few at a time, here too: a user who appended a million times yesterday does not wait for that today.
   perform tensorage.forget(256);
+  perform tensorage.forget_writers(256);
   perform tensorage.forget_records(64);
   return cardinality(tensorage.expired('database', 1000000));
 end

@@ -234,7 +234,9 @@ begin
   perform tensorage.end_staging(d.id);
   perform tensorage.note(d.user_id, case when replaced is null then 'created' else 'replaced' end, d.key);
   if d.share_at_commit then
+    perform tensorage.lock_shares();
     perform tensorage.put_share(d.key, '', false, null);
+    perform tensorage.note(d.user_id, 'shared', d.key);
   end if;
   return published;
 exception when unique_violation then
@@ -344,6 +346,12 @@ $$;
 
 -- Renaming and removing ----------------------------------------------------------------------------
 
+-- Number of the lock of the caller's renamings.
+create or replace function tensorage.renamings() returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select hashtextextended(format('tensorage renamings of %s', auth.uid()), 0)
+$$;
+
 -- Gives an array of the caller another key. Its shares go with it, and join those of the array that it replaces.
 create or replace function public.tensorage_rename(
   key text, new_key text, overwrite boolean default false, operation uuid default null) returns json
@@ -356,9 +364,15 @@ begin
   if before is not null then
     return before;
   end if;
-  -- All renamings lock in one order, so that two of them to each other's keys do not wait for each other.
+  -- All renamings lock in one order, so that two of them to each other's keys do not wait for each other. No other one goes on
+  -- while all below a prefix is renamed, of which the keys are not locked one by one.
+  perform pg_advisory_xact_lock_shared(tensorage.renamings());
   perform tensorage.lock_key(least(key, new_key collate "C"));
   perform tensorage.lock_key(greatest(key, new_key collate "C"));
+  -- Both arrays, in the order in which a request that locks all below a prefix has them.
+  perform from public.datasets s
+    where s.user_id = tensorage.me() and s.key in (tensorage_rename.key, tensorage_rename.new_key) and s.state = 'committed'
+    order by s.id for update;
   select * into d from public.datasets s
    where s.user_id = tensorage.me() and s.key = tensorage_rename.key and s.state = 'committed' for update;
   if d.id is null then
@@ -372,6 +386,9 @@ begin
      set key = new_key, version = greatest(s.version, coalesce(replaced, 0)) + 1, updated_at = now()
    where s.id = d.id returning * into d;
   perform tensorage.move_shares(key, new_key);
+  if replaced is not null then
+    perform tensorage.note(d.user_id, 'replaced', new_key);
+  end if;
   perform tensorage.note(d.user_id, 'renamed', new_key, key);
   return tensorage.answer(operation, tensorage.describe_and_sweep(d));
 exception when unique_violation then
@@ -389,6 +406,8 @@ begin
   if before is not null then
     return before;
   end if;
+  -- A request that just replaces the array is waited for: else neither the old nor the new one would be found.
+  perform tensorage.lock_key(key);
   update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
    where d.user_id = tensorage.me() and d.key = tensorage_remove.key and d.state = 'committed' returning d.id into removed;
   if removed is null then
@@ -401,14 +420,15 @@ begin
 end
 $$;
 
--- Locks the arrays of the caller whose keys begin with a prefix, in the order of their keys, in which all requests that lock
--- several arrays do it. Returns their ids in that order. Called by itself: within a query, it may be called for each row.
+-- Locks the arrays of the caller whose keys begin with a prefix, in the order of their ids, in which all requests that lock
+-- several arrays do it: a key may have changed since this request looked. Returns the ids. Called by itself: within a query, it
+-- may be called for each row.
 create or replace function tensorage.lock_below(prefix text) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
   return array(select d.id from public.datasets d
                 where d.user_id = auth.uid() and d.state = 'committed' and d.key >= prefix and d.key <= tensorage.last_key(prefix)
-                order by d.key for update);
+                order by d.id for update);
 end
 $$;
 
@@ -427,6 +447,10 @@ begin
     return before;
   end if;
   ids := tensorage.lock_below(prefix);
+  if cardinality(ids) = 0 then
+    -- The answer is not kept: it makes no room, and kept ones would take more of it than there may be.
+    operation := null;
+  end if;
   with hidden as (
     update public.datasets d set state = 'staged', expires_at = '-infinity', operation = null
      where d.id = any (ids) returning d.key)
@@ -439,7 +463,8 @@ end
 $$;
 
 -- Gives all arrays of the caller whose keys begin with a prefix keys that begin with another one, in one step. Their shares go
--- with them. {"keys": how many}
+-- with them; shares of files stay, and those of a prefix whose new name has other arrays or files below it.
+-- {"keys": how many}
 create or replace function public.tensorage_rename_all(prefix text, new_prefix text, operation uuid default null) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off as $$
@@ -447,10 +472,13 @@ declare
   before json := tensorage.answered(operation);
   me uuid := tensorage.me();
   ids bigint[];
+  keys text[];
+  prefixes text[];
 begin
   if before is not null then
     return before;
   end if;
+  perform pg_advisory_xact_lock(tensorage.renamings());
   ids := tensorage.lock_below(prefix);
   if cardinality(ids) = 0 then
     raise exception using errcode = 'TS001', message = format('you have no arrays whose keys begin with %L', prefix);
@@ -458,12 +486,15 @@ begin
     return json_build_object('keys', cardinality(ids));
   end if;
   -- New keys may be old ones of others among them: the index of keys is looked at after each row. All leave it first.
-  update public.datasets s set state = 'staged', expires_at = 'infinity' where s.id = any (ids);
+  with out_of_sight as (
+    update public.datasets s set state = 'staged', expires_at = 'infinity' where s.id = any (ids) returning s.key)
+  select array_agg(o.key) into keys from out_of_sight o;
+  prefixes := tensorage.movable_prefixes(prefix, new_prefix);
   update public.datasets s
      set key = new_prefix || substr(s.key, length(prefix) + 1), state = 'committed', expires_at = null,
          version = s.version + 1, updated_at = now()
    where s.id = any (ids);
-  perform tensorage.move_all_shares(prefix, new_prefix);
+  perform tensorage.move_all_shares(prefix, new_prefix, keys, prefixes);
   perform tensorage.note(me, 'renamed', s.key, prefix || substr(s.key, length(new_prefix) + 1))
      from public.datasets s where s.id = any (ids) order by s.key;
   return tensorage.answer(operation, json_build_object('keys', cardinality(ids)));

@@ -26,6 +26,8 @@ declare
   changed text;
 begin
   perform from public.datasets d where d.id = any (staged) and d.writer = me order by d.id for update;
+  -- A step that waited for a key that is just renamed would hold the lock of shares meanwhile.
+  perform pg_advisory_xact_lock_shared(tensorage.renamings());
   perform tensorage.lock_key(k.key) from (select distinct k collate "C" as key from unnest(keys) k order by 1) k;
   -- A stranger's arrays are not locked: the caller's right is looked at first.
   others := array(
@@ -36,7 +38,7 @@ begin
      where tensorage.may_use(d.user_id, d.key, true));
   others := others || array(select d.id from public.datasets d
                              where d.user_id = me and d.key = any (keys) and d.state = 'committed');
-  perform from public.datasets d where d.id = any (others) order by d.user_id, d.key, d.id for update;
+  perform from public.datasets d where d.id = any (others) order by d.id for update;
   for assigned in select json_array_elements(asked -> 'assigned') loop
     continue when assigned ->> 'version' is null;
     perform tensorage.assignable((assigned ->> 'data_id')::bigint, (assigned ->> 'version')::bigint, null);

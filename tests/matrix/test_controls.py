@@ -180,12 +180,14 @@ NO_RIGHTS = {
     "tensorage.is_shared": "tells the owner, or who may read, whether others may",
     "tensorage.check_room_for_array": "counts the caller's own arrays",
     "tensorage.note": "chooses an address that the owner shares by",
+    "tensorage.movable_prefixes": "chooses among shares of the caller, which are moved by another check",
 }
 
 #: Checks behind which there is another one: they are taken out together.
 TOGETHER = {
     Check("tensorage.forget", "owner", 0): [Check("tensorage.forget", "owner", 1)],
     Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
+    Check("tensorage.end_shares", "owner", 0): [Check("tensorage.end_shares", "owner", 1)],
     Check("public.tensorage_share", "login", 0): [Check("public.tensorage_shares", "login", 0)],
     Check("public.tensorage_begin_append", "login", 0): [Check("tensorage.begun", "login", 0)],
     Check("public.tensorage_count", "login", 0): [Check("tensorage.whose", "login", 0)],

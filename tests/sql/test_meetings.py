@@ -306,3 +306,73 @@ def test_array_that_is_shared_while_it_is_deleted_leaves_no_share(
         sharing.commit()
         answer_of(removing.result())
     assert answer_of(owner.call("tensorage_shares")) == []
+
+
+def _wait_for_two(database: Connection) -> None:
+    """Return when two connections wait for locks."""
+    waiting = "select count(*) from pg_stat_activity where cardinality(pg_blocking_pids(pid)) > 0"
+    while database.execute(waiting).fetchone() != (2,):
+        database.execute("select pg_sleep(0.01)")
+
+
+@pytest.mark.parametrize("function", ["tensorage_rename", "tensorage_rename_all"])
+def test_renaming_to_and_fro_at_once(
+    function: str, owner: Caller, database: Connection, backend: control.Running
+) -> None:
+    """The second waits before it has an array that the first needs: they would wait for each other in a circle."""
+    here, there = new_key() + "/", new_key() + "/"
+    for key in (f"{here}1", f"{here}2", f"{there}2"):
+        owner.store(key, _NUMBERS)
+    back = {
+        "tensorage_rename": {"key": f"{there}2", "new_key": f"{here}2"},
+        "tensorage_rename_all": {"prefix": there, "new_prefix": here},
+    }
+    with psycopg.connect(backend.superuser_url) as holding, ThreadPoolExecutor(2) as pool:
+        # The first renaming waits for this key in its midst.
+        holding.execute(
+            "insert into public.datasets (user_id, key, shape, dtype, block_size, state) "
+            "values (%s, %s, '{0}', '<i4', 1, 'committed')",
+            (owner.id, f"{there}1"),
+        )
+        first = pool.submit(owner.call, "tensorage_rename_all", prefix=here, new_prefix=there)
+        wait_for_waiter(holding)
+        second = pool.submit(owner.call, function, back[function])
+        _wait_for_two(database)
+        holding.rollback()
+        assert {code_of(first.result()), code_of(second.result())} == {"TS002"}
+    assert answer_of(owner.call("tensorage_count")) == 3
+
+
+@pytest.mark.parametrize("function", ["tensorage_remove_all", "tensorage_rename_all"])
+def test_array_is_renamed_over_another_while_both_change(
+    function: str, owner: Caller, database: Connection, backend: control.Running
+) -> None:
+    """One that locks all arrays below a prefix has the first already: the other one must not have the last."""
+    prefix = new_key() + "/"
+    _, second, _ = (owner.store(f"{prefix}{number}", _NUMBERS) for number in range(3))
+    with psycopg.connect(backend.superuser_url) as holding, ThreadPoolExecutor(2) as pool:
+        holding.execute("select from public.datasets where id = %s for update", (second["id"],))
+        asked = {"prefix": prefix} | ({"new_prefix": new_key()} if function == "tensorage_rename_all" else {})
+        all_of_them = pool.submit(owner.call, function, asked)
+        wait_for_waiter(holding)
+        keys = {"key": f"{prefix}2", "new_key": f"{prefix}0", "overwrite": True}
+        renaming = pool.submit(owner.call, "tensorage_rename", keys)
+        _wait_for_two(database)
+        holding.rollback()
+        assert answer_of(all_of_them.result())["keys"] == 3
+        assert code_of(renaming.result()) == "TS001"
+
+
+def test_array_that_is_deleted_while_it_is_replaced_is_found(owner: Caller, backend: control.Running) -> None:
+    """There is one under the key at any time: the old one, or the new one, which is deleted then."""
+    stored = owner.store(new_key(), _NUMBERS)
+    begun = owner.begin(stored["key"], [100], overwrite=True)
+    answer_of(owner.put(begun["id"], -_NUMBERS))
+    with psycopg.connect(backend.superuser_url) as replacing, ThreadPoolExecutor(1) as pool:
+        replacing.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        replacing.execute("select tensorage_commit(%s)", (begun["id"],))
+        removing = pool.submit(owner.call, "tensorage_remove", key=stored["key"])
+        wait_for_waiter(replacing)
+        replacing.commit()
+        assert answer_of(removing.result())["id"] == begun["id"]
+    assert answer_of(owner.call("tensorage_list")) == []

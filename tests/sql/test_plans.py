@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
-from sql.api import Caller
+from sql.api import Caller, answer_of
 from sql.conftest import Register
 
 from tensorage.embedded import control
@@ -139,3 +140,23 @@ def test_page_of_a_prefix_reads_its_part_of_the_index(prefix: str, many: Connect
     found = 100 if prefix.endswith("/") else 10
     assert [scan["Actual Rows"] for scan in scans] == [found]
     assert [scan.get("Rows Removed by Filter", 0) for scan in scans] == [0]
+
+
+def test_attributes_of_arrays_that_are_not_shared_are_not_looked_at(
+    new_user: Register, backend: control.Running
+) -> None:
+    """The time of a search would tell a stranger how many arrays have them: it took seconds for 20,000."""
+    sharer, reader = new_user(), new_user()
+    for key in ("private 1", "private 2", "private 3", "shared"):
+        sharer.store(key, np.zeros(1, "<i4"), attrs={"units": "K"})
+    answer_of(sharer.call("tensorage_share", key="shared", readers=[reader.email]))
+    found = answer_of(reader.call("tensorage_catalogue", owner=sharer.email, attrs={"units": "K"}))
+    assert [entry["key"] for entry in found["entries"]] == ["shared"]
+    asked = f"""select public.tensorage_catalogue(attrs => '{{"units": "K"}}', owner => '{sharer.email}')"""
+    with psycopg.connect(backend.superuser_url) as connection:
+        explain(connection, reader)
+        scans = [node for node in plans(connection, asked) if node.get("Relation Name") == "datasets"]
+    looked_at = [
+        scan["Actual Loops"] * (scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) for scan in scans
+    ]
+    assert 1 <= max(looked_at) < 2, scans

@@ -314,6 +314,37 @@ def test_quota_is_not_got_round_by_answers_that_are_kept(owner: Caller, database
     assert again["dims"] == dims
 
 
+def test_answers_to_writers_who_never_come_back_are_swept_by_the_owner(
+    owner: Caller, other: Caller, database: Connection
+) -> None:
+    """They count against the owner, who could not be rid of them."""
+    key = new_key()
+    owner.store(key, np.zeros(1, "u1"))
+    answer_of(owner.call("tensorage_share", key=key, readers=[other.email], can_write=True))
+    for _ in range(3):
+        answer_of(other.append(key, np.zeros(1, "u1"), owner=owner.email))
+    kept = "select count(*) from tensorage.operations where owner = %s and user_id = %s"
+    answer_of(owner.call("tensorage_sweep"))
+    assert database.execute(kept, (owner.id, other.id)).fetchone() == (3,)
+    database.execute(
+        "update tensorage.operations set finished_at = now() - interval '25 hours' where user_id = %s",
+        (other.id,),
+    )
+    taken = cost(database, owner, lambda: owner.call("tensorage_sweep"))
+    assert database.execute(kept, (owner.id, other.id)).fetchone() == (0,)
+    assert taken < 0
+
+
+def test_full_quota_keeps_no_answers_of_requests_that_delete_nothing(
+    owner: Caller, database: Connection
+) -> None:
+    """They have to fit no quota, since they make room: kept, they would take any number of bytes."""
+    allow(database, owner, 0)
+    asked = {"prefix": "no such/", "operation": new_operation()}
+    taken = cost(database, owner, lambda: owner.call("tensorage_remove_all", asked))
+    assert taken == 0
+
+
 def test_full_quota_lets_one_delete(owner: Caller, database: Connection) -> None:
     key = new_key()
     owner.store(key, np.zeros(1000, "u1"))

@@ -223,3 +223,75 @@ def test_deleted_user_s_token_is_nobody_s(
     assert upload(leaving, f"{leaving.id}/another file").status_code != 200
     assert remove(leaving, [f"{leaving.id}/a file"]) == []
     assert content_of(leaving, f"{leaving.id}/a file") is None
+
+
+def _is_shared(key: str, owner: Caller, reader: Caller) -> bool:
+    return reader.call("tensorage_open", key=key, owner=owner.email).status_code == 200
+
+
+@pytest.mark.parametrize("below", ["array", "file"])
+def test_renaming_all_shares_nothing_that_is_below_the_new_prefix_already(
+    below: str, owner: Caller, other: Caller
+) -> None:
+    """The share of the old prefix would let its readers have it."""
+    old, new = f"{new_key()}/", f"{new_key()}/"
+    owner.store(f"{old}1", _ARRAY)
+    owner.store(f"{old}sub/2", _ARRAY)
+    answer_of(owner.call("tensorage_share", key=old, readers=[other.email]))
+    answer_of(owner.call("tensorage_share", key=f"{old}sub/", readers=[other.email]))
+    answer_of(owner.call("tensorage_share", key=f"{old}1", readers=[other.email]))
+    private = f"{new}private"
+    if below == "array":
+        owner.store(private, _ARRAY)
+    else:
+        assert upload(owner, f"{owner.id}/{private}").status_code == 200
+    answer_of(owner.call("tensorage_rename_all", prefix=old, new_prefix=new))
+    assert not _is_shared(private, owner, other)
+    assert content_of(other, f"{owner.id}/{private}") is None
+    # The share of an array goes along, and so does that of a prefix with nothing else below its new name.
+    assert {share["key"] for share in answer_of(owner.call("tensorage_shares"))} == {
+        old,
+        f"{new}sub/",
+        f"{new}1",
+    }
+    assert _is_shared(f"{new}1", owner, other)
+    assert _is_shared(f"{new}sub/2", owner, other)
+
+
+def test_renaming_all_leaves_the_shares_of_files(owner: Caller, other: Caller) -> None:
+    """A file is not renamed: its share would be one of an array that has the same name below the new prefix."""
+    old, new = f"{new_key()}/", f"{new_key()}/"
+    owner.store(f"{old}1", _ARRAY)
+    owner.store(f"{new}notes", _ARRAY)
+    assert upload(owner, f"{owner.id}/{old}notes", b"notes").status_code == 200
+    answer_of(owner.call("tensorage_share", key=f"{old}notes", readers=[other.email]))
+    answer_of(owner.call("tensorage_rename_all", prefix=old, new_prefix=new))
+    assert not _is_shared(f"{new}notes", owner, other)
+    assert content_of(other, f"{owner.id}/{old}notes") == b"notes"
+
+
+def test_renaming_all_leaves_no_share_of_an_old_key(owner: Caller, other: Caller) -> None:
+    """It would be one of the next array under that key, also where the new key can have no share of its own."""
+    key = new_key()
+    owner.store(key, _ARRAY)
+    answer_of(owner.call("tensorage_share", key=key, readers=[other.email]))
+    answer_of(owner.call("tensorage_rename_all", prefix=key, new_prefix=f"{key}/"))
+    owner.store(key, _ARRAY)
+    assert not _is_shared(key, owner, other)
+    assert answer_of(owner.call("tensorage_shares")) == []
+
+
+def test_records_tell_of_shares_that_come_with_an_array_and_of_arrays_that_are_renamed_over(
+    owner: Caller,
+) -> None:
+    first, second = new_key(), new_key()
+    owner.store(first, _ARRAY, is_shared=True)
+    owner.store(second, _ARRAY)
+    answer_of(owner.call("tensorage_rename", key=second, new_key=first, overwrite=True))
+    records = answer_of(owner.call("tensorage_audit", key=first))
+    assert [(record["action"], record["detail"]) for record in records] == [
+        ("renamed", second),
+        ("replaced", None),
+        ("shared", None),
+        ("created", None),
+    ]
