@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from clusters import dsn
 from crowds import BLOCK, BLOCKS, ME, SHARER, STRANGER, Numbers, Project, buffers
-from sql.api import binary, whole
+from sql.api import binary, transaction, whole
 from sql.objects import entry, metadata
 
 from tensorage.embedded.migrate import migrate
@@ -145,6 +145,8 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
         )
         of = "" if whose == "own" else f", '{SHARER}@example.com'"
         yield f"open, {whose}", Call(f"select public.tensorage_open('{key}'{of})")
+        of_one = f"null{of}" if of else "null, null"
+        yield f"read_many, {whose}", Call(f"select public.tensorage_read_many('{{{key}}}', {of_one}, 0)")
         for count in (1, 64):
             numbers = _array([at // BLOCK for at in _spread(count, blocks)])
             yield (
@@ -200,6 +202,15 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             looks=64,
         ),
     )
+    steps = transaction(
+        ("tensorage_store", whole(row, key="new")),
+        ("tensorage_append", whole(row, key=name)),
+        ("tensorage_append", whole(row, key=f"shared {name}", owner=f"{SHARER}@example.com")),
+        keys=["new", name],
+        appended=[{"key": f"shared {name}", "owner": f"{SHARER}@example.com"}],
+        assigned=[{"data_id": n.own, "version": 1}],
+    )
+    yield "transact", Call(f"select public.tensorage_transact({_request(steps)})")
     assign = _begun(f"begin_assign({n.own}, 1)")
     yield "begin_assign", Call(f"select public.tensorage_begin_assign({n.own}, 1)")
     yield "patch", Call(_patch(near), (assign,))
@@ -302,6 +313,15 @@ def _other_reads() -> Iterator[tuple[str, Call]]:
     yield "catalogue of nothing", Call("select public.tensorage_catalogue('no such')")
     yield "catalogue of a page", Call("select public.tensorage_catalogue('few', max_rows => 1)")
     yield "catalogue by attributes", Call("""select public.tensorage_catalogue(attrs => '{"no": "such"}')""")
+    for below in ("no such", "few"):
+        yield (
+            f"read_many below {below}",
+            Call(f"select public.tensorage_read_many(below => '{below}', max_bytes => 0)"),
+        )
+    yield (
+        "read_many of nothing",
+        Call("select public.outcome('select public.tensorage_read_many(''{no such}'')')"),
+    )
     yield "usage", Call("select public.tensorage_usage()")
     yield "doctor", Call("select public.tensorage_doctor()")
     yield (
