@@ -25,6 +25,8 @@ from matrix.world import (
 from sql.api import Json, binary, new_key, new_operation, transaction, whole
 from sql.objects import entry, metadata, name_of, parse_shards
 
+from tensorage.backend.wire.header import SCHEMA_VERSION
+
 NEW_SHAPE = {"shape": [4, 3], "dtype": "<i4", "chunk": 12}
 READER = "somebody@example.com"
 OWN_ROWS = ROWS % 7
@@ -579,10 +581,10 @@ SHARING = [
         "tensorage_doctor",
         Kind.PROJECT,
         lambda w, p: {},
-        lambda w, p, said: said and said["schema_version"] == 5,
+        lambda w, p, said: said and said["schema_version"] == SCHEMA_VERSION,
         "rows",
     ),
-    _operation("tensorage_version", Kind.VERSION, lambda w, p: {}, lambda w, p, said: said == 5),
+    _operation("tensorage_version", Kind.VERSION, lambda w, p: {}, lambda w, p, said: said == SCHEMA_VERSION),
 ]
 
 # Storing and deleting -----------------------------------------------------------------------------------

@@ -328,10 +328,28 @@ def _remove_own(w: World, p: Person) -> Outcome:
     return Outcome([answer], w.content(name) is None)
 
 
+def _remove_left(w: World, p: Person) -> Outcome:
+    """Delete an object that the caller's writing to an array of the owner has left."""
+    data_id = w.one(
+        "insert into public.datasets (user_id, writer, key, shape, dtype, block_size, expires_at) "
+        "values (%s, %s, 'lab/left', '{0}', '<i4', 1, '-infinity') returning id",
+        w.owner.id,
+        p.id or w.bystander.id,
+    )
+    name = f"{w.owner.id}/{data_id}/c/0"
+    w.database.execute("insert into storage.objects (bucket_id, name) values (%s, %s)", [BUCKET, name])
+    answer = storage(p.caller, "DELETE", f"/object/{BUCKET}", json={"prefixes": [name]})
+    # Seen for this alone, and read by nobody.
+    w.database.execute("delete from public.datasets where id = %s", [data_id])
+    gone = w.database.execute("delete from storage.objects where name = %s", [name]).rowcount == 0
+    return Outcome([answer], gone)
+
+
 _MOVE, _COPY = "POST /object/move", "POST /object/copy"
 
 WRITING = [
     _operation("DELETE /object/{bucket}", "own file", Kind.OWN, _remove_own, is_quiet=True),
+    _operation("DELETE /object/{bucket}", "that own writing has left", Kind.OWN, _remove_left, is_quiet=True),
     _remove("an object that was left", Kind.MANAGE, lambda w: w.things.left_object, "leftover", many=True),
     _operation("POST /object/{bucket}/{name:path}", "own file", Kind.OWN, _upload_own),
     _upload(
