@@ -198,7 +198,7 @@ begin
   end if;
   -- Held until the share is there: a request that deletes the array meanwhile ends this share as well, or has done so before.
   perform tensorage.lock_key(key);
-  -- Of the arrays below a prefix, none is locked: the share outlives them, and each that was found gone would stay locked.
+  -- No array below a prefix is locked: the share outlives them, and each that was found gone would stay locked.
   if key like '%/' then
     perform from public.datasets d
       where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key and d.key <= tensorage.last_key(tensorage_share.key)
