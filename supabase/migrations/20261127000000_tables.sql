@@ -27,7 +27,8 @@
 -- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the owner's renamings (tensorage.renamings), the
 -- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards, the owner's shares
 -- (tensorage.lock_shares), and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
--- Sweeping waits for nobody: it passes by rows that are locked.
+-- Sweeping waits for nobody: it passes by rows that are locked. It comes behind all waiting as well: a request that looked before an
+-- array was replaced may wait for the row that is being swept.
 
 -- Schemas 1 to 5 were never released, and no migration leads from them: their tables would be left as they are, and their
 -- functions replaced. This stands before all else, so that nothing has changed when it raises.

@@ -198,10 +198,15 @@ begin
   end if;
   -- Held until the share is there: a request that deletes the array meanwhile ends this share as well, or has done so before.
   perform tensorage.lock_key(key);
-  perform from public.datasets d
-    where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key
-      and d.key <= case when tensorage_share.key like '%/' then tensorage.last_key(tensorage_share.key) else tensorage_share.key end
-    limit 1 for share;
+  -- No array below a prefix is locked: the share outlives them, and each that was found gone would stay locked.
+  if key like '%/' then
+    perform from public.datasets d
+      where d.user_id = me and d.state = 'committed' and d.key >= tensorage_share.key and d.key <= tensorage.last_key(tensorage_share.key)
+      limit 1;
+  else
+    perform from public.datasets d
+      where d.user_id = me and d.state = 'committed' and d.key = tensorage_share.key for share;
+  end if;
   if not found and not tensorage.has_files(key) then
     raise exception using errcode = 'TS001', message = case
       when key like '%/' then format('you have no array and no file below %L', key) else format('you have no array %L', key) end;

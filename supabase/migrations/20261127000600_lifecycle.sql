@@ -56,7 +56,6 @@ begin
               where m.key in ('append', 'overwrite', 'is_shared') and json_typeof(m.value) not in ('boolean', 'null')) then
     raise exception using errcode = 'TS006', message = 'append, overwrite and is_shared are true or false, and nothing else';
   end if;
-  perform tensorage.sweep(64);
   if coalesce((asked ->> 'append')::boolean, false) then
     target := tensorage.find(asked ->> 'key', asked ->> 'owner', to_write => true);
     if target.id is null then
@@ -110,16 +109,19 @@ create or replace function public.tensorage_begin(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.begun(operation);
+  d public.datasets;
 begin
   if before is not null then
     return before;
   elsif not append then
     perform tensorage.check_room_for_array(key);
   end if;
-  return tensorage.answer(null, tensorage.describe(tensorage.stage(json_build_object(
+  d := tensorage.stage(json_build_object(
     'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
     'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr,
-    'owner', owner))));
+    'owner', owner));
+  perform tensorage.sweep(64);
+  return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
 
@@ -136,7 +138,6 @@ begin
   if before is not null then
     return before;
   end if;
-  perform tensorage.sweep(64);
   target := tensorage.assignable(data_id, version, engine);
   insert into public.datasets (
       user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, assign_to, assign_version, expires_at)
@@ -145,6 +146,7 @@ begin
       tensorage_begin_assign.operation, target.id, target.version, now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
+  perform tensorage.sweep(64);
   return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
@@ -162,7 +164,6 @@ begin
   if before is not null then
     return before;
   end if;
-  perform tensorage.sweep(64);
   select * into target from public.datasets s where s.id = tensorage_begin_append.data_id;
   if (target.user_id = tensorage.me() or tensorage.is_shared_with_me(target.user_id, target.key, true)) is not true then
     perform tensorage.raise_not_writable(target, 'TS003', 'the array to append to has changed since it was opened');
@@ -179,6 +180,7 @@ begin
       target.zarr, tensorage_begin_append.operation, target.id, target.shape[1], now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
+  perform tensorage.sweep(64);
   return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
