@@ -519,17 +519,30 @@ class TensorStore(MutableMapping[str, Any]):
             for entry in store.catalogue("exp/", where={"units": "K"}):
                 print(entry.key, entry.shape, entry.dtype, entry.nbytes, entry.stored_bytes)
         """
-        glob = None if glob is None else self.prefix + glob
+        glob = self._full_key_or_none(glob)
         return list(
             self.arrays.entries(self._full_prefix(prefix), glob, None if where is None else as_attrs(where))
         )
+
+    def _full_key_or_none(self, glob: str | None) -> str | None:
+        return None if glob is None else self.full_key(glob)
 
     def _full_key_or_all(self, key: str | None) -> str | None:
         """Return the whole key, or the prefix of the group, of which None stands for all."""
         return self.full_key(key) if key is not None else self.prefix or None
 
     def remove_all(self, prefix: str) -> int:
-        """Delete all arrays whose keys begin with `prefix`, in one transaction, and return their number."""
+        """Delete all arrays whose keys begin with `prefix`, in one transaction, and return their number.
+
+        Raises
+        ------
+        InvalidInputError
+            If the prefix is empty. `clear` deletes all arrays.
+        """
+        if prefix == "":
+            raise InvalidInputError(
+                "deleting the arrays below '': every key begins so. To delete all arrays, call clear()"
+            )
         return self.arrays.remove_all(self._full_prefix(prefix))
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:

@@ -166,6 +166,11 @@ class TestManyAtOnce:
         assert store.remove_all("exp/") == 2
         assert store.keys() == ["expo"]
         assert store.remove_all("exp/") == 0
+        # A variable that is empty by mistake would do.
+        for some in (store, store.group("exp")):
+            with pytest.raises(tensorage.InvalidInputError, match=r"clear\(\)"):
+                some.remove_all("")
+        assert store.keys() == ["expo"]
 
     def test_rename_all(self, store: TensorStore) -> None:
         for key in ("a", "aa", "aaa"):

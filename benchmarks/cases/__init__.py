@@ -19,6 +19,7 @@ from benchmarks.cases.selections import last_axis, samples
 from benchmarks.cases.server import bodies, small_calls, starts
 from benchmarks.cases.sharing import sharing
 from benchmarks.cases.small import small_arrays
+from benchmarks.cases.together import together
 from benchmarks.measure import Result
 
 __all__ = ["CASES", "ONLY_WHEN_NAMED", "Case"]
@@ -32,6 +33,7 @@ CASES: tuple[Case, ...] = (
     samples,
     last_axis,
     small_arrays,
+    together,
     background,
     json_rows,
     objects,

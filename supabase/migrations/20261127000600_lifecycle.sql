@@ -392,6 +392,8 @@ begin
     perform tensorage.note(d.user_id, 'replaced', new_key);
   end if;
   perform tensorage.note(d.user_id, 'renamed', new_key, key);
+  -- The new key may be shared with fewer.
+  perform tensorage.end_writes_of_others();
   return tensorage.answer(operation, tensorage.describe_and_sweep(d));
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', new_key);
@@ -499,6 +501,7 @@ begin
   perform tensorage.move_all_shares(prefix, new_prefix, keys, prefixes);
   perform tensorage.note(me, 'renamed', s.key, prefix || substr(s.key, length(new_prefix) + 1))
      from public.datasets s where s.id = any (ids) order by s.key;
+  perform tensorage.end_writes_of_others();
   return tensorage.answer(operation, json_build_object('keys', cardinality(ids)));
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('keys that begin with %L are taken', new_prefix);

@@ -191,6 +191,8 @@ declare
   seen int := 0;
   merged int := 0;
 begin
+  -- A request that just replaces the array is waited for: else neither the old nor the new one would be found.
+  perform tensorage.lock_key(key);
   select * into d from public.datasets s
    where s.user_id = tensorage.me() and s.key = tensorage_compact.key and s.state = 'committed' for update;
   if d.id is null then

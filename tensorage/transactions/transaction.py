@@ -38,6 +38,9 @@ class Store(Protocol):
         attrs: Mapping[str, Any] | None = None,
         dims: Sequence[str] | None = None,
         engine: EngineChoice | None = None,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
     ) -> object:
         """Store an array with its options."""
         ...
@@ -159,8 +162,11 @@ class Transaction:
         attrs: Mapping[str, Any] | None = None,
         dims: Sequence[str] | None = None,
         engine: EngineChoice | None = None,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
     ) -> None:
-        """Store an array with attributes and names of axes.
+        """Store an array with attributes, names of axes and a layout.
 
         Parameters
         ----------
@@ -170,9 +176,13 @@ class Transaction:
             Names of the axes.
         engine
             Engine of the array, by default that of the store.
+        chunks, shards, codecs
+            Layout of an array of Storage: see `tensorage.TensorStore.write`.
         """
         self._check(key, array)
-        self._store.write(key, array, attrs=attrs, dims=dims, engine=engine)
+        self._store.write(
+            key, array, attrs=attrs, dims=dims, engine=engine, chunks=chunks, shards=shards, codecs=codecs
+        )
 
     def append(self, key: str, data: npt.ArrayLike) -> None:
         """Add rows at the end of the first axis of an array.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from chaos.model import ROW, Array, State, Stored, log_rows
@@ -242,6 +242,28 @@ class Delete(Operation):
 
     def then(self, state: State) -> State:
         return {key: stored for key, stored in state.items() if key != self.key}
+
+
+@dataclass(frozen=True)
+class Transact(Operation):
+    """Several operations in one step, each of them of other keys."""
+
+    parts: tuple[Operation, ...]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return [key for part in self.parts for key in part.keys]
+
+    def do(self, store: TensorStore) -> None:
+        with store.transaction() as tx:
+            for part in self.parts:
+                # A transaction has the methods of a store that the parts call.
+                part.do(cast("TensorStore", tx))
+
+    def then(self, state: State) -> State:
+        for part in self.parts:
+            state = part.then(state)
+        return state
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from chaos.operations import (
     Overwrite,
     Rename,
     Sweep,
+    Transact,
     Write,
 )
 
@@ -226,6 +227,21 @@ def _delete(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     return Delete(kind, engine, drawer.key_of(engine, kind), drawer.number())
 
 
+def _transact(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
+    """Store an array, change another one, and delete a third, if there is one."""
+    rng, key, is_staged = drawer.rng, drawer.key_of(engine, kind), kind == "staged transaction"
+    rows = rng.randint(90, 130) if is_staged else rng.randint(1, SMALL)
+    dtype = drawer.dtype_of(key)
+    made = Write("store", engine, drawer.free(), drawer.number(), rows, drawer.dtype())
+    changed: Operation = Append("append", engine, key, drawer.number(), rows, dtype)
+    if rng.random() < 0.5:
+        there = min(len(drawer.state[key].array), rows)
+        changed = Assign("assign", engine, key, drawer.number(), there, 0, rng.choice([1, 2, 3]), dtype)
+    others = [other for other in drawer.state if other != key]
+    gone = [Delete("delete", engine, rng.choice(others), drawer.number())] if others else []
+    return Transact(kind, engine, key, drawer.number(), (made, changed, *gone))
+
+
 def _sweep(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     return Sweep(kind, engine, drawer.free(), drawer.number())
 
@@ -244,6 +260,8 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
     "rename": _rename,
     "delete": _delete,
     "sweep": _sweep,
+    "transaction": _transact,
+    "staged transaction": _transact,
 }
 
 _NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "sweep"})
@@ -252,6 +270,9 @@ _NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill",
 _STAGED = frozenset(
     {"staged write", "write from blocks", "fill", "staged append", "staged assign", "copy", "overwrite"}
 )
+
+#: Operations that end with the one request of a transaction.
+_TRANSACTIONS = frozenset({"transaction", "staged transaction"})
 
 #: Operations that end with a commit only in Storage.
 _STAGED_IN_STORAGE = frozenset({"store", "append", "assign"})
@@ -317,6 +338,8 @@ def _draw_kill(rng: random.Random, victim: int, subject: tuple[str, Engine]) -> 
         return Kill(target, victim, None, delay_s=rng.uniform(0, 0.2), holds=holds, freezes=freezes)
     phase = rng.choice(list(Phase))
     kind, engine = subject
+    if drawn < 0.35 and kind in _TRANSACTIONS:
+        return Kill(target, victim, phase, "transact", 1, holds=holds, freezes=freezes)
     if drawn < 0.55 and (kind in _STAGED or (engine == "storage" and kind in _STAGED_IN_STORAGE)):
         staging = "put_shards" if engine == "storage" else "patch" if kind == "staged assign" else "put"
         function = "commit" if drawn < 0.35 else staging

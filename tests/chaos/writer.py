@@ -25,6 +25,7 @@ from tensorage.backend.blocks import writing as block_writing
 from tensorage.backend.zarr import writing as zarr_writing
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.indexing import runs
+from tensorage.transactions import recorder
 
 #: Errors that a writer may get though nobody but it writes to its keys: work that was not on disk yet is lost.
 _EXPECTED = (tensorage.ChangedError, tensorage.IncompleteTensorError)
@@ -159,7 +160,7 @@ def _serve(pipe: Connection, project: Project, user: User, fault: str | None) ->
     # Ctrl-C is for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("tensorage").setLevel(logging.ERROR)
-    for module in (runs, block_writing, block_engine):
+    for module in (runs, block_writing, block_engine, recorder):
         module.MAX_REQUEST_BYTES = REQUEST_BYTES
     zarr_writing.RECORDS_PER_REQUEST = 2
     deliberate.commit(fault)

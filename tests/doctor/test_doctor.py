@@ -29,6 +29,7 @@ from proxy import Proxy
 from run_page import blocks
 
 from tensorage import quotas
+from tensorage.backend.wire.header import SCHEMA_VERSION
 from tensorage.cli import main
 from tensorage.config import Configuration
 from tensorage.doctor import expected, findings, report
@@ -118,9 +119,9 @@ BREAKS = {
         ["function-changed"], "tensorage.my_readers",
     ),
     "doctor's function changed": (
-        """create or replace function public.tensorage_doctor() returns json
+        f"""create or replace function public.tensorage_doctor() returns json
            language sql security definer set search_path = pg_catalog, pg_temp
-           as $$ select '{"schema_version": 5}'::json $$""",
+           as $$ select json_build_object('schema_version', {SCHEMA_VERSION}) $$""",
         ["function-changed"], "public.tensorage_doctor",
     ),
     "function dropped": (
@@ -165,7 +166,7 @@ def test_a_healthy_project_has_no_finding(patient: Patient) -> None:
     (data_dir,) = [str(patient.running.data_dir)]
     seen = patient.examine("--local", "--data-dir", data_dir, SUPABASE_URL=None, SUPABASE_KEY=None)
     assert seen.report["findings"] == []
-    assert seen.report["facts"]["schema"] == "version 6"
+    assert seen.report["facts"]["schema"] == f"version {SCHEMA_VERSION}"
     assert seen.report["facts"]["statement time-out"] == "8 s for users"
 
 

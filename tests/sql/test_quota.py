@@ -687,7 +687,7 @@ def test_totals_are_nobody_s_to_see_or_change(owner: Caller, database: Connectio
                 database.execute(f"select tensorage.{call}", parameters)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("end", ["unshare", "share for reading", "unshare the prefix"])
+@pytest.mark.parametrize("end", ["unshare", "share for reading", "unshare the prefix", "rename"])
 def test_room_that_a_sharee_reserved_is_the_owners_again_when_the_share_ends(
     end: str, owner: Caller, other: Caller, database: Connection
 ) -> None:
@@ -700,6 +700,15 @@ def test_room_that_a_sharee_reserved_is_the_owners_again_when_the_share_ends(
     assert used_beside_records(database, owner) >= before + 4 * 10**6
     if end == "share for reading":
         answer_of(owner.call("tensorage_share", key=pattern, readers=[other.email]))
+    elif end == "rename":
+        # The share of a key goes with it, that of a prefix does not.
+        answer_of(
+            owner.call(
+                "tensorage_share", key=f"{key.partition('/')[0]}/", readers=[other.email], can_write=True
+            )
+        )
+        answer_of(owner.call("tensorage_unshare", key=key))
+        answer_of(owner.call("tensorage_rename", key=key, new_key=new_key()))
     else:
         answer_of(owner.call("tensorage_unshare", key=pattern))
     assert used_beside_records(database, owner) <= before
