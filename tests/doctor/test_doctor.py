@@ -43,6 +43,8 @@ from tensorage.signin import keys
 ROOT = Path(__file__).parents[2]
 UNINSTALL = blocks(ROOT / "docs" / "troubleshooting.md", "postgresql")[0].content
 
+_VERSION = "create or replace function public.tensorage_version() returns int language sql as 'select {}'"
+
 RELOAD = "notify pgrst, 'reload schema';"
 BUCKET = "bucket tensors"
 
@@ -246,23 +248,19 @@ def test_without_the_schema_of_the_inner_parts(patient: Patient) -> None:
 
 def test_an_older_schema(patient: Patient) -> None:
     """Schemas before the first release cannot be migrated, and the remedy leads to the SQL that removes them."""
-    patient.execute(
-        "create or replace function public.tensorage_version() returns int language sql as 'select 4'"
-    )
+    patient.execute(_VERSION.format(SCHEMA_VERSION - 1))
     seen = patient.examine()
     assert set(seen.findings) == {"schema-version"}
     assert seen.status == 1
     found = seen.the("schema-version", "schema")
-    assert "version 4, older than this client's 5" in found["message"]
+    assert f"version {SCHEMA_VERSION - 1}, older than this client's {SCHEMA_VERSION}" in found["message"]
     assert 'remove that schema (the page "Troubleshooting"' in found["remedy"]
     patient.execute(UNINSTALL)
     patient.cure(found["remedy"])
 
 
 def test_a_newer_schema(patient: Patient) -> None:
-    patient.execute(
-        "create or replace function public.tensorage_version() returns int language sql as 'select 6'"
-    )
+    patient.execute(_VERSION.format(SCHEMA_VERSION + 1))
     assert "pip install -U" in patient.examine().the("schema-version", "schema")["remedy"]
     patient.cure("Apply the migrations")
 
