@@ -236,7 +236,7 @@ begin
 end
 $$;
 
--- The array as a writer opened it, locked against other writers, if the caller may write to it. Of any engine if that is null.
+-- The array as a writer opened it, locked against other writers, if the caller may write to it.
 create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
 returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -257,6 +257,6 @@ begin
              or coalesce(assignable.version between d.stable_since and d.version, false)) then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
-  return case when engine is null then d else tensorage.of_engine(d, engine) end;
+  return tensorage.of_engine(d, engine);
 end
 $$;

@@ -41,7 +41,10 @@ begin
   perform from public.datasets d where d.id = any (others) order by d.id for update;
   for assigned in select json_array_elements(asked -> 'assigned') loop
     continue when assigned ->> 'version' is null;
-    perform tensorage.assignable((assigned ->> 'data_id')::bigint, (assigned ->> 'version')::bigint, null);
+    -- Of whichever engine: the step says which it is for. One that is gone has changed.
+    perform tensorage.assignable(
+      (assigned ->> 'data_id')::bigint, (assigned ->> 'version')::bigint,
+      coalesce((select d.engine from public.datasets d where d.id = (assigned ->> 'data_id')::bigint), 'database'));
   end loop;
   select d.key into changed from public.datasets d
    where d.user_id = me and d.key = any (replaced) and d.state = 'committed'

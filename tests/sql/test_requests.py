@@ -142,7 +142,7 @@ _BAD_METAS: list[Any] = [
     {"dtype": "float32"},
     {"dtype": ">i4"},
     {"dtype": "|O"},
-    {"dtype": "<U4"},
+    {"dtype": ">U4"},
     {"dtype": "<i3"},
     {"dtype": "<f99999999999"},
     {"dtype": "<m8[" + "a" * 33 + "]"},
