@@ -14,7 +14,13 @@ import numpy.typing as npt
 from tensorage.adapters.labelled import check_index, coord_of, labels_of
 from tensorage.backend.arrays import Arrays
 from tensorage.dtypes import is_number, is_small_float
-from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputError, KeyNotFoundError
+from tensorage.errors import (
+    ChangedError,
+    DTypeError,
+    IncompleteTensorError,
+    InvalidInputError,
+    KeyNotFoundError,
+)
 from tensorage.interchange.entries import Entry
 from tensorage.interchange.marks import Mark, Parts, is_mark, mark_of
 from tensorage.model.coords import Coord, check_name, coords_of, encode_coords
@@ -129,15 +135,18 @@ def group_of(arrays: Arrays, key: str) -> tuple[Mark | None, dict[str, Dataset]]
     KeyNotFoundError
         If there is neither.
     """
+    below = f"{key}/" if key else ""
     for _ in range(_MAX_LOOKS):
         before = _mark_entry(arrays, key)
-        found = {entry.key[len(key) + 1 :]: entry for entry in arrays.entries(f"{key}/")}
+        found = {entry.key[len(below) :]: entry for entry in arrays.entries(below)}
         # A Dataset is stored with its mark in one step. With the same mark, all entries are of the same Dataset.
         after = _mark_entry(arrays, key)
         if (before and (before.id, before.version)) == (after and (after.id, after.version)):
             break
+    else:
+        raise ChangedError(f"opening {key!r} as a group: somebody stores it anew all the time")
     if after is None and not found:
-        raise KeyNotFoundError(f"opening {key!r} as a group: no key begins with {key + '/'!r}")
+        raise KeyNotFoundError(f"opening {key!r} as a group: no key begins with {below!r}")
     return None if after is None else mark_of(after), found
 
 

@@ -232,7 +232,7 @@ def _coords(dataset: h5py.Dataset, dims: Sequence[str] | None, left: Left) -> di
                 continue
             if _reason_against(scale.dtype) is not None:
                 continue
-            # What the scale's attributes lack is told where the scale is an array of its own.
+            # Attributes without a place are told where the scale is an array of its own.
             found = entry_of_hdf5(scale, name, Left(left.asked))
             if scale.nbytes <= MAX_LABELS_BYTES and (
                 is_number(found.source.dtype) or found.source.dtype.kind == "U"

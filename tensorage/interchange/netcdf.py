@@ -95,18 +95,20 @@ def _open(path: Path) -> dict[str, xr.Dataset]:
     spans = xr.coders.CFTimedeltaCoder(decode_via_units=False)
     options: dict[str, Any] = {"cache": False, "decode_timedelta": spans}
     try:
-        try:
-            return dict(xr.open_groups(path, **options))
-        except NotImplementedError:
-            # The older format has no groups.
+        if _is_older(path):
             return {"/": xr.open_dataset(path, **options)}
+        return dict(xr.open_groups(path, **options))
     except (ValueError, ImportError) as error:
-        if "engine" not in str(error) and "backend" not in str(error):
-            raise
         raise InvalidInputError(
-            f"importing {str(path)!r}: xarray cannot open it ({error}). It is no file of NetCDF, or a package is "
-            "missing: pip install 'tensorage[netcdf]>=0.2'"
+            f"importing {str(path)!r}: xarray cannot open it ({error}). It is damaged or no file of NetCDF, or a "
+            "package is missing: pip install 'tensorage[netcdf]>=0.2'"
         ) from error
+
+
+def _is_older(path: Path) -> bool:
+    """Tell whether a file is of the older format, which has no groups, and whose readers in xarray know of none."""
+    with path.open("rb") as file:
+        return file.read(3) == b"CDF"
 
 
 def _plain(dataset: xr.Dataset, place: str, left: Left) -> xr.Dataset:

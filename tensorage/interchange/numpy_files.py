@@ -38,8 +38,10 @@ def entries_of_npy(path: Path, left: Left, skipped: Collection[str]) -> Iterator
 def entries_of_npz(path: Path, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
     """Yield the arrays of a file. Each is read whole when it is asked for."""
     del left
-    with np.load(path, allow_pickle=False) as arrays:
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
+    # Opened here: numpy leaves a file open that is no archive.
+    with path.open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
             raise InvalidInputError(
                 f"importing {str(path)!r}: it is no .npz file, but a .npy file of one array"
             )

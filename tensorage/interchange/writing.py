@@ -152,7 +152,7 @@ def _write_netcdf(
     )
     made = {}
     for name in groups:
-        own = posixpath.join(group, name) if group else name
+        own = "/".join(filter(None, (group, name)))
         has_arrays = name in marks or any(posixpath.dirname(one) == name for one in found if one not in marks)
         made[name] = open_group(arrays, own) if has_arrays else _empty()
     write_netcdf(path, made, left)

@@ -41,7 +41,12 @@ def write_npy(path: Path) -> dict[str, Array]:
 
 
 def write_npz(path: Path) -> dict[str, Array]:
-    arrays = {"x": GRID, "group/y": np.array(3), "empty": np.zeros((0, 2), "i2"), "names": np.array(["a", "büc"])}
+    arrays = {
+        "x": GRID,
+        "group/y": np.array(3),
+        "empty": np.zeros((0, 2), "i2"),
+        "names": np.array(["a", "büc"]),
+    }
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # names of arrays, and no options
     return arrays
 
@@ -139,7 +144,9 @@ def labelled_h5(path: Path) -> None:
         file["w/lat"].attrs["units"] = "degrees"
         file["w/lat"].make_scale("lat")
         file["w/t2m"] = GRID
-        file["w/t2m"].attrs.update({"units": "K", "levels": [1, 2], "names": ["a", "b"], "scale": np.float32(0.5)})
+        file["w/t2m"].attrs.update(
+            {"units": "K", "levels": [1, 2], "names": ["a", "b"], "scale": np.float32(0.5)}
+        )
         file["w/t2m"].dims[0].label = "time"
         file["w/t2m"].dims[1].attach_scale(file["w/lat"])
         file["w"].attrs["source"] = np.bytes_(b"station")
@@ -207,7 +214,8 @@ def weather() -> xr.Dataset:
 
 def test_netcdf_with_groups(store: TensorStore, tmp_path: Path) -> None:
     weather().to_netcdf(tmp_path / "w.nc", engine="h5netcdf")
-    weather().isel(time=0).to_netcdf(tmp_path / "w.nc", engine="h5netcdf", mode="a", group="first/day")
+    day = weather().isel(time=0).drop_vars("time")
+    day.to_netcdf(tmp_path / "w.nc", engine="h5netcdf", mode="a", group="first/day")
     keys = store.import_file(tmp_path / "w.nc", "in/")
     assert {"in", "in/t2m", "in/first/day", "in/first/day/land"} <= set(keys)
     with xr.open_dataset(tmp_path / "w.nc") as wanted:
@@ -260,7 +268,9 @@ def test_attributes_without_a_place_are_named(store: TensorStore, tmp_path: Path
     with pytest.warns(UserWarning, match="left out") as caught:
         assert store.import_file(tmp_path / "a.h5") == ["x"]
     (text,) = [str(one.message) for one in caught]
-    assert all(f"attribute {name!r} of '/x'" in text for name in ("missing", "where", "none", "pair", "bytes"))
+    assert all(
+        f"attribute {name!r} of '/x'" in text for name in ("missing", "where", "none", "pair", "bytes")
+    )
     assert dict(store.open("x").attrs) == {"ok": 1}
 
 
@@ -356,7 +366,7 @@ def test_names_to_skip(store: TensorStore, tmp_path: Path) -> None:
         WRITERS[name](tmp_path / name)
     assert store.import_file(tmp_path / "a.npz", "1/", skip=["x", "names"]) == ["1/empty", "1/group/y"]
     assert store.import_file(tmp_path / "a.h5", "2/", skip=["deep", "flags"]) == ["2/grid", "2/records"]
-    assert store.import_file(tmp_path / "a.zarr", "3/", skip=["deep/er/"]) == ["3/deep", "3/grid"][1:]
+    assert store.import_file(tmp_path / "a.zarr", "3/", skip=["deep/er/"]) == ["3/grid"]
     assert store.import_file(tmp_path / "a.nc", "4/", skip=["n"]) == ["4", "4/grid"]
     with pytest.raises(InvalidInputError, match="skip is a list of names"):
         store.import_file(tmp_path / "a.npz", skip="x")
@@ -379,6 +389,11 @@ def objects_npy(path: Path) -> None:
 def npz_as_npy(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, x=GRID)
+
+
+def write_npy_as_npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, GRID)
 
 
 def broken_member(path: Path) -> None:
@@ -407,6 +422,7 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], type[TensorageError], str]]
     ("a.npy", cut, CorruptTensorError, "cannot be read"),
     ("a.npy", objects_npy, CorruptTensorError, "Object arrays cannot be loaded"),
     ("a.npy", npz_as_npy, InvalidInputError, "it is no .npy file"),
+    ("a.npz", write_npy_as_npz, InvalidInputError, "it is no .npz file"),
     ("a.npz", no_numbers, CorruptTensorError, "cannot be read"),
     ("a.npz", cut, CorruptTensorError, "cannot be read"),
     ("a.npz", broken_member, CorruptTensorError, "cannot be read"),
@@ -421,7 +437,12 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], type[TensorageError], str]]
 
 @pytest.mark.parametrize(("name", "make", "kind", "said"), BAD_FILES)
 def test_bad_files(
-    store: TensorStore, tmp_path: Path, name: str, make: Callable[[Path], object], kind: type[Exception], said: str
+    store: TensorStore,
+    tmp_path: Path,
+    name: str,
+    make: Callable[[Path], object],
+    kind: type[Exception],
+    said: str,
 ) -> None:
     make(tmp_path / name)
     with pytest.raises(kind, match=said):
@@ -457,7 +478,9 @@ def test_a_prefix_is_text(store: TensorStore, tmp_path: Path) -> None:
 @pytest.fixture
 def filled(store: TensorStore) -> TensorStore:
     """A store with a group of labelled arrays."""
-    store.write("g/t2m", GRID, attrs={"units": "K", "levels": [1, 2], "on": True}, dims=("time", "lat", "lon"))
+    store.write(
+        "g/t2m", GRID, attrs={"units": "K", "levels": [1, 2], "on": True}, dims=("time", "lat", "lon")
+    )
     store.open("g/t2m").coords = {
         "lat": ("lat", LAT, {"units": "degrees"}),
         "area": (("lat", "lon"), np.ones((3, 4))),
@@ -482,7 +505,9 @@ def test_a_group_goes_out_and_comes_in(filled: TensorStore, tmp_path: Path, suff
         filled.export("g", path)
     assert left_in(tmp_path) == [path.name]
     keys = filled.import_file(path, "back/")
-    wanted = {key.removeprefix("g/") for key in filled.keys("g/")} | (set() if suffix == ".npz" else {"lat", "area"})
+    wanted = {key.removeprefix("g/") for key in filled.keys("g/")} | (
+        set() if suffix == ".npz" else {"lat", "area"}
+    )
     assert {key.removeprefix("back/") for key in keys} == wanted
     for key in filled.keys("g/"):
         assert_same(filled[f"back/{key.removeprefix('g/')}"], filled[key])
@@ -542,7 +567,9 @@ def test_a_dataset_goes_out(store: TensorStore, tmp_path: Path, suffix: str) -> 
     assert set(back.indexes) == set(weather().indexes)
 
 
-def test_large_arrays_go_out_in_blocks(store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_arrays_go_out_in_blocks(
+    store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tensorage.interchange.grouped.BLOCK_BYTES", 50)
     store["x"] = GRID
     for suffix in (".npy", ".npz", ".h5", ".zarr"):
@@ -579,7 +606,7 @@ BAD_EXPORTS: list[tuple[str, str, type[TensorageError], str]] = [
     ("small", "x.npz", DTypeError, "no place for dtype bfloat16"),
     ("small", "x.h5", DTypeError, "no place for dtype bfloat16"),
     ("times", "x.h5", DTypeError, "HDF5 has no place for dtype"),
-    ("complex", "x.nc", DTypeError, "NetCDF has no place for"),
+    ("times", "x.nc", DTypeError, "NetCDF has no place for"),
 ]
 
 
@@ -592,7 +619,6 @@ def test_exports_that_are_refused(
     filled["both"], filled["both/x"], filled["dots/../x"] = [1], [2], [3]
     filled["small"] = np.zeros(3, ml_dtypes.bfloat16)
     filled["times"] = np.zeros(1, [("t", "M8[s]")])
-    filled["complex"] = np.zeros(1, "c8")
     with pytest.raises(kind, match=said):
         filled.export(key, tmp_path / name)
     assert left_in(tmp_path) == []
