@@ -22,8 +22,9 @@ from tensorage.adapters.labelled import append_labelled, is_dataset, is_labelled
 from tensorage.backend.arrays import Arrays
 from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
+from tensorage.dtypes import storable_dtype
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
-from tensorage.interchange.objects import entry_of_object, with_options
+from tensorage.interchange.objects import entry_of_object, is_object, with_options
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.tree import Tree
@@ -704,7 +705,11 @@ class TensorStore(MutableMapping[str, Any]):
         check_key(full)
         # All of it is checked before anything is sent.
         entries = list(entries_of_dataset(dataset, full))
+        for entry in entries:
+            check_key(f"{full}/{entry.name}")
+            storable_dtype(entry.source.dtype)
         names = {entry.name for entry in entries}
+        before = set(self.arrays.iterate_keys(f"{full}/")) if self.allow_overwrite else set()
         made: list[str] = []
         try:
             with self._together() as arrays:
@@ -713,7 +718,7 @@ class TensorStore(MutableMapping[str, Any]):
                     if is_dask(entry.source):
                         self._check_blocks_alone(below)
                         self._take_in(entry, below, arrays)
-                        made.append(below)
+                        made.extend({below} - before)
                 for entry in entries:
                     if not is_dask(entry.source):
                         self._take_in(entry, f"{full}/{entry.name}" if entry.name else full, arrays)
@@ -721,7 +726,7 @@ class TensorStore(MutableMapping[str, Any]):
                     arrays.remove(f"{full}/{name}")
         except BaseException:
             # Blocks of dask are no part of the transaction. Those that replaced an array cannot be taken back.
-            for below in () if self.allow_overwrite else made:
+            for below in made:
                 self.arrays.remove(below)
             raise
 
@@ -958,7 +963,7 @@ class TensorStore(MutableMapping[str, Any]):
             try:
                 self._append(self.full_key(key), data)
             except KeyNotFoundError:
-                rows = data if is_labelled(data) or is_dask(data) else as_array(data)
+                rows = data if is_labelled(data) or is_dask(data) or is_object(data) else as_array(data)
                 if not np.ndim(cast("Any", rows)):
                     raise InvalidInputError(
                         f"appending to {key!r}: a single value has no rows; append [value]"

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["entries_of_dataset", "group_of", "open_group"]
 
-#: Coordinates of more bytes are arrays of their own.
+#: Coordinates of more bytes are arrays of their own, and so are more of them than these together.
 MAX_LABELS_BYTES = 64 * 1024
+MAX_ALL_LABELS_BYTES = 512 * 1024
 
 #: Most looks at a group that somebody stores anew each time.
 _MAX_LOOKS = 10
@@ -69,7 +70,7 @@ def entries_of_dataset(dataset: xr.Dataset, key: str, *, has_mark: bool = True) 
     """
     for name in dataset.variables:
         check_name(f"storing {key!r}", name)
-    large = [name for name in dataset.coords if not _is_small(dataset.coords[name])]
+    large = _large_coords(dataset)
     carried: set[Any] = set()
     for name in dataset.data_vars:
         array = dataset[name].drop_vars([coord for coord in large if coord in dataset[name].coords])
@@ -115,13 +116,20 @@ def _check_numpy(key: str, dtype: object) -> None:
         )
 
 
-def _is_small(coord: xr.DataArray) -> bool:
-    dtype = coord.dtype
-    if not isinstance(dtype, np.dtype):
-        # The check of the labels says what to do.
-        return True
-    is_label = (is_number(dtype) and not is_small_float(dtype)) or dtype.kind in "UOT"
-    return is_label and coord.nbytes <= MAX_LABELS_BYTES
+def _large_coords(dataset: xr.Dataset) -> list[Any]:
+    """Return the names of the coordinates that are arrays of their own."""
+    large, room = [], MAX_ALL_LABELS_BYTES
+    for name, coord in dataset.coords.items():
+        dtype = coord.dtype
+        # Only labels are text of any length, or may be refused with advice. Text of that kind becomes smaller.
+        if not isinstance(dtype, np.dtype) or dtype.kind in "OT":
+            continue
+        is_label = (is_number(dtype) and not is_small_float(dtype)) or dtype.kind == "U"
+        if is_label and coord.nbytes <= min(MAX_LABELS_BYTES, room):
+            room -= coord.nbytes
+        else:
+            large.append(name)
+    return large
 
 
 # Opening ----------------------------------------------------------------------------------------------

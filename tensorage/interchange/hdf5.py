@@ -172,7 +172,10 @@ class Text:
 
     def __getitem__(self, region: Any) -> npt.NDArray[Any]:
         encoded = np.asarray(self._dataset[region])
-        return np.char.decode(encoded, "utf-8").astype(self.dtype)
+        decoded = np.char.decode(encoded, "utf-8")
+        if decoded.itemsize > self.dtype.itemsize:
+            raise ValueError(f"the text of {self._dataset.name!r} is longer than {self.dtype}")
+        return decoded.astype(self.dtype)
 
 
 def _reason_against(dtype: np.dtype[Any]) -> str | None:
@@ -267,6 +270,7 @@ def _write_array(file: h5py.File, item: Outgoing, left: Left) -> None:
     kept, convert = _written_dtype(item)
     try:
         made = file.create_dataset(item.name, item.shape, kept, maxshape=_maxshape(item))
+        _check_dtype(made, kept)
         for first, rows in item.blocks():
             values = convert(rows)
             if item.shape:
@@ -282,6 +286,12 @@ def _write_array(file: h5py.File, item: Outgoing, left: Left) -> None:
         made.attrs[DTYPE_ATTRIBUTE] = form_of(item.dtype)
     for axis, name in enumerate(item.dims or ()):
         made.dims[axis].label = name
+
+
+def _check_dtype(made: h5py.Dataset, wanted: Any) -> None:
+    """Refuse a dataset of another dtype than was asked for, which h5py may choose as the nearest one."""
+    if made.dtype != wanted:
+        raise TypeError(f"it would become {made.dtype}")
 
 
 def _maxshape(item: Outgoing) -> tuple[int | None, ...] | None:

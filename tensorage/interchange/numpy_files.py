@@ -47,6 +47,10 @@ def entries_of_npz(path: Path, left: Left, skipped: Collection[str]) -> Iterator
             )
         for name in arrays.files:
             if name not in skipped:
+                if not name:
+                    raise InvalidInputError(
+                        f"importing {str(path)!r}: it has an array without a name. skip=[''] leaves it out"
+                    )
                 found = arrays[name]
                 if not isinstance(found, np.ndarray):
                     raise InvalidInputError(f"importing {str(path)!r}: its member {name!r} is no array")

@@ -155,6 +155,13 @@ def _write_netcdf(
         own = "/".join(filter(None, (group, name)))
         has_arrays = name in marks or any(posixpath.dirname(one) == name for one in found if one not in marks)
         made[name] = open_group(arrays, own) if has_arrays else _empty()
+    for name, dataset in made.items():
+        slashed = [one for one in dataset.variables if "/" in str(one)]
+        if slashed:
+            raise InvalidInputError(
+                f"exporting {key!r}: NetCDF has no place for names with a slash, as {slashed} of the Dataset "
+                f"{name or key!r} are. Rename them, or export to .zarr"
+            )
     write_netcdf(path, made, left)
 
 

@@ -134,6 +134,11 @@ def _write_array(root: zarr.Group, item: Outgoing) -> None:
         raise DTypeError(
             f"exporting {item.key!r}: zarr has no place for dtype {item.dtype} or its name ({error})"
         ) from error
+    # Arrays within records are raw bytes for zarr.
+    if made.dtype != item.dtype:
+        raise DTypeError(
+            f"exporting {item.key!r}: zarr has no place for dtype {item.dtype}, which would become {made.dtype}"
+        )
     for first, rows in item.blocks():
         if item.shape:
             made[first : first + rows.shape[0]] = rows

@@ -71,6 +71,11 @@ CASES = {
     "names": xr.Dataset({"a b": ("naïve dim", [1, 2]), "deep/er": ("naïve dim", [True, False])}),
     "no elements": xr.Dataset({"a": (("x", "y"), np.zeros((0, 2)))}, {"x": np.zeros(0)}),
     "large": large_coords(),
+    "many": xr.Dataset(
+        {"a": ("n", np.zeros(8000))},
+        {f"c{i}": ("n", np.random.default_rng(i).random(8000)) for i in range(12)},
+    ),
+    "text of any length": xr.Dataset(coords={"x": np.array([f"station {i}" for i in range(10_000)], object)}),
 }
 
 
@@ -209,6 +214,15 @@ def test_dask_that_fails_leaves_nothing(store: TensorStore) -> None:
     with pytest.raises(ZeroDivisionError):
         store["ds"] = xr.Dataset({"good": ("x", good), "bad": ("x", bad)})
     assert list(store) == []
+
+
+def test_dask_that_fails_in_place_of_another_one(store: TensorStore) -> None:
+    store.allow_overwrite = True
+    store["ds"] = xr.Dataset({"a": ("x", [1, 2])})
+    good = dask.array.zeros((4,), chunks=2)
+    with pytest.raises(DTypeError):
+        store["ds"] = xr.Dataset({"new": ("x", good), "b": ("x", np.array([{}] * 4, object))})
+    assert store.keys() == ["ds", "ds/a"]
 
 
 def test_groups_that_are_no_datasets(store: TensorStore) -> None:

@@ -137,6 +137,35 @@ def test_an_engine_for_the_file(store: TensorStore, tmp_path: Path) -> None:
     assert (found.engine, found.is_shared) == ("storage", True)
 
 
+def test_arrays_without_names(store: TensorStore, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"": GRID, "x": GRID})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="an array without a name"):
+        store.import_file(tmp_path / "a.npz", "in/")
+    assert store.import_file(tmp_path / "a.npz", "in/", skip=[""]) == ["in/x"]
+
+
+def test_text_of_hdf5(store: TensorStore, tmp_path: Path) -> None:
+    """Text of one length is text of numpy, with the length that it had if tensorage has written it."""
+    text = np.array(["a", "büc", ""])
+    store["text"] = text
+    store.export("text", tmp_path / "own.h5")
+    with h5py.File(tmp_path / "own.h5") as file:
+        assert [one.decode() for one in file["text"][...]] == text.tolist()
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.create_dataset("utf", data=np.char.encode(text, "utf-8").astype(h5py.string_dtype("utf-8", 4)))
+        file.create_dataset("ascii", data=np.array([b"a", b"bc"]))
+    store.import_file(tmp_path / "own.h5", "own/")
+    assert_same(store["own/text"], text)
+    store.import_file(tmp_path / "other.h5", "other/")
+    assert_same(store["other/utf"], text.astype("U4"))
+    assert_same(store["other/ascii"], np.array([b"a", b"bc"]))
+    with h5py.File(tmp_path / "own.h5", "r+") as file:
+        file["text"].attrs["tensorage.dtype"] = "<U1"
+    with pytest.raises(CorruptTensorError, match="longer than <U1"):
+        store.import_file(tmp_path / "own.h5", "short/")
+    assert store.keys("short") == []
+
+
 def labelled_h5(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["title"] = "weather"
@@ -606,6 +635,8 @@ BAD_EXPORTS: list[tuple[str, str, type[TensorageError], str]] = [
     ("small", "x.npz", DTypeError, "no place for dtype bfloat16"),
     ("small", "x.h5", DTypeError, "no place for dtype bfloat16"),
     ("times", "x.h5", DTypeError, "HDF5 has no place for dtype"),
+    ("inner", "x.zarr", DTypeError, "zarr has no place for dtype"),
+    ("slash", "x.nc", InvalidInputError, "no place for names with a slash"),
     ("times", "x.nc", DTypeError, "NetCDF has no place for"),
 ]
 
@@ -618,6 +649,8 @@ def test_exports_that_are_refused(
 
     filled["both"], filled["both/x"], filled["dots/../x"] = [1], [2], [3]
     filled["small"] = np.zeros(3, ml_dtypes.bfloat16)
+    filled["inner"] = np.zeros(1, [("xyz", "f4", (3,))])
+    filled["slash"] = xr.Dataset({"a/b": ("x", [1])})
     filled["times"] = np.zeros(1, [("t", "M8[s]")])
     with pytest.raises(kind, match=said):
         filled.export(key, tmp_path / name)

@@ -75,6 +75,9 @@ def test_parts_are_assigned_and_appended_as_values(store: TensorStore, file: h5p
     store.append("x", file["x"])
     assert store["x"].tobytes() == 2 * GRID.tobytes()
     assert dict(store.open("x").attrs) == {}
+    store.append("new", file["x"], create=True)
+    assert store["new"].tobytes() == GRID.tobytes()
+    assert store.open("new").attrs["units"] == "K"
 
 
 def test_attributes_without_a_place_are_named(store: TensorStore, file: h5py.File) -> None:
