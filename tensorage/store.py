@@ -22,8 +22,8 @@ from tensorage.adapters.labelled import append_labelled, is_dataset, is_labelled
 from tensorage.backend.arrays import Arrays
 from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
-from tensorage.dtypes import storable_dtype
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
+from tensorage.interchange.entries import take_in
 from tensorage.interchange.objects import entry_of_object, is_object, with_options
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import zarr.abc.store
 
     from tensorage.background.writer import BackgroundWriter
-    from tensorage.interchange.entries import Entry
+    from tensorage.interchange.storing import Storing
     from tensorage.transactions.transaction import Transaction
 
 __all__ = ["Backend", "HeldLogin", "TensorStore"]
@@ -195,7 +195,7 @@ class TensorStore(MutableMapping[str, Any]):
             self.open(name)[selection] = value
             return
         if is_dataset(value):
-            self._write_dataset(name, cast("Any", value))
+            self._storing().write_dataset(self.full_key(name), cast("Any", value))
             return
         self.write(name, value)
 
@@ -648,8 +648,8 @@ class TensorStore(MutableMapping[str, Any]):
         entry = entry_of_object(key, blocks) if shape is None and dtype is None else None
         if entry is not None:
             entry = with_options(entry, attrs, dims)
-            options = {name: value for name, value in how.items() if name not in ("attrs", "dims")}
-            return Tensor(self.arrays, self._take_in(entry, key, self.arrays, **options))
+            del how["attrs"], how["dims"]
+            return Tensor(self.arrays, take_in(self.arrays, entry, key, **how))
         blocks, how = unwrap(key, blocks, how)
         # An array has both. Blocks need both, since no block tells the whole shape.
         if shape is None and dtype is None:
@@ -674,84 +674,23 @@ class TensorStore(MutableMapping[str, Any]):
             return store_dask(self.arrays, key, cast("Any", value), **how)
         return self.arrays.write(key, value, **how)
 
-    def _take_in(self, entry: Entry, key: str, arrays: Arrays, **options: Any) -> Dataset:
-        from tensorage.interchange.entries import take_in
+    def _storing(self, **options: Any) -> Storing:
+        """Return what stores Datasets and files with the settings of this store."""
+        from tensorage.interchange.storing import Storing
+        from tensorage.transactions.transaction import RecordingBackend
 
         said = {
             "chunk_size": self.chunk_size, "overwrite": self.allow_overwrite, "engine": self.engine, **options,
         }  # fmt: skip
-        if is_dask(entry.source):
-            return store_dask(
-                self.arrays, key, cast("Any", entry.source), attrs=entry.attrs, dims=entry.dims, coords=entry.coords,
-                **said,
-            )  # fmt: skip
-        return take_in(arrays, entry, key, **said)
+        if not isinstance(self.backend, RecordingBackend):
+            return Storing(self.arrays, said, self.arrays, self._begin)
+        # The store of a transaction sees nothing: the catalogue is looked at past it.
+        return Storing(self.arrays, said, replace(self.arrays, project=self.backend.project), None)
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[Arrays]:
-        """Give arrays whose changes are one transaction: the one that this store belongs to, or else a new one."""
-        from tensorage.transactions.transaction import RecordingBackend
-
-        if isinstance(self.backend, RecordingBackend):
-            yield self.arrays
-            return
+    def _begin(self) -> Iterator[Arrays]:
         with self.transaction() as tx:
             yield tx.arrays
-
-    def _write_dataset(self, key: str, dataset: xr.Dataset) -> None:
-        from tensorage.interchange.datasets import entries_of_dataset
-
-        full = self.full_key(key)
-        check_key(full)
-        # All of it is checked before anything is sent.
-        entries = list(entries_of_dataset(dataset, full))
-        for entry in entries:
-            check_key(f"{full}/{entry.name}")
-            storable_dtype(entry.source.dtype)
-        names = {entry.name for entry in entries}
-        before = set(self.arrays.iterate_keys(f"{full}/")) if self.allow_overwrite else set()
-        made: list[str] = []
-        try:
-            with self._together() as arrays:
-                for entry in entries:
-                    below = f"{full}/{entry.name}" if entry.name else full
-                    if is_dask(entry.source):
-                        self._check_blocks_alone(below)
-                        self._take_in(entry, below, arrays)
-                        made.extend({below} - before)
-                for entry in entries:
-                    if not is_dask(entry.source):
-                        self._take_in(entry, f"{full}/{entry.name}" if entry.name else full, arrays)
-                for name in self._parts_before(full) - names:
-                    arrays.remove(f"{full}/{name}")
-        except BaseException:
-            # Blocks of dask are no part of the transaction. Those that replaced an array cannot be taken back.
-            for below in made:
-                self.arrays.remove(below)
-            raise
-
-    def _check_blocks_alone(self, key: str) -> None:
-        from tensorage.transactions.transaction import RecordingBackend
-
-        if isinstance(self.backend, RecordingBackend):
-            raise InvalidInputError(
-                f"storing {key!r} in a transaction: blocks of dask are stored by workers, which are no part of it. "
-                "Compute the Dataset first, or store it outside of the transaction."
-            )
-
-    def _parts_before(self, full: str) -> set[str]:
-        """Return the names of the arrays of a Dataset that is about to be replaced."""
-        from tensorage.interchange.datasets import group_of
-
-        if not self.allow_overwrite:
-            return set()
-        try:
-            mark, found = group_of(self.arrays, full)
-        except KeyNotFoundError:
-            return set()
-        if mark is None or mark.parts is None:
-            return set()
-        return {*mark.parts.variables, *(name for name, _ in mark.parts.stored_coords)} & found.keys()
 
     # Files -------------------------------------------------------------------------------------------------
 
@@ -816,27 +755,9 @@ class TensorStore(MutableMapping[str, Any]):
             store.import_file("era5.nc", "era5/")
             store.open_dataset("era5")
         """
-        from tensorage.interchange.attributes import Left
-        from tensorage.interchange.reading import entries_of_file, names_to_skip
-
-        place, full = Path(path), self._full_prefix(prefix)
-        root = full.rstrip("/") if full.endswith("/") else ""
-        left, skipped, keys = Left(f"importing {str(place)!r}"), names_to_skip(skip), list[str]()
-        options = {"is_shared": is_shared, "engine": self.engine if engine is None else engine}
-        entries = entries_of_file(place, left, skipped, has_root_mark=bool(root))
-        # The file is open until the generator is closed, also after an error.
-        with contextlib.closing(entries), self._together() as arrays:
-            for entry in entries:
-                if not entry.name and not root:
-                    left.add(
-                        "attributes of the file", "give a prefix that ends with '/', which then keeps them"
-                    )
-                    continue
-                key = full + entry.name if entry.name else root
-                self._take_in(entry, key, arrays, **options)
-                keys.append(key)
-            left.tell()
-        return sorted(key[len(self.prefix) :] or key for key in keys)
+        options = {"is_shared": is_shared} if engine is None else {"is_shared": is_shared, "engine": engine}
+        keys = self._storing(**options).import_file(Path(path), self._full_prefix(prefix), skip)
+        return [key[len(self.prefix) :] or key for key in keys]
 
     def export(self, key: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write an array, or all arrays of a group, as a file.

@@ -189,6 +189,11 @@ def test_in_a_transaction(store: TensorStore) -> None:
     with pytest.raises(ZeroDivisionError):
         stored_in_a_transaction_that_fails(store)
     assert store.keys("other") == []
+    store.allow_overwrite = True
+    with store.transaction() as tx:
+        tx["ds"] = weather(1)[["count"]]  # type: ignore[assignment]
+    assert store.open_dataset("ds").identical(weather(1)[["count"]])
+    assert store.keys("ds") == ["ds", "ds/count"]
     store.update(third=weather())  # type: ignore[arg-type]
     assert store.open_dataset("third").identical(weather())
 
