@@ -15,7 +15,7 @@ from tensorage.interchange.entries import Entry
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["entries_of_netcdf", "write_netcdf"]
+__all__ = ["entries_of_netcdf", "require_xarray", "write_netcdf"]
 
 #: Packages by which xarray writes NetCDF 4. Its older format has no integers of 64 bits, and no groups.
 _ENGINES = {"h5netcdf": "h5netcdf", "netCDF4": "netcdf4"}
@@ -90,7 +90,7 @@ def write_netcdf(path: Path, groups: Mapping[str, xr.Dataset], left: Left) -> No
 
 
 def _open(path: Path) -> dict[str, xr.Dataset]:
-    xr = _xarray()
+    xr = require_xarray()
     # Numbers with units such as days stay numbers, unless xarray has written them from time spans.
     spans = xr.coders.CFTimedeltaCoder(decode_via_units=False)
     options: dict[str, Any] = {"cache": False, "decode_timedelta": spans}
@@ -162,7 +162,13 @@ def _note_unlimited(dataset: xr.Dataset, left: Left) -> None:
             )
 
 
-def _xarray() -> Any:
+def require_xarray() -> Any:
+    """Return xarray, or raise an error that says what to install.
+
+    Raises
+    ------
+    InvalidInputError
+    """
     try:
         import xarray
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ from tensorage.interchange.datasets import open_group
 from tensorage.interchange.grouped import GroupedArrays, Outgoing, array_of_labels
 from tensorage.interchange.hdf5 import write_hdf5
 from tensorage.interchange.marks import Mark, is_mark, mark_of
-from tensorage.interchange.netcdf import write_netcdf
+from tensorage.interchange.netcdf import require_xarray, write_netcdf
 from tensorage.interchange.numpy_files import write_npy, write_npz
 from tensorage.interchange.reading import suffix_of
 from tensorage.interchange.zarr_folders import write_zarr
@@ -94,8 +94,11 @@ def _write(
             )
         write_npy(path, items[0], left)
     elif suffix == ".npz":
-        for name in marks:
-            left.add(f"attributes of the group {name or key!r}", "numpy's files have none")
+        for name, mark in marks.items():
+            kinds = {"attributes": mark.attrs, "coordinates": mark.parts and mark.parts.coords["coords"]}
+            lost = " and ".join(kind for kind, value in kinds.items() if value)
+            if lost:
+                left.add(f"{lost} of the group {name or key!r}", "numpy's files have none")
         write_npz(path, items, left)
     elif suffix == ".nc":
         _write_netcdf(arrays, key, found, marks, path=path, left=left)
@@ -140,12 +143,13 @@ def _write_netcdf(
     left: Left,
 ) -> None:
     """Write each group as one Dataset."""
-    from tensorage.adapters.xarray import data_array_of
+    require_xarray()
+    from tensorage.adapters.xarray_dataset import dataset_of
 
     group = key.rstrip("/")
     if list(found) == [posixpath.basename(key)] and not key.endswith("/"):
         (name, entry) = next(iter(found.items()))
-        write_netcdf(path, {"": data_array_of(arrays, entry).to_dataset(name=name)}, left)
+        write_netcdf(path, {"": dataset_of(arrays, {name: entry})}, left)
         return
     groups = dict.fromkeys(
         sorted({"", *marks, *(posixpath.dirname(name) for name in found if name not in marks)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -690,6 +691,22 @@ def test_coordinates_that_differ(store: TensorStore, tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("suffix", [".nc", ".h5", ".zarr"])
+def test_an_array_that_labels_itself(store: TensorStore, tmp_path: Path, suffix: str) -> None:
+    store["lat"] = xr.DataArray(LAT, [("lat", LAT)], name="lat")
+    store.export("lat", tmp_path / f"x{suffix}")
+    assert store.import_file(tmp_path / f"x{suffix}", "back-") == ["back-lat"]
+    assert_same(store["back-lat"], LAT)
+
+
+def test_a_dataset_in_a_file_of_numpy(store: TensorStore, tmp_path: Path) -> None:
+    store["ds"] = weather()[["count", "unused"]]
+    with pytest.warns(UserWarning, match="attributes and coordinates of the group 'ds'"):
+        store.export("ds", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        assert found.files == ["count"]
+
+
 def test_attributes_that_files_have_no_place_for(store: TensorStore, tmp_path: Path) -> None:
     odd = {"none": None, "nested": {"a": 1}, "mixed": [1, "a"], "long": "x" * 70_000, "big": 2**70}
     store.write("x", [1], attrs={**odd, "ok": "yes"})
@@ -713,7 +730,22 @@ def test_a_package_that_is_missing(
     rows: TensorStore, tmp_path: Path, name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     WRITERS[name](tmp_path / name)
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InvalidInputError, match=rf"'{package}'.*pip install 'tensorage\[{extra}\]"):
         rows.import_file(tmp_path / name)
     assert list(rows) == []
+    rows["x"] = GRID
+    with pytest.raises(InvalidInputError, match=rf"'{package}'.*pip install 'tensorage\[{extra}\]"):
+        rows.export("x", tmp_path / f"out{Path(name).suffix}")
+    assert left_in(tmp_path) == [name]
+
+
+def test_packages_that_write_netcdf_are_missing(
+    rows: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows["x"] = GRID
+    for package in ("h5netcdf", "netCDF4"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InvalidInputError, match=r"'h5netcdf': pip install 'tensorage\[netcdf\]"):
+        rows.export("x", tmp_path / "x.nc")
+    assert left_in(tmp_path) == []
