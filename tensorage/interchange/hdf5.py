@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.dtypes import form_of, is_number, is_small_float, storable_dtype
-from tensorage.errors import DTypeError, InvalidInputError
+from tensorage.dtypes import form_of, has_small_float, is_number, storable_dtype
+from tensorage.errors import DTypeError, InvalidInputError, TensorageError
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
 from tensorage.interchange.entries import Entry
 from tensorage.interchange.grouped import GroupedArrays, Outgoing
@@ -277,9 +277,11 @@ def _write_array(file: h5py.File, item: Outgoing, left: Left) -> None:
                 made[first : first + rows.shape[0]] = values
             else:
                 made[()] = values
+    except TensorageError:
+        raise
     except (TypeError, ValueError) as error:
         raise DTypeError(
-            f"exporting {item.key!r}: HDF5 has no place for dtype {item.dtype} or its name ({error}). Export to .zarr"
+            f"exporting {item.key!r}: HDF5 has no place for dtype {item.dtype} or its name ({error}). Export to .npz"
         ) from error
     made.attrs.update(file_attrs(repr(item.name), item.attrs, left))
     if item.dtype.kind == "U":
@@ -302,10 +304,10 @@ def _maxshape(item: Outgoing) -> tuple[int | None, ...] | None:
 def _written_dtype(item: Outgoing) -> tuple[Any, Callable[[npt.NDArray[Any]], Any]]:
     """Return the dtype of HDF5 for the elements, and their conversion."""
     h5py, dtype = _h5py(), item.dtype
-    if is_small_float(dtype) or (
-        dtype.names and any(is_small_float(dtype[name].base) for name in dtype.names)
-    ):
-        raise DTypeError(f"exporting {item.key!r}: HDF5 has no place for dtype {dtype}. Export to .zarr")
+    if has_small_float(dtype):
+        raise DTypeError(
+            f"exporting {item.key!r}: HDF5 has no place for dtype {dtype}. Store a copy as float32, and export that"
+        )
     if dtype.kind == "U":
         # A character takes up to four bytes, as many as numpy has for it.
         text = h5py.string_dtype("utf-8", max(dtype.itemsize, 1))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorage.errors import DTypeError, InvalidInputError
+from tensorage.errors import DTypeError, InvalidInputError, TensorageError
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
 from tensorage.interchange.datasets import entries_of_dataset
 from tensorage.interchange.entries import Entry
@@ -83,9 +83,11 @@ def write_netcdf(path: Path, groups: Mapping[str, xr.Dataset], left: Left) -> No
         kept = _in_blocks(_file_dataset(dataset, name, left))
         try:
             kept.to_netcdf(path, mode="a" if number else "w", group=name or None, engine=engine)  # type: ignore[call-overload] # one of both
+        except TensorageError:
+            raise
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DTypeError(
-                f"exporting the group {name!r}: NetCDF has no place for some of it ({error}). Export to .zarr"
+                f"exporting the group {name!r}: NetCDF has no place for some of it ({error}). Export to .h5"
             ) from error
 
 

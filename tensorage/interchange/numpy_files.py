@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tensorage.dtypes import is_small_float
+from tensorage.dtypes import has_small_float
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.interchange.attributes import Left
 from tensorage.interchange.entries import Entry
@@ -76,11 +76,10 @@ def write_npz(path: Path, items: Sequence[Outgoing], left: Left) -> None:
 
 def _write(file: IO[bytes], item: Outgoing) -> None:
     dtype = item.dtype
-    if is_small_float(dtype) or (
-        dtype.names and any(is_small_float(dtype[name].base) for name in dtype.names)
-    ):
+    if has_small_float(dtype):
         raise DTypeError(
-            f"exporting {item.key!r}: numpy's files have no place for dtype {dtype}. Export to .zarr"
+            f"exporting {item.key!r}: numpy's files have no place for dtype {dtype}. Store a copy as float32, and "
+            "export that"
         )
     head: dict[str, Any] = {
         "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": item.shape,

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import psycopg
 import pytest
 import xarray as xr
 import zarr
@@ -18,6 +19,7 @@ import zarr
 from tensorage import (
     CorruptTensorError,
     DTypeError,
+    IncompleteTensorError,
     InvalidInputError,
     KeyExistsError,
     KeyNotFoundError,
@@ -635,6 +637,9 @@ BAD_EXPORTS: list[tuple[str, str, type[TensorageError], str]] = [
     ("small", "x.npy", DTypeError, "no place for dtype bfloat16"),
     ("small", "x.npz", DTypeError, "no place for dtype bfloat16"),
     ("small", "x.h5", DTypeError, "no place for dtype bfloat16"),
+    ("small", "x.zarr", DTypeError, "no place for dtype bfloat16"),
+    ("deep", "x.npy", DTypeError, "no place for dtype"),
+    ("deep", "x.h5", DTypeError, "no place for dtype"),
     ("times", "x.h5", DTypeError, "HDF5 has no place for dtype"),
     ("inner", "x.zarr", DTypeError, "zarr has no place for dtype"),
     ("slash", "x.nc", InvalidInputError, "no place for names with a slash"),
@@ -650,6 +655,7 @@ def test_exports_that_are_refused(
 
     filled["both"], filled["both/x"], filled["dots/../x"] = [1], [2], [3]
     filled["small"] = np.zeros(3, ml_dtypes.bfloat16)
+    filled["deep"] = np.zeros(1, [("a", [("b", ml_dtypes.bfloat16)])])
     filled["inner"] = np.zeros(1, [("xyz", "f4", (3,))])
     filled["slash"] = xr.Dataset({"a/b": ("x", [1])})
     filled["times"] = np.zeros(1, [("t", "M8[s]")])
@@ -679,6 +685,17 @@ def test_an_array_that_changes_meanwhile(
     with pytest.raises(ChangedError):
         rows.export("x", path, overwrite=True)
     assert (left_in(tmp_path), path.read_bytes()) == (["x.npy"], b"as it was")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".nc", ".zarr"])
+def test_an_array_that_is_damaged(
+    rows: TensorStore, tmp_path: Path, suffix: str, database: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    rows["x"] = GRID
+    database.execute("delete from public.tensors where data_id = %s", [rows.open("x").dataset.id])
+    with pytest.raises(IncompleteTensorError, match="'x'"):
+        rows.export("x", tmp_path / f"x{suffix}")
+    assert left_in(tmp_path) == []
 
 
 def test_coordinates_that_differ(store: TensorStore, tmp_path: Path) -> None:
