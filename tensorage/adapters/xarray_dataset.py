@@ -16,8 +16,10 @@ from tensorage.types import Dataset
 __all__ = ["check_lengths", "dataset_of"]
 
 
-def dataset_of(arrays: Arrays, found: Mapping[str, Dataset], dropped: Collection[str] = ()) -> xr.Dataset:
-    """Return stored arrays as one Dataset. No elements are read, but those of arrays that are also coordinates.
+def dataset_of(
+    arrays: Arrays, found: Mapping[str, Dataset], dropped: Collection[str] = (), *, merge_labels: bool = False
+) -> xr.Dataset:
+    """Return stored arrays as one Dataset. No elements are read.
 
     Parameters
     ----------
@@ -25,6 +27,8 @@ def dataset_of(arrays: Arrays, found: Mapping[str, Dataset], dropped: Collection
         Arrays by the names of their variables.
     dropped
         Names of coordinates to leave out.
+    merge_labels
+        Take an array for a coordinate that other arrays have as well, if both are the same. Such arrays are read.
 
     Raises
     ------
@@ -34,11 +38,12 @@ def dataset_of(arrays: Arrays, found: Mapping[str, Dataset], dropped: Collection
     """
     coords = _shared_coords(found, dropped)
     check_lengths(found)
-    found = {
-        name: dataset
-        for name, dataset in found.items()
-        if name not in coords or not _is_coord(arrays, name, dataset, coords[name])
-    }
+    if merge_labels:
+        found = {
+            name: dataset
+            for name, dataset in found.items()
+            if name not in coords or not _is_coord(arrays, name, dataset, coords[name])
+        }
     _check_names(found, coords)
     variables = {
         name: variable_of(arrays, dataset, _dims_of(name, dataset)) for name, dataset in found.items()

@@ -181,7 +181,7 @@ def open_group(arrays: Arrays, key: str, dropped: Collection[str] = ()) -> xr.Da
             for name, entry in found.items()
             if "/" not in name and name not in dropped and not is_mark(entry)
         }
-        made = dataset_of(arrays, own, dropped)
+        made = dataset_of(arrays, own, dropped, merge_labels=True)
     return made if mark is None else made.assign_attrs(mark.attrs)
 
 

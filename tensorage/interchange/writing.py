@@ -149,7 +149,7 @@ def _write_netcdf(
     group = key.rstrip("/")
     if list(found) == [posixpath.basename(key)] and not key.endswith("/"):
         (name, entry) = next(iter(found.items()))
-        write_netcdf(path, {"": dataset_of(arrays, {name: entry})}, left)
+        write_netcdf(path, {"": dataset_of(arrays, {name: entry}, merge_labels=True)}, left)
         return
     groups = dict.fromkeys(
         sorted({"", *marks, *(posixpath.dirname(name) for name in found if name not in marks)})

@@ -164,6 +164,11 @@ def test_datasets_that_cannot_be_stored(
 
 
 def test_options_are_for_single_arrays(store: TensorStore) -> None:
+    with (
+        store.background() as bg,
+        pytest.raises(InvalidInputError, match=r"store\['ds'\] = dataset stores it"),
+    ):
+        bg["ds"] = weather()  # type: ignore[assignment]
     with pytest.raises(InvalidInputError, match=r"store\['ds'\] = dataset stores it as a group"):
         store.write("ds", weather(), attrs={"a": 1})  # type: ignore[arg-type]
 
