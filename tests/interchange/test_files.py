@@ -11,10 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-import psycopg
 import pytest
 import xarray as xr
 import zarr
+from leftovers import Sql, beyond_arrays
 
 from tensorage import (
     CorruptTensorError,
@@ -482,6 +482,18 @@ def test_bad_files(
     assert list(store) == []
 
 
+def test_an_error_leaves_nothing_of_what_was_sent(
+    store: TensorStore, tmp_path: Path, database: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "BLOCK_BYTES", 50)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"], file["b"], file["z"] = GRID, GRID, "text"
+    with pytest.raises(DTypeError, match="text of any length"):
+        store.import_file(tmp_path / "a.h5")
+    assert list(store) == []
+    assert beyond_arrays(database, store.arrays.project.user_id) == []
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_key_that_is_taken(store: TensorStore, tmp_path: Path, name: str) -> None:
     wanted = WRITERS[name](tmp_path / name)
@@ -688,9 +700,7 @@ def test_an_array_that_changes_meanwhile(
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".nc", ".zarr"])
-def test_an_array_that_is_damaged(
-    rows: TensorStore, tmp_path: Path, suffix: str, database: psycopg.Connection[tuple[Any, ...]]
-) -> None:
+def test_an_array_that_is_damaged(rows: TensorStore, tmp_path: Path, suffix: str, database: Sql) -> None:
     rows["x"] = GRID
     database.execute("delete from public.tensors where data_id = %s", [rows.open("x").dataset.id])
     with pytest.raises(IncompleteTensorError, match="'x'"):
