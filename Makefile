@@ -5,7 +5,8 @@ VENV := .venv
 OLDEST := .venv-oldest
 HSDS := .venv-hsds
 OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py \
-    tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/training/test_aligned.py
+    tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/interchange \
+    tests/training/test_aligned.py
 DEMO_DATA := build/demo
 
 # Tests wait for servers and for each other more than they work: twice as many processes as most machines have cores.

@@ -31,6 +31,7 @@ __all__ = [
     "dtype_of",
     "form_of",
     "has_byte_order",
+    "has_small_float",
     "is_number",
     "is_small_float",
     "storable_dtype",
@@ -145,6 +146,13 @@ def is_small_float(dtype: np.dtype[Any]) -> bool:
     """Tell whether a dtype is a float of ``ml_dtypes`` that can be stored."""
     # numpy's own dtypes have other names, so nothing of `ml_dtypes` is needed to tell.
     return dtype.isbuiltin == _REGISTERED and dtype.name in SMALL_FLOATS
+
+
+def has_small_float(dtype: np.dtype[Any]) -> bool:
+    """Tell whether elements are small floats, or records with such a field."""
+    if dtype.names is None:
+        return is_small_float(dtype)
+    return any(has_small_float(dtype[name].base) for name in dtype.names)
 
 
 def has_byte_order(dtype: np.dtype[Any]) -> bool:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import keyword
+import os
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.adapters.dask import is_dask, store_dask
-from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
+from tensorage.adapters.labelled import append_labelled, is_dataset, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
 from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
+from tensorage.interchange.entries import take_in
+from tensorage.interchange.objects import entry_of_object, is_object, with_options
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.tree import Tree
@@ -33,9 +37,11 @@ from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, U
 if TYPE_CHECKING:
     from datetime import datetime
 
+    import xarray as xr
     import zarr.abc.store
 
     from tensorage.background.writer import BackgroundWriter
+    from tensorage.interchange.storing import Storing
     from tensorage.transactions.transaction import Transaction
 
 __all__ = ["Backend", "HeldLogin", "TensorStore"]
@@ -172,6 +178,11 @@ class TensorStore(MutableMapping[str, Any]):
 
         Either is done as a whole, or not at all. A selection is assigned to as numpy does it.
 
+        Datasets of h5py and arrays of zarr and xarray keep their attributes, dims and labels. A Dataset of xarray is
+        stored as a group, in one transaction: its variables have keys below ``key/``, and an empty array under the
+        key itself has the rest. `open_dataset` gives it back. Blocks of dask in it are stored before the rest, by
+        dask's workers.
+
         Raises
         ------
         KeyExistsError
@@ -182,6 +193,9 @@ class TensorStore(MutableMapping[str, Any]):
         name, selection = split_key(key)
         if selection is not None:
             self.open(name)[selection] = value
+            return
+        if is_dataset(value):
+            self._storing().write_dataset(self.full_key(name), cast("Any", value))
             return
         self.write(name, value)
 
@@ -599,7 +613,8 @@ class TensorStore(MutableMapping[str, Any]):
         ----------
         blocks
             The array. Blocks of a dask array are stored by the workers that compute them. An array of xarray keeps its
-            name, dims, coordinates and attributes. With `shape` and `dtype`, an iterable of blocks of consecutive rows,
+            name, dims, coordinates and attributes. Datasets of h5py and arrays of zarr keep what they have of these,
+            and large ones are read in blocks. With `shape` and `dtype`, an iterable of blocks of consecutive rows,
             any number of rows in each: memory holds only blocks under way.
         shape
             Shape of the whole array.
@@ -643,6 +658,11 @@ class TensorStore(MutableMapping[str, Any]):
             "shards": shards, "codecs": codecs,
         }  # fmt: skip
         key = self.full_key(key)
+        entry = entry_of_object(key, blocks) if shape is None and dtype is None else None
+        if entry is not None:
+            entry = with_options(entry, attrs, dims)
+            del how["attrs"], how["dims"]
+            return Tensor(self.arrays, take_in(self.arrays, entry, key, **how))
         blocks, how = unwrap(key, blocks, how)
         # An array has both. Blocks need both, since no block tells the whole shape.
         if shape is None and dtype is None:
@@ -666,6 +686,172 @@ class TensorStore(MutableMapping[str, Any]):
         if is_dask(value):
             return store_dask(self.arrays, key, cast("Any", value), **how)
         return self.arrays.write(key, value, **how)
+
+    def _storing(self, **options: Any) -> Storing:
+        """Return what stores Datasets and files with the settings of this store."""
+        from tensorage.interchange.storing import Storing
+        from tensorage.transactions.transaction import RecordingBackend
+
+        said = {
+            "chunk_size": self.chunk_size, "overwrite": self.allow_overwrite, "engine": self.engine, **options,
+        }  # fmt: skip
+        if not isinstance(self.backend, RecordingBackend):
+            return Storing(self.arrays, said, self.arrays, self._begin)
+        # The store of a transaction sees nothing: the catalogue is looked at past it.
+        return Storing(self.arrays, said, replace(self.arrays, project=self.backend.project), None)
+
+    @contextlib.contextmanager
+    def _begin(self) -> Iterator[Arrays]:
+        with self.transaction() as tx:
+            yield tx.arrays
+
+    # Files -------------------------------------------------------------------------------------------------
+
+    def import_file(
+        self,
+        path: str | os.PathLike[str],
+        prefix: str = "",
+        *,
+        skip: Sequence[str] = (),
+        engine: EngineChoice | None = None,
+        is_shared: bool = False,
+    ) -> list[str]:
+        """Store all arrays of a file, with their attributes, dims and coordinates, in one transaction.
+
+        Others see all of the file's arrays, or none, however large they are. Large arrays are read and sent in blocks
+        of about 32 MiB, and those of a ``.npz`` one at a time, so that the file may be larger than memory. It has to
+        be taken in within a day: the project gives up what is sent and not committed by then.
+
+        Parameters
+        ----------
+        path
+            File or folder. Its suffix says the format: ``.npy``, ``.npz``, ``.h5`` or ``.hdf5``, ``.nc``, or ``.zarr``.
+        prefix
+            Beginning of the keys. The rest are the names in the file, with groups before a ``/``. A single array,
+            such as that of a ``.npy``, is named after the file. Attributes of a group are kept by an empty array under
+            the name of the group. Those of the file itself are kept if the prefix ends with a ``/``.
+        skip
+            Names in the file of arrays and groups to leave out.
+        engine
+            Engine of the arrays, by default that of the store. With ``"storage"``, objects of Zarr v3 are taken over
+            as they are.
+        is_shared
+            Let every signed-in user of the project read the arrays.
+
+        Returns
+        -------
+        list
+            Keys of the new arrays, sorted.
+
+        Warns
+        -----
+        UserWarning
+            If attributes have no place in a store, or an axis has a largest length. The warning names them.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such file, its format is unknown, a package for it is not installed, or something in it, such
+            as a link, has no place in a store. Nothing is stored.
+        DTypeError
+            If an array cannot be stored, such as one of text of any length. Nothing is stored.
+        CorruptTensorError
+            If the file is damaged, or of another format. Nothing is stored.
+        KeyExistsError
+            If a key is taken and the store does not allow to overwrite. Nothing is stored.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.import_file("run.h5", "exp/run/")
+            store.import_file("era5.nc", "era5/")
+            store.open_dataset("era5")
+        """
+        options = {"is_shared": is_shared} if engine is None else {"is_shared": is_shared, "engine": engine}
+        keys = self._storing(**options).import_file(Path(path), self._full_prefix(prefix), skip)
+        return [key[len(self.prefix) :] or key for key in keys]
+
+    def export(self, key: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write an array, or all arrays of a group, as a file.
+
+        The file is written under a temporary name in its folder, and gets its own name at the end. After an error,
+        nothing is left of it. Each array is read in blocks, and is of one version. If it changes meanwhile,
+        `ChangedError` is raised.
+
+        Parameters
+        ----------
+        key
+            Key of an array, or name of a group. With a ``/`` at its end, it is a group. ``""`` stands for all arrays of
+            the store.
+        path
+            File or folder. Its suffix says the format: ``.npy`` for one array, ``.npz``, ``.h5`` or ``.hdf5``, ``.nc``,
+            or ``.zarr``. Coordinates are arrays of their own in the file.
+        overwrite
+            Replace a file or folder that is there.
+
+        Warns
+        -----
+        UserWarning
+            If attributes, dims or coordinates have no place in the format. The warning names them.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is neither such an array nor such a group.
+        InvalidInputError
+            If the file is there and `overwrite` is false, the format is unknown, a package for it is not installed, or
+            it has no place for the names of the arrays. A file that was there is left as it was.
+        DTypeError
+            If the format has no place for a dtype.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.export("exp/run", "run.h5")
+            store.export("era5", "era5.nc", overwrite=True)
+        """
+        from tensorage.interchange.writing import export
+
+        check_prefix(key)
+        export(self.arrays.quietly(), self.full_key(key), Path(path), overwrite=overwrite)
+
+    def open_dataset(self, key: str, *, drop_variables: str | Sequence[str] = ()) -> xr.Dataset:
+        """Open a group as a lazy Dataset of xarray: one that was stored as such, or any arrays with keys below a name.
+
+        A Dataset comes back equal to the one that was stored. In any other group, each array directly below the name is
+        a variable. One that has the name of its only axis is a coordinate. Elements are read when they are used, of
+        the versions that were opened.
+
+        Parameters
+        ----------
+        key
+            Name of the group: the key under which a Dataset was stored, or the prefix of keys without its last ``/``.
+        drop_variables
+            Names of variables and coordinates to leave out.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is no such group.
+        InvalidInputError
+            If arrays do not fit together, or xarray is not installed.
+        IncompleteTensorError
+            If variables of a stored Dataset are missing.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store["era5"] = dataset
+            store.open_dataset("era5").t2m.sel(time="2020-01-02").load()
+        """
+        from tensorage.interchange.datasets import open_group
+
+        dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables)
+        check_key(key)
+        return open_group(self.arrays, self.full_key(key).rstrip("/"), dropped)
 
     def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
@@ -711,7 +897,7 @@ class TensorStore(MutableMapping[str, Any]):
             try:
                 self._append(self.full_key(key), data)
             except KeyNotFoundError:
-                rows = data if is_labelled(data) or is_dask(data) else as_array(data)
+                rows = data if is_labelled(data) or is_dask(data) or is_object(data) else as_array(data)
                 if not np.ndim(cast("Any", rows)):
                     raise InvalidInputError(
                         f"appending to {key!r}: a single value has no rows; append [value]"

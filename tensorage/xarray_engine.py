@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-import numpy as np
 import xarray as xr
 from xarray.backends import BackendEntrypoint
 
-from tensorage.adapters.xarray import coordinates, fitting_coords, variable_of
+from tensorage.adapters.xarray_dataset import dataset_of
 from tensorage.backend.arrays import Arrays
 from tensorage.errors import InvalidInputError, KeyNotFoundError
-from tensorage.model.coords import Coord, name_of
+from tensorage.interchange.marks import is_mark
+from tensorage.model.coords import name_of
 from tensorage.store import TensorStore
 from tensorage.tensor import Tensor
 from tensorage.types import Dataset
@@ -67,13 +67,7 @@ class TensorageEntrypoint(BackendEntrypoint):
         """
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         source, arrays = _arrays_of(filename_or_obj, prefix, dropped)
-        coords = _shared_coords(arrays, dropped)
-        _check_lengths(arrays)
-        _check_names(arrays, coords)
-        variables = {
-            name: variable_of(source, found, _dims_of(name, found)) for name, found in arrays.items()
-        }
-        return xr.Dataset(variables, coordinates(coords.values()))
+        return dataset_of(source, arrays, dropped)
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Tell whether an object is a store, or an array of one."""
@@ -98,75 +92,6 @@ def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict
     # Each entry takes a request, whose time is mostly spent waiting.
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
         opened = pool.map(given.arrays.open, (keys[name] for name in wanted))
-        return given.arrays, dict(zip(wanted, opened, strict=True))
-
-
-def _dims_of(name: str, dataset: Dataset) -> tuple[str, ...]:
-    # The default name of xarray, dim_0, would make one axis of those of all arrays.
-    return dataset.dims or tuple(f"{name}_dim_{axis}" for axis in range(dataset.ndim))
-
-
-def _shared_coords(arrays: Mapping[str, Dataset], dropped: set[str]) -> dict[str, Coord]:
-    coords: dict[str, Coord] = {}
-    first: dict[str, str] = {}
-    for dataset in arrays.values():
-        for coord in fitting_coords(dataset, stacklevel=5):
-            if coord.name in dropped:
-                continue
-            known = coords.setdefault(coord.name, coord)
-            if first.setdefault(coord.name, dataset.key) != dataset.key and not _is_same(known, coord):
-                raise InvalidInputError(
-                    f"opening arrays as a Dataset: the coordinate {coord.name!r} of {first[coord.name]!r} is not that "
-                    f"of {dataset.key!r}. Open them apart, or leave it out: drop_variables=[{coord.name!r}]"
-                )
-    return coords
-
-
-def _is_same(one: Coord, other: Coord) -> bool:
-    """Tell whether two coordinates are the same, attributes included."""
-    if (one.dims, one.values.dtype, one.values.shape) != (other.dims, other.values.dtype, other.values.shape):
-        return False
-    if dict(one.attrs) != dict(other.attrs):
-        return False
-    # NaN labels count as equal, which numpy offers only for dtypes that have NaN or NaT.
-    has_nan = one.values.dtype.kind in "fcmM"
-    return bool(np.array_equal(one.values, other.values, equal_nan=has_nan))
-
-
-def _check_lengths(arrays: Mapping[str, Dataset]) -> None:
-    known: dict[str, tuple[int, str]] = {}
-    for dim, length, key in _axes(arrays):
-        before, other = known.setdefault(dim, (length, key))
-        if before != length:
-            raise InvalidInputError(
-                f"opening arrays as a Dataset: the axis {dim!r} has {before} elements in {other!r} and {length} in "
-                f"{key!r}. Open them apart, or rename it: store.open({key!r}).dims = ..."
-            )
-
-
-def _axes(arrays: Mapping[str, Dataset]) -> Iterator[tuple[str, int, str]]:
-    for name, dataset in arrays.items():
-        for dim, length in zip(_dims_of(name, dataset), dataset.shape, strict=True):
-            yield dim, length, dataset.key
-
-
-def _check_names(arrays: Mapping[str, Dataset], coords: Mapping[str, Coord]) -> None:
-    """Refuse an array that has the name of a coordinate, or of an axis that the array does not label."""
-    axes = {dim: key for dim, _length, key in _axes(arrays)}
-    for name, coord in coords.items():
-        if name in axes and coord.dims != (name,):
-            raise InvalidInputError(
-                f"opening arrays as a Dataset: a coordinate along {coord.dims} has the name of an axis of "
-                f"{axes[name]!r}, {name!r}. Leave it out: drop_variables=[{name!r}]"
-            )
-    for name, dataset in arrays.items():
-        if name in coords:
-            raise InvalidInputError(
-                f"opening arrays as a Dataset: {dataset.key!r} would have the name of the coordinate {name!r}. Open it "
-                f"on its own, by .to_xarray(), and leave both out here: drop_variables=[{name!r}]"
-            )
-        if name in axes and _dims_of(name, dataset) != (name,):
-            raise InvalidInputError(
-                f"opening arrays as a Dataset: {dataset.key!r} would have the name of an axis of {axes[name]!r}, "
-                f"{name!r}. Open it on its own, by .to_xarray(), and leave it out here: drop_variables=[{name!r}]"
-            )
+        named = zip(wanted, opened, strict=True)
+        # Marks of groups hold attributes, and no elements.
+        return given.arrays, {name: entry for name, entry in named if not is_mark(entry)}

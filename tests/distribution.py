@@ -35,6 +35,7 @@ _LONG = (
     "tests/engine/test_write_blocks.py",
     "tests/test_engines.py",
     "tests/cache/test_tiles.py",
+    "tests/interchange/test_files.py",
 )
 
 #: Files whose tests are of a major version of PostgreSQL, which is their first parameter: a part is a version.

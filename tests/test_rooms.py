@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("tensor",),
     ("background", "transactions"),
+    ("interchange",),
     ("adapters", "cache", "training"),
     ("backend.database", "backend.storage"),
     ("backend.base",),

@@ -27,7 +27,16 @@ from tensorage.model.coords import (
 from tensorage.model.values import as_dims
 from tensorage.types import Dataset
 
-__all__ = ["Labels", "append_labelled", "is_labelled", "labels_of", "unwrap"]
+__all__ = [
+    "Labels",
+    "append_labelled",
+    "check_index",
+    "coord_of",
+    "is_dataset",
+    "is_labelled",
+    "labels_of",
+    "unwrap",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,11 @@ def is_labelled(value: object) -> bool:
     return _is_a(value, "DataArray")
 
 
+def is_dataset(value: object) -> bool:
+    """Tell whether a value is a Dataset of xarray."""
+    return _is_a(value, "Dataset")
+
+
 def unwrap(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the elements of an array to store, and its options, which include the labels of a DataArray.
 
@@ -65,10 +79,10 @@ def unwrap(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[
     InvalidInputError, DTypeError
         If the labels cannot be stored.
     """
-    if _is_a(value, "Dataset"):
+    if is_dataset(value):
         raise InvalidInputError(
-            f"storing {key!r}: a Dataset of xarray is several arrays. Store each variable under a key of its own: "
-            f"for name, array in dataset.data_vars.items(): store[f'{key}/{{name}}'] = array"
+            f"storing {key!r}: a Dataset of xarray is several arrays, and has no such options: "
+            f"store[{key!r}] = dataset stores it as a group"
         )
     if not is_labelled(value):
         return value, dict(options)
@@ -96,7 +110,7 @@ def labels_of(key: str, array: Any) -> Labels:
     if array.name is not None:
         check_name(f"storing {key!r}", array.name)
     dims = tuple(cast("Sequence[str]", as_dims(array.dims, array.ndim)))
-    coords = [_coord(key, array, name) for name in array.coords]
+    coords = [coord_of(key, array, name) for name in array.coords]
     check_fit(coords, key, dims, array.shape)
     return Labels(array.name, dims, tuple(array.shape), coords)
 
@@ -193,9 +207,16 @@ def _is_equal(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
     return bool(np.array_equal(left, right, equal_nan=has_nan))
 
 
-def _coord(key: str, array: Any, name: Any) -> Coord:
+def coord_of(key: str, array: Any, name: Any) -> Coord:
+    """Return a coordinate of a DataArray or Dataset.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If it cannot be stored.
+    """
     coord = array.coords[name]
-    _check_index(key, array, name)
+    check_index(key, array, name)
     # Extension types of pandas, such as categories, have dtypes that numpy does not know.
     if not isinstance(coord.dtype, np.dtype):
         raise DTypeError(
@@ -206,7 +227,13 @@ def _coord(key: str, array: Any, name: Any) -> Coord:
     return Coord(name, tuple(coord.dims), as_labels(name, coord.values), coord.attrs, name in array.xindexes)
 
 
-def _check_index(key: str, array: Any, name: Any) -> None:
+def check_index(key: str, array: Any, name: Any) -> None:
+    """Refuse a coordinate whose index cannot be made again from its labels.
+
+    Raises
+    ------
+    InvalidInputError
+    """
     # A DataArray came in, so xarray is loaded already.
     from xarray.core.indexes import PandasMultiIndex
     from xarray.indexes import PandasIndex

@@ -20,6 +20,7 @@ from tensorage.background.operations import Operation
 from tensorage.background.workers import Workers
 from tensorage.dtypes import storable_dtype
 from tensorage.errors import ClosedError, InvalidInputError
+from tensorage.interchange.objects import described
 from tensorage.model.declaration import ArrayOptions, declare
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.values import as_array, check_key, is_array, split_key
@@ -185,6 +186,7 @@ class BackgroundWriter:
             "chunk_size": store.chunk_size, "overwrite": store.allow_overwrite, "attrs": attrs, "dims": dims,
             "chunks": deepcopy(chunks), "shards": deepcopy(shards), "codecs": deepcopy(codecs),
         }  # fmt: skip
+        array, said = described(key, array, said)
         elements, said = unwrap(key, array, said)
         copied = _snapshot(elements)
         options = cast("ArrayOptions", said)

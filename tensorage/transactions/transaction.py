@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tensorage.adapters.dask import is_dask
 from tensorage.adapters.labelled import is_labelled
+from tensorage.backend.arrays import Arrays
 from tensorage.backend.transfer import Project, Transfer
 from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
 from tensorage.errors import ClosedError, InvalidInputError
@@ -25,6 +26,11 @@ __all__ = ["RecordingBackend", "Transaction"]
 
 class Store(Protocol):
     """The part of a store that a transaction needs. It works with the transaction's recorder."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """Arrays of the store's owner, whose changes are recorded."""
+        ...
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None: ...
 
@@ -142,6 +148,11 @@ class Transaction:
         except BaseException as failure:
             self._recorder.abort(failure)
             raise
+
+    @property
+    def arrays(self) -> Arrays:
+        """Arrays of the store's owner by whole keys, for other parts of the package. Changes are steps."""
+        return self._store.arrays
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
         """Store an array, ``tx[key] = array``, or assign to a selection of a stored one, ``tx[key, i, j] = value``."""

@@ -179,7 +179,6 @@ def with_coord(values: Any) -> xr.DataArray:
         (xr.DataArray([1, 2], dims=[3]), InvalidInputError, "dims are the names"),
         (with_coord([1, 2]).rename(c=7), InvalidInputError, "a name is text"),
         (xr.DataArray(np.array(["a", None], object)), DTypeError, "cannot be stored"),
-        (xr.Dataset({"a": 1}), InvalidInputError, "Store each variable under a key of its own"),
         (
             xr.DataArray(np.zeros(150_000), dims="x", coords={"x": np.random.default_rng(0).random(150_000)}),
             InvalidInputError,

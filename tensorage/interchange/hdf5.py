@@ -1,0 +1,337 @@
+"""HDF5: the datasets of a file, and arrays written as datasets.
+
+Axes are named by the labels of HDF5's dimensions, or by the names of their scales. Labels of an axis are a dataset of
+their own, which is its *scale*. HDF5 has no text of numpy's kind: such arrays are written as UTF-8, and an attribute
+keeps their dtype.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.dtypes import form_of, has_small_float, is_number, storable_dtype
+from tensorage.errors import DTypeError, InvalidInputError, TensorageError
+from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
+from tensorage.interchange.entries import Entry
+from tensorage.interchange.grouped import GroupedArrays, Outgoing
+from tensorage.interchange.marks import Mark
+from tensorage.model.coords import Coord, encode_coords
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["entries_of_hdf5", "entry_of_hdf5", "write_hdf5"]
+
+#: Attribute that keeps the dtype of an array that is written in another one.
+DTYPE_ATTRIBUTE = "tensorage.dtype"
+
+#: Labels of more bytes are not kept with the arrays that they label, and only under their own key.
+MAX_LABELS_BYTES = 64 * 1024
+
+#: Name of scales that NetCDF writes for dimensions without labels.
+_NO_LABELS = "This is a netCDF dimension but not a netCDF variable"
+
+#: Attributes by which HDF5 and NetCDF keep dims, which are read as such.
+_OF_DIMS = frozenset(
+    {
+        "DIMENSION_LIST",
+        "REFERENCE_LIST",
+        "DIMENSION_LABELS",
+        "_Netcdf4Dimid",
+        "_Netcdf4Coordinates",
+        "_NCProperties",
+    }
+)
+_OF_SCALES = frozenset({"CLASS", "NAME"})
+
+
+def entries_of_hdf5(path: Path, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
+    """Yield the datasets of a file, and the marks of its groups. A source is read before the next one is asked for.
+
+    Parameters
+    ----------
+    skipped
+        Names of datasets and groups to leave out.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If something in the file has no place in a store.
+    """
+    h5py = _h5py()
+    with h5py.File(path, "r") as file:
+        yield from _walk(file, "", left, skipped, set())
+
+
+def entry_of_hdf5(dataset: h5py.Dataset, name: str, left: Left) -> Entry:
+    """Return a dataset with its attributes, dims and labels.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If it has no place in a store.
+    """
+    where = repr(dataset.name)
+    if dataset.shape is None:
+        raise InvalidInputError(
+            f"{left.asked}: the dataset {where} is empty in the way of HDF5, without a shape"
+        )
+    attrs = dict(dataset.attrs.items())
+    source = _source(dataset, left.asked, attrs.pop(DTYPE_ATTRIBUTE, None))
+    _note_limits(dataset, left)
+    dims = _dims(dataset)
+    own = _OF_DIMS | _OF_SCALES if dataset.is_scale else _OF_DIMS
+    plain = plain_attrs(where, ((n, value) for n, value in attrs.items() if n not in own), left)
+    return Entry(name, source, plain, dims, _coords(dataset, dims, left))
+
+
+def _walk(
+    group: h5py.Group, prefix: str, left: Left, skipped: Collection[str], seen: set[tuple[int, int]]
+) -> Iterator[Entry]:
+    h5py = _h5py()
+    attrs = plain_attrs(
+        f"the group {group.name!r}",
+        ((n, value) for n, value in group.attrs.items() if n not in _OF_DIMS),
+        left,
+    )
+    if attrs or (prefix and not len(group)):
+        yield Mark(attrs).entry(prefix.rstrip("/"))
+    for part in group:
+        name = prefix + part
+        if name in skipped:
+            continue
+        found = _followed(group, part, left.asked, seen)
+        if isinstance(found, h5py.Group):
+            yield from _walk(found, f"{name}/", left, skipped, seen)
+        elif isinstance(found, h5py.Datatype):
+            raise InvalidInputError(
+                f"{left.asked}: {found.name!r} is a named datatype, which has no place in a store. "
+                f"skip=[{name!r}] leaves it out. Nothing was stored"
+            )
+        elif not _is_bare_dimension(found):
+            yield entry_of_hdf5(found, name, left)
+
+
+def _followed(group: h5py.Group, part: str, asked: str, seen: set[tuple[int, int]]) -> Any:
+    """Return a member of a group. Refuse links, of which a store has none."""
+    h5py = _h5py()
+    link = group.get(part, getlink=True)
+    name = posixpath.join(group.name, part)
+    kind = "link" if not isinstance(link, h5py.HardLink) else None
+    if kind is None:
+        found = group[part]
+        place = h5py.h5o.get_info(found.id)
+        # Two names of one object would become two arrays, and a group within itself would have no end.
+        kind = "second name of another object" if (place.fileno, place.addr) in seen else None
+        seen.add((place.fileno, place.addr))
+        if kind is None:
+            return found
+    raise InvalidInputError(
+        f"{asked}: {name!r} is a {kind}, which has no place in a store. skip=[{name.lstrip('/')!r}] leaves it out. "
+        "Nothing was stored"
+    )
+
+
+def _source(dataset: h5py.Dataset, asked: str, form: Any) -> Any:
+    """Return the elements of a dataset, of a dtype that can be stored."""
+    reason = _reason_against(dataset.dtype)
+    if reason is not None:
+        raise DTypeError(
+            f"{asked}: the dataset {dataset.name!r} holds {reason}, which cannot be stored. "
+            f"skip=[{dataset.name.lstrip('/')!r}] leaves it out. Nothing was stored"
+        )
+    text = _h5py().check_string_dtype(dataset.dtype)
+    if text is not None and text.encoding == "utf-8":
+        length = dataset.dtype.itemsize
+        known = isinstance(form, str) and form.startswith("<U") and form[2:].isdecimal()
+        return Text(dataset, np.dtype(str(form) if known else f"<U{length}"))
+    return dataset
+
+
+class Text:
+    """Text of UTF-8 as text of numpy.
+
+    Parameters
+    ----------
+    dataset
+        Dataset of UTF-8 with one length for all.
+    dtype
+        Dtype of the text.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, dtype: np.dtype[Any]) -> None:
+        self._dataset = dataset
+        self.dtype = dtype
+        self.shape: tuple[int, ...] = dataset.shape
+
+    def __getitem__(self, region: Any) -> npt.NDArray[Any]:
+        encoded = np.asarray(self._dataset[region])
+        decoded = np.char.decode(encoded, "utf-8")
+        if decoded.itemsize > self.dtype.itemsize:
+            raise ValueError(f"the text of {self._dataset.name!r} is longer than {self.dtype}")
+        return decoded.astype(self.dtype)
+
+
+def _reason_against(dtype: np.dtype[Any]) -> str | None:
+    """Say what has no place in a store, in a dtype or the fields of one."""
+    h5py = _h5py()
+    if dtype.names is not None:
+        return next((found for name in dtype.names if (found := _reason_against(dtype[name].base))), None)
+    text = h5py.check_string_dtype(dtype)
+    if text is not None and text.length is None:
+        return "text of any length"
+    if h5py.check_vlen_dtype(dtype) is not None:
+        return "arrays of any length"
+    if h5py.check_ref_dtype(dtype) is not None:
+        return "references"
+    if h5py.check_enum_dtype(dtype) is not None:
+        return "an enumeration"
+    return None
+
+
+def _note_limits(dataset: h5py.Dataset, left: Left) -> None:
+    # Every stored array grows along its first axis. Other axes cannot, and no array has a largest length.
+    for axis, (length, most) in enumerate(zip(dataset.shape, dataset.maxshape or dataset.shape, strict=True)):
+        if most != length and not (axis == 0 and most is None):
+            size = "unlimited" if most is None else most
+            left.add(
+                f"the largest length {size} of axis {axis} of {dataset.name!r}", "stored arrays have none"
+            )
+
+
+def _is_bare_dimension(dataset: h5py.Dataset) -> bool:
+    """Tell whether a dataset only stands for a dimension of NetCDF, and has no elements of its own."""
+    name = dataset.attrs.get("NAME", b"") if dataset.is_scale else b""
+    return isinstance(name, bytes) and name.decode("latin-1").startswith(_NO_LABELS)
+
+
+def _dims(dataset: h5py.Dataset) -> tuple[str, ...] | None:
+    if dataset.is_scale and dataset.ndim == 1:
+        return (posixpath.basename(dataset.name),)
+    names = []
+    for dimension in dataset.dims:
+        scales = [scale.name for scale in dimension.values() if scale.name]
+        names.append(dimension.label or (posixpath.basename(scales[0]) if scales else None))
+    if not any(names):
+        return None
+    return tuple(name or f"dim_{axis}" for axis, name in enumerate(names))
+
+
+def _coords(dataset: h5py.Dataset, dims: Sequence[str] | None, left: Left) -> dict[str, Any] | None:
+    """Encode the small scales of a dataset as labels of its axes."""
+    if dims is None or len(set(dims)) < len(dims) or dataset.is_scale:
+        return None
+    coords = []
+    for name, length, dimension in zip(dims, dataset.shape, dataset.dims, strict=True):
+        for scale in dimension.values():
+            is_named = scale.name is not None and posixpath.basename(scale.name) == name
+            if not is_named or scale.shape != (length,) or _is_bare_dimension(scale):
+                continue
+            if _reason_against(scale.dtype) is not None:
+                continue
+            # Attributes without a place are told where the scale is an array of its own.
+            found = entry_of_hdf5(scale, name, Left(left.asked))
+            if scale.nbytes <= MAX_LABELS_BYTES and (
+                is_number(found.source.dtype) or found.source.dtype.kind == "U"
+            ):
+                labels = np.asarray(found.source[...]).astype(storable_dtype(found.source.dtype))
+                coords.append(Coord(name, (name,), labels, found.attrs, is_index=True))
+    return encode_coords(coords) if coords else None
+
+
+# Writing ----------------------------------------------------------------------------------------------
+
+
+def write_hdf5(path: Path, group: GroupedArrays, left: Left) -> None:
+    """Write arrays and groups as a new file.
+
+    Raises
+    ------
+    DTypeError
+        If HDF5 has no place for a dtype.
+    """
+    h5py = _h5py()
+    with h5py.File(path, "w", track_order=True) as file:
+        for name, attrs in group.groups.items():
+            place = file.require_group(name) if name else file
+            place.attrs.update(file_attrs(f"the group {name!r}", attrs, left))
+        for item in group.arrays:
+            _write_array(file, item, left)
+        _attach_scales(file, group)
+
+
+def _write_array(file: h5py.File, item: Outgoing, left: Left) -> None:
+    kept, convert = _written_dtype(item)
+    try:
+        made = file.create_dataset(item.name, item.shape, kept, maxshape=_maxshape(item))
+        _check_dtype(made, kept)
+        for first, rows in item.blocks():
+            values = convert(rows)
+            if item.shape:
+                made[first : first + rows.shape[0]] = values
+            else:
+                made[()] = values
+    except TensorageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DTypeError(
+            f"exporting {item.key!r}: HDF5 has no place for dtype {item.dtype} or its name ({error}). Export to .npz"
+        ) from error
+    made.attrs.update(file_attrs(repr(item.name), item.attrs, left))
+    if item.dtype.kind == "U":
+        made.attrs[DTYPE_ATTRIBUTE] = form_of(item.dtype)
+    for axis, name in enumerate(item.dims or ()):
+        made.dims[axis].label = name
+
+
+def _check_dtype(made: h5py.Dataset, wanted: Any) -> None:
+    """Refuse a dataset of another dtype than was asked for, which h5py may choose as the nearest one."""
+    if made.dtype != wanted:
+        raise TypeError(f"it would become {made.dtype}")
+
+
+def _maxshape(item: Outgoing) -> tuple[int | None, ...] | None:
+    # An array without rows is mostly one that is to grow.
+    return (None, *item.shape[1:]) if item.shape and not item.shape[0] and all(item.shape[1:]) else None
+
+
+def _written_dtype(item: Outgoing) -> tuple[Any, Callable[[npt.NDArray[Any]], Any]]:
+    """Return the dtype of HDF5 for the elements, and their conversion."""
+    h5py, dtype = _h5py(), item.dtype
+    if has_small_float(dtype):
+        raise DTypeError(
+            f"exporting {item.key!r}: HDF5 has no place for dtype {dtype}. Store a copy as float32, and export that"
+        )
+    if dtype.kind == "U":
+        # A character takes up to four bytes, as many as numpy has for it.
+        text = h5py.string_dtype("utf-8", max(dtype.itemsize, 1))
+        return text, lambda rows: np.char.encode(rows, "utf-8").astype(text)
+    if dtype.kind in "mM":
+        opaque = h5py.opaque_dtype(dtype)
+        return opaque, lambda rows: rows.astype(opaque)
+    return dtype, lambda rows: rows
+
+
+def _attach_scales(file: h5py.File, group: GroupedArrays) -> None:
+    """Make arrays that label an axis its scales."""
+    for name in group.scales():
+        file[name].make_scale(posixpath.basename(name))
+    for item in group.arrays:
+        for axis, scale in group.scales_of(item).items():
+            file[item.name].dims[axis].attach_scale(file[scale])
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"files of HDF5 need the package {error.name!r}: pip install 'tensorage[hdf5]>=0.2'"
+        ) from error
+    return h5py

@@ -1,0 +1,230 @@
+"""Stored arrays as a file: written under a temporary name, which becomes the file's own at the end."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorage.backend.arrays import Arrays
+from tensorage.errors import InvalidInputError, KeyNotFoundError
+from tensorage.interchange.attributes import Left
+from tensorage.interchange.datasets import open_group
+from tensorage.interchange.grouped import GroupedArrays, Outgoing, array_of_labels
+from tensorage.interchange.hdf5 import write_hdf5
+from tensorage.interchange.marks import Mark, is_mark, mark_of
+from tensorage.interchange.netcdf import require_xarray, write_netcdf
+from tensorage.interchange.numpy_files import write_npy, write_npz
+from tensorage.interchange.reading import suffix_of
+from tensorage.interchange.zarr_folders import write_zarr
+from tensorage.model.coords import coords_of
+from tensorage.types import Dataset
+
+__all__ = ["export"]
+
+
+def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
+    """Write an array, or all arrays of a group, as a file: see `tensorage.TensorStore.export`.
+
+    Parameters
+    ----------
+    key
+        Whole key of an array or of a group. With a ``/`` at its end, or empty, of a group.
+    """
+    suffix = suffix_of(path, f"exporting {key!r} to")
+    _check_free(path, key, overwrite=overwrite)
+    left = Left(f"exporting {key!r} to {str(path)!r}")
+    found = _found(arrays, key)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        _write(arrays, key, found, path=temporary, suffix=suffix, left=left)
+        left.tell()
+        _check_free(path, key, overwrite=overwrite)
+        _put_in_place(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
+    """Find the entries to write, by their names in the file. The name of the group itself is empty."""
+    group = key.rstrip("/")
+    below = f"{group}/" if group else ""
+    found = {entry.key[len(below) :]: entry for entry in arrays.entries(below)}
+    own = _open(arrays, group) if group else None
+    if own is not None and is_mark(own):
+        return {"": own, **found}
+    if own is None or key.endswith("/"):
+        if not found:
+            raise KeyNotFoundError(
+                f"exporting {key!r}: there is neither such an array nor one below {below!r}"
+            )
+        return found
+    if found:
+        raise InvalidInputError(
+            f"exporting {key!r}: there is an array of this name, and {len(found)} arrays below it. Export these by "
+            f"{below!r}, or rename the array to export it alone"
+        )
+    return {posixpath.basename(key): own}
+
+
+def _open(arrays: Arrays, key: str) -> Dataset | None:
+    try:
+        return arrays.open(key)
+    except KeyNotFoundError:
+        return None
+
+
+def _write(
+    arrays: Arrays, key: str, found: Mapping[str, Dataset], *, path: Path, suffix: str, left: Left
+) -> None:
+    items = [_outgoing(arrays, name, entry) for name, entry in found.items() if not is_mark(entry)]
+    marks = {name: mark_of(entry) for name, entry in found.items() if is_mark(entry)}
+    if suffix == ".npy":
+        if len(items) != 1 or marks:
+            raise InvalidInputError(
+                f"exporting {key!r}: a .npy file has one array, and these are {len(found)}. Export to .npz"
+            )
+        write_npy(path, items[0], left)
+    elif suffix == ".npz":
+        for name, mark in marks.items():
+            kinds = {"attributes": mark.attrs, "coordinates": mark.parts and mark.parts.coords["coords"]}
+            lost = " and ".join(kind for kind, value in kinds.items() if value)
+            if lost:
+                left.add(f"{lost} of the group {name or key!r}", "numpy's files have none")
+        write_npz(path, items, left)
+    elif suffix == ".nc":
+        _write_netcdf(arrays, key, found, marks, path=path, left=left)
+    else:
+        _check_groups(key, [item.name for item in items])
+        labels = list(_labels_of(key, marks, {item.name for item in items}))
+        grouped = GroupedArrays.of([*items, *labels], {name: mark.attrs for name, mark in marks.items()})
+        (write_zarr if suffix == ".zarr" else write_hdf5)(path, grouped, left)
+
+
+def _outgoing(arrays: Arrays, name: str, entry: Dataset) -> Outgoing:
+    return Outgoing(
+        name, entry.key, entry.shape, entry.dtype, partial(_read, arrays, entry), dict(entry.attrs), entry.dims,
+        coords_of(entry),
+    )  # fmt: skip
+
+
+def _read(arrays: Arrays, entry: Dataset, region: Any) -> npt.NDArray[Any]:
+    """Read a region of one version. An array that changes meanwhile raises `ChangedError`."""
+    return np.asarray(arrays.read(entry, region), entry.dtype)
+
+
+def _labels_of(key: str, marks: Mapping[str, Mark], taken: set[str]) -> Iterator[Outgoing]:
+    """Yield the coordinates that only the marks of Datasets have."""
+    for group, mark in marks.items():
+        if mark.parts is None:
+            continue
+        any_entry = Dataset(0, posixpath.join(key, group), (), np.dtype("u1"), 1, coords=mark.parts.coords)
+        for coord in coords_of(any_entry):
+            name = posixpath.join(group, coord.name)
+            if name not in taken:
+                yield array_of_labels(name, any_entry.key, coord)
+
+
+def _write_netcdf(
+    arrays: Arrays,
+    key: str,
+    found: Mapping[str, Dataset],
+    marks: Mapping[str, Mark],
+    *,
+    path: Path,
+    left: Left,
+) -> None:
+    """Write each group as one Dataset."""
+    require_xarray()
+    from tensorage.adapters.xarray_dataset import dataset_of
+
+    group = key.rstrip("/")
+    if list(found) == [posixpath.basename(key)] and not key.endswith("/"):
+        (name, entry) = next(iter(found.items()))
+        write_netcdf(path, {"": dataset_of(arrays, {name: entry}, merge_labels=True)}, left)
+        return
+    groups = dict.fromkeys(
+        sorted({"", *marks, *(posixpath.dirname(name) for name in found if name not in marks)})
+    )
+    made = {}
+    for name in groups:
+        own = "/".join(filter(None, (group, name)))
+        has_arrays = name in marks or any(posixpath.dirname(one) == name for one in found if one not in marks)
+        made[name] = open_group(arrays, own) if has_arrays else _empty()
+    for name, dataset in made.items():
+        slashed = [one for one in dataset.variables if "/" in str(one)]
+        if slashed:
+            raise InvalidInputError(
+                f"exporting {key!r}: NetCDF has no place for names with a slash, as {slashed} of the Dataset "
+                f"{name or key!r} are. Rename them, or export to .zarr"
+            )
+    write_netcdf(path, made, left)
+
+
+def _empty() -> Any:
+    import xarray as xr
+
+    return xr.Dataset()
+
+
+def _check_groups(key: str, names: list[str]) -> None:
+    """Refuse an array that has the name of a group, and names that a file cannot have."""
+    taken = set(names)
+    for name in names:
+        parts = name.split("/")
+        if not all(parts) or {".", ".."} & set(parts):
+            raise InvalidInputError(
+                f"exporting {key!r}: a file has no place for the name {name!r}, with parts that are empty or dots. "
+                "Rename the array, or export to .npz"
+            )
+        above = next(
+            ("/".join(parts[:n]) for n in range(1, len(parts)) if "/".join(parts[:n]) in taken), None
+        )
+        if above is not None:
+            raise InvalidInputError(
+                f"exporting {key!r}: {above!r} is an array, and there is {name!r} below it. A file has either an array "
+                "or a group of a name: rename one, or export to .npz"
+            )
+
+
+def _check_free(path: Path, key: str, *, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"exporting {key!r} to {str(path)!r}: there is no folder {str(path.parent)!r}"
+        )
+    if os.path.lexists(path) and not overwrite:
+        raise InvalidInputError(
+            f"exporting {key!r} to {str(path)!r}: this is there already, and is left as it was. "
+            "overwrite=True replaces it"
+        )
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give what was written its own name, in place of what is there."""
+    if not path.is_dir() or path.is_symlink():
+        temporary.replace(path)
+        return
+    # A folder cannot be replaced in one step. The old one is kept until the new one is there.
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
