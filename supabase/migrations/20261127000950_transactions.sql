@@ -41,7 +41,7 @@ begin
   perform from public.datasets d where d.id = any (others) order by d.id for update;
   for assigned in select json_array_elements(asked -> 'assigned') loop
     continue when assigned ->> 'version' is null;
-    -- Of whichever engine: the step says which it is for. One that is gone has changed.
+    -- Its own engine: the step says which one it is for. An array that is gone has changed.
     perform tensorage.assignable(
       (assigned ->> 'data_id')::bigint, (assigned ->> 'version')::bigint,
       coalesce((select d.engine from public.datasets d where d.id = (assigned ->> 'data_id')::bigint), 'database'));
