@@ -58,6 +58,8 @@ def template_of_run() -> Path:
 def _shorten_logins(running: control.Running) -> None:
     """Have each password hashed once, and not four thousand times by whoever connects: nobody guesses it."""
     with psycopg.connect(running.superuser_url) as connection:
+        if connection.info.server_version < 160_000:
+            return  # PostgreSQL 15 has no such setting.
         connection.execute("set scram_iterations = 1")
         for role, password in DataFolder(running.data_dir).read_secrets().database_passwords.items():
             alter = sql.SQL("alter role {} password {}")
