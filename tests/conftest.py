@@ -23,7 +23,7 @@ import workers
 from _pytest.pathlib import ImportMode, import_path
 from postgres_versions import VERSIONS
 from project import CONFIGURATION_VARIABLES, ELSEWHERE, IS_ELSEWHERE, Project, User
-from proxy import Proxy
+from proxy import Exchange, Proxy
 
 from tensorage import BackendSession, TensorStore
 from tensorage.embedded import control
@@ -227,6 +227,21 @@ def proxy(project: Project) -> Iterator[Proxy]:
     """A proxy to the project."""
     proxy = Proxy(project.url)
     yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def watched(project: Project, user: User) -> Iterator[tuple[TensorStore, list[Exchange]]]:
+    """A store of the file's user, and the requests that it makes."""
+    seen: list[Exchange] = []
+
+    def note(exchange: Exchange) -> bool:
+        seen.append(exchange)
+        return False
+
+    proxy = Proxy(project.url, note)
+    with workers.store_of(Project(proxy.url, project.key), user) as store:
+        yield store, seen
     proxy.close()
 
 

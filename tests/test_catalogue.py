@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,25 +11,10 @@ import psycopg
 import pytest
 import workers
 from project import Project, User
-from proxy import Exchange, Proxy
+from proxy import Exchange
 
 import tensorage
 from tensorage import TensorStore
-
-
-@pytest.fixture
-def exchanges(project: Project, user: User) -> Iterator[tuple[TensorStore, list[Exchange]]]:
-    """A store of the file's user, and the requests that it makes."""
-    seen: list[Exchange] = []
-
-    def note(exchange: Exchange) -> bool:
-        seen.append(exchange)
-        return False
-
-    proxy = Proxy(project.url, note)
-    with workers.store_of(Project(proxy.url, project.key), user) as store:
-        yield store, seen
-    proxy.close()
 
 
 class TestCatalogue:
@@ -130,9 +114,9 @@ class TestCatalogue:
             store.catalogue(where={1: 2})  # type: ignore[dict-item]
 
     def test_a_thousand_arrays_are_one_request(
-        self, exchanges: tuple[TensorStore, list[Exchange]], database: psycopg.Connection[Any]
+        self, watched: tuple[TensorStore, list[Exchange]], database: psycopg.Connection[Any]
     ) -> None:
-        store, seen = exchanges
+        store, seen = watched
         store["k0000"] = np.arange(4.0)
         _multiply(database, store, "k0000", 2500)
         seen.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -28,21 +28,6 @@ LARGE = np.arange(2_000_000, dtype="f8")
 @pytest.fixture
 def overwriting(session: tensorage.BackendSession, engine: Engine) -> TensorStore:
     return TensorStore(session, quiet=True, engine=engine, allow_overwrite=True)
-
-
-@pytest.fixture
-def watched(project: Project, user: User) -> Iterator[Watched]:
-    """A store of the file's user, and the requests that it makes."""
-    seen: list[Exchange] = []
-
-    def note(exchange: Exchange) -> bool:
-        seen.append(exchange)
-        return False
-
-    proxy = Proxy(project.url, note)
-    with workers.store_of(Project(proxy.url, project.key), user) as store:
-        yield store, seen
-    proxy.close()
 
 
 def change(store: TensorStore, *changes: Callable[[Transaction], object]) -> None:
