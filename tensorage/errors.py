@@ -110,6 +110,11 @@ class ClosedError(TensorageError, ValueError):
     """The background writer has been closed, or belongs to another process: nothing was written."""
 
 
+def missing_package(what: str, error: ModuleNotFoundError, extra: str) -> InvalidInputError:
+    """Return the error that says which extra to install, for something that needs a package of it."""
+    return InvalidInputError(f"{what} need the package {error.name!r}: pip install 'tensorage[{extra}]>=0.2'")
+
+
 # MemoryError comes first: it makes its instances in a way of its own, which pickle relies on.
 class TooLargeError(MemoryError, TensorageError):
     """More elements were asked for than this machine has memory for. Nothing was fetched."""

@@ -205,13 +205,7 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         """Tell whether the store has the key, by one request, however many keys there are."""
-        if not isinstance(key, str):
-            return False
-        try:
-            self.arrays.open(self.full_key(key))
-        except KeyNotFoundError:
-            return False
-        return True
+        return isinstance(key, str) and self.arrays.find(self.full_key(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return self._iterate_keys("")
@@ -533,13 +527,10 @@ class TensorStore(MutableMapping[str, Any]):
             for entry in store.catalogue("exp/", where={"units": "K"}):
                 print(entry.key, entry.shape, entry.dtype, entry.nbytes, entry.stored_bytes)
         """
-        glob = self._full_key_or_none(glob)
+        glob = None if glob is None else self.full_key(glob)
         return list(
             self.arrays.entries(self._full_prefix(prefix), glob, None if where is None else as_attrs(where))
         )
-
-    def _full_key_or_none(self, glob: str | None) -> str | None:
-        return None if glob is None else self.full_key(glob)
 
     def _full_key_or_all(self, key: str | None) -> str | None:
         """Return the whole key, or the prefix of the group, of which None stands for all."""

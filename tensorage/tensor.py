@@ -13,7 +13,7 @@ from tensorage.adapters.dask import PinnedArray
 from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of
 from tensorage.backend.arrays import Arrays, OpenArray, Reader
 from tensorage.dtypes import is_small_float
-from tensorage.errors import CacheError, InvalidInputError
+from tensorage.errors import CacheError, missing_package
 from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
@@ -335,9 +335,7 @@ class Tensor(OpenArray):
         try:
             from tensorage.adapters.xarray import data_array_of
         except ModuleNotFoundError as error:
-            raise InvalidInputError(
-                f"arrays of xarray need the package {error.name!r}: pip install 'tensorage[xarray]>=0.2'"
-            ) from error
+            raise missing_package("arrays of xarray", error, "xarray") from error
         return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 
     def append(self, data: npt.ArrayLike) -> None:

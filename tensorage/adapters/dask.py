@@ -17,7 +17,7 @@ import numpy as np
 
 from tensorage.backend.arrays import Arrays
 from tensorage.dtypes import form_of
-from tensorage.errors import InvalidInputError
+from tensorage.errors import InvalidInputError, missing_package
 from tensorage.indexing.regions import cut_axes
 from tensorage.indexing.selection import Selection
 from tensorage.model.casting import cast_to
@@ -190,7 +190,5 @@ def _dask_array() -> Any:
     try:
         import dask.array
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"arrays of dask need the package {error.name!r}: pip install 'tensorage[dask]>=0.2'"
-        ) from error
+        raise missing_package("arrays of dask", error, "dask") from error
     return dask.array

@@ -17,7 +17,13 @@ from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
 from tensorage.backend.transfer import Project, Transfer, Work
 from tensorage.backend.wire.progress import Advance
-from tensorage.errors import ChangedError, InvalidInputError, PermissionDeniedError
+from tensorage.errors import (
+    ChangedError,
+    InvalidInputError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    missing_package,
+)
 from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.indexing.selection import Positions, Selection
@@ -116,6 +122,13 @@ class Arrays:
             If there is no committed array under the key that this user may see.
         """
         return self._catalogue.open(key)
+
+    def find(self, key: str) -> Dataset | None:
+        """Return the entry of an array, or None if there is none that this user may see."""
+        try:
+            return self.open(key)
+        except KeyNotFoundError:
+            return None
 
     def open_by_id(self, data_id: int) -> Dataset:
         """Return this user's entry with an id, also of an array that is still being written."""
@@ -487,9 +500,7 @@ class Arrays:
             from tensorage.backend.zarr.zarr_engine import ZarrEngine
         # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
-            raise InvalidInputError(
-                f"arrays of engine='storage' need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"
-            ) from error
+            raise missing_package("arrays of engine='storage'", error, "storage") from error
         return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
 
 

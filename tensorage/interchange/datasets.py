@@ -18,10 +18,10 @@ from tensorage.errors import (
     ChangedError,
     DTypeError,
     IncompleteTensorError,
-    InvalidInputError,
     KeyNotFoundError,
+    missing_package,
 )
-from tensorage.interchange.entries import Entry
+from tensorage.interchange.entries import MAX_LABELS_BYTES, Entry
 from tensorage.interchange.marks import Mark, Parts, is_mark, mark_of
 from tensorage.model.coords import Coord, check_name, coords_of, encode_coords
 from tensorage.model.values import as_attrs
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["entries_of_dataset", "group_of", "open_group"]
 
-#: Coordinates of more bytes are arrays of their own, and so are more of them than these together.
-MAX_LABELS_BYTES = 64 * 1024
+#: Coordinates of more bytes than these together are arrays of their own, as each large one is.
 MAX_ALL_LABELS_BYTES = 512 * 1024
 
 #: Most looks at a group that somebody stores anew each time.
@@ -159,11 +158,8 @@ def group_of(arrays: Arrays, key: str) -> tuple[Mark | None, dict[str, Dataset]]
 
 
 def _mark_entry(arrays: Arrays, key: str) -> Dataset | None:
-    try:
-        found = arrays.open(key)
-    except KeyNotFoundError:
-        return None
-    return found if is_mark(found) else None
+    found = arrays.find(key)
+    return found if found is not None and is_mark(found) else None
 
 
 def open_group(arrays: Arrays, key: str, dropped: Collection[str] = ()) -> xr.Dataset:
@@ -244,7 +240,5 @@ def _check_xarray() -> None:
     try:
         import xarray as xr
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"Datasets need the package {error.name!r}: pip install 'tensorage[xarray]>=0.2'"
-        ) from error
+        raise missing_package("Datasets", error, "xarray") from error
     del xr

@@ -15,10 +15,13 @@ from tensorage.model.declaration import ArrayOptions, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.types import Dataset, EngineChoice
 
-__all__ = ["Entry", "Source", "blocks_of", "read_whole", "take_in"]
+__all__ = ["MAX_LABELS_BYTES", "Entry", "Source", "blocks_of", "read_whole", "take_in"]
 
 #: Arrays of more bytes are read and stored in blocks of rows of about as many bytes.
 BLOCK_BYTES = 32 * 1024 * 1024
+
+#: Labels of more bytes are not kept with the arrays that they label, and are arrays of their own alone.
+MAX_LABELS_BYTES = 64 * 1024
 
 
 class Source(Protocol):

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.dtypes import form_of, has_small_float, is_number, storable_dtype
-from tensorage.errors import DTypeError, InvalidInputError, TensorageError
+from tensorage.errors import DTypeError, InvalidInputError, TensorageError, missing_package
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
-from tensorage.interchange.entries import Entry
+from tensorage.interchange.entries import MAX_LABELS_BYTES, Entry
 from tensorage.interchange.grouped import GroupedArrays, Outgoing
 from tensorage.interchange.marks import Mark
 from tensorage.model.coords import Coord, encode_coords
@@ -30,9 +30,6 @@ __all__ = ["entries_of_hdf5", "entry_of_hdf5", "write_hdf5"]
 
 #: Attribute that keeps the dtype of an array that is written in another one.
 DTYPE_ATTRIBUTE = "tensorage.dtype"
-
-#: Labels of more bytes are not kept with the arrays that they label, and only under their own key.
-MAX_LABELS_BYTES = 64 * 1024
 
 #: Name of scales that NetCDF writes for dimensions without labels.
 _NO_LABELS = "This is a netCDF dimension but not a netCDF variable"
@@ -331,7 +328,5 @@ def _h5py() -> Any:
     try:
         import h5py
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"files of HDF5 need the package {error.name!r}: pip install 'tensorage[hdf5]>=0.2'"
-        ) from error
+        raise missing_package("files of HDF5", error, "hdf5") from error
     return h5py

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorage.errors import DTypeError, InvalidInputError, TensorageError
+from tensorage.errors import DTypeError, InvalidInputError, TensorageError, missing_package
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
 from tensorage.interchange.datasets import entries_of_dataset
 from tensorage.interchange.entries import Entry
@@ -174,7 +174,5 @@ def require_xarray() -> Any:
     try:
         import xarray
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"files of NetCDF need the package {error.name!r}: pip install 'tensorage[netcdf]>=0.2'"
-        ) from error
+        raise missing_package("files of NetCDF", error, "netcdf") from error
     return xarray

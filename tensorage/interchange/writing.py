@@ -58,7 +58,7 @@ def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
     group = key.rstrip("/")
     below = f"{group}/" if group else ""
     found = {entry.key[len(below) :]: entry for entry in arrays.entries(below)}
-    own = _open(arrays, group) if group else None
+    own = arrays.find(group) if group else None
     if own is not None and is_mark(own):
         return {"": own, **found}
     if own is None or key.endswith("/"):
@@ -73,13 +73,6 @@ def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
             f"{below!r}, or rename the array to export it alone"
         )
     return {posixpath.basename(key): own}
-
-
-def _open(arrays: Arrays, key: str) -> Dataset | None:
-    try:
-        return arrays.open(key)
-    except KeyNotFoundError:
-        return None
 
 
 def _write(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tensorage.dtypes import is_number, storable_dtype
-from tensorage.errors import DTypeError, InvalidInputError
+from tensorage.errors import DTypeError, missing_package
 from tensorage.interchange.attributes import Left, plain_attrs
-from tensorage.interchange.entries import Entry
+from tensorage.interchange.entries import MAX_LABELS_BYTES, Entry
 from tensorage.interchange.grouped import GroupedArrays, Outgoing
 from tensorage.interchange.marks import Mark
 from tensorage.model.coords import Coord, encode_coords
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import zarr
 
 __all__ = ["entries_of_zarr", "entry_of_zarr", "write_zarr"]
-
-#: Labels of more bytes are not kept with the arrays that they label, and only under their own key.
-MAX_LABELS_BYTES = 64 * 1024
 
 
 def entries_of_zarr(path: Path, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
@@ -150,7 +147,5 @@ def _zarr() -> Any:
     try:
         import zarr
     except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"folders of Zarr need the package {error.name!r}: pip install 'tensorage[storage]>=0.2'"
-        ) from error
+        raise missing_package("folders of Zarr", error, "storage") from error
     return zarr

@@ -186,17 +186,11 @@ class Recorder(Transfer):
     def _check_known(self, meta: Mapping[str, Any], asked: str) -> None:
         """Raise as the database would if it were asked now, so that the engine sends rows that fit."""
         known = self._known.get(meta["key"])
-        if known is None:
+        if known is None or (known["engine"], known["dtype"]) == ("database", meta["dtype"]):
             return
-        errors = {"dtype": OtherDTypeError(asked), "engine": StoredElsewhereError(asked)}
-        error = None
-        if known["engine"] != "database":
-            error = errors["engine"]
-        elif known["dtype"] != meta["dtype"]:
-            error = errors["dtype"]
-        if error is not None:
-            error.description = known  # type: ignore[attr-defined]
-            raise error
+        error = OtherDTypeError(asked) if known["engine"] == "database" else StoredElsewhereError(asked)
+        error.description = known
+        raise error
 
     def _record_commit(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         data_id = arguments["data_id"]
