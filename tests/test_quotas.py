@@ -120,7 +120,9 @@ def test_a_quota_holds_and_usage_is_shown(backend: control.Running, project: Pro
         lines = quota(backend, "show").stdout.splitlines()
         assert lines[0] == "default: any number of bytes, any number of arrays"
         (line,) = [line for line in lines if user.email in line]
-        assert re.fullmatch(rf" *1\d(\.\d)? kB +- +2 +2\* +{re.escape(user.email)}", line)
+        stored = store.usage().bytes
+        assert 10_000 < stored < 20_000
+        assert re.fullmatch(rf" *{stored / 1000:.3g} kB +- +2 +2\* +{re.escape(user.email)}", line)
         store.clear()
 
 
