@@ -669,6 +669,60 @@ class TensorStore(MutableMapping[str, Any]):
         rows = [blocks] if isinstance(blocks, np.ndarray) else cast("Iterable[npt.ArrayLike]", blocks)
         return Tensor(self.arrays, self.arrays.write_blocks(key, rows, shape, dtype, **how))
 
+    def create(
+        self,
+        key: str,
+        shape: int | Sequence[int],
+        dtype: npt.DTypeLike = "float64",
+        *,
+        fill_value: Any = 0,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        is_shared: bool = False,
+        engine: EngineChoice | None = None,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal[False] | None = None,
+        codecs: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Make an array that is there at once, takes no room, and reads as `fill_value` until it is assigned to.
+
+        Any process assigns any region: readers see each assignment whole or not at all, and writers of different blocks
+        or objects do not wait for each other. What is written takes room, in whole blocks or objects.
+
+        Parameters
+        ----------
+        shape
+            Shape of the array, of any size: the request is a single one. A number stands for a single axis.
+        dtype
+            Dtype of the elements.
+        fill_value
+            Element that stands for those never written. 0 fits any dtype: it is the empty text, and False.
+        attrs, dims, is_shared, engine, chunks, shards, codecs
+            As for `write`.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If the shape or the dtype is none, or the fill value is no element of the dtype.
+        KeyExistsError
+            If the key is taken and the store does not allow to overwrite.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.create("sim", shape=(1_000_000, 512), dtype="f4")
+            # In each of many processes, for rows of its own:
+            store.open("sim")[first : first + len(states)] = states
+        """
+        axes = shape if isinstance(shape, Sequence) else (shape,)
+        made = self.arrays.create(
+            self.full_key(key), axes, dtype, fill_value=fill_value, chunk_size=self.chunk_size, is_shared=is_shared,
+            attrs=attrs, dims=dims, overwrite=self.allow_overwrite, engine=self.engine if engine is None else engine,
+            chunks=chunks, shards=shards, codecs=codecs,
+        )  # fmt: skip
+        return Tensor(self.arrays, made)
+
     def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
         """Store an array of numpy or of dask, with the options of `tensorage.backend.arrays.Arrays.write`."""
         return self._write_declared(self.full_key(key), value, **how)

@@ -346,6 +346,40 @@ class Tensor(OpenArray):
             return
         self.dataset = self.arrays.append(self.key, data, known=self.dataset)
 
+    @property
+    def fill_value(self) -> Any:
+        """Element that stands for those never written. None if the array has all of its elements."""
+        return self.dataset.fill_value
+
+    def resize(self, rows: int | Sequence[int]) -> None:
+        """Give the array another number of rows along the first axis: all at once, by its owner alone.
+
+        Rows that are added read as the array's fill value, and take no room until they are written. Arrays that were
+        stored whole get one: zero in the database, and the fill value of the layout in Storage. Rows that are cut off
+        are gone, with their labels: rows that are added later read as the fill value.
+
+        Parameters
+        ----------
+        rows
+            Number of rows, or a shape whose other axes are those of the array.
+
+        Raises
+        ------
+        InvalidInputError
+            If the array has no axes, the number is negative, or another axis would change.
+        PermissionDeniedError
+            If the array is somebody else's.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            simulation = store.create("sim", shape=(0, 512), dtype="f4")
+            simulation.resize(1_000)
+            simulation[10] = first_state
+        """
+        self.dataset = self.on_latest(lambda now: self.arrays.resize(now, rows))
+
     def share(
         self,
         who: str | Sequence[str] | None = None,

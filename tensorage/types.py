@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -193,6 +194,8 @@ class Dataset:
         Whether anybody but the owner may use the array.
     stored_bytes
         Bytes of the stored elements: of blocks, or of compressed objects. None while the array is being written.
+    fill
+        Bytes of the element that stands for those never written. None if the array has all of its elements.
     shares
         Shares that let others use the array, if the entry comes from `tensorage.TensorStore.catalogue` and the array is
         the caller's own.
@@ -220,6 +223,7 @@ class Dataset:
     zarr: str | None = None
     coords: Mapping[str, Any] | None = None
     stored_bytes: int | None = None
+    fill: bytes | None = None
     shares: tuple[Share, ...] | None = None
 
     def __repr__(self) -> str:
@@ -246,6 +250,11 @@ class Dataset:
     def nbytes(self) -> int:
         """Bytes of the elements, as stored."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def fill_value(self) -> Any:
+        """Element that stands for those never written. None if the array has all of its elements."""
+        return None if self.fill is None else np.frombuffer(self.fill, self.dtype)[0]
 
     @property
     def type(self) -> str:
@@ -278,5 +287,6 @@ class Dataset:
             zarr=row["zarr"],
             coords=coords,
             stored_bytes=row["stored_bytes"],
+            fill=None if row["fill"] is None else base64.b64decode(row["fill"]),
             shares=None if shares is None else tuple(map(Share.from_json, shares)),
         )

@@ -65,6 +65,16 @@ uploaded as (
 select id from made
 """
 
+#: Takes every second block, or shard, from an array, which then has a fill value and never had them.
+_WITH_HOLES = """
+with made as (update public.datasets set fill = '\\x01000000' where id = %(id)s returning id, engine),
+holes as (delete from public.tensors where data_id = %(id)s and index / 16 %% 2 = 1 returning 1),
+more as (delete from public.shards where data_id = %(id)s and number %% 2 = 1 returning 1)
+insert into tensorage.written (data_id, number)
+select t.data_id, t.index from public.tensors t where t.data_id = %(id)s and t.index / 16 %% 2 = 0
+union all select s.data_id, s.number from public.shards s where s.data_id = %(id)s and s.number %% 2 = 0
+"""
+
 _CROWD = """
 insert into public.datasets (user_id, owner, key, shape, dtype, block_size, state)
 select %(user)s::uuid, %(user)s::uuid::text || '@example.com', 'crowd/' || lpad(n::text, 6, '0'), '{16}',
@@ -124,6 +134,9 @@ class Numbers:
     shared: int
     own_objects: int
     shared_objects: int
+    #: Arrays of the user with a fill value, of which every second block or object was never written.
+    holes: int = 0
+    hole_objects: int = 0
 
 
 @dataclass
@@ -137,7 +150,13 @@ class Project:
         """Make the users and the small arrays."""
         with self._past_triggers() as connection:
             # A test says itself when there are statistics.
-            for table in ("public.datasets", "public.tensors", "public.shards", "tensorage.shares"):
+            for table in (
+                "public.datasets",
+                "public.tensors",
+                "public.shards",
+                "tensorage.shares",
+                "tensorage.written",
+            ):
                 connection.execute(f"alter table {table} set (autovacuum_enabled = off)")
             connection.execute(_OUTCOME)
             for user in (ME, SHARER, STRANGER):
@@ -184,7 +203,11 @@ class Project:
             make(_ARRAY, SHARER, f"shared {name}"),
             make(_OBJECTS, ME, f"{name} objects"),
             make(_OBJECTS, SHARER, f"shared {name} objects"),
+            make(_ARRAY, ME, f"{name} with holes"),
+            make(_OBJECTS, ME, f"{name} objects with holes"),
         )
+        for number in (self.numbers[name].holes, self.numbers[name].hole_objects):
+            connection.execute(_WITH_HOLES, {"id": number})
         connection.execute(_SHARED, (SHARER,))
 
 

@@ -166,6 +166,65 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
         )
         yield f"table of datasets, {whose}", Call(f"select * from public.datasets where id = {rows}")
     yield "dataset", Call(f"select public.tensorage_dataset({n.own})")
+    yield from _reads_of_holes(blocks, n)
+
+
+def _reads_of_holes(blocks: int, n: Numbers) -> Iterator[tuple[str, Call]]:
+    """Calls that read arrays of which every second block was never written."""
+    at, numbers = _spread(64, blocks), _array([at // BLOCK for at in _spread(64, blocks)])
+    middle = blocks // 2 * BLOCK
+    yield (
+        "read, holes",
+        Call(f"select public.tensorage_read({n.holes}, 1, {_array(at)}, '{{3}}', 4)", looks=64),
+    )
+    yield (
+        "read_spans, holes",
+        Call(f"select public.tensorage_read_spans({n.holes}, 1, {_array(at)}, {_array([5] * 64)})", looks=64),
+    )
+    dense = _array(list(range(middle - 512, middle + 512, 2)))
+    yield "read, dense holes", Call(f"select public.tensorage_read({n.holes}, 1, {dense}, '{{0}}', 1)")
+    yield (
+        "read, long holes",
+        Call(f"select public.tensorage_read({n.holes}, 1, '{{{middle}}}', '{{0}}', 500)"),
+    )
+    yield (
+        "shards, holes",
+        Call(f"select public.tensorage_shards({n.hole_objects}, 1, {numbers})", looks=64),
+    )
+
+
+def _writes_of_holes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
+    """Calls that write to arrays of which every second block was never written, or change their length."""
+    rows = BLOCKS[name] * BLOCK
+    near, far = list(range(0, 8 * BLOCK, BLOCK)), _spread(64, BLOCKS[name])
+    yield "assign, holes", Call(f"select public.tensorage_assign({_assigned(n.holes, near)})", looks=8)
+    yield "assign, far holes", Call(f"select public.tensorage_assign({_assigned(n.holes, far)})", looks=64)
+    assign = _begun(f"begin_assign({n.holes}, 1)")
+    yield "patch, holes", Call(_patch(near), (assign,))
+    yield "commit, assign to holes", Call(f"select public.tensorage_commit({_IT})", (assign, _patch(near)))
+    assign = _begun(f"begin_assign({n.hole_objects}, 1, null, 'storage')")
+    yield (
+        "commit, assign to holes of objects",
+        Call(f"select public.tensorage_commit({_IT}, null, {_holes(1, 3)})", (assign,)),
+    )
+    added = _request(whole(np.zeros(5, "<i4"), key=f"{name} with holes"))
+    yield "append, holes", Call(f"select public.tensorage_append({added})")
+    for number in (n.holes, n.hole_objects):
+        for longer in (5, -5, -4 * BLOCK):
+            resize = f"tensorage_resize({number}, {rows}, {rows + longer}, 'AAAAAA==')"
+            yield f"resize by {longer}, {number == n.holes}", Call(f"select public.{resize}")
+    yield (
+        "resize of one without holes",
+        Call(
+            f"select public.tensorage_resize({n.own}, {rows}, {rows + 5}, 'AAAAAA==')",
+            grows_with="the blocks, each of which is written down",
+        ),
+    )
+
+
+def _holes(*numbers: int) -> str:
+    """Shards without an object, in place of those without one."""
+    return f"'{json.dumps([entry(number, None, based_on='') for number in numbers])}'"
 
 
 def _policies(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
@@ -246,6 +305,7 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             (_begun(more),),
         ),
     )
+    yield from _writes_of_holes(name, n)
     yield "annotate", Call(f"""select public.tensorage_annotate({n.own}, '{{"a": 1}}')""")
     for key in (name, objects):
         yield f"rename {key == name}", Call(f"select public.tensorage_rename('{key}', 'renamed')")
@@ -360,6 +420,7 @@ def _other_writes() -> Iterator[tuple[str, Call]]:
     over = _request(whole(np.zeros(30, "<i4"), key="new", chunk=BLOCK, overwrite=True))
     begin = "begin('new', '{160}', '<i4', 16)"
     yield "store", Call(f"select public.tensorage_store({new})")
+    yield "create", Call("select public.tensorage_create('new', '{1000000}', '<i4', 16, 'AAAAAA==')")
     yield (
         "remove_all",
         Call("select public.tensorage_remove_all('new')", (f"select public.tensorage_store({new})",)),

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("signin", "backend.arrays", "backend.files"),
     ("backend.blocks", "backend.zarr"),
     ("backend.catalogue", "backend.engine", "backend.sharing"),
+    ("backend.shaping",),
     ("backend.restarts", "backend.staging"),
     ("backend.transfer",),
     ("backend.wire",),

@@ -25,7 +25,7 @@
 --
 -- Locks are taken in this order, so that no two requests wait for each other in a circle: the operation
 -- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the owner's renamings (tensorage.renamings), the
--- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards, the owner's shares
+-- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards in order, the owner's shares
 -- (tensorage.lock_shares), and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked. It comes behind all waiting as well: a request that looked before an
 -- array was replaced may wait for the row that is being swept.
@@ -198,6 +198,8 @@ create table if not exists public.datasets (
   version bigint not null default 1,
   -- The version since which no stored element has changed. An append only adds to what a reader has opened.
   stable_since bigint not null default 1,
+  -- The element that stands for those never written, of an array whose elements need not all be there. Null for all others.
+  fill bytea check (octet_length(fill) = itemsize),
   -- True if the commit may replace the array that is under the key.
   overwrite boolean not null default false,
   -- The array that a staged append goes to; and, for an array of Storage, the rows that it is added behind.
@@ -277,6 +279,16 @@ create table if not exists public.shards (
   constraint based_on_is_a_name check (octet_length(based_on) <= 1024)
 );
 create unique index if not exists shards_name on public.shards (name);
+
+-- The blocks, by their index, and the shards, by their number, of arrays with a fill value. One that stands here and is not in
+-- its own table was lost. One that stands in neither was never written.
+create table if not exists tensorage.written (
+  data_id bigint not null references public.datasets on delete cascade,
+  number bigint not null,
+  -- For a block of a staged assignment: xmin of the block that it is a changed copy of; null if the array has none there.
+  based_on bigint,
+  primary key (data_id, number)
+);
 
 -- Sharing ------------------------------------------------------------------------------------------
 
@@ -392,3 +404,4 @@ alter table tensorage.settings enable row level security;
 alter table tensorage.usage enable row level security;
 alter table tensorage.reservations enable row level security;
 alter table tensorage.stagings enable row level security;
+alter table tensorage.written enable row level security;

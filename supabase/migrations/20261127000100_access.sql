@@ -243,17 +243,27 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   me uuid := tensorage.me();
   d public.datasets;
+  has_fill boolean := false;
 begin
   -- Looked at before it is locked: a stranger keeps nobody waiting.
   select * into d from public.datasets s where s.id = assignable.data_id;
   if (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key, true)) is not true then
     perform tensorage.raise_not_writable(d, 'TS003', 'the array has changed since it was opened');
   end if;
-  select * into d from public.datasets s where s.id = assignable.data_id for update;
+  if d.fill is null then
+    select * into d from public.datasets s where s.id = assignable.data_id for update;
+  else
+    -- Many write to such an array, each to other blocks or shards. This lock keeps it from being resized, replaced or deleted.
+    select * into d from public.datasets s where s.id = assignable.data_id for key share;
+    has_fill := true;
+  end if;
   -- It may have been renamed meanwhile, to a key that is not shared.
   if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed'
-     -- An earlier step of the same transaction may have changed it: its version was looked at before the first one.
-     or not (tensorage.in_transaction() and coalesce(d.id = any (nullif(current_setting('tensorage.locked', true), '')::bigint[]), false)
+     or (d.fill is not null) <> has_fill
+     -- Elements that others have written meanwhile do not matter to a writer of other ones. Elsewhere, an earlier step of the
+     -- same transaction may have changed the array: its version was looked at before the first one.
+     or not (has_fill
+             or tensorage.in_transaction() and coalesce(d.id = any (nullif(current_setting('tensorage.locked', true), '')::bigint[]), false)
              or coalesce(assignable.version between d.stable_since and d.version, false)) then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;

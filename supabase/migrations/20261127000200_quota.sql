@@ -51,11 +51,12 @@ language sql immutable as $$
 $$;
 
 -- Bytes that a dataset takes at most if it is written as declared, in blocks of its block_size; objects are mostly smaller. 1024
--- of them are for the answers of the requests that write it.
+-- of them are for the answers of the requests that write it. Nobody knows how much will be written of an array with a fill
+-- value: its blocks find room as they come.
 create or replace function tensorage.bytes_to_reserve(d public.datasets) returns numeric
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select 1024 + d.nbytes + case d.engine when 'database' then
-    tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.block_size) else 0 end
+  select 1024 + case when d.fill is not null then 0 else d.nbytes + case d.engine when 'database' then
+    tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.block_size) else 0 end end
 $$;
 
 -- The folder of an object, inside the user's folder, if it is one of an array. Folders that are named by a number hold

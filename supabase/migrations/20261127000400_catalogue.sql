@@ -8,6 +8,7 @@ language sql stable as $$
     'id', d.id, 'user_id', d.user_id, 'owner', owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype, 'chunk', d.block_size,
     'engine', d.engine, 'is_shared', is_shared, 'shares', shares, 'stored_bytes', d.stored_bytes, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
+    'fill', encode(d.fill, 'base64'),
     -- Text, because a number could change on its way through jsonb.
     'zarr', d.zarr::text)
 $$;

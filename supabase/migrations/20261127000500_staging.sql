@@ -144,7 +144,11 @@ begin
       select v.index from public.tensors v where v.data_id = victim order by v.index limit room);
     get diagnostics deleted = row_count;
     room := room - greatest(deleted, 1);
-    if not exists (select from public.tensors t where t.data_id = victim) then
+    -- Many at a time, since these rows are small.
+    delete from tensorage.written w where w.data_id = victim and w.number in (
+      select v.number from tensorage.written v where v.data_id = victim order by v.number limit 64 * max_blocks);
+    if not exists (select from public.tensors t where t.data_id = victim)
+       and not exists (select from tensorage.written w where w.data_id = victim) then
       perform tensorage.delete_swept(victim);
     end if;
   end loop;

@@ -44,8 +44,10 @@ $$;
 
 -- Makes a staged dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
 -- (rows for an existing array of the database, perhaps of another `owner`), overwrite (an existing array may be replaced).
--- The request that also publishes it needs no reservation: its bytes are counted at its end.
-create or replace function tensorage.stage(asked json, is_published_now boolean default false) returns public.datasets
+-- The request that also publishes it needs no reservation: its bytes are counted at its end. An array with a `fill` need not have
+-- elements.
+create or replace function tensorage.stage(
+  asked json, is_published_now boolean default false, fill bytea default null) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets;
@@ -79,15 +81,14 @@ begin
   end if;
   insert into public.datasets (
       user_id, owner, key, shape, dtype, block_size, engine, zarr, share_at_commit, attrs, dims, overwrite, operation, append_to,
-      expires_at)
+      fill, expires_at)
     values (
       coalesce(target.user_id, tensorage.me()), tensorage.address_of(coalesce(target.user_id, tensorage.me())), asked ->> 'key', asked_shape, asked ->> 'dtype',
       (asked ->> 'chunk')::int, coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
       coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
       case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,
       coalesce((asked ->> 'overwrite')::boolean, false), (asked ->> 'operation')::uuid,
-      case when (asked ->> 'append')::boolean then target.id end,
-      now() + interval '1 day')
+      case when (asked ->> 'append')::boolean then target.id end, stage.fill, now() + interval '1 day')
     returning * into d;
   if d.engine = 'storage' then
     -- Raises now if shards and shape do not fit, not at the commit, when all objects have been uploaded.
@@ -140,10 +141,10 @@ begin
   end if;
   target := tensorage.assignable(data_id, version, engine);
   insert into public.datasets (
-      user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, assign_to, assign_version, expires_at)
+      user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, assign_to, assign_version, fill, expires_at)
     values (
       target.user_id, target.owner, target.key, target.shape, target.dtype, target.block_size, target.engine, target.zarr,
-      tensorage_begin_assign.operation, target.id, target.version, now() + interval '1 day')
+      tensorage_begin_assign.operation, target.id, target.version, target.fill, now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
   perform tensorage.sweep(64);
@@ -264,6 +265,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
 begin
+  -- Writers who assign to an array with a fill value have its blocks before they have its row. They are waited for here.
+  perform from public.datasets t where t.id = target_id and t.fill is not null for update;
   update public.datasets t
      set shape[1] = t.shape[1] + rows, version = t.version + 1, updated_at = now(),
          stored_bytes = t.stored_bytes + added_bytes
@@ -339,6 +342,7 @@ begin
   update public.tensors t
      set data_id = target.id, index = t.index + tensorage.elements(target.shape) - tensorage.elements(d.shape)
    where t.data_id = d.id;
+  perform tensorage.note_blocks(target, tensorage.elements(target.shape) - tensorage.elements(d.shape));
   update public.datasets t set block_size = greatest(t.block_size, d.block_size) where t.id = target.id returning * into target;
   delete from public.datasets s where s.id = d.id;
   perform tensorage.merge_tail(target);

@@ -68,10 +68,12 @@ $$;
 -- The elements at starts[i] .. + lengths[i] - 1, for every i. Looks up each piece on its own.
 create or replace function tensorage.gather(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  answer bytea;
 begin
   -- "order by" keeps the subquery from being merged with the query round it: it is answered for one piece after the
   -- other, in the order of the index.
-  return (
+  answer := (
     select string_agg(s.piece, '')
       from unnest(starts, lengths) p(at, length), lateral (
         select substr(t.tensor,
@@ -82,6 +84,12 @@ begin
          where t.data_id = d.id and t.index > p.at - d.block_size and t.index < p.at + p.length
            and t.index + t.count > p.at
          order by t.index) s);
+  -- Most parts of an array with a fill value are written before they are read, and read like any others.
+  if d.fill is not null
+     and coalesce(octet_length(answer), 0) < d.itemsize * (select coalesce(sum(length), 0) from unnest(lengths) length) then
+    return tensorage.gather_filled(d, starts, lengths);
+  end if;
+  return answer;
 end
 $$;
 
@@ -157,6 +165,62 @@ begin
 end
 $$;
 
+-- Elements that were never written -----------------------------------------------------------------
+
+-- A number of elements that all have the fill value of an array.
+create or replace function tensorage.fill_of(d public.datasets, elements bigint) returns bytea
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return decode(repeat(encode(d.fill, 'hex'), elements::int), 'hex');
+end
+$$;
+
+-- True if all elements from `first` to before `behind` are there.
+create or replace function tensorage.is_written(d public.datasets, first bigint, behind bigint) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return d.fill is null or (
+    select sum(least(t.index + t.count, behind) - greatest(t.index, first)) from public.tensors t
+     where t.data_id = d.id and t.index > first - d.block_size and t.index < behind and t.index + t.count > first) = behind - first;
+end
+$$;
+
+-- The elements at starts[i] .. + lengths[i] - 1, for every i, with the fill value where none was written. Raises if one was
+-- written, and is not there.
+create or replace function tensorage.gather_filled(d public.datasets, starts bigint[], lengths bigint[]) returns bytea
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  filler bytea := tensorage.fill_of(d, (select max(length) from unnest(lengths) length));
+begin
+  if exists (
+       select from unnest(starts, lengths) p(at, length), lateral (
+         select w.number from tensorage.written w
+          where w.data_id = d.id and w.number > p.at - d.block_size and w.number < p.at + p.length
+            and not exists (select from public.tensors t where t.data_id = d.id and t.index = w.number)
+          limit 1) w) then
+    raise exception using errcode = 'TS004', message = 'not all elements that were written are there',
+      hint = 'Blocks of the array were deleted behind its back.';
+  end if;
+  return (
+    select string_agg(s.elements, '')
+      from unnest(starts, lengths) p(at, length), lateral (
+        -- Between two blocks, and before the first and behind the last, there are elements with the fill value.
+        select coalesce(string_agg(substr(filler, 1, ((b.low - b.last_high) * d.itemsize)::int) || b.piece, '' order by b.low), '')
+               || substr(filler, 1, ((p.at + p.length - coalesce(max(b.high), p.at)) * d.itemsize)::int) as elements
+          from (
+            select greatest(t.index, p.at) as low, least(t.index + t.count, p.at + p.length) as high,
+                   lag(t.index + t.count, 1, p.at) over (order by t.index) as last_high,
+                   substr(t.tensor,
+                          (greatest(p.at - t.index, 0) * d.itemsize)::int + 1,
+                          ((least(t.index + t.count, p.at + p.length) - greatest(t.index, p.at)) * d.itemsize)::int) as piece
+              from public.tensors t
+             where t.data_id = d.id and t.index > p.at - d.block_size and t.index < p.at + p.length
+               and t.index + t.count > p.at
+             order by t.index) b
+        offset 0) s);
+end
+$$;
+
 -- Functions of the API -----------------------------------------------------------------------------
 
 -- The elements at rows[i] + runs[j] .. + run_length - 1, for every i and j, i outermost.
@@ -187,7 +251,7 @@ begin
   perform tensorage.check_wanted(d, case when is_whole and run_length >= 1 then pieces * run_length end, first, behind);
   if pieces = 0 then
     return '';
-  elsif pieces = 1 then
+  elsif pieces = 1 and d.fill is null then
     -- A long run, as a rule. A function call or a variable would copy its bytes.
     return (
       select case when octet_length(p.bytes) = run_length * d.itemsize then p.bytes
@@ -204,7 +268,7 @@ begin
   elsif pieces >= 256 and rows[1] >= 0 and runs[1] >= 0 and row_extent > 0 and extent > 0
         and tensorage.is_dense(d, pieces, 1, extent) then
     blocks := (select count(distinct r / d.block_size) from unnest(rows) r) * (1 + trunc(row_extent / d.block_size));
-    if tensorage.is_dense(d, pieces, blocks, extent)
+    if tensorage.is_dense(d, pieces, blocks, extent) and tensorage.is_written(d, first::bigint, behind::bigint)
        and tensorage.are_apart(rows, row_extent::bigint) and tensorage.are_apart(runs, run_length) then
       return tensorage.check_answer(d, pieces * run_length, tensorage.gather_grid(d, rows, runs, run_length));
     end if;
@@ -241,7 +305,7 @@ begin
   -- Arrays that come as text may have any lower bound; width_bucket and slices count from 1.
   elsif n >= 256 and array_lower(lengths, 1) = 1 and extent > 0 and tensorage.is_dense(d, n, 1, extent)
         and tensorage.is_dense(d, n, (select count(distinct at / d.block_size) from unnest(starts) at), extent)
-        and tensorage.are_in_order(starts, lengths) then
+        and tensorage.are_in_order(starts, lengths) and tensorage.is_written(d, first::bigint, behind::bigint) then
     answer := tensorage.gather_dense(d, starts, lengths);
   else
     answer := tensorage.gather(d, starts, lengths);

@@ -114,6 +114,7 @@ $$;
 -- Makes one block of those from `first` to `last`, `total` elements in all.
 create or replace function tensorage.merge_blocks(id bigint, first bigint, last bigint, total bigint) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
+  delete from tensorage.written w where w.data_id = id and w.number > first and w.number <= last;
   with gone as (
     delete from public.tensors t where t.data_id = id and t.index > first and t.index <= last
     returning t.index, t.tensor)
@@ -122,8 +123,20 @@ language sql set search_path = pg_catalog, pg_temp as $$
    where t.data_id = id and t.index = first
 $$;
 
+-- Notes that the blocks of an array from element `first` on were written, if it has a fill value.
+create or replace function tensorage.note_blocks(d public.datasets, first bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  if d.fill is not null then
+    insert into tensorage.written (data_id, number)
+      select d.id, t.index from public.tensors t where t.data_id = d.id and t.index >= first on conflict do nothing;
+  end if;
+end
+$$;
+
 -- Merges the last blocks of an array while the last one is at least as large as the one before it: many small appends then
--- leave about log2 of them as blocks, and each element is rewritten about as many times.
+-- leave about log2 of them as blocks, and each element is rewritten about as many times. Elements that were never written may
+-- lie between two blocks, which are not merged then.
 create or replace function tensorage.merge_tail(d public.datasets) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 -- The last blocks first, along the index: without statistics, PostgreSQL would rather sort all of them.
@@ -135,7 +148,7 @@ declare
   b record;
 begin
   for b in select t.index, t.count from public.tensors t where t.data_id = d.id order by t.index desc loop
-    exit when last is not null and (b.count > total or b.count + total > d.block_size);
+    exit when last is not null and (b.count > total or b.count + total > d.block_size or b.index + b.count <> first);
     first := b.index;
     last := coalesce(last, b.index);
     total := total + b.count;
@@ -172,6 +185,7 @@ begin
   end if;
   d := tensorage.extend(d.id, added[1], h.count * d.itemsize);
   perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.block_size, $1, h.elements_at);
+  perform tensorage.note_blocks(d, tensorage.elements(d.shape) - h.count);
   perform tensorage.merge_tail(d);
   return tensorage.answer(operation, tensorage.describe(d));
 end
@@ -203,7 +217,7 @@ begin
      where t.data_id = d.id and t.index >= tensorage_compact.after order by t.index
   loop
     seen := seen + 1;
-    if first is not null and total + b.count <= d.block_size then
+    if first is not null and total + b.count <= d.block_size and b.index = first + total then
       last := b.index;
       total := total + b.count;
       merged := merged + 1;
@@ -351,14 +365,114 @@ begin
 end
 $$;
 
+-- Blocks that an array with a fill value has yet to get, for spans to be written: parts of it without elements that spans reach
+-- into, cut at multiples of block_size. Two requests that make one at the same time give it the same index.
+create or replace function tensorage.blocks_to_make(d public.datasets, s tensorage.spans)
+returns table (index bigint, count int)
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+  size bigint := tensorage.elements(d.shape);
+begin
+  return query
+    select g.low, (g.high - g.low)::int
+      from (select distinct cell * d.block_size as low, least((cell + 1) * d.block_size, size) as high
+              from unnest(s.starts, s.lengths) p(at, length),
+                   generate_series(p.at / d.block_size, (p.at + p.length - 1) / d.block_size) cell) c,
+           lateral (
+             select lag(b.high, 1, c.low) over (order by b.low) as low, b.low as high
+               from (select greatest(t.index, c.low) as low, least(t.index + t.count, c.high) as high from public.tensors t
+                      where t.data_id = d.id and t.index > c.low - d.block_size and t.index < c.high
+                        and t.index + t.count > c.low
+                     union all
+                     select c.high, c.high) b) g
+     where g.low < g.high and exists (
+       -- The last span that begins before the end of the block is the one that reaches furthest into it.
+       select from width_bucket(g.high - 1, s.starts) i where i > 0 and s.starts[i] + s.lengths[i] > g.low);
+end
+$$;
+
+-- Blocks that spans reach into, in order: those that are there, and those that are to be made.
+create or replace function tensorage.blocks_to_patch(d public.datasets, s tensorage.spans)
+returns table (index bigint, count int, is_new boolean)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  if d.fill is null then
+    return query select b.index, b.count, false from tensorage.blocks_between(d, s) b order by 1;
+    return;
+  end if;
+  -- A short request could otherwise make any number of long blocks.
+  if (select sum((p.at + p.length - 1) / d.block_size - p.at / d.block_size) from unnest(s.starts, s.lengths) p(at, length)) > 65536
+     or (select count(*) from tensorage.blocks_to_make(d, s)) > 256 then
+    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
+      hint = 'Assign less at a time.';
+  end if;
+  return query
+    select b.index, b.count, false from tensorage.blocks_between(d, s) b
+    union all
+    select m.index, m.count, true from tensorage.blocks_to_make(d, s) m
+    order by 1;
+end
+$$;
+
+-- Makes the copy of a block for a staged assignment, or nothing if there is one. Notes the block that it was made from, as it was
+-- at that moment.
+create or replace function tensorage.copy_block(
+  d public.datasets, into_id bigint, index bigint, count int, touched tensorage.spans, request bytea, elements_at int)
+returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  row_version bigint;
+begin
+  with source as materialized (
+    select t.index, t.count, t.tensor || ''::bytea as tensor, t.xmin::text::bigint as row_version from public.tensors t
+     where t.data_id = d.id and t.index = copy_block.index and t.count = copy_block.count
+  ), copy as (
+    insert into public.tensors (data_id, user_id, index, count, tensor)
+      select into_id, d.user_id, o.index, o.count,
+             tensorage.patched(o.tensor, o.index, o.count, d.itemsize, touched, request, elements_at) from source o
+      on conflict (data_id, index) do nothing
+    returning 1
+  )
+  select o.row_version into row_version from source o, copy;
+  if found and d.fill is not null then
+    insert into tensorage.written (data_id, number, based_on) values (into_id, copy_block.index, row_version);
+  end if;
+  return row_version is not null;
+end
+$$;
+
+-- Makes a block that an array with a fill value, or a staged assignment to one, has not had yet. Returns false if somebody else
+-- has just made it.
+create or replace function tensorage.make_block(
+  d public.datasets, into_id bigint, index bigint, count int, touched tensorage.spans, request bytea, elements_at int)
+returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
+  insert into public.tensors (data_id, user_id, index, count, tensor)
+    values (into_id, d.user_id, make_block.index, make_block.count,
+            tensorage.patched(tensorage.fill_of(d, make_block.count), make_block.index, make_block.count, d.itemsize, touched, request, elements_at))
+    on conflict (data_id, index) do nothing;
+  if not found then
+    return false;
+  end if;
+  insert into tensorage.written (data_id, number) values (into_id, make_block.index) on conflict do nothing;
+  return true;
+end
+$$;
+
 -- Puts the elements of a request into their places: in the blocks of d itself, or (`into_id` is another, staged dataset) in
--- copies of them, which are made where there is none yet.
+-- copies of them, which are made where there is none yet. Returns the bytes of new blocks.
 create or replace function tensorage.patch(
-  d public.datasets, into_id bigint, s tensorage.spans, request bytea, elements_at int) returns void
+  d public.datasets, into_id bigint, s tensorage.spans, request bytea, elements_at int) returns numeric
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   n int := cardinality(s.starts);
   missing bigint := (select sum(length) from unnest(s.lengths) length);
+  made_bytes numeric := 0;
   touched tensorage.spans;
   b record;
 begin
@@ -366,10 +480,12 @@ begin
     raise exception using errcode = 'TS006',
       message = format('%s elements of %s are %s bytes, the request holds %s', missing, d.dtype,
                        missing * d.itemsize, octet_length(request) - elements_at);
+  elsif d.fill is not null and s.starts[n] + s.lengths[n] > tensorage.elements(d.shape) then
+    raise exception using errcode = 'TS003', message = format('the array %L has become shorter since it was opened', d.key);
   end if;
   for b in
-    select t.index, t.count, w.low, w.high
-      from tensorage.blocks_between(d, s) t, lateral (
+    select t.index, t.count, t.is_new, w.low, w.high
+      from tensorage.blocks_to_patch(d, s) t, lateral (
         select i.at + (case when i.at = 0 or s.starts[i.at] + s.lengths[i.at] <= t.index then 1 else 0 end) as low,
                width_bucket(t.index + t.count - 1, s.starts) as high
           from width_bucket(t.index, s.starts) i(at)) w
@@ -380,13 +496,13 @@ begin
     missing := missing - (
       select sum(least(p.at + p.length, b.index + b.count) - greatest(p.at, b.index))
         from unnest(touched.starts, touched.lengths) p(at, length));
-    if into_id <> d.id then
-      insert into public.tensors (data_id, user_id, index, count, tensor)
-        select into_id, d.user_id, t.index, t.count,
-               tensorage.patched(t.tensor || ''::bytea, t.index, t.count, d.itemsize, touched, request, elements_at)
-          from public.tensors t where t.data_id = d.id and t.index = b.index and t.count = b.count
-        on conflict (data_id, index) do nothing;
-      continue when found;
+    if b.is_new then
+      if tensorage.make_block(d, into_id, b.index, b.count, touched, request, elements_at) then
+        made_bytes := made_bytes + b.count::numeric * d.itemsize;
+        continue;
+      end if;
+    elsif into_id <> d.id then
+      continue when tensorage.copy_block(d, into_id, b.index, b.count, touched, request, elements_at);
     end if;
     update public.tensors t
        set tensor = tensorage.patched(t.tensor || ''::bytea, t.index, t.count, d.itemsize, touched, request, elements_at)
@@ -401,6 +517,7 @@ begin
       message = format('%s elements that were to be assigned are not there', missing),
       hint = 'The selection lies outside of the array, or its blocks were deleted behind its back.';
   end if;
+  return made_bytes;
 end
 $$;
 
@@ -417,8 +534,8 @@ begin
     return before;
   end if;
   d := tensorage.assignable(h.data_id, (h.meta ->> 'version')::bigint);
-  perform tensorage.patch(d, d.id, tensorage.parse_spans(h), $1, h.elements_at);
-  return tensorage.answer(operation, tensorage.describe(tensorage.changed(d.id)));
+  return tensorage.answer(operation, tensorage.describe(tensorage.changed(
+    d.id, tensorage.patch(d, d.id, tensorage.parse_spans(h), $1, h.elements_at))));
 end
 $$;
 
@@ -435,12 +552,36 @@ begin
   end if;
   -- This lock keeps its blocks from being swept, and lets appends through.
   select * into target from public.datasets t where t.id = d.assign_to and t.state = 'committed' for key share;
-  if target.id is null or target.stable_since > d.assign_version then
+  if target.id is null or (target.fill is not null) <> (d.fill is not null)
+     or (d.fill is null and target.stable_since > d.assign_version) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   perform tensorage.patch(target, d.id, tensorage.parse_spans(h), $1, h.elements_at);
   perform tensorage.settle();
   return json_build_object('id', d.id, 'count', h.count);
+end
+$$;
+
+-- True if the blocks that a staged assignment has copies of are still as they were, and those that it has made are still
+-- missing. Of an array with a fill value, others may have been written meanwhile; of any other, rows may have been appended.
+create or replace function tensorage.is_still_based_on(d public.datasets, target public.datasets) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  -- A subquery for each block, not a join: PostgreSQL might read all blocks of the array for a join.
+  if (target.fill is not null) <> (d.fill is not null) then
+    return false;
+  elsif target.fill is null then
+    return target.stable_since <= d.assign_version and not exists (
+      select from public.tensors s
+       where s.data_id = d.id and s.count is distinct from (
+         select t.count from public.tensors t where t.data_id = target.id and t.index = s.index));
+  end if;
+  return not exists (
+    select from tensorage.written w
+     where w.data_id = d.id and w.based_on is distinct from (
+       select t.xmin::text::bigint from public.tensors t where t.data_id = target.id and t.index = w.number))
+    and not exists (
+      select from public.tensors s where s.data_id = d.id and s.index + s.count > tensorage.elements(target.shape));
 end
 $$;
 
@@ -450,14 +591,10 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   target public.datasets;
   replaced bigint;
+  made_bytes numeric;
 begin
   select * into target from public.datasets t where t.id = d.assign_to and t.state = 'committed' for update;
-  -- Rows may have been appended meanwhile, as long as the blocks that were copied are still the same.
-  -- A subquery for each block, not a join: PostgreSQL might read all blocks of the array for a join.
-  if target.id is null or target.stable_since > d.assign_version or exists (
-       select from public.tensors s
-        where s.data_id = d.id and s.count is distinct from (
-          select t.count from public.tensors t where t.data_id = target.id and t.index = s.index)) then
+  if target.id is null or not tensorage.is_still_based_on(d, target) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   -- The old blocks go to an expired dataset, to be swept piece by piece: deleting many takes longer than a statement may.
@@ -465,8 +602,13 @@ begin
     values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, '-infinity') returning id into replaced;
   update public.tensors t set data_id = replaced
    where t.data_id = target.id and t.index = any (array(select s.index from public.tensors s where s.data_id = d.id));
+  select coalesce(sum(s.count::numeric * d.itemsize), 0) into made_bytes
+    from tensorage.written w join public.tensors s on s.data_id = w.data_id and s.index = w.number
+   where w.data_id = d.id and w.based_on is null;
   update public.tensors t set data_id = target.id where t.data_id = d.id;
+  insert into tensorage.written (data_id, number)
+    select target.id, w.number from tensorage.written w where w.data_id = d.id on conflict do nothing;
   delete from public.datasets s where s.id = d.id;
-  return tensorage.changed(target.id);
+  return tensorage.changed(target.id, made_bytes);
 end
 $$;

@@ -176,6 +176,13 @@ begin
 end
 $$;
 
+-- The name of the object of a shard, for comparisons: a shard that an array with a fill value does not have yet is like one
+-- without an object.
+create or replace function tensorage.name_before(name text, fill bytea) returns text
+language sql immutable as $$
+  select case when fill is null then name else coalesce(name, '') end
+$$;
+
 -- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset of
 -- their own, to be swept.
 create or replace function tensorage.publish_shards(d public.datasets) returns public.datasets
@@ -190,8 +197,13 @@ begin
    where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
   if target.id is null or target.shape[1] <> d.base_rows or exists (
        select from public.shards s
-        where s.data_id = d.id and s.based_on is distinct from (
-          select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number)) then
+        where s.data_id = d.id and tensorage.name_before(s.based_on, target.fill) is distinct from tensorage.name_before((
+          select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
+     -- The array may have become shorter, and longer again.
+     or (d.append_to is null and (target.fill is not null) <> (d.fill is not null))
+     or (d.append_to is null and exists (
+       select from public.shards s
+        where s.data_id = d.id and s.number >= tensorage.elements(tensorage.shard_grid(target.zarr, target.shape)))) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
   added_bytes := (
@@ -213,6 +225,10 @@ begin
     update public.shards t set data_id = replaced
      where t.data_id = target.id
        and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
+  end if;
+  if target.fill is not null then
+    insert into tensorage.written (data_id, number)
+      select target.id, s.number from public.shards s where s.data_id = d.id on conflict do nothing;
   end if;
   update public.shards t set data_id = target.id, based_on = null where t.data_id = d.id;
   if exists (
@@ -269,17 +285,24 @@ begin
   if answer_bytes > 16777216 then
     raise exception using errcode = 'TS006',
       message = format('%s shards are too many for one request', wanted), hint = 'Ask for less at a time.';
-  elsif version is not null and there <> wanted then
+  elsif version is not null and there <> wanted and (d.fill is null or exists (
+      select from unnest(numbers) w(number)
+       where (w.number between 0 and tensorage.elements(tensorage.shard_grid(d.zarr, d.shape)) - 1) is not true
+          or (exists (select from tensorage.written n where n.data_id = d.id and n.number = w.number)
+              and not exists (select from public.shards s where s.data_id = d.id and s.number = w.number)))) then
     raise exception using errcode = 'TS004',
       message = format('%s of the %s objects asked for are known', there, wanted),
       hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
   end if;
   return coalesce((
-    select string_agg(int8send(s.number) || int8send(s.nbytes) || int4send(coalesce(octet_length(s.name), 0))
-                      || int4send(octet_length(s.index)) || convert_to(coalesce(s.name, ''), 'UTF8') || s.index,
-                      '' order by s.number)
-      from (select distinct number from unnest(numbers) number) w, lateral (
-        select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s), '');
+    select string_agg(int8send(w.number) || int8send(coalesce(s.nbytes, 0)) || int4send(coalesce(octet_length(s.name), 0))
+                      || int4send(coalesce(octet_length(s.index), 0)) || convert_to(coalesce(s.name, ''), 'UTF8')
+                      || coalesce(s.index, ''),
+                      '' order by w.number)
+      from (select distinct number from unnest(numbers) number) w left join lateral (
+        select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s on true
+     -- A shard that was never written is like one that has no object.
+     where s.number is not null or (version is not null and d.fill is not null)), '');
 end
 $$;
 

@@ -23,6 +23,7 @@ declare
   staged bigint[] := array(select json_array_elements_text(asked -> 'staged')::bigint);
   others bigint[];
   assigned json;
+  target public.datasets;
   changed text;
 begin
   perform from public.datasets d where d.id = any (staged) and d.writer = me order by d.id for update;
@@ -42,9 +43,14 @@ begin
   for assigned in select json_array_elements(asked -> 'assigned') loop
     continue when assigned ->> 'version' is null;
     -- Its own engine: the step says which one it is for. An array that is gone has changed.
-    perform tensorage.assignable(
+    target := tensorage.assignable(
       (assigned ->> 'data_id')::bigint, (assigned ->> 'version')::bigint,
-      coalesce((select d.engine from public.datasets d where d.id = (assigned ->> 'data_id')::bigint), 'database'));
+      coalesce((select t.engine from public.datasets t where t.id = (assigned ->> 'data_id')::bigint), 'database'));
+    -- A single assignment to an array with a fill value may meet others. One that belongs together with other changes may not.
+    if not (assigned ->> 'version')::bigint between target.stable_since and target.version then
+      raise exception using errcode = 'TS003',
+        message = format('the array %L was changed while the transaction was open', target.key);
+    end if;
   end loop;
   select d.key into changed from public.datasets d
    where d.user_id = me and d.key = any (replaced) and d.state = 'committed'
@@ -106,6 +112,10 @@ $$;
 create or replace function tensorage.whole(d public.datasets) returns bytea
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $$
 begin
+  if d.fill is not null then
+    return tensorage.check_answer(d, trunc(d.nbytes / d.itemsize),
+                                  tensorage.gather(d, array[0], array[trunc(d.nbytes / d.itemsize)::bigint]));
+  end if;
   return tensorage.check_answer(d, trunc(d.nbytes / d.itemsize), (
     select string_agg(b.tensor, '') from (
       select t.tensor from public.tensors t where t.data_id = d.id order by t.index offset 0) b));

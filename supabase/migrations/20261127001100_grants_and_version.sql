@@ -11,14 +11,15 @@ revoke all on schema tensorage from public, anon;
 revoke all on public.datasets, public.tensors, public.shards from public, anon, authenticated;
 revoke all on sequence public.datasets_id_seq from public, anon, authenticated;
 revoke all on tensorage.shares, tensorage.audit, tensorage.operations, tensorage.quotas, tensorage.settings, tensorage.usage, tensorage.reservations,
-  tensorage.stagings from public, anon, authenticated;
+  tensorage.stagings, tensorage.written from public, anon, authenticated;
 
 grant usage on schema tensorage to authenticated, service_role;
 grant select on public.datasets, public.tensors, public.shards to authenticated;
 grant select, insert, update, delete on public.datasets, public.tensors, public.shards to service_role;
 grant select, insert, update, delete on tensorage.shares, tensorage.operations, tensorage.quotas, tensorage.settings to service_role;
 -- Totals and reservations follow from the other tables, and records of who did what are for good: nobody writes them.
-grant select on tensorage.audit, tensorage.usage, tensorage.reservations, tensorage.stagings to service_role;
+grant select on tensorage.audit, tensorage.usage, tensorage.reservations, tensorage.stagings, tensorage.written
+  to service_role;
 
 do $$
 declare

@@ -28,10 +28,12 @@ from tensorage.indexing.regions import AxisLengths
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.indexing.selection import Positions, Selection
 from tensorage.indexing.tiles import TileGrid
+from tensorage.model.casting import as_element
+from tensorage.model.coords import shorten_coords
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.model.fields import split_fields
-from tensorage.model.values import as_array, check_owner
+from tensorage.model.values import as_array, check_owner, rows_to_have
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
 
@@ -239,6 +241,36 @@ class Arrays:
         if not new.shape:
             raise InvalidInputError(f"{key!r} of shape () has no rows that blocks could hold: store it whole")
         return self._engine_for(new, engine).store_blocks(blocks, new)
+
+    def create(
+        self,
+        key: str,
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        fill_value: Any = 0,
+        engine: EngineChoice = "database",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Make an array without elements, which reads as a fill value until it is assigned to."""
+        new = declare(key, shape, dtype, is_shared, options)
+        fill = as_element(fill_value, Dataset(0, key, (), new.dtype, 1))
+        return self._engine_for(new, engine).create(new, fill)
+
+    def resize(self, dataset: Dataset, rows: int | Sequence[int]) -> Dataset:
+        """Give an array of this user another number of rows. Labels of rows that are cut off are cut off with them.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no axis 0, or another axis would change.
+        ChangedError
+            If the array has another number of rows by now.
+        """
+        self.check_own(f"resizing {dataset.key!r}")
+        wanted = rows_to_have(dataset, rows)
+        return self._engine(dataset.engine).resize(dataset, wanted, shorten_coords(dataset, wanted))
 
     def write_with(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy.typing as npt
@@ -121,6 +121,25 @@ class ArrayEngine(Protocol):
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         """Return the shape of regions that are convenient to read: no two of them ask for the same bytes."""
+        ...
+
+    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
+        """Make an array without elements, which reads as `fill`, an array without dimensions."""
+        ...
+
+    def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
+        """Give an array another number of rows. Rows that are added read as its fill value.
+
+        Parameters
+        ----------
+        coords
+            Encoded coordinates of the array with its new shape. None leaves them as they are.
+
+        Raises
+        ------
+        ChangedError
+            If the array has another number of rows by now.
+        """
         ...
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:

@@ -21,7 +21,7 @@ from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputErro
 from tensorage.model.values import as_array, is_array
 from tensorage.types import Dataset
 
-__all__ = ["as_assigned", "cast_to", "flat_blocks"]
+__all__ = ["as_assigned", "as_element", "cast_to", "flat_blocks"]
 
 #: Rule for the dtype of an array, or for values.
 _Rule = Literal["dtype", "values"]
@@ -55,6 +55,25 @@ def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
             f"{_why(array, dataset.dtype)}: convert them yourself, {_how(dataset.dtype)}; nothing has changed"
         )
     return cast
+
+
+def as_element(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
+    """Cast a single value to the dtype of a dataset, as an array without dimensions. The number 0 fits any dtype.
+
+    Raises
+    ------
+    InvalidInputError, DTypeError
+        If it is not one element of the dtype.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value == 0:
+        return np.zeros((), dataset.dtype)
+    element = as_assigned(value, dataset)
+    if element.shape:
+        raise InvalidInputError(
+            f"creating {dataset.key!r}: the fill value is one element of dtype {dataset.dtype}, and not an array of "
+            f"shape {element.shape}"
+        )
+    return element
 
 
 def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[npt.NDArray[Any]]:

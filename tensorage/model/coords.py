@@ -43,6 +43,7 @@ __all__ = [
     "name_of",
     "rename_dims",
     "replace_coords",
+    "shorten_coords",
 ]
 
 #: Version of the members that `encode_coords` writes. A reader refuses later versions.
@@ -143,6 +144,22 @@ def replace_coords(dataset: Dataset, coords: Sequence[Coord]) -> dict[str, Any] 
     if is_named(dataset):
         return encode_coords(coords, name=name_of(dataset))
     return encode_coords(coords) if coords else None
+
+
+def shorten_coords(dataset: Dataset, rows: int) -> dict[str, Any] | None:
+    """Encode coordinates without the labels behind the first rows. None if no coordinate has more labels."""
+    if not dataset.coords or not dataset.dims:
+        return None
+    kept = coords_of(dataset)
+    cut = [_shorten(coord, dataset.dims[0], rows) for coord in kept]
+    is_same = all(old.values.shape == new.values.shape for old, new in zip(kept, cut, strict=True))
+    return None if is_same else replace_coords(dataset, cut)
+
+
+def _shorten(coord: Coord, dim: str, rows: int) -> Coord:
+    if dim not in coord.dims:
+        return coord
+    return replace(coord, values=coord.values[(slice(None),) * coord.dims.index(dim) + (slice(rows),)])
 
 
 def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) -> None:

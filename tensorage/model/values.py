@@ -27,6 +27,7 @@ __all__ = [
     "check_prefix",
     "check_rows",
     "is_array",
+    "rows_to_have",
     "split_key",
 ]
 
@@ -153,6 +154,33 @@ def _array_of_dlpack(data: Any) -> npt.NDArray[Any]:
     # Memory of another device has to be copied, and older exporters know of no such request.
     on_cpu = data.__dlpack_device__()[0] == DLPACK_CPU
     return np.from_dlpack(data) if on_cpu else np.from_dlpack(data, device="cpu")
+
+
+def rows_to_have(dataset: Dataset, rows: int | Sequence[int]) -> int:
+    """Return the number of rows that an array is to have.
+
+    Parameters
+    ----------
+    rows
+        Number of rows, or a shape.
+
+    Raises
+    ------
+    InvalidInputError
+        If the array has no axes, the number is none, or the shape differs along another axis.
+    """
+    asked = f"resizing {dataset.key!r} of shape {dataset.shape}"
+    if not dataset.shape:
+        raise InvalidInputError(f"{asked}: it has no axes, and so no rows")
+    if isinstance(rows, Sequence) and tuple(rows[1:]) != dataset.shape[1:]:
+        raise InvalidInputError(
+            f"{asked}: only the first axis can become longer or shorter, and {tuple(rows)} differs along another. "
+            "Nothing has changed"
+        )
+    count: Any = rows[0] if isinstance(rows, Sequence) else rows
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+        raise InvalidInputError(f"{asked}: {count!r} is no number of rows. Nothing has changed")
+    return int(count)
 
 
 def check_rows(rows: npt.NDArray[Any], target: Dataset) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tensorage.dtypes import is_small_float
 from tensorage.errors import DTypeError
@@ -21,6 +23,7 @@ __all__ = [
     "data_type_of",
     "default_codecs",
     "default_fill_value",
+    "fill_value_as_json",
     "name_of",
     "regular_grid",
     "zarr_dtype",
@@ -132,6 +135,35 @@ def default_fill_value(dtype: np.dtype[Any]) -> Any:
         return "NaT"
     zero = dtype.type(0).item()
     return [zero.real, zero.imag] if isinstance(zero, complex) else zero
+
+
+def fill_value_as_json(element: npt.NDArray[Any]) -> Any:
+    """Return a value of elements that were never written, as JSON.
+
+    >>> fill_value_as_json(np.array(float("nan"))), fill_value_as_json(np.array(1 - 2j))
+    ('NaN', [1.0, -2.0])
+
+    Parameters
+    ----------
+    element
+        Array without dimensions, little-endian.
+    """
+    dtype = element.dtype
+    if dtype.kind == "U":
+        return str(element)
+    if dtype.kind in "SV" and not is_small_float(dtype):
+        return base64.b64encode(element.tobytes()).decode()
+    if dtype.kind in _TIMES:
+        return "NaT" if np.isnat(element) else int(element.view("<i8"))
+    if dtype.kind == "c":
+        return [_number_as_json(float(element.real)), _number_as_json(float(element.imag))]
+    return _number_as_json(float(element) if is_small_float(dtype) else element.item())
+
+
+def _number_as_json(number: float) -> float | str:
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else f"{'-' * (number < 0)}Infinity"
 
 
 def default_codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:

@@ -230,5 +230,5 @@ def _describe(meta: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": meta["dtype"], "chunk": meta.get("chunk", 1), "engine": "database",
         "is_shared": bool(meta.get("is_shared")), "shares": None, "stored_bytes": None,
         "attrs": meta.get("attrs") or {}, "dims": meta.get("dims"), "state": "staged", "version": 0, "created_at": now,
-        "updated_at": now, "zarr": None,
+        "updated_at": now, "zarr": None, "fill": None,
     }  # fmt: skip

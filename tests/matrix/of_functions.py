@@ -264,6 +264,16 @@ OWN = [
     _own_call("tensorage_remove", "committed", lambda data_id, key: {"key": key}),
     _own_call("tensorage_compact", "committed", lambda data_id, key: {"key": key}),
     _own_call(
+        "tensorage_create",
+        "staged",
+        lambda data_id, key: {"key": key, "shape": [10**6], "dtype": "<i4", "chunk": 9, "fill": "AAAAAA=="},
+    ),
+    _own_call(
+        "tensorage_resize",
+        "committed",
+        lambda data_id, key: {"data_id": data_id, "base_rows": 1, "rows": 3, "fill": "AAAAAA=="},
+    ),
+    _own_call(
         "tensorage_commit",
         "staged",
         lambda data_id, key: {"data_id": data_id, "shards": [entry(0, None)]},
@@ -719,6 +729,20 @@ STORING = [
             w.one("select version from public.datasets where id = %s", w.secret_rows["id"]),
             SECRET_ROWS,
         ),
+        lambda w, p, said: said,
+        name="private",
+    ),
+    _operation(
+        "tensorage_resize",
+        Kind.MANAGE,
+        lambda w, p: {"data_id": w.things.rows["id"], "base_rows": 4, "rows": 2, "fill": "AAAAAA=="},
+        lambda w, p, said: w.elements(w.things.rows["id"]) == ROWS[:2].tobytes(),
+        "rows",
+    ),
+    _operation(
+        "tensorage_resize",
+        Kind.READ_PRIVATE,
+        lambda w, p: {"data_id": w.secret_rows["id"], "base_rows": 4, "rows": 4, "fill": "AAAAAA=="},
         lambda w, p, said: said,
         name="private",
     ),

@@ -21,7 +21,7 @@ ON_TABLES: Final = {
     },
     **{
         ("service_role", f"tensorage.{table}"): "select"
-        for table in ("audit", "usage", "reservations", "stagings")
+        for table in ("audit", "usage", "reservations", "stagings", "written")
     },
 }
 

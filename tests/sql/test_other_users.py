@@ -114,6 +114,15 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt(assigned(n, n.staged), "TS001"),
             Attempt(assigned(n, n.id), "TS001"),
         ],
+        "tensorage_create": [
+            Attempt({"key": n.key, **new, "fill": "AAAAAA==", "overwrite": True}, None),
+            Attempt({"key": n.staged_key, **new, "fill": "AAAAAA==", "operation": n.stored_by}, None),
+        ],
+        "tensorage_resize": [
+            Attempt({"data_id": data_id, "base_rows": 4, "rows": rows, "fill": "AAAAAA=="}, "TS003")
+            for data_id in (n.id, n.staged, n.objects)
+            for rows in (0, 9)
+        ],
         "tensorage_compact": [
             Attempt({"key": n.key}, "TS001"),
             Attempt({"key": n.staged_key, "after": 1}, "TS001"),

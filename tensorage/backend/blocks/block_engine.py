@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_fields, fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, OtherEngineError, ReadRegion
+from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import StoredElsewhereError
@@ -69,6 +70,12 @@ class BlockEngine(EngineBase):
             rows_per_block = dataset.block_size // row
             return (max(lengths[0] // rows_per_block, 1) * rows_per_block, *lengths[1:])
         return lengths
+
+    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
+        return create(self._transfer, _meta(new), fill)
+
+    def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
+        return resize(self._transfer, dataset, rows, np.zeros((), dataset.dtype), coords)
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         return self._writer.store_array(array, _meta(new))

@@ -30,7 +30,7 @@ from tensorage.model.casting import as_assigned
 from tensorage.model.values import check_rows
 from tensorage.types import Dataset
 
-__all__ = ["append_rows", "assign", "fill_region"]
+__all__ = ["append_rows", "assign", "clear_edge", "fill_region"]
 
 
 def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Dataset:
@@ -69,6 +69,44 @@ def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.Array
     writer = ShardWriter(staged, codec)
     shards = _shards_of_assignment(_reader_of(work, codec), plan, buffer)
     return _write_staged(writer, shards, plan.size * dataset.dtype.itemsize, work.asked)
+
+
+def clear_edge(work: Work, codec: ShardCodec) -> Dataset:
+    """Write the shards that the end of axis 0 cuts anew, with fill values behind the end.
+
+    An array that became shorter keeps its objects, and so may the objects of other programs hold anything there. Rows
+    that are added have to read as the fill value.
+
+    Raises
+    ------
+    ChangedError
+        If the array has changed.
+    """
+    dataset, layout = work.dataset, codec.layout
+    end = dataset.shape[0]
+    cut = layout.shards_of(end - 1, end) if end % layout.shards[0] else range(0)
+    records = [
+        record
+        for record in fetch_records(Work.reading(work.transfer, dataset), layout, cut).values()
+        if record.name
+    ]
+    if not records:
+        return dataset
+    arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
+    staged = _begin(work, "tensorage_begin_assign", arguments)
+    reader = _reader_of(work, codec)
+    shards = (
+        NewShard(record.number, partial(_read_again, reader, record), record.name) for record in records
+    )
+    nbytes = sum(layout.nbytes_of(record.number) for record in records)
+    return _write_staged(ShardWriter(staged, codec), shards, nbytes, work.asked)
+
+
+def _read_again(reader: Reader, record: ShardRecord) -> npt.NDArray[Any]:
+    try:
+        return reader.read(record)
+    except LostObjectError as error:
+        raise reader.changed_error(record, error) from error
 
 
 def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
@@ -176,10 +214,7 @@ def _shards_of_append(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any])
 
 def _add_rows(reader: Reader, record: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Read a stored shard, and add rows behind its own."""
-    try:
-        return np.concatenate([reader.read(record), added])
-    except LostObjectError as error:
-        raise reader.changed_error(record, error) from error
+    return np.concatenate([_read_again(reader, record), added])
 
 
 def _shards_of_assignment(reader: Reader, plan: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:

@@ -341,6 +341,9 @@ def fill_value_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDAr
         # The common fill values are made here, since loading zarr takes long.
         if value == "NaT":
             return np.array(value, dtype)
+    elif is_small_float(dtype):
+        # zarr knows no such dtype. Its names of what is no number are those of Python.
+        return np.array(float(value)).astype(dtype)
     elif all(map(_is_zero, value if isinstance(value, list) else [value])):
         return np.zeros((), dtype)
     return ZarrPipeline(metadata, dtype).fill_value

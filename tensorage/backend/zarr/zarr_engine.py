@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,10 +14,11 @@ import numpy.typing as npt
 
 from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, ReadRegion
 from tensorage.backend.restarts import on_latest
+from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
-from tensorage.backend.zarr.changing import append_rows, assign, fill_region
+from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
 from tensorage.backend.zarr.codec import ShardCodec, choose_layout
 from tensorage.backend.zarr.copying import copy_objects
 from tensorage.backend.zarr.layout import Layout
@@ -38,6 +40,7 @@ from tensorage.model.casting import cast_to
 from tensorage.model.declaration import Declaration
 from tensorage.model.fields import Fields
 from tensorage.model.results import Result
+from tensorage.model.zarr_metadata import fill_value_as_json
 from tensorage.types import Dataset, Engine
 
 if TYPE_CHECKING:
@@ -73,6 +76,16 @@ class ZarrEngine(EngineBase):
         is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
         least = layout.shards if is_small else layout.chunks
         return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
+
+    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
+        layout = replace(_layout_of(new), fill_value=fill_value_as_json(fill))
+        return create(self._transfer, _meta(new, layout), fill)
+
+    def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
+        codec = codec_of(dataset)
+        if rows > dataset.shape[0]:
+            dataset = clear_edge(self._work("resizing", dataset), codec)
+        return resize(self._transfer, dataset, rows, codec.fill_value, coords)
 
     def store(self, array: npt.NDArray[Any], new: Declaration) -> Dataset:
         # Zarr's codecs encode little-endian elements, without padding. An array that is so already is not copied.
@@ -188,23 +201,8 @@ class ZarrEngine(EngineBase):
         return 0
 
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
-        chosen = layout or choose_layout(
-            new.shape,
-            new.dtype,
-            chunks=new.options.get("chunks"),
-            shards=new.options.get("shards"),
-            codecs=new.options.get("codecs"),
-            chunk_size=new.options.get("chunk_size"),
-        )
-        chunk = min(math.prod(chosen.chunks), _MAX_CHUNK_BYTES // new.dtype.itemsize)
-        meta = {
-            **new.meta,
-            "engine": "storage",
-            "zarr": json.dumps(chosen.metadata()),
-            "chunk": chunk,
-            "operation": new_operation(),
-        }
-        return begin(self._transfer, meta), ShardCodec(chosen)
+        chosen = layout or _layout_of(new)
+        return begin(self._transfer, _meta(new, chosen)), ShardCodec(chosen)
 
     def _write(self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard]) -> Dataset:
         writer = ShardWriter(Work.storing(self._transfer, dataset, quiet=self._quiet), codec)
@@ -212,6 +210,27 @@ class ZarrEngine(EngineBase):
 
     def _reader(self, dataset: Dataset) -> Reader:
         return Reader(self._work("reading", dataset), codec_of(dataset))
+
+
+def _layout_of(new: Declaration) -> Layout:
+    return choose_layout(
+        new.shape,
+        new.dtype,
+        chunks=new.options.get("chunks"),
+        shards=new.options.get("shards"),
+        codecs=new.options.get("codecs"),
+        chunk_size=new.options.get("chunk_size"),
+    )
+
+
+def _meta(new: Declaration, layout: Layout) -> dict[str, Any]:
+    return {
+        **new.meta,
+        "engine": "storage",
+        "zarr": json.dumps(layout.metadata()),
+        "chunk": min(math.prod(layout.chunks), _MAX_CHUNK_BYTES // new.dtype.itemsize),
+        "operation": new_operation(),
+    }
 
 
 def _asks_for_layout(new: Declaration) -> bool:
