@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -170,6 +170,46 @@ def test_all_that_writers_do_at_once_is_done(limited: Caller) -> None:
     ]
 
 
+#: Who has waited long for whom, the locks of both, and the rows of arrays whose turn they have or wait for.
+_LONG_WAITS = """
+with waiting as (
+  select distinct w.pid, pg_blocking_pids(w.pid) as blockers from pg_locks w
+   where w.waitstart < clock_timestamp() - interval '0.4 s')
+select a.pid, (select w.blockers from waiting w where w.pid = a.pid), a.backend_xid, a.query,
+       array(select format('%s %s %s%s %s', l.mode, l.locktype, l.transactionid, l.relation::regclass,
+                           case when l.page is not null then format('(%s,%s)', l.page, l.tuple) end)
+                    || case when l.granted then '' else ' wanted' end
+               from pg_locks l where l.pid = a.pid and l.locktype in ('transactionid', 'tuple', 'advisory')),
+       array(select format('%s %s %s', d.ctid, d.id, d.state) from public.datasets d
+              where d.ctid = any (array(select format('(%s,%s)', l.page, l.tuple)::tid from pg_locks l
+                                         where l.pid = a.pid and l.locktype = 'tuple')))
+  from pg_stat_activity a
+ where a.pid in (select w.pid from waiting w union select unnest(w.blockers) from waiting w)
+"""
+
+
+def _look_for_long_waits(connection: Connection, done: Event) -> list[tuple[Any, ...]]:
+    seen = []
+    while not done.wait(0.2):
+        seen += connection.execute(_LONG_WAITS).fetchall()
+    return seen
+
+
+@pytest.fixture
+def _long_waits_are_told(backend: control.Running) -> Iterator[None]:
+    """Print them behind a test that fails: of a deadlock, the answer and the log name the processes alone."""
+    done = Event()
+    with psycopg.connect(backend.superuser_url, autocommit=True) as watching, ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(_look_for_long_waits, watching, done)
+        try:
+            yield
+        finally:
+            done.set()
+        for seen in looking.result():
+            print(*seen, sep="\n  ")
+
+
+@pytest.mark.usefixtures("_long_waits_are_told")
 def test_writers_of_all_kinds_do_not_wait_in_a_circle(limited: Caller) -> None:
     """Each writer succeeds or gets one of our codes, and the array is whole."""
     writers = [Writer(limited, new_key()) for _ in range(2)]
