@@ -194,7 +194,8 @@ $$;
 -- Merges small neighbouring blocks of an array of the caller, from element `after` on, at most about 32 MiB of them.
 -- {"merged": blocks that there are no more, "after": where to go on, null at the end}
 create or replace function public.tensorage_compact(key text, after bigint default 0) returns json
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
   d public.datasets;
   b record;

@@ -186,7 +186,7 @@ $$;
 -- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset of
 -- their own, to be swept.
 create or replace function tensorage.publish_shards(d public.datasets) returns public.datasets
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   target public.datasets;
   replaced bigint;
@@ -262,7 +262,7 @@ declare
   me uuid := tensorage.me();
   d public.datasets;
   wanted bigint;
-  there bigint;
+  missing bigint[];
   answer_bytes bigint;
 begin
   if version is not null then
@@ -277,21 +277,21 @@ begin
   perform tensorage.check_pieces(cardinality(numbers));
   -- "offset 0" makes PostgreSQL look up each shard by its number. For "number = any (numbers)", it may read all shards of
   -- the array.
-  select count(w.number), count(s.number), sum(24 + coalesce(octet_length(s.name), 0) + octet_length(s.index))
-    into wanted, there, answer_bytes
+  select count(w.number), coalesce(array_agg(w.number) filter (where w.number is not null and s.number is null), '{}'),
+         sum(24 + coalesce(octet_length(s.name), 0) + coalesce(octet_length(s.index), 0))
+    into wanted, missing, answer_bytes
     from (select distinct number from unnest(numbers) number) w left join lateral (
       select t.number, t.name, t.index from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s
       on true;
   if answer_bytes > 16777216 then
     raise exception using errcode = 'TS006',
       message = format('%s shards are too many for one request', wanted), hint = 'Ask for less at a time.';
-  elsif version is not null and there <> wanted and (d.fill is null or exists (
-      select from unnest(numbers) w(number)
-       where (w.number between 0 and tensorage.elements(tensorage.shard_grid(d.zarr, d.shape)) - 1) is not true
-          or (exists (select from tensorage.written n where n.data_id = d.id and n.number = w.number)
-              and not exists (select from public.shards s where s.data_id = d.id and s.number = w.number)))) then
+  elsif version is not null and cardinality(missing) > 0 and (d.fill is null or exists (
+      select from unnest(missing) m(number)
+       where (m.number between 0 and tensorage.elements(tensorage.shard_grid(d.zarr, d.shape)) - 1) is not true
+          or exists (select from tensorage.written w where w.data_id = d.id and w.number = m.number offset 0))) then
     raise exception using errcode = 'TS004',
-      message = format('%s of the %s objects asked for are known', there, wanted),
+      message = format('%s of the %s objects asked for are known', wanted - cardinality(missing), wanted),
       hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
   end if;
   return coalesce((
