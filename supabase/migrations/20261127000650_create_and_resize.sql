@@ -29,8 +29,9 @@ $$;
 create or replace function tensorage.fill_from(fill text, dtype text) returns bytea
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
-  element bytea := decode(fill, 'base64');
+  element bytea;
 begin
+  element := decode(fill, 'base64');
   if octet_length(element) is distinct from tensorage.itemsize(dtype) then
     raise exception using errcode = 'TS006', message = format('the fill value has %s bytes, and is no element of dtype %s',
                                                               octet_length(element), left(dtype, 100));
