@@ -166,12 +166,8 @@ $$;
 create or replace function public.tensorage_end_ragged(data_id bigint, shape bigint[]) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  me uuid := tensorage.me();
-  d public.datasets;
+  d public.datasets := tensorage.staged(data_id);
 begin
-  -- Locked at once as it is to be changed: of two such requests with a lock that they share, neither could go on.
-  perform from public.datasets s where s.id = tensorage_end_ragged.data_id and s.writer = me for update;
-  d := tensorage.staged(data_id);
   if not tensorage.is_ragged(d.dtype) or cardinality(d.shape) = 0 or cardinality(d.shape) is distinct from cardinality(shape)
      or d.shape[2:] is distinct from shape[2:] then
     raise exception using errcode = 'TS006',

@@ -19,9 +19,9 @@ from tensorage.dtypes import storable_dtype
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.casting import cast_to
-from tensorage.model.declaration import BLOCK_BYTES
+from tensorage.model.declaration import BLOCK_BYTES, ArrayOptions, Declaration, declare, declare_ragged
 from tensorage.model.values import as_array, is_array
-from tensorage.ragged import RAGGED_BYTES, RAGGED_TEXT, Ragged
+from tensorage.ragged import RAGGED_BYTES, RAGGED_TEXT, TEXT_ARRAY, Ragged
 from tensorage.types import END_BYTES, Dataset
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "as_rows",
     "as_texts",
     "choose_type",
+    "declare_array",
     "decode",
     "decode_lengths",
     "encode_blocks",
@@ -208,11 +209,18 @@ def as_texts(key: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             place = tuple(map(int, np.unravel_index(number, texts.shape)))
             shown = place[0] if len(place) == 1 else place
             raise DTypeError(
-                f"{key!r}: the element at {shown} is a {type(text).__name__}, and no str. An array of objects can be "
-                "stored if all of them are str: convert it, for example with .astype('float64') for numbers, or store "
-                "samples of any length with store.write_ragged(key, samples)"
+                f"{key!r} cannot be stored: the element at {shown} is a {type(text).__name__}, and an array of objects "
+                "is stored only if all of them are texts (str). If they are numbers, .astype('float64') converts them; "
+                "samples of any length are stored by store.write_ragged(key, samples)"
             )
     return texts
+
+
+def declare_array(key: str, array: npt.NDArray[Any], is_shared: bool, options: ArrayOptions) -> Declaration:
+    """Declare an array of any kind: see `tensorage.model.declaration.declare`."""
+    if is_of_text(array):
+        return declare_ragged(key, as_texts(key, array).shape, TEXT_ARRAY, is_shared, options)
+    return declare(key, array.shape, array.dtype, is_shared, options)
 
 
 def as_rows(rows: Any, dataset: Dataset) -> npt.NDArray[Any]:
