@@ -357,7 +357,6 @@ class Tensor(OpenArray):
             from tensorage.adapters.xarray import data_array_of
         except ModuleNotFoundError as error:
             raise missing_package("arrays of xarray", error, "xarray") from error
-        refuse_ragged("making an array of xarray of", self.dataset, _READ_IN_PARTS)
         return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 
     def lengths(self) -> npt.NDArray[np.int64]:

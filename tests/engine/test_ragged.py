@@ -211,6 +211,19 @@ def test_samples_that_need_many_requests(store: TensorStore, database: Sql, user
     assert same(handle[700:], got[:300])
 
 
+def test_a_few_samples_may_be_much_longer_than_the_others(counted: TensorStore, proxy: Proxy) -> None:
+    """The client asks by the mean, the server refuses, and the client asks for half as many."""
+    samples = [b"x"] * 3000
+    for number in range(0, 3000, 120):
+        samples[number] = bytes([number % 251]) * 2**20
+    handle = counted.write_ragged("skewed", samples)
+    with proxy.counted() as exchanges:
+        got = handle[::120]
+    assert got == samples[::120]
+    assert 3 <= len(exchanges) <= 7
+    assert handle[:] == samples
+
+
 def test_a_generator_that_fails_stores_nothing(store: TensorStore) -> None:
     def samples() -> Iterator[bytes]:
         for _ in range(30):
@@ -460,6 +473,9 @@ def test_what_has_no_place_for_them(store: TensorStore, tmp_path: Path) -> None:
             each["x"]
         with pytest.raises(InvalidInputError, match="database"):
             store.zarr_store(each.key)
+    store["group/labels"] = labels[:]
+    with pytest.raises(InvalidInputError, match="xarray"):
+        store.open_dataset("group")
     with pytest.raises(InvalidInputError, match="out="):
         handle.read(..., out=np.empty(4, object))
     with pytest.raises(InvalidInputError, match="Storage does not"):
@@ -510,3 +526,53 @@ def test_forms_are_those_of_the_database(database: Sql) -> None:
         '[["t","{\\"ragged\\":\\"text\\"}"]]': 0,
     }.items():
         assert database.execute(query, [form]).fetchall() == [(size,)], form
+
+
+# Batches ----------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_lists(store: TensorStore) -> None:
+    handle = store.write_ragged("boxes", BOXES)
+    batches = list(handle.batches(3))
+    assert same(batches, [BOXES[:3], BOXES[3:]])
+    labels = store.write("y", np.arange(4))
+    for boxes, numbers in tensorage.batches(handle, labels, batch_size=2, shuffle=True, seed=1):
+        assert same(boxes, [BOXES[number] for number in numbers])
+    pairs = tensorage.zip(handle, labels)
+    assert same([box for box, _ in pairs.__getitems__([2, 0])], [BOXES[2], BOXES[0]])
+    assert same(handle.__getitems__([3, 1]), [BOXES[3], BOXES[1]])
+
+
+def test_padded_batches(store: TensorStore) -> None:
+    handle = store.write_ragged("boxes", BOXES)
+    labels = store.write("y", np.arange(4))
+    (first, _), (last, numbers) = tensorage.batches(handle, labels, batch_size=3, pad_value=np.nan)
+    assert first.shape == (3, 3, 4)
+    assert first.dtype == np.float32
+    assert np.array_equal(first[0], BOXES[0])
+    assert np.isnan(first[1]).all()
+    assert np.isnan(first[2, 1:]).all()
+    assert np.array_equal(last, BOXES[3][None])
+    assert numbers.tolist() == [3]
+    empty = store.write_ragged("empty", [[], []], dtype="i4")
+    (batch,) = empty.batches(2, pad_value=0)
+    assert batch.shape == (2, 0)
+
+
+def test_values_that_nothing_can_be_padded_with(store: TensorStore) -> None:
+    tokens = store.write_ragged("tokens", [[1], [2, 3]], dtype="u1")
+    for value in (300, -1, "x", 0.5, [0, 0]):
+        with pytest.raises(InvalidInputError, match="pad_value"):
+            tokens.batches(2, pad_value=value)
+    with pytest.raises(InvalidInputError, match="only arrays"):
+        store.write_ragged("texts", TEXTS).batches(2, pad_value=0)
+    with pytest.raises(InvalidInputError, match="none of the arrays"):
+        store.write("dense", np.arange(3)).batches(2, pad_value=0)
+
+
+def test_texts_in_the_background(store: TensorStore) -> None:
+    labels = np.array(TEXTS, TEXT)
+    with store.background() as bg:
+        bg["labels"] = labels
+        bg.append("labels", labels[:2])
+    assert store["labels"].tolist() == [*TEXTS, *TEXTS[:2]]

@@ -148,6 +148,8 @@ class RaggedWriter:
             these = later.pop() if later else _runs_of(blocks_of())
             return self._store_staged(these, {**meta, "operation": new_operation()}, is_append=is_append)
 
+        if not is_append:
+            return begin_anew_after_failures(write) if is_repeatable else write()
         with gone_is_changed(f"{asked}: it was replaced or deleted meanwhile. Nothing was appended."):
             return begin_anew_after_failures(write) if is_repeatable else write()
 
