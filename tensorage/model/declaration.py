@@ -19,7 +19,15 @@ from tensorage.model.values import as_attrs, as_dims, check_key
 from tensorage.ragged import Ragged
 from tensorage.types import COORDS_ATTRIBUTE
 
-__all__ = ["MAX_BLOCK_ELEMENTS", "ArrayOptions", "Declaration", "declare", "declare_ragged", "fit_block_size"]
+__all__ = [
+    "BLOCK_BYTES",
+    "MAX_BLOCK_ELEMENTS",
+    "ArrayOptions",
+    "Declaration",
+    "declare",
+    "declare_ragged",
+    "fit_block_size",
+]
 
 #: Bytes of one stored block, unless `chunk_size` is given.
 BLOCK_BYTES = 1024 * 1024

@@ -26,7 +26,7 @@ from tensorage.backend.wire.header import header
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import InvalidInputError
-from tensorage.indexing.reading import plan_runs
+from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import (
     MAX_REQUEST_BYTES,
     MAX_RUNS,
@@ -38,6 +38,7 @@ from tensorage.indexing.runs import (
     split,
 )
 from tensorage.indexing.selection import Selection
+from tensorage.model.declaration import BLOCK_BYTES
 from tensorage.model.memory import check_fits
 from tensorage.model.ragged import Block, decode, decode_lengths
 from tensorage.ragged import TEXT, Ragged
@@ -47,9 +48,18 @@ __all__ = ["RaggedWriter", "fetch_lengths", "read_samples"]
 
 logger = logging.getLogger(__name__)
 
-#: A selection that leaves out a few elements is read with them, if they have about so many bytes on average. The bound
-#: for elements of one length is larger: here, an element that is left out may be larger than all others.
-_GAP_FACTOR = 16
+#: Runs from which on it is looked for a way with fewer of them: each takes the server about 30 us to find.
+_MANY_RUNS = 1024
+
+#: Bytes of an element are taken for this many times fewer then, so that few runs with more elements look cheaper.
+_CHEAPER = 32
+
+#: Cost of an element to the client beyond its bytes, in bytes: each is an object of Python.
+_ELEMENT_COST_BYTES = 64
+
+#: Most elements of one request that writes. The server looks at the end of each, 2 us apiece, and has 8 s on hosted
+#: Supabase.
+_MAX_SENT = 262_144
 
 #: Most elements whose lengths one request asks for: 4 MiB.
 _MAX_LENGTHS = 1024 * 1024
@@ -85,15 +95,15 @@ class _Run:
 
 
 def _runs_of(blocks: Iterator[Block]) -> Iterator[_Run]:
-    """Join blocks into runs of at most a request."""
-    index, taken, nbytes = 0, list[Block](), 0
+    """Join blocks into runs of at most a request: of a single block, if that is larger."""
+    index, taken, nbytes, count = 0, list[Block](), 0, 0
     for block in blocks:
-        if taken and nbytes + block.nbytes > MAX_REQUEST_BYTES:
-            run = _Run(index, tuple(taken))
-            yield run
-            index, taken, nbytes = index + run.count, [], 0
+        is_full = nbytes + block.nbytes > MAX_REQUEST_BYTES or count + block.count > _MAX_SENT
+        if taken and is_full:
+            yield _Run(index, tuple(taken))
+            index, taken, nbytes, count = index + count, [], 0, 0
         taken.append(block)
-        nbytes += block.nbytes
+        nbytes, count = nbytes + block.nbytes, count + block.count
     if taken:
         yield _Run(index, tuple(taken))
 
@@ -213,7 +223,7 @@ def read_samples(work: Work, ragged: Ragged, selection: Selection, out: npt.NDAr
         raise InvalidInputError(
             f"{work.asked}: samples of any length come in a list, which out= cannot hold. Leave it out"
         )
-    plan = plan_runs(dataset.shape, selection, _GAP_FACTOR * dataset.mean_bytes, dataset.block_size)
+    plan = _plan(dataset, selection)
     check_fits((plan.size, dataset.mean_bytes), np.dtype("u1"), work.asked)
     samples: list[Any] = [None] * plan.size
     if plan.size:
@@ -224,6 +234,20 @@ def read_samples(work: Work, ragged: Ragged, selection: Selection, out: npt.NDAr
     if not isinstance(places, np.ndarray):
         return samples[places]
     return _as_list(samples, places) if ragged.is_list else _as_text(samples, places, out)
+
+
+def _plan(dataset: Dataset, selection: Selection) -> RunPlan:
+    """Plan which runs to fetch, taking all elements to have the mean length."""
+    mean = dataset.mean_bytes + _ELEMENT_COST_BYTES
+    block_size = max(min(dataset.block_size, BLOCK_BYTES // mean), 1)
+    plan = plan_runs(dataset.shape, selection, mean, block_size)
+    runs = (
+        len(plan.runs.starts) if isinstance(plan.runs, RunList) else len(plan.runs.rows) * len(plan.runs.runs)
+    )
+    if runs < _MANY_RUNS:
+        return plan
+    fewer = plan_runs(dataset.shape, selection, max(mean // _CHEAPER, 1), block_size)
+    return fewer if fewer.size <= 2 * plan.size else plan
 
 
 def _as_text(
