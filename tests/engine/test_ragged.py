@@ -16,6 +16,7 @@ import workers
 from hypothesis import given, settings
 from project import Project, User
 from proxy import Proxy
+from selections import selections
 
 import tensorage
 from tensorage import BackendSession, TensorStore
@@ -344,6 +345,29 @@ def test_arrays_of_text_come_back(store: TensorStore, shape: tuple[int, ...], dt
     out = np.empty(shape, TEXT)
     assert handle.read(..., out=out) is out
     assert np.array_equal(out, array.astype(TEXT))
+
+
+@settings(max_examples=60, deadline=None)
+@given(selection=selections(st.just((4, 5, 3))))
+def test_selections_of_text_are_those_of_numpy(login: BackendSession, selection: tuple[Any, Any]) -> None:
+    """A property: any index expression gives what numpy gives, or raises what numpy raises."""
+    array = np.array([f"{number} " * (number % 7) for number in range(60)], TEXT).reshape(4, 5, 3)
+    store = TensorStore(login, quiet=True, chunk_size=7)
+    if "text of a property" not in store:
+        store["text of a property"] = array
+    handle = store.open("text of a property")
+    _, index = selection
+    try:
+        expected = array[index]
+    except IndexError:
+        with pytest.raises(IndexError):
+            handle[index]
+        return
+    got = handle[index]
+    assert type(got) is type(expected)
+    if isinstance(expected, np.ndarray):
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    assert np.array_equal(got, expected)
 
 
 def test_a_single_text(store: TensorStore) -> None:
