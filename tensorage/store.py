@@ -690,7 +690,7 @@ class TensorStore(MutableMapping[str, Any]):
         samples
             Any iterable, also one that never exists whole, such as a generator: memory holds what is under way. All
             samples are `str`, or all `bytes`, or all arrays that have all axes but the first in common. A sample has
-            at most 7.9 MiB.
+            at most 256 MiB.
         dtype
             Dtype of samples that are arrays, by default that of the first sample with elements. ``str`` and ``bytes``
             say that samples are such.

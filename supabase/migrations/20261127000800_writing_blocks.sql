@@ -54,6 +54,9 @@ begin
     from (select t.index, t.count, lead(t.index, 1, expected) over (order by t.index) as next
             from public.tensors t where t.data_id = d.id) b;
   if coalesce(contiguous, expected = 0) then
+    if tensorage.is_ragged(d.dtype) then
+      perform tensorage.check_parts(d);
+    end if;
     return;
   end if;
   select coalesce(sum(t.count), 0) into stored from public.tensors t where t.data_id = d.id;
@@ -83,7 +86,11 @@ begin
       message = format('elements %s to %s are stored in other blocks', h.index, h.index + h.count),
       hint = 'Send the same blocks again, or abort.';
   end if;
-  perform tensorage.insert_blocks(d, h.index, h.count, h.block_size, $1, h.elements_at);
+  if h.meta -> 'part' is not null then
+    perform tensorage.put_part(d, h, $1);
+  else
+    perform tensorage.insert_blocks(d, h.index, h.count, h.block_size, $1, h.elements_at);
+  end if;
   perform tensorage.settle();
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
 end

@@ -161,6 +161,62 @@ begin
 end
 $$;
 
+-- Stores a part of an element that is too long for one request, as a block of its own. Meta: part, the position of its bytes
+-- in the element. The parts come in order, and one that comes twice is stored once. The body: the head of the block, with
+-- the bytes of the whole element, and those of the part. The commit checks that no part is missing, and that text is text.
+create or replace function tensorage.put_part(d public.datasets, h tensorage.header, request bytea) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  part numeric := (h.meta ->> 'part')::numeric;
+  nbytes bigint := case when octet_length(request) >= h.elements_at + 8 then tensorage.integer_at(request, h.elements_at + 4, 4) end;
+  bytes bytea := substr(request, h.elements_at + 9);
+  stored record;
+begin
+  if (tensorage.is_ragged(d.dtype) and h.count = 1 and tensorage.integer_at(request, h.elements_at, 4) = 1
+      and nbytes between tensorage.least_in_parts() and 268435456 and nbytes % tensorage.ragged_unit(d.dtype) = 0
+      and octet_length(bytes) > 0 and part between 0 and nbytes - octet_length(bytes)) is not true then
+    raise exception using errcode = 'TS006',
+      message = format('%s bytes from byte %s on are no part of an element of %s bytes', octet_length(bytes), part, nbytes);
+  end if;
+  select t.index, t.count, octet_length(t.tensor) - 4 as nbytes into stored from public.tensors t
+   where t.data_id = d.id and t.index <= h.index order by t.index desc limit 1;
+  if part = 0 and coalesce(stored.index + stored.count <= h.index, true) then
+    insert into public.tensors (data_id, user_id, index, count, tensor)
+      values (d.id, d.user_id, h.index, 1, int4send(nbytes::int) || bytes);
+  elsif (stored.index, stored.count) is distinct from (h.index, 1) or stored.nbytes < part then
+    raise exception using errcode = 'TS006', message = format('a part from byte %s on does not follow what is stored', part);
+  elsif stored.nbytes = part then
+    update public.tensors t set tensor = t.tensor || bytes where t.data_id = d.id and t.index = h.index;
+  end if;
+end
+$$;
+
+-- Fewest bytes of an element that comes in parts.
+create or replace function tensorage.least_in_parts() returns int language sql immutable as $$ select 1048576 $$;
+
+-- Raises if an element that came in parts is not complete, or is no text in UTF-8 where it ought to be.
+create or replace function tensorage.check_parts(d public.datasets) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  b record;
+begin
+  for b in
+    select t.index, octet_length(t.tensor) - 4 as nbytes, tensorage.end_at(substr(t.tensor, 1, 4), 0) as behind
+      from public.tensors t where t.data_id = d.id and t.count = 1
+  loop
+    if b.nbytes <> b.behind then
+      raise exception using errcode = 'TS004',
+        message = format('%s of the %s bytes of element %s of %L are there', b.nbytes, b.behind, b.index, d.key),
+        hint = 'Send the missing parts, or abort.';
+    elsif b.nbytes >= tensorage.least_in_parts() and tensorage.is_text(d.dtype) and not tensorage.is_utf8((
+            select substr(t.tensor, 5) from public.tensors t where t.data_id = d.id and t.index = b.index)) then
+      raise exception using errcode = 'TS006', message = format('element %s of %L is no text in UTF-8', b.index, d.key);
+    end if;
+  end loop;
+end
+$$;
+
 -- Says how many elements a staged dataset has, whose shape nobody knew when it was begun: samples may come without end.
 -- All axes but the first stay as they were declared. The commit checks that all elements are there.
 create or replace function public.tensorage_end_ragged(data_id bigint, shape bigint[]) returns json
@@ -370,7 +426,9 @@ $$;
 -- The elements at starts[i] .. + lengths[i] - 1, for every i, of an array whose elements have any length. The answer: 4 bytes,
 -- the number of pieces; the heads of the pieces and the ends of the elements, as tensorage.ragged_pieces has them; and the
 -- bytes of the elements. Answers 413 where that would be more than 16 MiB.
-create or replace function public.tensorage_read_ragged(data_id bigint, version bigint, starts bigint[], lengths bigint[])
+-- Of a single element, `most` of its bytes from byte `part` on, and nothing else, if these are given.
+create or replace function public.tensorage_read_ragged(
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], part bigint default null, most int default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -384,7 +442,13 @@ begin
   end if;
   found := tensorage.find_ragged(d, starts, lengths);
   perform tensorage.check_found(found, lengths);
-  if found.nbytes + 4 * found.elements + 8 * found.pieces > 16777216 then
+  if part is not null or most is not null then
+    if (found.elements = 1 and part between 0 and found.nbytes and most between 1 and 16777216) is not true then
+      raise exception using errcode = 'TS006', message = format('%s bytes from byte %s on are no part of an element', most, part);
+    end if;
+    return (select substr(t.tensor, found.starts[1] + part::int, least(most, found.sizes[1] - part)::int)
+              from public.tensors t where t.data_id = d.id and t.index = found.blocks[1]);
+  elsif found.nbytes + 4 * found.elements + 8 * found.pieces > 16777216 then
     raise exception using errcode = 'PT413',
       message = format('%s elements of %s bytes are too much for one request', found.elements, found.nbytes),
       hint = 'Ask for fewer at a time.';

@@ -19,6 +19,7 @@ from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.model.declaration import MAX_BLOCK_ELEMENTS, ArrayOptions, Declaration, declare_ragged
 from tensorage.model.engine_choice import check_engine
+from tensorage.model.fields import split_fields
 from tensorage.model.ragged import Block, Encoder, as_rows, as_texts, choose_type, encode_blocks
 from tensorage.ragged import TEXT_ARRAY, Ragged
 from tensorage.types import Dataset, EngineChoice
@@ -155,11 +156,11 @@ class RaggedArrays:
 
     def read(self, dataset: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
         """Return ``array[selection]``: a sample or a list of them, or of an array of text, text or an array of it."""
-        first = selection[0] if isinstance(selection, tuple) and selection else selection
-        if isinstance(first, str) or (isinstance(first, list) and first and isinstance(first[0], str)):
+        fields, _ = split_fields(selection, dataset.dtype)
+        if fields is not None:
             raise InvalidInputError(
-                f"reading {dataset.key!r}: its elements are {dataset.ragged}, of which no field {first!r} can be read "
-                "alone. Read the elements, and take the field of each"
+                f"reading {dataset.key!r}: its elements are {dataset.ragged}, whose field {fields.names[0]!r} cannot "
+                "be read alone. Read the samples, and take the field of each"
             )
         return read_samples(self._work("reading", dataset), _type_of(dataset), selection, out)
 

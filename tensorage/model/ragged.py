@@ -25,6 +25,7 @@ from tensorage.ragged import RAGGED_BYTES, RAGGED_TEXT, TEXT_ARRAY, Ragged
 from tensorage.types import END_BYTES, Dataset
 
 __all__ = [
+    "MAX_ROW_BYTES",
     "MAX_SAMPLE_BYTES",
     "Block",
     "Encoder",
@@ -34,13 +35,17 @@ __all__ = [
     "declare_array",
     "decode",
     "decode_lengths",
+    "decode_one",
     "encode_blocks",
     "is_of_text",
     "type_of_dtype",
 ]
 
-#: Most bytes of one sample: it travels in one request, with a block's head and the description of a new array.
-MAX_SAMPLE_BYTES = MAX_REQUEST_BYTES - 64 * 1024
+#: Most bytes of one sample. One that is larger than a request comes in parts, each of which rewrites those before it.
+MAX_SAMPLE_BYTES = 256 * 1024 * 1024
+
+#: Most bytes of a row of samples that are arrays.
+MAX_ROW_BYTES = MAX_REQUEST_BYTES // 2
 
 #: Number of elements and bytes of a block, before it in a request.
 _HEAD = struct.Struct(">II")
@@ -161,10 +166,10 @@ def choose_type(key: str, samples: Iterable[Any], dtype: Any) -> tuple[Ragged, I
 
 
 def _checked(key: str, found: Ragged) -> Ragged:
-    if found.kind == "arrays" and not 1 <= found.unit <= MAX_SAMPLE_BYTES // 2:
+    if found.kind == "arrays" and not 1 <= found.unit <= MAX_ROW_BYTES:
         raise InvalidInputError(
             f"storing {key!r}: a sample of shape (1, {', '.join(map(str, found.shape))}) has {found.unit} bytes, and "
-            f"1 to {MAX_SAMPLE_BYTES // 2} are possible"
+            f"1 to {MAX_ROW_BYTES} are possible"
         )
     return found
 
@@ -376,17 +381,26 @@ def decode(answer: bytes, ragged: Ragged, count: int, asked: str) -> list[Any]:
             f"{asked}: the answer has {len(elements)} bytes, and its samples take others"
         )
     places = zip(np.r_[0, ends[:-1]].tolist() if count else (), ends.tolist(), strict=True)
+    return [_decode(elements[at:end], ragged, asked) for at, end in places]
+
+
+def decode_one(sample: bytearray, ragged: Ragged, asked: str) -> Any:
+    """Return a sample of its bytes."""
+    if len(sample) % ragged.unit:
+        raise CorruptTensorError(f"{asked}: {len(sample)} bytes are no {ragged}")
+    return _decode(memoryview(sample), ragged, asked)
+
+
+def _decode(sample: memoryview, ragged: Ragged, asked: str) -> Any:
     if ragged.kind == "bytes":
-        return [bytes(elements[at:end]) for at, end in places]
-    if ragged.kind == "text":
-        try:
-            return [str(elements[at:end], "utf-8") for at, end in places]
-        except UnicodeDecodeError as error:
-            raise CorruptTensorError(f"{asked}: a stored text is none: {error}") from error
-    return [
-        np.frombuffer(elements[at:end], ragged.dtype).reshape((end - at) // ragged.unit, *ragged.shape).copy()
-        for at, end in places
-    ]
+        return bytes(sample)
+    if ragged.kind == "arrays":
+        shape = (len(sample) // ragged.unit, *ragged.shape)
+        return np.frombuffer(sample, ragged.dtype).reshape(shape).copy()
+    try:
+        return str(sample, "utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptTensorError(f"{asked}: a stored text is none: {error}") from error
 
 
 def decode_lengths(answer: bytes, count: int, asked: str) -> npt.NDArray[np.int64]:

@@ -252,3 +252,59 @@ def test_the_trailing_shape_stays(owner: Caller) -> None:
         answer = owner.call("tensorage_end_ragged", data_id=begun["id"], shape=shape)
         assert 400 <= answer.status_code < 500
     assert answer_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[5, 2]))["shape"] == [5, 2]
+
+
+MIB = 2**20
+
+
+def put_part(
+    caller: Caller, begun: Json, part: Any, elements: bytes, total: int, index: int = 0
+) -> httpx.Response:
+    head = struct.pack(">II", 1, total)
+    meta = {"part": part}
+    body = binary(head + elements, count=1, chunk=1, data_id=begun["id"], index=index, meta=meta)
+    return caller.call("tensorage_put", body)
+
+
+def test_an_element_in_parts(owner: Caller) -> None:
+    begun = begin(owner)
+    whole_element = bytes(range(256)) * 4096 * 3
+    for part in (0, 0, MIB, 2 * MIB, MIB, 0, 2 * MIB):
+        answer_of(put_part(owner, begun, part, whole_element[part : part + MIB], 3 * MIB, index=1))
+    answer_of(put(owner, begun, block([b"first"]), 0, 1))
+    answer_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[2]))
+    stored = answer_of(owner.commit(begun["id"]))
+    assert stored["stored_bytes"] == 3 * MIB + 5 + 8
+    assert read(owner, stored, [0], [2]) == [b"first", whole_element]
+    arguments = {"data_id": stored["id"], "version": stored["version"], "starts": [1], "lengths": [1]}
+    headers = {"Accept": "application/vnd.tensorage"}
+    for part, most in ((0, 10), (MIB + 3, MIB), (3 * MIB - 1, 100), (3 * MIB, 1)):
+        asked = arguments | {"part": part, "most": most}
+        answer = owner.request("POST", "/rpc/tensorage_read_ragged", json=asked, headers=headers)
+        assert answer.content == whole_element[part : part + most]
+    for more in (
+        {"part": -1, "most": 1}, {"part": 0}, {"most": 1}, {"part": 0, "most": 0}, {"part": 0, "most": 2**25},
+        {"part": 3 * MIB + 1, "most": 1}, {"part": 0, "most": 1, "starts": [0], "lengths": [2]},
+    ):  # fmt: skip
+        assert code_of(owner.call("tensorage_read_ragged", arguments | more)) == "TS006"
+
+
+@pytest.mark.parametrize(
+    ("part", "length", "total"),
+    [(1, MIB, 2 * MIB), (-1, MIB, 2 * MIB), (0, 2 * MIB + 1, 2 * MIB), (0, 0, 2 * MIB), (0, 10, 10), (0, 10, 2**29),
+     (2**40, 10, 2 * MIB)],
+)  # fmt: skip
+def test_parts_that_are_none(owner: Caller, part: int, length: int, total: int) -> None:
+    assert code_of(put_part(owner, begin(owner), part, bytes(length), total)) == "TS006"
+    if total % 4 == 0:
+        assert code_of(put_part(owner, begin(owner, PAIRS), part, bytes(length), total)) == "TS006"
+    assert code_of(put_part(owner, owner.begin(new_key(), [3]), 0, bytes(12), 12)) == "TS006"
+
+
+def test_parts_that_are_missing_or_no_text(owner: Caller) -> None:
+    begun = begin(owner, TEXT)
+    answer_of(put_part(owner, begun, 0, b"a" * MIB, 2 * MIB))
+    answer_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[1]))
+    assert code_of(owner.commit(begun["id"])) == "TS004"
+    answer_of(put_part(owner, begun, MIB, b"b" * (MIB - 1) + b"\xff", 2 * MIB))
+    assert code_of(owner.commit(begun["id"])) == "TS006"

@@ -22,10 +22,11 @@ from tensorage.backend.staging import (
     with_room,
 )
 from tensorage.backend.transfer import Transfer, Work
+from tensorage.backend.wire.faults import error_of
 from tensorage.backend.wire.header import header
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
-from tensorage.errors import InvalidInputError
+from tensorage.errors import CorruptTensorError, InvalidInputError
 from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import (
     MAX_REQUEST_BYTES,
@@ -40,7 +41,7 @@ from tensorage.indexing.runs import (
 from tensorage.indexing.selection import Selection
 from tensorage.model.declaration import BLOCK_BYTES
 from tensorage.model.memory import check_fits
-from tensorage.model.ragged import Block, decode, decode_lengths
+from tensorage.model.ragged import Block, decode, decode_lengths, decode_one
 from tensorage.ragged import TEXT, Ragged
 from tensorage.types import Dataset
 
@@ -61,6 +62,9 @@ _ELEMENT_COST_BYTES = 64
 #: Supabase.
 _MAX_SENT = 262_144
 
+#: Bytes of a part of a sample that is too long for one request.
+PART_BYTES = MAX_REQUEST_BYTES - 64 * 1024
+
 #: Most elements whose lengths one request asks for: 4 MiB.
 _MAX_LENGTHS = 1024 * 1024
 
@@ -79,6 +83,11 @@ class _Run:
     @property
     def nbytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a single sample takes several requests."""
+        return self.count == 1 and self.nbytes > MAX_REQUEST_BYTES
 
     def parts(self) -> list[bytes | memoryview]:
         return list(chain.from_iterable(block.parts() for block in self.blocks))
@@ -146,7 +155,7 @@ class RaggedWriter:
         asked = f"{'appending to' if is_append else 'storing'} {meta['key']!r}"
         runs = _runs_of(blocks_of())
         ahead = [run for run in (next(runs, None), next(runs, None)) if run is not None]
-        if len(ahead) < 2:
+        if len(ahead) < 2 and not any(run.is_long for run in ahead):
             try:
                 return self._store_at_once(ahead, meta, asked, is_append=is_append)
             except TooMuchError:
@@ -182,6 +191,10 @@ class RaggedWriter:
         counted = 0
 
         def put(run: _Run, advance: Advance) -> None:
+            if run.is_long:
+                _put_parts(work, run)
+                advance(run.nbytes)
+                return
             head = header(count=run.count, block_size=1, data_id=work.dataset.id, index=run.index)
             work.send("tensorage_put", [head, *run.parts()])
             advance(run.nbytes)
@@ -199,6 +212,23 @@ class RaggedWriter:
                 work.call("tensorage_end_ragged", {"data_id": work.dataset.id, "shape": shape})
 
         return stage(work, send, 0)
+
+
+def _put_parts(work: Work, run: _Run) -> None:
+    """Send a sample that is too long for one request, part by part."""
+    head, _, elements = run.parts()
+    at, most = 0, PART_BYTES
+    while at < len(elements):
+        part = memoryview(elements)[at : at + most]
+        start = header(count=1, block_size=1, data_id=work.dataset.id, index=run.index, meta={"part": at})
+        try:
+            work.send("tensorage_put", [start, head, part])
+        except TooMuchError as error:
+            if most == 1:
+                raise error_of(error.fault, work.asked) from error
+            most = -(-most // 2)
+        else:
+            at += len(part)
 
 
 def _shape_of(meta: dict[str, Any], count: int) -> tuple[int, ...]:
@@ -280,13 +310,32 @@ def _as_list(samples: Sequence[Any], places: npt.NDArray[Any]) -> Any:
 
 def _fetch(work: Work, ragged: Ragged, runs: Runs, samples: list[Any], advance: Advance) -> None:
     def fetch(request: RequestRuns) -> None:
-        answer = work.read("tensorage_read_ragged", _arguments(work, request))
-        decoded = decode(answer, ragged, request.size, work.asked)
+        try:
+            answer = work.read("tensorage_read_ragged", _arguments(work, request))
+        except TooMuchError:
+            if request.size > 1:
+                raise
+            decoded = [decode_one(_read_long(work, request), ragged, work.asked)]
+        else:
+            decoded = decode(answer, ragged, request.size, work.asked)
         samples[request.out_first : request.out_first + request.size] = decoded
-        advance(len(answer))
+        advance(request.size * work.dataset.mean_bytes)
 
     most = max(MAX_REQUEST_BYTES // work.dataset.mean_bytes, 1)
     _in_requests(work, runs, most, fetch)
+
+
+def _read_long(work: Work, request: RequestRuns) -> bytearray:
+    """Read a sample that is too long for one answer, part by part."""
+    arguments = _arguments(work, request)
+    (length,) = decode_lengths(work.read("tensorage_ragged_lengths", arguments), 1, work.asked).tolist()
+    sample = bytearray()
+    while len(sample) < length:
+        part = work.read("tensorage_read_ragged", {**arguments, "part": len(sample), "most": PART_BYTES})
+        if not part:
+            raise CorruptTensorError(f"{work.asked}: a sample of {length} bytes ends after {len(sample)}")
+        sample += part
+    return sample
 
 
 def fetch_lengths(work: Work, count: int) -> npt.NDArray[np.int64]:
