@@ -78,8 +78,6 @@ RAGGED_BYTES = Ragged("bytes", np.dtype("S"))
 _WITHOUT_DTYPE = {known.form: known for known in (TEXT_ARRAY, RAGGED_TEXT, RAGGED_BYTES)}
 
 
-# Each answer of the catalogue has a form, mostly one of a few.
-@lru_cache(maxsize=256)
 def dtype_and_ragged(form: str) -> tuple[np.dtype[Any], Ragged | None]:
     """Return the dtype of a form, and the type of its elements if they have any length.
 
@@ -95,6 +93,13 @@ def dtype_and_ragged(form: str) -> tuple[np.dtype[Any], Ragged | None]:
         return _WITHOUT_DTYPE[form].dtype, _WITHOUT_DTYPE[form]
     if not form.startswith("{"):
         return dtype_of(form), None
+    ragged = _ragged_of(form)
+    return ragged.dtype, ragged
+
+
+# Each answer of the catalogue has a form, mostly one of a few.
+@lru_cache(maxsize=256)
+def _ragged_of(form: str) -> Ragged:
     try:
         described = json.loads(form)
         ragged = Ragged("arrays", dtype_of(described["ragged"]), tuple(described["shape"]))
@@ -104,4 +109,4 @@ def dtype_and_ragged(form: str) -> tuple[np.dtype[Any], Ragged | None]:
         raise DTypeError(f"the dtype {form[:80]!r} of a stored array is unknown: {error}") from error
     if ragged.form != form:
         raise DTypeError(f"the dtype {form[:80]!r} of a stored array is none that is written so")
-    return ragged.dtype, ragged
+    return ragged
