@@ -97,8 +97,8 @@ class Block:
 def type_of_dtype(dtype: Any) -> tuple[Ragged | None, np.dtype[Any] | None]:
     """Return the type of samples that a dtype asks for: of text or bytes, or the dtype of arrays.
 
-    >>> type_of_dtype(str)[0].kind, type_of_dtype("float32")[1]
-    ('text', dtype('float32'))
+    >>> type_of_dtype(str)[0].kind, type_of_dtype("float32")[1].name
+    ('text', 'float32')
     """
     if dtype is None:
         return None, None
