@@ -244,11 +244,15 @@ def _shown(dtype: np.dtype[Any]) -> str:
 def _advice(dtype: np.dtype[Any]) -> str:
     if dtype.kind == "O":
         return (
-            "objects have no bytes of one length. If they are texts, np.array(data.tolist(), dtype=str) makes an array "
-            "of text of one length; if they are numbers, .astype('float64') converts them"
+            "objects have no bytes of one length. An array of objects is stored if all of them are str; if they are "
+            "numbers, .astype('float64') converts them; samples of any length are stored by store.write_ragged(key, "
+            "samples)"
         )
     if dtype.kind == "T":
-        return "texts are stored with one length for all. np.array(data.tolist(), dtype=str) gives them one"
+        return (
+            "texts of any length are stored as a whole array, store[key] = array, or from an iterable by "
+            "store.write_ragged(key, texts). Elsewhere, np.array(data.tolist(), dtype=str) gives them one length"
+        )
     if dtype.kind in _FIXED_LENGTHS and not dtype.itemsize:
         return f"its elements have no bytes. Give them a length, such as {dtype.kind + '8'!r}"
     if dtype.isbuiltin == _REGISTERED and dtype.itemsize == 1 and "int" in dtype.name:

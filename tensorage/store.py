@@ -277,7 +277,10 @@ class TensorStore(MutableMapping[str, Any]):
             print(store.tree("exp/"))
         """
         entries = self.arrays.entries(self._full_prefix(prefix))
-        return Tree.of((entry.key[len(self.prefix) :], f"{entry.shape} {entry.dtype}") for entry in entries)
+        return Tree.of(
+            (entry.key[len(self.prefix) :], f"{entry.shape} {entry.ragged or entry.dtype}")
+            for entry in entries
+        )
 
     def transaction(self) -> Transaction:
         """Return a transaction, in which several changes are made at once, or none of them.
@@ -723,6 +726,68 @@ class TensorStore(MutableMapping[str, Any]):
         )  # fmt: skip
         return Tensor(self.arrays, made)
 
+    def write_ragged(
+        self,
+        key: str,
+        samples: Iterable[Any],
+        dtype: npt.DTypeLike | None = None,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+        is_shared: bool = False,
+        engine: EngineChoice | None = None,
+    ) -> Tensor:
+        """Store samples of any length: texts, bytes, lists of tokens, or arrays that differ in their first axis.
+
+        Parameters
+        ----------
+        samples
+            Any iterable, also one that never exists whole, such as a generator: memory holds what is under way. All
+            samples are `str`, or all `bytes`, or all arrays that have all axes but the first in common. A sample has
+            at most 256 MiB.
+        dtype
+            Dtype of samples that are arrays, by default that of the first sample with elements. ``str`` and ``bytes``
+            say that samples are such.
+        attrs
+            Attributes, whatever JSON can hold.
+        dims
+            Name of the one axis, along which the samples are.
+        is_shared
+            Let every signed-in user of the project read the array.
+        engine
+            Engine of the array, by default that of the store. The database alone keeps ragged arrays.
+
+        Returns
+        -------
+        Tensor
+            Handle of shape ``(n,)``. ``handle[i]`` is a sample, and ``handle[[7, 3, 9]]`` a list of samples, in one
+            request.
+
+        Raises
+        ------
+        InvalidInputError, DTypeError
+            If a sample has another trailing shape or dtype, or a text is none. The message says which. Nothing is
+            stored.
+        KeyExistsError
+            If the key is taken and the store does not allow to overwrite.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            texts = store.write_ragged("texts", (line.rstrip() for line in open("corpus.txt")))
+            texts[[7, 3, 9]]                                        # a list of str
+            store.write_ragged("tokens", [[5, 2], [1, 1, 8]], dtype="int32")
+            store.write_ragged("audio", clips)                      # each of shape (n, 2)
+        """
+        options: ArrayOptions = {
+            "chunk_size": self.chunk_size, "attrs": attrs, "dims": dims, "overwrite": self.allow_overwrite,
+        }  # fmt: skip
+        made = self.arrays.write_ragged(
+            self.full_key(key), samples, dtype, engine=engine or self.engine, is_shared=is_shared, **options
+        )
+        return Tensor(self.arrays, made)
+
     def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
         """Store an array of numpy or of dask, with the options of `tensorage.backend.arrays.Arrays.write`."""
         return self._write_declared(self.full_key(key), value, **how)
@@ -898,7 +963,7 @@ class TensorStore(MutableMapping[str, Any]):
         check_key(key)
         return open_group(self.arrays, self.full_key(key).rstrip("/"), dropped)
 
-    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
+    def append(self, key: str, data: Any, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array: all at once, or not at all.
 
         The labels of a DataArray of xarray are added to the coordinates after the rows, in a step of its own. In
@@ -909,7 +974,8 @@ class TensorStore(MutableMapping[str, Any]):
         ----------
         data
             Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
-            has to have the dims and coordinates that are stored. Lists of tuples become records.
+            has to have the dims and coordinates that are stored. Lists of tuples become records. For a ragged array,
+            any iterable of samples.
         create
             Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
             writers at the same time, one makes the array, and the rows of all others follow.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorage.adapters.dask import PinnedArray
 from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of
 from tensorage.backend.arrays import Arrays, OpenArray, Reader
+from tensorage.backend.ragged import refuse_ragged
 from tensorage.dtypes import is_small_float
 from tensorage.errors import CacheError, missing_package
 from tensorage.indexing.selection import Selection
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from tensorage.training.batches import Batches
 
 __all__ = ["Tensor"]
+
+#: Advice for libraries that know elements of one length alone.
+_READ_IN_PARTS = "Read it in parts, such as handle[:1000], or by batches()"
 
 
 @end_tracebacks_here
@@ -128,6 +132,9 @@ class Tensor(OpenArray):
         an array of up to 64 MiB all, if they come in any order. Changes by this session are seen at once, and so is any
         change of a row that was asked for before. Of another row, a change by somebody else is seen after a second.
 
+        Of a ragged array, a number selects a sample, and any other selection a list of samples, in one request whatever
+        their lengths: ``handle[[7, 3, 9]]``.
+
         Raises
         ------
         IndexError
@@ -157,6 +164,8 @@ class Tensor(OpenArray):
             If the array's dtype would change a value.
         PermissionDeniedError
             If somebody else owns the array, and shares it for reading only.
+        InvalidInputError
+            If the elements have any length: such an array is appended to, or stored anew.
         """
         self.dataset = self.on_latest(lambda now: self.arrays.assign(now, selection, value))
 
@@ -173,6 +182,7 @@ class Tensor(OpenArray):
         drop_last: bool = False,
         prefetch: int = 4,
         start_at: Mapping[str, Any] | None = None,
+        pad_value: Any = None,
     ) -> Batches:
         """Return batches of samples along the first axis, fetched before a loop asks for them: see `tensorage.batches`.
 
@@ -187,14 +197,21 @@ class Tensor(OpenArray):
 
         return batches(
             self, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, prefetch=prefetch,
-            start_at=start_at,
+            start_at=start_at, pad_value=pad_value,
         )  # fmt: skip
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         # With `copy=False`, numpy 2 wants existing memory, and a stored array has none here.
         if copy is False:
             raise ValueError("the elements of a stored array have to be read: copy=False is not possible")
-        return np.asarray(self.read(...), dtype=dtype)
+        content = self.read(...)
+        if isinstance(content, list):
+            # Samples of one length by chance make no array of more axes.
+            samples = np.empty(len(content), object)
+            for number, sample in enumerate(content):
+                samples[number] = sample
+            content = samples
+        return np.asarray(content, dtype=dtype)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return the device of the elements once they are read: the memory of this machine."""
@@ -210,9 +227,10 @@ class Tensor(OpenArray):
         """
         if how.get("copy") is False:
             raise BufferError("the elements of a stored array have to be read: copy=False is not possible")
-        if self.dtype.kind not in "biufc" or is_small_float(self.dtype):
+        if self.dataset.ragged is not None or self.dtype.kind not in "biufc" or is_small_float(self.dtype):
             raise BufferError(
-                f"DLPack has no elements of dtype {self.dtype}: read them, with np.asarray(handle)"
+                f"DLPack has no elements of dtype {self.dataset.ragged or self.dtype}: read them, with "
+                "np.asarray(handle)"
             )
         return np.asarray(self.read(...)).__dlpack__(**how)
 
@@ -254,6 +272,7 @@ class Tensor(OpenArray):
                 for batch in np.array_split(random.permutation(len(images)), len(images) // 64):
                     step(images[batch])
         """
+        refuse_ragged("caching", self.dataset, "Read it without a cache")
         try:
             from tensorage.cache.cached import CachedReader
         except ModuleNotFoundError as error:
@@ -286,7 +305,7 @@ class Tensor(OpenArray):
         Raises
         ------
         InvalidInputError
-            If the chunks do not fit the shape, or dask is not installed.
+            If the chunks do not fit the shape, dask is not installed, or the elements have any length.
 
         Examples
         --------
@@ -297,6 +316,7 @@ class Tensor(OpenArray):
         """
         from tensorage.adapters.dask import to_dask
 
+        refuse_ragged("making an array of dask of", self.dataset, _READ_IN_PARTS)
         return to_dask(self.arrays, self.dataset, chunks)
 
     def to_xarray(self, chunks: Any = None) -> xr.DataArray:
@@ -316,7 +336,8 @@ class Tensor(OpenArray):
         Raises
         ------
         InvalidInputError
-            If xarray is not installed, or dask, if `chunks` asks for it; or if two axes have the same name.
+            If xarray is not installed, or dask, if `chunks` asks for it; if two axes have the same name; or if the
+            elements have any length.
         CorruptTensorError
             If the coordinates are damaged.
 
@@ -338,8 +359,21 @@ class Tensor(OpenArray):
             raise missing_package("arrays of xarray", error, "xarray") from error
         return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 
-    def append(self, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis: all at once, or not at all. See `TensorStore.append`."""
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Return the length of each element, of a ragged array or one of text, without the elements themselves.
+
+        Samples that are arrays have as many rows as their length. The length of bytes, and of text in UTF-8, is in
+        bytes.
+
+        Raises
+        ------
+        InvalidInputError
+            If all elements have one length.
+        """
+        return self.on_latest(self.arrays.lengths)
+
+    def append(self, data: Any) -> None:
+        """Add rows, or samples of any length, at the end: all at once, or not at all. See `TensorStore.append`."""
         if is_labelled(data):
             rows: Any = data
             self.dataset = append_labelled(self.arrays, self.key, rows.data, labels_of(self.key, rows))
@@ -399,6 +433,11 @@ class Tensor(OpenArray):
         """Return the shares that let others use the array, those of its prefixes included."""
         return self.arrays.sharing(f"listing the shares of {self.key!r}").shares(self.key)
 
+    @property
+    def _elements(self) -> Any:
+        """Words for the elements: their dtype, or what they are if they have any length."""
+        return self.dataset.ragged or self.dtype
+
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return PinnedArray(self.arrays.quietly(), self.dataset).__dask_tokenize__()
 
@@ -407,16 +446,14 @@ class Tensor(OpenArray):
         cached = "" if self.cache is None else f", kept in {self.cache.directory}"
         kind = "Tensor" if self.cache is None else "CachedTensor"
         owner = "" if self.arrays.owner is None else f" of {self.arrays.owner}"
-        return (
-            f"<{kind} {self.key!r}{owner}, shape {self.shape}, {self.dtype}, {size}, {self.engine}{cached}>"
-        )
+        return f"<{kind} {self.key!r}{owner}, shape {self.shape}, {self._elements}, {size}, {self.engine}{cached}>"
 
     def _repr_html_(self) -> str:
         # Only notebooks need it.
         from html import escape
 
         rows = {
-            "shape": self.shape, "dtype": self.dtype, "size": describe_bytes(self.nbytes), "dims": self.dims,
+            "shape": self.shape, "dtype": self._elements, "size": describe_bytes(self.nbytes), "dims": self.dims,
             "owner": self.dataset.owner, "shared": self.dataset.is_shared, "engine": self.engine,
             "attrs": dict(self.attrs), "coords": ", ".join(self.coords),
         }  # fmt: skip

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tensorage.dtypes import dtype_of
+from tensorage.ragged import Ragged, dtype_and_ragged
 
 __all__ = [
     "COORDS_ATTRIBUTE",
+    "END_BYTES",
     "AuditRecord",
     "Dataset",
     "Engine",
@@ -24,6 +25,9 @@ __all__ = [
 
 #: Name of the attribute that holds coordinates: see `tensorage.model.coords`. No attribute of a user has this name.
 COORDS_ATTRIBUTE = "tensorage.coords"
+
+#: Bytes that a block keeps for each element of any length, beside the element's own: the place where it ends.
+END_BYTES = 4
 
 #: Engine that keeps an array: as blocks in the database, or as objects in Supabase Storage.
 Engine = Literal["database", "storage"]
@@ -181,7 +185,8 @@ class Dataset:
     shape
         Shape in elements, slowest axis first. ``()`` is a scalar.
     dtype
-        Dtype, always little-endian.
+        Dtype, always little-endian. For elements of any length, that of a sample's elements: `StringDType` for text,
+        and ``S`` without a length for bytes.
     block_size
         Elements of the largest stored block.
     version
@@ -203,6 +208,8 @@ class Dataset:
         Labels of the axes, as the catalogue keeps them: `tensorage.model.coords` decodes them.
     zarr
         Metadata of Zarr v3 of an array of Storage, as JSON, without its shape, attributes and dims.
+    ragged
+        Type of the elements, if they have any length: text, and the samples of a ragged array.
     """
 
     id: int
@@ -225,13 +232,14 @@ class Dataset:
     stored_bytes: int | None = None
     fill: bytes | None = None
     shares: tuple[Share, ...] | None = None
+    ragged: Ragged | None = None
 
     def __repr__(self) -> str:
         owner = "" if self.owner is None else f" of {self.owner}"
         shared = ", shared" if self.is_shared else ""
         return (
-            f"<Dataset {self.key!r}{owner}, shape {self.shape}, {self.dtype}, {self.nbytes} bytes, {self.engine}, "
-            f"{self.state}, version {self.version}{shared}>"
+            f"<Dataset {self.key!r}{owner}, shape {self.shape}, {self.ragged or self.dtype}, {self.nbytes} bytes, "
+            f"{self.engine}, {self.state}, version {self.version}{shared}>"
         )
 
     @property
@@ -248,13 +256,22 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements, as stored."""
+        """Bytes of the elements, as stored. Of elements of any length, 0 while the array is being written."""
+        if self.ragged is not None:
+            return max((self.stored_bytes or 0) - END_BYTES * self.size, 0)
         return self.size * self.dtype.itemsize
 
     @property
     def fill_value(self) -> Any:
         """Element that stands for those never written. None if the array has all of its elements."""
         return None if self.fill is None else np.frombuffer(self.fill, self.dtype)[0]
+
+    @property
+    def mean_bytes(self) -> int:
+        """Bytes of an element: for elements of any length, the mean with the room of their ends, rounded up."""
+        if self.ragged is not None:
+            return END_BYTES + -(-self.nbytes // max(self.size, 1))
+        return self.dtype.itemsize
 
     @property
     def type(self) -> str:
@@ -268,11 +285,13 @@ class Dataset:
         attrs = dict(row["attrs"])
         coords = attrs.pop(COORDS_ATTRIBUTE, None)
         shares = row.get("shares")
+        dtype, ragged = dtype_and_ragged(row["dtype"])
         return cls(
             id=row["id"],
             key=row["key"],
             shape=tuple(row["shape"]),
-            dtype=dtype_of(row["dtype"]),
+            dtype=dtype,
+            ragged=ragged,
             block_size=row["chunk"],
             engine=row["engine"],
             is_shared=row["is_shared"],

@@ -47,6 +47,16 @@ filled as (
 select id from made
 """
 
+#: The same number of texts of 4 letters, each block of which begins with a table of their ends.
+_TEXTS = (
+    _ARRAY.replace("'<i4'", "'text'")
+    .replace(
+        "decode(",
+        f"(select string_agg(int4send(4 * i), '' order by i) from generate_series(1, {BLOCK}) i) || decode(",
+    )
+    .replace("01000000", "41414141")
+)
+
 _ZARR = json.dumps({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK]}}})
 
 _OBJECTS = f"""
@@ -128,15 +138,17 @@ $$
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of the arrays: of the user, and shared by somebody else; as blocks, and as objects."""
+    """Numbers of the arrays: of the user, and shared by somebody else; as blocks, as objects, and of texts."""
 
     own: int
     shared: int
     own_objects: int
     shared_objects: int
+    own_texts: int
+    shared_texts: int
     #: Arrays of the user with a fill value, of which every second block or object was never written.
-    holes: int = 0
-    hole_objects: int = 0
+    holes: int
+    hole_objects: int
 
 
 @dataclass
@@ -203,6 +215,8 @@ class Project:
             make(_ARRAY, SHARER, f"shared {name}"),
             make(_OBJECTS, ME, f"{name} objects"),
             make(_OBJECTS, SHARER, f"shared {name} objects"),
+            make(_TEXTS, ME, f"{name} texts"),
+            make(_TEXTS, SHARER, f"shared {name} texts"),
             make(_ARRAY, ME, f"{name} with holes"),
             make(_OBJECTS, ME, f"{name} objects with holes"),
         )

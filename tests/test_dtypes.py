@@ -562,8 +562,7 @@ TITLED = np.dtype([(("the title", "a"), "<f4")])
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.array(["a", None], object), r"dtype object.*np\.array\(data\.tolist\(\), dtype=str\)"),
-        (np.array(["a"], np.dtypes.StringDType()), r"StringDType.*np\.array\(data\.tolist\(\), dtype=str\)"),  # type: ignore[attr-defined, unused-ignore]
+        (np.array(["a", None], object), "object.*cannot be stored|cannot be stored.*object"),
         (np.zeros(2, [("a", "i4"), ("b", [("c", "O")])]), r"field 'b\.c' of dtype object"),
         (np.zeros(2, TITLED), "field 'a' has the title 'the title'"),
         (np.zeros(2, OVERLAPPING), "field 'b' begins at byte 2.*overlap"),

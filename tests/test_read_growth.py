@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,12 @@ def _array(numbers: list[int]) -> str:
 
 def _request(body: bytes) -> str:
     return rf"'\x{body.hex()}'::bytea"
+
+
+def _texts(**meta: str) -> bytes:
+    """Two texts, as one block: their number, their bytes, the end of each, and the bytes."""
+    block = struct.pack(">IIII", 2, 3, 1, 3) + b"abc"
+    return binary(block, count=2, chunk=1, meta={"shape": [2], "dtype": "text", **meta})
 
 
 _BEGIN_OBJECTS = f"begin('new', '{{20}}', '<i4', 16, 'storage', zarr => '{metadata([BLOCK])}')"
@@ -165,6 +172,18 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             Call(f"select * from public.shards where data_id = {objects} and number = {blocks // 2}"),
         )
         yield f"table of datasets, {whose}", Call(f"select * from public.datasets where id = {rows}")
+    for whose, texts in (("own", n.own_texts), ("shared", n.shared_texts)):
+        for count in (1, 64, 1024):
+            at, lengths = _array(_spread(count, blocks)), _array([5] * count)
+            # Each is looked up once to find its block, once for its ends, and once for its bytes.
+            yield (
+                f"read_ragged, {count} {whose}",
+                Call(f"select public.tensorage_read_ragged({texts}, 1, {at}, {lengths})", looks=3 * count),
+            )
+        yield (
+            f"ragged_lengths, {whose}",
+            Call(f"select public.tensorage_ragged_lengths({texts}, 1, '{{{middle}}}', '{{500}}')", looks=2),
+        )
     yield "dataset", Call(f"select public.tensorage_dataset({n.own})")
     yield from _reads_of_holes(blocks, n)
 
@@ -246,6 +265,8 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
     rows, objects = blocks * BLOCK, f"{name} objects"
     row = np.zeros(5, "<i4")
     append = _request(whole(row, key=name, operation="10000000-0000-4000-8000-000000000001"))
+    texts = _request(_texts(key=f"{name} texts", operation="10000000-0000-4000-8000-000000000003"))
+    yield "append, texts", Call(f"select public.tensorage_append({texts})", looks=2)
     near, far = list(range(0, 8 * BLOCK, BLOCK)), _spread(64, blocks)
     yield "append", Call(f"select public.tensorage_append({append})")
     theirs = _request(whole(row, key=f"shared {name}", owner=f"{SHARER}@example.com"))
@@ -438,6 +459,8 @@ def _other_writes() -> Iterator[tuple[str, Call]]:
     yield "begin", Call(f"select public.tensorage_{begin}")
     yield "put", Call(_put(160), (_begun(begin),))
     yield "commit", Call(f"select public.tensorage_commit({_IT})", (_begun(begin), _put(160)))
+    text = "begin('new', '{0}', 'text', 16)"
+    yield "end_ragged", Call(f"select public.tensorage_end_ragged({_IT}, '{{0}}')", (_begun(text),))
     yield "abort", Call(f"select public.tensorage_abort({_IT})", (_begun(begin), _put(160)))
     yield "begin, objects", Call(f"select public.tensorage_{_BEGIN_OBJECTS}")
     yield (
@@ -446,7 +469,7 @@ def _other_writes() -> Iterator[tuple[str, Call]]:
     )
 
 
-_NOT_MADE = Numbers(0, 0, 0, 0)
+_NOT_MADE = Numbers(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def _calls_of_readers(name: str, numbers: Numbers) -> dict[str, Call]:

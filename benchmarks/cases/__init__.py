@@ -14,6 +14,7 @@ from benchmarks.cases.memory import memory
 from benchmarks.cases.objects import engines, objects
 from benchmarks.cases.peers import hsds_nodes
 from benchmarks.cases.postgres import postgres
+from benchmarks.cases.ragged import texts
 from benchmarks.cases.scale import scale
 from benchmarks.cases.selections import last_axis, samples
 from benchmarks.cases.server import bodies, small_calls, starts
@@ -32,6 +33,7 @@ CASES: tuple[Case, ...] = (
     bulk,
     samples,
     last_axis,
+    texts,
     small_arrays,
     together,
     background,

@@ -80,7 +80,50 @@ begin
 end
 $$;
 
--- Bytes of an element of a dtype, 0 for a text that is none: numpy's dtype.str, little-endian, of numbers, truth values,
+-- True if the elements of a dtype have any length. They are kept as the file on ragged arrays says, and count as elements of
+-- one byte wherever sizes are computed from a shape.
+create or replace function tensorage.is_ragged(dtype text) returns boolean
+language sql immutable as $$ select dtype = 'text' or left(dtype, 1) = '{' $$;
+
+-- True if the elements of a dtype are text of any length.
+create or replace function tensorage.is_text(dtype text) returns boolean
+language sql immutable as $$ select dtype in ('text', '{"ragged":"text"}') $$;
+
+-- The number that the bytes of each element are a multiple of, for elements of any length; 0 for a text that is no such dtype:
+-- "text", for arrays of text; or JSON, for ragged arrays of text, of bytes, or of samples with any number of rows, which have a
+-- dtype and a shape.
+create or replace function tensorage.ragged_unit(dtype text) returns int
+language plpgsql immutable strict set search_path = pg_catalog, pg_temp as $$
+declare
+  form jsonb;
+  extent jsonb;
+  unit numeric;
+begin
+  if dtype in ('text', '{"ragged":"text"}', '{"ragged":"bytes"}') then
+    return 1;
+  elsif left(dtype, 1) <> '{' or octet_length(dtype) > 65536 then
+    return 0;
+  end if;
+  form := dtype::jsonb;
+  if jsonb_typeof(form -> 'ragged') is distinct from 'string' or jsonb_typeof(form -> 'shape') is distinct from 'array'
+     or form - array['ragged', 'shape'] <> '{}' or jsonb_array_length(form -> 'shape') > 62
+     or tensorage.is_ragged(form ->> 'ragged') then
+    return 0;
+  end if;
+  unit := tensorage.itemsize(form ->> 'ragged');
+  for extent in select e from jsonb_array_elements(form -> 'shape') e loop
+    if jsonb_typeof(extent) <> 'number' or extent::text !~ '^[1-9]\d{0,6}$' then
+      return 0;
+    end if;
+    unit := unit * extent::text::int;
+  end loop;
+  return case when unit <= 4194304 then unit else 0 end;
+exception when data_exception then
+  return 0;
+end
+$$;
+
+-- Bytes of an element of a dtype, 0 for a text that is none, 1 for one of any length: numpy's dtype.str, little-endian, of numbers, truth values,
 -- times, and text or bytes of one length; the name of a small float of ml_dtypes; or for records their fields as JSON, each
 -- a list of a name, a dtype or fields again, and perhaps a shape. Fields follow each other without padding.
 create or replace function tensorage.itemsize(dtype text) returns int
@@ -100,6 +143,8 @@ begin
     exception when data_exception then
       return 0;
     end;
+  elsif tensorage.ragged_unit(dtype) > 0 then
+    return 1;
   end if;
   return 0;
 end
@@ -126,7 +171,7 @@ begin
     names := names || (field ->> 0);
     size := case jsonb_typeof(field -> 1)
               when 'array' then tensorage.record_size(field -> 1, depth + 1)
-              when 'string' then case when left(field ->> 1, 1) <> '[' then nullif(tensorage.itemsize(field ->> 1), 0) end
+              when 'string' then case when field ->> 1 !~ '^[[{t]' then nullif(tensorage.itemsize(field ->> 1), 0) end
             end;
     if jsonb_array_length(field) = 3 then
       if jsonb_typeof(field -> 2) <> 'array' or jsonb_array_length(field -> 2) not between 1 and 32 then

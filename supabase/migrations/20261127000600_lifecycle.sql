@@ -336,9 +336,9 @@ begin
   end if;
   perform tensorage.check_complete(d);
   if d.append_to is null then
-    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, d.nbytes)));
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d))));
   end if;
-  target := tensorage.extend(d.append_to, d.shape[1], d.nbytes);
+  target := tensorage.extend(d.append_to, d.shape[1], tensorage.block_bytes(d));
   update public.tensors t
      set data_id = target.id, index = t.index + tensorage.elements(target.shape) - tensorage.elements(d.shape)
    where t.data_id = d.id;

@@ -20,6 +20,7 @@ begin
     'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
     'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'operation', operation, 'zarr', zarr),
     is_published_now => true, fill => tensorage.fill_from(fill, dtype));
+  perform tensorage.check_one_length(d);
   perform tensorage.elements(shape);
   return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, 0)));
 end
@@ -102,6 +103,7 @@ begin
     raise exception using errcode = 'TS006',
       message = format('the array %L of shape %s cannot have %s rows', d.key, tensorage.shape_text(d.shape), rows);
   end if;
+  perform tensorage.check_one_length(d);
   perform tensorage.elements(rows || d.shape[2:]);
   if rows < base_rows then
     freed := tensorage.cut_off(d, rows);

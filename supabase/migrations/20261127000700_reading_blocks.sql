@@ -12,6 +12,7 @@ create or replace function tensorage.check_wanted(
   d public.datasets, elements numeric, first numeric, behind numeric) returns void
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
+  perform tensorage.check_one_length(d);
   if elements is null then
     raise exception using errcode = 'TS006', message = 'the selection has rows, runs or lengths that are none';
   -- The server holds the answer several times, and a request may name the same few bytes again and again.

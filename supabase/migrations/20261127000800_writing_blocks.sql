@@ -9,6 +9,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if d.engine <> 'database' then
     raise exception using errcode = 'TS006', message = format('%L is kept by engine %L, and not as rows', d.key, d.engine);
+  elsif tensorage.is_ragged(d.dtype) then
+    perform tensorage.insert_ragged(d, at_index, elements, request, elements_at);
+    return;
   elsif octet_length(request) - elements_at <> elements * d.itemsize then
     raise exception using errcode = 'TS006',
       message = format('%s elements of %s are %s bytes, the request holds %s', elements, d.dtype,
@@ -51,6 +54,9 @@ begin
     from (select t.index, t.count, lead(t.index, 1, expected) over (order by t.index) as next
             from public.tensors t where t.data_id = d.id) b;
   if coalesce(contiguous, expected = 0) then
+    if tensorage.is_ragged(d.dtype) then
+      perform tensorage.check_parts(d);
+    end if;
     return;
   end if;
   select coalesce(sum(t.count), 0) into stored from public.tensors t where t.data_id = d.id;
@@ -70,7 +76,8 @@ declare
 begin
   if d.assign_to is not null then
     raise exception using errcode = 'TS006', message = format('%L is being assigned to, not written', d.key);
-  elsif h.index + h.count > tensorage.elements(d.shape) then
+  -- Nobody may know yet how many elements of any length will come.
+  elsif h.index + h.count > tensorage.elements(d.shape) and not tensorage.is_ragged(d.dtype) then
     raise exception using errcode = 'TS006',
       message = format('elements %s to %s lie outside of the shape %s', h.index, h.index + h.count,
                        tensorage.shape_text(d.shape));
@@ -79,7 +86,11 @@ begin
       message = format('elements %s to %s are stored in other blocks', h.index, h.index + h.count),
       hint = 'Send the same blocks again, or abort.';
   end if;
-  perform tensorage.insert_blocks(d, h.index, h.count, h.block_size, $1, h.elements_at);
+  if h.meta -> 'part' is not null then
+    perform tensorage.put_part(d, h, $1);
+  else
+    perform tensorage.insert_blocks(d, h.index, h.count, h.block_size, $1, h.elements_at);
+  end if;
   perform tensorage.settle();
   return json_build_object('id', d.id, 'index', h.index, 'count', h.count);
 end
@@ -105,7 +116,7 @@ begin
       message = format('%s elements do not fill the shape %s', h.count, d.shape);
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, d.nbytes)));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d))));
 end
 $$;
 
@@ -147,6 +158,10 @@ declare
   total bigint := 0;
   b record;
 begin
+  if tensorage.is_ragged(d.dtype) then
+    perform tensorage.merge_ragged_tail(d);
+    return;
+  end if;
   for b in select t.index, t.count from public.tensors t where t.data_id = d.id order by t.index desc loop
     exit when last is not null and (b.count > total or b.count + total > d.block_size or b.index + b.count <> first);
     first := b.index;
@@ -183,7 +198,8 @@ begin
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(added));
   end if;
-  d := tensorage.extend(d.id, added[1], h.count * d.itemsize);
+  d := tensorage.extend(d.id, added[1], case when tensorage.is_ragged(d.dtype) then tensorage.ragged_bytes($1, h.elements_at)
+                                             else h.count * d.itemsize end);
   perform tensorage.insert_blocks(d, tensorage.elements(d.shape) - h.count, h.count, d.block_size, $1, h.elements_at);
   perform tensorage.note_blocks(d, tensorage.elements(d.shape) - h.count);
   perform tensorage.merge_tail(d);
@@ -212,6 +228,8 @@ begin
    where s.user_id = tensorage.me() and s.key = tensorage_compact.key and s.state = 'committed' for update;
   if d.id is null then
     perform tensorage.raise_missing(key, null);
+  elsif tensorage.is_ragged(d.dtype) then
+    return tensorage.compact_ragged(d, after);
   end if;
   for b in
     select t.index, t.count from public.tensors t
@@ -477,6 +495,7 @@ declare
   touched tensorage.spans;
   b record;
 begin
+  perform tensorage.check_one_length(d);
   if octet_length(request) - elements_at <> missing * d.itemsize then
     raise exception using errcode = 'TS006',
       message = format('%s elements of %s are %s bytes, the request holds %s', missing, d.dtype,

@@ -156,7 +156,7 @@ begin
       continue when below is not null;
       perform tensorage.raise_missing(key, owner);
     end if;
-    comes := d.engine = 'database' and d.nbytes <= room;
+    comes := d.engine = 'database' and not tensorage.is_ragged(d.dtype) and d.nbytes <= room;
     entries := entries || json_build_object('entry', tensorage.describe(d), 'bytes', case when comes then d.nbytes end);
     if comes then
       room := room - d.nbytes;

@@ -36,7 +36,7 @@ begin
   for f in select p.oid from pg_proc p
             where (p.pronamespace = 'public'::regnamespace and starts_with(p.proname, 'tensorage_'))
                or (p.pronamespace = 'tensorage'::regnamespace
-                   and p.proname in ('elements', 'itemsize', 'record_size', 'is_plain_name', 'tag', 'may_write_object', 'may_delete_object',
+                   and p.proname in ('elements', 'itemsize', 'record_size', 'is_ragged', 'ragged_unit', 'is_plain_name', 'tag', 'may_write_object', 'may_delete_object',
                                      'is_shared_object', 'is_user', 'may_use', 'may_read_rows_of')) loop
     execute format('grant execute on function %s to authenticated, service_role', f);
   end loop;

@@ -18,6 +18,7 @@ from xarray.indexes import PandasIndex
 
 from tensorage.adapters.dask import PinnedArray
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.ragged import refuse_ragged
 from tensorage.errors import InvalidInputError
 from tensorage.model.coords import Coord, coords_of, is_named, name_of
 from tensorage.types import Dataset
@@ -87,6 +88,9 @@ def variable_of(arrays: Arrays, dataset: Dataset, dims: Sequence[str], data: Any
     InvalidInputError
         If two axes have the same name.
     """
+    refuse_ragged(
+        "making an array of xarray of", dataset, "Read it in parts, such as handle[:1000], or by batches()"
+    )
     if len(set(dims)) < len(dims):
         raise InvalidInputError(
             f"{dataset.key!r} has the dims {tuple(dims)}, and xarray needs a name of its own for each axis: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
+from tensorage.backend.ragged import RaggedArrays, refuse_ragged
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
@@ -33,6 +34,7 @@ from tensorage.model.coords import shorten_coords
 from tensorage.model.declaration import ArrayOptions, Declaration, declare
 from tensorage.model.engine_choice import resolve_engine
 from tensorage.model.fields import split_fields
+from tensorage.model.ragged import is_of_text
 from tensorage.model.values import as_array, check_owner, rows_to_have
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset, Engine, EngineChoice
@@ -222,8 +224,25 @@ class Arrays:
     ) -> Dataset:
         """Store an array: all of it becomes visible in one step, or nothing is stored."""
         array = as_array(data)
+        if is_of_text(array):
+            self.check_own(f"storing {key!r}")
+            return self._ragged.write_text(key, array, engine=engine, is_shared=is_shared, options=options)
         new = declare(key, array.shape, array.dtype, is_shared, options)
         return self._engine_for(new, engine).store(array, new)
+
+    def write_ragged(
+        self,
+        key: str,
+        samples: Iterable[Any],
+        dtype: npt.DTypeLike | None = None,
+        *,
+        engine: EngineChoice = "database",
+        is_shared: bool = False,
+        **options: Unpack[ArrayOptions],
+    ) -> Dataset:
+        """Store samples of any length: all of them become visible in one step, or nothing is stored."""
+        self.check_own(f"storing {key!r}")
+        return self._ragged.write(key, samples, dtype, engine=engine, is_shared=is_shared, options=options)
 
     def write_blocks(
         self,
@@ -269,6 +288,7 @@ class Arrays:
             If the array has another number of rows by now.
         """
         self.check_own(f"resizing {dataset.key!r}")
+        refuse_ragged("resizing", dataset, "Append to it, or write it anew as a whole")
         wanted = rows_to_have(dataset, rows)
         return self._engine(dataset.engine).resize(dataset, wanted, shorten_coords(dataset, wanted))
 
@@ -324,6 +344,8 @@ class Arrays:
             If the array has changed since `dataset` was opened. Nothing was stored.
         """
         kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
+        if dataset.ragged is not None:
+            return self._ragged.copy(dataset, new_key, engine or dataset.engine, {**kept, **options})
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
         # Only the written side shows a bar: both sides move the same bytes.
         source = self.quietly()._engine(dataset.engine)
@@ -380,9 +402,14 @@ class Arrays:
         known
             Entry of the array, if it has been opened.
         """
+        # Rows that no array of one length holds are for an array of another kind, if they are for any.
+        if known is None and not _is_even(data):
+            known = self.open(key)
         # Without an entry, the database engine is tried: its one request also tells if the array is elsewhere.
         engine: Engine = "database" if known is None else known.engine
         while True:
+            if known is not None and known.ragged is not None:
+                return self._ragged.append(known, data, lambda: self.open(key))
             try:
                 return self._engine(engine).append(key, data, known)
             except OtherEngineError as error:
@@ -397,6 +424,7 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
+        refuse_ragged("assigning to", dataset, "Append to it, or write it anew as a whole")
         fields, _ = split_fields(selection, dataset.dtype)
         if fields is not None:
             raise InvalidInputError(
@@ -428,15 +456,27 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
+        if dataset.ragged is not None:
+            return self._ragged.read(dataset, selection, out)
         engine = self._engine(dataset.engine)
         fields, rest = split_fields(selection, dataset.dtype)
         if fields is None:
             return engine.read(dataset, rest, out)
         return fields.put(engine.read_fields(dataset, rest, fields), out)
 
-    def read_many(
-        self, keys: Sequence[str] | None, below: str | None = None
-    ) -> list[tuple[Dataset, npt.NDArray[Any]]]:
+    def lengths(self, dataset: Dataset) -> npt.NDArray[np.int64]:
+        """Return the length of each element, of an array whose elements have any length.
+
+        Raises
+        ------
+        InvalidInputError
+            If the elements of the array have one length.
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        return self._ragged.lengths(dataset)
+
+    def read_many(self, keys: Sequence[str] | None, below: str | None = None) -> list[tuple[Dataset, Any]]:
         """Read whole arrays as they are at one moment: see `tensorage.backend.catalogue.Catalogue.look`.
 
         Small arrays of the database come together, 8 MiB in a request.
@@ -445,7 +485,7 @@ class Arrays:
         def look() -> list[tuple[Dataset, bytes | None]]:
             return self._catalogue.look(keys, below)
 
-        def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, npt.NDArray[Any]]]:
+        def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, Any]]:
             contents = self._read_rest(found)
             return [
                 (entry, _as_array(entry, content))
@@ -454,7 +494,7 @@ class Arrays:
 
         return on_latest(read, look(), look, pauses=True)
 
-    def _read_rest(self, found: list[tuple[Dataset, bytes | None]]) -> list[bytes | npt.NDArray[Any]]:
+    def _read_rest(self, found: list[tuple[Dataset, bytes | None]]) -> list[Any]:
         """Read what did not come along with a look, of the same versions.
 
         Raises
@@ -462,17 +502,17 @@ class Arrays:
         ChangedError
             If an array has another version by now.
         """
-        contents: list[bytes | npt.NDArray[Any] | None] = [content for _, content in found]
+        contents: list[Any] = [content for _, content in found]
         rest = [number for number, content in enumerate(contents) if content is None]
         while rest:
             entries = [found[number][0] for number in rest]
-            if entries[0].engine == "storage" or entries[0].nbytes > MAX_REQUEST_BYTES:
-                contents[rest[0]] = np.asarray(self.read(entries[0], ...))
+            if not _may_come_along(entries[0]):
+                contents[rest[0]] = self.read(entries[0], ...)
                 rest = rest[1:]
                 continue
             room, taken = MAX_REQUEST_BYTES, list[int]()
             for number, entry in zip(rest, entries, strict=True):
-                if entry.engine == "database" and entry.nbytes <= room:
+                if _may_come_along(entry) and entry.nbytes <= room:
                     room, taken = room - entry.nbytes, [*taken, number]
             again = self._catalogue.look([found[number][0].key for number in taken])
             for number, (entry, content) in zip(taken, again, strict=True):
@@ -483,7 +523,7 @@ class Arrays:
                     raise ChangedError(f"{entry.key!r} has changed while it was read with others")
                 contents[number] = content
             rest = [number for number in rest if contents[number] is None]
-        return cast("list[bytes | npt.NDArray[Any]]", contents)
+        return contents
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
         """Return the shape of regions that are convenient to read. Sends no request."""
@@ -491,6 +531,9 @@ class Arrays:
 
     def check_unchanged(self, dataset: Dataset) -> None:
         """Raise `ChangedError` if the elements have changed since `dataset` was opened. The array has to have some."""
+        if dataset.ragged is not None:
+            self._ragged.check_unchanged(dataset)
+            return
         self._engine(dataset.engine).check_unchanged(dataset)
 
     def tiles(self, dataset: Dataset) -> TileGrid:
@@ -503,6 +546,8 @@ class Arrays:
 
     def moved_bytes(self, dataset: Dataset, numbers: Positions | None = None) -> int:
         """Return the bytes that travel if some tiles, by default all, are read once each."""
+        if dataset.ragged is not None:
+            return dataset.nbytes
         return self._engine(dataset.engine).moved_bytes(dataset, numbers)
 
     def zarr_store(self, dataset: Dataset, *, as_group: str | None = None) -> zarr.abc.store.Store:
@@ -513,6 +558,10 @@ class Arrays:
         return CatalogueStore(TransferOf(self.project), dataset, as_group=as_group)
 
     # Engines --------------------------------------------------------------------------------------------
+
+    @property
+    def _ragged(self) -> RaggedArrays:
+        return RaggedArrays(self.project.transfer, self.quiet, self.owner)
 
     @property
     def _catalogue(self) -> Catalogue:
@@ -536,9 +585,22 @@ class Arrays:
         return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
 
 
-def _as_array(entry: Dataset, content: bytes | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if isinstance(content, np.ndarray):
-        return content
+def _is_even(data: Any) -> bool:
+    """Tell whether data may be rows of an array whose elements have one length."""
+    if isinstance(data, np.ndarray):
+        return not is_of_text(data)
+    return hasattr(data, "__array__") or not isinstance(data, Iterator)
+
+
+def _may_come_along(entry: Dataset) -> bool:
+    """Tell whether an array is small enough, and of a kind, to come with others in one answer."""
+    return entry.engine == "database" and entry.ragged is None and entry.nbytes <= MAX_REQUEST_BYTES
+
+
+def _as_array(entry: Dataset, content: Any) -> Any:
+    """Return a whole array, or the list of samples of a ragged one."""
+    if not isinstance(content, bytes):
+        return content if isinstance(content, list) else np.asarray(content)
     # Copied: arrays over bytes cannot be written to.
     return np.frombuffer(content, entry.dtype).reshape(entry.shape).copy()
 

@@ -30,7 +30,7 @@ ReadRegion = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
 
 
 class OtherEngineError(Exception):
-    """The array is kept by another engine. Never leaves `tensorage.backend.arrays.Arrays`.
+    """The array is kept by another engine, or has elements of any length. `tensorage.backend.arrays.Arrays` catches it.
 
     Attributes
     ----------

@@ -21,8 +21,9 @@ from tensorage.background.workers import Workers
 from tensorage.dtypes import storable_dtype
 from tensorage.errors import ClosedError, InvalidInputError
 from tensorage.interchange.objects import described
-from tensorage.model.declaration import ArrayOptions, declare
+from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
+from tensorage.model.ragged import as_texts, declare_array, is_of_text
 from tensorage.model.values import as_array, check_key, is_array, split_key
 from tensorage.types import COORDS_ATTRIBUTE, Dataset, EngineChoice
 
@@ -146,6 +147,8 @@ class BackgroundWriter:
         store = self._require_open()
         check_key(name)
         array = _snapshot(value)
+        # Texts of any length are assigned to nowhere: told now, not when the loop is far ahead.
+        storable_dtype(array.array.dtype)
         # The loop may change arrays within the selection, too.
         where = deepcopy(selection)
 
@@ -192,7 +195,7 @@ class BackgroundWriter:
         options = cast("ArrayOptions", said)
         # The declaration checks the options, and copies attributes and names of axes. Coordinates are text by now,
         # which needs no copy.
-        meta = declare(key, copied.array.shape, copied.array.dtype, is_shared, options).meta
+        meta = declare_array(key, copied.array, is_shared, options).meta
         meta["attrs"].pop(COORDS_ATTRIBUTE, None)
         options = {**options, "attrs": meta["attrs"], "dims": meta["dims"]}
         where = store.engine if engine is None else engine
@@ -354,7 +357,10 @@ class _Snapshot:
 
 def _snapshot(value: npt.ArrayLike) -> _Snapshot:
     array = as_array(value)
-    storable_dtype(array.dtype)
+    if is_of_text(array):
+        as_texts("an array", array)
+    else:
+        storable_dtype(array.dtype)
     if isinstance(value, list | tuple):
         # Tuples may stand for records, which only the dtype of the stored array tells.
         return _Snapshot(array, copy.deepcopy(value))

@@ -162,7 +162,8 @@ class CachedReader:
     # Elements -----------------------------------------------------------------------------------------
 
     def _read(self, arrays: Arrays, now: Dataset, selection: Selection, out: npt.NDArray[Any] | None) -> Any:
-        file = self._file_of(arrays, now) if now.size else None
+        # An array with elements of any length may have replaced the one that was cached.
+        file = self._file_of(arrays, now) if now.size and now.ragged is None else None
         if file is None:
             return arrays.read(now, selection, out=out)
         # A list is converted once, since several steps below look at the selection.
@@ -203,7 +204,7 @@ class CachedReader:
     def _missing_bytes(self, arrays: Arrays, now: Dataset) -> int:
         if not now.size:
             return 0
-        file = self._file_of(arrays, now)
+        file = None if now.ragged is not None else self._file_of(arrays, now)
         if file is None:
             return arrays.moved_bytes(now)
         absent = file.find_absent()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.ragged import refuse_ragged
 from tensorage.errors import InvalidInputError, KeyNotFoundError
 from tensorage.interchange.attributes import Left
 from tensorage.interchange.datasets import open_group
@@ -43,6 +44,8 @@ def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
     _check_free(path, key, overwrite=overwrite)
     left = Left(f"exporting {key!r} to {str(path)!r}")
     found = _found(arrays, key)
+    for entry in found.values():
+        refuse_ragged(f"exporting to {path.name!r}", entry, "Leave it out, or store it anew with one length")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         _write(arrays, key, found, path=temporary, suffix=suffix, left=left)

@@ -16,12 +16,24 @@ from tensorage.indexing.regions import divide_evenly
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room
 from tensorage.model.values import as_attrs, as_dims, check_key
+from tensorage.ragged import Ragged
 from tensorage.types import COORDS_ATTRIBUTE
 
-__all__ = ["ArrayOptions", "Declaration", "declare", "fit_block_size"]
+__all__ = [
+    "BLOCK_BYTES",
+    "MAX_BLOCK_ELEMENTS",
+    "ArrayOptions",
+    "Declaration",
+    "declare",
+    "declare_ragged",
+    "fit_block_size",
+]
 
 #: Bytes of one stored block, unless `chunk_size` is given.
 BLOCK_BYTES = 1024 * 1024
+
+#: Most elements of a block, where they have any length. The table of their ends is small next to a page then.
+MAX_BLOCK_ELEMENTS = 8192
 
 
 class ArrayOptions(TypedDict, total=False):
@@ -66,6 +78,8 @@ class Declaration:
         Elements of the largest block, if the array is kept as blocks.
     is_shared
         Let every signed-in user of the project read the array.
+    ragged
+        Type of the elements, if they have any length.
     """
 
     key: str
@@ -74,6 +88,7 @@ class Declaration:
     block_size: int
     is_shared: bool
     options: ArrayOptions
+    ragged: Ragged | None = None
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -87,7 +102,7 @@ class Declaration:
         return {
             "key": self.key,
             "shape": self.shape,
-            "dtype": form_of(self.dtype),
+            "dtype": form_of(self.dtype) if self.ragged is None else self.ragged.form,
             "chunk": self.block_size,
             "is_shared": self.is_shared,
             "attrs": attrs,
@@ -120,6 +135,29 @@ def declare(
             f"{MAX_REQUEST_BYTES // stored.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
         )
     return Declaration(key, shape, stored, fit_block_size(shape, chunk_size), is_shared, options)
+
+
+def declare_ragged(
+    key: str, shape: tuple[int, ...], ragged: Ragged, is_shared: bool, options: ArrayOptions
+) -> Declaration:
+    """Declare an array whose elements have any length.
+
+    Parameters
+    ----------
+    shape
+        Shape as far as it is known: a first extent of 0 may become another one before the commit.
+
+    Raises
+    ------
+    InvalidInputError
+        If an option does not fit.
+    """
+    check_key(key)
+    chunk_size = options.get("chunk_size")
+    if chunk_size is not None and chunk_size < 1:
+        raise InvalidInputError(f"chunk_size={chunk_size} elements: a block holds at least one")
+    block_size = min(chunk_size or MAX_BLOCK_ELEMENTS, MAX_BLOCK_ELEMENTS)
+    return Declaration(key, shape, ragged.dtype, block_size, is_shared, options, ragged)
 
 
 def fit_block_size(shape: tuple[int, ...], most: int) -> int:

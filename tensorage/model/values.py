@@ -107,7 +107,7 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
         # numpy would take the iterator itself for a single object.
         raise DTypeError(
             "an iterator does not tell its shape: store its blocks of rows with store.write(key, blocks, shape=..., "
-            "dtype=...), or np.stack(list(...)) of them"
+            "dtype=...), np.stack(list(...)) of them, or samples of any length with store.write_ragged(key, samples)"
         )
     try:
         if _is_tensor(data):

@@ -19,6 +19,7 @@ from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.training.order import Shuffle
+from tensorage.training.padding import check_padding, pad
 from tensorage.training.position import EpochPlan, Position, read_state, state_of
 from tensorage.training.samples import SampleSource, common_length, name_of, read_source, read_together
 
@@ -99,8 +100,9 @@ class Batches:
         start: Position,
         *,
         are_tuples: bool,
+        pad_value: Any = None,
     ) -> None:
-        self._reader = _SampleReader(sources)
+        self._reader = _SampleReader(sources, pad_value)
         self._plan = plan
         self._prefetch = prefetch
         self._are_tuples = are_tuples
@@ -150,6 +152,7 @@ def batches(
     drop_last: bool = False,
     prefetch: int = 4,
     start_at: Mapping[str, Any] | None = None,
+    pad_value: Any = None,
 ) -> Batches:
     """Return batches of samples along the first axis. The next ones are fetched while a loop works on one.
 
@@ -175,11 +178,16 @@ def batches(
     start_at
         Result of `Batches.state`, at which the loop resumes. The number of samples and the other arguments have to be
         the same.
+    pad_value
+        Value behind the elements of samples of a ragged array that are shorter than the longest of their batch. By
+        default, a batch of a ragged array is a list of samples.
 
     Returns
     -------
     Batches
         Iterable of arrays of shape ``(batch_size, ...)``, or of tuples of them, one for each of several arrays.
+        Samples of a ragged array come as a list, or as an array of shape ``(batch_size, longest, ...)`` with
+        `pad_value`.
 
     Raises
     ------
@@ -216,7 +224,8 @@ def batches(
     plan = EpochPlan(length, size, bool(shuffle), seed if shuffle else None, bool(drop_last))
     start = Position() if start_at is None else read_state(start_at, plan)
     are_tuples = len(sources) > 1 or isinstance(sources[0], AlignedTensors)
-    return Batches(arrays, plan, ahead, start, are_tuples=are_tuples)
+    check_padding(arrays, pad_value)
+    return Batches(arrays, plan, ahead, start, are_tuples=are_tuples, pad_value=pad_value)
 
 
 def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
@@ -273,10 +282,10 @@ def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
 class _SampleReader:
     """Reads samples of several arrays, and refuses arrays that were replaced meanwhile."""
 
-    def __init__(self, sources: Sequence[SampleSource]) -> None:
+    def __init__(self, sources: Sequence[SampleSource], pad_value: Any) -> None:
         self._jobs: list[Callable[[Selection], Any]] = [
             # The id tells an array from one that replaces it under the same key.
-            partial(_read_same, source, source.dataset.id)
+            partial(_read_same, source, source.dataset.id, pad_value)
             if isinstance(source, OpenArray)
             else partial(read_source, source)
             for source in sources
@@ -317,7 +326,7 @@ def _wait_for_results(fetching: list[Future[Any]]) -> tuple[Any, ...]:
     return tuple(each.result() for each in fetching)
 
 
-def _read_same(tensor: OpenArray, data_id: int, selection: Selection) -> Any:
+def _read_same(tensor: OpenArray, data_id: int, pad_value: Any, selection: Selection) -> Any:
     """Read samples of a stored array, unless another one is under its key now."""
     try:
         array = tensor.read(selection)
@@ -330,4 +339,6 @@ def _read_same(tensor: OpenArray, data_id: int, selection: Selection) -> Any:
             f"{tensor.key!r} was replaced by another array while a loop went over it: an epoch would have samples of "
             "both. Open it again and begin anew"
         )
-    return array
+    return (
+        array if pad_value is None or not isinstance(array, list) else pad(array, tensor.dataset, pad_value)
+    )

@@ -83,8 +83,9 @@ def _block_before(array: OpenArray, stop: int, most_bytes: int) -> tuple[int, in
 
 def _rows_of_block(array: OpenArray, most_bytes: int) -> tuple[int, int]:
     """Return the number of rows that have about so many bytes, and the number of rows of a chunk."""
-    row_bytes = max(math.prod(array.shape[1:]) * array.dtype.itemsize, 1)
-    unit = array.arrays.tiles(array.dataset).chunks[0] if array.dataset.size else 1
+    row_bytes = max(math.prod(array.shape[1:]) * array.dataset.mean_bytes, 1)
+    has_tiles = array.dataset.size and array.dataset.ragged is None
+    unit = array.arrays.tiles(array.dataset).chunks[0] if has_tiles else 1
     return max(most_bytes // row_bytes, 1), unit
 
 
@@ -120,7 +121,7 @@ class _Block:
 
     dataset: Dataset
     first: int
-    rows: npt.NDArray[Any]
+    rows: npt.NDArray[Any] | list[Any]
     changes: int
     believed_until: float
     given: npt.NDArray[np.bool_] = field(init=False)

@@ -22,8 +22,8 @@ __all__ = ["Recorder", "Step"]
 _AT_ONCE = frozenset(
     f"tensorage_{name}"
     for name in (
-        "abort", "begin", "begin_append", "begin_assign", "dataset", "has_object", "open", "patch", "put", "put_shards",
-        "read", "read_spans", "shards", "sweep", "sweep_objects", "version",
+        "abort", "begin", "begin_append", "begin_assign", "dataset", "end_ragged", "has_object", "open", "patch", "put",
+        "put_shards", "read", "read_ragged", "read_spans", "shards", "sweep", "sweep_objects", "version",
     )
 )  # fmt: skip
 

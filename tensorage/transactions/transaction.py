@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -51,7 +52,19 @@ class Store(Protocol):
         """Store an array with its options."""
         ...
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
+    def write_ragged(
+        self,
+        key: str,
+        samples: Iterable[Any],
+        dtype: npt.DTypeLike | None = None,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+    ) -> object:
+        """Store samples of any length."""
+        ...
+
+    def append(self, key: str, data: Any) -> None:
         """Add rows at the end of the first axis of an array."""
         ...
 
@@ -195,8 +208,21 @@ class Transaction:
             key, array, attrs=attrs, dims=dims, engine=engine, chunks=chunks, shards=shards, codecs=codecs
         )
 
-    def append(self, key: str, data: npt.ArrayLike) -> None:
-        """Add rows at the end of the first axis of an array.
+    def write_ragged(
+        self,
+        key: str,
+        samples: Iterable[Any],
+        dtype: npt.DTypeLike | None = None,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        dims: Sequence[str] | None = None,
+    ) -> None:
+        """Store samples of any length: see `tensorage.TensorStore.write_ragged`."""
+        self._check(key, samples)
+        self._store.write_ragged(key, samples, dtype, attrs=attrs, dims=dims)
+
+    def append(self, key: str, data: Any) -> None:
+        """Add rows at the end of the first axis of an array, or samples at the end of a ragged array.
 
         It may be one that this transaction stores, if the database keeps it.
         """
@@ -206,13 +232,13 @@ class Transaction:
                 f"appending to {key!r} in a transaction: labels of rows are added in a step of their own. Append the "
                 "values (.values), or append outside of the transaction."
             )
-        rows = as_array(data)
+        rows = _as_rows(data)
         position = len(self._recorder.steps)
         self._store.append(key, rows)
         # Rows that fit a request are sent in their own dtype. The array may have another one, which the end shows.
         step = self._recorder.steps[position]
         if step.request:
-            kept = rows.copy()
+            kept = copy.deepcopy(rows)
             self._appends[position] = (step.key, lambda: self._store.append(key, kept))
 
     def _commit(self) -> None:
@@ -250,3 +276,15 @@ class Transaction:
                 f"storing {key!r} in a transaction: blocks of dask are stored by workers, which are no part of it. "
                 "Compute the array first, or store it outside of the transaction."
             )
+
+
+def _as_rows(data: Any) -> Any:
+    """Return rows as an array, or samples of any length in a list, which can be looked at more than once."""
+    if isinstance(data, Iterator):
+        return list(data)
+    try:
+        array = as_array(data)
+    except InvalidInputError:
+        return data
+    # The samples of a list may have one length by chance, and texts are no less than they were.
+    return data if isinstance(data, list | tuple) and array.dtype.kind not in "biufc" else array

@@ -384,3 +384,15 @@ def test_the_quota_counts_what_is_written(
         handle[500_000:503_000] = np.concatenate([noise, noise, noise])
     assert not handle[500_000:503_000].any()
     np.testing.assert_array_equal(handle[:1000], noise)
+
+
+# --- elements of any length -----------------------------------------------------------------------------
+
+
+def test_arrays_of_any_length_are_stored_whole(rows: TensorStore) -> None:
+    with pytest.raises(DTypeError):
+        rows.create("x", shape=(3,), dtype=np.dtypes.StringDType())
+    rows.write_ragged("x", ["a", "bc"])
+    with pytest.raises(InvalidInputError, match="resizing 'x'"):
+        rows.open("x").resize(1)
+    assert rows["x"] == ["a", "bc"]

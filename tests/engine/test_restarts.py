@@ -91,6 +91,27 @@ def test_a_write_begins_anew(
     np.testing.assert_array_equal(store[key], expected)
 
 
+@pytest.mark.parametrize("engine", ["database"])
+@pytest.mark.parametrize("is_append", [False, True])
+def test_samples_of_any_length_begin_anew(
+    store: TensorStore, crashing: TensorStore, crash: Crash, is_append: bool
+) -> None:
+    samples = [bytes([number]) * 2**19 for number in range(40)]
+    store.write_ragged("old", [b"first"])
+    crash.after = 2
+    if is_append:
+        crashing.append("old", samples)
+    else:
+        crashing.write_ragged("new", samples)
+    assert crash.happened == 1
+    assert store["old" if is_append else "new"] == [*([b"first"] if is_append else []), *samples]
+    crash.after = 2
+    with pytest.raises(ChangedError, match="failed and came back"):
+        crashing.append("old", iter(samples))
+    assert crash.happened == 2
+    assert len(store.open("old")) == (41 if is_append else 1)
+
+
 def test_blocks_that_come_once_are_not_asked_for_again(
     store: TensorStore, crashing: TensorStore, crash: Crash
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -93,6 +94,48 @@ def _reads(function: str, what: str, kind: Kind, arguments: Json, *needs: str) -
     return Operation(f"{function} {what}", function, kind, probe, needs)
 
 
+@contextmanager
+def _dtype(w: World, data_id: int, dtype: str) -> Iterator[None]:
+    """Give an array another dtype for a while."""
+    before = w.one("select dtype from public.datasets where id = %s", data_id)
+    change = "update public.datasets set dtype = %s where id = %s"
+    w.database.execute(change, [dtype, data_id])
+    yield
+    w.database.execute(change, [before, data_id])
+
+
+@contextmanager
+def _ragged(w: World, data_id: int) -> Iterator[None]:
+    """Let the elements of an array have any length for a while: each block begins with a table of their ends then."""
+    table = "(select string_agg(int4send(4 * i), '' order by i) from generate_series(1, count) i)"
+    change = "update public.tensors set tensor = {} where data_id = %s"
+    w.database.execute(change.format(f"{table} || tensor"), [data_id])
+    with _dtype(w, data_id, '{"ragged":"<i4","shape":[]}'):
+        yield
+    w.database.execute(change.format("substr(tensor, 4 * count + 1)"), [data_id])
+
+
+def _reads_ragged(function: str, what: str, kind: Kind, *needs: str) -> Operation:
+    """A read of an array whose elements have any length."""
+
+    def probe(w: World, p: Person) -> Outcome:
+        dataset = w.secret_rows if kind is Kind.READ_PRIVATE else w.things.rows
+        with _ragged(w, dataset["id"]):
+            answer = p.binary(
+                function, data_id=dataset["id"], version=dataset["version"], starts=[0], lengths=[12]
+            )
+        return _one(answer, _is_ok(answer) and len(answer.content) > 4 * 12)
+
+    return Operation(f"{function} {what}", function, kind, probe, needs)
+
+
+def _end_ragged(w: World, p: Person) -> Outcome:
+    data_id = w.things.begun["id"]
+    with _dtype(w, data_id, "text"):
+        answer = p.call("tensorage_end_ragged", data_id=data_id, shape=w.things.begun["shape"])
+    return _one(answer, _member(answer, "id") == data_id)
+
+
 def _shards(w: World, p: Person, dataset: Json, version: int | None, names: list[str]) -> Outcome:
     numbers = list(range(len(names)))
     answer = p.binary("tensorage_shards", data_id=dataset["id"], version=version, numbers=numbers)
@@ -116,6 +159,11 @@ READING = [
     _reads("tensorage_read_spans", "private", Kind.READ_PRIVATE, {"starts": [0, 5], "lengths": [5, 7]}),
     _reads("tensorage_read_fields", "shared", Kind.READ, _HALVES, "rows"),
     _reads("tensorage_read_fields", "private", Kind.READ_PRIVATE, _HALVES),
+    *(
+        _reads_ragged(function, what, kind, *needs)
+        for function in ("tensorage_read_ragged", "tensorage_ragged_lengths")
+        for what, kind, *needs in (("shared", Kind.READ, "rows"), ("private", Kind.READ_PRIVATE))
+    ),
     Operation(
         "tensorage_shards shared",
         "tensorage_shards",
@@ -233,6 +281,13 @@ def _own_put(w: World, p: Person) -> Outcome:
     return _one(answer, data_id > 0 and bool(w.elements(data_id)))
 
 
+def _own_end_ragged(w: World, p: Person) -> Outcome:
+    data_id, _ = _own(w, p, "staged")
+    with _dtype(w, data_id, "text"):
+        answer = p.call("tensorage_end_ragged", data_id=data_id, shape=[7])
+    return _one(answer, data_id > 0 and _member(answer, "shape") == [7])
+
+
 def _own_share(w: World, p: Person) -> Outcome:
     _, key = _own(w, p, "committed")
     answer = p.call("tensorage_share", key=key, readers=[READER])
@@ -293,6 +348,7 @@ OWN = [
     ),
     Operation("tensorage_dataset own", "tensorage_dataset", Kind.OWN, _own_dataset),
     Operation("tensorage_put own", "tensorage_put", Kind.OWN, _own_put),
+    Operation("tensorage_end_ragged own", "tensorage_end_ragged", Kind.OWN, _own_end_ragged),
     Operation("tensorage_share own", "tensorage_share", Kind.OWN, _own_share),
     Operation("tensorage_begin own, again", "tensorage_begin", Kind.OWN, _own_begin),
     Operation(
@@ -940,6 +996,7 @@ STAGED = [
         lambda w, p, said: w.elements(w.things.begun["id"]) == (-ROWS[:2]).tobytes(),
         "begun",
     ),
+    Operation("tensorage_end_ragged", "tensorage_end_ragged", Kind.STAGED, _end_ragged, ("begun",)),
     Operation("tensorage_commit", "tensorage_commit", Kind.STAGED, _commit, ("filled",)),
     _operation(
         "tensorage_abort",

@@ -170,7 +170,7 @@ def test_all_that_writers_do_at_once_is_done(limited: Caller) -> None:
     ]
 
 
-#: Who has waited long for whom, the locks of both, and the rows of arrays whose turn they have or wait for.
+#: Finds long waits: both processes, the locks of both, and the rows of arrays whose turn they have or wait for.
 _LONG_WAITS = """
 with waiting as (
   select distinct w.pid, pg_blocking_pids(w.pid) as blockers from pg_locks w

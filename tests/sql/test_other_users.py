@@ -98,6 +98,18 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
                 {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **no_byte}, "TS003"
             ),
         ],
+        **{
+            function: [
+                Attempt({"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12]}, "TS003"),
+                Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12]}, "TS003"),
+                Attempt({"data_id": n.id, "version": n.version, "starts": [], "lengths": []}, "TS003"),
+            ]
+            for function in ("tensorage_read_ragged", "tensorage_ragged_lengths")
+        },
+        "tensorage_end_ragged": [
+            Attempt({"data_id": data_id, "shape": [4, 3]}, "TS001")
+            for data_id in (n.staged, n.id, n.assigning)
+        ],
         "tensorage_assign": [
             Attempt(assigned(n, n.id, operation=new_operation()), "TS003"),
             Attempt(assigned(n, n.id, operation=n.appended_by), "TS003"),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tensorage.backend.blocks.cutting import cut_array, cut_flats
 from tensorage.backend.blocks.requests import send_runs
+from tensorage.backend.engine import OtherEngineError
 from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import (
     begin,
@@ -102,7 +103,14 @@ class BlockWriter:
         open_array
             Opens the array, if its entry is needed.
         """
-        rows = self._rows_of(data, open_array) if known is None else cast_to(data, known)
+
+        def open_even() -> Dataset:
+            target = open_array()
+            if target.ragged is not None:
+                raise OtherEngineError(target)
+            return target
+
+        rows = self._rows_of(data, open_even) if known is None else cast_to(data, known)
         stored = storable_dtype(rows.dtype)
         meta = {
             "key": key,
@@ -118,11 +126,13 @@ class BlockWriter:
                 if not error.description:
                     raise
                 now = Dataset.from_json(error.description)
+                if now.ragged is not None:
+                    raise OtherEngineError(now) from error
                 return self.append_rows(key, data, now, open_array)
             except TooMuchError:
                 logger.debug("appending to %r in several requests: one was too much", key)
         # A staged append is cut into blocks here, so the entry is needed now.
-        target = open_array()
+        target = open_even()
         rows = cast_to(data, target)
         check_rows(rows, target)
         staged_meta = {

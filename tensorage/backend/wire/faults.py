@@ -83,6 +83,8 @@ ERRORS_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     "TS007": (PermissionDeniedError, "Ask its owner for a share that lets you write."),
     "TS009": (OtherDTypeError, ""),
     "TS010": (StoredElsewhereError, ""),
+    # PostgREST answers 413. The client asks for less then, down to a single element.
+    "PT413": (InvalidInputError, ""),
     "42501": (PermissionDeniedError, "Log in as a user who may."),
     "23514": (InvalidInputError, ""),
     "23505": (KeyExistsError, ""),
