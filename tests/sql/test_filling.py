@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -248,3 +251,69 @@ def test_blocks_that_are_swept_take_their_notes_along(
     assert (
         database.execute("select * from tensorage.written where data_id = %s", (made["id"],)).fetchall() == []
     )
+
+
+_TURNS = 12
+
+
+def _until_taken(owner: Caller, made: Json, write: Callable[[Json], httpx.Response]) -> None:
+    """Do what a client does: open again what changed since it was opened."""
+    while (answer := write(owner.open(made["key"]))).status_code != 200:
+        assert code_of(answer) == "TS003", answer.text
+
+
+def _assign_in_turn(owner: Caller, made: Json, number: int) -> None:
+    for turn in range(_TURNS):
+        first = (number + 4 * turn) % 20 * 5
+        _until_taken(owner, made, lambda now, first=first: assign(owner, now, first, first + 5, first))
+
+
+def _assign_staged_in_turn(owner: Caller, made: Json, number: int) -> None:
+    def write(now: Json, first: int) -> httpx.Response:
+        return owner.commit(stage(owner, now, first, first + 5, first)["id"])
+
+    for turn in range(_TURNS):
+        _until_taken(owner, made, partial(write, first=(2 * turn + number) % 20 * 5))
+
+
+def _append_in_turn(owner: Caller, made: Json, number: int) -> None:
+    for turn in range(_TURNS):
+        answer_of(owner.append(made["key"], np.full(3, 1000 * number + turn, "<i4")))
+
+
+def _grow_in_turn(owner: Caller, made: Json, number: int) -> None:
+    def grow(now: Json) -> httpx.Response:
+        (rows,) = now["shape"]
+        asked = {"data_id": now["id"], "base_rows": rows, "rows": rows + number, "fill": _SEVEN}
+        return owner.call("tensorage_resize", asked)
+
+    for _ in range(_TURNS):
+        _until_taken(owner, made, grow)
+
+
+def _compact_in_turn(owner: Caller, made: Json, number: int) -> None:
+    for _ in range(_TURNS * number):
+        answer_of(owner.call("tensorage_compact", key=made["key"]))
+
+
+def test_writers_of_all_kinds_meet_in_one_array(owner: Caller) -> None:
+    """None waits in a circle, and no element is lost: rows 0 to 99 are assigned, and more are appended."""
+    made = create(owner)
+    jobs = [(_assign_in_turn, number) for number in range(4)]
+    jobs += [
+        (_assign_staged_in_turn, 0),
+        (_assign_staged_in_turn, 1),
+        (_append_in_turn, 1),
+        (_append_in_turn, 2),
+    ]
+    jobs += [(_grow_in_turn, 2), (_compact_in_turn, 1)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for job in [pool.submit(write, owner, made, number) for write, number in jobs]:
+            job.result()
+    opened = owner.open(made["key"])
+    found = owner.read(opened)
+    assert opened["shape"] == [100 + _TURNS * (2 + 3 + 3)]
+    np.testing.assert_array_equal(found[:100], np.repeat(np.arange(20) * 5, 5))
+    numbers, counts = np.unique(found[100:], return_counts=True)
+    appended = {1000 * number + turn: 3 for number in (1, 2) for turn in range(_TURNS)}
+    assert dict(zip(numbers.tolist(), counts.tolist(), strict=True)) == {7: 2 * _TURNS, **appended}
