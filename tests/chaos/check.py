@@ -22,15 +22,26 @@ select d.key from public.datasets d
            bool_and(octet_length(t.tensor) = t.count * d.itemsize) as are_whole
       from public.tensors t where t.data_id = d.id) b on true
  where d.user_id = %s and d.state = 'committed' and d.engine = 'database' and tensorage.elements(d.shape) > 0
-   and (b.elements = tensorage.elements(d.shape) and b.first = 0 and b.last = b.elements and b.are_whole) is not true
+   and (case when d.fill is null then b.elements = tensorage.elements(d.shape) and b.first = 0 and b.last = b.elements
+             else coalesce(b.last, 0) <= tensorage.elements(d.shape) and not exists (
+               select from (select * from public.tensors t where t.data_id = d.id) t
+                 full join (select * from tensorage.written w where w.data_id = d.id) w on w.number = t.index
+                where t.index is null or w.number is null) and not exists (
+               select from (select t.index + t.count as behind, lead(t.index) over (order by t.index) as next
+                              from public.tensors t where t.data_id = d.id) t where t.behind > t.next) end
+        and coalesce(b.are_whole, d.fill is not null)) is not true
 """
 
 #: Arrays of Storage that lack shards, or whose objects are not those that the catalogue means.
 _BROKEN_OBJECTS = """
 select d.key from public.datasets d
  where d.user_id = %s and d.state = 'committed' and d.engine = 'storage'
-   and ((select count(*) from public.shards s where s.data_id = d.id and s.filled is null)
-          <> tensorage.elements(tensorage.shard_grid(d.zarr, d.shape))
+   and (d.fill is null and (select count(*) from public.shards s where s.data_id = d.id and s.filled is null)
+                             <> tensorage.elements(tensorage.shard_grid(d.zarr, d.shape))
+        or d.fill is not null and exists (
+          select from (select * from public.shards s where s.data_id = d.id) s
+            full join (select * from tensorage.written w where w.data_id = d.id) w on w.number = s.number
+           where s.number is null or w.number is null or s.filled is not null)
         or exists (
           select from public.shards s
             left join storage.objects o on o.bucket_id = 'tensors' and o.name = s.name collate "default"

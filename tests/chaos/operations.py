@@ -134,6 +134,43 @@ class Overwrite(Write):
 
 
 @dataclass(frozen=True)
+class Create(Operation):
+    """An array without elements. Its attributes tell what it reads as, to the operations that follow."""
+
+    rows: int
+    dtype: str
+
+    changes: ClassVar[bool] = False
+
+    def do(self, store: TensorStore) -> None:
+        store.create(
+            self.key, (self.rows, ROW), self.dtype, fill_value=self.seed, attrs={"fill": self.seed}, engine=self.engine,
+            **layout(self.engine),
+        )  # fmt: skip
+
+    def then(self, state: State) -> State:
+        array = np.full((self.rows, ROW), self.seed, self.dtype)
+        return {**state, self.key: Stored(array, {"fill": self.seed}, self.engine)}
+
+
+@dataclass(frozen=True)
+class Resize(Operation):
+    """More or fewer rows."""
+
+    rows: int
+
+    def do(self, store: TensorStore) -> None:
+        store.open(self.key).resize(self.rows)
+
+    def then(self, state: State) -> State:
+        old = state[self.key]
+        array = np.full((self.rows, ROW), old.attrs.get("fill", 0), old.array.dtype)
+        kept = min(self.rows, len(old.array))
+        array[:kept] = old.array[:kept]
+        return {**state, self.key: Stored(array, old.attrs, old.engine)}
+
+
+@dataclass(frozen=True)
 class Append(Operation):
     """Rows at the end of an array."""
 

@@ -15,11 +15,13 @@ from chaos.operations import (
     Append,
     Assign,
     Copy,
+    Create,
     Delete,
     LogAppend,
     Operation,
     Overwrite,
     Rename,
+    Resize,
     Sweep,
     Transact,
     Write,
@@ -186,6 +188,18 @@ def _write(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     return Write(kind, engine, drawer.free(), drawer.number(), rows, drawer.dtype(), pieces)
 
 
+def _create(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
+    return Create(
+        kind, engine, drawer.free(), drawer.number(), drawer.rng.randint(LARGE - 40, LARGE), drawer.dtype()
+    )
+
+
+def _resize(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
+    key = drawer.key_of(engine, kind)
+    rows = drawer.rng.randint(1, 2 * len(drawer.state[key].array))
+    return Resize(kind, engine, key, drawer.number(), rows)
+
+
 def _overwrite(drawer: _Drawer, kind: str, engine: Engine) -> Operation:
     rows = drawer.rng.choice([SMALL, LARGE])
     key = drawer.key_of(engine, kind)
@@ -255,6 +269,8 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
     "staged append": _append,
     "assign": _assign,
     "staged assign": _assign,
+    "create": _create,
+    "resize": _resize,
     "overwrite": _overwrite,
     "copy": _copy,
     "rename": _rename,
@@ -264,7 +280,7 @@ _MAKERS: dict[str, Callable[[_Drawer, str, Engine], Operation]] = {
     "staged transaction": _transact,
 }
 
-_NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "sweep"})
+_NEED_NOTHING = frozenset({"store", "staged write", "write from blocks", "fill", "create", "sweep"})
 
 #: Operations that end with a commit, in each engine.
 _STAGED = frozenset(
