@@ -100,6 +100,14 @@ def test_chunks_and_shards_of_text_may_be_given(store: TensorStore, database: Sq
     assert np.array_equal(handle.lengths(), [[len(text) for text in row] for row in handle[...].tolist()])
 
 
+def test_the_choice_of_an_engine(store: TensorStore) -> None:
+    automatic = TensorStore(store.backend, engine="auto", quiet=True)
+    assert automatic.write_ragged("texts", ["a"]).dataset.engine == "database"
+    labels = np.array(["a", "b"], TEXT)
+    assert automatic.write("labels", labels).dataset.engine == "database"
+    assert automatic.write("chunked", labels, chunks=(1,)).dataset.engine == "storage"
+
+
 def test_options_that_have_no_place(store: TensorStore) -> None:
     labels = np.array(["a", "b"], TEXT)
     with pytest.raises(InvalidInputError, match="give no codecs"):

@@ -256,8 +256,11 @@ class Layout:
         )
 
     def nbytes_of(self, number: int) -> int:
-        """Count the bytes of the elements that a shard holds of the array."""
-        return int(math.prod(axis.stop - axis.start for axis in self.region(number))) * self.dtype.itemsize
+        """Count the bytes in memory of the elements that a shard holds of the array."""
+        return (
+            int(math.prod(axis.stop - axis.start for axis in self.region(number)))
+            * self.memory_dtype.itemsize
+        )
 
     def shards_of(self, row_low: int, row_high: int) -> range:
         """Return the numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.
