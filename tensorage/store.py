@@ -755,7 +755,8 @@ class TensorStore(MutableMapping[str, Any]):
         is_shared
             Let every signed-in user of the project read the array.
         engine
-            Engine of the array, by default that of the store. The database alone keeps ragged arrays.
+            Engine of the array, by default that of the store: ``"auto"`` is the database. Storage keeps chunks of
+            about 1 MiB of samples, which are read as wholes.
 
         Returns
         -------

@@ -256,7 +256,12 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements, as stored. Of elements of any length, 0 while the array is being written."""
+        """Bytes of the elements. Of elements of any length, 0 while the array is being written.
+
+        Elements of any length that Storage keeps count as they are stored: compressed.
+        """
+        if self.ragged is not None and self.engine == "storage":
+            return self.stored_bytes or 0
         if self.ragged is not None:
             return max((self.stored_bytes or 0) - END_BYTES * self.size, 0)
         return self.size * self.dtype.itemsize

@@ -218,14 +218,17 @@ end
 $$;
 
 -- Says how many elements a staged dataset has, whose shape nobody knew when it was begun: samples may come without end.
--- All axes but the first stay as they were declared. The commit checks that all elements are there.
+-- All axes but the first stay as they were declared. The commit checks that all elements are there. Shards have numbers that
+-- depend on the shape, so that it is told before them.
 create or replace function public.tensorage_end_ragged(data_id bigint, shape bigint[]) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  d public.datasets := tensorage.staged(data_id);
+  d public.datasets := tensorage.staged(data_id, (
+    select s.engine from public.datasets s where s.id = tensorage_end_ragged.data_id));
 begin
   if not tensorage.is_ragged(d.dtype) or cardinality(d.shape) = 0 or cardinality(d.shape) is distinct from cardinality(shape)
-     or d.shape[2:] is distinct from shape[2:] then
+     or d.shape[2:] is distinct from shape[2:] or d.assign_to is not null
+     or exists (select from public.shards s where s.data_id = d.id) then
     raise exception using errcode = 'TS006',
       message = format('the array %L of shape %s cannot be given the shape %s', d.key, tensorage.shape_text(d.shape),
                        tensorage.shape_text(shape));

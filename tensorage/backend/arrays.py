@@ -408,11 +408,16 @@ class Arrays:
         # Without an entry, the database engine is tried: its one request also tells if the array is elsewhere.
         engine: Engine = "database" if known is None else known.engine
         while True:
-            if known is not None and known.ragged is not None:
-                return self._ragged.append(known, data, lambda: self.open(key))
             try:
+                if known is not None and known.ragged is not None:
+                    return self._ragged.append(known, data, lambda: self.open(key))
                 return self._engine(engine).append(key, data, known)
             except OtherEngineError as error:
+                if isinstance(data, Iterator):
+                    raise ChangedError(
+                        f"appending to {key!r}: another array has replaced it, and an iterator gives its samples once. "
+                        "Open it again. Nothing was appended"
+                    ) from error
                 known = error.dataset
                 engine = known.engine
 

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_SAMPLE_BYTES",
     "Block",
     "Encoder",
+    "as_objects",
     "as_rows",
     "as_texts",
     "choose_type",
@@ -358,6 +359,15 @@ def _block(encoded: Sequence[bytes]) -> Block:
     return Block(np.cumsum([len(one) for one in encoded], dtype=np.int64), b"".join(encoded))
 
 
+def as_objects(elements: Iterable[bytes], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return encoded elements, in C order, as an array of objects."""
+    objects = np.empty(shape, object)
+    flat = objects.reshape(-1)
+    for number, element in enumerate(elements):
+        flat[number] = element
+    return objects
+
+
 # Decoding ---------------------------------------------------------------------------------------------------
 
 
@@ -384,7 +394,7 @@ def decode(answer: bytes, ragged: Ragged, count: int, asked: str) -> list[Any]:
     return [_decode(elements[at:end], ragged, asked) for at, end in places]
 
 
-def decode_one(sample: bytearray, ragged: Ragged, asked: str) -> Any:
+def decode_one(sample: bytes | bytearray, ragged: Ragged, asked: str) -> Any:
     """Return a sample of its bytes."""
     if len(sample) % ragged.unit:
         raise CorruptTensorError(f"{asked}: {len(sample)} bytes are no {ragged}")

@@ -24,6 +24,7 @@ __all__ = [
     "default_codecs",
     "default_fill_value",
     "fill_value_as_json",
+    "has_any_length",
     "name_of",
     "regular_grid",
     "zarr_dtype",
@@ -67,6 +68,9 @@ _FIXED_LENGTHS: Mapping[str, str] = {
 #: zarr's name of records. Newer versions of zarr write "struct" for them, and read this name as well.
 STRUCTURED = "structured"
 
+#: zarr's names of elements of any length: of text, and of bytes, whose dtype of numpy has no length.
+_ANY_LENGTH: Mapping[str, str] = {"T": "string", "S": "variable_length_bytes"}
+
 #: Zarr's names of numpy's kinds of times, whose unit is in the configuration.
 _TIMES: Mapping[str, str] = {"M": "numpy.datetime64", "m": "numpy.timedelta64"}
 
@@ -89,8 +93,8 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
     if dtype.names is not None:
         fields = [[name, _data_type_of_field(dtype[name])] for name in dtype.names]
         return {"name": STRUCTURED, "configuration": {"fields": fields}}
-    if is_small_float(dtype):
-        return dtype.name
+    if is_small_float(dtype) or has_any_length(dtype):
+        return _ANY_LENGTH.get(dtype.kind, dtype.name)
     if dtype.kind in _FIXED_LENGTHS:
         return {"name": _FIXED_LENGTHS[dtype.kind], "configuration": {"length_bytes": dtype.itemsize}}
     if dtype.kind == "b":
@@ -105,6 +109,11 @@ def data_type_of(dtype: np.dtype[Any]) -> str | dict[str, Any]:
             "example with .astype('float64'), or store it with engine='database', which can keep it"
         )
     return f"{name}{8 * dtype.itemsize}"
+
+
+def has_any_length(dtype: np.dtype[Any]) -> bool:
+    """Tell whether elements have any length, as text and bytes without a length have."""
+    return dtype.kind == "T" or (dtype.kind == "S" and not dtype.itemsize)
 
 
 def _data_type_of_field(dtype: np.dtype[Any]) -> str | dict[str, Any]:
@@ -124,7 +133,7 @@ def zarr_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def default_fill_value(dtype: np.dtype[Any]) -> Any:
     """Return the value of elements that were never written, as JSON: zero, False, no text or not-a-time."""
-    if dtype.kind == "U":
+    if dtype.kind in "UT":
         return ""
     if dtype.kind in "SV" and not is_small_float(dtype):
         return base64.b64encode(bytes(dtype.itemsize)).decode()
@@ -168,6 +177,9 @@ def _number_as_json(number: float) -> float | str:
 
 def default_codecs(dtype: np.dtype[Any]) -> tuple[Codec, ...]:
     """Return the codecs of a chunk by default: elements little-endian, compressed, with a checksum."""
+    if has_any_length(dtype):
+        name = "vlen-utf8" if dtype.kind == "T" else "vlen-bytes"
+        return ({"name": name}, {"name": "zstd", "configuration": ZSTD})
     if dtype.itemsize == 1 or (dtype.kind in "SV" and dtype.names is None and not is_small_float(dtype)):
         return ({"name": "bytes"}, {"name": "zstd", "configuration": ZSTD})
     if dtype.names is not None:

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -135,6 +136,31 @@ def test_several_requests(owner: Caller, database: Sql) -> None:
     assert stored["stored_bytes"] == 4 * 30 + sum(map(len, ELEMENTS))
     assert counts(database, stored) == [10, 10, 10]
     assert read(owner, stored, [5], [20]) == ELEMENTS[5:25]
+
+
+def test_shards_come_when_it_is_known_how_many_samples_there_are(owner: Caller) -> None:
+    grid = {"chunk_grid": {"configuration": {"chunk_shape": [10]}}}
+    begun = begin(owner, engine="storage", zarr=json.dumps(grid))
+
+    def put_shards(*numbers: int) -> httpx.Response:
+        shards = [{"number": number, "name": None, "nbytes": 0, "index": ""} for number in numbers]
+        return owner.call("tensorage_put_shards", data_id=begun["id"], shards=shards)
+
+    assert code_of(put_shards(0)) == "TS006"
+    for shape in ([40], [25], [25]):
+        assert (
+            answer_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=shape))["shape"] == shape
+        )
+    assert code_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[25, 1])) == "TS006"
+    assert code_of(put_shards(3)) == "TS006"
+    answer_of(put_shards(0, 2))
+    assert code_of(owner.commit(begun["id"])) == "TS004"
+    # Their numbers depend on the shape.
+    assert code_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[15])) == "TS006"
+    answer_of(put_shards(1))
+    stored = answer_of(owner.commit(begun["id"]))
+    assert (stored["shape"], stored["engine"]) == ([25], "storage")
+    assert code_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[15])) == "TS003"
 
 
 @pytest.mark.parametrize(("index", "count"), [(5, 10), (0, 5), (0, 12), (8, 4), (9, 1)])

@@ -26,7 +26,7 @@ from tensorage.backend.wire.faults import error_of
 from tensorage.backend.wire.header import header
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
-from tensorage.errors import CorruptTensorError, InvalidInputError
+from tensorage.errors import CorruptTensorError
 from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import (
     MAX_REQUEST_BYTES,
@@ -39,10 +39,11 @@ from tensorage.indexing.runs import (
     split,
 )
 from tensorage.indexing.selection import Selection
+from tensorage.model.arranging import arrange, refuse_out
 from tensorage.model.declaration import BLOCK_BYTES
 from tensorage.model.memory import check_fits
 from tensorage.model.ragged import Block, decode, decode_lengths, decode_one
-from tensorage.ragged import TEXT, Ragged
+from tensorage.ragged import Ragged
 from tensorage.types import Dataset
 
 __all__ = ["RaggedWriter", "fetch_lengths", "read_samples"]
@@ -249,21 +250,14 @@ def read_samples(work: Work, ragged: Ragged, selection: Selection, out: npt.NDAr
         If the array has changed since it was opened.
     """
     dataset = work.dataset
-    if ragged.is_list and out is not None:
-        raise InvalidInputError(
-            f"{work.asked}: samples of any length come in a list, which out= cannot hold. Leave it out"
-        )
+    refuse_out(ragged, out, work.asked)
     plan = _plan(dataset, selection)
     check_fits((plan.size, dataset.mean_bytes), np.dtype("u1"), work.asked)
     samples: list[Any] = [None] * plan.size
     if plan.size:
         with work.bar(plan.size * dataset.mean_bytes) as advance:
             _fetch(work, ragged, plan.runs, samples, advance)
-    # The plan says where numbers go; here, these are the places of samples.
-    places = plan.pick(np.arange(plan.size))
-    if not isinstance(places, np.ndarray):
-        return samples[places]
-    return _as_list(samples, places) if ragged.is_list else _as_text(samples, places, out)
+    return arrange(samples, plan, ragged, out)
 
 
 def _plan(dataset: Dataset, selection: Selection) -> RunPlan:
@@ -278,34 +272,6 @@ def _plan(dataset: Dataset, selection: Selection) -> RunPlan:
         return plan
     fewer = plan_runs(dataset.shape, selection, max(mean // _CHEAPER, 1), block_size)
     return fewer if fewer.size <= 2 * plan.size else plan
-
-
-def _as_text(
-    samples: Sequence[str], places: npt.NDArray[Any], out: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
-    if out is None:
-        out = np.empty(places.shape, TEXT)
-    elif out.shape != places.shape or out.dtype.kind != "T":
-        raise InvalidInputError(
-            f"out has shape {out.shape} and dtype {out.dtype}, the selection has shape {places.shape} and text of any "
-            "length"
-        )
-    out[...] = np.array(samples, object)[places] if places.size else ""
-    return out
-
-
-def _as_list(samples: Sequence[Any], places: npt.NDArray[Any]) -> Any:
-    """Return samples in a list. One that is selected twice is two, as rows of an array are."""
-    if places.ndim != 1:
-        # A selection such as [..., None] nests lists; one of no axes is a sample.
-        return [_as_list(samples, row) for row in places] if places.ndim else samples[int(places)]
-    chosen: list[Any] = []
-    seen = set[int]()
-    for place in places.tolist():
-        sample = samples[place]
-        chosen.append(sample.copy() if place in seen and isinstance(sample, np.ndarray) else sample)
-        seen.add(place)
-    return chosen
 
 
 def _fetch(work: Work, ragged: Ragged, runs: Runs, samples: list[Any], advance: Advance) -> None:

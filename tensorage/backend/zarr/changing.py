@@ -45,7 +45,7 @@ def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Datase
     check_rows(rows, dataset)
     arguments = {"data_id": dataset.id, "shape": rows.shape, "base_rows": dataset.shape[0]}
     staged = _begin(work, "tensorage_begin_append", arguments)
-    grown = ShardCodec(codec.layout.with_rows(rows.shape[0]))
+    grown = codec.with_rows(rows.shape[0])
     writer = ShardWriter(staged, grown)
     shards = _shards_of_append(_reader_of(work, codec), grown, rows)
     return _write_staged(writer, shards, rows.nbytes, work.asked)

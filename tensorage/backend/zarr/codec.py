@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -101,11 +101,18 @@ class ShardCodec:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._pipeline, self.fill_value = self._open_pipeline()
+
+    def _open_pipeline(self) -> tuple[CodecPipeline, npt.NDArray[Any]]:
+        """Return the pipeline of a chunk, and the fill value as an array without dimensions."""
+        layout = self.layout
         # A chunk on its own is an array whose objects are single chunks: that is what pipelines are made for.
         of_chunk = array_metadata(layout.dtype, layout.chunks, layout.codecs, layout.fill_value)
-        self._pipeline = pipeline_of(of_chunk, layout.dtype)
-        #: Fill value, as an array without dimensions.
-        self.fill_value = fill_value_of(of_chunk, layout.dtype)
+        return pipeline_of(of_chunk, layout.dtype), fill_value_of(of_chunk, layout.dtype)
+
+    def with_rows(self, rows: int) -> Self:
+        """Return the codec of the array with more rows of axis 0: see `Layout.with_rows`."""
+        return type(self)(self.layout.with_rows(rows))
 
     def encode(self, elements: npt.NDArray[Any]) -> EncodedShard:
         """Encode a shard to its object.
@@ -149,11 +156,12 @@ class ShardCodec:
         CorruptChunkError
             If the bytes are no encoded chunk, or not a whole one. The content of `out` is then of no use.
         """
+        dtype = self.layout.memory_dtype
         if out is None:
-            out = new_array(self.layout.chunks, self.layout.dtype, "decoding a chunk")
-        elif out.shape != self.layout.chunks or out.dtype != self.layout.dtype or not out.flags.carray:
+            out = new_array(self.layout.chunks, dtype, "decoding a chunk")
+        elif out.shape != self.layout.chunks or out.dtype != dtype or not out.flags.carray:
             raise ValueError(
-                f"out has to be a writable C-contiguous array of {self.layout.chunks} {self.layout.dtype}, not of "
+                f"out has to be a writable C-contiguous array of {self.layout.chunks} {dtype}, not of "
                 f"{out.shape} {out.dtype}"
             )
         self._pipeline.decode(memoryview(data).cast("B"), out)
@@ -305,7 +313,7 @@ class ShardCodec:
     @cached_property
     def _blank(self) -> npt.NDArray[Any]:
         """An empty chunk."""
-        return np.full(self.layout.chunks, self.fill_value, self.layout.dtype)
+        return np.full(self.layout.chunks, self.fill_value, self.layout.memory_dtype)
 
     def _add_index(
         self, parts: list[bytes | memoryview], nbytes: int, index: npt.NDArray[np.uint64]
@@ -334,7 +342,7 @@ class ShardCodec:
     def _pad(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pad elements to a chunk of the full shape, little-endian and C-contiguous. Such a chunk is not copied."""
         if elements.shape == self.layout.chunks:
-            return np.ascontiguousarray(elements, self.layout.dtype).reshape(self.layout.chunks)
+            return np.ascontiguousarray(elements, self.layout.memory_dtype).reshape(self.layout.chunks)
         chunk = self._blank.copy()
         chunk[tuple(map(slice, elements.shape))] = elements
         return chunk

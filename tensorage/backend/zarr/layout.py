@@ -36,6 +36,7 @@ from tensorage.model.zarr_metadata import (
     data_type_of,
     default_codecs,
     default_fill_value,
+    has_any_length,
     name_of,
 )
 
@@ -51,7 +52,7 @@ class Layout:
     shape
         Shape of the array, in elements.
     dtype
-        Dtype, little-endian.
+        Dtype, little-endian. That of text or bytes without a length, for elements of any length.
     chunks
         Shape of a chunk. Chunks at the end of the array are as large, with fill values behind the end.
     shards
@@ -207,6 +208,11 @@ class Layout:
         # Numbers count in C order, axis 0 outermost, so that new shards come behind all others.
         return replace(self, shape=(self.shape[0] + rows, *self.shape[1:]))
 
+    @property
+    def memory_dtype(self) -> np.dtype[Any]:
+        """Dtype of elements in memory. Those of any length are objects, each the `bytes` of one element."""
+        return np.dtype(object) if has_any_length(self.dtype) else self.dtype
+
     @cached_property
     def grid(self) -> tuple[int, ...]:
         """Number of shards along each axis."""
@@ -250,8 +256,11 @@ class Layout:
         )
 
     def nbytes_of(self, number: int) -> int:
-        """Count the bytes of the elements that a shard holds of the array."""
-        return int(math.prod(axis.stop - axis.start for axis in self.region(number))) * self.dtype.itemsize
+        """Count the bytes in memory of the elements that a shard holds of the array."""
+        return (
+            int(math.prod(axis.stop - axis.start for axis in self.region(number)))
+            * self.memory_dtype.itemsize
+        )
 
     def shards_of(self, row_low: int, row_high: int) -> range:
         """Return the numbers of the shards that hold any of the rows from `row_low` to before `row_high` of axis 0.

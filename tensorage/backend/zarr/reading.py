@@ -147,9 +147,8 @@ class Reader:
         """
         layout = self.codec.layout
         plan = plan_chunks(layout.shape, layout.region(record.number), layout.shards)
-        buffer = new_array(
-            plan.buffer_shape, layout.dtype, f"reading {record.name!r} of {self.dataset.key!r}"
-        )
+        asked = f"reading {record.name!r} of {self.dataset.key!r}"
+        buffer = new_array(plan.buffer_shape, layout.memory_dtype, asked)
         for projection in plan.projections():
             for job in self._jobs_of(projection, record, _Target(buffer, lambda _bytes: None)):
                 job()

@@ -22,6 +22,7 @@ from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fil
 from tensorage.backend.zarr.codec import ShardCodec, choose_layout
 from tensorage.backend.zarr.copying import copy_objects
 from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.ragged_codec import codec_for, stored_dtype
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import fetch_records
 from tensorage.backend.zarr.tiles import count_encoded_bytes, read_chunks, tiles_of
@@ -46,7 +47,7 @@ from tensorage.types import Dataset, Engine
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["ZarrEngine", "codec_of"]
+__all__ = ["ZarrEngine", "asks_for_layout", "codec_of", "meta_of"]
 
 #: Most bytes of a chunk that the catalogue's column `chunk` may name. A longer chunk is entered as one of this length.
 _MAX_CHUNK_BYTES = 64 * 1024 * 1024
@@ -71,7 +72,7 @@ class ZarrEngine(EngineBase):
         return join_chunks(lengths, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
     def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        layout, itemsize = codec_of(dataset).layout, dataset.dtype.itemsize
+        layout, itemsize = codec_of(dataset).layout, dataset.mean_bytes
         # A small object is read whole. Chunks of a large one are fetched by ranges.
         is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
         least = layout.shards if is_small else layout.chunks
@@ -79,7 +80,7 @@ class ZarrEngine(EngineBase):
 
     def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
         layout = replace(_layout_of(new), fill_value=fill_value_as_json(fill))
-        return create(self._transfer, _meta(new, layout), fill)
+        return create(self._transfer, meta_of(new, layout), fill)
 
     def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
         codec = codec_of(dataset)
@@ -109,7 +110,7 @@ class ZarrEngine(EngineBase):
         return begin_anew_after_failures(write)
 
     def copy(self, dataset: Dataset, new: Declaration) -> Dataset | None:
-        if _asks_for_layout(new):
+        if asks_for_layout(new):
             return None
         source = codec_of(dataset)
 
@@ -145,7 +146,7 @@ class ZarrEngine(EngineBase):
             take_over_shards,
         )
 
-        taken = None if _asks_for_layout(new) else layout_of(source)
+        taken = None if asks_for_layout(new) else layout_of(source)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new, taken or layout_like(source, new))
@@ -202,7 +203,7 @@ class ZarrEngine(EngineBase):
 
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
         chosen = layout or _layout_of(new)
-        return begin(self._transfer, _meta(new, chosen)), ShardCodec(chosen)
+        return begin(self._transfer, meta_of(new, chosen)), codec_for(chosen)
 
     def _write(self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard]) -> Dataset:
         writer = ShardWriter(Work.storing(self._transfer, dataset, quiet=self._quiet), codec)
@@ -223,17 +224,18 @@ def _layout_of(new: Declaration) -> Layout:
     )
 
 
-def _meta(new: Declaration, layout: Layout) -> dict[str, Any]:
+def meta_of(new: Declaration, layout: Layout) -> dict[str, Any]:
+    """Return the declaration of an array, as ``tensorage_begin`` takes it."""
     return {
         **new.meta,
         "engine": "storage",
         "zarr": json.dumps(layout.metadata()),
-        "chunk": min(math.prod(layout.chunks), _MAX_CHUNK_BYTES // new.dtype.itemsize),
+        "chunk": min(math.prod(layout.chunks), _MAX_CHUNK_BYTES // max(new.dtype.itemsize, 1)),
         "operation": new_operation(),
     }
 
 
-def _asks_for_layout(new: Declaration) -> bool:
+def asks_for_layout(new: Declaration) -> bool:
     """Tell whether an option asks for a layout."""
     return any(new.options.get(option) is not None for option in _LAYOUT_OPTIONS)
 
@@ -241,10 +243,11 @@ def _asks_for_layout(new: Declaration) -> bool:
 # Parsing metadata takes longer than reading a small selection, and readers open the same arrays again and again.
 @lru_cache(maxsize=64)
 def _parse_codec(zarr: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ShardCodec:
-    return ShardCodec(Layout.parse(json.loads(zarr), shape, dtype))
+    return codec_for(Layout.parse(json.loads(zarr), shape, dtype))
 
 
 def codec_of(dataset: Dataset) -> ShardCodec:
     """Return the codec of an array of Storage, with its layout."""
     assert dataset.zarr is not None, "the catalogue has metadata of every array of Storage"
-    return _parse_codec(dataset.zarr, dataset.shape, dataset.dtype)
+    dtype = dataset.dtype if dataset.ragged is None else stored_dtype(dataset.ragged)
+    return _parse_codec(dataset.zarr, dataset.shape, dtype)

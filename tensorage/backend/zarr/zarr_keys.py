@@ -9,6 +9,7 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 
 from tensorage.backend.zarr.layout import Layout
+from tensorage.dtypes import form_of
 from tensorage.errors import InvalidInputError
 from tensorage.types import Dataset
 
@@ -29,7 +30,7 @@ def documents_of(dataset: Dataset, layout: Layout, as_group: str | None) -> dict
         If `as_group` cannot be a name in a group of Zarr.
     """
     if as_group is None:
-        return {METADATA_KEY: _encode(layout.document(dataset.attrs, dataset.dims))}
+        return {METADATA_KEY: _encode(layout.document(_attrs_of(dataset), dataset.dims))}
     if not as_group.strip(".") or "/" in as_group or as_group.startswith("__") or as_group == METADATA_KEY:
         raise InvalidInputError(
             f"{as_group!r} can be no name of an array in a group of Zarr: give one that is not of dots alone, has no "
@@ -37,7 +38,7 @@ def documents_of(dataset: Dataset, layout: Layout, as_group: str | None) -> dict
         )
     # Xarray opens no array of a group whose dimensions have no names.
     dims = dataset.dims or [f"dim_{axis}" for axis in range(dataset.ndim)]
-    document = layout.document(dataset.attrs, dims)
+    document = layout.document(_attrs_of(dataset), dims)
     group = {
         "zarr_format": 3,
         "node_type": "group",
@@ -50,6 +51,14 @@ def documents_of(dataset: Dataset, layout: Layout, as_group: str | None) -> dict
         },
     }
     return {METADATA_KEY: _encode(group), f"{as_group}/{METADATA_KEY}": _encode(document)}
+
+
+def _attrs_of(dataset: Dataset) -> Mapping[str, Any]:
+    """Return the attributes, with what the bytes of samples that are arrays stand for: Zarr has no place for it."""
+    ragged = dataset.ragged
+    if ragged is None or ragged.kind != "arrays":
+        return dataset.attrs
+    return {"ragged": {"dtype": form_of(ragged.dtype), "shape": list(ragged.shape)}, **dataset.attrs}
 
 
 def number_at(layout: Layout, key: str) -> int | None:
