@@ -17,7 +17,8 @@ def main() -> None:
     session = tensorage.BackendSession(
         settings["email"], settings["password"], settings["url"], settings["key"]
     )
-    array = session()[settings["array"]]
+    store = session()
+    array = store[settings["array"]]
     took_s = time.perf_counter() - begin
     print(json.dumps({"took_s": took_s, "array": array.tolist()}), flush=True)
     # Logging out would be counted, too.
