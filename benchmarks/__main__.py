@@ -70,7 +70,18 @@ def _line(result: Result) -> str:
     if result.target is not None:
         sign, bound = result.target
         verdict = f"  {'met' if result.is_met else 'MISSED'}: {sign} {bound:g}"
-    return f"{result.case:<64} {result.value:>9.3g} {result.unit:<9} ({low:.3g} to {high:.3g}){verdict}"
+    beside = "".join(f"; {_digits(value)} {unit}" for unit, value in result.beside.items())
+    value, spread = _digits(result.value), f"({_digits(low)} to {_digits(high)})"
+    return f"{result.case:<64} {value:>9} {result.unit:<9} {spread}{beside}{verdict}"
+
+
+def _digits(value: float) -> str:
+    """Return three digits, or more if there are more before the point.
+
+    >>> _digits(0.12345), _digits(62720.4)
+    ('0.123', '62,720')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _save(results: Sequence[Result], took_s: float) -> None:

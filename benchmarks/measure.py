@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Fewest repetitions behind a figure.
 REPETITIONS = 5
@@ -27,6 +27,8 @@ class Result:
         Smallest and largest repetition.
     target
         Bound that the value has to reach, such as ``(">=", 0.5)``; None for a value that is only compared.
+    beside
+        Other values that belong to the line, by their units.
     """
 
     case: str
@@ -34,6 +36,7 @@ class Result:
     unit: str
     spread: tuple[float, float]
     target: Target | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool | None:
