@@ -28,7 +28,8 @@ ON_TABLES: Final = {
 #: Inner functions that policies, columns, checks and indexes call, as whoever asks.
 _CALLED_BY_TABLES: Final = frozenset(
     {
-        "elements", "itemsize", "record_size", "is_plain_name", "tag", "may_write_object", "may_delete_object",
+        "elements", "itemsize", "record_size", "is_ragged", "ragged_unit", "is_plain_name", "tag",
+        "may_write_object", "may_delete_object",
         "is_shared_object", "is_user",
         "may_use", "may_read_rows_of",
     }
