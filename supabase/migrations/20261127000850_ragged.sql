@@ -221,7 +221,7 @@ $$;
 -- All axes but the first stay as they were declared. The commit checks that all elements are there. Shards have numbers that
 -- depend on the shape, so that it is told before them.
 create or replace function public.tensorage_end_ragged(data_id bigint, shape bigint[]) returns json
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   d public.datasets := tensorage.staged(data_id, (
     select s.engine from public.datasets s where s.id = tensorage_end_ragged.data_id));
