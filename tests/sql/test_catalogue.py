@@ -38,6 +38,8 @@ _CALLED = {
     "may_use",
     "may_write_object",
     "record_size",
+    "is_ragged",
+    "ragged_unit",
     "tag",
 }
 
@@ -137,7 +139,15 @@ def test_inner_functions_that_are_granted_run_as_their_caller(database: Connecti
     # These tell policies what no policy may read: whether the caller's account is there, what others share with it, and
     # whether there is room for an object. Each answers for the caller alone. A trigger is called by nobody.
     granted = {name for name, _, is_granted in definers if is_granted}
-    assert granted == _CALLED - {"elements", "is_plain_name", "itemsize", "record_size", "tag"}
+    assert granted == _CALLED - {
+        "elements",
+        "is_plain_name",
+        "is_ragged",
+        "itemsize",
+        "ragged_unit",
+        "record_size",
+        "tag",
+    }
     assert {name for name, returns, _ in definers if returns != "trigger"} - granted == {"recount"}
 
 
@@ -161,7 +171,7 @@ def test_every_table_has_row_level_security(database: Connection) -> None:
     rows = database.execute(f"select c.relname, c.relrowsecurity {_RELATIONS} and c.relkind in ('r', 'p')")
     assert dict(rows.fetchall()) == {
         "datasets": True, "tensors": True, "shards": True, "quotas": True, "settings": True, "operations": True,
-        "usage": True, "reservations": True, "stagings": True, "shares": True, "audit": True,
+        "usage": True, "reservations": True, "stagings": True, "shares": True, "audit": True, "written": True,
     }  # fmt: skip
 
 
