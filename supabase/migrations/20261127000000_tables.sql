@@ -123,9 +123,10 @@ exception when data_exception then
 end
 $$;
 
--- Bytes of an element of a dtype, 0 for a text that is none, 1 for one of any length: numpy's dtype.str, little-endian, of numbers, truth values,
--- times, and text or bytes of one length; the name of a small float of ml_dtypes; or for records their fields as JSON, each
--- a list of a name, a dtype or fields again, and perhaps a shape. Fields follow each other without padding.
+-- Bytes of an element of a dtype, 0 for a text that is none, 1 for one of any length. A dtype is numpy's dtype.str,
+-- little-endian, of numbers, truth values, times, and text or bytes of one length; the name of a small float of ml_dtypes; or
+-- for records their fields as JSON, each a list of a name, a dtype or fields again, and perhaps a shape. Fields follow each
+-- other without padding.
 create or replace function tensorage.itemsize(dtype text) returns int
 language plpgsql immutable strict set search_path = pg_catalog, pg_temp as $$
 begin

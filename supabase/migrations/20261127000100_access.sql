@@ -243,19 +243,19 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   me uuid := tensorage.me();
   d public.datasets;
-  has_fill boolean := false;
+  has_fill boolean;
 begin
   -- Looked at before it is locked: a stranger keeps nobody waiting.
   select * into d from public.datasets s where s.id = assignable.data_id;
   if (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key, true)) is not true then
     perform tensorage.raise_not_writable(d, 'TS003', 'the array has changed since it was opened');
   end if;
-  if d.fill is null then
-    select * into d from public.datasets s where s.id = assignable.data_id for update;
-  else
+  has_fill := d.fill is not null;
+  if has_fill then
     -- Many write to such an array, each to other blocks or shards. This lock keeps it from being resized, replaced or deleted.
     select * into d from public.datasets s where s.id = assignable.data_id for key share;
-    has_fill := true;
+  else
+    select * into d from public.datasets s where s.id = assignable.data_id for update;
   end if;
   -- It may have been renamed meanwhile, to a key that is not shared.
   if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed'

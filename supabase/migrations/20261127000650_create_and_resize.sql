@@ -21,7 +21,6 @@ begin
     'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'operation', operation, 'zarr', zarr),
     is_published_now => true, fill => tensorage.fill_from(fill, dtype));
   perform tensorage.check_one_length(d);
-  perform tensorage.elements(shape);
   return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, 0)));
 end
 $$;
@@ -50,14 +49,10 @@ language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off 
 declare
   -- The first element behind the end, or for Storage the first shard of which nothing is left.
   behind bigint;
-  replaced bigint;
-  extent bigint;
+  replaced bigint := tensorage.dataset_to_sweep(d);
   freed numeric;
   cut numeric := 0;
 begin
-  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
-    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity')
-    returning id into replaced;
   if d.engine = 'database' then
     behind := rows * tensorage.elements(d.shape[2:]);
     with moved as (
@@ -71,8 +66,7 @@ begin
     select coalesce(sum((t.index + t.count - behind)::numeric * d.itemsize), 0) into cut
       from shortened s join public.tensors t on t.data_id = d.id and t.index = s.index;
   else
-    extent := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
-    behind := (rows / extent + (rows % extent > 0)::int) * tensorage.elements((tensorage.shard_grid(d.zarr, d.shape))[2:]);
+    behind := tensorage.shard_behind(d, rows);
     with moved as (
       update public.shards s set data_id = replaced where s.data_id = d.id and s.number >= behind returning s.nbytes)
     select coalesce(sum(m.nbytes), 0) into freed from moved m;
@@ -104,7 +98,6 @@ begin
       message = format('the array %L of shape %s cannot have %s rows', d.key, tensorage.shape_text(d.shape), rows);
   end if;
   perform tensorage.check_one_length(d);
-  perform tensorage.elements(rows || d.shape[2:]);
   if rows < base_rows then
     freed := tensorage.cut_off(d, rows);
   elsif rows > base_rows and d.fill is null then

@@ -122,16 +122,27 @@ $$;
 
 -- Appending and merging ----------------------------------------------------------------------------
 
+-- Most bytes of a block that smaller ones are merged into. Where all elements have one length, the block_size says it, and no
+-- block has more than these.
+create or replace function tensorage.most_merged_bytes(d public.datasets) returns int
+language sql immutable as $$ select case when tensorage.is_ragged(d.dtype) then 1048576 else 67108864 end $$;
+
 -- Makes one block of those from `first` to `last`, `total` elements in all.
-create or replace function tensorage.merge_blocks(id bigint, first bigint, last bigint, total bigint) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-  delete from tensorage.written w where w.data_id = id and w.number > first and w.number <= last;
+create or replace function tensorage.merge_blocks(d public.datasets, first bigint, last bigint, total bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if tensorage.is_ragged(d.dtype) then
+    perform tensorage.merge_ragged(d.id, first, last, total);
+    return;
+  end if;
+  delete from tensorage.written w where w.data_id = d.id and w.number > first and w.number <= last;
   with gone as (
-    delete from public.tensors t where t.data_id = id and t.index > first and t.index <= last
+    delete from public.tensors t where t.data_id = d.id and t.index > first and t.index <= last
     returning t.index, t.tensor)
   update public.tensors t set count = total,
          tensor = t.tensor || (select string_agg(g.tensor, '' order by g.index) from gone g)
-   where t.data_id = id and t.index = first
+   where t.data_id = d.id and t.index = first;
+end
 $$;
 
 -- Notes that the blocks of an array from element `first` on were written, if it has a fill value.
@@ -156,20 +167,22 @@ declare
   first bigint;
   last bigint;
   total bigint := 0;
+  nbytes bigint := 0;
   b record;
 begin
-  if tensorage.is_ragged(d.dtype) then
-    perform tensorage.merge_ragged_tail(d);
-    return;
-  end if;
-  for b in select t.index, t.count from public.tensors t where t.data_id = d.id order by t.index desc loop
-    exit when last is not null and (b.count > total or b.count + total > d.block_size or b.index + b.count <> first);
+  for b in
+    select t.index, t.count, octet_length(t.tensor) as nbytes from public.tensors t where t.data_id = d.id order by t.index desc
+  loop
+    exit when last is not null and (
+      b.nbytes > nbytes or b.nbytes + nbytes > tensorage.most_merged_bytes(d) or b.count + total > d.block_size
+      or b.index + b.count <> first);
     first := b.index;
     last := coalesce(last, b.index);
     total := total + b.count;
+    nbytes := nbytes + b.nbytes;
   end loop;
   if first < last then
-    perform tensorage.merge_blocks(d.id, first, last, total);
+    perform tensorage.merge_blocks(d, first, last, total);
   end if;
 end
 $$;
@@ -207,7 +220,8 @@ begin
 end
 $$;
 
--- Merges small neighbouring blocks of an array of the caller, from element `after` on, at most about 32 MiB of them.
+-- Merges small neighbouring blocks of an array of the caller, from element `after` on, at most about 32 MiB of them, and 4 MiB
+-- where each element has an end to be written anew.
 -- {"merged": blocks that there are no more, "after": where to go on, null at the end}
 create or replace function public.tensorage_compact(key text, after bigint default 0) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -218,7 +232,9 @@ declare
   first bigint;
   last bigint;
   total bigint := 0;
+  nbytes bigint := 0;
   moved bigint := 0;
+  most_moved int;
   seen int := 0;
   merged int := 0;
 begin
@@ -228,33 +244,35 @@ begin
    where s.user_id = tensorage.me() and s.key = tensorage_compact.key and s.state = 'committed' for update;
   if d.id is null then
     perform tensorage.raise_missing(key, null);
-  elsif tensorage.is_ragged(d.dtype) then
-    return tensorage.compact_ragged(d, after);
   end if;
+  most_moved := case when tensorage.is_ragged(d.dtype) then 4194304 else 33554432 end;
   for b in
-    select t.index, t.count from public.tensors t
+    select t.index, t.count, octet_length(t.tensor) as nbytes from public.tensors t
      where t.data_id = d.id and t.index >= tensorage_compact.after order by t.index
   loop
     seen := seen + 1;
-    if first is not null and total + b.count <= d.block_size and b.index = first + total then
+    if first is not null and total + b.count <= d.block_size and nbytes + b.nbytes <= tensorage.most_merged_bytes(d)
+       and b.index = first + total then
       last := b.index;
       total := total + b.count;
+      nbytes := nbytes + b.nbytes;
       merged := merged + 1;
       continue;
     end if;
     if first < last then
-      perform tensorage.merge_blocks(d.id, first, last, total);
-      moved := moved + total * d.itemsize;
+      perform tensorage.merge_blocks(d, first, last, total);
+      moved := moved + nbytes;
     end if;
-    if moved > 33554432 or seen > 65536 then
+    if moved > most_moved or seen > 65536 then
       return json_build_object('merged', merged, 'after', b.index);
     end if;
     first := b.index;
     last := b.index;
     total := b.count;
+    nbytes := b.nbytes;
   end loop;
   if first < last then
-    perform tensorage.merge_blocks(d.id, first, last, total);
+    perform tensorage.merge_blocks(d, first, last, total);
   end if;
   return json_build_object('merged', merged, 'after', null);
 end
@@ -392,7 +410,13 @@ language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan
 #variable_conflict use_column
 declare
   size bigint := tensorage.elements(d.shape);
+  made int;
 begin
+  -- Before all the cells of a long span are listed.
+  if (select sum((p.at + p.length - 1) / d.block_size - p.at / d.block_size) from unnest(s.starts, s.lengths) p(at, length)) > 65536 then
+    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
+      hint = 'Assign less at a time.';
+  end if;
   return query
     select g.low, (g.high - g.low)::int
       from (select distinct cell * d.block_size as low, least((cell + 1) * d.block_size, size) as high
@@ -408,6 +432,12 @@ begin
      where g.low < g.high and exists (
        -- The last span that begins before the end of the block is the one that reaches furthest into it.
        select from width_bucket(g.high - 1, s.starts) i where i > 0 and s.starts[i] + s.lengths[i] > g.low);
+  get diagnostics made = row_count;
+  -- A short request could otherwise make any number of long blocks.
+  if made > 256 then
+    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
+      hint = 'Assign less at a time.';
+  end if;
 end
 $$;
 
@@ -420,12 +450,6 @@ begin
   if d.fill is null then
     return query select b.index, b.count, false from tensorage.blocks_between(d, s) b order by 1;
     return;
-  end if;
-  -- A short request could otherwise make any number of long blocks.
-  if (select sum((p.at + p.length - 1) / d.block_size - p.at / d.block_size) from unnest(s.starts, s.lengths) p(at, length)) > 65536
-     or (select count(*) from tensorage.blocks_to_make(d, s)) > 256 then
-    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
-      hint = 'Assign less at a time.';
   end if;
   return query
     select b.index, b.count, false from tensorage.blocks_between(d, s) b
@@ -618,8 +642,7 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was assigned to', d.key);
   end if;
   -- The old blocks go to an expired dataset, to be swept piece by piece: deleting many takes longer than a statement may.
-  insert into public.datasets (user_id, owner, key, shape, dtype, block_size, expires_at)
-    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, '-infinity') returning id into replaced;
+  replaced := tensorage.dataset_to_sweep(d);
   update public.tensors t set data_id = replaced
    where t.data_id = target.id and t.index = any (array(select s.index from public.tensors s where s.data_id = d.id));
   select coalesce(sum(s.count::numeric * d.itemsize), 0) into made_bytes

@@ -240,9 +240,6 @@ $$;
 
 -- Merging ------------------------------------------------------------------------------------------
 
--- Most bytes of a block that smaller ones are merged into.
-create or replace function tensorage.most_merged_bytes() returns int language sql immutable as $$ select 1048576 $$;
-
 -- Makes one block of those from `first` to `last`, `total` elements in all: one table, then all elements.
 create or replace function tensorage.merge_ragged(id bigint, first bigint, last bigint, total bigint) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -261,78 +258,6 @@ language sql set search_path = pg_catalog, pg_temp as $$
   gone as (
     delete from public.tensors t where t.data_id = id and t.index > first and t.index <= last)
   update public.tensors t set count = total, tensor = m.block from merged m where t.data_id = id and t.index = first
-$$;
-
--- Merges the last blocks of an array while the last one is at least as large as the one before it, and they fit a block
--- together. See tensorage.merge_tail: here, bytes count as well as elements.
-create or replace function tensorage.merge_ragged_tail(d public.datasets) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
-declare
-  first bigint;
-  last bigint;
-  total bigint := 0;
-  nbytes bigint := 0;
-  b record;
-begin
-  for b in
-    select t.index, t.count, octet_length(t.tensor) as size from public.tensors t where t.data_id = d.id order by t.index desc
-  loop
-    exit when last is not null and (
-      b.size > nbytes or b.size + nbytes > tensorage.most_merged_bytes() or b.count + total > d.block_size);
-    first := b.index;
-    last := coalesce(last, b.index);
-    total := total + b.count;
-    nbytes := nbytes + b.size;
-  end loop;
-  if first < last then
-    perform tensorage.merge_ragged(d.id, first, last, total);
-  end if;
-end
-$$;
-
--- Merges small neighbouring blocks of an array, from element `after` on: see tensorage_compact.
-create or replace function tensorage.compact_ragged(d public.datasets, after bigint) returns json
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  b record;
-  first bigint;
-  last bigint;
-  total bigint := 0;
-  nbytes bigint := 0;
-  moved bigint := 0;
-  seen int := 0;
-  merged int := 0;
-begin
-  for b in
-    select t.index, t.count, octet_length(t.tensor) as size from public.tensors t
-     where t.data_id = d.id and t.index >= after order by t.index
-  loop
-    seen := seen + 1;
-    if first is not null and total + b.count <= d.block_size and nbytes + b.size <= tensorage.most_merged_bytes() then
-      last := b.index;
-      total := total + b.count;
-      nbytes := nbytes + b.size;
-      merged := merged + 1;
-      continue;
-    end if;
-    if first < last then
-      perform tensorage.merge_ragged(d.id, first, last, total);
-      moved := moved + nbytes;
-    end if;
-    if moved > 4194304 or seen > 65536 then
-      return json_build_object('merged', merged, 'after', b.index);
-    end if;
-    first := b.index;
-    last := b.index;
-    total := b.count;
-    nbytes := b.size;
-  end loop;
-  if first < last then
-    perform tensorage.merge_ragged(d.id, first, last, total);
-  end if;
-  return json_build_object('merged', merged, 'after', null);
-end
 $$;
 
 -- Reading ------------------------------------------------------------------------------------------
@@ -429,7 +354,7 @@ $$;
 -- The elements at starts[i] .. + lengths[i] - 1, for every i, of an array whose elements have any length. The answer: 4 bytes,
 -- the number of pieces; the heads of the pieces and the ends of the elements, as tensorage.ragged_pieces has them; and the
 -- bytes of the elements. Answers 413 where that would be more than 16 MiB.
--- Of a single element, `most` of its bytes from byte `part` on, and nothing else, if these are given.
+-- If `part` and `most` are given, the answer is nothing but so many bytes of a single element, from byte `part` on.
 create or replace function public.tensorage_read_ragged(
   data_id bigint, version bigint, starts bigint[], lengths bigint[], part bigint default null, most int default null)
 returns public."application/vnd.tensorage"

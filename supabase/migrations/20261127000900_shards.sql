@@ -21,6 +21,20 @@ begin
 end
 $$;
 
+-- Rows of axis 0 that a shard has. Null for an array without axes.
+create or replace function tensorage.rows_per_shard(zarr json) returns bigint
+language sql immutable as $$ select (zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint $$;
+
+-- Number of the first shard of which nothing is among the first `rows` of an array.
+create or replace function tensorage.shard_behind(d public.datasets, rows bigint) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  extent bigint := tensorage.rows_per_shard(d.zarr);
+begin
+  return (rows / extent + (rows % extent > 0)::int) * tensorage.elements((tensorage.shard_grid(d.zarr, d.shape))[2:]);
+end
+$$;
+
 -- Numbers of the shards that a staged dataset must have: all of a new array, or those from the first that an append adds to.
 -- For an assignment, numbers of the shards that it may have.
 create or replace function tensorage.staged_shards(d public.datasets) returns int8range
@@ -28,16 +42,14 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
   row_shards bigint := tensorage.elements(grid[2:]);
-  extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
-  rows bigint;
 begin
   if d.append_to is null then
     return int8range(0, tensorage.elements(grid));
   elsif d.shape[1] = 0 then
     return 'empty';
   end if;
-  rows := d.base_rows + d.shape[1];
-  return int8range(d.base_rows / extent * row_shards, (rows / extent + (rows % extent > 0)::int) * row_shards);
+  return int8range(d.base_rows / tensorage.rows_per_shard(d.zarr) * row_shards,
+                   tensorage.shard_behind(d, d.base_rows + d.shape[1]));
 end
 $$;
 
@@ -61,7 +73,7 @@ create or replace function tensorage.rows_of_shard(d public.datasets, number big
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   grid bigint[] := tensorage.shard_grid(d.zarr, d.shape);
-  extent bigint := (d.zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
+  extent bigint := tensorage.rows_per_shard(d.zarr);
   low bigint;
 begin
   if cardinality(grid) = 0 then
@@ -220,8 +232,7 @@ begin
     target := tensorage.changed(target.id, added_bytes);
   end if;
   if exists (select from public.shards s where s.data_id = d.id and s.based_on is not null) then
-    insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
-      values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id into replaced;
+    replaced := tensorage.dataset_to_sweep(d);
     update public.shards t set data_id = replaced
      where t.data_id = target.id
        and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
