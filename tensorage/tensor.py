@@ -19,6 +19,7 @@ from tensorage.indexing.selection import Selection
 from tensorage.model.attributes import Attributes
 from tensorage.model.coords import Coords, as_coords, replace_coords
 from tensorage.model.memory import describe_bytes
+from tensorage.model.ragged import as_objects
 from tensorage.model.values import DLPACK_CPU
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.training.rows import RowsAhead, iterate_rows
@@ -207,10 +208,7 @@ class Tensor(OpenArray):
         content = self.read(...)
         if isinstance(content, list):
             # Samples of one length by chance make no array of more axes.
-            samples = np.empty(len(content), object)
-            for number, sample in enumerate(content):
-                samples[number] = sample
-            content = samples
+            content = as_objects(content, (len(content),))
         return np.asarray(content, dtype=dtype)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -229,8 +227,7 @@ class Tensor(OpenArray):
             raise BufferError("the elements of a stored array have to be read: copy=False is not possible")
         if self.dataset.ragged is not None or self.dtype.kind not in "biufc" or is_small_float(self.dtype):
             raise BufferError(
-                f"DLPack has no elements of dtype {self.dataset.ragged or self.dtype}: read them, with "
-                "np.asarray(handle)"
+                f"DLPack has no elements of dtype {self._elements}: read them, with np.asarray(handle)"
             )
         return np.asarray(self.read(...)).__dlpack__(**how)
 
@@ -360,10 +357,10 @@ class Tensor(OpenArray):
         return data_array_of(self.arrays, self.dataset, None if chunks is None else self.to_dask(chunks))
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Return the length of each element, of a ragged array or one of text, without the elements themselves.
+        """Return the length of each element of a ragged array, or of one of text.
 
-        Samples that are arrays have as many rows as their length. The length of bytes, and of text in UTF-8, is in
-        bytes.
+        The database sends the lengths alone. From Storage, all elements travel, since chunks hold both. Samples that
+        are arrays have as many rows as their length. The length of bytes, and of text in UTF-8, is in bytes.
 
         Raises
         ------

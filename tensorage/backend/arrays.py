@@ -274,8 +274,7 @@ class Arrays:
     ) -> Dataset:
         """Make an array without elements, which reads as a fill value until it is assigned to."""
         new = declare(key, shape, dtype, is_shared, options)
-        fill = as_element(fill_value, Dataset(0, key, (), new.dtype, 1))
-        return self._engine_for(new, engine).create(new, fill)
+        return self._engine_for(new, engine).create(new, as_element(fill_value, key, new.dtype))
 
     def resize(self, dataset: Dataset, rows: int | Sequence[int]) -> Dataset:
         """Give an array of this user another number of rows. Labels of rows that are cut off are cut off with them.

@@ -46,19 +46,11 @@ def as_assigned(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
 
     Tuples become records.
     """
-    is_plain = isinstance(value, list | tuple | int | float | complex | str | bytes) and not is_array(value)
-    array = _as_objects(value, dataset) if is_plain and dataset.dtype.names is not None else as_array(value)
-    cast = _fit(array, dataset.dtype, "values")
-    if cast is None:
-        raise DTypeError(
-            f"values of dtype {array.dtype} do not fit {dataset.key!r} of dtype {dataset.dtype}"
-            f"{_why(array, dataset.dtype)}: convert them yourself, {_how(dataset.dtype)}; nothing has changed"
-        )
-    return cast
+    return _cast_values(value, dataset.key, dataset.dtype)
 
 
-def as_element(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Cast a single value to the dtype of a dataset, as an array without dimensions. The number 0 fits any dtype.
+def as_element(value: npt.ArrayLike, key: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Cast a single value to the dtype of an array, as an array without dimensions. The number 0 fits any dtype.
 
     Raises
     ------
@@ -66,12 +58,12 @@ def as_element(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
         If it is not one element of the dtype.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value == 0:
-        return np.zeros((), dataset.dtype)
-    element = as_assigned(value, dataset)
+        return np.zeros((), dtype)
+    element = _cast_values(value, key, dtype)
     if element.shape:
         raise InvalidInputError(
-            f"creating {dataset.key!r}: the fill value is one element of dtype {dataset.dtype}, and not an array of "
-            f"shape {element.shape}"
+            f"creating {key!r}: the fill value is one element of dtype {dtype}, and not an array of shape "
+            f"{element.shape}"
         )
     return element
 
@@ -97,6 +89,18 @@ def flat_blocks(blocks: Iterable[npt.ArrayLike], dataset: Dataset) -> Iterator[n
             f"the blocks of {dataset.key!r} are {more}{came} rows, of shape {(came, *dataset.shape[1:])} together, and "
             f"the declared shape is {dataset.shape}: nothing was stored"
         )
+
+
+def _cast_values(value: npt.ArrayLike, key: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    is_plain = isinstance(value, list | tuple | int | float | complex | str | bytes) and not is_array(value)
+    array = _as_objects(value, key, dtype) if is_plain and dtype.names is not None else as_array(value)
+    cast = _fit(array, dtype, "values")
+    if cast is None:
+        raise DTypeError(
+            f"values of dtype {array.dtype} do not fit {key!r} of dtype {dtype}{_why(array, dtype)}: convert them "
+            f"yourself, {_how(dtype)}; nothing has changed"
+        )
+    return cast
 
 
 def _fit(array: npt.NDArray[Any], dtype: np.dtype[Any], rule: _Rule) -> npt.NDArray[Any] | None:
@@ -165,14 +169,14 @@ def _fit_records(array: npt.NDArray[Any], dtype: np.dtype[Any], rule: _Rule) -> 
     return cast
 
 
-def _as_objects(value: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
+def _as_objects(value: npt.ArrayLike, key: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Make records of tuples, each of whose fields holds the value as it was given."""
     try:
-        return np.array(value, _of_objects(dataset.dtype))
+        return np.array(value, _of_objects(dtype))
     except (TypeError, ValueError) as error:
         raise DTypeError(
-            f"these values make no records for {dataset.key!r} of dtype {dataset.dtype}: {error}. Give tuples, one for "
-            "each record, or an array of that dtype; nothing has changed"
+            f"these values make no records for {key!r} of dtype {dtype}: {error}. Give tuples, one for each record, or "
+            "an array of that dtype; nothing has changed"
         ) from error
 
 

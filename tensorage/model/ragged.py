@@ -359,8 +359,8 @@ def _block(encoded: Sequence[bytes]) -> Block:
     return Block(np.cumsum([len(one) for one in encoded], dtype=np.int64), b"".join(encoded))
 
 
-def as_objects(elements: Iterable[bytes], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return encoded elements, in C order, as an array of objects."""
+def as_objects(elements: Iterable[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return elements, in C order, as an array of objects. Elements that are arrays make no further axes."""
     objects = np.empty(shape, object)
     flat = objects.reshape(-1)
     for number, element in enumerate(elements):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import psycopg
@@ -124,8 +125,7 @@ def test_fill_values_of_all_kinds(store: TensorStore, dtype: Any, fill: Any) -> 
 
 
 def test_small_floats_have_fill_values(store: TensorStore) -> None:
-    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
-    store.create("x", shape=(3,), dtype=bfloat16, fill_value=1.5)
+    store.create("x", shape=(3,), dtype=ml_dtypes.bfloat16, fill_value=1.5)
     assert store["x"].tolist() == [1.5] * 3
 
 
