@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tensor"]
 
+#: Types of the number of a row. Loops ask for each of their rows whether it is one.
+_NUMBERS = (int, np.integer)
+
 #: Advice for libraries that know elements of one length alone.
 _READ_IN_PARTS = "Read it in parts, such as handle[:1000], or by batches()"
 
@@ -143,9 +146,9 @@ class Tensor(OpenArray):
         InvalidInputError
             If there is no field of such a name, which is a `ValueError`, as numpy raises it.
         """
-        is_row = isinstance(selection, int | np.integer) and not isinstance(selection, bool)
+        is_row = isinstance(selection, _NUMBERS) and not isinstance(selection, bool)
         # A cache has its own way to be quick, and to stay up to date.
-        if is_row and self.ndim and self.reader is None:
+        if is_row and self.reader is None and self.ndim:
             return self._rows.read(self, int(cast("int", selection)))
         return self.read(selection)
 
