@@ -171,7 +171,7 @@ class TensorStore(MutableMapping[str, Any]):
             If the selection does not fit the shape, as numpy raises it.
         """
         name, selection = split_key(key)
-        return self.open(name).read(... if selection is None else selection)
+        return self.arrays.read_key(self.full_key(name), ... if selection is None else selection)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
         """Store an array, ``store[key] = array``, or assign to a selection, ``store[key, i, j, ...] = value``.
@@ -192,7 +192,7 @@ class TensorStore(MutableMapping[str, Any]):
         """
         name, selection = split_key(key)
         if selection is not None:
-            self.open(name)[selection] = value
+            self.arrays.assign_to_key(self.full_key(name), selection, value)
             return
         if is_dataset(value):
             self._storing().write_dataset(self.full_key(name), cast("Any", value))

@@ -225,7 +225,11 @@ def test_a_small_array_is_one_request_each_way(rows: TensorStore) -> None:
     rows["x"] = np.arange(10)
     assert requests_of(rows.backend) == before + 1
     assert rows["x"].sum() == 45
-    assert requests_of(rows.backend) == before + 3, "open and read"
+    assert requests_of(rows.backend) == before + 2
+    rows["x", 3] = 7
+    assert requests_of(rows.backend) == before + 3
+    assert rows["x", 3:5].sum() == 11
+    assert requests_of(rows.backend) == before + 4
 
 
 def test_read_into_out(store: TensorStore) -> None:

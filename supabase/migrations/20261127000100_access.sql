@@ -183,10 +183,25 @@ begin
 end
 $$;
 
--- The array that a reader opened, if the caller may read it and its elements are still the same. Every reading function
--- checks by this and by nothing else: what it reads afterwards is found by the id that is returned here. An array that the
--- caller may not read gives the same error as one that does not exist.
-create or replace function tensorage.readable(data_id bigint, version bigint, engine text default 'database')
+-- True if an array is what a client remembers, which did not look at the catalogue again: {"key": its key, "owner": an address
+-- or the id of an account, null for the caller's own arrays, "shape": its shape}. True of anything if the client remembers
+-- nothing. The key and the owner's address may lead to another array by now, and a selection means other elements in another
+-- shape.
+create or replace function tensorage.is_as_known(d public.datasets, known jsonb) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return known is null or coalesce(
+    d.key = known ->> 'key' and to_jsonb(d.shape) = known -> 'shape'
+    and case when known ->> 'owner' is null then d.user_id = tensorage.me()
+             else d.user_id = any (tensorage.accounts(known ->> 'owner')) end, false);
+end
+$$;
+
+-- The array that a reader opened, if the caller may read it and its elements are still the same, and if it is what the client
+-- remembers. Every reading function checks by this and by nothing else: what it reads afterwards is found by the id that is
+-- returned here. An array that the caller may not read gives the same error as one that does not exist.
+create or replace function tensorage.readable(
+  data_id bigint, version bigint, engine text default 'database', known jsonb default null)
 returns public.datasets
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -196,7 +211,7 @@ begin
   -- By the id alone: only the primary key answers that, whatever PostgreSQL thinks of the size of the table.
   select * into d from public.datasets s where s.id = readable.data_id;
   if d.id is null or d.state <> 'committed' or (d.user_id = me or tensorage.is_shared_with_me(d.user_id, d.key)) is not true
-     or (readable.version between d.stable_since and d.version) is not true then
+     or (readable.version between d.stable_since and d.version) is not true or not tensorage.is_as_known(d, known) then
     raise exception using errcode = 'TS003', message = 'the array has changed since it was opened';
   end if;
   return tensorage.of_engine(d, engine);
@@ -237,7 +252,8 @@ end
 $$;
 
 -- The array as a writer opened it, locked against other writers, if the caller may write to it.
-create or replace function tensorage.assignable(data_id bigint, version bigint, engine text default 'database')
+create or replace function tensorage.assignable(
+  data_id bigint, version bigint, engine text default 'database', known jsonb default null)
 returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -259,7 +275,7 @@ begin
   end if;
   -- It may have been renamed meanwhile, to a key that is not shared.
   if d.id is null or not tensorage.may_use(d.user_id, d.key, true) or d.state <> 'committed'
-     or (d.fill is not null) <> has_fill
+     or (d.fill is not null) <> has_fill or not tensorage.is_as_known(d, known)
      -- Elements that others have written meanwhile do not matter to a writer of other ones. Elsewhere, an earlier step of the
      -- same transaction may have changed the array: its version was looked at before the first one.
      or not (has_fill

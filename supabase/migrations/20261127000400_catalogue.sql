@@ -1,14 +1,16 @@
 -- tensorage: descriptions, names and attributes of arrays. Nothing here touches elements.
 
 -- The description of a dataset, for callers who have its owner's address and know whether it is shared; with the shares of it
--- if the owner asks for them. Without settings of its own, so that it becomes a part of the query that calls it.
-create or replace function tensorage.describe_as(d public.datasets, owner text, is_shared boolean, shares json) returns json
+-- if the owner asks for them, and with the version of the schema for a client that does not know it yet. Without settings of
+-- its own, so that it becomes a part of the query that calls it.
+create or replace function tensorage.describe_as(
+  d public.datasets, owner text, is_shared boolean, shares json, schema int default null) returns json
 language sql stable as $$
   select json_build_object(
     'id', d.id, 'user_id', d.user_id, 'owner', owner, 'key', d.key, 'shape', d.shape, 'dtype', d.dtype, 'chunk', d.block_size,
     'engine', d.engine, 'is_shared', is_shared, 'shares', shares, 'stored_bytes', d.stored_bytes, 'attrs', d.attrs, 'dims', d.dims,
     'state', d.state, 'version', d.version, 'created_at', d.created_at, 'updated_at', d.updated_at,
-    'fill', encode(d.fill, 'base64'),
+    'fill', encode(d.fill, 'base64'), 'schema', schema,
     -- Text, because a number could change on its way through jsonb.
     'zarr', d.zarr::text)
 $$;
@@ -17,7 +19,7 @@ $$;
 create or replace function tensorage.describe(d public.datasets) returns json
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  return tensorage.describe_as(d, tensorage.address_of(d.user_id), tensorage.is_shared(d), null);
+  return tensorage.describe_as(d, tensorage.address_of(d.user_id), tensorage.is_shared(d), null, public.tensorage_version());
 end
 $$;
 

@@ -129,7 +129,8 @@ $$;
 -- Begins an assignment of several requests: a staged dataset, for tensorage_patch, or for objects and
 -- tensorage_put_shards. Reserves as much as the array takes.
 create or replace function public.tensorage_begin_assign(
-  data_id bigint, version bigint, operation uuid default null, engine text default 'database') returns json
+  data_id bigint, version bigint, operation uuid default null, engine text default 'database', known jsonb default null)
+returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   before json := tensorage.begun(operation);
@@ -139,7 +140,7 @@ begin
   if before is not null then
     return before;
   end if;
-  target := tensorage.assignable(data_id, version, engine);
+  target := tensorage.assignable(data_id, version, engine, known);
   insert into public.datasets (
       user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, assign_to, assign_version, fill, expires_at)
     values (

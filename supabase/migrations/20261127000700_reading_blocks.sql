@@ -224,14 +224,16 @@ $$;
 
 -- Functions of the API -----------------------------------------------------------------------------
 
+-- `known` of all reading functions: what the client remembers of the array, for tensorage.is_as_known.
+
 -- The elements at rows[i] + runs[j] .. + run_length - 1, for every i and j, i outermost.
 create or replace function public.tensorage_read(
-  data_id bigint, version bigint, rows bigint[], runs bigint[], run_length bigint)
+  data_id bigint, version bigint, rows bigint[], runs bigint[], run_length bigint, known jsonb default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  d public.datasets := tensorage.readable(data_id, version);
+  d public.datasets := tensorage.readable(data_id, version, known => known);
   n int := cardinality(rows);
   m int := cardinality(runs);
   -- Not bigints, which may overflow: a client may send any numbers.
@@ -282,12 +284,12 @@ $$;
 
 -- The elements at starts[i] .. + lengths[i] - 1, for every i.
 create or replace function public.tensorage_read_spans(
-  data_id bigint, version bigint, starts bigint[], lengths bigint[])
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], known jsonb default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  d public.datasets := tensorage.readable(data_id, version);
+  d public.datasets := tensorage.readable(data_id, version, known => known);
   n int := cardinality(starts);
   extent numeric := starts[n]::numeric - starts[1] + lengths[n];
   wanted numeric;
@@ -318,11 +320,11 @@ $$;
 -- Bytes offsets[k] .. + sizes[k] - 1, for every k, of each record at starts[i] .. + lengths[i] - 1, for every i: fields of
 -- records, without the rest of them.
 create or replace function public.tensorage_read_fields(
-  data_id bigint, version bigint, starts bigint[], lengths bigint[], offsets int[], sizes int[])
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], offsets int[], sizes int[], known jsonb default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  d public.datasets := tensorage.readable(data_id, version);
+  d public.datasets := tensorage.readable(data_id, version, known => known);
   records bytea;
 begin
   if cardinality(offsets) is distinct from cardinality(sizes) or coalesce(cardinality(offsets), 0) = 0
@@ -332,7 +334,7 @@ begin
   end if;
   perform tensorage.check_pieces((select coalesce(sum(length), 0) from unnest(lengths) length) * cardinality(offsets));
   -- Checks what is asked for, and that all of it is there.
-  records := public.tensorage_read_spans(data_id, version, starts, lengths);
+  records := public.tensorage_read_spans(data_id, version, starts, lengths, known);
   -- Records and fields are not joined: PostgreSQL may join from either side, which would change the order.
   return coalesce((
     select string_agg(substr(records, s.at, s.size), '')

@@ -565,7 +565,8 @@ begin
 end
 $$;
 
--- Changes elements of an array, in one request. Header: data_id. Meta: version, operation, and the places of the elements.
+-- Changes elements of an array, in one request. Header: data_id. Meta: version, operation, the places of the elements, and what
+-- the client remembers of the array, for tensorage.is_as_known.
 create or replace function public.tensorage_assign(bytea) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -577,7 +578,7 @@ begin
   if before is not null then
     return before;
   end if;
-  d := tensorage.assignable(h.data_id, (h.meta ->> 'version')::bigint);
+  d := tensorage.assignable(h.data_id, (h.meta ->> 'version')::bigint, known => (h.meta -> 'known')::jsonb);
   return tensorage.answer(operation, tensorage.describe(tensorage.changed(
     d.id, tensorage.patch(d, d.id, tensorage.parse_spans(h), $1, h.elements_at))));
 end

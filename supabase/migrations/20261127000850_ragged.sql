@@ -308,11 +308,12 @@ end
 $$;
 
 -- The array to read from, after the checks of what is asked for.
-create or replace function tensorage.ragged(data_id bigint, version bigint, starts bigint[], lengths bigint[])
+create or replace function tensorage.ragged(
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], known jsonb default null)
 returns public.datasets
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  d public.datasets := tensorage.readable(data_id, version);
+  d public.datasets := tensorage.readable(data_id, version, known => known);
   wanted numeric;
   are_inside boolean;
 begin
@@ -356,12 +357,13 @@ $$;
 -- bytes of the elements. Answers 413 where that would be more than 16 MiB.
 -- If `part` and `most` are given, the answer is nothing but so many bytes of a single element, from byte `part` on.
 create or replace function public.tensorage_read_ragged(
-  data_id bigint, version bigint, starts bigint[], lengths bigint[], part bigint default null, most int default null)
+  data_id bigint, version bigint, starts bigint[], lengths bigint[], part bigint default null, most int default null,
+  known jsonb default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-  d public.datasets := tensorage.ragged(data_id, version, starts, lengths);
+  d public.datasets := tensorage.ragged(data_id, version, starts, lengths, known);
   found tensorage.ragged_pieces;
   elements bytea;
 begin

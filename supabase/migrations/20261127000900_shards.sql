@@ -265,7 +265,8 @@ $$;
 --   8  8  bytes of the object 20  4  bytes of the index          and then the index: see public.shards
 -- With a version: of an array as it was opened. Without: of a dataset that the caller is writing, as many of the
 -- shards as there are.
-create or replace function public.tensorage_shards(data_id bigint, version bigint, numbers bigint[])
+create or replace function public.tensorage_shards(
+  data_id bigint, version bigint, numbers bigint[], known jsonb default null)
 returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -277,7 +278,7 @@ declare
   answer_bytes bigint;
 begin
   if version is not null then
-    d := tensorage.readable(data_id, version, 'storage');
+    d := tensorage.readable(data_id, version, 'storage', known);
   else
     select * into d from public.datasets s where s.id = tensorage_shards.data_id;
     if not tensorage.is_writing(d) then

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
+from tensorage.backend.entries import EntryMemory
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.sharing import Sharing
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 __all__ = ["Arrays", "OpenArray", "Reader", "TransferOf"]
 
 T = TypeVar("T")
+
+#: Errors of an operation on an array that is remembered, and has changed since. Mistakes of a caller are raised again
+#: once the array was looked at.
+_OUT_OF_DATE = (ChangedError, IndexError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Arrays:
         KeyNotFoundError
             If there is no committed array under the key that this user may see.
         """
-        return self._catalogue.open(key)
+        return self._remember(self._catalogue.open(key))
 
     def find(self, key: str) -> Dataset | None:
         """Return the entry of an array, or None if there is none that this user may see."""
@@ -147,6 +152,7 @@ class Arrays:
         """
         self.check_own(f"deleting {key!r}")
         self._catalogue.remove(key)
+        self._memory.forget(self.owner, key)
 
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays of this user whose keys begin with `prefix`, in one transaction. Return their number."""
@@ -161,7 +167,7 @@ class Arrays:
     def rename(self, key: str, new_key: str, *, overwrite: bool = False) -> Dataset:
         """Give an array of this user another key. With `overwrite`, an array under that key is replaced."""
         self.check_own(f"renaming {key!r}")
-        return self._catalogue.rename(key, new_key, overwrite=overwrite)
+        return self._remember(self._catalogue.rename(key, new_key, overwrite=overwrite))
 
     def sharing(self, asked: str) -> Sharing:
         """Return the shares of this user's own arrays, for something that was asked."""
@@ -226,9 +232,9 @@ class Arrays:
         array = as_array(data)
         if is_of_text(array):
             self.check_own(f"storing {key!r}")
-            return self._ragged.write_text(key, array, engine=engine, is_shared=is_shared, options=options)
+            return self._ragged().write_text(key, array, engine=engine, is_shared=is_shared, options=options)
         new = declare(key, array.shape, array.dtype, is_shared, options)
-        return self._engine_for(new, engine).store(array, new)
+        return self._remember(self._engine_for(new, engine).store(array, new))
 
     def write_ragged(
         self,
@@ -242,7 +248,7 @@ class Arrays:
     ) -> Dataset:
         """Store samples of any length: all of them become visible in one step, or nothing is stored."""
         self.check_own(f"storing {key!r}")
-        return self._ragged.write(key, samples, dtype, engine=engine, is_shared=is_shared, options=options)
+        return self._ragged().write(key, samples, dtype, engine=engine, is_shared=is_shared, options=options)
 
     def write_blocks(
         self,
@@ -274,7 +280,8 @@ class Arrays:
     ) -> Dataset:
         """Make an array without elements, which reads as a fill value until it is assigned to."""
         new = declare(key, shape, dtype, is_shared, options)
-        return self._engine_for(new, engine).create(new, as_element(fill_value, key, new.dtype))
+        made = self._engine_for(new, engine).create(new, as_element(fill_value, key, new.dtype))
+        return self._remember(made)
 
     def resize(self, dataset: Dataset, rows: int | Sequence[int]) -> Dataset:
         """Give an array of this user another number of rows. Labels of rows that are cut off are cut off with them.
@@ -289,7 +296,8 @@ class Arrays:
         self.check_own(f"resizing {dataset.key!r}")
         refuse_ragged("resizing", dataset, "Append to it, or write it anew as a whole")
         wanted = rows_to_have(dataset, rows)
-        return self._engine(dataset.engine).resize(dataset, wanted, shorten_coords(dataset, wanted))
+        resized = self._engine(dataset.engine).resize(dataset, wanted, shorten_coords(dataset, wanted))
+        return self._remember(resized)
 
     def write_with(
         self,
@@ -344,7 +352,7 @@ class Arrays:
         """
         kept: ArrayOptions = {"attrs": dataset.attrs, "dims": dataset.dims, "coords": dataset.coords}
         if dataset.ragged is not None:
-            return self._ragged.copy(dataset, new_key, engine or dataset.engine, {**kept, **options})
+            return self._ragged().copy(dataset, new_key, engine or dataset.engine, {**kept, **options})
         new = declare(new_key, dataset.shape, dataset.dtype, False, {**kept, **options})
         # Only the written side shows a bar: both sides move the same bytes.
         source = self.quietly()._engine(dataset.engine)
@@ -409,8 +417,8 @@ class Arrays:
         while True:
             try:
                 if known is not None and known.ragged is not None:
-                    return self._ragged.append(known, data, lambda: self.open(key))
-                return self._engine(engine).append(key, data, known)
+                    return self._remember(self._ragged().append(known, data, lambda: self.open(key)))
+                return self._remember(self._engine(engine).append(key, data, known))
             except OtherEngineError as error:
                 if isinstance(data, Iterator):
                     raise ChangedError(
@@ -420,8 +428,20 @@ class Arrays:
                 known = error.dataset
                 engine = known.engine
 
-    def assign(self, dataset: Dataset, selection: Selection, value: npt.ArrayLike) -> Dataset:
+    def assign(
+        self,
+        dataset: Dataset,
+        selection: Selection,
+        value: npt.ArrayLike,
+        *,
+        known: Mapping[str, Any] | None = None,
+    ) -> Dataset:
         """Assign to a selection of a stored array, as numpy does it: all of it, or nothing.
+
+        Parameters
+        ----------
+        known
+            What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
 
         Raises
         ------
@@ -436,7 +456,26 @@ class Arrays:
                 "assigned whole. Read them, change the field, and assign them: records = handle[10:20]; "
                 f"records[{fields.names[0]!r}] = ...; handle[10:20] = records. Nothing has changed"
             )
-        return self._engine(dataset.engine).assign(dataset, selection, value)
+        return self._remember(self._engine(dataset.engine, known).assign(dataset, selection, value))
+
+    def assign_to_key(self, key: str, selection: Selection, value: npt.ArrayLike) -> None:
+        """Assign to a selection of the array under a key, by one request if its entry is remembered.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is no committed array under the key that this user may see.
+        """
+        known = self._memory.find(self.owner, key)
+        # Storage takes several requests, and its objects belong to one version.
+        if known is not None and known.engine == "database" and known.ragged is None:
+            try:
+                # Without elements to assign, nothing was asked for.
+                if self.assign(known, selection, value, known=self._knowledge(known)) is not known:
+                    return
+            except _OUT_OF_DATE:
+                self._memory.forget(self.owner, key)
+        OpenArray(self, self.open(key)).on_latest(lambda now: self.assign(now, selection, value))
 
     def compact(self, key: str) -> int:
         """Merge small neighbouring blocks of an array of this user, and return the number of blocks saved."""
@@ -445,7 +484,40 @@ class Arrays:
 
     # Reading --------------------------------------------------------------------------------------------
 
-    def read(self, dataset: Dataset, selection: Selection, *, out: npt.NDArray[Any] | None = None) -> Any:
+    def read_key(self, key: str, selection: Selection = ...) -> Any:
+        """Return ``array[selection]`` of the array under a key.
+
+        One request does for a whole array of the database of at most 8 MiB, and for a part of an array whose entry is
+        remembered. The request itself checks what is remembered, so that a change by others is seen.
+
+        Raises
+        ------
+        KeyNotFoundError
+            If there is no committed array under the key that this user may see.
+        """
+        known = self._memory.find(self.owner, key)
+        if selection is ... and (known is None or _may_come_along(known)):
+            [(entry, content)] = self._look([key])
+            return OpenArray(self, entry).read() if content is None else _as_array(entry, content)
+        if known is not None:
+            try:
+                elements = self.read(known, selection, known=self._knowledge(known))
+            except _OUT_OF_DATE:
+                self._memory.forget(self.owner, key)
+            else:
+                # Without elements to read, nothing was asked for.
+                if len(elements) if isinstance(elements, list) else np.size(elements):
+                    return elements
+        return OpenArray(self, self.open(key)).read(selection)
+
+    def read(
+        self,
+        dataset: Dataset,
+        selection: Selection,
+        *,
+        out: npt.NDArray[Any] | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Return ``array[selection]`` of a stored array, as numpy would, or fields of it.
 
         Parameters
@@ -454,6 +526,8 @@ class Arrays:
             Of an array of records, it may begin with the name of a field, or a list of names.
         out
             Array of the result's shape and dtype, filled and returned in place of a new one.
+        known
+            What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
 
         Raises
         ------
@@ -461,8 +535,8 @@ class Arrays:
             If the array is not what it was when `dataset` was opened.
         """
         if dataset.ragged is not None:
-            return self._ragged.read(dataset, selection, out)
-        engine = self._engine(dataset.engine)
+            return self._ragged(known).read(dataset, selection, out)
+        engine = self._engine(dataset.engine, known)
         fields, rest = split_fields(selection, dataset.dtype)
         if fields is None:
             return engine.read(dataset, rest, out)
@@ -478,7 +552,7 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
-        return self._ragged.lengths(dataset)
+        return self._ragged().lengths(dataset)
 
     def read_many(self, keys: Sequence[str] | None, below: str | None = None) -> list[tuple[Dataset, Any]]:
         """Read whole arrays as they are at one moment: see `tensorage.backend.catalogue.Catalogue.look`.
@@ -487,7 +561,7 @@ class Arrays:
         """
 
         def look() -> list[tuple[Dataset, bytes | None]]:
-            return self._catalogue.look(keys, below)
+            return self._look(keys, below)
 
         def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, Any]]:
             contents = self._read_rest(found)
@@ -518,7 +592,7 @@ class Arrays:
             for number, entry in zip(rest, entries, strict=True):
                 if _may_come_along(entry) and entry.nbytes <= room:
                     room, taken = room - entry.nbytes, [*taken, number]
-            again = self._catalogue.look([found[number][0].key for number in taken])
+            again = self._look([found[number][0].key for number in taken])
             for number, (entry, content) in zip(taken, again, strict=True):
                 if content is None or (entry.id, entry.version) != (
                     found[number][0].id,
@@ -536,7 +610,7 @@ class Arrays:
     def check_unchanged(self, dataset: Dataset) -> None:
         """Raise `ChangedError` if the elements have changed since `dataset` was opened. The array has to have some."""
         if dataset.ragged is not None:
-            self._ragged.check_unchanged(dataset)
+            self._ragged().check_unchanged(dataset)
             return
         self._engine(dataset.engine).check_unchanged(dataset)
 
@@ -563,9 +637,8 @@ class Arrays:
 
     # Engines --------------------------------------------------------------------------------------------
 
-    @property
-    def _ragged(self) -> RaggedArrays:
-        return RaggedArrays(self.project.transfer, self.quiet, self.owner)
+    def _ragged(self, known: Mapping[str, Any] | None = None) -> RaggedArrays:
+        return RaggedArrays(self.project.transfer, self.quiet, self.owner, known)
 
     @property
     def _catalogue(self) -> Catalogue:
@@ -575,18 +648,42 @@ class Arrays:
         self.check_own(f"storing {new.key!r}")
         return self._engine(resolve_engine(choice, new))
 
-    def _engine(self, name: Engine) -> ArrayEngine:
+    def _engine(self, name: Engine, known: Mapping[str, Any] | None = None) -> ArrayEngine:
         if name == "database":
-            return BlockEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
-        return self._zarr_engine()
+            transfer = self.project.transfer
+            return BlockEngine(transfer, self.open, quiet=self.quiet, owner=self.owner, known=known)
+        return self._zarr_engine(known)
 
-    def _zarr_engine(self) -> ZarrEngine:
+    def _zarr_engine(self, known: Mapping[str, Any] | None = None) -> ZarrEngine:
         try:
             from tensorage.backend.zarr.zarr_engine import ZarrEngine
         # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
             raise missing_package("arrays of engine='storage'", error, "storage") from error
-        return ZarrEngine(self.project.transfer, self.open, quiet=self.quiet, owner=self.owner)
+        transfer = self.project.transfer
+        return ZarrEngine(transfer, self.open, quiet=self.quiet, owner=self.owner, known=known)
+
+    # Entries that are remembered ------------------------------------------------------------------------
+
+    @property
+    def _memory(self) -> EntryMemory:
+        return self.project.transfer.entries
+
+    def _look(
+        self, keys: Sequence[str] | None, below: str | None = None
+    ) -> list[tuple[Dataset, bytes | None]]:
+        found = self._catalogue.look(keys, below)
+        for entry, _ in found:
+            self._remember(entry)
+        return found
+
+    def _remember(self, entry: Dataset) -> Dataset:
+        self._memory.remember(self.owner, entry)
+        return entry
+
+    def _knowledge(self, entry: Dataset) -> dict[str, Any]:
+        """Return what the database has to check if an entry is used without a look at the catalogue."""
+        return {"key": entry.key, "owner": self.owner, "shape": entry.shape}
 
 
 def _is_even(data: Any) -> bool:

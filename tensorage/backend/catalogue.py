@@ -82,12 +82,7 @@ class Catalogue:
 
     def open(self, key: str) -> Dataset:
         """Return the entry of an array."""
-        try:
-            check_key(key)
-        except InvalidInputError as error:
-            raise KeyNotFoundError(
-                f"opening {reprlib.repr(key)}: there is no such array, because {error}"
-            ) from error
+        _check_asked_for(key)
         return self._fetch_entry(
             "tensorage_open", {"key": key, **self._whose}, self._ask_owner(f"opening {key!r}")
         )
@@ -116,16 +111,16 @@ class Catalogue:
             If one of `keys` has no array.
         """
         for key in keys or ():
-            check_key(key)
+            _check_asked_for(key)
         arguments = {"keys": keys, "below": below, "max_bytes": MAX_REQUEST_BYTES, **self._whose}
-        asked = self._ask_owner(
-            f"reading {reprlib.repr(list(keys or ()))}" if below is None else f"reading {below!r}"
-        )
+        several = reprlib.repr(list(keys or ())) if keys is None or len(keys) != 1 else repr(keys[0])
+        asked = self._ask_owner(f"reading {several if below is None else repr(below)}")
         answer = self._transfer.read("tensorage_read_many", arguments, asked)
         at = 4 + int.from_bytes(answer[:4], "big")
         found: list[tuple[Dataset, bytes | None]] = []
         for row in json.loads(answer[4:at]):
             nbytes = row["bytes"]
+            self._transfer.learn_version(row["entry"].get("schema"))
             found.append(
                 (Dataset.from_json(row["entry"]), None if nbytes is None else answer[at : at + nbytes])
             )
@@ -207,4 +202,16 @@ class Catalogue:
         return self._fetch_entry("tensorage_annotate", arguments, f"describing {dataset.key!r}")
 
     def _fetch_entry(self, function: str, arguments: Mapping[str, Any], asked: str) -> Dataset:
-        return Dataset.from_json(self._transfer.call(function, arguments, asked))
+        row = self._transfer.call(function, arguments, asked)
+        self._transfer.learn_version(row.get("schema"))
+        return Dataset.from_json(row)
+
+
+def _check_asked_for(key: str) -> None:
+    """Raise as for an array that is not there if a key is none."""
+    try:
+        check_key(key)
+    except InvalidInputError as error:
+        raise KeyNotFoundError(
+            f"opening {reprlib.repr(key)}: there is no such array, because {error}"
+        ) from error

@@ -56,6 +56,8 @@ class EngineBase:
         Never show a progress bar.
     owner
         Address, or id of the account, of somebody whose arrays these are. None for this user's own arrays.
+    known
+        What is remembered of the array: see `tensorage.backend.transfer.Work`.
     """
 
     name: ClassVar[Engine]
@@ -67,7 +69,9 @@ class EngineBase:
         *,
         quiet: bool,
         owner: str | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
+        self._known = known
         self._transfer = transfer
         self._open = open_array
         self._quiet = quiet
@@ -87,7 +91,7 @@ class EngineBase:
         return dataset
 
     def _work(self, verb: str, dataset: Dataset) -> Work:
-        return Work(self._transfer, dataset, f"{verb} {dataset.key!r}", self._quiet)
+        return Work(self._transfer, dataset, f"{verb} {dataset.key!r}", self._quiet, self._known)
 
 
 class ArrayEngine(Protocol):

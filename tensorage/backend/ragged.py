@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,11 +58,14 @@ class RaggedArrays:
         Never show a progress bar.
     owner
         Owner of the arrays. None for this user.
+    known
+        What is remembered of the array: see `tensorage.backend.transfer.Work`.
     """
 
     transfer: Transfer
     quiet: bool
     owner: str | None = None
+    known: Mapping[str, Any] | None = None
 
     def write(
         self,
@@ -195,7 +198,7 @@ class RaggedArrays:
         # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
             raise missing_package("arrays of engine='storage'", error, "storage") from error
-        return RaggedObjects(self.transfer, self.quiet)
+        return RaggedObjects(self.transfer, self.quiet, self.known)
 
     @property
     def _writer(self) -> RaggedWriter:
@@ -260,7 +263,7 @@ class RaggedArrays:
             yield from part if isinstance(part, list) else part.astype(object).flat
 
     def _work(self, verb: str, dataset: Dataset) -> Work:
-        return Work(self.transfer, dataset, f"{verb} {dataset.key!r}", self.quiet)
+        return Work(self.transfer, dataset, f"{verb} {dataset.key!r}", self.quiet, self.known)
 
 
 def _type_of(dataset: Dataset) -> Ragged:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
+from tensorage.backend.entries import EntryMemory
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
-from tensorage.backend.wire.http import PARALLEL, Http, Login, Request, TooMuchError
+from tensorage.backend.wire.http import PARALLEL, Answer, Http, Login, Request, TooMuchError
 from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, end_waits_on
 from tensorage.backend.wire.progress import Advance, progress
-from tensorage.errors import BackendUnavailableError
+from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.types import Dataset
 
 __all__ = ["MEDIA_TYPE", "Project", "Transfer", "Work"]
@@ -31,6 +32,9 @@ MEDIA_TYPE = "application/vnd.tensorage"
 
 #: Function that tells the version of the project's migrations.
 VERSION_FUNCTION = "tensorage_version"
+
+#: Functions that change nothing, and whose answers tell the version of the project's migrations.
+_TELLING_FUNCTIONS = frozenset({"tensorage_open", "tensorage_read_many"})
 
 #: Functions that may change the array under a key, or remove it.
 CHANGING_FUNCTIONS = frozenset(
@@ -74,6 +78,8 @@ class Transfer:
     http: Http = field(init=False, repr=False)
     #: Number that grows with every request that may have changed an array, failed requests included.
     changes: int = field(default=0, init=False, repr=False)
+    #: Entries of arrays that requests have told of.
+    entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
     _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _version_fits: bool = field(default=False, init=False, repr=False)
 
@@ -149,11 +155,9 @@ class Transfer:
         self.http.close()
 
     def _json(self, function: str, body: Sequence[bytes | memoryview], content_type: str, asked: str) -> Any:
-        if function != VERSION_FUNCTION:
-            self._check_version_once()
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         try:
-            answer = self.http.ask(Request("POST", _path(function), headers, body), asked)
+            answer = self._ask(function, Request("POST", _path(function), headers, body), asked)
         finally:
             if function in CHANGING_FUNCTIONS:
                 self.changes += 1
@@ -168,13 +172,38 @@ class Transfer:
     def _bytes(
         self, function: str, arguments: Mapping[str, Any], out: memoryview | None, asked: str
     ) -> bytes:
-        self._check_version_once()
         headers = {"Content-Type": "application/json", "Accept": MEDIA_TYPE}
         request = Request("POST", _path(function), headers, [as_json(arguments)], out)
-        return self.http.ask(request, asked).body
+        return self._ask(function, request, asked).body
+
+    def _ask(self, function: str, request: Request, asked: str) -> Answer:
+        """Send a request of a function, once the version of the migrations is known, or if the answer tells it."""
+        if function == VERSION_FUNCTION:
+            return self.http.ask(request, asked)
+        if self._version_fits or function not in _TELLING_FUNCTIONS:
+            self._check_version_once()
+            return self.http.ask(request, asked)
+        try:
+            return self.http.ask(request, asked)
+        except TensorageError:
+            # Other migrations give misleading errors.
+            self._check_version_once()
+            raise
+
+    def learn_version(self, version: Any) -> None:
+        """Check the version of the migrations that an answer tells, so that no request of its own has to.
+
+        Raises
+        ------
+        SchemaError
+            If the project has other migrations than this client needs.
+        """
+        if not self._version_fits:
+            check_version(version)
+            self._version_fits = True
 
     def _check_version_once(self) -> None:
-        """Check the migrations before the first request: others would give wrong answers, or misleading errors."""
+        """Check the migrations: others would give wrong answers, or misleading errors."""
         if self._version_fits:
             return
         with self._version_lock:
@@ -216,12 +245,27 @@ class Work:
         Beginning of error messages: ``reading 'weather'``.
     quiet
         Never show a bar.
+    known
+        Key, owner and shape of an array whose entry was remembered, for the database to check. None for an array that
+        was looked at.
     """
 
     transfer: Transfer
     dataset: Dataset
     asked: str
     quiet: bool = True
+    known: Mapping[str, Any] | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Arguments that name the array in a request, in the version that was opened."""
+        return {"data_id": self.dataset.id, **self.checks}
+
+    @property
+    def checks(self) -> dict[str, Any]:
+        """Arguments by which the database checks that the array is as the client knows it."""
+        version = {"version": self.dataset.version}
+        return version if self.known is None else {**version, "known": self.known}
 
     @classmethod
     def reading(cls, transfer: Transfer, dataset: Dataset, *, quiet: bool = True) -> Work:

@@ -234,6 +234,8 @@ class Login:
         def hold() -> None:
             with self.lock:
                 if self.loan is None and self.session is None:
+                    # Whoever holds the login is about to send requests. The SDK has connections of its own.
+                    self.transfer.http.open_ahead()
                     self._login()
                 self._holders += 1
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorage.backend.entries import EntryMemory
 from tensorage.backend.staging import abort, new_operation, sweep
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.faults import Fault, OtherDTypeError, StoredElsewhereError, error_of
@@ -66,6 +67,8 @@ class Recorder(Transfer):
     def __init__(self, transfer: Transfer) -> None:
         super().__init__(transfer.base_url, transfer.login, transfer.parallel, transfer.patience)
         self.http = transfer.http
+        # A step needs an array that was opened, and reads see nothing of what the transaction changes.
+        self.entries = EntryMemory(most=0)
         self._transfer = transfer
         self.steps: list[Step] = []
         #: Staged datasets, as they were begun, with the arguments of their beginning.
@@ -121,11 +124,8 @@ class Recorder(Transfer):
                 f"{asked}: this cannot be a part of a transaction. Arrays are stored, appended to, assigned to and "
                 "deleted there. Do it before or after."
             )
-        if function == "tensorage_open" and arguments["key"] in self._replaced:
-            raise InvalidInputError(
-                f"{asked}: this transaction stores or deletes it, and it is not there before the end. Give the array "
-                "its content before it is stored."
-            )
+        if function == "tensorage_open":
+            self._check_is_there([arguments["key"]], asked)
         if function == "tensorage_begin_assign" and self._is_assigned(arguments["data_id"]):
             raise InvalidInputError(
                 f"{asked}: this transaction has assigned to it before. An assignment to an array of Storage, or a "
@@ -140,6 +140,19 @@ class Recorder(Transfer):
         elif function == "tensorage_abort":
             self._begun.pop(arguments["data_id"], None)
         return answer
+
+    def read(self, function: str, arguments: Mapping[str, Any], asked: str) -> bytes:
+        """Read elements, as they are before the transaction."""
+        if function == "tensorage_read_many":
+            self._check_is_there(arguments["keys"] or [], asked)
+        return super().read(function, arguments, asked)
+
+    def _check_is_there(self, keys: Iterable[str], asked: str) -> None:
+        if not self._replaced.isdisjoint(keys):
+            raise InvalidInputError(
+                f"{asked}: this transaction stores or deletes it, and it is not there before the end. Give the array "
+                "its content before it is stored."
+            )
 
     def commit(self, open_for_s: float) -> None:
         """Send all steps in one request.

@@ -234,11 +234,12 @@ def test_requests_of_small_operations(project: Project, proxy: Proxy) -> None:
         assert "x" not in store
         for operation, functions in [
             (lambda: store.__setitem__("x", np.arange(5)), ["store"]),
-            (lambda: store["x"], ["open", "read"]),
+            (lambda: store["x"], ["read_many"]),
+            (lambda: store["x", 3], ["read"]),
             (lambda: "x" in store, ["open"]),
             (lambda: "y" in store, ["open"]),
             (lambda: store.open("x"), ["open"]),
-            (lambda: store.get("y"), ["open"]),
+            (lambda: store.get("y"), ["read_many"]),
             (lambda: len(store), ["count"]),
             (store.keys, ["list"]),
             (lambda: store.rename("x", "z"), ["rename"]),

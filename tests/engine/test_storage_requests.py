@@ -163,13 +163,13 @@ def test_chunks_of_the_fill_value_do_not_travel(through: TensorStore, proxy: Pro
     assert kinds(exchanges) == ["shards", "download"]
 
 
-def test_a_read_by_key_looks_it_up_once(
+def test_a_read_by_key_needs_no_look_at_what_is_known(
     samples: tuple[Array, Tensor], through: TensorStore, proxy: Proxy
 ) -> None:
     array, _ = samples
     with proxy.counted() as exchanges:
         np.testing.assert_array_equal(through["samples", 700:703], array[700:703])
-    assert kinds(exchanges) == ["open", "shards", "download"]
+    assert kinds(exchanges) == ["shards", "download"]
 
 
 def test_what_somebody_shares_is_read_by_as_few(

@@ -63,7 +63,7 @@ def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
             return _assign_at_once(work, first, elements_of(first))
         except TooMuchError:
             pass  # A staged assignment is halved until its requests are small enough.
-    arguments = {"data_id": dataset.id, "version": dataset.version, "operation": new_operation()}
+    arguments = {**work.identity, "operation": new_operation()}
     answer = with_room(transfer, lambda: work.call("tensorage_begin_assign", arguments))
     staged = work.on(Dataset.from_json(answer))
 
@@ -94,6 +94,6 @@ def _elements(
 
 def _assign_at_once(work: Work, request: RequestRuns, elements: memoryview) -> Dataset:
     dataset = work.dataset
-    meta = {"version": dataset.version, "operation": new_operation(), **describe_runs(request.runs)}
+    meta = {**work.checks, "operation": new_operation(), **describe_runs(request.runs)}
     head = header(count=request.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
     return finish_write(work.transfer, work.send("tensorage_assign", [head, elements]))

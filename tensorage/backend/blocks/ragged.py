@@ -329,8 +329,7 @@ def fetch_lengths(work: Work, count: int) -> npt.NDArray[np.int64]:
 def _arguments(work: Work, request: RequestRuns) -> dict[str, Any]:
     runs = as_list(request.runs)
     return {
-        "data_id": work.dataset.id, "version": work.dataset.version, "starts": runs.starts.tolist(),
-        "lengths": runs.lengths.tolist(),
+        **work.identity, "starts": runs.starts.tolist(), "lengths": runs.lengths.tolist(),
     }  # fmt: skip
 
 

@@ -51,8 +51,7 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
     def fetch(request: RequestRuns) -> None:
         out = elements[request.out_first * itemsize : (request.out_first + request.size) * itemsize]
         arguments = {
-            "data_id": work.dataset.id,
-            "version": work.dataset.version,
+            **work.identity,
             **describe_runs(request.runs),
         }
         # A run product is shorter to describe than the same runs in a list, and has a function of its own.
@@ -84,7 +83,7 @@ def fetch_fields(work: Work, runs: Runs, fields: Fields, buffer: npt.NDArray[Any
     def fetch(request: RequestRuns) -> None:
         out = elements[request.out_first * itemsize : (request.out_first + request.size) * itemsize]
         arguments = {
-            "data_id": dataset.id, "version": dataset.version, **describe_runs(request.runs),
+            **work.identity, **describe_runs(request.runs),
             "offsets": fields.offsets, "sizes": fields.sizes,
         }  # fmt: skip
         work.read_into("tensorage_read_fields", arguments, out)

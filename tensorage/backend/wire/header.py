@@ -34,10 +34,10 @@ __all__ = [
 FORMAT_VERSION = 1
 
 #: Version of the schema that ``tensorage_version()`` of the project has to answer.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 #: Projects with an earlier schema cannot be migrated: only checkouts of before the first release made them.
-FIRST_RELEASED_SCHEMA = 6
+FIRST_RELEASED_SCHEMA = 7
 
 #: Layout of the binary header, as the table above shows it.
 _HEADER = struct.Struct(">4sHHqqIIq")

@@ -7,6 +7,7 @@ that matters, and an object is stored under a name of its own.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import ssl
 import threading
@@ -36,6 +37,8 @@ __all__ = [
     "new_pool",
     "tls_context",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
 PARALLEL = 4
@@ -209,6 +212,15 @@ class Http:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.clear()
+
+    def open_ahead(self) -> None:
+        """Begin to open a connection, for the first request: it takes a round trip, or more with TLS.
+
+        The first request may come before it is open, and opens another one then.
+        """
+        pool, _ = self._straight_pool()
+        if hasattr(pool, "open_one"):
+            threading.Thread(target=pool.open_one, name="tensorage-connection", daemon=True).start()
 
     def connections(self) -> urllib3.PoolManager:
         """Return the pool of connections for requests."""
@@ -389,7 +401,19 @@ def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
     class Pool(urllib3.HTTPConnectionPool):
         ConnectionCls = Joining
 
-    class TlsPool(urllib3.HTTPSConnectionPool):
+        def open_one(self) -> None:
+            """Open a connection and keep it for a request. A failure is left to the request, which tells of it."""
+            connection = self._get_conn()
+            try:
+                connection.timeout = CONNECT_TIMEOUT_S
+                connection.connect()
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                logger.debug("no connection to %s was opened ahead: %s", self.host, error)
+                connection.close()
+            finally:
+                self._put_conn(connection)
+
+    class TlsPool(Pool, urllib3.HTTPSConnectionPool):
         ConnectionCls = JoiningTls
 
     return {"http": Pool, "https": TlsPool}

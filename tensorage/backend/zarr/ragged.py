@@ -6,7 +6,7 @@ samples; then the catalogue is told the number, and the records of the shards, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -51,6 +51,7 @@ class RaggedObjects:
 
     transfer: Transfer
     quiet: bool
+    known: Mapping[str, Any] | None = None
 
     def write_samples(
         self, new: Declaration, encoded: Callable[[], Iterator[bytes]], *, is_repeatable: bool
@@ -168,7 +169,7 @@ class RaggedObjects:
         return begin_anew_after_failures(write)
 
     def _work(self, verb: str, dataset: Dataset) -> Work:
-        return Work(self.transfer, dataset, f"{verb} {dataset.key!r}", self.quiet)
+        return Work(self.transfer, dataset, f"{verb} {dataset.key!r}", self.quiet, self.known)
 
 
 def _send(writer: ShardWriter, samples: Iterator[bytes], _advance: Advance) -> None:

@@ -135,11 +135,12 @@ def with_records(
 def _fetch(work: Work, layout: Layout, numbers: list[int]) -> list[ShardRecord]:
     """Ask for records in one request, or in smaller ones if one is too much."""
     dataset = work.dataset
-    version = dataset.version if dataset.state == "committed" else None
+    # Without a version, records of an array that is being written are asked for.
+    identity = work.identity if dataset.state == "committed" else {"data_id": dataset.id, "version": None}
     records: list[ShardRecord] = []
 
     def ask(some: list[int]) -> None:
-        arguments = {"data_id": dataset.id, "version": version, "numbers": some}
+        arguments = {**identity, "numbers": some}
         found = list(parse_records(work.read("tensorage_shards", arguments), work.asked))
         for record in found:
             _check_name(record, dataset, layout, work.asked)
