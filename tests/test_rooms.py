@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("backend.shaping",),
     ("backend.restarts", "backend.staging"),
     ("backend.transfer",),
-    ("backend.entries",),
+    ("backend.afterwards", "backend.entries"),
     ("backend.wire",),
     ("model",),
     ("indexing",),

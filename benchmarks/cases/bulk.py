@@ -54,6 +54,38 @@ def bulk(bench: Bench) -> Iterator[Result]:
         yield ratio(f"bulk {verb} / the limit", limit, ours, (">=", of_limit))
         yield ratio(f"bulk {verb} / HSDS", theirs, ours, (">=", 1.5))
         yield ratio(f"bulk {verb}, the limit / HSDS", theirs, limit, None)
+    yield from _overwrite(bench)
+
+
+def _overwrite(bench: Bench) -> Iterator[Result]:
+    """The same again under a key that is taken. The writer does not wait until the old array is swept."""
+    array, store, straight = bench.array, bench.store, bench.straight
+
+    def finish_sweeping() -> None:
+        bench.session.transfer.finish(60)
+
+    def overwrite() -> None:
+        store["bulk"] = array
+
+    def overwrite_and_sweep() -> None:
+        overwrite()
+        finish_sweeping()
+
+    def prepare() -> None:
+        finish_sweeping()
+        straight.clear()
+        bench.rest()
+
+    took = measure_in_turns(
+        {
+            "limit": Timed(lambda: straight.write(array), prepare),
+            "overwrite": Timed(overwrite, prepare),
+            "overwrite and sweep": Timed(overwrite_and_sweep, prepare),
+        }
+    )
+    yield rates("bulk overwrite", array.nbytes, took["overwrite"])
+    for case, target in (("overwrite", (">=", 0.7)), ("overwrite and sweep", None)):
+        yield ratio(f"bulk {case} / straight into a new table", took["limit"], took[case], target)
 
 
 def json_rows(bench: Bench) -> Iterator[Result]:

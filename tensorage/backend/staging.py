@@ -1,7 +1,7 @@
 """Writes of several requests: an array is declared, filled, and committed in one transaction, or aborted.
 
-The same client sweeps the leftovers of a write afterwards, in small requests: the database deletes rows, and requests
-to Storage delete objects.
+The same client sweeps the leftovers of a write afterwards, in small requests: the database deletes rows, in a thread
+that the writer does not wait for, and requests to Storage delete objects.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
         return ask()
     except QuotaExceededError:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
-        left = transfer.call("tensorage_sweep", {}, "deleting what was given up")
-        sweep(transfer, {"left": left, "objects_left": 1})
+        while _sweep_rows(transfer):
+            pass
+        _sweep_objects(transfer)
         return ask()
 
 
@@ -125,11 +126,16 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
     answer
         Answer of the function: ``left`` counts datasets with rows to delete, ``objects_left`` those with objects.
     """
-    left = answer.get("left", 0)
-    while left:
-        left = transfer.call("tensorage_sweep", {}, "deleting what was replaced")
+    if answer.get("left", 0):
+        # Its time is no concern of the writer's, who may store the next array meanwhile.
+        transfer.afterwards.begin(lambda: bool(_sweep_rows(transfer)))
     if answer.get("objects_left", 0):
         _sweep_objects(transfer)
+
+
+def _sweep_rows(transfer: Transfer) -> int:
+    """Delete some of the rows that this user's arrays have left, and return how many datasets have more."""
+    return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 
 
 def _sweep_objects(transfer: Transfer) -> None:

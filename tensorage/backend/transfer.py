@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
+from tensorage.backend.afterwards import Afterwards
 from tensorage.backend.entries import EntryMemory
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
@@ -80,6 +81,8 @@ class Transfer:
     changes: int = field(default=0, init=False, repr=False)
     #: Entries of arrays that requests have told of.
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
+    #: Work that no caller waits for.
+    afterwards: Afterwards = field(default_factory=Afterwards, init=False, repr=False)
     _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _version_fits: bool = field(default=False, init=False, repr=False)
 
@@ -153,6 +156,10 @@ class Transfer:
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""
         self.http.close()
+
+    def finish(self, within_s: float) -> None:
+        """Wait some seconds for work that no caller waits for. The rest is left for the next write."""
+        self.afterwards.end(within_s)
 
     def _json(self, function: str, body: Sequence[bytes | memoryview], content_type: str, asked: str) -> Any:
         headers = {"Content-Type": content_type, "Accept": "application/json"}

@@ -21,7 +21,14 @@ from tensorage.errors import (
     TensorageError,
 )
 from tensorage.signin.lending import Lender, Loan
-from tensorage.signin.state import Ending, TransferLogin, auth_errors, last_logout, was_refused_unread
+from tensorage.signin.state import (
+    LAST_WORK_S,
+    Ending,
+    TransferLogin,
+    auth_errors,
+    last_logout,
+    was_refused_unread,
+)
 
 if TYPE_CHECKING:
     import supabase
@@ -218,6 +225,7 @@ class Login:
 
     def log_out(self) -> None:
         """End this login, and no other of the user's."""
+        self._finish()
         with self.lock:
             if self.session is None:
                 return
@@ -247,10 +255,20 @@ class Login:
             self._holders -= 1
             if self._holders > 0:
                 return
+        # Not behind the lock, which requests need.
+        self._finish()
+        with self.lock:
+            if self._holders > 0:
+                return
             try:
                 self.log_out()
             except TensorageError as error:
                 logger.info("the login of %s stays open until it expires: %s", self.credentials.email, error)
+
+    def _finish(self) -> None:
+        """Let what nobody waits for come to an end: a request behind the logout would log in again."""
+        if self._transfer is not None:
+            self._transfer.finish(LAST_WORK_S)
 
     # Connections ----------------------------------------------------------------------------------------
 
@@ -269,6 +287,7 @@ class Login:
             if self._transfer is None:
                 self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self.patience)
                 self.ending.connections.append(self._transfer)
+                self.ending.unfinished.append(self._transfer)
             return self._transfer
 
     def _sdk(self) -> supabase.Client:

@@ -12,11 +12,13 @@ from tensorage.backend.wire.http import new_pool
 from tensorage.backend.wire.patience import start_hint
 from tensorage.errors import AuthenticationError, BackendUnavailableError
 
-__all__ = ["Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused_unread"]
+__all__ = ["LAST_WORK_S", "Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused_unread"]
 
 #: Seconds that a logout may take when the session is dropped or the interpreter ends.
 LAST_LOGOUT_TIMEOUT_S = 2.0
 
+#: Seconds that work which nobody waits for may take before a logout.
+LAST_WORK_S = 1.0
 
 #: HTTP statuses that a gateway sends without asking the Auth server: too many requests, no server, and Cloudflare's
 #: two.
@@ -29,6 +31,12 @@ class Connections(Protocol):
     def close(self) -> None: ...
 
 
+class Unfinished(Protocol):
+    """An owner of work that nobody waits for."""
+
+    def finish(self, within_s: float) -> None: ...
+
+
 @dataclass
 class Ending:
     """Work to do when a session is dropped or the interpreter ends. Does not keep the session alive.
@@ -39,12 +47,17 @@ class Ending:
         Arguments of `last_logout`, while somebody is logged in.
     connections
         Connections to close.
+    unfinished
+        Owners of work that may come to its end before.
     """
 
     login: tuple[str, str, str] | None = field(default=None, repr=False)
     connections: list[Connections] = field(default_factory=list, repr=False)
+    unfinished: list[Unfinished] = field(default_factory=list, repr=False)
 
     def __call__(self) -> None:
+        for unfinished in self.unfinished:
+            unfinished.finish(LAST_WORK_S)
         if self.login is not None:
             last_logout(*self.login)
         for connections in self.connections:

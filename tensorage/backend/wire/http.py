@@ -26,6 +26,11 @@ from tensorage.errors import BackendUnavailableError
 if TYPE_CHECKING:
     import urllib3
 
+    _Pool = urllib3.HTTPConnectionPool
+else:
+    # urllib3 is loaded with the first request.
+    _Pool = object
+
 __all__ = [
     "PARALLEL",
     "Answer",
@@ -219,7 +224,7 @@ class Http:
         The first request may come before it is open, and opens another one then.
         """
         pool, _ = self._straight_pool()
-        if hasattr(pool, "open_one"):
+        if isinstance(pool, _OpeningAhead):
             threading.Thread(target=pool.open_one, name="tensorage-connection", daemon=True).start()
 
     def connections(self) -> urllib3.PoolManager:
@@ -360,6 +365,26 @@ def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.P
     return pools
 
 
+class _OpeningAhead(_Pool):
+    """Part of a pool that opens a connection before a request needs it."""
+
+    def open_one(self) -> None:
+        """Open a connection and keep it for a request. A failure is left to the request, which tells of it."""
+        from urllib3.exceptions import HTTPError
+
+        connection = self._get_conn()
+        try:
+            # A request may have opened it meanwhile.
+            if connection.is_closed:
+                connection.timeout = CONNECT_TIMEOUT_S
+                connection.connect()
+        except (HTTPError, OSError) as error:
+            logger.debug("no connection to %s was opened ahead: %s", self.host, error)
+            connection.close()
+        finally:
+            self._put_conn(connection)
+
+
 @functools.cache
 def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """Return urllib3's pools of connections, with connections that send a head and a small body at once.
@@ -398,22 +423,10 @@ def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
     class JoiningTls(Joining, HTTPSConnection):
         pass
 
-    class Pool(urllib3.HTTPConnectionPool):
+    class Pool(_OpeningAhead, urllib3.HTTPConnectionPool):
         ConnectionCls = Joining
 
-        def open_one(self) -> None:
-            """Open a connection and keep it for a request. A failure is left to the request, which tells of it."""
-            connection = self._get_conn()
-            try:
-                connection.timeout = CONNECT_TIMEOUT_S
-                connection.connect()
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                logger.debug("no connection to %s was opened ahead: %s", self.host, error)
-                connection.close()
-            finally:
-                self._put_conn(connection)
-
-    class TlsPool(Pool, urllib3.HTTPSConnectionPool):
+    class TlsPool(_OpeningAhead, urllib3.HTTPSConnectionPool):
         ConnectionCls = JoiningTls
 
     return {"http": Pool, "https": TlsPool}

@@ -1,0 +1,82 @@
+"""Work that a session does after its caller has gone on, such as sweeping what a large array has replaced."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from tensorage.errors import TensorageError
+
+__all__ = ["Afterwards"]
+
+logger = logging.getLogger(__name__)
+
+
+class Afterwards:
+    """One job in a thread of its own, in steps. It may be ended between two of them, and nothing is wrong then.
+
+    Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: Step of the job to do next, and the thread that does it.
+        self._step: Callable[[], bool] | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, step: Callable[[], bool]) -> None:
+        """Take steps until one returns False or fails. A job that is under way takes the new steps in place of its own.
+
+        Parameters
+        ----------
+        step
+            Takes a step, and tells whether another one is left. An error is logged, and ends the job.
+        """
+        with self._changed:
+            self._step = step
+            if self._thread is not None:
+                return
+            # The interpreter does not wait for it: a step that is under way is done by the backend anyhow.
+            thread = threading.Thread(target=self._work, name="tensorage-afterwards", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # At its end, the interpreter starts no threads.
+                logger.debug("left for the next write: %s", error)
+                self._step = None
+                return
+            self._thread = thread
+
+    def end(self, within_s: float) -> None:
+        """Wait for the end of the job. After some seconds, take no further step, and wait for the one under way."""
+        if threading.current_thread() is self._thread:
+            return
+        until = time.monotonic() + within_s
+        with self._changed:
+            self._changed.wait_for(lambda: self._thread is None, within_s)
+            self._step = None
+            # The same time again: a backend that is away is not waited for.
+            self._changed.wait_for(lambda: self._thread is None, max(until + within_s - time.monotonic(), 0))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                step = self._step
+                if step is None:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+            is_more = self._take(step)
+            with self._changed:
+                if not is_more and self._step is step:
+                    self._step = None
+
+    @staticmethod
+    def _take(step: Callable[[], bool]) -> bool:
+        try:
+            return step()
+        except TensorageError as error:
+            logger.info("left for the next write: %s", error)
+            return False

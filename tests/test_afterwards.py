@@ -1,0 +1,143 @@
+"""Work that nobody waits for: sweeping what a large array has replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import leftovers
+import numpy as np
+import psycopg
+import pytest
+from project import Project, User
+from proxy import Exchange, Proxy
+
+from tensorage import BackendSession, TensorStore
+from tensorage.backend.afterwards import Afterwards
+from tensorage.errors import BackendUnavailableError
+
+Sql = psycopg.Connection[tuple[object, ...]]
+
+#: More blocks than a commit sweeps by itself.
+LARGE = np.zeros((150, 1024), "i8")
+
+
+@pytest.fixture
+def afterwards() -> Iterator[Afterwards]:
+    made = Afterwards()
+    yield made
+    made.end(10)
+
+
+def test_steps_are_taken_one_after_the_other(afterwards: Afterwards) -> None:
+    left, threads = list(range(5)), set[int]()
+
+    def step() -> bool:
+        threads.add(threading.get_ident())
+        left.pop()
+        return bool(left)
+
+    afterwards.begin(step)
+    afterwards.end(10)
+    assert left == []
+    assert threading.get_ident() not in threads
+    assert len(threads) == 1
+    # Another job begins anew.
+    left.append(1)
+    afterwards.begin(step)
+    afterwards.end(10)
+    assert left == []
+
+
+def test_an_end_comes_between_two_steps(afterwards: Afterwards) -> None:
+    began, may_go_on, taken = threading.Event(), threading.Event(), []
+
+    def step() -> bool:
+        taken.append(1)
+        began.set()
+        return may_go_on.wait(10)
+
+    afterwards.begin(step)
+    assert began.wait(10)
+    threading.Timer(0.2, may_go_on.set).start()
+    afterwards.end(0.1)
+    assert taken == [1]
+
+
+def test_a_job_takes_the_place_of_another(afterwards: Afterwards) -> None:
+    began, may_go_on, taken = threading.Event(), threading.Event(), list[str]()
+
+    def first() -> bool:
+        taken.append("first")
+        began.set()
+        return may_go_on.wait(10)
+
+    def second() -> bool:
+        taken.append("second")
+        return False
+
+    afterwards.begin(first)
+    assert began.wait(10)
+    afterwards.begin(second)
+    may_go_on.set()
+    afterwards.end(10)
+    assert taken == ["first", "second"]
+
+
+def test_a_failure_ends_the_job_alone(afterwards: Afterwards, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> bool:
+        raise BackendUnavailableError("the backend is away")
+
+    with caplog.at_level("INFO", logger="tensorage"):
+        afterwards.begin(fail)
+        afterwards.end(10)
+    assert "left for the next write: the backend is away" in caplog.text
+    done = threading.Event()
+    afterwards.begin(lambda: done.set() or False)
+    assert done.wait(10)
+
+
+def test_a_job_may_end_its_own_session(afterwards: Afterwards) -> None:
+    """The last reference to the session may go while it works."""
+    done = threading.Event()
+
+    def step() -> bool:
+        afterwards.end(10)
+        done.set()
+        return False
+
+    afterwards.begin(step)
+    assert done.wait(5)
+
+
+def test_an_overwrite_does_not_wait_for_what_it_replaces(project: Project, user: User, database: Sql) -> None:
+    may_go_on = threading.Event()
+
+    def holds(exchange: Exchange) -> bool:
+        if exchange.function == "sweep":
+            may_go_on.wait(20)
+        return False
+
+    with contextlib.closing(Proxy(project.url, loses_answer=holds)) as proxy:
+        session = Project(proxy.url, project.key).session(user)
+        store = TensorStore(session, quiet=True, allow_overwrite=True, chunk_size=1024)
+        store["x"] = LARGE
+        store["x"] = LARGE + 1
+        np.testing.assert_array_equal(store["x"], LARGE + 1)
+        assert not may_go_on.is_set()
+        may_go_on.set()
+        session.transfer.finish(20)
+        leftovers.assert_only_arrays_are_kept(database, user.id)
+        session.logout()
+
+
+def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: Sql) -> None:
+    store = TensorStore(new_session, quiet=True, allow_overwrite=True, chunk_size=1024)
+    store["x"] = LARGE
+    store["x"] = LARGE + 1
+    user_id = new_session.user_id
+    new_session.logout()
+    assert not new_session.login.session
+    leftovers.assert_only_arrays_are_kept(database, user_id)
+    assert not new_session.login.session, "nothing logs in again"
