@@ -260,9 +260,34 @@ $$;
 
 -- Reading ------------------------------------------------------------------------------------------
 
--- The objects that hold the elements of shards, in order of their numbers, each once. Big-endian, for each of them:
+-- The record of a shard, as clients read it. Big-endian:
 --   0  8  number              16  4  bytes of the name       24  the object's name, none if the shard has no object
 --   8  8  bytes of the object 20  4  bytes of the index          and then the index: see public.shards
+create or replace function tensorage.shard_record(number bigint, nbytes bigint, name text, index bytea) returns bytea
+language sql stable as $$
+  select int8send(number) || int8send(coalesce(nbytes, 0)) || int4send(coalesce(octet_length(name), 0))
+         || int4send(coalesce(octet_length(index), 0)) || convert_to(coalesce(name, ''), 'UTF8') || coalesce(index, '')
+$$;
+
+-- The records of all shards of an array, for a client that has not met it before. Null if they are many, or if some are
+-- missing: the client asks for those that it needs then, and is told which are lost.
+create or replace function tensorage.all_shard_records(d public.datasets) returns bytea
+language plpgsql stable set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  shards bigint := tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
+  found bigint;
+  records bytea;
+begin
+  if shards <= 16 then
+    select count(*), string_agg(tensorage.shard_record(s.number, s.nbytes, s.name, s.index), '') into found, records from (
+      select * from public.shards t where t.data_id = d.id and t.number < shards order by t.number offset 0) s;
+  end if;
+  return case when found = shards and octet_length(records) <= 65536 then records end;
+end
+$$;
+
+-- The records of shards, in order of their numbers, each once: of the objects that hold their elements.
 -- With a version: of an array as it was opened. Without: of a dataset that the caller is writing, as many of the
 -- shards as there are.
 create or replace function public.tensorage_shards(
@@ -307,10 +332,7 @@ begin
       hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
   end if;
   return coalesce((
-    select string_agg(int8send(w.number) || int8send(coalesce(s.nbytes, 0)) || int4send(coalesce(octet_length(s.name), 0))
-                      || int4send(coalesce(octet_length(s.index), 0)) || convert_to(coalesce(s.name, ''), 'UTF8')
-                      || coalesce(s.index, ''),
-                      '' order by w.number)
+    select string_agg(tensorage.shard_record(w.number, s.nbytes, s.name, s.index), '' order by w.number)
       from (select distinct number from unnest(numbers) number) w left join lateral (
         select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s on true
      -- A shard that was never written is like one that has no object.

@@ -123,9 +123,10 @@ end
 $$;
 
 -- Arrays by their keys, or the array under a key with all below it: as they are at one moment, since the function is
--- stable. At most 10,000 of them. Elements come along for arrays of the database, as long as there is room for `max_bytes`.
--- 4 bytes: length of the JSON that follows, [{"entry": description, "bytes": of elements, null if they do not come along}];
--- then the elements, one array after the other. Raises for a key without an array.
+-- stable. At most 10,000 of them. Elements come along for arrays of the database, and the records of few shards for arrays of
+-- Storage, as long as there is room for `max_bytes`. 4 bytes: length of the JSON that follows, [{"entry": description, "elements":
+-- their bytes, or "records": bytes of records; null if they do not come along}]; then the elements or records, one array after
+-- the other. Raises for a key without an array.
 create or replace function public.tensorage_read_many(
   keys text[] default null, below text default null, owner text default null, max_bytes int default 8388608)
 returns public."application/vnd.tensorage"
@@ -137,9 +138,9 @@ declare
   key text;
   d public.datasets;
   entries json[] := '{}';
-  elements bytea[] := '{}';
+  parts bytea[] := '{}';
+  part bytea;
   head bytea;
-  comes boolean;
 begin
   if below is not null then
     keys := below || array(select k from (
@@ -156,15 +157,22 @@ begin
       continue when below is not null;
       perform tensorage.raise_missing(key, owner);
     end if;
-    comes := d.engine = 'database' and not tensorage.is_ragged(d.dtype) and d.nbytes <= room;
-    entries := entries || json_build_object('entry', tensorage.describe(d), 'bytes', case when comes then d.nbytes end);
-    if comes then
-      room := room - d.nbytes;
-      elements := elements || tensorage.whole(d);
+    part := null;
+    if d.engine = 'storage' then
+      part := tensorage.all_shard_records(d);
+      part := case when octet_length(part) <= room then part end;
+    elsif not tensorage.is_ragged(d.dtype) and d.nbytes <= room then
+      part := tensorage.whole(d);
+    end if;
+    entries := entries || json_build_object(
+      'entry', tensorage.describe(d), case d.engine when 'storage' then 'records' else 'elements' end, octet_length(part));
+    if part is not null then
+      room := room - octet_length(part);
+      parts := parts || part;
     end if;
   end loop;
   head := convert_to(array_to_json(entries)::text, 'UTF8');
   return int4send(octet_length(head)) || head || coalesce((select string_agg(e, '' order by n)
-    from unnest(elements) with ordinality u(e, n)), '');
+    from unnest(parts) with ordinality u(e, n)), '');
 end
 $$;

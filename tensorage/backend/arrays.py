@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.block_engine import BlockEngine
-from tensorage.backend.catalogue import Catalogue
+from tensorage.backend.catalogue import Catalogue, Found
 from tensorage.backend.engine import ArrayEngine, OtherEngineError
 from tensorage.backend.entries import EntryMemory
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
@@ -497,8 +497,13 @@ class Arrays:
         """
         known = self._memory.find(self.owner, key)
         if selection is ... and (known is None or _may_come_along(known)):
-            [(entry, content)] = self._look([key])
-            return OpenArray(self, entry).read() if content is None else _as_array(entry, content)
+            [found] = self._look([key])
+            if found.elements is not None:
+                return _as_array(found.entry, found.elements)
+            # A version that takes its place meanwhile has other records.
+            return OpenArray(self, found.entry).on_latest(
+                lambda now: self.read(now, ..., records=found.records if now is found.entry else None)
+            )
         if known is not None:
             try:
                 elements = self.read(known, selection, known=self._knowledge(known))
@@ -517,6 +522,7 @@ class Arrays:
         *,
         out: npt.NDArray[Any] | None = None,
         known: Mapping[str, Any] | None = None,
+        records: bytes | None = None,
     ) -> Any:
         """Return ``array[selection]`` of a stored array, as numpy would, or fields of it.
 
@@ -528,6 +534,8 @@ class Arrays:
             Array of the result's shape and dtype, filled and returned in place of a new one.
         known
             What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
+        records
+            Records of all shards of an array of Storage, if they came along with its entry.
 
         Raises
         ------
@@ -535,8 +543,8 @@ class Arrays:
             If the array is not what it was when `dataset` was opened.
         """
         if dataset.ragged is not None:
-            return self._ragged(known).read(dataset, selection, out)
-        engine = self._engine(dataset.engine, known)
+            return self._ragged(known, records).read(dataset, selection, out)
+        engine = self._engine(dataset.engine, known, records)
         fields, rest = split_fields(selection, dataset.dtype)
         if fields is None:
             return engine.read(dataset, rest, out)
@@ -560,19 +568,19 @@ class Arrays:
         Small arrays of the database come together, 8 MiB in a request.
         """
 
-        def look() -> list[tuple[Dataset, bytes | None]]:
+        def look() -> list[Found]:
             return self._look(keys, below)
 
-        def read(found: list[tuple[Dataset, bytes | None]]) -> list[tuple[Dataset, Any]]:
+        def read(found: list[Found]) -> list[tuple[Dataset, Any]]:
             contents = self._read_rest(found)
             return [
-                (entry, _as_array(entry, content))
-                for (entry, _), content in zip(found, contents, strict=True)
+                (each.entry, _as_array(each.entry, content))
+                for each, content in zip(found, contents, strict=True)
             ]
 
         return on_latest(read, look(), look, pauses=True)
 
-    def _read_rest(self, found: list[tuple[Dataset, bytes | None]]) -> list[Any]:
+    def _read_rest(self, found: list[Found]) -> list[Any]:
         """Read what did not come along with a look, of the same versions.
 
         Raises
@@ -580,26 +588,24 @@ class Arrays:
         ChangedError
             If an array has another version by now.
         """
-        contents: list[Any] = [content for _, content in found]
+        contents: list[Any] = [each.elements for each in found]
         rest = [number for number, content in enumerate(contents) if content is None]
         while rest:
-            entries = [found[number][0] for number in rest]
+            entries = [found[number].entry for number in rest]
             if not _may_come_along(entries[0]):
-                contents[rest[0]] = self.read(entries[0], ...)
+                contents[rest[0]] = self.read(entries[0], ..., records=found[rest[0]].records)
                 rest = rest[1:]
                 continue
             room, taken = MAX_REQUEST_BYTES, list[int]()
             for number, entry in zip(rest, entries, strict=True):
                 if _may_come_along(entry) and entry.nbytes <= room:
                     room, taken = room - entry.nbytes, [*taken, number]
-            again = self._look([found[number][0].key for number in taken])
-            for number, (entry, content) in zip(taken, again, strict=True):
-                if content is None or (entry.id, entry.version) != (
-                    found[number][0].id,
-                    found[number][0].version,
-                ):
-                    raise ChangedError(f"{entry.key!r} has changed while it was read with others")
-                contents[number] = content
+            again = self._look([found[number].entry.key for number in taken])
+            for number, now in zip(taken, again, strict=True):
+                before = found[number].entry
+                if now.elements is None or (now.entry.id, now.entry.version) != (before.id, before.version):
+                    raise ChangedError(f"{before.key!r} has changed while it was read with others")
+                contents[number] = now.elements
             rest = [number for number in rest if contents[number] is None]
         return contents
 
@@ -637,8 +643,8 @@ class Arrays:
 
     # Engines --------------------------------------------------------------------------------------------
 
-    def _ragged(self, known: Mapping[str, Any] | None = None) -> RaggedArrays:
-        return RaggedArrays(self.project.transfer, self.quiet, self.owner, known)
+    def _ragged(self, known: Mapping[str, Any] | None = None, records: bytes | None = None) -> RaggedArrays:
+        return RaggedArrays(self.project.transfer, self.quiet, self.owner, known, records)
 
     @property
     def _catalogue(self) -> Catalogue:
@@ -648,20 +654,26 @@ class Arrays:
         self.check_own(f"storing {new.key!r}")
         return self._engine(resolve_engine(choice, new))
 
-    def _engine(self, name: Engine, known: Mapping[str, Any] | None = None) -> ArrayEngine:
+    def _engine(
+        self, name: Engine, known: Mapping[str, Any] | None = None, records: bytes | None = None
+    ) -> ArrayEngine:
         if name == "database":
             transfer = self.project.transfer
             return BlockEngine(transfer, self.open, quiet=self.quiet, owner=self.owner, known=known)
-        return self._zarr_engine(known)
+        return self._zarr_engine(known, records)
 
-    def _zarr_engine(self, known: Mapping[str, Any] | None = None) -> ZarrEngine:
+    def _zarr_engine(
+        self, known: Mapping[str, Any] | None = None, records: bytes | None = None
+    ) -> ZarrEngine:
         try:
             from tensorage.backend.zarr.zarr_engine import ZarrEngine
         # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
             raise missing_package("arrays of engine='storage'", error, "storage") from error
         transfer = self.project.transfer
-        return ZarrEngine(transfer, self.open, quiet=self.quiet, owner=self.owner, known=known)
+        return ZarrEngine(
+            transfer, self.open, quiet=self.quiet, owner=self.owner, known=known, records=records
+        )
 
     # Entries that are remembered ------------------------------------------------------------------------
 
@@ -669,12 +681,10 @@ class Arrays:
     def _memory(self) -> EntryMemory:
         return self.project.transfer.entries
 
-    def _look(
-        self, keys: Sequence[str] | None, below: str | None = None
-    ) -> list[tuple[Dataset, bytes | None]]:
+    def _look(self, keys: Sequence[str] | None, below: str | None = None) -> list[Found]:
         found = self._catalogue.look(keys, below)
-        for entry, _ in found:
-            self._remember(entry)
+        for each in found:
+            self._remember(each.entry)
         return found
 
     def _remember(self, entry: Dataset) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorage.backend.staging import finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
@@ -15,10 +15,29 @@ from tensorage.model.coords import check_room, rename_dims
 from tensorage.model.values import as_attrs, as_dims, check_key, check_prefix
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
-__all__ = ["Catalogue"]
+__all__ = ["Catalogue", "Found"]
 
 #: Most keys in one answer. Hosted Supabase returns no more rows.
 KEYS_PER_PAGE = 1000
+
+
+class Found(NamedTuple):
+    """An array that was looked at.
+
+    Parameters
+    ----------
+    entry
+        Entry of the array.
+    elements
+        Bytes of the elements in C order. None if they did not come along.
+    records
+        Records of all shards of an array of Storage, as ``tensorage_shards`` answers with them. None if they did not
+        come along.
+    """
+
+    entry: Dataset
+    elements: bytes | None = None
+    records: bytes | None = None
 
 
 class Catalogue:
@@ -87,9 +106,7 @@ class Catalogue:
             "tensorage_open", {"key": key, **self._whose}, self._ask_owner(f"opening {key!r}")
         )
 
-    def look(
-        self, keys: Sequence[str] | None, below: str | None = None
-    ) -> list[tuple[Dataset, bytes | None]]:
+    def look(self, keys: Sequence[str] | None, below: str | None = None) -> list[Found]:
         """Return arrays as they are at one moment: their entries, and the elements of those that come along.
 
         Parameters
@@ -102,8 +119,7 @@ class Catalogue:
         Returns
         -------
         list
-            Entry of each array, and its elements in C order: None for an array of Storage, and where the answer has no
-            more room. Arrays below a key are sorted by key.
+            What there is of each array. Arrays below a key are sorted by key.
 
         Raises
         ------
@@ -117,13 +133,13 @@ class Catalogue:
         asked = self._ask_owner(f"reading {several if below is None else repr(below)}")
         answer = self._transfer.read("tensorage_read_many", arguments, asked)
         at = 4 + int.from_bytes(answer[:4], "big")
-        found: list[tuple[Dataset, bytes | None]] = []
+        found: list[Found] = []
         for row in json.loads(answer[4:at]):
-            nbytes = row["bytes"]
             self._transfer.learn_version(row["entry"].get("schema"))
-            found.append(
-                (Dataset.from_json(row["entry"]), None if nbytes is None else answer[at : at + nbytes])
-            )
+            name = "elements" if "elements" in row else "records"
+            nbytes = row[name]
+            part = None if nbytes is None else answer[at : at + nbytes]
+            found.append(Found(Dataset.from_json(row["entry"]), **{name: part}))
             at += nbytes or 0
         return found
 

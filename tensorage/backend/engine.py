@@ -58,6 +58,8 @@ class EngineBase:
         Address, or id of the account, of somebody whose arrays these are. None for this user's own arrays.
     known
         What is remembered of the array: see `tensorage.backend.transfer.Work`.
+    records
+        Records of all shards of an array of Storage, if they came along with its entry.
     """
 
     name: ClassVar[Engine]
@@ -70,8 +72,10 @@ class EngineBase:
         quiet: bool,
         owner: str | None = None,
         known: Mapping[str, Any] | None = None,
+        records: bytes | None = None,
     ) -> None:
         self._known = known
+        self._records = records
         self._transfer = transfer
         self._open = open_array
         self._quiet = quiet

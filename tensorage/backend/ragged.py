@@ -60,12 +60,15 @@ class RaggedArrays:
         Owner of the arrays. None for this user.
     known
         What is remembered of the array: see `tensorage.backend.transfer.Work`.
+    records
+        Records of all shards of an array of Storage, if they came along with its entry.
     """
 
     transfer: Transfer
     quiet: bool
     owner: str | None = None
     known: Mapping[str, Any] | None = None
+    records: bytes | None = None
 
     def write(
         self,
@@ -198,7 +201,7 @@ class RaggedArrays:
         # numcodecs and the rest belong to an extra, which not every installation has.
         except ModuleNotFoundError as error:
             raise missing_package("arrays of engine='storage'", error, "storage") from error
-        return RaggedObjects(self.transfer, self.quiet, self.known)
+        return RaggedObjects(self.transfer, self.quiet, self.known, self.records)
 
     @property
     def _writer(self) -> RaggedWriter:

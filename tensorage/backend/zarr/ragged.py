@@ -52,6 +52,7 @@ class RaggedObjects:
     transfer: Transfer
     quiet: bool
     known: Mapping[str, Any] | None = None
+    records: bytes | None = None
 
     def write_samples(
         self, new: Declaration, encoded: Callable[[], Iterator[bytes]], *, is_repeatable: bool
@@ -133,7 +134,9 @@ class RaggedObjects:
         buffer = new_array(plan.buffer_shape, np.dtype(object), work.asked)
         if plan.size:
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec_of(dataset)).fill(plan.projections(), buffer, advance)
+                Reader(work, codec_of(dataset), records=self.records).fill(
+                    plan.projections(), buffer, advance
+                )
         samples = [decode_one(element, ragged, work.asked) for element in buffer.reshape(-1)]
         return arrange(samples, plan, ragged, out)
 

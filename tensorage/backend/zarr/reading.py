@@ -22,7 +22,13 @@ from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import EMPTY, CorruptChunkError, ShardCodec
-from tensorage.backend.zarr.shard_records import ShardRecord, describe_shard, fetch_records, with_records
+from tensorage.backend.zarr.shard_records import (
+    ShardRecord,
+    check_records,
+    describe_shard,
+    fetch_records,
+    with_records,
+)
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
 from tensorage.indexing.chunks import ChunkProjection, plan_chunks
 from tensorage.model.memory import new_array
@@ -112,10 +118,13 @@ class Reader:
         Work on the array, in the version that was opened.
     codec
         Codec of the array, with its layout.
+    records
+        Records of all shards, if they came along with the entry.
     """
 
     work: Work
     codec: ShardCodec
+    records: bytes | None = None
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
 
     @property
@@ -175,6 +184,9 @@ class Reader:
     def with_records(self, projections: Iterable[T]) -> Iterator[tuple[T, ShardRecord]]:
         """Yield projections, each with the record of its shard."""
         layout = self.codec.layout
+        if self.records is not None:
+            known = check_records(self.work, layout, self.records)
+            return ((each, known[layout.number_of(each.coords)]) for each in projections)
         return with_records(
             self.work, layout, projections, lambda projection: layout.number_of(projection.coords)
         )

@@ -17,6 +17,7 @@ from tensorage.types import Dataset
 
 __all__ = [
     "ShardRecord",
+    "check_records",
     "describe_shard",
     "fetch_records",
     "numbers_per_request",
@@ -141,12 +142,24 @@ def _fetch(work: Work, layout: Layout, numbers: list[int]) -> list[ShardRecord]:
 
     def ask(some: list[int]) -> None:
         arguments = {**identity, "numbers": some}
-        found = list(parse_records(work.read("tensorage_shards", arguments), work.asked))
-        for record in found:
-            _check_name(record, dataset, layout, work.asked)
-        records.extend(found)
+        answer = work.read("tensorage_shards", arguments)
+        records.extend(check_records(work, layout, answer).values())
 
     work.in_halves(ask, numbers, _halve)
+    return records
+
+
+def check_records(work: Work, layout: Layout, answer: bytes) -> dict[int, ShardRecord]:
+    """Parse records of shards of an array, and return them by number.
+
+    Raises
+    ------
+    CorruptTensorError
+        If a record names an object that does not belong to the array.
+    """
+    records = {record.number: record for record in parse_records(answer, work.asked)}
+    for record in records.values():
+        _check_name(record, work.dataset, layout, work.asked)
     return records
 
 

@@ -175,7 +175,7 @@ class ZarrEngine(EngineBase):
             buffer = result.buffer.reshape(plan.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec).fill(plan.projections(), buffer, advance)
+                Reader(work, codec, records=self._records).fill(plan.projections(), buffer, advance)
         return result.take()
 
     def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
