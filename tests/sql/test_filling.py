@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from sql.api import Caller, Json, answer_of, binary, code_of, new_key, new_operation, transaction
 from sql.conftest import wait_for_waiter
+from sql.objects import begin_assign, entry, metadata, put
 
 from tensorage.embedded import control
 
@@ -346,3 +347,15 @@ def test_a_short_request_makes_no_more_than_some_bytes_of_blocks(owner: Caller) 
     answer = owner.assign(made, np.zeros(3, "<i4"), [0, 2**24, 2**30], [1] * 3)
     assert code_of(answer) == "PT413"
     answer_of(owner.assign(made, np.zeros(1, "<i4"), [2**30], [1]))
+
+
+def test_large_assignment_to_shards_meets_a_shorter_array(owner: Caller) -> None:
+    """It may have reached behind the end, into a shard that is there all the same."""
+    made = create(owner, engine="storage", shape=[100], zarr=metadata([64]))
+    first, second = begin_assign(owner, made), begin_assign(owner, made)
+    answer_of(put(owner, first, entry(0, None, based_on="")))
+    answer_of(put(owner, second, entry(0, None, based_on="")))
+    answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=100, rows=50, fill=_SEVEN))
+    assert code_of(owner.commit(first["id"])) == "TS003"
+    answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=50, rows=120, fill=_SEVEN))
+    answer_of(owner.commit(second["id"]))
