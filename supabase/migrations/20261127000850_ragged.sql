@@ -357,7 +357,7 @@ begin
   select coalesce(sum(length), 0), coalesce(bool_and(at >= 0 and length >= 1 and at::numeric + length <= d.nbytes), true)
     into wanted, are_inside
     from unnest(starts, lengths) s(at, length);
-  if cardinality(starts) is distinct from cardinality(lengths)
+  if (cardinality(starts) = cardinality(lengths)) is not true
      or exists (select from unnest(starts, lengths) s(at, length) where at is null or length is null) then
     raise exception using errcode = 'TS006', message = 'the selection has runs or lengths that are none';
   elsif wanted > 2097152 then
