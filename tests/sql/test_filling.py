@@ -330,7 +330,6 @@ def test_large_assignment_to_a_block_that_was_made_and_merged_is_told(
     answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=4, rows=10, fill=_SEVEN))
     staged = stage(owner, owner.open(made["key"]), 5, 6, 2)
     if is_appended:
-        # Blocks may be larger from now on, and begin before the one that was made.
         begun = owner.begin(made["key"], [1], chunk=100, append=True)
         answer_of(owner.put(begun["id"], np.array([8], "<i4")))
         answer_of(owner.commit(begun["id"]))
@@ -340,6 +339,17 @@ def test_large_assignment_to_a_block_that_was_made_and_merged_is_told(
     np.testing.assert_array_equal(
         elements(owner, made), [1, 1, 1, 1, 7, 7, 3, 7, 7, 7, 8][: 10 + is_appended]
     )
+
+
+def test_an_append_leaves_the_block_size(owner: Caller) -> None:
+    """Each block that is made later would otherwise be as large as somebody who may append has asked for."""
+    made = create(owner)
+    begun = owner.begin(made["key"], [20], chunk=1_000_000, append=True)
+    assert begun["chunk"] == 10
+    answer_of(owner.put(begun["id"], np.arange(20, dtype="<i4")))
+    assert answer_of(owner.commit(begun["id"]))["chunk"] == 10
+    stored = owner.store(new_key(), np.arange(5, dtype="<i4"), chunk=5)
+    assert owner.begin(stored["key"], [20], chunk=20, append=True)["chunk"] == 20
 
 
 def test_a_short_request_makes_no_more_than_some_bytes_of_blocks(owner: Caller) -> None:
