@@ -718,7 +718,7 @@ class TensorStore(MutableMapping[str, Any]):
             # In each of many processes, for rows of its own:
             store.open("sim")[first : first + len(states)] = states
         """
-        axes = shape if isinstance(shape, Sequence) else (shape,)
+        axes = shape if isinstance(shape, Iterable) else (shape,)
         made = self.arrays.create(
             self.full_key(key), axes, dtype, fill_value=fill_value, chunk_size=self.chunk_size, is_shared=is_shared,
             attrs=attrs, dims=dims, overwrite=self.allow_overwrite, engine=self.engine if engine is None else engine,

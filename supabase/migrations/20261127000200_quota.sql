@@ -13,12 +13,13 @@
 create or replace function tensorage.row_bytes() returns int
 language sql immutable as $$ select 128 $$;
 
--- Bytes of an entry of the catalogue: four rows' worth for its many short columns and indexes, and the text of the long
--- ones. Not pg_column_size(), whose answer differs between a stored value and one that is about to be stored.
-create or replace function tensorage.entry_bytes(key text, attrs jsonb, dims text[], zarr json) returns int
+-- Bytes of an entry of the catalogue: four rows' worth for its many short columns and indexes, and the long ones: an
+-- element, which a fill value is, may have a mebibyte. Not pg_column_size(), whose answer differs between a stored value and
+-- one that is about to be stored.
+create or replace function tensorage.entry_bytes(key text, dtype text, attrs jsonb, dims text[], fill bytea, zarr json) returns int
 language sql immutable as $$
-  select 4 * tensorage.row_bytes() + octet_length(key) + octet_length(attrs::text) + coalesce(octet_length(dims::text), 0)
-         + coalesce(octet_length(zarr::text), 0)
+  select 4 * tensorage.row_bytes() + octet_length(key) + octet_length(dtype) + octet_length(attrs::text)
+         + coalesce(octet_length(dims::text), 0) + coalesce(octet_length(fill), 0) + coalesce(octet_length(zarr::text), 0)
 $$;
 
 -- Bytes of a shard's row. Its object is counted with the other objects.
@@ -284,10 +285,10 @@ create or replace function tensorage.count_entry() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
-    perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(old.key, old.attrs, old.dims, old.zarr));
+    perform tensorage.move(old.user_id, 0, -tensorage.entry_bytes(old.key, old.dtype, old.attrs, old.dims, old.fill, old.zarr));
   end if;
   if tg_op <> 'DELETE' then
-    perform tensorage.move(new.user_id, 0, tensorage.entry_bytes(new.key, new.attrs, new.dims, new.zarr));
+    perform tensorage.move(new.user_id, 0, tensorage.entry_bytes(new.key, new.dtype, new.attrs, new.dims, new.fill, new.zarr));
   end if;
   return null;
 end
@@ -380,7 +381,7 @@ create or replace trigger tensorage_recount after update on public.shards for ea
         or old.based_on is distinct from new.based_on)
   execute function tensorage.count_shard();
 -- Not on updates of the columns that change most often: an append need not look at a long text of attributes.
-create or replace trigger tensorage_count after insert or delete or update of user_id, key, attrs, dims, zarr on public.datasets
+create or replace trigger tensorage_count after insert or delete or update of user_id, key, attrs, dims, fill, zarr on public.datasets
   for each row execute function tensorage.count_entry();
 -- A trigger for each event, since each has its condition. Most changes of an entry are none of the number of arrays.
 create or replace trigger tensorage_count_new_array after insert on public.datasets
@@ -425,7 +426,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
        + coalesce((select sum(tensorage.shard_bytes(s.name, s.index, s.filled, s.based_on)::numeric)
                      from public.datasets d join public.shards s on s.data_id = d.id
                     where d.user_id = count_usage.user_id), 0)
-       + coalesce((select sum(tensorage.entry_bytes(d.key, d.attrs, d.dims, d.zarr)::numeric)
+       + coalesce((select sum(tensorage.entry_bytes(d.key, d.dtype, d.attrs, d.dims, d.fill, d.zarr)::numeric)
                      from public.datasets d where d.user_id = count_usage.user_id), 0)
        + coalesce((select sum(tensorage.row_bytes() + octet_length(o.answer::text)::numeric)
                      from tensorage.operations o where o.owner = count_usage.user_id), 0)

@@ -92,7 +92,7 @@ create or replace function tensorage.in_transaction() returns boolean
 language sql stable as $$ select coalesce(current_setting('tensorage.in_transaction', true), '') = 'on' $$;
 
 -- The answer that this operation of this user gave before, or null. Makes two requests of one operation wait for each
--- other, so that the second finds the first one's answer. Attributes, dims and metadata are looked up: see below. The array may
+-- other, so that the second finds the first one's answer. Attributes and other long columns are looked up: see below. The array may
 -- be somebody else's, who may have ended the share: the answer is refused then.
 create or replace function tensorage.answered(operation uuid) returns json
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -112,7 +112,7 @@ begin
   if not tensorage.may_use((kept ->> 'user_id')::uuid, coalesce(d.key, kept ->> 'key')) then
     raise exception using errcode = 'TS003', message = format('the array %L is not shared with you any more', kept ->> 'key');
   elsif d.id is not null then
-    kept := kept || jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'zarr', d.zarr::text);
+    kept := kept || jsonb_build_object('attrs', d.attrs, 'dims', d.dims, 'fill', encode(d.fill, 'base64'), 'zarr', d.zarr::text);
   end if;
   return kept;
 end
@@ -140,8 +140,8 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
       order by p.finished_at limit max_operations for update skip locked))
 $$;
 
--- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims
--- and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:
+-- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims,
+-- fill value and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:
 -- its answer is kept also where it does not fit.
 create or replace function tensorage.answer(operation uuid, answer json, must_fit boolean default true) returns json
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -152,7 +152,7 @@ begin
     insert into tensorage.operations (id, user_id, owner, answer)
       values (operation, auth.uid(), coalesce((answer ->> 'user_id')::uuid, auth.uid()),
               case when answer -> 'attrs' is null then answer
-                   else (answer::jsonb || '{"attrs": {}, "dims": null, "zarr": null}')::json end);
+                   else (answer::jsonb || '{"attrs": {}, "dims": null, "fill": null, "zarr": null}')::json end);
     -- Two old ones for each new one: appends sweep nothing, and a user who only appends would keep all answers for ever.
     perform tensorage.forget(2);
   end if;

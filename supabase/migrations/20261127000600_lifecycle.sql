@@ -84,7 +84,9 @@ begin
       fill, expires_at)
     values (
       coalesce(target.user_id, tensorage.me()), tensorage.address_of(coalesce(target.user_id, tensorage.me())), asked ->> 'key', asked_shape, asked ->> 'dtype',
-      (asked ->> 'chunk')::int, coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
+      -- Whoever writes a single element to an array with a fill value makes a whole block.
+      case when target.fill is null then (asked ->> 'chunk')::int else least((asked ->> 'chunk')::int, target.block_size) end,
+      coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
       coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
       case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,
       coalesce((asked ->> 'overwrite')::boolean, false), (asked ->> 'operation')::uuid,

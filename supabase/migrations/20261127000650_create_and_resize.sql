@@ -86,6 +86,7 @@ declare
   me uuid := tensorage.me();
   d public.datasets;
   freed numeric := 0;
+  answer json;
 begin
   if before is not null then
     return before;
@@ -111,7 +112,8 @@ begin
          attrs = t.attrs || case when coords is null then '{}' else jsonb_build_object('tensorage.coords', coords) end
    where t.id = d.id returning t.* into d;
   perform tensorage.note_change(d);
-  -- A shorter array makes room, and is so also where its answer does not fit.
-  return tensorage.answer(operation, tensorage.describe_and_sweep(d), must_fit => rows >= base_rows);
+  answer := tensorage.describe_and_sweep(d);
+  -- A shorter array makes room, and is so also where its answer does not fit: unless that, or its labels, take more.
+  return tensorage.answer(operation, answer, must_fit => rows >= base_rows or freed < octet_length(answer::text));
 end
 $$;

@@ -325,6 +325,7 @@ returns public."application/vnd.tensorage"
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   d public.datasets := tensorage.readable(data_id, version, known => known);
+  wanted numeric;
   records bytea;
 begin
   if cardinality(offsets) is distinct from cardinality(sizes) or coalesce(cardinality(offsets), 0) = 0
@@ -332,7 +333,13 @@ begin
                  where (at >= 0 and size >= 1 and at::bigint + size <= d.itemsize) is not true) then
     raise exception using errcode = 'TS006', message = format('these are no bytes of a record of %s', d.itemsize);
   end if;
-  perform tensorage.check_pieces((select coalesce(sum(length), 0) from unnest(lengths) length) * cardinality(offsets));
+  wanted := (select coalesce(sum(length), 0) from unnest(lengths) length);
+  perform tensorage.check_pieces(wanted * cardinality(offsets));
+  -- The same bytes may be asked for as several fields, again and again.
+  if wanted * (select sum(size) from unnest(sizes) size) > 16777216 then
+    raise exception using errcode = 'TS006',
+      message = format('the fields of %s records are too many bytes for one request', wanted), hint = 'Ask for less at a time.';
+  end if;
   -- Checks what is asked for, and that all of it is there.
   records := public.tensorage_read_spans(data_id, version, starts, lengths, known);
   -- Records and fields are not joined: PostgreSQL may join from either side, which would change the order.

@@ -410,11 +410,13 @@ language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan
 #variable_conflict use_column
 declare
   size bigint := tensorage.elements(d.shape);
+  -- 128 MiB, if these are more than one block.
+  most int := least(134217728 / (d.block_size * d.itemsize), 256);
   made int;
 begin
   -- Before all the cells of a long span are listed.
   if (select sum((p.at + p.length - 1) / d.block_size - p.at / d.block_size) from unnest(s.starts, s.lengths) p(at, length)) > 65536 then
-    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
+    raise exception using errcode = 'PT413', message = 'the assignment reaches into more than 65536 blocks',
       hint = 'Assign less at a time.';
   end if;
   return query
@@ -433,9 +435,9 @@ begin
        -- The last span that begins before the end of the block is the one that reaches furthest into it.
        select from width_bucket(g.high - 1, s.starts) i where i > 0 and s.starts[i] + s.lengths[i] > g.low);
   get diagnostics made = row_count;
-  -- A short request could otherwise make any number of long blocks.
-  if made > 256 then
-    raise exception using errcode = 'TS006', message = 'the assignment makes more than 256 blocks',
+  -- A short request could otherwise make any number of long blocks. A client that meets this asks for half as much at a time.
+  if made > most then
+    raise exception using errcode = 'PT413', message = format('the assignment makes more than %s blocks', most),
       hint = 'Assign less at a time.';
   end if;
 end
@@ -625,6 +627,13 @@ begin
     select from tensorage.written w
      where w.data_id = d.id and w.based_on is distinct from (
        select t.xmin::text::bigint from public.tensors t where t.data_id = target.id and t.index = w.number))
+    -- A block that was made here may have been made by somebody else, too, and merged with the one before it since then. Blocks
+    -- do not overlap, so the last one that begins before its end tells.
+    and not exists (
+      select from tensorage.written w join public.tensors s on s.data_id = w.data_id and s.index = w.number
+       where w.data_id = d.id and w.based_on is null and s.index < (
+         select t.index + t.count from public.tensors t where t.data_id = target.id and t.index < s.index + s.count
+          order by t.index desc limit 1))
     and not exists (
       select from public.tensors s where s.data_id = d.id and s.index + s.count > tensorage.elements(target.shape));
 end

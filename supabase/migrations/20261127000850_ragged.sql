@@ -35,8 +35,8 @@ $$;
 
 -- Checks of what is written ------------------------------------------------------------------------
 
--- True if bytes are text in UTF-8. PostgreSQL takes no NUL characters, which other texts may hold: they are exchanged first.
-create or replace function tensorage.is_utf8(bytes bytea) returns boolean
+-- True if a few bytes are text in UTF-8. PostgreSQL takes no NUL characters, which other texts may hold: they are exchanged first.
+create or replace function tensorage.is_short_utf8(bytes bytea) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if position('\x00'::bytea in bytes) > 0 then
@@ -47,6 +47,30 @@ begin
   return true;
 exception when data_exception or character_not_in_repertoire then
   return false;
+end
+$$;
+
+-- True if bytes, from byte `first` on, are text in UTF-8. Looks at a mebibyte at a time: a long text with a NUL character would take
+-- many times its size in memory. Of a value that is out of line, substr() reads the part alone.
+create or replace function tensorage.is_utf8(bytes bytea, first int default 1) returns boolean
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  behind int := octet_length(bytes) + 1;
+  cut int;
+begin
+  while first < behind loop
+    cut := least(first + 1048576, behind);
+    -- No part begins within a character, which has at most 4 bytes.
+    for i in 1 .. 3 loop
+      exit when cut = behind or get_byte(substr(bytes, cut, 1), 0) & 192 <> 128;
+      cut := cut - 1;
+    end loop;
+    if not tensorage.is_short_utf8(substr(bytes, first, cut - first)) then
+      return false;
+    end if;
+    first := cut;
+  end loop;
+  return true;
 end
 $$;
 
@@ -163,7 +187,8 @@ $$;
 
 -- Stores a part of an element that is too long for one request, as a block of its own. Meta: part, the position of its bytes
 -- in the element. The parts come in order, and one that comes twice is stored once. The body: the head of the block, with
--- the bytes of the whole element, and those of the part. The commit checks that no part is missing, and that text is text.
+-- the bytes of the whole element, and those of the part: at most about 256 parts, since each rewrites those before it. The
+-- commit checks that no part is missing, and that text is text.
 create or replace function tensorage.put_part(d public.datasets, h tensorage.header, request bytea) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
@@ -175,7 +200,9 @@ declare
 begin
   if (tensorage.is_ragged(d.dtype) and h.count = 1 and tensorage.integer_at(request, h.elements_at, 4) = 1
       and nbytes between tensorage.least_in_parts() and 268435456 and nbytes % tensorage.ragged_unit(d.dtype) = 0
-      and octet_length(bytes) > 0 and part between 0 and nbytes - octet_length(bytes)) is not true then
+      and octet_length(bytes) > 0 and part between 0 and nbytes - octet_length(bytes)
+      -- A request of one byte would otherwise make the server write all bytes before it anew.
+      and (256 * octet_length(bytes)::bigint >= nbytes or part + octet_length(bytes) = nbytes)) is not true then
     raise exception using errcode = 'TS006',
       message = format('%s bytes from byte %s on are no part of an element of %s bytes', octet_length(bytes), part, nbytes);
   end if;
@@ -183,11 +210,13 @@ begin
    where t.data_id = d.id and t.index <= h.index order by t.index desc limit 1;
   if part = 0 and coalesce(stored.index + stored.count <= h.index, true) then
     insert into public.tensors (data_id, user_id, index, count, tensor)
-      values (d.id, d.user_id, h.index, 1, int4send(nbytes::int) || bytes);
+      values (d.id, d.user_id, h.index, 1, int4send(nbytes::int) || bytes) on conflict (data_id, index) do nothing;
   elsif (stored.index, stored.count) is distinct from (h.index, 1) or stored.nbytes < part then
     raise exception using errcode = 'TS006', message = format('a part from byte %s on does not follow what is stored', part);
   elsif stored.nbytes = part then
-    update public.tensors t set tensor = t.tensor || bytes where t.data_id = d.id and t.index = h.index;
+    -- The same part may come twice at a time: the second one waits for the first, and finds a longer block then.
+    update public.tensors t set tensor = t.tensor || bytes
+     where t.data_id = d.id and t.index = h.index and octet_length(t.tensor) = 4 + part;
   end if;
 end
 $$;
@@ -209,8 +238,8 @@ begin
       raise exception using errcode = 'TS004',
         message = format('%s of the %s bytes of element %s of %L are there', b.nbytes, b.behind, b.index, d.key),
         hint = 'Send the missing parts, or abort.';
-    elsif b.nbytes >= tensorage.least_in_parts() and tensorage.is_text(d.dtype) and not tensorage.is_utf8((
-            select substr(t.tensor, 5) from public.tensors t where t.data_id = d.id and t.index = b.index)) then
+    elsif b.nbytes >= tensorage.least_in_parts() and tensorage.is_text(d.dtype) and not (
+            select tensorage.is_utf8(t.tensor, 5) from public.tensors t where t.data_id = d.id and t.index = b.index) then
       raise exception using errcode = 'TS006', message = format('element %s of %L is no text in UTF-8', b.index, d.key);
     end if;
   end loop;
@@ -223,11 +252,15 @@ $$;
 create or replace function public.tensorage_end_ragged(data_id bigint, shape bigint[]) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
-  d public.datasets := tensorage.staged(data_id, (
-    select s.engine from public.datasets s where s.id = tensorage_end_ragged.data_id));
+  d public.datasets;
 begin
+  -- Locked for the change below before tensorage.staged takes a lock that several requests may hold: each would then wait for
+  -- the other.
+  select * into d from public.datasets s
+   where s.id = tensorage_end_ragged.data_id and s.writer = tensorage.me() for update;
+  d := tensorage.staged(data_id, d.engine);
   if not tensorage.is_ragged(d.dtype) or cardinality(d.shape) = 0 or cardinality(d.shape) is distinct from cardinality(shape)
-     or d.shape[2:] is distinct from shape[2:] or d.assign_to is not null
+     or d.shape[2:] is distinct from shape[2:] or (shape[1] >= 0) is not true or d.assign_to is not null
      or exists (select from public.shards s where s.data_id = d.id) then
     raise exception using errcode = 'TS006',
       message = format('the array %L of shape %s cannot be given the shape %s', d.key, tensorage.shape_text(d.shape),
@@ -325,7 +358,7 @@ begin
   select coalesce(sum(length), 0), coalesce(bool_and(at >= 0 and length >= 1 and at::numeric + length <= d.nbytes), true)
     into wanted, are_inside
     from unnest(starts, lengths) s(at, length);
-  if cardinality(starts) is distinct from cardinality(lengths)
+  if (cardinality(starts) = cardinality(lengths)) is not true
      or exists (select from unnest(starts, lengths) s(at, length) where at is null or length is null) then
     raise exception using errcode = 'TS006', message = 'the selection has runs or lengths that are none';
   elsif wanted > 2097152 then

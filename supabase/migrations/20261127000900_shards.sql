@@ -211,8 +211,8 @@ begin
        select from public.shards s
         where s.data_id = d.id and tensorage.name_before(s.based_on, target.fill) is distinct from tensorage.name_before((
           select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
-     -- The array may have become shorter, and longer again.
-     or (d.append_to is null and (target.fill is not null) <> (d.fill is not null))
+     -- The array may have become shorter, and longer again. What a shard has behind its end is no element of it.
+     or (d.append_to is null and ((target.fill is not null) <> (d.fill is not null) or target.shape[1] < d.shape[1]))
      or (d.append_to is null and exists (
        select from public.shards s
         where s.data_id = d.id and s.number >= tensorage.elements(tensorage.shard_grid(target.zarr, target.shape)))) then

@@ -81,7 +81,8 @@ def take_in(
         kept = resolve_engine(engine, new)
         return arrays.import_zarr(key, source, engine=kept, is_shared=is_shared, **said)
     nbytes = math.prod(source.shape) * source.dtype.itemsize
-    if not source.shape or nbytes <= BLOCK_BYTES:
+    # Text of any length is in memory as a whole anyway, in the form in which it is read.
+    if not source.shape or nbytes <= BLOCK_BYTES or source.dtype.kind == "T":
         return arrays.write(key, read_whole(source), engine=engine, is_shared=is_shared, **said)
     return arrays.write_blocks(
         key, blocks_of(source), source.shape, source.dtype, engine=engine, is_shared=is_shared, **said

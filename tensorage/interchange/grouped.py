@@ -36,6 +36,8 @@ class Outgoing:
         Key of the stored array that it comes from, for messages.
     read
         Returns a region of the elements.
+    mean_bytes
+        Bytes of an element, about, if elements have any length.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Outgoing:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     dims: tuple[str, ...] | None = None
     coords: Sequence[Coord] = ()
+    mean_bytes: int = 0
 
     @property
     def group(self) -> str:
@@ -56,7 +59,7 @@ class Outgoing:
         if not self.shape:
             yield 0, np.asarray(self.read(()))
             return
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        row_bytes = math.prod(self.shape[1:]) * max(self.dtype.itemsize, self.mean_bytes)
         rows = max(BLOCK_BYTES // max(row_bytes, 1), 1)
         for first in range(0, self.shape[0] if row_bytes else 0, rows):
             yield first, np.asarray(self.read(slice(first, min(first + rows, self.shape[0]))))

@@ -2,11 +2,12 @@
 
 Axes are named by the labels of HDF5's dimensions, or by the names of their scales. Labels of an axis are a dataset of
 their own, which is its *scale*. HDF5 has no text of numpy's kind: such arrays are written as UTF-8, and an attribute
-keeps their dtype.
+keeps their dtype. Text of any length is HDF5's text of variable length.
 """
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from tensorage.interchange.entries import MAX_LABELS_BYTES, Entry
 from tensorage.interchange.grouped import GroupedArrays, Outgoing
 from tensorage.interchange.marks import Mark
 from tensorage.model.coords import Coord, encode_coords
+from tensorage.ragged import TEXT
 
 if TYPE_CHECKING:
     import h5py
@@ -137,6 +139,8 @@ def _followed(group: h5py.Group, part: str, asked: str, seen: set[tuple[int, int
 
 def _source(dataset: h5py.Dataset, asked: str, form: Any) -> Any:
     """Return the elements of a dataset, of a dtype that can be stored."""
+    if _is_text_of_any_length(dataset.dtype):
+        return LongText(dataset, asked)
     reason = _reason_against(dataset.dtype)
     if reason is not None:
         raise DTypeError(
@@ -175,13 +179,47 @@ class Text:
         return decoded.astype(self.dtype)
 
 
+class LongText:
+    """Text of any length.
+
+    Parameters
+    ----------
+    dataset
+        Dataset of text of variable length.
+    asked
+        Operation in a few words, for messages.
+    """
+
+    dtype = TEXT
+
+    def __init__(self, dataset: h5py.Dataset, asked: str) -> None:
+        self._dataset = dataset
+        self._asked = asked
+        self.shape: tuple[int, ...] = dataset.shape
+
+    def __getitem__(self, region: Any) -> npt.NDArray[Any]:
+        try:
+            # Programs also write UTF-8 as what they call ASCII.
+            return np.asarray(self._dataset.asstr("utf-8")[region], TEXT)
+        except UnicodeDecodeError as error:
+            name = self._dataset.name
+            raise InvalidInputError(
+                f"{self._asked}: the dataset {name!r} holds text that is no UTF-8 ({error.reason}: "
+                f"{error.object[:40]!r}). skip=[{name.lstrip('/')!r}] leaves it out. Nothing was stored"
+            ) from error
+
+
+def _is_text_of_any_length(dtype: np.dtype[Any]) -> bool:
+    text = _h5py().check_string_dtype(dtype)
+    return text is not None and text.length is None
+
+
 def _reason_against(dtype: np.dtype[Any]) -> str | None:
     """Say what has no place in a store, in a dtype or the fields of one."""
     h5py = _h5py()
     if dtype.names is not None:
         return next((found for name in dtype.names if (found := _reason_against(dtype[name].base))), None)
-    text = h5py.check_string_dtype(dtype)
-    if text is not None and text.length is None:
+    if _is_text_of_any_length(dtype):
         return "text of any length"
     if h5py.check_vlen_dtype(dtype) is not None:
         return "arrays of any length"
@@ -230,16 +268,28 @@ def _coords(dataset: h5py.Dataset, dims: Sequence[str] | None, left: Left) -> di
             is_named = scale.name is not None and posixpath.basename(scale.name) == name
             if not is_named or scale.shape != (length,) or _is_bare_dimension(scale):
                 continue
-            if _reason_against(scale.dtype) is not None:
+            is_long_text = _is_text_of_any_length(scale.dtype)
+            if (
+                _reason_against(scale.dtype) is not None and not is_long_text
+            ) or scale.nbytes > 16 * MAX_LABELS_BYTES:
                 continue
             # Attributes without a place are told where the scale is an array of its own.
             found = entry_of_hdf5(scale, name, Left(left.asked))
-            if scale.nbytes <= MAX_LABELS_BYTES and (
-                is_number(found.source.dtype) or found.source.dtype.kind == "U"
-            ):
-                labels = np.asarray(found.source[...]).astype(storable_dtype(found.source.dtype))
+            labels = _labels(found.source)
+            if labels is not None:
                 coords.append(Coord(name, (name,), labels, found.attrs, is_index=True))
     return encode_coords(coords) if coords else None
+
+
+def _labels(source: Any) -> npt.NDArray[Any] | None:
+    """Return the elements of a small scale as labels. None if they are many, or neither numbers nor text."""
+    if source.dtype.kind == "T":
+        labels: npt.NDArray[Any] = source[...].astype(object)
+        return labels if sum(len(label.encode()) for label in labels) <= MAX_LABELS_BYTES else None
+    nbytes = math.prod(source.shape) * source.dtype.itemsize
+    if nbytes > MAX_LABELS_BYTES or not (is_number(source.dtype) or source.dtype.kind == "U"):
+        return None
+    return np.asarray(source[...]).astype(storable_dtype(source.dtype))
 
 
 # Writing ----------------------------------------------------------------------------------------------
@@ -309,10 +359,21 @@ def _written_dtype(item: Outgoing) -> tuple[Any, Callable[[npt.NDArray[Any]], An
         # A character takes up to four bytes, as many as numpy has for it.
         text = h5py.string_dtype("utf-8", max(dtype.itemsize, 1))
         return text, lambda rows: np.char.encode(rows, "utf-8").astype(text)
+    if dtype.kind == "T":
+        return h5py.string_dtype(), lambda rows: _without_nul(rows.astype(object), item)
     if dtype.kind in "mM":
         opaque = h5py.opaque_dtype(dtype)
         return opaque, lambda rows: rows.astype(opaque)
     return dtype, lambda rows: rows
+
+
+def _without_nul(texts: npt.NDArray[Any], item: Outgoing) -> npt.NDArray[Any]:
+    if any("\0" in text for text in texts.flat):
+        raise InvalidInputError(
+            f"exporting {item.key!r}: a text of it holds a NUL character, at which HDF5's text of any length ends. "
+            "Leave it out, or store a copy without these"
+        )
+    return texts
 
 
 def _attach_scales(file: h5py.File, group: GroupedArrays) -> None:

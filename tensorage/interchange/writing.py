@@ -27,9 +27,13 @@ from tensorage.interchange.numpy_files import write_npy, write_npz
 from tensorage.interchange.reading import suffix_of
 from tensorage.interchange.zarr_folders import write_zarr
 from tensorage.model.coords import coords_of
+from tensorage.ragged import TEXT_ARRAY
 from tensorage.types import Dataset
 
 __all__ = ["export"]
+
+#: Suffixes of files that have text of any length.
+_WITH_LONG_TEXT = frozenset({".h5", ".hdf5"})
 
 
 def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
@@ -45,7 +49,10 @@ def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
     left = Left(f"exporting {key!r} to {str(path)!r}")
     found = _found(arrays, key)
     for entry in found.values():
-        refuse_ragged(f"exporting to {path.name!r}", entry, "Leave it out, or store it anew with one length")
+        if not (entry.ragged == TEXT_ARRAY and suffix in _WITH_LONG_TEXT):
+            refuse_ragged(
+                f"exporting to {path.name!r}", entry, "Leave it out, or store it anew with one length"
+            )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         _write(arrays, key, found, path=temporary, suffix=suffix, left=left)
@@ -108,7 +115,7 @@ def _write(
 def _outgoing(arrays: Arrays, name: str, entry: Dataset) -> Outgoing:
     return Outgoing(
         name, entry.key, entry.shape, entry.dtype, partial(_read, arrays, entry), dict(entry.attrs), entry.dims,
-        coords_of(entry),
+        coords_of(entry), entry.mean_bytes if entry.ragged is not None else 0,
     )  # fmt: skip
 
 

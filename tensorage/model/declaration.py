@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -15,7 +16,7 @@ from tensorage.errors import InvalidInputError
 from tensorage.indexing.regions import divide_evenly
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room
-from tensorage.model.values import as_attrs, as_dims, check_key
+from tensorage.model.values import MAX_EXTENT, as_attrs, as_dims, check_key
 from tensorage.ragged import Ragged
 from tensorage.types import COORDS_ATTRIBUTE
 
@@ -121,9 +122,7 @@ def declare(
     InvalidInputError, DTypeError
     """
     check_key(key)
-    shape = tuple(int(extent) for extent in shape)
-    if any(extent < 0 for extent in shape):
-        raise InvalidInputError(f"the shape {shape} has a negative extent")
+    shape = _as_shape(shape)
     stored = storable_dtype(dtype)
     chunk_size = options.get("chunk_size")
     # A block has to fit one request, whatever the user asks for.
@@ -135,6 +134,20 @@ def declare(
             f"{MAX_REQUEST_BYTES // stored.itemsize} of them ({MAX_REQUEST_BYTES} bytes)"
         )
     return Declaration(key, shape, stored, fit_block_size(shape, chunk_size), is_shared, options)
+
+
+def _as_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        extents = tuple(operator.index(extent) for extent in shape)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"the shape {shape!r} is none: give a whole number for each axis, such as (1000, 3)"
+        ) from error
+    if any(extent < 0 for extent in extents):
+        raise InvalidInputError(f"the shape {extents} has a negative extent")
+    if any(extent > MAX_EXTENT for extent in extents):
+        raise InvalidInputError(f"the shape {extents} has an extent of more than {MAX_EXTENT}")
+    return extents
 
 
 def declare_ragged(

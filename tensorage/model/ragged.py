@@ -185,6 +185,12 @@ def _array_of(key: str, number: int, sample: Any) -> npt.NDArray[Any]:
             f"sample {number} for {key!r} is a single {type(sample).__name__}, and samples have a first axis of any "
             "length. Store single values as an array: store[key] = np.array(values)"
         )
+    if array.dtype == object and array.size:
+        raise DTypeError(
+            f"sample {number} for {key!r} is an array of objects, such as a {type(array.flat[0]).__name__}, and "
+            "elements of samples are numbers or other values of one length: convert it, for example with "
+            ".astype('float64'), or leave out what is None. Nothing is stored"
+        )
     return array
 
 

@@ -18,6 +18,7 @@ from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 __all__ = [
     "DLPACK_CPU",
+    "MAX_EXTENT",
     "MAX_KEY_BYTES",
     "as_array",
     "as_attrs",
@@ -33,6 +34,9 @@ __all__ = [
 
 #: Most bytes of a key in UTF-8.
 MAX_KEY_BYTES = 1024
+
+#: Most rows of an array, and the longest that any other axis is.
+MAX_EXTENT = 2**62
 
 #: Number by which DLPack names the memory of this machine.
 DLPACK_CPU = 1
@@ -180,6 +184,8 @@ def rows_to_have(dataset: Dataset, rows: int | Sequence[int]) -> int:
     count: Any = rows[0] if isinstance(rows, Sequence) else rows
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
         raise InvalidInputError(f"{asked}: {count!r} is no number of rows. Nothing has changed")
+    if count > MAX_EXTENT:
+        raise InvalidInputError(f"{asked}: {MAX_EXTENT} rows is the most. Nothing has changed")
     return int(count)
 
 

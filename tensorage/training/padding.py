@@ -50,14 +50,21 @@ def pad(samples: Sequence[npt.NDArray[Any]], dataset: Dataset, pad_value: Any) -
 
 
 def _value(dataset: Dataset, pad_value: Any) -> npt.NDArray[Any]:
+    given = np.asarray(pad_value)
+    if not given.ndim and _fits(given, dataset.dtype):
+        with np.errstate(all="ignore"):
+            return given.astype(dataset.dtype)
+    raise InvalidInputError(
+        f"pad_value={pad_value!r} is no value of {dataset.key!r}, whose samples are {dataset.ragged}"
+    )
+
+
+def _fits(value: npt.NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype has a value, or one with fewer digits, as numpy assigns it to floats."""
+    if dtype.kind in "fc":
+        return np.can_cast(value.dtype, dtype, "same_kind")
     try:
         with np.errstate(all="ignore"):
-            cast = np.asarray(pad_value).astype(dataset.dtype)
-        fits = not cast.ndim and (dataset.dtype.kind in "fc" or bool(np.array_equal(cast, pad_value)))
+            return bool(np.array_equal(value.astype(dtype), value))
     except (TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise InvalidInputError(
-            f"pad_value={pad_value!r} is no value of {dataset.key!r}, whose samples are {dataset.ragged}"
-        )
-    return cast
+        return False

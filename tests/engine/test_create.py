@@ -143,6 +143,10 @@ def test_a_key_that_is_taken(store: TensorStore) -> None:
     ("error", "options"),
     [
         (InvalidInputError, {"shape": (-1,)}),
+        (InvalidInputError, {"shape": "3"}),
+        (InvalidInputError, {"shape": None}),
+        (InvalidInputError, {"shape": (2.5, 3)}),
+        (InvalidInputError, {"shape": (2**63, 0)}),
         (InvalidInputError, {"shape": (2**62, 4)}),
         (InvalidInputError, {"shape": (3,), "fill_value": [1, 2]}),
         (DTypeError, {"shape": (3,), "dtype": "i2", "fill_value": 70000}),
@@ -308,7 +312,7 @@ def test_labels_of_rows_go_with_them(store: TensorStore) -> None:
     assert store.open("x").coords["t"].tolist() == [10, 20]
 
 
-@pytest.mark.parametrize("rows", [-1, True, 2.5, "3", (4, 4), (4,), (4, 3, 1)])
+@pytest.mark.parametrize("rows", [-1, True, 2.5, "3", (4, 4), (4,), (4, 3, 1), 2**63])
 def test_what_is_no_number_of_rows(store: TensorStore, rows: Any) -> None:
     store["x"] = np.arange(12).reshape(4, 3)
     with pytest.raises(InvalidInputError, match=r"resizing 'x' of shape \(4, 3\)"):

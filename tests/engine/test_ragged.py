@@ -278,7 +278,8 @@ def test_a_generator_that_fails_stores_nothing(store: TensorStore) -> None:
         ([[1], "b"], DTypeError, "sample 1 .*str"),
         ([np.zeros(1), bytearray(b"b")], DTypeError, "sample 1"),
         ([np.zeros((2, 0))], InvalidInputError, "0 bytes"),
-        ([np.array([None])], DTypeError, "object"),
+        ([np.array([None])], DTypeError, "sample 0 .*objects, such as a NoneType"),
+        ([[1], [2, None]], DTypeError, "sample 1 .*objects, such as a int"),
         ("text", InvalidInputError, "not a str"),
     ],
 )
@@ -627,6 +628,10 @@ def test_values_that_nothing_can_be_padded_with(store: TensorStore) -> None:
     for value in (300, -1, "x", 0.5, [0, 0]):
         with pytest.raises(InvalidInputError, match="pad_value"):
             tokens.batches(2, pad_value=value)
+    boxes = store.write_ragged("boxes", BOXES)
+    for value in (1j, "0", [0.0]):
+        with pytest.raises(InvalidInputError, match="pad_value"):
+            boxes.batches(2, pad_value=value)
     with pytest.raises(InvalidInputError, match="only arrays"):
         store.write_ragged("texts", TEXTS).batches(2, pad_value=0)
     with pytest.raises(InvalidInputError, match="none of the arrays"):

@@ -19,7 +19,7 @@ from tensorage.backend.wire import patience
 from tensorage.backend.zarr.ragged import RaggedObjects
 from tensorage.backend.zarr.zarr_engine import codec_of
 from tensorage.embedded import control
-from tensorage.errors import CorruptTensorError, IncompleteTensorError, InvalidInputError
+from tensorage.errors import CorruptTensorError, IncompleteTensorError, InvalidInputError, TooLargeError
 from tensorage.model.declaration import declare_ragged
 from tensorage.ragged import RAGGED_TEXT, TEXT_ARRAY
 
@@ -214,6 +214,14 @@ def test_text_that_is_none(store: TensorStore, ragged: Any) -> None:
         store["x"]
     assert store["x", 0] == "a"
     assert store.open("x").lengths().tolist() == [1, 2, 1]
+
+
+def test_lengths_that_no_memory_holds(store: TensorStore, database: Sql) -> None:
+    """Samples without elements take no object, so that another user may share any number of them."""
+    handle = store.write_ragged("texts", ["a"])
+    database.execute("update public.datasets set shape = %s where id = %s", ([2**60], handle.dataset.id))
+    with pytest.raises(TooLargeError, match="reading the lengths of 'texts'"):
+        store.open("texts").lengths()
 
 
 def test_bytes_that_are_no_rows(store: TensorStore) -> None:

@@ -26,7 +26,7 @@ from tensorage import (
     TensorageError,
     TensorStore,
 )
-from tensorage.interchange import entries
+from tensorage.interchange import entries, grouped
 from tensorage.interchange.marks import GROUP_ATTRIBUTE
 
 Array = npt.NDArray[Any]
@@ -167,6 +167,61 @@ def test_text_of_hdf5(store: TensorStore, tmp_path: Path) -> None:
     with pytest.raises(CorruptTensorError, match="longer than <U1"):
         store.import_file(tmp_path / "own.h5", "short/")
     assert store.keys("short") == []
+
+
+LONG_TEXTS = np.array(
+    [["a", "", "größer " * 5000], ["b\n", "\N{GRINNING FACE}", " c "]], np.dtypes.StringDType()
+)
+
+
+@pytest.mark.parametrize(
+    "texts", [LONG_TEXTS, LONG_TEXTS[:0], LONG_TEXTS[0, 2:].reshape(())], ids=["2d", "0", "()"]
+)
+def test_text_of_any_length_of_hdf5(
+    store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: Array
+) -> None:
+    """Text of any length is HDF5's text of variable length, both ways, with labels of that kind."""
+    monkeypatch.setattr(grouped, "BLOCK_BYTES", 50)
+    monkeypatch.setattr(entries, "BLOCK_BYTES", 50)
+    store.write("texts", texts, attrs={"language": "de"}, dims=("row", "column")[: texts.ndim])
+    store.export("texts", tmp_path / "own.h5")
+    with h5py.File(tmp_path / "own.h5") as file:
+        assert h5py.check_string_dtype(file["texts"].dtype) == ("utf-8", None)
+        assert np.asarray(file["texts"].asstr()[()]).tolist() == texts.tolist()
+    store.import_file(tmp_path / "own.h5", "own/")
+    assert_same(store["own/texts"], texts)
+    found = store.open("own/texts")
+    assert found.dtype == texts.dtype
+    assert dict(found.attrs) == {"language": "de"}
+    assert (found.dims or ()) == ("row", "column")[: texts.ndim]
+
+
+def test_labels_of_any_length_of_hdf5(store: TensorStore, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["station"] = np.array(["Ärmel", "b"], object)
+        file.create_dataset("called ascii", data=["ö".encode()], dtype=h5py.string_dtype("ascii"))
+        file["x"] = GRID
+        file["station"].make_scale("station")
+        file["x"].dims[0].attach_scale(file["station"])
+        store["alone"] = file["station"]
+    assert store["alone"].tolist() == ["Ärmel", "b"]
+    store.import_file(tmp_path / "a.h5", "in/")
+    assert store["in/called ascii"].tolist() == ["ö"]
+    assert store["in/station"].tolist() == store.open("in/x").coords["station"].tolist() == ["Ärmel", "b"]
+    store.export("in", tmp_path / "b.h5")
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert file["x"].dims[0]["station"].asstr()[...].tolist() == ["Ärmel", "b"]
+
+
+def test_text_that_hdf5_has_no_place_for(store: TensorStore, tmp_path: Path) -> None:
+    store["nul"] = np.array(["a\0b"], np.dtypes.StringDType())
+    store.write_ragged("list", ["a"])
+    for key, said in (("nul", "NUL character"), ("list", "ragged text")):
+        with pytest.raises(InvalidInputError, match=said):
+            store.export(key, tmp_path / "a.h5")
+    with pytest.raises(InvalidInputError, match="text of any length"):
+        store.export("nul", tmp_path / "a.npz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def labelled_h5(path: Path) -> None:
@@ -364,7 +419,11 @@ def named_dtype(file: h5py.File) -> None:
 
 
 BAD_MEMBERS = [
-    (lambda file: file.create_dataset("bad", data="text"), DTypeError, "text of any length"),
+    (
+        lambda file: file.create_dataset("bad", data=b"\xff"),
+        InvalidInputError,
+        "'/bad' holds text that is no UTF-8",
+    ),
     (vlen_arrays, DTypeError, "arrays of any length"),
     (references, DTypeError, "references"),
     (enum, DTypeError, "an enumeration"),
@@ -487,8 +546,8 @@ def test_an_error_leaves_nothing_of_what_was_sent(
 ) -> None:
     monkeypatch.setattr(entries, "BLOCK_BYTES", 50)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["a"], file["b"], file["z"] = GRID, GRID, "text"
-    with pytest.raises(DTypeError, match="text of any length"):
+        file["a"], file["b"], file["z"] = GRID, GRID, file.ref
+    with pytest.raises(DTypeError, match="references"):
         store.import_file(tmp_path / "a.h5")
     assert list(store) == []
     assert beyond_arrays(database, store.arrays.project.user_id) == []

@@ -43,12 +43,13 @@ State = list[tuple[Any, ...]]
 Register = Callable[[], Caller]
 
 
-def wait_for_waiter(holder: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Return when another connection waits for a lock that `holder` has."""
+def wait_for_waiter(holder: psycopg.Connection[tuple[Any, ...]], waiters: int = 1) -> None:
+    """Return when other connections wait for a lock that `holder` has, or for each other behind it."""
     asked = (
-        "select exists (select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid)))"
+        "select count(*) filter (where pg_backend_pid() = any (pg_blocking_pids(pid))) > 0 "
+        "and count(*) filter (where cardinality(pg_blocking_pids(pid)) > 0) >= %s from pg_stat_activity"
     )
-    while holder.execute(asked).fetchone() != (True,):
+    while holder.execute(asked, (waiters,)).fetchone() != (True,):
         holder.execute("select pg_stat_clear_snapshot(), pg_sleep(0.01)")
 
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from sql.api import Caller, Json, answer_of, binary, code_of, new_key, new_operation, transaction
 from sql.conftest import wait_for_waiter
+from sql.objects import begin_assign, entry, metadata, put
 
 from tensorage.embedded import control
 
@@ -235,7 +236,7 @@ def test_a_short_request_makes_no_more_than_256_blocks(owner: Caller, database: 
     made = create(owner, shape=[10**9], chunk=10)
     starts = list(range(0, 2570, 10))
     answer = owner.assign(made, np.zeros(257, "<i4"), starts, [1] * 257)
-    assert code_of(answer) == "TS006"
+    assert code_of(answer) == "PT413"
     answer_of(owner.assign(made, np.zeros(256, "<i4"), starts[:256], [1] * 256))
     query = "select count(*) from public.tensors where data_id = %s"
     assert database.execute(query, (made["id"],)).fetchone() == (256,)
@@ -317,3 +318,54 @@ def test_writers_of_all_kinds_meet_in_one_array(owner: Caller) -> None:
     numbers, counts = np.unique(found[100:], return_counts=True)
     appended = {1000 * number + turn: 3 for number in (1, 2) for turn in range(_TURNS)}
     assert dict(zip(numbers.tolist(), counts.tolist(), strict=True)) == {7: 2 * _TURNS, **appended}
+
+
+@pytest.mark.parametrize("is_appended", [False, True])
+def test_large_assignment_to_a_block_that_was_made_and_merged_is_told(
+    owner: Caller, is_appended: bool, database: Connection
+) -> None:
+    """The block that both have made has another one before it, and is a part of that one by now."""
+    made = create(owner, shape=[4])
+    answer_of(assign(owner, made, 0, 4, 1))
+    answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=4, rows=10, fill=_SEVEN))
+    staged = stage(owner, owner.open(made["key"]), 5, 6, 2)
+    if is_appended:
+        begun = owner.begin(made["key"], [1], chunk=100, append=True)
+        answer_of(owner.put(begun["id"], np.array([8], "<i4")))
+        answer_of(owner.commit(begun["id"]))
+    answer_of(assign(owner, owner.open(made["key"]), 6, 7, 3))
+    answer_of(owner.call("tensorage_compact", key=made["key"]))
+    assert code_of(owner.commit(staged["id"])) == "TS003"
+    np.testing.assert_array_equal(
+        elements(owner, made), [1, 1, 1, 1, 7, 7, 3, 7, 7, 7, 8][: 10 + is_appended]
+    )
+
+
+def test_an_append_leaves_the_block_size(owner: Caller) -> None:
+    """Each block that is made later would otherwise be as large as somebody who may append has asked for."""
+    made = create(owner)
+    begun = owner.begin(made["key"], [20], chunk=1_000_000, append=True)
+    assert begun["chunk"] == 10
+    answer_of(owner.put(begun["id"], np.arange(20, dtype="<i4")))
+    assert answer_of(owner.commit(begun["id"]))["chunk"] == 10
+    stored = owner.store(new_key(), np.arange(5, dtype="<i4"), chunk=5)
+    assert owner.begin(stored["key"], [20], chunk=20, append=True)["chunk"] == 20
+
+
+def test_a_short_request_makes_no_more_than_some_bytes_of_blocks(owner: Caller) -> None:
+    made = create(owner, shape=[2**40], chunk=2**24)
+    answer = owner.assign(made, np.zeros(3, "<i4"), [0, 2**24, 2**30], [1] * 3)
+    assert code_of(answer) == "PT413"
+    answer_of(owner.assign(made, np.zeros(1, "<i4"), [2**30], [1]))
+
+
+def test_large_assignment_to_shards_meets_a_shorter_array(owner: Caller) -> None:
+    """It may have reached behind the end, into a shard that is there all the same."""
+    made = create(owner, engine="storage", shape=[100], zarr=metadata([64]))
+    first, second = begin_assign(owner, made), begin_assign(owner, made)
+    answer_of(put(owner, first, entry(0, None, based_on="")))
+    answer_of(put(owner, second, entry(0, None, based_on="")))
+    answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=100, rows=50, fill=_SEVEN))
+    assert code_of(owner.commit(first["id"])) == "TS003"
+    answer_of(owner.call("tensorage_resize", data_id=made["id"], base_rows=50, rows=120, fill=_SEVEN))
+    answer_of(owner.commit(second["id"]))

@@ -726,3 +726,60 @@ def test_a_sharee_whom_another_share_lets_write_goes_on(
     answer_of(owner.call("tensorage_unshare", key=key))
     answer_of(other.put(begun["id"], np.ones(10, "<i4")))
     assert answer_of(other.commit(begun["id"]))["shape"] == [20]
+
+
+# Fill values, and arrays that become shorter ------------------------------------------------------
+
+
+def create(owner: Caller, **more: Any) -> httpx.Response:
+    asked = {"key": new_key(), "shape": [1000], "dtype": "|S1", "chunk": 10, "fill": "AA=="}
+    return owner.call("tensorage_create", {**asked, **more})
+
+
+def resize(owner: Caller, made: dict[str, Any], rows: int, **more: Any) -> httpx.Response:
+    asked = {"data_id": made["id"], "base_rows": owner.open(made["key"])["shape"][0], "rows": rows}
+    return owner.call("tensorage_resize", {**asked, "fill": "AA==", "operation": new_operation(), **more})
+
+
+def test_long_fill_values_and_dtypes_count(owner: Caller, database: Connection) -> None:
+    """An element may have a mebibyte."""
+    long = {"dtype": "|S1048576", "fill": base64.b64encode(bytes(2**20)).decode(), "chunk": 1}
+    answer_of(create(owner))
+    before = used(database, owner)
+    answer_of(create(owner, **long))
+    assert 2**20 <= used(database, owner) - before < 2**20 + 2000
+    fields = json.dumps([[f"field {number}", "|u1"] for number in range(1000)])
+    before = used(database, owner)
+    answer_of(create(owner, dtype=fields, fill=base64.b64encode(bytes(1000)).decode()))
+    assert used(database, owner) - before > len(fields)
+
+
+def test_answers_that_are_kept_have_no_fill_value(owner: Caller, database: Connection) -> None:
+    fill = base64.b64encode(bytes(2**20)).decode()
+    again = {"key": new_key(), "dtype": "|S1048576", "fill": fill, "chunk": 1, "operation": new_operation()}
+    made = answer_of(create(owner, **again))
+    assert used(database, owner) < 2**20 + 4000
+    assert answer_of(create(owner, **again))["fill"] == made["fill"]
+    answer_of(resize(owner, made, 10, fill=fill))
+    assert used(database, owner) < 2**20 + 8000
+
+
+@pytest.mark.parametrize("coords", [None, {"row": "x" * 100_000}])
+def test_a_shorter_array_stores_nothing_past_the_quota(
+    owner: Caller, database: Connection, coords: Any
+) -> None:
+    made = answer_of(create(owner))
+    # It notes its first change in the record of this minute.
+    answer_of(resize(owner, made, 999))
+    limit = used(database, owner) + 10
+    database.execute("insert into tensorage.quotas values (%s, %s, null)", (owner.id, limit))
+    assert code_of(resize(owner, made, 500, coords=coords)) == "TS005"
+    assert owner.open(made["key"])["shape"] == [999]
+
+
+def test_a_shorter_array_makes_room(owner: Caller, database: Connection) -> None:
+    stored = owner.store(new_key(), np.zeros(100_000, "|S1"), chunk=100)
+    database.execute("insert into tensorage.quotas values (%s, 100, null)", (owner.id,))
+    before = used(database, owner)
+    answer_of(resize(owner, stored, 10))
+    assert used(database, owner) < before

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,6 +14,9 @@ import numpy as np
 import psycopg
 import pytest
 from sql.api import Caller, Json, answer_of, binary, code_of, new_key, new_operation, whole
+from sql.conftest import wait_for_waiter
+
+from tensorage.embedded import control
 
 Sql = psycopg.Connection[tuple[Any, ...]]
 
@@ -46,7 +50,7 @@ def put(caller: Caller, begun: Json, body: bytes, index: int, count: int) -> htt
     return caller.call("tensorage_put", binary(body, count=count, chunk=1, data_id=begun["id"], index=index))
 
 
-def ask(caller: Caller, stored: Json, starts: list[int], lengths: list[int]) -> httpx.Response:
+def ask(caller: Caller, stored: Json, starts: list[int] | None, lengths: list[int] | None) -> httpx.Response:
     arguments = {"data_id": stored["id"], "version": stored["version"], "starts": starts, "lengths": lengths}
     headers = {"Accept": "application/vnd.tensorage"}
     return caller.request("POST", "/rpc/tensorage_read_ragged", json=arguments, headers=headers)
@@ -246,13 +250,12 @@ def test_what_is_for_elements_of_one_length_is_refused(owner: Caller) -> None:
         ([0, 1], [1], "TS006"),
         ([0], [], "TS006"),
         ([None], [1], "TS006"),
+        (None, None, "TS006"),
         ([0], [3_000_000], "PT413"),
         ([0] * 1_100_000, [1] * 1_100_000, "TS006"),
     ],
 )
-def test_selections_that_cannot_be_read(
-    owner: Caller, starts: list[int], lengths: list[int], code: str
-) -> None:
+def test_selections_that_cannot_be_read(owner: Caller, starts: Any, lengths: Any, code: str) -> None:
     assert code_of(ask(owner, store(owner, ELEMENTS), starts, lengths)) == code
 
 
@@ -334,3 +337,55 @@ def test_parts_that_are_missing_or_no_text(owner: Caller) -> None:
     assert code_of(owner.commit(begun["id"])) == "TS004"
     answer_of(put_part(owner, begun, MIB, b"b" * (MIB - 1) + b"\xff", 2 * MIB))
     assert code_of(owner.commit(begun["id"])) == "TS006"
+
+
+def test_a_part_that_comes_twice_at_a_time_is_stored_once(owner: Caller, backend: control.Running) -> None:
+    """A client that gives up waiting sends it again. Twice in the element, it would be taken for the part after it."""
+    begun = begin(owner)
+    parts = [bytes([number]) * MIB for number in range(3)]
+    for number, part in enumerate(parts):
+        with psycopg.connect(backend.superuser_url) as holder, ThreadPoolExecutor(2) as pool:
+            holder.execute("select from public.tensors where data_id = %s for update", [begun["id"]])
+            if not number:
+                holder.execute("lock table public.tensors in exclusive mode")
+            twice = [pool.submit(put_part, owner, begun, number * MIB, part, 3 * MIB) for _ in range(2)]
+            wait_for_waiter(holder, 2)
+            holder.commit()
+            for answer in twice:
+                answer_of(answer.result())
+    answer_of(owner.call("tensorage_end_ragged", data_id=begun["id"], shape=[1]))
+    assert read(owner, answer_of(owner.commit(begun["id"])), [0], [1]) == [b"".join(parts)]
+
+
+def test_parts_are_not_too_many(owner: Caller) -> None:
+    """Each part rewrites those before it."""
+    begun, total = begin(owner), 4 * MIB
+    answer_of(put_part(owner, begun, 0, bytes(2 * MIB), total))
+    assert code_of(put_part(owner, begun, 2 * MIB, bytes(total // 256 - 1), total)) == "TS006"
+    answer_of(put_part(owner, begun, 2 * MIB, bytes(2 * MIB - 1), total))
+    answer_of(put_part(owner, begun, total - 1, b"x", total))
+
+
+def test_the_end_is_told_by_two_at_a_time(owner: Caller) -> None:
+    begun = begin(owner)
+    answer_of(put(owner, begun, block([b"a"]), 0, 1))
+    with ThreadPoolExecutor(8) as pool:
+        told = [
+            pool.submit(owner.call, "tensorage_end_ragged", data_id=begun["id"], shape=[1]) for _ in range(32)
+        ]
+        assert [answer_of(answer.result())["shape"] for answer in told] == [[1]] * 32
+
+
+@pytest.mark.parametrize("shape", [[-1], [None]])
+def test_an_end_that_is_none(owner: Caller, shape: list[Any]) -> None:
+    assert code_of(owner.call("tensorage_end_ragged", data_id=begin(owner)["id"], shape=shape)) == "TS006"
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_long_texts_are_looked_at_in_parts(owner: Caller, shift: int) -> None:
+    """Characters lie across the bounds of the parts, and NUL characters within them."""
+    text = ("a" * shift + "\0\N{GRINNING FACE}" * 600_000).encode()
+    assert read(owner, store(owner, [text], TEXT), [0], [1]) == [text]
+    for at in (MIB - 1, MIB, MIB + 1, len(text) - 1):
+        broken = request([text[:at] + b"\xff" + text[at + 1 :]], TEXT)
+        assert code_of(owner.call("tensorage_store", broken)) == "TS006"

@@ -212,6 +212,11 @@ def test_fields_of_what_is_not_there_are_refused(stored: Get) -> None:
     assert code_of(owner.ask_fields(array.dataset, [0], [5000], many, many)) == "TS006"
 
 
+def test_fields_are_not_asked_for_again_and_again(owner: Caller) -> None:
+    record = owner.store(new_key(), np.zeros(1, "S1048576"), chunk=1)
+    assert code_of(owner.ask_fields(record, [0], [1], [0] * 17, [2**20] * 17)) == "TS006"
+
+
 # Requests for no selection, or none of this array ------------------------------------------------------------
 
 

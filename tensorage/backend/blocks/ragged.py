@@ -66,6 +66,9 @@ _MAX_SENT = 262_144
 #: Bytes of a part of a sample that is too long for one request.
 PART_BYTES = MAX_REQUEST_BYTES - 64 * 1024
 
+#: Most parts of a sample: the server takes no smaller ones, since each rewrites those before it.
+_MAX_PARTS = 256
+
 #: Most elements whose lengths one request asks for: 4 MiB.
 _MAX_LENGTHS = 1024 * 1024
 
@@ -218,16 +221,16 @@ class RaggedWriter:
 def _put_parts(work: Work, run: _Run) -> None:
     """Send a sample that is too long for one request, part by part."""
     head, _, elements = run.parts()
-    at, most = 0, PART_BYTES
+    at, most, least = 0, PART_BYTES, -(-len(elements) // _MAX_PARTS)
     while at < len(elements):
         part = memoryview(elements)[at : at + most]
         start = header(count=1, block_size=1, data_id=work.dataset.id, index=run.index, meta={"part": at})
         try:
             work.send("tensorage_put", [start, head, part])
         except TooMuchError as error:
-            if most == 1:
+            if most == least:
                 raise error_of(error.fault, work.asked) from error
-            most = -(-most // 2)
+            most = max(most // 2, least)
         else:
             at += len(part)
 

@@ -142,10 +142,10 @@ class RaggedObjects:
 
     def lengths(self, dataset: Dataset) -> npt.NDArray[np.int64]:
         """Return the bytes of each element, in one dimension. A chunk has them between its elements: all travel."""
-        lengths = np.zeros(dataset.size, np.int64)
+        layout, work = codec_of(dataset).layout, self._work("reading the lengths of", dataset)
+        lengths = new_array((dataset.size,), np.dtype(np.int64), work.asked)
         if not dataset.size:
             return lengths
-        layout, work = codec_of(dataset).layout, self._work("reading the lengths of", dataset)
         reader, at = Reader(work, codec_of(dataset)), 0
         rows = max(dataset.shape[0], 1) if dataset.ndim else 1
         step = layout.shards[0] if dataset.ndim else 1
