@@ -710,7 +710,7 @@ def _may_come_along(entry: Dataset) -> bool:
 
 def _as_array(entry: Dataset, content: Any) -> Any:
     """Return a whole array, or the list of samples of a ragged one."""
-    if not isinstance(content, bytes):
+    if not isinstance(content, memoryview):
         return content if isinstance(content, list) else np.asarray(content)
     # Copied: arrays over bytes cannot be written to.
     return np.frombuffer(content, entry.dtype).reshape(entry.shape).copy()

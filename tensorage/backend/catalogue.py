@@ -36,7 +36,7 @@ class Found(NamedTuple):
     """
 
     entry: Dataset
-    elements: bytes | None = None
+    elements: memoryview | None = None
     records: bytes | None = None
 
 
@@ -136,11 +136,13 @@ class Catalogue:
         found: list[Found] = []
         for row in json.loads(answer[4:at]):
             self._transfer.learn_version(row["entry"].get("schema"))
-            name = "elements" if "elements" in row else "records"
-            nbytes = row[name]
-            part = None if nbytes is None else answer[at : at + nbytes]
-            found.append(Found(Dataset.from_json(row["entry"]), **{name: part}))
-            at += nbytes or 0
+            entry = Dataset.from_json(row["entry"])
+            elements, records = row.get("elements"), row.get("records")
+            end = at + (elements or records or 0)
+            # Elements are copied once more on their way.
+            come_along = None if elements is None else memoryview(answer)[at:end]
+            found.append(Found(entry, come_along, None if records is None else answer[at:end]))
+            at = end
         return found
 
     def dataset(self, data_id: int) -> Dataset:
