@@ -53,22 +53,37 @@ class SourceReader:
         """
         return self.finish(self._read(selection))
 
-    def read_rows(self, rows: slice) -> npt.NDArray[Any]:
+    def room_for(self, count: int) -> npt.NDArray[Any] | None:
+        """Return memory that `read_rows` may read so many samples into. None if it makes its own in any case."""
+        source = self.source
+        if not isinstance(source, OpenArray) or source.dataset.ragged is not None:
+            return None
+        return np.empty((count, *source.shape[1:]), source.dtype)
+
+    def read_rows(self, rows: slice, room: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Return consecutive samples as an array, which is one of objects if the samples come as a list.
 
         Samples of an array in memory are not copied.
+
+        Parameters
+        ----------
+        room
+            Memory for the samples, or for more, that `room_for` has returned.
 
         Raises
         ------
         ChangedError
             If another array is under the key now, or the array has become shorter.
         """
-        taken = self.source[rows] if isinstance(self.source, np.ndarray) else self._read(rows)
+        try:
+            taken = self._take_rows(rows, room)
+        except ValueError as error:
+            # The room is for samples that are not there any more.
+            if len(self.source) >= rows.stop:
+                raise
+            raise self._shorter_error(rows) from error
         if len(taken) != rows.stop - rows.start:
-            raise ChangedError(
-                f"{name_of(self.source)} has become shorter while a loop went over it: it lacks some of the samples "
-                f"{rows.start} to {rows.stop}. Open it again and begin anew"
-            )
+            raise self._shorter_error(rows)
         samples: npt.NDArray[Any] = as_objects(taken, (len(taken),)) if isinstance(taken, list) else taken
         return samples
 
@@ -83,19 +98,33 @@ class SourceReader:
             return samples
         return pad(samples, self.source.dataset, self.pad_value)
 
-    def _read(self, selection: Selection) -> Any:
-        source = self.source
-        if not isinstance(source, OpenArray):
-            return read_source(source, selection)
+    def _take_rows(self, rows: slice, room: npt.NDArray[Any] | None) -> Any:
+        if isinstance(self.source, np.ndarray):
+            return self.source[rows]
+        return self._read(rows, None if room is None else room[: rows.stop - rows.start])
+
+    def _read(self, selection: Selection, out: npt.NDArray[Any] | None = None) -> Any:
+        if not isinstance(self.source, OpenArray):
+            return read_source(self.source, selection)
         try:
-            samples = source.read(selection)
-        except IndexError:
-            # The array may have been replaced by a shorter one, which is told below.
-            if source.dataset.id == self.data_id:
-                raise
+            samples = self.source.read(selection, out)
+        except (IndexError, ValueError):
+            # The selection, or `out`, may not fit another array that has replaced this one.
+            self._check_same(self.source)
+            raise
+        self._check_same(self.source)
+        return samples
+
+    def _check_same(self, source: OpenArray) -> None:
+        """Refuse another array under the same key."""
         if source.dataset.id != self.data_id:
             raise ChangedError(
                 f"{source.key!r} was replaced by another array while a loop went over it: an epoch would have samples "
                 "of both. Open it again and begin anew"
             )
-        return samples
+
+    def _shorter_error(self, rows: slice) -> ChangedError:
+        return ChangedError(
+            f"{name_of(self.source)} has become shorter while a loop went over it: it lacks some of the samples "
+            f"{rows.start} to {rows.stop}. Open it again and begin anew"
+        )

@@ -34,10 +34,11 @@ __all__ = ["WINDOW_BYTES", "WindowReader", "choose_cut"]
 #: Room of a window, unless the user says another.
 WINDOW_BYTES = 256 * 1024 * 1024
 
-#: Most bytes that are fetched before the window reaches them, and most slabs. Each thread has one under way and one
-#: that is next, as far as that.
-_AHEAD_BYTES = 64 * 1024 * 1024
-_AHEAD = 2 * PARALLEL
+#: Bytes that are under way at once, as far as connections allow. A long line needs so many.
+_UNDER_WAY_BYTES = 32 * 1024 * 1024
+
+#: Most connections of a process.
+_CONNECTIONS = 2 * PARALLEL
 
 #: Slabs in a window that are few: smaller slabs are tried then.
 _FEW = 8
@@ -146,8 +147,7 @@ class WindowReader:
             yield from self._batches(order, places, batch_size, None)
             return
         hurry = Hurry(current_hurry())
-        threads = min(len(self.readers) * PARALLEL, _AHEAD)
-        fetching = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
+        fetching = ThreadPoolExecutor(self._threads, thread_name_prefix="tensorage prefetch")
         mixing = ThreadPoolExecutor(1, thread_name_prefix="tensorage prefetch mixing")
         try:
             begin = partial(_submit_with_hurry, fetching, hurry)
@@ -175,18 +175,23 @@ class WindowReader:
             )
 
     def _rounds(self, order: WindowOrder, first: int, begin: _Begin | None) -> Iterator[_Part]:
-        """Yield the samples of each round, from round `first` on, in the order in which the epoch visits them."""
-        slabs = _Slabs(order, first, self._row_readers(), self._ahead, begin)
-        for number in range(first, order.round_count):
-            parts = slabs.parts(number)
-            yield tuple(
-                _arrange(of_array, order.arrangement(number)) for of_array in zip(*parts, strict=True)
-            )
+        """Yield the samples of each round, from round `first` on, in the order in which the epoch visits them.
 
-    def _row_readers(self) -> list[Callable[[slice], npt.NDArray[Any]]]:
+        The memory of a round is used again for the next one.
+        """
+        slabs = _Slabs(order, first, self._dealers(), self._ahead, begin)
+        rooms: list[npt.NDArray[Any] | None] = [None] * len(self.readers)
+        for number in range(first, order.round_count):
+            places = order.arrangement(number)
+            arrays = zip(*slabs.parts(number), strict=True)
+            arranged = [_arrange(parts, places, room) for parts, room in zip(arrays, rooms, strict=True)]
+            yield tuple(arranged)
+            rooms = [array if array.base is None else array.base for array in arranged]
+
+    def _dealers(self) -> list[_Dealer]:
         leader = _leader([reader.source for reader in self.readers])
         return [
-            _RowsOfSmall(reader) if number != leader and self._is_small(reader) else reader.read_rows
+            _Dealer(reader, self.cut.slab_rows, is_small=number != leader and self._is_small(reader))
             for number, reader in enumerate(self.readers)
         ]
 
@@ -195,27 +200,58 @@ class WindowReader:
         return isinstance(reader.source, OpenArray) and nbytes * _SMALL <= self.window_bytes
 
     @property
+    def _threads(self) -> int:
+        """Number of slabs that are fetched at once."""
+        wanted = _UNDER_WAY_BYTES // max(self._slab_bytes, 1)
+        return min(max(wanted, 1), _CONNECTIONS)
+
+    @property
     def _ahead(self) -> int:
-        slab_bytes = self.cut.slab_rows * sum(_row_bytes(reader.source) for reader in self.readers)
-        return min(max(_AHEAD_BYTES // max(slab_bytes, 1), 2), _AHEAD)
+        """Number of slabs that are fetched before the window reaches them: each thread has one, and one is next."""
+        return 2 * self._threads
+
+    @property
+    def _slab_bytes(self) -> int:
+        return self.cut.slab_rows * sum(_row_bytes(reader.source) for reader in self.readers)
 
 
 @dataclass
-class _RowsOfSmall:
-    """Reads an array whole at the first call, and returns rows of it.
+class _Dealer:
+    """Reads slabs of one array, and deals their samples.
 
-    Slabs of another array cut through its chunks, and a chunk would be fetched for each of them.
+    Parameters
+    ----------
+    slab_rows
+        Most samples of a slab.
+    is_small
+        Whether the array is read whole at the first slab, and kept. Slabs of another array cut through its chunks, and
+        a chunk would be fetched for each of them.
     """
 
     reader: SourceReader
+    slab_rows: int
+    is_small: bool
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _whole: npt.NDArray[Any] | None = None
+    _idle: deque[npt.NDArray[Any] | None] = field(default_factory=deque)
 
-    def __call__(self, rows: slice) -> npt.NDArray[Any]:
+    def deal(self, rows: slice, parts: Iterable[npt.NDArray[np.int64]]) -> list[npt.NDArray[Any]]:
+        """Return the samples of a slab, part by part, each part in memory of its own."""
+        if self.is_small:
+            whole = self._read_whole()[rows]
+            return [np.take(whole, part, axis=0) for part in parts]
+        # The kernel has to clear every page of new memory, which takes about as long as dealing.
+        room = self._idle.pop() if self._idle else self.reader.room_for(self.slab_rows)
+        samples = self.reader.read_rows(rows, room)
+        dealt = [np.take(samples, part, axis=0) for part in parts]
+        self._idle.append(room)
+        return dealt
+
+    def _read_whole(self) -> npt.NDArray[Any]:
         with self._lock:
             if self._whole is None:
                 self._whole = self.reader.read_rows(slice(0, len(self.reader.source)))
-        return self._whole[rows]
+        return self._whole
 
 
 #: Parts of a slab for the rounds that are still to come.
@@ -231,8 +267,8 @@ class _Slabs:
 
     Parameters
     ----------
-    readers
-        Return rows of each array.
+    dealers
+        Read slabs of each array.
     ahead
         Slabs that are fetched before the window reaches them.
     begin
@@ -241,7 +277,7 @@ class _Slabs:
 
     order: WindowOrder
     first: int
-    readers: Sequence[Callable[[slice], npt.NDArray[Any]]]
+    dealers: Sequence[_Dealer]
     ahead: int
     begin: _Begin | None
 
@@ -276,18 +312,16 @@ class _Slabs:
         rows, parts = self.order.slab(place), self.order.parts(place)
         # Rounds before the first one were visited by the loop that this one goes on with.
         parts = parts[max(self.first - self.order.rounds(place).start, 0) :]
-        slabs = [_deal(read(rows), parts) for read in self.readers]
-        return deque(zip(*slabs, strict=True))
+        return deque(zip(*(dealer.deal(rows, parts) for dealer in self.dealers), strict=True))
 
 
-def _deal(samples: npt.NDArray[Any], parts: Iterable[npt.NDArray[np.int64]]) -> list[npt.NDArray[Any]]:
-    return [np.take(samples, part, axis=0) for part in parts]
-
-
-def _arrange(parts: Sequence[npt.NDArray[Any]], places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Put each sample of some parts at its place."""
-    arranged = np.empty((len(places), *parts[0].shape[1:]), parts[0].dtype)
-    at = 0
+def _arrange(
+    parts: Sequence[npt.NDArray[Any]], places: npt.NDArray[np.int64], room: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
+    """Put each sample of some parts at its place, in `room` if it is large enough."""
+    if room is None or len(room) < len(places):
+        room = np.empty((len(places), *parts[0].shape[1:]), parts[0].dtype)
+    arranged, at = room[: len(places)], 0
     for part in parts:
         arranged[places[at : at + len(part)]] = part
         at += len(part)
@@ -309,6 +343,8 @@ def _cut_batches(rounds: Iterator[_Part], skipped: int, count: int, batch_size: 
                 pieces, wanted = [], min(batch_size, count)
         if not wanted:
             return
+        # The next round takes the place of this one.
+        pieces = [tuple(array.copy() for array in piece) for piece in pieces]
 
 
 def _submit_with_hurry(pool: ThreadPoolExecutor, hurry: Hurry, fetch: Callable[[], _Dealt]) -> Future[_Dealt]:

@@ -40,8 +40,8 @@ _SLAB_BYTES = 8 * 1024 * 1024
 #: Fewest bytes of a slab in windows of some MiB. Smaller requests would cost more than their bytes.
 _LEAST_SLAB_BYTES = 1024 * 1024
 
-#: Widths of a window for which slabs are made smaller, or larger. Each slab is dealt to twice as many rounds.
-_GOOD_WIDTH, MOST_WIDTH = 32, 128
+#: Fewest and most slabs of a window, as far as their size can be chosen. Each slab is dealt to twice as many rounds.
+_LEAST_WIDTH, MOST_WIDTH = 8, 128
 
 #: Increment of SplitMix64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -54,9 +54,9 @@ def choose_slab_bytes(window_bytes: int) -> int:
     """Choose about how many bytes to fetch together.
 
     >>> [choose_slab_bytes(2**power) >> 10 for power in (20, 25, 28, 32)]
-    [204, 1024, 8192, 32768]
+    [204, 4096, 8192, 32768]
     """
-    wanted = min(max(window_bytes // _GOOD_WIDTH, _LEAST_SLAB_BYTES), _SLAB_BYTES, window_bytes // 5)
+    wanted = min(max(window_bytes // _LEAST_WIDTH, _LEAST_SLAB_BYTES), _SLAB_BYTES, window_bytes // 5)
     return max(wanted, window_bytes // MOST_WIDTH, 1)
 
 
@@ -174,17 +174,21 @@ class WindowOrder:
             return np.empty(0, np.int64)
         numbers = range(self.round_of(first), self.round_of(after - 1) + 1)
         begin = first - self.first_sample(numbers.start)
-        return np.concatenate(list(map(self._samples, numbers)))[begin : begin + after - first]
+        return np.concatenate(list(self._visited(numbers)))[begin : begin + after - first]
 
-    def _samples(self, number: int) -> _Numbers:
-        dealt = np.concatenate(list(self._dealt_to(number)))
-        samples = np.empty_like(dealt)
-        samples[self.arrangement(number)] = dealt
-        return samples
-
-    def _dealt_to(self, number: int) -> Iterator[_Numbers]:
-        for place in self.window(number):
-            yield self.slab(place).start + self.parts(place)[number - self._entry(place)]
+    def _visited(self, numbers: range) -> Iterator[_Numbers]:
+        """Yield the samples that each of some rounds visits, in order."""
+        dealt: dict[int, tuple[_Numbers, ...]] = {}
+        for number in numbers:
+            window = self.window(number)
+            dealt = {
+                place: dealt.get(place) or tuple(self.slab(place).start + part for part in self.parts(place))
+                for place in window
+            }
+            parts = np.concatenate([dealt[place][number - self._entry(place)] for place in window])
+            samples = np.empty_like(parts)
+            samples[self.arrangement(number)] = parts
+            yield samples
 
     @property
     def _missing(self) -> int:
