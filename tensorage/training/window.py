@@ -5,8 +5,8 @@ in memory, which samples does an epoch fetch when, and in which order does it vi
 
 1. The samples are cut into *slabs* of neighbours. A slab is fetched once, as a whole. Slabs are in random order.
 2. The epoch goes in *rounds*, as many as there are slabs. The *window* of a round is a range of the slabs in their
-   order. It opens with a quarter of its slabs, grows by a slab in each round until it is full, moves on by a slab in
-   each round, and closes as it opened.
+   order. It opens with a quarter of its slabs, so that a loop need not wait for all of them, grows by two slabs in each
+   round until it is full, and then moves on by a slab in each round. Its last slabs stay to the end.
 3. A slab deals its samples at random, in equal parts, to the rounds that have it in their window.
 4. A round visits the samples that were dealt to it in random order.
 
@@ -102,7 +102,7 @@ class WindowOrder:
     --------
     >>> order = WindowOrder(40, WindowCut(slab_rows=8, width=2), seed=0, epoch=0)
     >>> order.round_count, [list(order.window(round)) for round in range(5)]
-    (5, [[0], [0, 1, 2], [1, 2, 3], [2, 3, 4], [4]])
+    (5, [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4]])
     >>> sorted(order[0:40]) == list(range(40))
     True
     """
@@ -111,7 +111,7 @@ class WindowOrder:
         self._length = length
         self._slab_rows = max(cut.slab_rows, 1)
         self._width = cut.width
-        self._opening = max(cut.width // _OPENING, 1)
+        self._opening = max(cut.width // _OPENING, 2)
         self._count = -(-length // self._slab_rows)
         self._seed, self._epoch = seed, epoch
         # The last slab, which may be shorter, has a place of its own among the others, which are all as long.
@@ -132,22 +132,23 @@ class WindowOrder:
 
     def window(self, number: int) -> range:
         """Return the places of the slabs in the window of a round."""
-        return range(self._count - self._entered(self._count - 1 - number), self._entered(number))
+        entered = min(self._count, self._opening + 2 * number, self._width + number)
+        return range(max(number - self._width + 1, 0), entered)
 
     def rounds(self, place: int) -> range:
         """Return the rounds that have a slab in their window."""
-        return range(self._entry(place), self._count - self._entry(self._count - 1 - place))
+        ((entry,), (count,)) = self._stays(np.array([place]))
+        return range(int(entry), int(entry + count))
 
     def first_sample(self, number: int) -> int:
         """Return the place of a round's first sample in the epoch. One behind the last round is allowed."""
+        if number >= self._count:
+            return self._length
         window = self.window(number)
-        gone = window.start
-        samples = gone * self._slab_rows - (self._missing if self._last_place < gone else 0)
+        gone = window.start * self._slab_rows - (self._missing if self._last_place < window.start else 0)
         places = np.arange(window.start, window.stop, dtype=np.int64)
-        if len(places):
-            entries, counts = self._entries(places), self._round_counts(places)
-            samples += int(self._dealt(places, number - entries, counts).sum())
-        return samples
+        entries, counts = self._stays(places)
+        return gone + int(self._dealt(places, number - entries, counts).sum())
 
     def round_of(self, sample: int) -> int:
         """Return the round that visits the sample at a place of the epoch."""
@@ -185,7 +186,7 @@ class WindowOrder:
                 place: dealt.get(place) or tuple(self.slab(place).start + part for part in self.parts(place))
                 for place in window
             }
-            parts = np.concatenate([dealt[place][number - self._entry(place)] for place in window])
+            parts = np.concatenate([dealt[place][number - self.rounds(place).start] for place in window])
             samples = np.empty_like(parts)
             samples[self.arrangement(number)] = parts
             yield samples
@@ -195,24 +196,12 @@ class WindowOrder:
         """Number of samples that the last slab has fewer than the others."""
         return self._count * self._slab_rows - self._length
 
-    def _entered(self, number: int) -> int:
-        """Return the number of slabs that have entered the window by a round."""
-        if number < 0:
-            return 0
-        return min(self._count, self._opening + 2 * number, self._width + number)
-
-    def _entry(self, place: int) -> int:
-        """Return the first round that has a slab in its window."""
-        return int(self._entries(np.array([place]))[0])
-
-    def _entries(self, places: _Numbers) -> _Numbers:
+    def _stays(self, places: _Numbers) -> tuple[_Numbers, _Numbers]:
+        """Return the first round that has each slab in its window, and the number of such rounds."""
+        # The inverse of `window`: a slab enters in the first round by which so many have entered.
         later = np.maximum((places - self._opening + 2) // 2, places - self._width + 1)
-        entries: _Numbers = np.maximum(later, 0)
-        return entries
-
-    def _round_counts(self, places: _Numbers) -> _Numbers:
-        """Return the number of rounds that have each slab in their window."""
-        return self._count - self._entries(self._count - 1 - places) - self._entries(places)
+        entries = np.maximum(later, 0)
+        return entries, np.minimum(places + self._width, self._count) - entries
 
     def _dealt(self, places: _Numbers, done: _Numbers, counts: _Numbers) -> _Numbers:
         """Return how many samples slabs have dealt after some of their rounds.
