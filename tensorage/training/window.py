@@ -5,7 +5,7 @@ in memory, which samples does an epoch fetch when, and in which order does it vi
 
 1. The samples are cut into *slabs* of neighbours. A slab is fetched once, as a whole. Slabs are in random order.
 2. The epoch goes in *rounds*, as many as there are slabs. The *window* of a round is a range of the slabs in their
-   order. It opens with a quarter of its slabs, so that a loop need not wait for all of them, grows by two slabs in each
+   order. It opens with an eighth of its slabs, so that a loop need not wait for all of them, grows by two slabs in each
    round until it is full, and then moves on by a slab in each round. Its last slabs stay to the end.
 3. A slab deals its samples at random, in equal parts, to the rounds that have it in their window.
 4. A round visits the samples that were dealt to it in random order.
@@ -47,7 +47,7 @@ _LEAST_WIDTH, MOST_WIDTH = 8, 128
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 #: Part of the window that a round may begin with, at the beginning of an epoch.
-_OPENING = 4
+_OPENING = 8
 
 
 def choose_slab_bytes(window_bytes: int) -> int:

@@ -100,11 +100,11 @@ def test_orders_differ_by_seed_epoch_and_cut() -> None:
 
 def test_an_array_of_few_slabs_is_mixed_as_a_whole() -> None:
     """All slabs are in the window from the first round to the last."""
-    order = WindowOrder(1000, WindowCut(125, 32), 0, 0)
+    order = WindowOrder(1000, WindowCut(125, 64), 0, 0)
     assert [order.window(number) for number in range(order.round_count)] == [range(8)] * 8
     counts = np.zeros((8, 8))
     for epoch in range(200):
-        samples = WindowOrder(1000, WindowCut(125, 32), 0, epoch)[:]
+        samples = WindowOrder(1000, WindowCut(125, 64), 0, epoch)[:]
         np.add.at(counts, (np.arange(1000) // 125, samples // 125), 1)
     assert np.abs(counts / 200 / (125 / 8) - 1).max() < 0.05
 
