@@ -200,9 +200,9 @@ def batches(
         default, a batch of a ragged array is a list of samples.
     window_bytes
         Room for the samples of all arrays that ``shuffle="shards"`` mixes, 256 MiB by default. A larger window mixes
-        better. A loop takes memory for about the window, for objects or blocks that are fetched ahead (64 MiB, or two
-        of them), for `prefetch` batches, and for the samples of about two objects more. Beside a larger array, one that
-        takes at most an eighth of the window is read whole at the beginning of a loop.
+        better. A loop takes memory for about the window, for `prefetch` batches, and for at most 128 MiB, or four
+        objects, that are fetched, wait for the window, or are put together. Beside a larger array, one that takes at
+        most an eighth of the window is read whole at the beginning of a loop, and kept.
 
     Returns
     -------
