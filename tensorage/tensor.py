@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -181,12 +181,13 @@ class Tensor(OpenArray):
         self,
         batch_size: int,
         *,
-        shuffle: bool = False,
+        shuffle: bool | Literal["shards"] = False,
         seed: int | None = None,
         drop_last: bool = False,
         prefetch: int = 4,
         start_at: Mapping[str, Any] | None = None,
         pad_value: Any = None,
+        window_bytes: int | None = None,
     ) -> Batches:
         """Return batches of samples along the first axis, fetched before a loop asks for them: see `tensorage.batches`.
 
@@ -201,7 +202,7 @@ class Tensor(OpenArray):
 
         return batches(
             self, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, prefetch=prefetch,
-            start_at=start_at, pad_value=pad_value,
+            start_at=start_at, pad_value=pad_value, window_bytes=window_bytes,
         )  # fmt: skip
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:

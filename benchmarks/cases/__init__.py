@@ -8,6 +8,7 @@ from benchmarks.bench import Bench
 from benchmarks.cases.background import background
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.cache import cache
+from benchmarks.cases.epochs import epochs
 from benchmarks.cases.far import far
 from benchmarks.cases.first_byte import first_byte
 from benchmarks.cases.loops import waiting
@@ -50,4 +51,4 @@ CASES: tuple[Case, ...] = (
 )
 
 #: Cases that run only when they are named: the choice of HSDS's configuration, and some that take minutes.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far)
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs)

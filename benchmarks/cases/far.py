@@ -164,7 +164,7 @@ def _medians(passed: list[Counts]) -> dict[str, float]:
 @dataclass(frozen=True)
 class _Probed:
     took_s: float
-    array: list[float]
+    array: Any
 
 
 def _rows(
@@ -209,6 +209,14 @@ def _rows(
         BATCHES * BATCH * row_nbytes,
         warms=False,
     )
+    yield Row(
+        "epoch by shards",
+        lambda number: _epoch_by_shards(handle, number),
+        lambda _: images,
+        images.nbytes,
+        warms=False,
+        targets=dict.fromkeys(_ENGINES, ("<=", 1 / 0.85)),
+    )
     yield Row("bulk read", lambda _: store["images"], lambda _: images, images.nbytes, warms=False)
     yield Row(
         "bulk write",
@@ -243,6 +251,18 @@ def _last_batches(source: Any, seed: int) -> Iterator[Any]:
     how: dict[str, Any] = {"batch_size": BATCH, "shuffle": True, "seed": seed, "drop_last": True}
     loop = tensorage.batches(source, **how)
     return iter(tensorage.batches(source, **how, start_at={**loop.state(), "batch": len(loop) - BATCHES}))
+
+
+def _epoch_by_shards(handle: tensorage.Tensor, seed: int) -> _Probed:
+    """Go through an epoch, and put its samples in order, which is not measured."""
+    begin = time.perf_counter()
+    numbers = np.arange(len(handle))
+    batches = list(tensorage.batches(handle, numbers, batch_size=BATCH, shuffle="shards", seed=seed))
+    took_s = time.perf_counter() - begin
+    found = np.empty(handle.shape, handle.dtype)
+    for samples, of_batch in batches:
+        found[of_batch] = samples
+    return _Probed(took_s, found)
 
 
 def _first_read(bench: Bench, line: Apart, key: str) -> _Probed:

@@ -52,7 +52,7 @@ def _bulk(bench: Bench, name: str, array: npt.NDArray[np.float32]) -> Iterator[R
     store = _store(bench)
     store["objects"] = array
     dataset = store.open("objects").dataset
-    plain = PlainObjects(bench.session, _blobs(bench, dataset))
+    plain = PlainObjects(bench.session, stored_blobs(bench, dataset))
     naive = NaiveZarr(bench.session, _document(dataset))
     out = np.full_like(array, -1)
 
@@ -122,7 +122,7 @@ def _remove(store: tensorage.TensorStore, key: str) -> None:
         del store[key]
 
 
-def _blobs(bench: Bench, dataset: tensorage.Dataset) -> list[bytes]:
+def stored_blobs(bench: Bench, dataset: tensorage.Dataset) -> list[bytes]:
     """Return the objects that an array consists of."""
     query = "select name from public.shards where data_id = $1 order by number"
     names = [row["name"] for row in bench.straight.rows(query, dataset.id)]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue, Found
-from tensorage.backend.engine import ArrayEngine, OtherEngineError
+from tensorage.backend.engine import READ_BYTES, ArrayEngine, OtherEngineError
 from tensorage.backend.entries import EntryMemory
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
 from tensorage.backend.restarts import on_latest
@@ -609,9 +609,9 @@ class Arrays:
             rest = [number for number in rest if contents[number] is None]
         return contents
 
-    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        """Return the shape of regions that are convenient to read. Sends no request."""
-        return self._engine(dataset.engine).shape_to_read(dataset)
+    def shape_to_read(self, dataset: Dataset, most_bytes: int = READ_BYTES) -> tuple[int, ...]:
+        """Return the shape of regions of about `most_bytes` that are convenient to read. Sends no request."""
+        return self._engine(dataset.engine).shape_to_read(dataset, most_bytes)
 
     def check_unchanged(self, dataset: Dataset) -> None:
         """Raise `ChangedError` if the elements have changed since `dataset` was opened. The array has to have some."""

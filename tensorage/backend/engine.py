@@ -127,8 +127,11 @@ class ArrayEngine(Protocol):
         """Return a cut close to the given one, whose regions `fill` can store independently and at the same time."""
         ...
 
-    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
-        """Return the shape of regions that are convenient to read: no two of them ask for the same bytes."""
+    def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
+        """Return the shape of regions of about `most_bytes` that are convenient to read.
+
+        No two of them ask for the same bytes.
+        """
         ...
 
     def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:

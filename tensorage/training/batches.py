@@ -5,23 +5,23 @@ from __future__ import annotations
 import operator
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tensorage.backend.arrays import OpenArray
 from tensorage.backend.wire.http import PARALLEL
 from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
-from tensorage.errors import ChangedError, InvalidInputError
+from tensorage.errors import InvalidInputError
 from tensorage.indexing.selection import Selection
+from tensorage.training.fetching import SourceReader
+from tensorage.training.mixing import WINDOW_BYTES, WindowReader, choose_cut
 from tensorage.training.order import Shuffle
-from tensorage.training.padding import check_padding, pad
+from tensorage.training.padding import check_padding
 from tensorage.training.position import EpochPlan, Position, read_state, state_of
-from tensorage.training.samples import SampleSource, common_length, name_of, read_source, read_together
+from tensorage.training.samples import SampleSource, common_length, name_of, read_together
 
 __all__ = ["AlignedTensors", "Batches", "batches", "zip"]
 
@@ -101,9 +101,11 @@ class Batches:
         *,
         are_tuples: bool,
         pad_value: Any = None,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
-        self._reader = _SampleReader(sources, pad_value)
+        self._readers = [SourceReader.of(source, pad_value) for source in sources]
         self._plan = plan
+        self._window_bytes = window_bytes
         self._prefetch = prefetch
         self._are_tuples = are_tuples
         self._position = start
@@ -137,27 +139,41 @@ class Batches:
 
     def _run(self, start: Position) -> Iterator[Any]:
         position = start
-        with closing(self._reader.read_ahead(_selections(self._plan, start), self._prefetch)) as fetched:
+        with closing(self._read_ahead(start)) as fetched:
             for arrays in fetched:
                 position = position.after(len(self))
                 self._position = position
                 yield arrays if self._are_tuples else arrays[0]
 
+    def _read_ahead(self, start: Position) -> Generator[tuple[Any, ...], None, None]:
+        plan = self._plan
+        if plan.window is None or plan.seed is None:
+            return _read_ahead(self._readers, _selections(plan, start), self._prefetch)
+        reader = WindowReader.of(self._readers, plan.window, self._window_bytes)
+        return reader.read_ahead(
+            plan.seed, start.epoch, plan.places_from(start), plan.batch_size, self._prefetch
+        )
+
 
 def batches(
     *sources: SampleSource | AlignedTensors,
     batch_size: int,
-    shuffle: bool = False,
+    shuffle: bool | Literal["shards"] = False,
     seed: int | None = None,
     drop_last: bool = False,
     prefetch: int = 4,
     start_at: Mapping[str, Any] | None = None,
     pad_value: Any = None,
+    window_bytes: int | None = None,
 ) -> Batches:
     """Return batches of samples along the first axis. The next ones are fetched while a loop works on one.
 
     Every epoch visits each sample once, in an order that depends only on `seed`, the number of the epoch and the number
     of samples. A batch mostly takes one request for each stored array.
+
+    With ``shuffle="shards"``, samples that are stored together are fetched together, and each stored byte travels once
+    an epoch. Objects of Storage, or blocks of the database, are fetched in random order, and their samples are mixed
+    within a window. The order then depends on `window_bytes` too, and on how the largest of the arrays is stored.
 
     Parameters
     ----------
@@ -167,20 +183,26 @@ def batches(
     batch_size
         Samples of a batch. The last batch of an epoch may have fewer.
     shuffle
-        Visit the samples in another order in each epoch.
+        Visit the samples in another order in each epoch. True: in an order that is any of all orders by chance.
+        ``"shards"``: in an order that is less random, for arrays of Storage and for all that is read far away.
     seed
         Seed of the orders. By default a random one, which `state` tells.
     drop_last
         Leave out a last batch that is not full.
     prefetch
         Batches that are fetched before the loop asks for them, and kept in memory. With 0, each batch is fetched when
-        the loop asks for it.
+        the loop asks for it, and nothing in the background.
     start_at
         Result of `Batches.state`, at which the loop resumes. The number of samples and the other arguments have to be
         the same.
     pad_value
         Value behind the elements of samples of a ragged array that are shorter than the longest of their batch. By
         default, a batch of a ragged array is a list of samples.
+    window_bytes
+        Room for the samples of all arrays that ``shuffle="shards"`` mixes, 256 MiB by default. A larger window mixes
+        better. A loop takes memory for about the window, for `prefetch` batches, and for at most 128 MiB, or four
+        objects, that are fetched, wait for the window, or are put together. Beside a larger array, one that takes at
+        most an eighth of the window is read whole at the beginning of a loop, and kept.
 
     Returns
     -------
@@ -215,17 +237,26 @@ def batches(
     size = _check_number("batch_size", batch_size, 1)
     ahead = _check_number("prefetch", prefetch, 0)
     length = common_length(arrays)
+    _check_shuffle(shuffle, window_bytes)
+    room = WINDOW_BYTES if window_bytes is None else _check_number("window_bytes", window_bytes, 1)
     if seed is not None:
         seed = _check_number("seed", seed, 0)
     elif shuffle:
         # Take the seed from `start_at`, which `read_state` validates below.
         before = start_at.get("seed") if isinstance(start_at, Mapping) else None
         seed = before if type(before) is int else secrets.randbits(63)
-    plan = EpochPlan(length, size, bool(shuffle), seed if shuffle else None, bool(drop_last))
+    plan = EpochPlan(
+        length,
+        size,
+        shuffle if shuffle == "shards" else bool(shuffle),
+        seed if shuffle else None,
+        bool(drop_last),
+        choose_cut(arrays, room) if shuffle == "shards" else None,
+    )
     start = Position() if start_at is None else read_state(start_at, plan)
     are_tuples = len(sources) > 1 or isinstance(sources[0], AlignedTensors)
     check_padding(arrays, pad_value)
-    return Batches(arrays, plan, ahead, start, are_tuples=are_tuples, pad_value=pad_value)
+    return Batches(arrays, plan, ahead, start, are_tuples=are_tuples, pad_value=pad_value, window_bytes=room)
 
 
 def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
@@ -252,6 +283,13 @@ def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tenso
     return AlignedTensors(*sources)
 
 
+def _check_shuffle(shuffle: object, window_bytes: object) -> None:
+    if isinstance(shuffle, str) and shuffle != "shards":
+        raise InvalidInputError(f"shuffle={shuffle!r}: it is True, False or 'shards'")
+    if window_bytes is not None and shuffle != "shards":
+        raise InvalidInputError(f"window_bytes={window_bytes!r} is for shuffle='shards'")
+
+
 def _check_number(name: str, value: int, least: int) -> int:
     try:
         number = operator.index(value)
@@ -264,8 +302,8 @@ def _check_number(name: str, value: int, least: int) -> int:
 
 def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
     """Yield the selection of each batch of an epoch, from position `start` on."""
-    first = start.batch * plan.batch_size
-    after = min(plan.batch_count * plan.batch_size, plan.length)
+    places = plan.places_from(start)
+    first, after = places.start, places.stop
     if plan.seed is None:
         for low in range(first, after, plan.batch_size):
             yield np.s_[low : min(low + plan.batch_size, after)]
@@ -279,66 +317,36 @@ def _selections(plan: EpochPlan, start: Position) -> Iterator[Selection]:
             yield samples[low : low + plan.batch_size]
 
 
-class _SampleReader:
-    """Reads samples of several arrays, and refuses arrays that were replaced meanwhile."""
+def _read_ahead(
+    readers: Sequence[SourceReader], selections: Iterator[Selection], ahead: int
+) -> Generator[tuple[Any, ...], None, None]:
+    """Yield the samples of each selection, in order, fetching `ahead` selections before they are asked for."""
+    if not ahead:
+        for selection in selections:
+            yield tuple(reader.read(selection) for reader in readers)
+        return
+    # More threads than connections would only wait for each other.
+    threads = min(ahead * len(readers), PARALLEL)
+    hurry = Hurry(current_hurry())
 
-    def __init__(self, sources: Sequence[SampleSource], pad_value: Any) -> None:
-        self._jobs: list[Callable[[Selection], Any]] = [
-            # The id tells an array from one that replaces it under the same key.
-            partial(_read_same, source, source.dataset.id, pad_value)
-            if isinstance(source, OpenArray)
-            else partial(read_source, source)
-            for source in sources
-        ]
+    def read_one(reader: SourceReader, selection: Selection) -> Any:
+        with end_waits_on(hurry):
+            return reader.read(selection)
 
-    def read_ahead(
-        self, selections: Iterator[Selection], ahead: int
-    ) -> Generator[tuple[Any, ...], None, None]:
-        """Yield the samples of each selection, in order, fetching `ahead` selections before they are asked for."""
-        if not ahead:
-            for selection in selections:
-                yield tuple(read(selection) for read in self._jobs)
-            return
-        # More threads than connections would only wait for each other.
-        threads = min(ahead * len(self._jobs), PARALLEL)
-        hurry = Hurry(current_hurry())
-
-        def read_one(read: Callable[[Selection], Any], selection: Selection) -> Any:
-            with end_waits_on(hurry):
-                return read(selection)
-
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
-        fetching: deque[list[Future[Any]]] = deque()
-        try:
-            for selection in selections:
-                fetching.append([pool.submit(read_one, read, selection) for read in self._jobs])
-                if len(fetching) > ahead:
-                    yield _wait_for_results(fetching.popleft())
-            while fetching:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="tensorage prefetch")
+    fetching: deque[list[Future[Any]]] = deque()
+    try:
+        for selection in selections:
+            fetching.append([pool.submit(read_one, reader, selection) for reader in readers])
+            if len(fetching) > ahead:
                 yield _wait_for_results(fetching.popleft())
-        finally:
-            # A loop that is left early gets here, too. Requests under way end first, and wait for no outage any more.
-            hurry.begin()
-            pool.shutdown(wait=True, cancel_futures=True)
+        while fetching:
+            yield _wait_for_results(fetching.popleft())
+    finally:
+        # A loop that is left early gets here, too. Requests under way end first, and wait for no outage any more.
+        hurry.begin()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _wait_for_results(fetching: list[Future[Any]]) -> tuple[Any, ...]:
     return tuple(each.result() for each in fetching)
-
-
-def _read_same(tensor: OpenArray, data_id: int, pad_value: Any, selection: Selection) -> Any:
-    """Read samples of a stored array, unless another one is under its key now."""
-    try:
-        array = tensor.read(selection)
-    except IndexError:
-        # The array may have been replaced by a shorter one, which is told below.
-        if tensor.dataset.id == data_id:
-            raise
-    if tensor.dataset.id != data_id:
-        raise ChangedError(
-            f"{tensor.key!r} was replaced by another array while a loop went over it: an epoch would have samples of "
-            "both. Open it again and begin anew"
-        )
-    return (
-        array if pad_value is None or not isinstance(array, list) else pad(array, tensor.dataset, pad_value)
-    )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Shuffle"]
+__all__ = ["Shuffle", "mix"]
 
 #: Rounds of the network. Six suffice against an observer of all pairs, but small ranges need more to mix.
 ROUNDS = 16
@@ -35,6 +35,8 @@ class Shuffle:
         Length of the range, up to 2**62.
     seed, epoch
         Numbers that choose the permutation.
+    of
+        Name that chooses another permutation, where an epoch has several.
 
     Examples
     --------
@@ -42,12 +44,13 @@ class Shuffle:
     [3, 7, 1, 4, 5, 6, 2, 0]
     """
 
-    def __init__(self, length: int, seed: int, epoch: int) -> None:
+    def __init__(self, length: int, seed: int, epoch: int, of: str = "") -> None:
         self._length = length
         # A place is a pair of numbers, one below each of these. There are hardly more pairs than places.
         self._wide = max(math.isqrt(max(length - 1, 0)) + 1, 1)
         self._narrow = max(-(-length // self._wide), 1)
-        key = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=64).digest()
+        name = f"{seed}/{epoch}/{of}" if of else f"{seed}/{epoch}"
+        key = hashlib.blake2b(name.encode(), digest_size=64).digest()
         words = [
             hashlib.blake2b(bytes([number]), key=key, digest_size=8).digest() for number in range(ROUNDS)
         ]
@@ -69,12 +72,12 @@ class Shuffle:
         left, right = values % self._wide, values // self._wide
         sides = np.array([self._wide, self._narrow], np.uint64)
         for number, key in enumerate(self._keys):
-            left, right = right, (left + _mix(right ^ key) % sides[number % 2]) % sides[number % 2]
+            left, right = right, (left + mix(right ^ key) % sides[number % 2]) % sides[number % 2]
         # The number of rounds is even, so `left` is below the wide side again.
         return left + right * np.uint64(self._wide)
 
 
-def _mix(words: _Words) -> _Words:
+def mix(words: _Words) -> _Words:
     """Mix each word, so that similar words become different.
 
     The finalizer of SplitMix64: G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tensorage.errors import InvalidInputError
+from tensorage.training.window import WindowCut
 
 __all__ = ["EpochPlan", "Position", "read_state", "state_of"]
 
@@ -22,21 +23,38 @@ class EpochPlan:
     ----------
     length
         Number of samples.
+    shuffle
+        Whether samples are shuffled, or ``"shards"``.
     seed
         Seed of the order, if samples are shuffled.
+    window
+        Cut of the order, if it is that of a window.
     """
 
     length: int
     batch_size: int
-    shuffle: bool
+    shuffle: bool | Literal["shards"]
     seed: int | None
     drop_last: bool
+    window: WindowCut | None = None
 
     @property
     def batch_count(self) -> int:
         """Number of batches in an epoch."""
         whole, rest = divmod(self.length, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
+
+    def places_from(self, position: Position) -> range:
+        """Return the places in the order of the samples that an epoch visits from a position on."""
+        after = min(self.batch_count * self.batch_size, self.length)
+        return range(min(position.batch * self.batch_size, after), after)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings, of JSON's types. A window is named only where there is one."""
+        settings = asdict(self)
+        if self.window is None:
+            del settings["window"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class Position:
 
 def state_of(plan: EpochPlan, position: Position) -> dict[str, Any]:
     """Return the stored form of a position, of JSON's types."""
-    return {"format": _FORMAT, **asdict(position), **asdict(plan)}
+    return {"format": _FORMAT, **asdict(position), **plan.as_json()}
 
 
 def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
@@ -69,7 +87,7 @@ def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
     # The state may come from a file of the user's, so it may be anything.
     if not (hasattr(state, "get") and state.get("format") == _FORMAT):
         raise InvalidInputError(f"start_at={state!r} is nothing that state() of batches gave")
-    for name, value in asdict(plan).items():
+    for name, value in plan.as_json().items():
         if state.get(name) != value:
             raise InvalidInputError(
                 f"start_at is of batches with {name}={state.get(name)!r}, and these have {name}={value!r}: "

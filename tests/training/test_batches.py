@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loops import numbered, numbers, prefetchers
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -25,7 +26,7 @@ SAMPLES = 101
 
 @pytest.fixture
 def x(store: TensorStore) -> tensorage.Tensor:
-    return store.write("x", np.arange(SAMPLES * 6, dtype="f4").reshape(SAMPLES, 2, 3), chunks=_chunks(store))
+    return store.write("x", numbered(SAMPLES), chunks=_chunks(store))
 
 
 @pytest.fixture
@@ -35,16 +36,6 @@ def y(store: TensorStore) -> tensorage.Tensor:
 
 def _chunks(store: TensorStore) -> list[int] | None:
     return [16, 2, 3] if store.engine == "storage" else None
-
-
-def prefetchers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if "prefetch" in thread.name]
-
-
-def numbers(batch: np.ndarray[Any, Any]) -> list[int]:
-    """Numbers of the samples of `x` in a batch."""
-    assert (batch == batch[:, :1, :1] + np.arange(6, dtype="f4").reshape(2, 3)).all()
-    return [int(number) for number in batch[:, 0, 0] / 6]
 
 
 class TestAnEpoch:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_fields, fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, OtherEngineError, ReadRegion
+from tensorage.backend.engine import FILL_BYTES, EngineBase, OtherEngineError, ReadRegion
 from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
 from tensorage.backend.transfer import Work
@@ -62,9 +62,9 @@ class BlockEngine(EngineBase):
         itemsize = dataset.dtype.itemsize
         return join_rows(lengths, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
 
-    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+    def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
         shape = dataset.shape
-        lengths = grow_shape(shape, (1,) * len(shape), READ_BYTES // dataset.dtype.itemsize)
+        lengths = grow_shape(shape, (1,) * len(shape), most_bytes // dataset.dtype.itemsize)
         row = math.prod(shape[1:])
         if shape and 0 < row <= dataset.block_size:
             rows_per_block = dataset.block_size // row

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.engine import FILL_BYTES, READ_BYTES, EngineBase, ReadRegion
+from tensorage.backend.engine import FILL_BYTES, EngineBase, ReadRegion
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
@@ -71,12 +71,12 @@ class ZarrEngine(EngineBase):
     def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
         return join_chunks(lengths, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
 
-    def shape_to_read(self, dataset: Dataset) -> tuple[int, ...]:
+    def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.mean_bytes
         # A small object is read whole. Chunks of a large one are fetched by ranges.
-        is_small = math.prod(layout.shards) * itemsize <= READ_BYTES
+        is_small = math.prod(layout.shards) * itemsize <= most_bytes
         least = layout.shards if is_small else layout.chunks
-        return grow_shape(dataset.shape, least, READ_BYTES // (math.prod(least) * itemsize))
+        return grow_shape(dataset.shape, least, most_bytes // (math.prod(least) * itemsize))
 
     def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
         layout = replace(_layout_of(new), fill_value=fill_value_as_json(fill))
