@@ -5,8 +5,13 @@ those of Zarr v3: one encoded chunk if the array is not sharded, and otherwise e
 an index of them.
 
 The index has two forms. In the object it is *encoded*, with a checksum. In the catalogue it is plain, so that a reader
-needs to fetch nothing but chunks: for each chunk in C order, its offset in the object and its length, as little-endian
-uint64. Both numbers are 2**64 - 1 if the chunk is *empty*, which means that all its elements are the fill value. All
+needs to fetch nothing but chunks. A plain index is, for each chunk in C order, either
+
+* its length, as little-endian uint16 or uint32, 0 if the chunk is *empty*: the chunks lie one after another from the
+  object's first byte on, or from behind the encoded index if that comes first, or
+* its offset in the object and its length, as little-endian uint64, both 2**64 - 1 if the chunk is empty.
+
+Its number of bytes tells which of them it is. A chunk is empty if all its elements are the fill value. All
 chunks of a shard without an object are empty. An empty chunk is never stored, and emptiness is told bit by bit: a
 chunk of -0.0 is stored, one of 0.0 is not. A chunk that was stored and is lost or damaged is therefore never taken for
 an empty one.
@@ -28,8 +33,10 @@ import numpy.typing as npt
 from tensorage.backend.zarr.codec_pipeline import CodecPipeline, PlainPipeline, ZarrPipeline, fill_value_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.dtypes import storable_dtype
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.selection import Positions
 from tensorage.model.memory import new_array
 from tensorage.model.zarr_metadata import (
     SHARDING,
@@ -49,20 +56,25 @@ __all__ = [
     "ShardCodec",
     "choose_layout",
     "parse_index",
+    "plain_index",
     "pipeline_of",
 ]
 
 #: Contiguous memory.
 Bytes = bytes | bytearray | memoryview
 
-#: Offset, and also length, of an empty chunk.
-EMPTY = 2**64 - 1
-
-#: Bytes of one chunk's offset and length in the plain index.
-RANGE_BYTES = 16
-
-#: Dtype of an index, in both forms.
+#: Dtype of an index with offsets and lengths.
 INDEX_DTYPE = np.dtype("<u8")
+
+#: Bytes of one chunk's offset and length in such an index.
+RANGE_BYTES = 2 * INDEX_DTYPE.itemsize
+
+#: Dtypes of a plain index that has lengths alone.
+LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
+
+
+#: Parts that have fewer bytes are joined before they are sent, on average.
+_SMALL_PART_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +141,17 @@ class ShardCodec:
             parts = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
             return EncodedShard(parts, sum(map(len, parts)), b"")
         index = self._empty_index()
-        parts, nbytes = [], 0
-        for coords, chunk in self._split_chunks(elements):
-            if self._is_empty(chunk):
-                continue
+        parts: list[bytes | memoryview] = []
+        nbytes = 0
+        for coords, chunk in self._stored_chunks(elements):
             encoded = self._pipeline.encode(chunk)
             length = sum(map(len, encoded))
             index[coords] = nbytes, length
             parts += encoded
             nbytes += length
+        # Each part is sent on its own.
+        if len(parts) * _SMALL_PART_BYTES > nbytes:
+            parts = [b"".join(parts)] if parts else []
         return self._add_index(parts, nbytes, index)
 
     def decode(self, data: Bytes, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -166,6 +180,20 @@ class ShardCodec:
             )
         self._pipeline.decode(memoryview(data).cast("B"), out)
         return out
+
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[Any]
+    ) -> bool:
+        """Decode chunks at once that lie one behind the other in memory: see `PlainPipeline.decode_together`.
+
+        Parameters
+        ----------
+        out
+            C-contiguous array for the elements, of shape (chunks, *shape of a chunk) and the layout's dtype.
+        """
+        if not isinstance(self._pipeline, PlainPipeline) or len(starts) < 2:
+            return False
+        return self._pipeline.decode_together(data, starts, ends, _octets(out).reshape(len(starts), -1))
 
     def decode_object(self, blob: Bytes, out: npt.NDArray[Any]) -> None:
         """Decode a whole object.
@@ -226,9 +254,7 @@ class ShardCodec:
         if not self.layout.is_sharded and not index:
             self._check_length(nbytes)
             return np.array([[0, nbytes]], INDEX_DTYPE)
-        ranges = parse_index(index)
-        if len(ranges) != (count if self.layout.is_sharded else 0):
-            raise CorruptChunkError(f"an index of {count} chunks has {len(ranges)} entries")
+        ranges = self._parse_index(index)
         stored = ranges[ranges[:, 0] != EMPTY]
         # The sum of offset and length may overflow, so it is not made.
         if np.any(stored[:, 1] > nbytes) or np.any(stored[:, 0] > nbytes - stored[:, 1]):
@@ -269,7 +295,7 @@ class ShardCodec:
         """
         ranges = self._empty_index()
         self._index_pipeline.decode(memoryview(data).cast("B"), ranges)
-        return ranges.tobytes()
+        return plain_index(ranges, self._first_chunk_at)
 
     def encode_index(self, index: bytes) -> bytes:
         """Encode a plain index for the object.
@@ -279,12 +305,17 @@ class ShardCodec:
         CorruptChunkError
             If the index has another number of chunks than a shard.
         """
-        ranges = parse_index(index)
-        if len(ranges) != self.layout.chunk_count_per_shard:
-            raise CorruptChunkError(
-                f"an index of {self.layout.chunk_count_per_shard} chunks has {len(ranges)} entries"
-            )
+        ranges = self._parse_index(index)
         return b"".join(self._index_pipeline.encode(ranges.reshape(self._empty_index().shape)))
+
+    def _parse_index(self, index: bytes) -> npt.NDArray[np.uint64]:
+        count = self.layout.chunk_count_per_shard if self.layout.is_sharded else 0
+        return parse_index(index, count, self._first_chunk_at)
+
+    @property
+    def _first_chunk_at(self) -> int:
+        """Byte of the object that the chunks begin at."""
+        return self.index_nbytes if self.layout.index_location == "start" else 0
 
     def _check_length(self, nbytes: int) -> None:
         """Refuse a chunk that is longer than its elements can become."""
@@ -320,14 +351,14 @@ class ShardCodec:
     ) -> EncodedShard:
         """Put the index before or behind chunks that lie one after the other from offset 0 on."""
         if not parts:
-            return EncodedShard([], 0, index.tobytes())
+            return EncodedShard([], 0, plain_index(index))
         if self.layout.index_location == "start":
             # Chunks begin behind an index that comes first. The offset of an empty chunk is no offset.
             index[..., 0] += np.where(index[..., 0] == EMPTY, 0, self.index_nbytes).astype(INDEX_DTYPE)
             parts = [*self._index_pipeline.encode(index), *parts]
         else:
             parts = [*parts, *self._index_pipeline.encode(index)]
-        return EncodedShard(parts, nbytes + self.index_nbytes, index.tobytes())
+        return EncodedShard(parts, nbytes + self.index_nbytes, plain_index(index, self._first_chunk_at))
 
     def _split_chunks(self, elements: npt.NDArray[Any]) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
         """Yield the chunks that hold elements of the array: their coords in the shard, and their elements."""
@@ -339,6 +370,35 @@ class ShardCodec:
             )
             yield coords, self._pad(elements[where])
 
+    def _stored_chunks(
+        self, elements: npt.NDArray[Any]
+    ) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
+        """Yield the chunks that are not empty."""
+        first, chunks = 0, self.layout.chunks
+        if chunks and elements.dtype != object and elements.shape[1:] == chunks[1:]:
+            # Whole rows are looked at together, since there may be many small chunks of them.
+            first = elements.shape[0] // chunks[0]
+        if first:
+            whole = np.ascontiguousarray(elements[: first * chunks[0]], self.layout.memory_dtype)
+            rows = whole.reshape(first, *chunks)
+            behind = (0,) * (len(chunks) - 1)
+            for number in np.flatnonzero(~self._are_empty(rows)).tolist():
+                yield (number, *behind), rows[number, ...]
+            elements = elements[first * chunks[0] :]
+        for coords, chunk in self._split_chunks(elements):
+            if not self._is_empty(chunk):
+                yield (coords[0] + first, *coords[1:]) if coords else coords, chunk
+
+    def _are_empty(self, chunks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Tell of each of many chunks whether it is empty."""
+        blank = _words(self._blank)
+        words = _octets(chunks).view(blank.dtype).reshape(len(chunks), -1)
+        step = max(len(blank) // 64, 1)
+        are_empty: npt.NDArray[np.bool_] = (words[:, ::step] == blank[::step]).all(axis=1)
+        for number in np.flatnonzero(are_empty).tolist():
+            are_empty[number] = np.array_equal(words[number], blank)
+        return are_empty
+
     def _pad(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pad elements to a chunk of the full shape, little-endian and C-contiguous. Such a chunk is not copied."""
         if elements.shape == self.layout.chunks:
@@ -349,10 +409,7 @@ class ShardCodec:
 
     def _is_empty(self, chunk: npt.NDArray[Any]) -> bool:
         """Tell whether all bytes of a chunk are those of the fill value."""
-        # Bits are compared, not values: -0.0 equals 0.0, and NaN does not equal itself.
-        word = np.uint64 if chunk.nbytes % 8 == 0 else np.uint8
-        # By way of bytes: numpy refuses to see words in elements of another number of bytes.
-        words, blank = (each.reshape(-1).view(np.uint8).view(word) for each in (chunk, self._blank))
+        words, blank = _words(chunk), _words(self._blank)
         # Comparing a few words first settles most cases.
         step = max(len(words) // 64, 1)
         return np.array_equal(words[::step], blank[::step]) and np.array_equal(words, blank)
@@ -417,8 +474,15 @@ def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipel
     return PlainPipeline.parse(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype, _find_inner_shards)
 
 
-def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
+def parse_index(index: bytes, count: int, first_at: int = 0) -> npt.NDArray[np.uint64]:
     """Return the offset and length of each chunk, in C order, of a plain index.
+
+    Parameters
+    ----------
+    count
+        Chunks of the shard.
+    first_at
+        Byte of the object that chunks begin at, where the index has nothing but lengths.
 
     Returns
     -------
@@ -428,15 +492,55 @@ def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
     Raises
     ------
     CorruptChunkError
+        If it is no index of so many chunks.
     """
-    if len(index) % RANGE_BYTES:
-        raise CorruptChunkError(
-            f"an index has {RANGE_BYTES} bytes for each chunk, and {len(index)} are no multiple"
-        )
+    for dtype in LENGTH_DTYPES:
+        if count and len(index) == count * dtype.itemsize:
+            return _ranges_of(np.frombuffer(index, dtype).astype(INDEX_DTYPE), first_at)
+    if len(index) != count * RANGE_BYTES:
+        raise CorruptChunkError(f"{len(index)} bytes are no index of {count} chunks")
     ranges = np.frombuffer(index, INDEX_DTYPE).reshape(-1, 2)
     is_empty = ranges == EMPTY
     if np.any(is_empty[:, 0] != is_empty[:, 1]) or np.any(ranges[:, 1] == 0):
         raise CorruptChunkError("an index names a chunk that is neither empty nor has bytes")
+    return ranges
+
+
+def plain_index(ranges: npt.NDArray[np.uint64], first_at: int = 0) -> bytes:
+    """Return the plain index of a shard in its shortest form.
+
+    Parameters
+    ----------
+    ranges
+        Offset and length of each chunk, in C order.
+    first_at
+        Byte of the object that chunks begin at.
+    """
+    ranges = ranges.reshape(-1, 2)
+    lengths = np.where(ranges[:, 1] == EMPTY, 0, ranges[:, 1])
+    for dtype in LENGTH_DTYPES:
+        fits = int(lengths.max(initial=0)) <= np.iinfo(dtype).max
+        if fits and np.array_equal(_ranges_of(lengths, first_at), ranges):
+            return lengths.astype(dtype).tobytes()
+    return ranges.tobytes()
+
+
+def _words(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the bits of elements: -0.0 equals 0.0 as a value, and NaN does not equal itself."""
+    return _octets(elements).view(np.uint64 if elements.nbytes % 8 == 0 else np.uint8)
+
+
+def _octets(elements: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the memory of a C-contiguous array."""
+    # numpy refuses to see words in elements of another number of bytes, but not in bytes.
+    return elements.reshape(-1).view(np.uint8)
+
+
+def _ranges_of(lengths: npt.NDArray[np.uint64], first_at: int) -> npt.NDArray[np.uint64]:
+    """Return the ranges of chunks that lie one after another, of which those without bytes are empty."""
+    ends = first_at + np.cumsum(lengths, dtype=INDEX_DTYPE)
+    ranges = np.stack((ends - lengths, lengths), axis=1)
+    ranges[lengths == 0] = EMPTY
     return ranges
 
 

@@ -35,6 +35,7 @@ from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
 from tensorage.backend.zarr.layout import Layout
 from tensorage.dtypes import has_byte_order, is_small_float
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.selection import Positions
 from tensorage.model.zarr_metadata import (
     Codec,
     chunk_key,
@@ -162,6 +163,41 @@ class PlainPipeline:
             raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(payload)}")
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
+
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Decode small chunks at once, without Python between them: see `BloscBuffers.decode_together`.
+
+        Parameters
+        ----------
+        data
+            Memory with the encoded chunks. The bytes before the first of them, at least `joined_room`, are written
+            over.
+        starts, ends
+            Place of each encoded chunk in `data`.
+        out
+            Room for the elements of each chunk, a row each.
+
+        Returns
+        -------
+        bool
+            False if the chunks have to be decoded one by one. The content of `out` is then of no use.
+        """
+        if not isinstance(self.compressor, BloscBuffers):
+            return False
+        if self.has_crc32c:
+            ends = ends - CRC32C_BYTES
+            if int((ends - starts).min()) < 0:
+                return False
+            stored = data[ends[:, np.newaxis] + np.arange(CRC32C_BYTES)].view("<u4")[:, 0]
+            found = [
+                google_crc32c.value(data[start:end])
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            if found != stored.tolist():
+                return False
+        return self.compressor.decode_together(data, starts, ends - starts, out)
 
     def encoded_room(self, nbytes: int) -> int:
         return encoded_room(nbytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
     buffer = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
     buffer[...] = np.zeros((), layout.dtype)
-    reader.fill(_group_by_shard(layout, grid, numbers), buffer, advance)
+    replace(reader, by_pages=False).fill(_group_by_shard(layout, grid, numbers), buffer, advance)
     if not grid.is_flat:
         return buffer.reshape(-1)
     lengths = grid.lengths(numbers)
