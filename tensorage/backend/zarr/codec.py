@@ -73,8 +73,8 @@ RANGE_BYTES = 2 * INDEX_DTYPE.itemsize
 LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 
 
-#: Parts that have fewer bytes are joined before they are sent, on average.
-_SMALL_PART_BYTES = 64 * 1024
+#: Most bytes of a chunk that is encoded together with others. Joining what comes out copies it.
+_SMALL_CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +143,19 @@ class ShardCodec:
         index = self._empty_index()
         parts: list[bytes | memoryview] = []
         nbytes = 0
-        for coords, chunk in self._stored_chunks(elements):
+        together = self._encode_together(elements, index)
+        if together:
+            parts, nbytes = [b"".join(together)], sum(map(len, together))
+        rows = self._rows_encoded_together(elements)
+        for coords, chunk in self._split_chunks(elements[rows:] if rows else elements):
+            if self._is_empty(chunk):
+                continue
             encoded = self._pipeline.encode(chunk)
             length = sum(map(len, encoded))
-            index[coords] = nbytes, length
+            place = (coords[0] + rows // self.layout.chunks[0], *coords[1:]) if rows else coords
+            index[place] = nbytes, length
             parts += encoded
             nbytes += length
-        # Each part is sent on its own.
-        if len(parts) * _SMALL_PART_BYTES > nbytes:
-            parts = [b"".join(parts)] if parts else []
         return self._add_index(parts, nbytes, index)
 
     def decode(self, data: Bytes, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -370,29 +374,34 @@ class ShardCodec:
             )
             yield coords, self._pad(elements[where])
 
-    def _stored_chunks(
-        self, elements: npt.NDArray[Any]
-    ) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
-        """Yield the chunks that are not empty."""
-        first, chunks = 0, self.layout.chunks
-        if chunks and elements.dtype != object and elements.shape[1:] == chunks[1:]:
-            # Whole rows are looked at together, since there may be many small chunks of them.
-            first = elements.shape[0] // chunks[0]
-        if first:
-            whole = np.ascontiguousarray(elements[: first * chunks[0]], self.layout.memory_dtype)
-            rows = whole.reshape(first, *chunks)
-            behind = (0,) * (len(chunks) - 1)
-            for number in np.flatnonzero(~self._are_empty(rows)).tolist():
-                yield (number, *behind), rows[number, ...]
-            elements = elements[first * chunks[0] :]
-        for coords, chunk in self._split_chunks(elements):
-            if not self._is_empty(chunk):
-                yield (coords[0] + first, *coords[1:]) if coords else coords, chunk
+    def _rows_encoded_together(self, elements: npt.NDArray[Any]) -> int:
+        """Count the rows of the small chunks of whole rows, which follow each other from the first row on."""
+        chunks = self.layout.chunks
+        is_plain = isinstance(self._pipeline, PlainPipeline) and len(chunks) > 0
+        if not is_plain or elements.shape[1:] != chunks[1:] or self._blank.nbytes > _SMALL_CHUNK_BYTES:
+            return 0
+        return elements.shape[0] // chunks[0] * chunks[0]
 
-    def _are_empty(self, chunks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Tell of each of many chunks whether it is empty."""
+    def _encode_together(self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]) -> list[bytes]:
+        """Encode small chunks of whole rows, and enter them in the index, with little work of Python for each."""
+        rows = self._rows_encoded_together(elements)
+        if not rows:
+            return []
+        assert isinstance(self._pipeline, PlainPipeline)
+        whole = np.ascontiguousarray(elements[:rows], self.layout.memory_dtype)
+        chunks = _octets(whole).reshape(-1, self._blank.nbytes)
+        stored = ~self._are_empty(chunks)
+        encoded = self._pipeline.encode_together(chunks if stored.all() else chunks[stored])
+        lengths = np.array([len(each) for each in encoded], INDEX_DTYPE)
+        entries = index.reshape(-1, 2)[: len(chunks)]
+        entries[stored, 0] = np.cumsum(lengths, dtype=INDEX_DTYPE) - lengths
+        entries[stored, 1] = lengths
+        return encoded
+
+    def _are_empty(self, chunks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Tell of each of many chunks, rows of bytes, whether it is empty."""
         blank = _words(self._blank)
-        words = _octets(chunks).view(blank.dtype).reshape(len(chunks), -1)
+        words = chunks.view(blank.dtype)
         step = max(len(blank) // 64, 1)
         are_empty: npt.NDArray[np.bool_] = (words[:, ::step] == blank[::step]).all(axis=1)
         for number in np.flatnonzero(are_empty).tolist():

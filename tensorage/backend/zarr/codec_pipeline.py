@@ -164,10 +164,17 @@ class PlainPipeline:
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
 
+    def encode_together(self, chunks: npt.NDArray[np.uint8]) -> list[bytes]:
+        """Encode small chunks, the rows of an array of bytes, with little work of Python for each."""
+        encode = bytes if self.compressor is None else self.compressor.encode
+        if not self.has_crc32c:
+            return [encode(chunk) for chunk in chunks]
+        return [payload + crc32c(payload) for payload in map(encode, chunks)]
+
     def decode_together(
         self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[np.uint8]
     ) -> bool:
-        """Decode small chunks at once, without Python between them: see `BloscBuffers.decode_together`.
+        """Decode small chunks with little work of Python for each: see `Compressor.decode_together`.
 
         Parameters
         ----------
@@ -184,7 +191,7 @@ class PlainPipeline:
         bool
             False if the chunks have to be decoded one by one. The content of `out` is then of no use.
         """
-        if not isinstance(self.compressor, BloscBuffers):
+        if self.compressor is None:
             return False
         if self.has_crc32c:
             ends = ends - CRC32C_BYTES
@@ -412,7 +419,9 @@ def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def crc32c(data: bytes | memoryview) -> bytes:
     """Return the checksum that the codec ``crc32c`` puts behind bytes."""
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
+    # Memory that may change has to be seen as an array.
+    given = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    return int(google_crc32c.value(given)).to_bytes(CRC32C_BYTES, "little")
 
 
 def check_encoded_chunk(data: memoryview, layout: Layout) -> None:

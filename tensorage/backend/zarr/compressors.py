@@ -42,6 +42,9 @@ CUT_OFF = "it ends too early, or is none that its codecs write"
 #: A frame of one empty block, whose header does not say the size of the content.
 _EMPTY_FRAME = ZSTD_MAGIC + bytes.fromhex("0058010000")
 
+#: Most bytes of the header of a frame of zstd.
+MAX_FRAME_HEAD = 18
+
 #: Levels of compression that zstd has.
 ZSTD_LEVELS = range(-131072, 23)
 
@@ -100,6 +103,28 @@ class Compressor(Protocol):
         """
         ...
 
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, lengths: Positions, out: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Decompress many payloads with little work of Python for each.
+
+        Parameters
+        ----------
+        data
+            Memory with the payloads. The bytes before the first of them, at least `joined_room`, are written over.
+        starts, lengths
+            Place of each payload in `data`.
+        out
+            Room for the content of each payload, a row each.
+
+        Returns
+        -------
+        bool
+            False if the payloads have to be decompressed one by one, be it that one is damaged. The content of `out` is
+            then of no use.
+        """
+        ...
+
 
 def joined_room(count: int) -> int:
     """Return the bytes that `decode_together` needs before the payloads of `count` chunks."""
@@ -123,6 +148,24 @@ class ZstdFrames:
         # The function itself: for a small chunk, the codec's method takes half as long again.
         encoded: bytes = numcodecs.zstd.compress(elements, self.zstd.level, self.zstd.checksum)
         return encoded
+
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, lengths: Positions, out: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Decompress frames that all say that they fill a row of `out`: see `BloscBuffers.decode_together`."""
+        head = data[starts[0] : starts[0] + MAX_FRAME_HEAD].tobytes()
+        if frame_content_size(memoryview(head)) != out.shape[1] or int(lengths.min()) < len(head):
+            return False
+        heads = data[starts[:, np.newaxis] + np.arange(sum(content_size_field(head[4])))]
+        if not (heads == heads[0]).all():
+            return False
+        decompress = numcodecs.zstd.decompress
+        try:
+            for row, start, end in zip(out, starts.tolist(), (starts + lengths).tolist(), strict=True):
+                decompress(data[start:end], row)
+        except (RuntimeError, ValueError):
+            return False
+        return True
 
     def decode(self, payload: memoryview, out: npt.NDArray[np.uint8]) -> None:
         content_size = frame_content_size(payload)
@@ -186,21 +229,6 @@ class BloscBuffers:
 
         A buffer of Blosc says where each of its blocks starts, and does not mind what lies between them: here, the
         headers of the buffers that the blocks are from.
-
-        Parameters
-        ----------
-        data
-            Memory with the buffers. The bytes before the first of them, at least `joined_room`, are written over.
-        starts, lengths
-            Place of each buffer in `data`.
-        out
-            Room for the content of each buffer, a row each.
-
-        Returns
-        -------
-        bool
-            False if the buffers have to be decompressed one by one, be it that one is damaged. The content of `out` is
-            then of no use.
         """
         count, nbytes = out.shape
         room = joined_room(count)

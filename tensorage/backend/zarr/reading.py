@@ -28,6 +28,7 @@ from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import CorruptChunkError, ShardCodec
 from tensorage.backend.zarr.compressors import joined_room
+from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.ranges import EMPTY, join_ranges
 from tensorage.backend.zarr.shard_records import ShardRecord, describe_shard, fetch_records, with_records
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
@@ -37,6 +38,12 @@ from tensorage.model.memory import new_array
 from tensorage.types import Dataset
 
 __all__ = ["Reader", "ShardProjection"]
+
+#: Place of a chunk that is decoded alone.
+_ALONE = np.zeros(1, np.int64)
+
+#: Chunks of a page that are worth a page's memory.
+_MANY_PER_PAGE = 4
 
 #: Most times that a shard is read if its object is replaced by another one each time.
 _MAX_ATTEMPTS = 20
@@ -247,8 +254,11 @@ class Reader:
     def _pages(self, projection: ShardProjection) -> Iterator[tuple[ChunkProjection, Positions]]:
         """Yield the pages of a shard that are touched, each with the numbers of its touched chunks in the shard."""
         layout = self.codec.layout
-        shape = layout.pages if self.by_pages else layout.chunks
-        for page in projection.split(shape):
+        if not self.by_pages or _is_scattered(projection, layout):
+            for chunk in projection.split(layout.chunks):
+                yield chunk, np.array([layout.position_of(chunk.coords)])
+            return
+        for page in projection.split(layout.pages):
             first = layout.position_of(self._first_chunk(page))
             yield page, first + page.parts(layout.chunks[0] if layout.chunks else 1)
 
@@ -265,14 +275,16 @@ class Reader:
     ) -> Iterator[tuple[int, _Piece]]:
         """Yield a page as a whole if one range has all of its chunks, else its chunks, each with its range's number."""
         chunks, first = self.codec.layout.chunks, self._first_chunk(page)
+        if len(numbers) == 1 and page.chunks == chunks:
+            yield int(numbers[0]), _Piece(page.coords, _ALONE, ranges, page)
+            return
         number = int(numbers.max())
         if ((numbers == number) | (numbers < 0)).all():
             yield number, _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trimmed(page, chunks))
             return
-        alone = np.zeros(1, np.int64)
         for place, (chunk, number) in enumerate(zip(page.split(chunks), numbers.tolist(), strict=True)):
             coords = tuple(map(add, first, chunk.coords))
-            yield number, _Piece(coords, alone, ranges[place : place + 1], chunk)
+            yield number, _Piece(coords, _ALONE, ranges[place : place + 1], chunk)
 
     def _fill(self, projection: ChunkProjection, target: _Target) -> None:
         target.buffer[projection.buffer_selection] = self.codec.fill_value
@@ -300,12 +312,8 @@ class Reader:
     def _decode(self, record: ShardRecord, piece: _Piece, fetched: _Fetched, page: npt.NDArray[Any]) -> None:
         """Decode the chunks of a page."""
         places = page.reshape(-1, *self.codec.layout.chunks)
-        low, high = int(piece.places[0]), int(piece.places[-1]) + 1
-        if high - low == len(piece.places) and not (piece.ranges[:, 0] == EMPTY).any():
-            starts = piece.ranges[:, 0].astype(np.int64) - fetched.first
-            ends = starts + piece.ranges[:, 1].astype(np.int64)
-            if self.codec.decode_together(fetched.data, starts, ends, places[low:high]):
-                return
+        if len(piece.places) > 1 and self._decode_together(piece, fetched, places):
+            return
         for place, (offset, length) in zip(piece.places.tolist(), piece.ranges.tolist(), strict=True):
             if offset == EMPTY:
                 places[place] = self.codec.fill_value
@@ -316,6 +324,15 @@ class Reader:
             except CorruptChunkError as error:
                 coords = (piece.coords[0] + place, *piece.coords[1:]) if piece.coords else ()
                 raise self._corrupt_error(record, f"its chunk {coords}", error) from error
+
+    def _decode_together(self, piece: _Piece, fetched: _Fetched, places: npt.NDArray[Any]) -> bool:
+        """Decode chunks that follow each other at once. False if they have to be decoded one by one."""
+        low, high = int(piece.places[0]), int(piece.places[-1]) + 1
+        if high - low != len(piece.places) or (piece.ranges[:, 0] == EMPTY).any():
+            return False
+        starts = piece.ranges[:, 0].astype(np.int64) - fetched.first
+        ends = starts + piece.ranges[:, 1].astype(np.int64)
+        return self.codec.decode_together(fetched.data, starts, ends, places[low:high])
 
     def _take_memory(self) -> _Memory:
         try:
@@ -381,6 +398,14 @@ class Reader:
 
     def _where(self, record: ShardRecord) -> str:
         return describe_shard(self.codec.layout, record.number)
+
+
+def _is_scattered(projection: ShardProjection, layout: Layout) -> bool:
+    """Tell whether so few chunks are touched of each page that they are better decoded alone."""
+    if layout.pages == layout.chunks or not isinstance(projection, ChunkProjection):
+        return True
+    chunks, pages = (len(projection.parts(shape[0])) for shape in (layout.chunks, layout.pages))
+    return chunks < _MANY_PER_PAGE * pages
 
 
 def _trimmed(page: ChunkProjection, chunks: tuple[int, ...]) -> ChunkProjection:
