@@ -141,8 +141,7 @@ class Transfer:
                         finished.result()
                     # All running jobs may have finished at once, with further jobs left.
                     running |= {
-                        _begin(pool, _with_hurry(hurry, job))
-                        for job in islice(waiting, most - len(running))
+                        _begin(pool, _with_hurry(hurry, job)) for job in islice(waiting, most - len(running))
                     }
             except BaseException:
                 hurry.begin()

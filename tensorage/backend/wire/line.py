@@ -32,7 +32,7 @@ MIN_RATED_BYTES = 256 * 1024
 MAX_RATED_S = 1.0
 
 #: Bytes of a small range, for the cost of a request among many.
-SMALL_BYTES = 16 * 1024
+SMALL_BYTES = 24 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,19 +45,22 @@ from tensorage.model.zarr_metadata import (
     configuration_of,
     default_codecs,
     default_fill_value,
+    has_any_length,
     name_of,
     zarr_dtype,
 )
 
 __all__ = [
     "EMPTY",
+    "SAMPLED_BYTES",
     "CorruptChunkError",
     "EncodedShard",
     "ShardCodec",
     "choose_layout",
     "parse_index",
-    "plain_index",
     "pipeline_of",
+    "plain_index",
+    "sample_of",
 ]
 
 #: Contiguous memory.
@@ -72,6 +75,12 @@ RANGE_BYTES = 2 * INDEX_DTYPE.itemsize
 #: Dtypes of a plain index that has lengths alone.
 LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 
+
+#: Elements that show how far an array can be compressed.
+SAMPLED_BYTES = 1024 * 1024
+
+#: Places of an array that such elements are taken from.
+_SAMPLED_PLACES = 4
 
 #: Most bytes of a chunk that is encoded together with others. Joining what comes out copies it.
 _SMALL_CHUNK_BYTES = 256 * 1024
@@ -138,22 +147,21 @@ class ShardCodec:
         self._check_elements(elements)
         if not self.layout.is_sharded:
             chunk = self._pad(elements)
-            parts = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
-            return EncodedShard(parts, sum(map(len, parts)), b"")
+            whole = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
+            return EncodedShard(whole, sum(map(len, whole)), b"")
         index = self._empty_index()
-        parts: list[bytes | memoryview] = []
-        nbytes = 0
-        together = self._encode_together(elements, index)
-        if together:
-            parts, nbytes = [b"".join(together)], sum(map(len, together))
         rows = self._rows_encoded_together(elements)
+        parts = self._encode_together(elements[:rows], index) if rows else []
+        nbytes = sum(map(len, parts))
         for coords, chunk in self._split_chunks(elements[rows:] if rows else elements):
             if self._is_empty(chunk):
                 continue
             encoded = self._pipeline.encode(chunk)
             length = sum(map(len, encoded))
-            place = (coords[0] + rows // self.layout.chunks[0], *coords[1:]) if rows else coords
-            index[place] = nbytes, length
+            index[(coords[0] + rows // self.layout.chunks[0], *coords[1:]) if rows else coords] = (
+                nbytes,
+                length,
+            )
             parts += encoded
             nbytes += length
         return self._add_index(parts, nbytes, index)
@@ -380,15 +388,15 @@ class ShardCodec:
         is_plain = isinstance(self._pipeline, PlainPipeline) and len(chunks) > 0
         if not is_plain or elements.shape[1:] != chunks[1:] or self._blank.nbytes > _SMALL_CHUNK_BYTES:
             return 0
-        return elements.shape[0] // chunks[0] * chunks[0]
+        whole: int = elements.shape[0] // chunks[0] * chunks[0]
+        return whole
 
-    def _encode_together(self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]) -> list[bytes]:
+    def _encode_together(
+        self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]
+    ) -> list[bytes | memoryview]:
         """Encode small chunks of whole rows, and enter them in the index, with little work of Python for each."""
-        rows = self._rows_encoded_together(elements)
-        if not rows:
-            return []
         assert isinstance(self._pipeline, PlainPipeline)
-        whole = np.ascontiguousarray(elements[:rows], self.layout.memory_dtype)
+        whole = np.ascontiguousarray(elements, self.layout.memory_dtype)
         chunks = _octets(whole).reshape(-1, self._blank.nbytes)
         stored = ~self._are_empty(chunks)
         encoded = self._pipeline.encode_together(chunks if stored.all() else chunks[stored])
@@ -396,7 +404,8 @@ class ShardCodec:
         entries = index.reshape(-1, 2)[: len(chunks)]
         entries[stored, 0] = np.cumsum(lengths, dtype=INDEX_DTYPE) - lengths
         entries[stored, 1] = lengths
-        return encoded
+        # Each part is sent on its own.
+        return [b"".join(encoded)] if encoded else []
 
     def _are_empty(self, chunks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Tell of each of many chunks, rows of bytes, whether it is empty."""
@@ -442,6 +451,7 @@ def choose_layout(
     shards: Sequence[int] | Literal[False] | None = None,
     codecs: Sequence[Any] | None = None,
     chunk_size: int | None = None,
+    sample: npt.NDArray[Any] | None = None,
 ) -> Layout:
     """Choose the layout of a new array, codecs included.
 
@@ -452,6 +462,9 @@ def choose_layout(
     codecs
         All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
         Damage may go unnoticed if no codec makes a checksum. ``crc32c`` can follow any.
+    sample
+        Elements of the array, see `sample_of`, that tell how far it can be compressed: the chunks of an array that is
+        compressed to little are larger.
 
     Raises
     ------
@@ -460,11 +473,46 @@ def choose_layout(
     DTypeError
         If Zarr has no such dtype.
     """
-    layout = Layout.choose(shape, dtype, chunks=chunks, shards=shards, chunk_size=chunk_size)
+    layout = Layout.choose(
+        shape,
+        dtype,
+        chunks=chunks,
+        shards=shards,
+        chunk_size=chunk_size,
+        encoded_ratio=1.0 if sample is None or codecs is not None else encoded_ratio(sample, dtype),
+    )
     # Only codecs that somebody gave take zarr, which is slow to load: few arrays need it.
     return (
         layout if codecs is None else replace(layout, codecs=_normalize_codecs(codecs, layout.chunks, dtype))
     )
+
+
+def sample_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows from all over an array, at most `SAMPLED_BYTES` of them unless one row has more."""
+    row_bytes = max(math.prod(array.shape[1:]) * array.itemsize, 1)
+    count = max(SAMPLED_BYTES // row_bytes, 1)
+    if array.ndim == 0 or array.shape[0] <= count:
+        return array
+    # Neighbours are taken, which is what compresses.
+    each = -(-count // _SAMPLED_PLACES)
+    firsts = np.linspace(0, array.shape[0] - each, _SAMPLED_PLACES).astype(np.int64)
+    return np.concatenate([array[first : first + each] for first in firsts.tolist()])
+
+
+def encoded_ratio(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> float:
+    """Return the bytes of encoded elements for each byte of elements, by the codecs that are the default.
+
+    Parts that are nothing but the fill value are left out: elements may come there later.
+    """
+    if sample.nbytes == 0 or has_any_length(dtype):
+        return 1.0
+    octets = _octets(np.ascontiguousarray(sample, dtype))
+    pieces = [piece for piece in np.array_split(octets, _SAMPLED_PLACES) if piece.any()]
+    pipeline = PlainPipeline.parse(default_codecs(dtype), dtype)
+    if pipeline is None or not pieces:
+        return 1.0
+    encoded = pipeline.encode_together(pieces)
+    return min(sum(map(len, encoded)) / sum(map(len, pieces)), 1.0)
 
 
 def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:

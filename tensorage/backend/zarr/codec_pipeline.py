@@ -13,7 +13,7 @@ import base64
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -164,8 +164,8 @@ class PlainPipeline:
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
 
-    def encode_together(self, chunks: npt.NDArray[np.uint8]) -> list[bytes]:
-        """Encode small chunks, the rows of an array of bytes, with little work of Python for each."""
+    def encode_together(self, chunks: Iterable[npt.NDArray[np.uint8]]) -> list[bytes]:
+        """Encode small chunks, each the bytes of its elements, with little work of Python for each."""
         encode = bytes if self.compressor is None else self.compressor.encode
         if not self.has_crc32c:
             return [encode(chunk) for chunk in chunks]

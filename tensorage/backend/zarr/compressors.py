@@ -199,9 +199,7 @@ class BloscBuffers:
         ):
             return None
         shuffle = BLOSC_SHUFFLES[given["shuffle"]]
-        return cls(
-            given["cname"].encode(), given["clevel"], shuffle, given["blocksize"], given["typesize"]
-        )
+        return cls(given["cname"].encode(), given["clevel"], shuffle, given["blocksize"], given["typesize"])
 
     def encode(self, elements: npt.NDArray[np.uint8]) -> bytes:
         encoded: bytes = numcodecs.blosc.compress(
@@ -220,7 +218,6 @@ class BloscBuffers:
             numcodecs.blosc.decompress(payload, out)
         except (RuntimeError, ValueError) as error:
             raise CorruptChunkError(f"Blosc does not decompress {len(payload)} bytes: {error}") from error
-
 
     def decode_together(
         self, data: npt.NDArray[np.uint8], starts: Positions, lengths: Positions, out: npt.NDArray[np.uint8]
@@ -246,9 +243,8 @@ class BloscBuffers:
         if not fits.all() or flags & BLOSC_COPIED or out.nbytes > MAX_JOINED_BYTES:
             return False
         whole = data[: int((starts + lengths).max())]
-        BLOSC_HEADER.pack_into(
-            whole, 0, version, codec_version, flags, typesize, out.nbytes, nbytes, whole.nbytes
-        )
+        head = (version, codec_version, flags, typesize, out.nbytes, nbytes, whole.nbytes)
+        BLOSC_HEADER.pack_into(whole.data, 0, *head)
         block_starts = (starts + ONE_BLOCK.itemsize).astype(BLOCK_START)
         whole[BLOSC_HEADER.size : room] = block_starts.view(np.uint8)
         try:

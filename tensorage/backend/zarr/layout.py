@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from tensorage.backend.zarr.chunk_shapes import (
+    CHUNK_BYTES,
     check_chunks,
     check_shape,
     check_shards,
-    CHUNK_BYTES,
     choose_chunk_bytes,
     choose_chunks,
     choose_shards,
@@ -96,7 +96,7 @@ class Layout:
         dtype
             Dtype that `tensorage.dtypes.storable_dtype` returns.
         chunks
-            Shape of a chunk, any one. By default whole rows that make about 16 KiB once they are encoded, or one row,
+            Shape of a chunk, any one. By default whole rows that make about 24 KiB once they are encoded, or one row,
             or about 1 MiB of a larger row. Without shards, about 1 MiB.
         shards
             Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an

@@ -24,7 +24,7 @@ MAX_RANGE_BYTES = 8 * 1024 * 1024 + 256 * 1024
 
 
 #: Most bytes between chunks that are fetched for each chunk of a shard that is wanted.
-MAX_OVER_READ_BYTES = 32 * 1024
+MAX_OVER_READ_BYTES = 24 * 1024
 
 
 class JoinedRanges(NamedTuple):

@@ -229,9 +229,7 @@ class Reader:
             for job in self._jobs_of(projection, record, target):
                 yield _Job(job.nbytes, partial(self._run_job, job.do, projection, record, target))
 
-    def _jobs_of(
-        self, projection: ShardProjection, record: ShardRecord, target: _Target
-    ) -> Iterator[_Job]:
+    def _jobs_of(self, projection: ShardProjection, record: ShardRecord, target: _Target) -> Iterator[_Job]:
         """Fill the empty chunks of a shard, and yield jobs that fetch the others."""
         pages = list(self._pages(projection))
         # A shard may have 65,536 chunks: only the ranges of those that are read become numbers of Python.
@@ -280,7 +278,10 @@ class Reader:
             return
         number = int(numbers.max())
         if ((numbers == number) | (numbers < 0)).all():
-            yield number, _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trimmed(page, chunks))
+            yield (
+                number,
+                _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trimmed(page, chunks)),
+            )
             return
         for place, (chunk, number) in enumerate(zip(page.split(chunks), numbers.tolist(), strict=True)):
             coords = tuple(map(add, first, chunk.coords))
