@@ -17,9 +17,9 @@ __all__ = ["MAX_OBJECTS", "PARALLEL", "LineEstimate", "LineMeter"]
 #: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
 PARALLEL = 4
 
-#: Most downloads of objects at once. The files do not come from the database, but each download is checked by it: for
-#: that, Storage has connections of its own, 20 unless it is configured otherwise, each for some milliseconds. On a line
-#: of 30 ms that keeps three of them busy.
+#: Most downloads of objects at once. Their bytes do not come from the database, but it checks each download, for which
+#: Storage has connections of its own, not those of REST: each takes one for about 3 ms. On a line of 30 ms, so many at
+#: once keep three of them busy.
 MAX_OBJECTS = 32
 
 #: Time of this process for one request: no line makes more than so many of them worthwhile.

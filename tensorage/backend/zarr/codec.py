@@ -386,6 +386,7 @@ class ShardCodec:
         """Count the rows of the small chunks of whole rows, which follow each other from the first row on."""
         chunks = self.layout.chunks
         is_plain = isinstance(self._pipeline, PlainPipeline) and len(chunks) > 0
+        is_plain = is_plain and math.prod(self.layout.chunks_per_shard[1:]) == 1
         if not is_plain or elements.shape[1:] != chunks[1:] or self._blank.nbytes > _SMALL_CHUNK_BYTES:
             return 0
         whole: int = elements.shape[0] // chunks[0] * chunks[0]
