@@ -154,11 +154,17 @@ class Reader:
     codec: ShardCodec
     by_pages: bool = True
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
+    _moved: deque[int] = field(default_factory=deque, init=False, repr=False)
 
     @property
     def dataset(self) -> Dataset:
         """Entry of the array, in the version that was opened."""
         return self.work.dataset
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of objects that `fill` has asked for, over-read included."""
+        return sum(self._moved)
 
     def fill(
         self, projections: Iterable[ShardProjection], buffer: npt.NDArray[Any], advance: Advance
@@ -227,6 +233,7 @@ class Reader:
     def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[_Job]:
         for projection, record in self.with_records(projections):
             for job in self._jobs_of(projection, record, target):
+                self._moved.append(job.nbytes)
                 yield _Job(job.nbytes, partial(self._run_job, job.do, projection, record, target))
 
     def _jobs_of(self, projection: ShardProjection, record: ShardRecord, target: _Target) -> Iterator[_Job]:

@@ -23,6 +23,7 @@ from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fil
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES
 from tensorage.backend.zarr.codec import ShardCodec, choose_layout, sample_of
 from tensorage.backend.zarr.copying import copy_objects
+from tensorage.backend.zarr.large_chunks import warn_of_large_chunks
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.ragged_codec import codec_for, stored_dtype
 from tensorage.backend.zarr.reading import Reader
@@ -181,7 +182,9 @@ class ZarrEngine(EngineBase):
             buffer = result.buffer.reshape(plan.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec).fill(plan.projections(), buffer, advance)
+                reader = Reader(work, codec)
+                reader.fill(plan.projections(), buffer, advance)
+            warn_of_large_chunks(dataset, codec.layout, plan, reader.moved_bytes)
         return result.take()
 
     def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
