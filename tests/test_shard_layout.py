@@ -74,7 +74,7 @@ def test_examples_of_docstrings(module: Any) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "chunks", "shards"),
     [
-        # As many rows as make 24 KiB.
+        # Rows that make 24 KiB.
         ((60000, 28, 28), "<f4", (7, 28, 28), (2674, 28, 28)),
         ((10**12, 1000), "<f4", (6, 1000), (2094, 1000)),
         ((10**9, 25), "<f4", (245, 25), (83790, 25)),
@@ -108,7 +108,7 @@ def test_default_extents_are_near_the_sizes_meant(shape: Shape, itemsize: int, e
     shard_bytes = math.prod(chosen.shards) * itemsize
     row_bytes = math.prod(shape[1:]) * itemsize
     meant = choose_chunk_bytes(shape, itemsize, encoded_ratio)
-    # So many bytes once they are encoded, or a row, or a part of one.
+    # The bytes are those meant for encoded rows, or a row, or a part of one.
     assert min(SAMPLE_BYTES, CHUNK_BYTES) <= meant <= CHUNK_BYTES
     assert meant in (int(SAMPLE_BYTES / encoded_ratio), row_bytes, CHUNK_BYTES)
     assert chunk_bytes <= meant

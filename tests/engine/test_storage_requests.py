@@ -237,7 +237,7 @@ def test_large_chunks_are_warned_of_once_and_a_copy_has_small_ones(
         with proxy.counted() as exchanges:
             np.testing.assert_array_equal(copy[rows], array[rows])
     assert sum(exchange.received_bytes for exchange in exchanges) < 16 * 50_000
-    # As errors, each read raises one, and nothing else goes wrong.
+    # If warnings are errors, each read raises one, and nothing else goes wrong.
     other = stored(through, "other", array, (1000, 1000), (8000, 1000))
     for _ in range(2):
         with warnings.catch_warnings():
@@ -247,7 +247,7 @@ def test_large_chunks_are_warned_of_once_and_a_copy_has_small_ones(
 
 
 def test_many_small_ranges_are_under_way_at_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as the line is worth, and never more than the bound."""
+    """There are no more of them than the line is worth, and never more than the bound."""
     array = np.random.default_rng(0).integers(0, 256, (3000, 1024), "u1")
     for line, least, most in [
         (LineEstimate(0.03, 1e8), PARALLEL + 1, MAX_OBJECTS),
