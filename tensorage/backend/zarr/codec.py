@@ -203,7 +203,7 @@ class ShardCodec:
         out
             C-contiguous array for the elements, of shape (chunks, *shape of a chunk) and the layout's dtype.
         """
-        if not isinstance(self._pipeline, PlainPipeline) or len(starts) < 2:
+        if not isinstance(self._pipeline, PlainPipeline) or not len(starts):
             return False
         return self._pipeline.decode_together(data, starts, ends, _octets(out).reshape(len(starts), -1))
 
@@ -400,13 +400,13 @@ class ShardCodec:
         whole = np.ascontiguousarray(elements, self.layout.memory_dtype)
         chunks = _octets(whole).reshape(-1, self._blank.nbytes)
         stored = ~self._are_empty(chunks)
-        encoded = self._pipeline.encode_together(chunks if stored.all() else chunks[stored])
-        lengths = np.array([len(each) for each in encoded], INDEX_DTYPE)
+        parts, nbytes = self._pipeline.encode_together(chunks if stored.all() else chunks[stored])
+        lengths = np.array(nbytes, INDEX_DTYPE)
         entries = index.reshape(-1, 2)[: len(chunks)]
         entries[stored, 0] = np.cumsum(lengths, dtype=INDEX_DTYPE) - lengths
         entries[stored, 1] = lengths
         # Each part is sent on its own.
-        return [b"".join(encoded)] if encoded else []
+        return [b"".join(parts)] if parts else []
 
     def _are_empty(self, chunks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Tell of each of many chunks, rows of bytes, whether it is empty."""
@@ -512,8 +512,8 @@ def encoded_ratio(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> float:
     pipeline = PlainPipeline.parse(default_codecs(dtype), dtype)
     if pipeline is None or not pieces:
         return 1.0
-    encoded = pipeline.encode_together(pieces)
-    return min(sum(map(len, encoded)) / sum(map(len, pieces)), 1.0)
+    _, nbytes = pipeline.encode_together(pieces)
+    return min(sum(nbytes) / sum(map(len, pieces)), 1.0)
 
 
 def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:

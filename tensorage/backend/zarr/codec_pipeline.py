@@ -164,12 +164,25 @@ class PlainPipeline:
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
 
-    def encode_together(self, chunks: Iterable[npt.NDArray[np.uint8]]) -> list[bytes]:
-        """Encode small chunks, each the bytes of its elements, with little work of Python for each."""
+    def encode_together(self, chunks: Iterable[npt.NDArray[np.uint8]]) -> tuple[list[bytes], list[int]]:
+        """Encode small chunks with little work of Python for each.
+
+        Parameters
+        ----------
+        chunks
+            Bytes of the elements of each chunk.
+
+        Returns
+        -------
+        tuple
+            Bytes of the encoded chunks in parts, one after the other, and the number of bytes of each chunk.
+        """
         encode = bytes if self.compressor is None else self.compressor.encode
+        encoded = [encode(chunk) for chunk in chunks]
         if not self.has_crc32c:
-            return [encode(chunk) for chunk in chunks]
-        return [payload + crc32c(payload) for payload in map(encode, chunks)]
+            return encoded, [len(payload) for payload in encoded]
+        parts = [part for payload in encoded for part in (payload, crc32c(payload))]
+        return parts, [len(payload) + CRC32C_BYTES for payload in encoded]
 
     def decode_together(
         self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[np.uint8]

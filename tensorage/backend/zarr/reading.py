@@ -26,6 +26,7 @@ from tensorage.backend.transfer import Work
 from tensorage.backend.wire.line import MAX_OBJECTS, LineEstimate
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
+from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
 from tensorage.backend.zarr.codec import CorruptChunkError, ShardCodec
 from tensorage.backend.zarr.compressors import joined_room
 from tensorage.backend.zarr.layout import Layout
@@ -263,7 +264,8 @@ class Reader:
             for chunk in projection.split(layout.chunks):
                 yield chunk, np.array([layout.position_of(chunk.coords)])
             return
-        for page in projection.split(layout.pages):
+        # Planning takes time for each page, so that a shard that is wanted whole is one.
+        for page in projection.split(layout.shards if _is_one_page(projection, layout) else layout.pages):
             first = layout.position_of(self._first_chunk(page))
             yield page, first + page.parts(layout.chunks[0] if layout.chunks else 1)
 
@@ -340,7 +342,18 @@ class Reader:
             return False
         starts = piece.ranges[:, 0].astype(np.int64) - fetched.first
         ends = starts + piece.ranges[:, 1].astype(np.int64)
-        return self.codec.decode_together(fetched.data, starts, ends, places[low:high])
+        layout = self.codec.layout
+        # A page at a time, which stays in the processor's cache from the checksum to the elements.
+        each = layout.pages[0] // layout.chunks[0]
+        return all(
+            self.codec.decode_together(
+                fetched.data,
+                starts[first : first + each],
+                ends[first : first + each],
+                places[low + first : min(low + first + each, high)],
+            )
+            for first in range(0, high - low, each)
+        )
 
     def _take_memory(self) -> _Memory:
         try:
@@ -414,6 +427,13 @@ def _is_scattered(projection: ShardProjection, layout: Layout) -> bool:
         return True
     chunks, pages = (len(projection.parts(shape[0])) for shape in (layout.chunks, layout.pages))
     return chunks < _MANY_PER_PAGE * pages
+
+
+def _is_one_page(projection: ShardProjection, layout: Layout) -> bool:
+    """Tell whether all of a shard of common size is taken, of chunks that follow each other in memory."""
+    nbytes = math.prod(layout.shards) * layout.dtype.itemsize
+    is_whole = isinstance(projection, ChunkProjection) and projection.is_whole
+    return is_whole and layout.pages != layout.chunks and nbytes <= SHARD_BYTES
 
 
 def _trimmed(page: ChunkProjection, chunks: tuple[int, ...]) -> ChunkProjection:
