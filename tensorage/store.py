@@ -109,7 +109,8 @@ class TensorStore(MutableMapping[str, Any]):
         Engine of new arrays: ``"database"`` keeps them as rows, ``"storage"`` as Zarr objects, and ``"auto"`` chooses
         for each array. Stored arrays are found and read whichever engine keeps them.
     chunk_size
-        Elements of a block, or of a chunk of Storage, in new arrays. By default about 1 MiB of them.
+        Elements of a block, or of a chunk of Storage, in new arrays. By default about 1 MiB of them make a block, and a
+        chunk has as many rows as make 24 KiB once they are encoded.
     allow_overwrite
         Let ``store[key] = array`` replace a stored array.
     owner
@@ -624,8 +625,8 @@ class TensorStore(MutableMapping[str, Any]):
             Engine of the array, by default that of the store.
         chunks, shards
             With engine ``"storage"``: the shape of a chunk, which is compressed and read as one, and the shape of an
-            object, which is made of whole chunks. ``shards=False`` makes an object of each chunk. By default about
-            1 MiB and 8 MiB.
+            object, which is made of whole chunks. ``shards=False`` makes an object of each chunk. By default a chunk
+            has as many rows as make 24 KiB once they are encoded, or one row, or 1 MiB of one, and an object 8 MiB.
         codecs
             With engine ``"storage"``: codecs of a chunk, as the JSON of Zarr's metadata or as objects of
             ``zarr.codecs``.

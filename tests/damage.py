@@ -87,13 +87,17 @@ class Damage:
         self.set_index(b"")
 
     def halve_the_index(self) -> None:
-        self.set_index(self.index()[:16])
+        self.set_index(self.index()[: len(self.index()) // 2])
 
     def move_the_chunks(self) -> None:
         self.set_index(bytes(number ^ (not at % 8) for at, number in enumerate(self.index())))
 
     def index_behind_the_end(self) -> None:
-        self.set_index(self.index()[:16] + struct.pack("<QQ", 2**63, 2**63))
+        self.set_index(self._first_range() + struct.pack("<QQ", 2**63, 2**63))
 
     def half_of_an_empty_chunk(self) -> None:
-        self.set_index(self.index()[:16] + struct.pack("<QQ", 0, 2**64 - 1))
+        self.set_index(self._first_range() + struct.pack("<QQ", 0, 2**64 - 1))
+
+    def _first_range(self) -> bytes:
+        """Offset and length of the first of the object's two chunks, whose lengths the index has."""
+        return struct.pack("<QQ", 0, struct.unpack("<2H", self.index())[0])

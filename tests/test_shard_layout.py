@@ -21,7 +21,13 @@ from zarr.storage import MemoryStore
 
 from tensorage import DTypeError, InvalidInputError
 from tensorage.backend.zarr import chunk_shapes, layout
-from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES, MAX_CHUNKS_PER_SHARD, SHARD_BYTES
+from tensorage.backend.zarr.chunk_shapes import (
+    CHUNK_BYTES,
+    MAX_CHUNKS_PER_SHARD,
+    SAMPLE_BYTES,
+    SHARD_BYTES,
+    choose_chunk_bytes,
+)
 from tensorage.backend.zarr.codec import choose_layout
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model import zarr_metadata
@@ -68,17 +74,22 @@ def test_examples_of_docstrings(module: Any) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "chunks", "shards"),
     [
-        ((60000, 28, 28), "<f4", (334, 28, 28), (2672, 28, 28)),
-        ((10**12, 1000), "<f4", (262, 1000), (2096, 1000)),
-        ((5,), "|u1", (2**20,), (2**23,)),
+        # Rows that make 24 KiB.
+        ((60000, 28, 28), "<f4", (7, 28, 28), (2674, 28, 28)),
+        ((10**12, 1000), "<f4", (6, 1000), (2094, 1000)),
+        ((10**9, 25), "<f4", (245, 25), (83790, 25)),
+        ((5,), "|u1", (24 * 2**10,), (341 * 24 * 2**10,)),
+        # A row of 150 KB, and one of 1 MiB.
+        ((10**6, 224, 224, 3), "|u1", (1, 224, 224, 3), (55, 224, 224, 3)),
+        ((10**6, 2**18), "<f4", (1, 2**18), (8, 2**18)),
         # A row of 4 MB: quarters of it, and two rows of them are a shard.
         ((10, 3, 1000, 1000), "<f4", (1, 1, 250, 1000), (1, 2, 1000, 1000)),
         # A row of 32 MB: 31 parts of it, the last one a little smaller.
         ((100, 2000, 2000), "<f8", (1, 65, 2000), (1, 520, 2000)),
         # One byte too long for a chunk: two halves.
         ((7, 2**20 + 1), "|u1", (1, 2**19 + 1), (7, 2**20 + 2)),
-        ((0, 3), "<i2", (174762, 3), (1398096, 3)),
-        ((3, 0), "<i2", (2**19, 1), (2**22, 1)),
+        ((0, 3), "<i2", (4096, 3), (1396736, 3)),
+        ((3, 0), "<i2", (12288, 1), (4190208, 1)),
         ((), "<f8", (), ()),
     ],
 )
@@ -88,19 +99,49 @@ def test_default_extents(shape: Shape, dtype: str, chunks: Shape, shards: Shape)
 
 
 @UNTIMED
-@given(LARGE_SHAPES, st.sampled_from([1, 2, 4, 8, 16]))
-@example((1, 2**20 // 16, 3), 16)
-def test_default_extents_are_near_the_sizes_meant(shape: Shape, itemsize: int) -> None:
+@given(LARGE_SHAPES, st.sampled_from([1, 2, 4, 8, 16]), st.floats(1 / 32, 1))
+@example((1, 2**20 // 16, 3), 16, 1.0)
+def test_default_extents_are_near_the_sizes_meant(shape: Shape, itemsize: int, encoded_ratio: float) -> None:
     dtype = np.dtype({1: "u1", 2: "<i2", 4: "<f4", 8: "<f8", 16: "<c16"}[itemsize])
-    chosen = Layout.choose(shape, dtype)
+    chosen = Layout.choose(shape, dtype, encoded_ratio=encoded_ratio)
     chunk_bytes = math.prod(chosen.chunks) * itemsize
     shard_bytes = math.prod(chosen.shards) * itemsize
-    assert chunk_bytes <= CHUNK_BYTES
+    row_bytes = math.prod(shape[1:]) * itemsize
+    meant = choose_chunk_bytes(shape, itemsize, encoded_ratio)
+    # The bytes are those meant for encoded rows, or a row, or a part of one.
+    assert min(SAMPLE_BYTES, CHUNK_BYTES) <= meant <= CHUNK_BYTES
+    assert meant in (int(SAMPLE_BYTES / encoded_ratio), row_bytes, CHUNK_BYTES)
+    assert chunk_bytes <= meant
     assert shard_bytes <= SHARD_BYTES
     # Even parts are more than half of what would fit, and what would fit more than half of the size.
-    assert chunk_bytes > CHUNK_BYTES // 4
+    assert chunk_bytes > meant // 4
     assert shard_bytes > SHARD_BYTES // 4
     assert all(chunk <= max(extent, 1) for chunk, extent in zip(chosen.chunks[1:], shape[1:], strict=True))
+    # Shards are whole chunks, and chunks are whole rows unless a row has several.
+    assert all(shard % chunk == 0 for shard, chunk in zip(chosen.shards, chosen.chunks, strict=True))
+    assert chosen.chunks[0] == 1 or all(
+        chunk >= extent for chunk, extent in zip(chosen.chunks[1:], shape[1:], strict=True)
+    )
+    assert chosen.chunk_count_per_shard <= MAX_CHUNKS_PER_SHARD
+
+
+@UNTIMED
+@given(LARGE_SHAPES, st.integers(1, 10**6), st.booleans())
+def test_pages_are_chunks_that_follow_each_other_in_memory(
+    shape: Shape, rows: int, side_by_side: bool
+) -> None:
+    chunks = (rows, *(max(extent // (2 if side_by_side else 1), 1) for extent in shape[1:]))
+    if math.prod(chunks) * 4 > 2**27:
+        return
+    chosen = Layout.choose(shape, F4, chunks=chunks)
+    assert chosen.pages[1:] == chosen.chunks[1:]
+    count, rest = divmod(chosen.pages[0], chosen.chunks[0])
+    assert rest == 0
+    if math.prod(chosen.chunks_per_shard[1:]) > 1:
+        assert count == 1
+    else:
+        assert count == 1 or count * math.prod(chosen.chunks) * 4 <= CHUNK_BYTES
+        assert count <= chosen.chunks_per_shard[0]
 
 
 @UNTIMED
@@ -128,9 +169,9 @@ def test_chunks_and_shards_are_near_each_other_in_memory(shape: Shape) -> None:
         # Cut along all axes: whole rows of chunks first.
         ((1000, 7, 7), None, (1000, 7, 7), (2000, 28, 28)),
         ((5000, 28, 28), None, (5000, 28, 28), (5000, 28, 28)),
-        (None, (1000, 28, 28), (250, 28, 28), (1000, 28, 28)),
-        (None, (100, 14, 30), (100, 14, 30), (100, 14, 30)),
-        (None, (1000, 29, 28), (250, 29, 28), (1000, 29, 28)),
+        (None, (1000, 28, 28), (5, 28, 28), (1000, 28, 28)),
+        (None, (100, 14, 30), (10, 14, 30), (100, 14, 30)),
+        (None, (1000, 29, 28), (5, 29, 28), (1000, 29, 28)),
         ((10, 28, 28), (100, 28, 28), (10, 28, 28), (100, 28, 28)),
         ((10, 28, 28), False, (10, 28, 28), (10, 28, 28)),
         (None, False, (334, 28, 28), (334, 28, 28)),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from tensorage.backend.zarr.codec import (
     choose_layout,
     parse_index,
     pipeline_of,
+    plain_index,
 )
 from tensorage.backend.zarr.codec_pipeline import PlainPipeline, ZarrPipeline
-from tensorage.backend.zarr.compressors import CorruptChunkError, frame_content_size
+from tensorage.backend.zarr.compressors import CorruptChunkError, frame_content_size, joined_room
 from tensorage.backend.zarr.layout import Layout
 from tensorage.model.zarr_metadata import array_metadata
 
@@ -522,7 +524,7 @@ def test_nothing_but_fill_value_makes_no_object(is_sharded: bool) -> None:
     codec = ShardCodec(layout)
     shard = codec.encode(np.zeros(layout.shards, "<f4"))
     assert (shard.parts, shard.nbytes) == ([], 0)
-    assert len(shard.index) == (64 if is_sharded else 0)
+    assert len(shard.index) == (2 * 4 if is_sharded else 0)
     assert (codec.ranges(shard.index, 0) == EMPTY).all()
     assert (codec.ranges(b"", 0) == EMPTY).all()
 
@@ -663,13 +665,19 @@ def index_with(*entries: tuple[int, int]) -> bytes:
     return np.array(entries, "<u8").tobytes()
 
 
+def lengths_of(*lengths: int, dtype: str = "<u2") -> bytes:
+    return np.array(lengths, dtype).tobytes()
+
+
 @pytest.mark.parametrize(
     ("index", "said"),
     [
-        (b"", "4 chunks has 0 entries"),
-        (index_with((0, 5)), "4 chunks has 1 entries"),
-        (index_with(*[(0, 5)] * 5), "4 chunks has 5 entries"),
-        (index_with((0, 5), (5, 5), (10, 5), (15, 5))[:-1], "16 bytes for each chunk"),
+        (b"", "0 bytes are no index of 4 chunks"),
+        (index_with((0, 5)) + b"0", "17 bytes are no index of 4 chunks"),
+        (index_with(*[(0, 5)] * 5), "80 bytes are no index of 4 chunks"),
+        (index_with((0, 5), (5, 5), (10, 5), (15, 5))[:-1], "63 bytes are no index of 4 chunks"),
+        (lengths_of(5, 5, 0, 91), "outside of their object of 100 bytes"),
+        (lengths_of(5, 5, 0, 2**32 - 1, dtype="<u4"), "outside of their object of 100 bytes"),
         (index_with((0, 5), (5, 5), (10, 5), (15, 86)), "outside of their object of 100 bytes"),
         (index_with((0, 5), (5, 5), (10, 5), (101, 5)), "outside"),
         (index_with((0, 5), (5, 5), (10, 5), (2**64 - 4, 5)), "outside"),
@@ -693,13 +701,94 @@ def test_an_array_without_shards_has_no_index() -> None:
     codec = ShardCodec(Layout.choose((100, 6), np.dtype("<f4"), shards=False))
     assert (codec.index_nbytes, codec.index_of(b"anything")) == (0, b"")
     assert codec.ranges(b"", 100).tolist() == [[0, 100]]
-    with pytest.raises(CorruptChunkError, match="4 entries"):
+    with pytest.raises(CorruptChunkError, match="64 bytes are no index of 0 chunks"):
         codec.ranges(index_with((0, 5), (5, 5), (10, 5), (15, 5)), 100)
 
 
 def test_an_index_is_parsed() -> None:
-    assert parse_index(b"").shape == (0, 2)
-    assert parse_index(index_with((3, 5), (EMPTY, EMPTY))).tolist() == [[3, 5], [EMPTY, EMPTY]]
+    assert parse_index(b"", 0).shape == (0, 2)
+    assert parse_index(index_with((3, 5), (EMPTY, EMPTY)), 2).tolist() == [[3, 5], [EMPTY, EMPTY]]
+    assert parse_index(lengths_of(3, 0, 5), 3).tolist() == [[0, 3], [EMPTY, EMPTY], [3, 5]]
+    assert parse_index(lengths_of(3, 0, 5, dtype="<u4"), 3, 100)[:, 0].tolist() == [100, EMPTY, 103]
+
+
+@UNTIMED
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 2**33)), min_size=1, max_size=20), st.integers(0, 100))
+def test_an_index_comes_back_in_the_shortest_form(lengths: list[int], first_at: int) -> None:
+    ends = first_at + np.cumsum(lengths, dtype="<u8")
+    ranges = np.stack((ends - np.array(lengths, "<u8"), np.array(lengths, "<u8")), axis=1)
+    ranges[np.array(lengths) == 0] = EMPTY
+    index = plain_index(ranges, first_at)
+    np.testing.assert_array_equal(parse_index(index, len(lengths), first_at), ranges)
+    each = 2 if max(lengths) < 2**16 else 4 if max(lengths) < 2**32 else 16
+    assert len(index) == each * len(lengths)
+    # Chunks that lie apart need their offsets.
+    if sum(length > 0 for length in lengths) > 1:
+        apart = ranges.copy()
+        apart[np.flatnonzero(lengths)[-1], 0] += np.uint64(1)
+        assert len(plain_index(apart, first_at)) == 16 * len(lengths)
+        np.testing.assert_array_equal(
+            parse_index(plain_index(apart, first_at), len(lengths), first_at), apart
+        )
+
+
+# --- chunks that are encoded and decoded together -----------------------------------------------------
+
+
+def pages_of(layout: Layout, array: Array) -> Array:
+    """Decode an object as a reader does: pages of chunks, and chunks one by one where that is refused."""
+    codec = ShardCodec(layout)
+    shard = codec.encode(array)
+    ranges = codec.ranges(shard.index, shard.nbytes).astype(np.int64)
+    room = joined_room(len(ranges))
+    data = np.frombuffer(bytearray(room) + b"".join(shard.parts), np.uint8)
+    out = np.empty((len(ranges), *layout.chunks), layout.dtype)
+    starts = ranges[:, 0] + room
+    assert codec.decode_together(data, starts, starts + ranges[:, 1], out)
+    return out.reshape(-1, *layout.chunks[1:])[: len(array)]
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i4", "|u1", "<u2", "|b1", "<c8", "<M8[s]"])
+@pytest.mark.parametrize("rows", [2, 7, 64])
+def test_small_chunks_are_decoded_together(dtype: str, rows: int) -> None:
+    array = np.random.default_rng(0).integers(1, 100, (640, 40)).astype(dtype)
+    layout = Layout.choose(array.shape, array.dtype, chunks=(rows, 40), shards=(-(-640 // rows) * rows, 40))
+    assert_same_bytes(pages_of(layout, array), array)
+    # One by one, and by zarr, it is the same object.
+    objects = objects_of(array, layout)
+    assert_same_bytes(read(objects, layout), array)
+    assert_same_bytes(zarr.open_array(store_of(objects), mode="r")[...], array)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "|u1"])
+def test_damage_of_chunks_that_are_decoded_together_is_noticed(dtype: str) -> None:
+    array = np.random.default_rng(0).integers(1, 100, (64, 40)).astype(dtype)
+    codec = ShardCodec(Layout.choose(array.shape, array.dtype, chunks=(4, 40), shards=(64, 40)))
+    shard = codec.encode(array)
+    ranges = codec.ranges(shard.index, shard.nbytes).astype(np.int64)
+    room, blob = joined_room(len(ranges)), b"".join(shard.parts)
+    starts, out = ranges[:, 0] + room, np.empty((16, 4, 40), dtype)
+    for at in range(int(ranges[-1].sum())):
+        data = np.frombuffer(bytearray(room) + damaged(blob, at, at % 8), np.uint8)
+        assert not codec.decode_together(data, starts, starts + ranges[:, 1], out), at
+    data = np.frombuffer(bytearray(room) + blob, np.uint8)
+    # A chunk that is cut off, or one that has none of its bytes.
+    for taken in (1, 5, int(ranges[:, 1].min())):
+        ends = starts + ranges[:, 1]
+        ends[3] -= taken
+        assert not codec.decode_together(data, starts, ends, out)
+
+
+def test_chunks_of_any_kind_among_others_are_stored_together() -> None:
+    array = np.random.default_rng(0).random((100, 50), np.float32)
+    array[8:12], array[20:40], array[41] = 0, 0, -0.0
+    layout = Layout.choose(array.shape, array.dtype, chunks=(4, 50), shards=(100, 50))
+    shard = ShardCodec(layout).encode(array[:98])
+    assert len(shard.index) == 2 * 25
+    lengths = np.frombuffer(shard.index, "<u2")
+    assert np.flatnonzero(lengths == 0).tolist() == [2, 5, 6, 7, 8, 9]
+    objects = objects_of(array[:98], replace(layout, shape=(98, 50)))
+    assert_same_bytes(read(objects, replace(layout, shape=(98, 50))), array[:98])
 
 
 # --- frames of zstd -----------------------------------------------------------------------------------

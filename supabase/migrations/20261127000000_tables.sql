@@ -310,9 +310,10 @@ create table if not exists public.shards (
   -- Name of the object in the bucket; null if there is none.
   name text collate "C" check (octet_length(name) <= 1024),
   nbytes bigint not null check (nbytes >= 0),
-  -- Offset and length of each chunk in the object, as little-endian uint64; empty if the object is one chunk. At most as
-  -- many chunks as a client cuts a shard into: also a project without a quota bounds them.
-  index bytea not null check (octet_length(index) % 16 = 0 and octet_length(index) <= 16 * 65536),
+  -- Length of each chunk in the object, as little-endian uint16 or uint32, if chunks lie one after another; else offset and
+  -- length of each, as uint64; empty if the object is one chunk. At most as many chunks as a client cuts a shard into: also a
+  -- project without a quota bounds them.
+  index bytea not null check (octet_length(index) % 2 = 0 and octet_length(index) <= 16 * 65536),
   -- Rows of axis 0 that are there so far, while the shard is being written; null once it is whole.
   filled int8multirange,
   -- The object that a shard of a staged append or assignment is made from and replaces, '' for a shard without an object;

@@ -119,12 +119,18 @@ class Transfer:
         """Call a function that answers with exactly as many bytes as `out` holds, and fill `out`."""
         self._bytes(function, arguments, out, asked)
 
-    def run(self, jobs: Iterable[Callable[[], None]]) -> None:
+    def run(self, jobs: Iterable[Callable[[], None]], parallel: int | None = None) -> None:
         """Do jobs in parallel, taking no more of them from the iterable than are under way.
 
         After the first error, no further job begins. Jobs under way are waited for, but wait for no outage any more.
         Then the error is raised.
+
+        Parameters
+        ----------
+        parallel
+            Jobs to do at once, by default as many as requests to REST may be.
         """
+        most = parallel or self.parallel
         later = iter(jobs)
         first, second = next(later, None), next(later, None)
         if first is None:
@@ -134,18 +140,17 @@ class Transfer:
             return
         waiting = chain((first, second), later)
         hurry = Hurry(current_hurry())
-        with ThreadPoolExecutor(self.parallel, thread_name_prefix="tensorage") as pool:
+        with ThreadPoolExecutor(most, thread_name_prefix="tensorage") as pool:
             running: set[Future[None]] = set()
             try:
-                running |= {_begin(pool, _with_hurry(hurry, job)) for job in islice(waiting, self.parallel)}
+                running |= {_begin(pool, _with_hurry(hurry, job)) for job in islice(waiting, most)}
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for finished in done:
                         finished.result()
                     # All running jobs may have finished at once, with further jobs left.
                     running |= {
-                        _begin(pool, _with_hurry(hurry, job))
-                        for job in islice(waiting, self.parallel - len(running))
+                        _begin(pool, _with_hurry(hurry, job)) for job in islice(waiting, most - len(running))
                     }
             except BaseException:
                 hurry.begin()
@@ -304,9 +309,9 @@ class Work:
         """Fill `out` by a function that answers with exactly as many bytes as `out` holds."""
         self.transfer.read_into(function, arguments, out, self.asked)
 
-    def run(self, jobs: Iterable[Callable[[], None]]) -> None:
+    def run(self, jobs: Iterable[Callable[[], None]], parallel: int | None = None) -> None:
         """Do jobs in parallel: see `Transfer.run`."""
-        self.transfer.run(jobs)
+        self.transfer.run(jobs, parallel)
 
     def in_halves(self, do: Callable[[T], None], part: T, halve: Callable[[T], tuple[T, T] | None]) -> None:
         """Do a part of the work in one request, or in halves if the backend finds the request too large.

@@ -19,6 +19,9 @@ refuses is refused with the same kind of error.
 Over-read is bounded: the bytes that travel are at most twice those of the distinct elements selected, plus 64 KiB for
 each stored block that they touch, unless more saves a request. Within that bound the cheapest way is taken: a run
 costs the server about as much as some bytes do (`RUN_COST_BYTES`), and more if there are few runs in a block.
+
+Chunks travel whole, as they are encoded. Bytes that lie between two of them in an object travel, too, where that takes
+less time than a request: at most 24 KiB for each chunk that is touched (`tensorage.backend.zarr.ranges`).
 """
 
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from tensorage.indexing.buffer import BufferPlan, empty_view, view_of_result
 from tensorage.indexing.projecting import AxisSelection, project_axes
-from tensorage.indexing.selection import Dim, Selection, parse
+from tensorage.indexing.selection import Dim, Positions, Selection, parse
 
 __all__ = ["ChunkPlan", "ChunkProjection", "plan_chunks"]
 
@@ -63,6 +63,25 @@ class ChunkProjection:
     def is_whole(self) -> bool:
         """Whether all elements of the chunk that lie within the array are taken."""
         return self.size == math.prod(self.shape)
+
+    def parts(self, extent: int) -> Positions:
+        """Return the numbers of the parts of `extent` indices along the first axis that are touched, ascending.
+
+        Examples
+        --------
+        >>> (chunk,) = plan_chunks((100, 10), np.s_[[3, 4, 31], 5], (100, 10)).projections()
+        >>> chunk.parts(10).tolist()
+        [0, 3]
+        """
+        if not self.chunk_selection:
+            return np.zeros(1, np.int64)
+        along = self.chunk_selection[0]
+        assert not isinstance(along, int)
+        if isinstance(along, slice) and along.step <= extent:
+            return np.arange(along.start // extent, (along.stop - 1) // extent + 1)
+        indices = np.arange(along.start, along.stop, along.step) if isinstance(along, slice) else along
+        numbers: Positions = np.unique(indices // extent)
+        return numbers
 
     def take(self, chunk: npt.NDArray[Any], buffer: npt.NDArray[Any]) -> None:
         """Copy the elements from the chunk to the buffer.

@@ -43,7 +43,7 @@ class ArrayOptions(TypedDict, total=False):
     Parameters
     ----------
     chunk_size
-        Elements per stored block of the database, or per chunk of Storage; about 1 MiB of them by default.
+        Elements per stored block of the database, by default about 1 MiB of them, or per chunk of Storage.
     chunks, shards, codecs
         For Storage: shape of a chunk, which is compressed and read as one; shape of an object; and codecs of a
         chunk, as the JSON of Zarr's metadata or as zarr's own objects.

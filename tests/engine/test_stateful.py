@@ -19,7 +19,7 @@ from selections import selections
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
 from tensorage.backend.blocks import assigning, writing
-from tensorage.backend.zarr import reading, shard_records
+from tensorage.backend.zarr import ranges, shard_records
 from tensorage.backend.zarr import writing as zarr_writing
 from tensorage.indexing import runs
 
@@ -373,18 +373,18 @@ def test_any_series_of_operations(
 
 
 @pytest.mark.parametrize(
-    ("max_gap_bytes", "numbers_per_request"), [(None, None), (0, 2)], ids=["as it is", "many requests"]
+    ("max_over_read_bytes", "numbers_per_request"), [(None, None), (0, 2)], ids=["as it is", "many requests"]
 )
 def test_any_series_of_operations_on_objects(
     session: BackendSession,
     database: psycopg.Connection[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
-    max_gap_bytes: int | None,
+    max_over_read_bytes: int | None,
     numbers_per_request: int | None,
 ) -> None:
-    if max_gap_bytes is not None and numbers_per_request is not None:
+    if max_over_read_bytes is not None and numbers_per_request is not None:
         # These caps read even small objects by ranges, and ask and tell the catalogue more than once.
-        monkeypatch.setattr(reading, "MAX_GAP_BYTES", max_gap_bytes)
+        monkeypatch.setattr(ranges, "MAX_OVER_READ_BYTES", max_over_read_bytes)
         monkeypatch.setattr(shard_records, "MAX_NUMBERS", numbers_per_request)
         monkeypatch.setattr(zarr_writing, "RECORDS_PER_REQUEST", numbers_per_request)
     run(TensorStore(session, quiet=True, engine="storage"), max_examples=30)

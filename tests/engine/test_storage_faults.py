@@ -155,8 +155,7 @@ def test_no_byte_of_an_object_is_wrong_without_notice(
     handle = put(store, array)
     damage = Damage(backend, database, second_object(store, database))
     content = damage.file.read_bytes()
-    chunks = struct.unpack("<4Q", damage.index())
-    chunk_bytes = chunks[1] + chunks[3]
+    chunk_bytes = sum(struct.unpack("<2H", damage.index()))
     for at in range(0, len(content), 31):
         damaged = bytearray(content)
         damaged[at] ^= 1 << at % 8

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -12,9 +15,13 @@ import workers
 from project import Project
 from proxy import Exchange, Proxy
 
+from benchmarks.network import Line
 from tensorage import Tensor, TensorStore
+from tensorage.backend.wire.line import MAX_OBJECTS, PARALLEL, LineEstimate, LineMeter
+from tensorage.backend.zarr.zarr_engine import codec_of
 
 Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
 
 #: Noise, so that chunks are as large as their elements: 30 of them, six to an object.
 SAMPLES, CHUNK, SHARD = (3000, 32, 32), (100, 32, 32), (600, 32, 32)
@@ -32,6 +39,12 @@ def through(project: Project, proxy: Proxy) -> Iterator[TensorStore]:
         # The project's version has been asked for.
         assert store.keys() == []
         yield store
+
+
+@pytest.fixture(autouse=True)
+def _line_as_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine measures, few bytes are as good as a request."""
+    monkeypatch.setattr(LineMeter, "estimate", lambda _meter: LineEstimate())
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +138,133 @@ def test_a_random_batch_is_at_most_a_request_a_sample(samples: tuple[Array, Tens
         samples_of_batch = handle.__getitems__([5, 2500, 5])
     assert [sample.tobytes() for sample in samples_of_batch] == [array[i].tobytes() for i in (5, 2500, 5)]
     assert kinds(exchanges) == ["shards", "download", "download"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """An array of noise, whose rows have so many bytes, and the most that 64 of them move."""
+
+    row: Shape
+    dtype: str
+    rows: int
+    most_bytes: int
+
+    def array(self) -> Array:
+        shape = (self.rows, *self.row)
+        return np.random.default_rng(0).integers(0, 256, (*shape, np.dtype(self.dtype).itemsize), "u1").view(
+            self.dtype
+        ).reshape(shape)  # fmt: skip
+
+
+#: Rows of 3 kB, of 100 bytes, of 10 kB, of 100 kB, and of 1 MB.
+LAYOUTS = {
+    "3 kB": Samples((28, 28), "<u4", 20_000, 4_000_000),
+    "100 bytes": Samples((100,), "u1", 400_000, 4_000_000),
+    "10 kB": Samples((50, 50), "<i4", 4_000, 4_000_000),
+    "100 kB": Samples((100, 1000), "u1", 400, 64 * 125_000),
+    "1 MB": Samples((1000, 500), "<u2", 40, 40 * 1_010_000),
+}
+
+
+@pytest.mark.parametrize("line", [LineEstimate(), LineEstimate(1e-4, 1e12), LineEstimate(1.0, 1e5)], ids=repr)
+@pytest.mark.parametrize("kind", LAYOUTS.values(), ids=LAYOUTS)
+def test_64_rows_of_the_default_layout(
+    through: TensorStore, proxy: Proxy, kind: Samples, line: LineEstimate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LineMeter, "estimate", lambda _meter: line)
+    through.allow_overwrite = True
+    array = kind.array()
+    through["kind"] = array
+    handle = through.open("kind")
+    batch = np.random.default_rng(1).choice(len(array), min(64, len(array)), replace=False)
+    with proxy.counted() as exchanges:
+        result = handle[batch]
+    np.testing.assert_array_equal(result, array[batch], strict=True)
+    assert len(exchanges) <= 1 + len(batch)
+    assert sum(exchange.received_bytes for exchange in exchanges) <= kind.most_bytes
+    # A column touches all chunks: each object is one request, and each of its bytes travels once at most.
+    with proxy.counted() as exchanges:
+        column = handle[..., 5]
+    np.testing.assert_array_equal(column, array[..., 5], strict=True)
+    objects = -(-array.nbytes // (7 * 1024 * 1024))
+    assert len(exchanges) <= 1 + objects
+    assert sum(exchange.received_bytes for exchange in exchanges) <= 1.02 * array.nbytes
+    with proxy.counted() as exchanges:
+        np.testing.assert_array_equal(handle[...], array, strict=True)
+    assert len(exchanges) <= 1 + objects
+    del through["kind"]
+
+
+def test_what_compresses_well_is_in_larger_chunks(through: TensorStore, proxy: Proxy) -> None:
+    """Chunks are small for what has to travel: an array that is compressed to a hundredth stays so."""
+    through.allow_overwrite = True
+    array = np.repeat(np.arange(2_000), 784).astype("<i4").reshape(2_000, 28, 28)
+    with proxy.counted() as exchanges:
+        through["easy"] = array
+    small = bytes_up(exchanges)
+    with proxy.counted() as exchanges:
+        through.arrays.write("easy", array, engine="storage", chunks=(334, 28, 28), overwrite=True)
+    assert small <= 1.1 * bytes_up(exchanges)
+    # Zeros say nothing of what will be there: there may be anything one day.
+    through["nothing"] = np.zeros((2_000, 28, 28), "<i4")
+    assert codec_of(through.arrays.open("nothing")).layout.chunks == (7, 28, 28)
+
+
+def test_large_chunks_are_warned_of_once_and_a_copy_has_small_ones(
+    through: TensorStore, proxy: Proxy
+) -> None:
+    through.allow_overwrite = True
+    array = np.random.default_rng(0).integers(0, 256, (8_000, 1000), "u1")
+    handle = stored(through, "large", array, (1000, 1000), (8000, 1000))
+    rows = np.random.default_rng(1).choice(8_000, 16, replace=False).tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Whole chunks, a column and few rows are as well read so as otherwise.
+        for index in (np.s_[...], np.s_[:, 5], np.s_[rows[:7]], np.s_[5:2_000]):
+            handle[index]
+    said = (
+        r"reading 16 scattered rows of 'large' moved \d\.\d MB.* chunks of \(1000, 1000\) .* rows of 1000 bytes.*"
+        r"store\.copy\('large', new_key, chunks=\(24, 1000\)\)"
+    )
+    with pytest.warns(UserWarning, match=said) as warned:
+        np.testing.assert_array_equal(handle[rows], array[rows])
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle[rows]
+        through.open("large")[rows]
+        copy = through.copy("large", "small", chunks=(24, 1000))
+        with proxy.counted() as exchanges:
+            np.testing.assert_array_equal(copy[rows], array[rows])
+    assert sum(exchange.received_bytes for exchange in exchanges) < 16 * 50_000
+    # If warnings are errors, each read raises one, and nothing else goes wrong.
+    other = stored(through, "other", array, (1000, 1000), (8000, 1000))
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning, match="scattered"):
+                other[rows]
+
+
+def test_many_small_ranges_are_under_way_at_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no more of them than the line is worth, and never more than the bound."""
+    array = np.random.default_rng(0).integers(0, 256, (3000, 1024), "u1")
+    for line, least, most in [
+        (LineEstimate(0.03, 1e8), PARALLEL + 1, MAX_OBJECTS),
+        (LineEstimate(10.0, 1e9), PARALLEL + 1, MAX_OBJECTS),
+        (LineEstimate(0.001, 1e9), 2, PARALLEL),
+    ]:
+        monkeypatch.setattr(LineMeter, "estimate", lambda _meter, line=line: line)
+        far = Line(project.url, round_trip_s=0.02)
+        with (
+            contextlib.closing(far),
+            workers.store_of(Project(far.url, project.key), project.register(), engine="storage") as store,
+        ):
+            handle = stored(store, "x", array, (10, 1024), (3000, 1024))
+            handle[:1]
+            far.counts()
+            np.testing.assert_array_equal(handle[::100], array[::100])
+            assert least <= far.counts().peak_requests <= most
 
 
 def test_what_touches_nothing_asks_for_nothing(samples: tuple[Array, Tensor], proxy: Proxy) -> None:
@@ -226,8 +366,11 @@ def test_requests_of_a_write(through: TensorStore, proxy: Proxy) -> None:
         done = kinds(exchanges)
         assert (done[0], done[-1]) == ("begin", "commit")
         assert sorted(done[1:-1]) == ["put_shards"] * puts + ["upload"] * uploads
-        # Each object has an index, of 16 bytes for each of its chunks.
-        assert array.nbytes <= bytes_up(exchanges) <= array.nbytes + uploads * (FRAME_BYTES + 200)
+        # Each object has an index, of 16 bytes for each chunk that a shard has room for: 341 of them by default.
+        index_bytes = 16 * 341 if uploads == 1 else 16
+        assert (
+            array.nbytes <= bytes_up(exchanges) <= array.nbytes + uploads * (FRAME_BYTES + 200 + index_bytes)
+        )
     with proxy.counted() as exchanges:
         through["new"] = array[1:]
     assert kinds(exchanges) == ["begin", "upload", "commit", *SWEEPING]

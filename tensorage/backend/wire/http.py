@@ -11,6 +11,7 @@ import logging
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tensorage.backend.wire.faults import Fault, error_of
+from tensorage.backend.wire.line import MAX_OBJECTS, PARALLEL, LineMeter
 from tensorage.backend.wire.patience import Patience, Tries
 from tensorage.errors import BackendUnavailableError
 
@@ -44,9 +46,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-#: Requests at once. Hosted Supabase has about 10 connections behind REST, for all users together.
-PARALLEL = 4
 
 CONNECT_TIMEOUT_S = 5.0
 #: Longest wait for the next bytes of an answer. Hosted Supabase ends a statement after 8 s.
@@ -101,6 +100,8 @@ class Request:
         Memory for the bytes of a good answer, which have to fill it exactly.
     read_fault
         Function that makes a fault of an error answer: of its status, its body, and its header ``Retry-After``.
+    is_download
+        True for a download of an object, of which more may be under way.
     """
 
     method: str
@@ -109,6 +110,7 @@ class Request:
     body: Sequence[bytes | memoryview] = ()
     out: memoryview | None = None
     read_fault: Callable[[int, bytes, str | None], Fault] = Fault.parse
+    is_download: bool = False
 
 
 class Answer(NamedTuple):
@@ -132,6 +134,8 @@ class Http:
     max_connections
         Most connections, and thereby requests at once, of all that use this object: a read, a loop's prefetching,
         background writes. A request that waits for the end of an outage takes none.
+    max_downloads
+        Most downloads of objects at once, beside those.
     patience
         Limit of the wait for the end of an outage. By default there is no wait, only a few quick tries.
     """
@@ -139,17 +143,22 @@ class Http:
     base_url: str
     login: Login
     max_connections: int = 2 * PARALLEL
+    max_downloads: int = MAX_OBJECTS
     patience: Patience = field(default_factory=Patience, repr=False)
+    #: Measures the line by the requests made here.
+    meter: LineMeter = field(default_factory=LineMeter, init=False, repr=False)
     _pool: urllib3.PoolManager | None = field(default=None, init=False, repr=False)
     _straight: tuple[urllib3.PoolManager, str, urllib3.HTTPConnectionPool, str] | None = field(
         default=None, init=False, repr=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
+    _room_for_downloads: threading.BoundedSemaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # urllib3's pool opens more connections than it keeps, so the requests are counted here.
         self._room = threading.BoundedSemaphore(self.max_connections)
+        self._room_for_downloads = threading.BoundedSemaphore(self.max_downloads)
 
     def ask(self, request: Request, asked: str) -> Answer:
         """Make a request, and repeat it if that may help, until there is a good answer.
@@ -176,7 +185,7 @@ class Http:
                 "Content-Length": str(sum(len(part) for part in request.body)),
                 **request.headers,
             }
-            with self._room:
+            with self._room_for_downloads if request.is_download else self._room:
                 outcome = self.attempt(request, headers, asked)
             if not isinstance(outcome, Fault):
                 self.patience.note_answer()
@@ -234,7 +243,7 @@ class Http:
         with self._lock:
             if self._pool is None:
                 timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-                self._pool = new_pool(self.base_url, self.max_connections, timeout)
+                self._pool = new_pool(self.base_url, self.max_connections + self.max_downloads, timeout)
             return self._pool
 
     def _straight_pool(self) -> tuple[urllib3.PoolManager | urllib3.HTTPConnectionPool, str]:
@@ -257,6 +266,9 @@ class Http:
         """Make a request once."""
         import urllib3
 
+        begin = time.monotonic()
+        wait_s, nbytes = None, 0
+        self.meter.begin(begin)
         try:
             pool, base = self._straight_pool()
             response = pool.urlopen(
@@ -269,14 +281,18 @@ class Http:
                 preload_content=False,
                 decode_content=False,
             )
+            wait_s = time.monotonic() - begin
             try:
                 if not 200 <= response.status < 300:
                     retry_after = response.headers.get("Retry-After")
                     return request.read_fault(response.status, response.read(), retry_after)
                 _check_uncompressed(response, asked)
                 if request.out is None:
-                    return Answer(response.status, response.headers, response.read())
+                    body = response.read()
+                    nbytes = len(body)
+                    return Answer(response.status, response.headers, body)
                 _fill(request.out, response, asked)
+                nbytes = len(request.out)
                 return Answer(response.status, response.headers, b"")
             except BaseException:
                 # The answer was not read to its end: its rest must not be taken for the next answer.
@@ -289,6 +305,8 @@ class Http:
             raise
         except (urllib3.exceptions.HTTPError, OSError) as error:
             return Fault.unreachable(self.base_url, error)
+        finally:
+            self.meter.end(time.monotonic(), wait_s, nbytes)
 
 
 def _check_uncompressed(response: urllib3.BaseHTTPResponse, asked: str) -> None:

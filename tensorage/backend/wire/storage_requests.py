@@ -46,8 +46,10 @@ class StorageRequests:
         body: Sequence[bytes | memoryview] = (),
         out: memoryview | None = None,
     ) -> Answer:
-        """Make a request, which may be repeated, until there is an answer. `out` takes the bytes of the answer."""
-        request = Request(method, _ROOT + path, headers or {}, body, out, read_fault)
+        """Make a request, which may be repeated, until there is an answer. `out` takes the bytes of a download."""
+        request = Request(
+            method, _ROOT + path, headers or {}, body, out, read_fault, is_download=out is not None
+        )
         return self.http.ask(request, asked)
 
     def send(

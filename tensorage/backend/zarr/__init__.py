@@ -1,6 +1,7 @@
 """The storage engine: arrays as Zarr v3 objects in Supabase Storage.
 
-An array is cut into chunks of about 1 MiB, and these are put into shards of about 8 MiB; one shard is one object.
+An array is cut into chunks of a few rows, or of one, and these are put into shards of about 8 MiB. One shard is one
+object.
 The catalogue records the object of each shard, and the ranges of the chunks in it.
 
 Modules
@@ -13,6 +14,8 @@ copying         server-side copies of arrays
 tiles           chunks as tiles of a cache
 shard_records   records of shards in the catalogue
 bucket          objects in Storage
+ranges          ranges of an object to fetch (pure)
+large_chunks    warning about chunks that are large for rows
 codec           encoding of shards, and decoding of their chunks
 codec_pipeline  codecs of a chunk, run by numcodecs or by zarr
 compressors     zstd and Blosc

@@ -5,8 +5,13 @@ those of Zarr v3: one encoded chunk if the array is not sharded, and otherwise e
 an index of them.
 
 The index has two forms. In the object it is *encoded*, with a checksum. In the catalogue it is plain, so that a reader
-needs to fetch nothing but chunks: for each chunk in C order, its offset in the object and its length, as little-endian
-uint64. Both numbers are 2**64 - 1 if the chunk is *empty*, which means that all its elements are the fill value. All
+needs to fetch nothing but chunks. A plain index is, for each chunk in C order, either
+
+* its length, as little-endian uint16 or uint32, 0 if the chunk is *empty*: the chunks lie one after another from the
+  object's first byte on, or from behind the encoded index if that comes first, or
+* its offset in the object and its length, as little-endian uint64, both 2**64 - 1 if the chunk is empty.
+
+Its number of bytes tells which of them it is. A chunk is empty if all its elements are the fill value. All
 chunks of a shard without an object are empty. An empty chunk is never stored, and emptiness is told bit by bit: a
 chunk of -0.0 is stored, one of 0.0 is not. A chunk that was stored and is lost or damaged is therefore never taken for
 an empty one.
@@ -28,8 +33,10 @@ import numpy.typing as npt
 from tensorage.backend.zarr.codec_pipeline import CodecPipeline, PlainPipeline, ZarrPipeline, fill_value_of
 from tensorage.backend.zarr.compressors import CorruptChunkError
 from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.dtypes import storable_dtype
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.selection import Positions
 from tensorage.model.memory import new_array
 from tensorage.model.zarr_metadata import (
     SHARDING,
@@ -38,31 +45,45 @@ from tensorage.model.zarr_metadata import (
     configuration_of,
     default_codecs,
     default_fill_value,
+    has_any_length,
     name_of,
     zarr_dtype,
 )
 
 __all__ = [
     "EMPTY",
+    "SAMPLED_BYTES",
     "CorruptChunkError",
     "EncodedShard",
     "ShardCodec",
     "choose_layout",
     "parse_index",
     "pipeline_of",
+    "plain_index",
+    "sample_of",
 ]
 
 #: Contiguous memory.
 Bytes = bytes | bytearray | memoryview
 
-#: Offset, and also length, of an empty chunk.
-EMPTY = 2**64 - 1
-
-#: Bytes of one chunk's offset and length in the plain index.
-RANGE_BYTES = 16
-
-#: Dtype of an index, in both forms.
+#: Dtype of an index with offsets and lengths.
 INDEX_DTYPE = np.dtype("<u8")
+
+#: Bytes of one chunk's offset and length in such an index.
+RANGE_BYTES = 2 * INDEX_DTYPE.itemsize
+
+#: Dtypes of a plain index that has lengths alone.
+LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
+
+
+#: Elements that show how far an array can be compressed.
+SAMPLED_BYTES = 1024 * 1024
+
+#: Places of an array that such elements are taken from.
+_SAMPLED_PLACES = 4
+
+#: Most bytes of a chunk that is encoded together with others. Joining what comes out copies it.
+_SMALL_CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +147,21 @@ class ShardCodec:
         self._check_elements(elements)
         if not self.layout.is_sharded:
             chunk = self._pad(elements)
-            parts = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
-            return EncodedShard(parts, sum(map(len, parts)), b"")
+            whole = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
+            return EncodedShard(whole, sum(map(len, whole)), b"")
         index = self._empty_index()
-        parts, nbytes = [], 0
-        for coords, chunk in self._split_chunks(elements):
+        rows = self._rows_encoded_together(elements)
+        parts = self._encode_together(elements[:rows], index) if rows else []
+        nbytes = sum(map(len, parts))
+        for coords, chunk in self._split_chunks(elements[rows:] if rows else elements):
             if self._is_empty(chunk):
                 continue
             encoded = self._pipeline.encode(chunk)
             length = sum(map(len, encoded))
-            index[coords] = nbytes, length
+            index[(coords[0] + rows // self.layout.chunks[0], *coords[1:]) if rows else coords] = (
+                nbytes,
+                length,
+            )
             parts += encoded
             nbytes += length
         return self._add_index(parts, nbytes, index)
@@ -166,6 +192,20 @@ class ShardCodec:
             )
         self._pipeline.decode(memoryview(data).cast("B"), out)
         return out
+
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[Any]
+    ) -> bool:
+        """Decode chunks at once that lie one behind the other in memory: see `PlainPipeline.decode_together`.
+
+        Parameters
+        ----------
+        out
+            C-contiguous array for the elements, of shape (chunks, *shape of a chunk) and the layout's dtype.
+        """
+        if not isinstance(self._pipeline, PlainPipeline) or not len(starts):
+            return False
+        return self._pipeline.decode_together(data, starts, ends, _octets(out).reshape(len(starts), -1))
 
     def decode_object(self, blob: Bytes, out: npt.NDArray[Any]) -> None:
         """Decode a whole object.
@@ -226,9 +266,7 @@ class ShardCodec:
         if not self.layout.is_sharded and not index:
             self._check_length(nbytes)
             return np.array([[0, nbytes]], INDEX_DTYPE)
-        ranges = parse_index(index)
-        if len(ranges) != (count if self.layout.is_sharded else 0):
-            raise CorruptChunkError(f"an index of {count} chunks has {len(ranges)} entries")
+        ranges = self._parse_index(index)
         stored = ranges[ranges[:, 0] != EMPTY]
         # The sum of offset and length may overflow, so it is not made.
         if np.any(stored[:, 1] > nbytes) or np.any(stored[:, 0] > nbytes - stored[:, 1]):
@@ -269,7 +307,7 @@ class ShardCodec:
         """
         ranges = self._empty_index()
         self._index_pipeline.decode(memoryview(data).cast("B"), ranges)
-        return ranges.tobytes()
+        return plain_index(ranges, self._first_chunk_at)
 
     def encode_index(self, index: bytes) -> bytes:
         """Encode a plain index for the object.
@@ -279,12 +317,17 @@ class ShardCodec:
         CorruptChunkError
             If the index has another number of chunks than a shard.
         """
-        ranges = parse_index(index)
-        if len(ranges) != self.layout.chunk_count_per_shard:
-            raise CorruptChunkError(
-                f"an index of {self.layout.chunk_count_per_shard} chunks has {len(ranges)} entries"
-            )
+        ranges = self._parse_index(index)
         return b"".join(self._index_pipeline.encode(ranges.reshape(self._empty_index().shape)))
+
+    def _parse_index(self, index: bytes) -> npt.NDArray[np.uint64]:
+        count = self.layout.chunk_count_per_shard if self.layout.is_sharded else 0
+        return parse_index(index, count, self._first_chunk_at)
+
+    @property
+    def _first_chunk_at(self) -> int:
+        """Byte of the object that the chunks begin at."""
+        return self.index_nbytes if self.layout.index_location == "start" else 0
 
     def _check_length(self, nbytes: int) -> None:
         """Refuse a chunk that is longer than its elements can become."""
@@ -320,14 +363,14 @@ class ShardCodec:
     ) -> EncodedShard:
         """Put the index before or behind chunks that lie one after the other from offset 0 on."""
         if not parts:
-            return EncodedShard([], 0, index.tobytes())
+            return EncodedShard([], 0, plain_index(index))
         if self.layout.index_location == "start":
             # Chunks begin behind an index that comes first. The offset of an empty chunk is no offset.
             index[..., 0] += np.where(index[..., 0] == EMPTY, 0, self.index_nbytes).astype(INDEX_DTYPE)
             parts = [*self._index_pipeline.encode(index), *parts]
         else:
             parts = [*parts, *self._index_pipeline.encode(index)]
-        return EncodedShard(parts, nbytes + self.index_nbytes, index.tobytes())
+        return EncodedShard(parts, nbytes + self.index_nbytes, plain_index(index, self._first_chunk_at))
 
     def _split_chunks(self, elements: npt.NDArray[Any]) -> Iterator[tuple[tuple[int, ...], npt.NDArray[Any]]]:
         """Yield the chunks that hold elements of the array: their coords in the shard, and their elements."""
@@ -339,6 +382,42 @@ class ShardCodec:
             )
             yield coords, self._pad(elements[where])
 
+    def _rows_encoded_together(self, elements: npt.NDArray[Any]) -> int:
+        """Count the rows of the small chunks of whole rows, which follow each other from the first row on."""
+        chunks = self.layout.chunks
+        is_plain = isinstance(self._pipeline, PlainPipeline) and len(chunks) > 0
+        is_plain = is_plain and math.prod(self.layout.chunks_per_shard[1:]) == 1
+        if not is_plain or elements.shape[1:] != chunks[1:] or self._blank.nbytes > _SMALL_CHUNK_BYTES:
+            return 0
+        whole: int = elements.shape[0] // chunks[0] * chunks[0]
+        return whole
+
+    def _encode_together(
+        self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]
+    ) -> list[bytes | memoryview]:
+        """Encode small chunks of whole rows, and enter them in the index, with little work of Python for each."""
+        assert isinstance(self._pipeline, PlainPipeline)
+        whole = np.ascontiguousarray(elements, self.layout.memory_dtype)
+        chunks = _octets(whole).reshape(-1, self._blank.nbytes)
+        stored = ~self._are_empty(chunks)
+        parts, nbytes = self._pipeline.encode_together(chunks if stored.all() else chunks[stored])
+        lengths = np.array(nbytes, INDEX_DTYPE)
+        entries = index.reshape(-1, 2)[: len(chunks)]
+        entries[stored, 0] = np.cumsum(lengths, dtype=INDEX_DTYPE) - lengths
+        entries[stored, 1] = lengths
+        # Each part is sent on its own.
+        return [b"".join(parts)] if parts else []
+
+    def _are_empty(self, chunks: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Tell of each of many chunks, rows of bytes, whether it is empty."""
+        blank = _words(self._blank)
+        words = chunks.view(blank.dtype)
+        step = max(len(blank) // 64, 1)
+        are_empty: npt.NDArray[np.bool_] = (words[:, ::step] == blank[::step]).all(axis=1)
+        for number in np.flatnonzero(are_empty).tolist():
+            are_empty[number] = np.array_equal(words[number], blank)
+        return are_empty
+
     def _pad(self, elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pad elements to a chunk of the full shape, little-endian and C-contiguous. Such a chunk is not copied."""
         if elements.shape == self.layout.chunks:
@@ -349,10 +428,7 @@ class ShardCodec:
 
     def _is_empty(self, chunk: npt.NDArray[Any]) -> bool:
         """Tell whether all bytes of a chunk are those of the fill value."""
-        # Bits are compared, not values: -0.0 equals 0.0, and NaN does not equal itself.
-        word = np.uint64 if chunk.nbytes % 8 == 0 else np.uint8
-        # By way of bytes: numpy refuses to see words in elements of another number of bytes.
-        words, blank = (each.reshape(-1).view(np.uint8).view(word) for each in (chunk, self._blank))
+        words, blank = _words(chunk), _words(self._blank)
         # Comparing a few words first settles most cases.
         step = max(len(words) // 64, 1)
         return np.array_equal(words[::step], blank[::step]) and np.array_equal(words, blank)
@@ -376,6 +452,7 @@ def choose_layout(
     shards: Sequence[int] | Literal[False] | None = None,
     codecs: Sequence[Any] | None = None,
     chunk_size: int | None = None,
+    sample: npt.NDArray[Any] | None = None,
 ) -> Layout:
     """Choose the layout of a new array, codecs included.
 
@@ -386,6 +463,9 @@ def choose_layout(
     codecs
         All codecs of a chunk, as JSON or as objects of ``zarr.codecs``. By default bytes, and zstd with a checksum.
         Damage may go unnoticed if no codec makes a checksum. ``crc32c`` can follow any.
+    sample
+        Elements of the array, see `sample_of`, that tell how far it can be compressed: the chunks of an array that is
+        compressed to little are larger.
 
     Raises
     ------
@@ -394,11 +474,46 @@ def choose_layout(
     DTypeError
         If Zarr has no such dtype.
     """
-    layout = Layout.choose(shape, dtype, chunks=chunks, shards=shards, chunk_size=chunk_size)
+    layout = Layout.choose(
+        shape,
+        dtype,
+        chunks=chunks,
+        shards=shards,
+        chunk_size=chunk_size,
+        encoded_ratio=1.0 if sample is None or codecs is not None else encoded_ratio(sample, dtype),
+    )
     # Only codecs that somebody gave take zarr, which is slow to load: few arrays need it.
     return (
         layout if codecs is None else replace(layout, codecs=_normalize_codecs(codecs, layout.chunks, dtype))
     )
+
+
+def sample_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows from all over an array, at most `SAMPLED_BYTES` of them unless one row has more."""
+    row_bytes = max(math.prod(array.shape[1:]) * array.itemsize, 1)
+    count = max(SAMPLED_BYTES // row_bytes, 1)
+    if array.ndim == 0 or array.shape[0] <= count:
+        return array
+    # Neighbours are taken, which is what compresses.
+    each = -(-count // _SAMPLED_PLACES)
+    firsts = np.linspace(0, array.shape[0] - each, _SAMPLED_PLACES).astype(np.int64)
+    return np.concatenate([array[first : first + each] for first in firsts.tolist()])
+
+
+def encoded_ratio(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> float:
+    """Return the bytes of encoded elements for each byte of elements, by the codecs that are the default.
+
+    Parts that are nothing but the fill value are left out: elements may come there later.
+    """
+    if sample.nbytes == 0 or has_any_length(dtype):
+        return 1.0
+    octets = _octets(np.ascontiguousarray(sample, dtype))
+    pieces = [piece for piece in np.array_split(octets, _SAMPLED_PLACES) if piece.any()]
+    pipeline = PlainPipeline.parse(default_codecs(dtype), dtype)
+    if pipeline is None or not pieces:
+        return 1.0
+    _, nbytes = pipeline.encode_together(pieces)
+    return min(sum(nbytes) / sum(map(len, pieces)), 1.0)
 
 
 def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
@@ -417,8 +532,15 @@ def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipel
     return PlainPipeline.parse(metadata["codecs"], dtype) or ZarrPipeline(metadata, dtype, _find_inner_shards)
 
 
-def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
+def parse_index(index: bytes, count: int, first_at: int = 0) -> npt.NDArray[np.uint64]:
     """Return the offset and length of each chunk, in C order, of a plain index.
+
+    Parameters
+    ----------
+    count
+        Chunks of the shard.
+    first_at
+        Byte of the object that chunks begin at, where the index has nothing but lengths.
 
     Returns
     -------
@@ -428,15 +550,55 @@ def parse_index(index: bytes) -> npt.NDArray[np.uint64]:
     Raises
     ------
     CorruptChunkError
+        If it is no index of so many chunks.
     """
-    if len(index) % RANGE_BYTES:
-        raise CorruptChunkError(
-            f"an index has {RANGE_BYTES} bytes for each chunk, and {len(index)} are no multiple"
-        )
+    for dtype in LENGTH_DTYPES:
+        if count and len(index) == count * dtype.itemsize:
+            return _ranges_of(np.frombuffer(index, dtype).astype(INDEX_DTYPE), first_at)
+    if len(index) != count * RANGE_BYTES:
+        raise CorruptChunkError(f"{len(index)} bytes are no index of {count} chunks")
     ranges = np.frombuffer(index, INDEX_DTYPE).reshape(-1, 2)
     is_empty = ranges == EMPTY
     if np.any(is_empty[:, 0] != is_empty[:, 1]) or np.any(ranges[:, 1] == 0):
         raise CorruptChunkError("an index names a chunk that is neither empty nor has bytes")
+    return ranges
+
+
+def plain_index(ranges: npt.NDArray[np.uint64], first_at: int = 0) -> bytes:
+    """Return the plain index of a shard in its shortest form.
+
+    Parameters
+    ----------
+    ranges
+        Offset and length of each chunk, in C order.
+    first_at
+        Byte of the object that chunks begin at.
+    """
+    ranges = ranges.reshape(-1, 2)
+    lengths = np.where(ranges[:, 1] == EMPTY, 0, ranges[:, 1])
+    for dtype in LENGTH_DTYPES:
+        fits = int(lengths.max(initial=0)) <= np.iinfo(dtype).max
+        if fits and np.array_equal(_ranges_of(lengths, first_at), ranges):
+            return lengths.astype(dtype).tobytes()
+    return ranges.tobytes()
+
+
+def _words(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the bits of elements: -0.0 equals 0.0 as a value, and NaN does not equal itself."""
+    return _octets(elements).view(np.uint64 if elements.nbytes % 8 == 0 else np.uint8)
+
+
+def _octets(elements: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return the memory of a C-contiguous array."""
+    # numpy refuses to see words in elements of another number of bytes, but not in bytes.
+    return elements.reshape(-1).view(np.uint8)
+
+
+def _ranges_of(lengths: npt.NDArray[np.uint64], first_at: int) -> npt.NDArray[np.uint64]:
+    """Return the ranges of chunks that lie one after another, of which those without bytes are empty."""
+    ends = first_at + np.cumsum(lengths, dtype=INDEX_DTYPE)
+    ranges = np.stack((ends - lengths, lengths), axis=1)
+    ranges[lengths == 0] = EMPTY
     return ranges
 
 

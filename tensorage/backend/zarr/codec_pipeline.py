@@ -13,7 +13,7 @@ import base64
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -35,6 +35,7 @@ from tensorage.backend.zarr.inflate import Inflater, encoded_room, inflater_of
 from tensorage.backend.zarr.layout import Layout
 from tensorage.dtypes import has_byte_order, is_small_float
 from tensorage.errors import InvalidInputError
+from tensorage.indexing.selection import Positions
 from tensorage.model.zarr_metadata import (
     Codec,
     chunk_key,
@@ -162,6 +163,61 @@ class PlainPipeline:
             raise CorruptChunkError(f"a chunk of {out.nbytes} bytes has {len(payload)}")
         else:
             _octets(out)[:] = np.frombuffer(payload, np.uint8)
+
+    def encode_together(self, chunks: Iterable[npt.NDArray[np.uint8]]) -> tuple[list[bytes], list[int]]:
+        """Encode small chunks with little work of Python for each.
+
+        Parameters
+        ----------
+        chunks
+            Bytes of the elements of each chunk.
+
+        Returns
+        -------
+        tuple
+            Bytes of the encoded chunks in parts, one after the other, and the number of bytes of each chunk.
+        """
+        encode = bytes if self.compressor is None else self.compressor.encode
+        encoded = [encode(chunk) for chunk in chunks]
+        if not self.has_crc32c:
+            return encoded, [len(payload) for payload in encoded]
+        parts = [part for payload in encoded for part in (payload, crc32c(payload))]
+        return parts, [len(payload) + CRC32C_BYTES for payload in encoded]
+
+    def decode_together(
+        self, data: npt.NDArray[np.uint8], starts: Positions, ends: Positions, out: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Decode small chunks with little work of Python for each: see `Compressor.decode_together`.
+
+        Parameters
+        ----------
+        data
+            Memory with the encoded chunks. The bytes before the first of them, at least `joined_room`, are written
+            over.
+        starts, ends
+            Place of each encoded chunk in `data`.
+        out
+            Room for the elements of each chunk, a row each.
+
+        Returns
+        -------
+        bool
+            False if the chunks have to be decoded one by one. The content of `out` is then of no use.
+        """
+        if self.compressor is None:
+            return False
+        if self.has_crc32c:
+            ends = ends - CRC32C_BYTES
+            if int((ends - starts).min()) < 0:
+                return False
+            stored = data[ends[:, np.newaxis] + np.arange(CRC32C_BYTES)].view("<u4")[:, 0]
+            found = [
+                google_crc32c.value(data[start:end])
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            if found != stored.tolist():
+                return False
+        return self.compressor.decode_together(data, starts, ends - starts, out)
 
     def encoded_room(self, nbytes: int) -> int:
         return encoded_room(nbytes)
@@ -376,7 +432,9 @@ def _octets(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def crc32c(data: bytes | memoryview) -> bytes:
     """Return the checksum that the codec ``crc32c`` puts behind bytes."""
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(CRC32C_BYTES, "little")
+    # Memory that may change has to be seen as an array.
+    given = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    return int(google_crc32c.value(given)).to_bytes(CRC32C_BYTES, "little")
 
 
 def check_encoded_chunk(data: memoryview, layout: Layout) -> None:

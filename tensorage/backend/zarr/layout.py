@@ -21,6 +21,7 @@ from tensorage.backend.zarr.chunk_shapes import (
     check_chunks,
     check_shape,
     check_shards,
+    choose_chunk_bytes,
     choose_chunks,
     choose_shards,
 )
@@ -86,6 +87,7 @@ class Layout:
         chunks: Sequence[int] | None = None,
         shards: Sequence[int] | Literal[False] | None = None,
         chunk_size: int | None = None,
+        encoded_ratio: float = 1.0,
     ) -> Layout:
         """Choose the layout of a new array, with codecs by default.
 
@@ -94,13 +96,16 @@ class Layout:
         dtype
             Dtype that `tensorage.dtypes.storable_dtype` returns.
         chunks
-            Shape of a chunk, any one. By default about 1 MiB, of whole rows if a row fits.
+            Shape of a chunk, any one. By default whole rows that make about 24 KiB once they are encoded, or one row,
+            or about 1 MiB of a larger row. Without shards, about 1 MiB.
         shards
             Shape of an object, a multiple of `chunks`. By default as many chunks as make at most 8 MiB. False: an
             object for each chunk, without an index, for readers that know nothing of shards. An array without
             dimensions, which is a single element, is stored so in any case; records and raw bytes are by default.
         chunk_size
             Elements of a chunk, about, if `chunks` are not given.
+        encoded_ratio
+            Bytes of encoded elements for each byte of elements, as far as it is known.
 
         Raises
         ------
@@ -110,11 +115,17 @@ class Layout:
             If Zarr has no such dtype.
         """
         shape, itemsize = tuple(shape), dtype.itemsize
-        chunk_bytes = CHUNK_BYTES if chunk_size is None else chunk_size * itemsize
         # Refuses a dtype that Zarr has not, before any shape is checked.
         data_type_of(dtype)
         if shards is None and _is_of_voids(dtype):
             shards = False
+        if chunk_size is not None:
+            chunk_bytes = chunk_size * itemsize
+        elif shards is False:
+            # An object has a row in two tables, and a request of its own when it is written.
+            chunk_bytes = CHUNK_BYTES
+        else:
+            chunk_bytes = choose_chunk_bytes(shape, itemsize, encoded_ratio)
         if chunks is not None:
             inner = check_chunks(chunks, shape, itemsize)
         elif shards is None or shards is False:
@@ -231,6 +242,20 @@ class Layout:
     def chunk_count_per_shard(self) -> int:
         """Number of chunks of a shard, chunks behind the end of the array included."""
         return math.prod(self.chunks_per_shard)
+
+    @cached_property
+    def pages(self) -> tuple[int, ...]:
+        """Shape of a page: of chunks of one shard that are read together, one behind the other along axis 0.
+
+        A page has about 1 MiB, and its elements have the order in memory that its chunks have, one after another. Where
+        a shard has chunks side by side, a page is one chunk.
+        """
+        # A page is memory that is kept for the next one: bytes of any length would be kept with it.
+        if not self.shape or math.prod(self.chunks_per_shard[1:]) > 1 or has_any_length(self.dtype):
+            return self.chunks
+        chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
+        count = min(max(CHUNK_BYTES // chunk_bytes, 1), self.chunks_per_shard[0])
+        return (self.chunks[0] * count, *self.chunks[1:])
 
     def number_of(self, coords: Sequence[int]) -> int:
         """Return the number, in C order, of the shard at a position of the grid."""

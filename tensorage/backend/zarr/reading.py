@@ -4,24 +4,33 @@ A read goes in these steps:
 
 1. The catalogue tells the object of each shard, and the ranges of its chunks.
 2. Chunks that lie close together in an object are joined to one range.
-3. Each range is fetched by one request, and its chunks are decoded into the buffer.
+3. Each range is fetched by one request, and its chunks are decoded into the buffer: those of a page together, if one
+   range has all of them that are wanted.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
+from operator import add
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.transfer import Work
+from tensorage.backend.wire.line import MAX_OBJECTS, LineEstimate
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
-from tensorage.backend.zarr.codec import EMPTY, CorruptChunkError, ShardCodec
+from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
+from tensorage.backend.zarr.codec import CorruptChunkError, ShardCodec
+from tensorage.backend.zarr.compressors import joined_room
+from tensorage.backend.zarr.layout import Layout
+from tensorage.backend.zarr.ranges import EMPTY, join_ranges
 from tensorage.backend.zarr.shard_records import (
     ShardRecord,
     check_records,
@@ -31,35 +40,55 @@ from tensorage.backend.zarr.shard_records import (
 )
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
 from tensorage.indexing.chunks import ChunkProjection, plan_chunks
+from tensorage.indexing.selection import Positions
 from tensorage.model.memory import new_array
 from tensorage.types import Dataset
 
-__all__ = ["Reader", "ShardProjection", "StoredChunk", "join_ranges"]
+__all__ = ["Reader", "ShardProjection"]
 
-#: Largest gap between ranges that are joined. A request costs about as much as moving so many bytes.
-MAX_GAP_BYTES = 64 * 1024
+#: Place of a chunk that is decoded alone.
+_ALONE = np.zeros(1, np.int64)
 
-#: Most bytes of a joined range, unless a single chunk is longer.
-MAX_RANGE_BYTES = 8 * 1024 * 1024
+#: Chunks of a page that are worth a page's memory.
+_MANY_PER_PAGE = 4
 
 #: Most times that a shard is read if its object is replaced by another one each time.
 _MAX_ATTEMPTS = 20
 
 
-class StoredChunk(NamedTuple):
-    """A chunk of an object.
+class _Piece(NamedTuple):
+    """Chunks that are decoded together: of one page, or one chunk of it.
 
     Parameters
     ----------
-    offset, length
-        Range of the chunk in the object, in bytes.
+    coords
+        Position in the shard of the first chunk of the page.
+    places
+        Places of the chunks behind the first one, ascending.
+    ranges
+        Offset and length of each chunk in the object. Both are `EMPTY` for an empty chunk.
     projection
-        Elements that the selection takes of the chunk, and their place in the buffer.
+        Elements that the selection takes of these chunks, and their place in the buffer.
     """
 
-    offset: int
-    length: int
+    coords: tuple[int, ...]
+    places: Positions
+    ranges: npt.NDArray[np.uint64]
     projection: ChunkProjection
+
+
+class _Job(NamedTuple):
+    """The download of a range of so many bytes, and the decoding of its chunks."""
+
+    nbytes: int
+    do: Callable[[], None]
+
+
+class _Fetched(NamedTuple):
+    """Bytes of an object, and the byte of the object that would be the first of this memory."""
+
+    data: npt.NDArray[np.uint8]
+    first: int
 
 
 class ShardProjection(Protocol):
@@ -71,7 +100,7 @@ class ShardProjection(Protocol):
         ...
 
     def split(self, chunks: Sequence[int], /) -> Iterator[ChunkProjection]:
-        """Yield the projection of each chunk that is touched, each chunk once."""
+        """Yield the projection of each chunk, or page, of this shape that is touched, each once."""
         ...
 
 
@@ -95,17 +124,23 @@ class _Memory:
     ----------
     fetched
         Room for the bytes of a range.
-    chunk
-        Room for a chunk that only partly goes into the buffer.
+    elements
+        Room for a page that only partly goes into the buffer.
     """
 
     fetched: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    chunk: npt.NDArray[Any] | None = None
+    elements: npt.NDArray[Any] | None = None
 
-    def for_bytes(self, nbytes: int) -> memoryview:
+    def for_bytes(self, nbytes: int) -> npt.NDArray[np.uint8]:
         if self.fetched.size < nbytes:
             self.fetched = new_array((nbytes,), self.fetched.dtype, "reading a range of an object")
-        return self.fetched[:nbytes].data
+        return self.fetched[:nbytes]
+
+    def for_page(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        size = math.prod(shape)
+        if self.elements is None or self.elements.size < size:
+            self.elements = new_array((size,), dtype, "decoding chunks")
+        return self.elements[:size].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -120,17 +155,26 @@ class Reader:
         Codec of the array, with its layout.
     records
         Records of all shards, if they came along with the entry.
+    by_pages
+        False if projections consist of chunks already.
     """
 
     work: Work
     codec: ShardCodec
     records: bytes | None = None
+    by_pages: bool = True
     _idle: deque[_Memory] = field(default_factory=deque, init=False, repr=False)
+    _moved: deque[int] = field(default_factory=deque, init=False, repr=False)
 
     @property
     def dataset(self) -> Dataset:
         """Entry of the array, in the version that was opened."""
         return self.work.dataset
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of objects that `fill` has asked for, over-read included."""
+        return sum(self._moved)
 
     def fill(
         self, projections: Iterable[ShardProjection], buffer: npt.NDArray[Any], advance: Advance
@@ -144,7 +188,12 @@ class Reader:
         CorruptTensorError, IncompleteTensorError
             If an object is damaged or lost. The message names it.
         """
-        self.work.run(self._jobs(projections, _Target(buffer, advance)))
+        jobs = self._jobs(projections, _Target(buffer, advance))
+        first = list(islice(jobs, MAX_OBJECTS))
+        if first:
+            mean_bytes = sum(job.nbytes for job in first) / len(first)
+            parallel = self._line().parallel(mean_bytes)
+            self.work.run((job.do for job in chain(first, jobs)), parallel)
 
     def read(self, record: ShardRecord) -> npt.NDArray[Any]:
         """Return all elements of one shard that lie within the array.
@@ -160,7 +209,7 @@ class Reader:
         buffer = new_array(plan.buffer_shape, layout.memory_dtype, asked)
         for projection in plan.projections():
             for job in self._jobs_of(projection, record, _Target(buffer, lambda _bytes: None)):
-                job()
+                job.do()
         return buffer
 
     def ranges(self, record: ShardRecord) -> npt.NDArray[np.uint64]:
@@ -191,52 +240,132 @@ class Reader:
             self.work, layout, projections, lambda projection: layout.number_of(projection.coords)
         )
 
-    def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[Callable[[], None]]:
+    def _line(self) -> LineEstimate:
+        return self.work.transfer.http.meter.estimate()
+
+    def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[_Job]:
         for projection, record in self.with_records(projections):
             for job in self._jobs_of(projection, record, target):
-                yield partial(self._run_job, job, projection, record, target)
+                self._moved.append(job.nbytes)
+                yield _Job(job.nbytes, partial(self._run_job, job.do, projection, record, target))
 
-    def _jobs_of(
-        self, projection: ShardProjection, record: ShardRecord, target: _Target
-    ) -> Iterator[Callable[[], None]]:
+    def _jobs_of(self, projection: ShardProjection, record: ShardRecord, target: _Target) -> Iterator[_Job]:
         """Fill the empty chunks of a shard, and yield jobs that fetch the others."""
-        layout = self.codec.layout
-        touched = list(projection.split(layout.chunks))
-        places = [layout.position_of(chunk.coords) for chunk in touched]
+        pages = list(self._pages(projection))
         # A shard may have 65,536 chunks: only the ranges of those that are read become numbers of Python.
-        ranges = self.ranges(record)[places].tolist()
-        chunks = []
-        for chunk, (offset, length) in zip(touched, ranges, strict=True):
-            if offset == EMPTY:
-                target.buffer[chunk.buffer_selection] = self.codec.fill_value
-                target.advance(chunk.size * target.buffer.itemsize)
-            else:
-                chunks.append(StoredChunk(offset, length, chunk))
+        ranges = self.ranges(record)[np.concatenate([numbers for _, numbers in pages])]
+        joined = join_ranges(ranges, self._line().gap_bytes())
+        members: list[list[_Piece]] = [[] for _ in joined.firsts]
+        at = 0
+        for page, numbers in pages:
+            some = slice(at, at + len(numbers))
+            at = some.stop
+            for number, piece in self._pieces(page, ranges[some], joined.numbers[some]):
+                if number < 0:
+                    self._fill(piece.projection, target)
+                else:
+                    members[number].append(piece)
         # Jobs are yielded, and not done here, so that ranges of several shards are fetched in parallel.
-        for first, nbytes, members in join_ranges(chunks):
-            yield partial(self._fetch, record, first, nbytes, members, target)
+        for first, end, pieces in zip(joined.firsts, joined.ends, members, strict=True):
+            yield _Job(end - first, partial(self._fetch, record, first, end - first, pieces, target))
+
+    def _pages(self, projection: ShardProjection) -> Iterator[tuple[ChunkProjection, Positions]]:
+        """Yield the pages of a shard that are touched, each with the numbers of its touched chunks in the shard."""
+        layout = self.codec.layout
+        if not self.by_pages or _is_scattered(projection, layout):
+            for chunk in projection.split(layout.chunks):
+                yield chunk, np.array([layout.position_of(chunk.coords)])
+            return
+        # Planning takes time for each page, so that a shard that is wanted whole is one.
+        for page in projection.split(layout.shards if _is_one_page(projection, layout) else layout.pages):
+            first = layout.position_of(self._first_chunk(page))
+            yield page, first + page.parts(layout.chunks[0] if layout.chunks else 1)
+
+    def _first_chunk(self, page: ChunkProjection) -> tuple[int, ...]:
+        """Return the position in the shard of the first chunk of a page."""
+        chunks = self.codec.layout.chunks
+        return tuple(
+            coord * (extent // chunk)
+            for coord, extent, chunk in zip(page.coords, page.chunks, chunks, strict=True)
+        )
+
+    def _pieces(
+        self, page: ChunkProjection, ranges: npt.NDArray[np.uint64], numbers: Positions
+    ) -> Iterator[tuple[int, _Piece]]:
+        """Yield a page as a whole if one range has all of its chunks, else its chunks, each with its range's number."""
+        chunks, first = self.codec.layout.chunks, self._first_chunk(page)
+        if len(numbers) == 1 and page.chunks == chunks:
+            yield int(numbers[0]), _Piece(page.coords, _ALONE, ranges, page)
+            return
+        number = int(numbers.max())
+        if ((numbers == number) | (numbers < 0)).all():
+            yield (
+                number,
+                _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trimmed(page, chunks)),
+            )
+            return
+        for place, (chunk, number) in enumerate(zip(page.split(chunks), numbers.tolist(), strict=True)):
+            coords = tuple(map(add, first, chunk.coords))
+            yield number, _Piece(coords, _ALONE, ranges[place : place + 1], chunk)
+
+    def _fill(self, projection: ChunkProjection, target: _Target) -> None:
+        target.buffer[projection.buffer_selection] = self.codec.fill_value
+        target.advance(projection.size * target.buffer.itemsize)
 
     def _fetch(
-        self, record: ShardRecord, first: int, nbytes: int, chunks: list[StoredChunk], target: _Target
+        self, record: ShardRecord, first: int, nbytes: int, pieces: list[_Piece], target: _Target
     ) -> None:
         memory = self._take_memory()
-        data = memory.for_bytes(nbytes)
-        Bucket(self.work.transfer).get_into(self.dataset, record, first, data)
-        for offset, length, projection in chunks:
-            encoded = data[offset - first : offset - first + length]
-            # A chunk that is taken whole is decoded right into the buffer.
+        room = joined_room(max(len(piece.places) for piece in pieces))
+        data = memory.for_bytes(room + nbytes)
+        Bucket(self.work.transfer).get_into(self.dataset, record, first, data[room:].data)
+        for piece in pieces:
+            projection = piece.projection
+            # Chunks that are taken whole are decoded right into the buffer.
             place = projection.target(target.buffer)
-            try:
-                if place is not None:
-                    self.codec.decode(encoded, place)
-                else:
-                    memory.chunk = self.codec.decode(encoded, memory.chunk)
-                    projection.take(memory.chunk, target.buffer)
-            except CorruptChunkError as error:
-                raise self._corrupt_error(record, f"its chunk {projection.coords}", error) from error
+            page = memory.for_page(projection.chunks, target.buffer.dtype) if place is None else place
+            self._decode(record, piece, _Fetched(data, first - room), page)
+            if place is None:
+                projection.take(page, target.buffer)
             target.advance(projection.size * target.buffer.itemsize)
         # After an error the memory is dropped, which does no harm.
         self._idle.append(memory)
+
+    def _decode(self, record: ShardRecord, piece: _Piece, fetched: _Fetched, page: npt.NDArray[Any]) -> None:
+        """Decode the chunks of a page."""
+        places = page.reshape(-1, *self.codec.layout.chunks)
+        if len(piece.places) > 1 and self._decode_together(piece, fetched, places):
+            return
+        for place, (offset, length) in zip(piece.places.tolist(), piece.ranges.tolist(), strict=True):
+            if offset == EMPTY:
+                places[place] = self.codec.fill_value
+                continue
+            start = offset - fetched.first
+            try:
+                self.codec.decode(fetched.data[start : start + length].data, places[place, ...])
+            except CorruptChunkError as error:
+                coords = (piece.coords[0] + place, *piece.coords[1:]) if piece.coords else ()
+                raise self._corrupt_error(record, f"its chunk {coords}", error) from error
+
+    def _decode_together(self, piece: _Piece, fetched: _Fetched, places: npt.NDArray[Any]) -> bool:
+        """Decode chunks that follow each other at once. False if they have to be decoded one by one."""
+        low, high = int(piece.places[0]), int(piece.places[-1]) + 1
+        if high - low != len(piece.places) or (piece.ranges[:, 0] == EMPTY).any():
+            return False
+        starts = piece.ranges[:, 0].astype(np.int64) - fetched.first
+        ends = starts + piece.ranges[:, 1].astype(np.int64)
+        layout = self.codec.layout
+        # A page at a time, which stays in the processor's cache from the checksum to the elements.
+        each = layout.pages[0] // layout.chunks[0]
+        return all(
+            self.codec.decode_together(
+                fetched.data,
+                starts[first : first + each],
+                ends[first : first + each],
+                places[low + first : min(low + first + each, high)],
+            )
+            for first in range(0, high - low, each)
+        )
 
     def _take_memory(self) -> _Memory:
         try:
@@ -257,7 +386,7 @@ class Reader:
         for _ in range(_MAX_ATTEMPTS):
             try:
                 for job in self._jobs_of(projection, record, target):
-                    job()
+                    job.do()
             except LostObjectError as error:
                 record = self._find_replacement(record, error)
             else:
@@ -304,24 +433,24 @@ class Reader:
         return describe_shard(self.codec.layout, record.number)
 
 
-def join_ranges(chunks: Iterable[StoredChunk]) -> Iterator[tuple[int, int, list[StoredChunk]]]:
-    """Join chunks of an object that lie close together to ranges.
+def _is_scattered(projection: ShardProjection, layout: Layout) -> bool:
+    """Tell whether so few chunks are touched of each page that they are better decoded alone."""
+    if layout.pages == layout.chunks or not isinstance(projection, ChunkProjection):
+        return True
+    chunks, pages = (len(projection.parts(shape[0])) for shape in (layout.chunks, layout.pages))
+    return chunks < _MANY_PER_PAGE * pages
 
-    Yields
-    ------
-    tuple
-        First byte of the range, its length, and its chunks.
-    """
-    members: list[StoredChunk] = []
-    first = end = 0
-    for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
-        chunk_end = chunk.offset + chunk.length
-        if members and (chunk.offset - end > MAX_GAP_BYTES or chunk_end - first > MAX_RANGE_BYTES):
-            yield first, end - first, members
-            members = []
-        if not members:
-            first = end = chunk.offset
-        members.append(chunk)
-        end = max(end, chunk_end)
-    if members:
-        yield first, end - first, members
+
+def _is_one_page(projection: ShardProjection, layout: Layout) -> bool:
+    """Tell whether all of a shard of common size is taken, of chunks that follow each other in memory."""
+    nbytes = math.prod(layout.shards) * layout.dtype.itemsize
+    is_whole = isinstance(projection, ChunkProjection) and projection.is_whole
+    return is_whole and layout.pages != layout.chunks and nbytes <= SHARD_BYTES
+
+
+def _trimmed(page: ChunkProjection, chunks: tuple[int, ...]) -> ChunkProjection:
+    """Return the projection of a page without the chunks that lie behind the end of its shard or of the array."""
+    if not chunks:
+        return page
+    rows = -(-page.shape[0] // chunks[0]) * chunks[0]
+    return replace(page, chunks=(rows, *page.chunks[1:]))

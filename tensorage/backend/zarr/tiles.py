@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.codec import EMPTY
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.reading import Reader
-from tensorage.indexing.chunks import ChunkProjection
+from tensorage.indexing.chunks import ChunkProjection, plan_chunks
 from tensorage.indexing.selection import Positions
 from tensorage.indexing.tiles import TileGrid
 from tensorage.model.memory import new_array
@@ -65,7 +65,10 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     shape = (len(numbers) * grid.chunks[0], *grid.chunks[1:]) if grid.chunks else ()
     buffer = new_array(shape, layout.dtype, f"reading {reader.dataset.key!r}")
     buffer[...] = np.zeros((), layout.dtype)
-    reader.fill(_group_by_shard(layout, grid, numbers), buffer, advance)
+    if layout.pages != layout.chunks and (np.diff(numbers) > 0).all():
+        _read_rows(reader, numbers, buffer, advance)
+    else:
+        replace(reader, by_pages=False).fill(_group_by_shard(layout, grid, numbers), buffer, advance)
     if not grid.is_flat:
         return buffer.reshape(-1)
     lengths = grid.lengths(numbers)
@@ -78,6 +81,20 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
             for number, tile in zip(numbers.tolist(), tiles, strict=True)
         ]
     )
+
+
+def _read_rows(reader: Reader, numbers: Positions, buffer: npt.NDArray[Any], advance: Advance) -> None:
+    """Read chunks of whole rows as these rows, page by page: there may be many small ones."""
+    layout = reader.codec.layout
+    rows = (numbers[:, np.newaxis] * layout.chunks[0] + np.arange(layout.chunks[0])).reshape(-1)
+    rows = rows[rows < layout.shape[0]]
+    is_one_run = rows[-1] - rows[0] == len(rows) - 1
+    plan = plan_chunks(
+        layout.shape, slice(int(rows[0]), int(rows[-1]) + 1) if is_one_run else rows, layout.shards
+    )
+    # A chunk may be longer than a row.
+    within = buffer[(slice(len(rows)), *map(slice, layout.shape[1:]))]
+    reader.fill(plan.projections(), within, advance)
 
 
 def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,8 +20,10 @@ from tensorage.backend.staging import begin, begin_anew_after_failures, commit, 
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
-from tensorage.backend.zarr.codec import ShardCodec, choose_layout
+from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES
+from tensorage.backend.zarr.codec import ShardCodec, choose_layout, sample_of
 from tensorage.backend.zarr.copying import copy_objects
+from tensorage.backend.zarr.large_chunks import warn_of_large_chunks
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.ragged_codec import codec_for, stored_dtype
 from tensorage.backend.zarr.reading import Reader
@@ -93,18 +96,22 @@ class ZarrEngine(EngineBase):
         little = array.astype(new.dtype, copy=False)
 
         def write() -> Dataset:
-            dataset, codec = self._begin(new)
+            dataset, codec = self._begin(new, _layout_of(new, sample_of(little)))
             return self._write(dataset, codec, shards_of_array(little, codec.layout))
 
         return begin_anew_after_failures(write)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
-        dataset, codec = self._begin(new)
-        return self._write(dataset, codec, shards_of_blocks(blocks, dataset, codec.layout))
+        later = iter(blocks)
+        first = list(islice(later, 1))
+        is_sample = bool(first) and isinstance(first[0], np.ndarray) and first[0].dtype == new.dtype
+        layout = _layout_of(new, sample_of(np.asarray(first[0])) if is_sample else None)
+        dataset, codec = self._begin(new, layout)
+        return self._write(dataset, codec, shards_of_blocks(chain(first, later), dataset, codec.layout))
 
     def store_from(self, read: ReadRegion, new: Declaration) -> Dataset:
         def write() -> Dataset:
-            dataset, codec = self._begin(new)
+            dataset, codec = self._begin(new, _layout_of(new, _first_rows(read, new)))
             return self._write(dataset, codec, shards_of_regions(read, codec.layout))
 
         return begin_anew_after_failures(write)
@@ -175,7 +182,9 @@ class ZarrEngine(EngineBase):
             buffer = result.buffer.reshape(plan.buffer_shape)
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec, records=self._records).fill(plan.projections(), buffer, advance)
+                reader = Reader(work, codec, records=self._records)
+                reader.fill(plan.projections(), buffer, advance)
+            warn_of_large_chunks(dataset, codec.layout, plan, reader.moved_bytes)
         return result.take()
 
     def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
@@ -213,7 +222,16 @@ class ZarrEngine(EngineBase):
         return Reader(self._work("reading", dataset), codec_of(dataset))
 
 
-def _layout_of(new: Declaration) -> Layout:
+def _first_rows(read: ReadRegion, new: Declaration) -> npt.NDArray[Any] | None:
+    """Read a few rows, unless that is much or the layout does not depend on them."""
+    row_bytes = math.prod(new.shape[1:]) * new.dtype.itemsize
+    if asks_for_layout(new) or not new.shape or not 0 < row_bytes < CHUNK_BYTES:
+        return None
+    rows = min(CHUNK_BYTES // row_bytes, new.shape[0])
+    return read((slice(0, rows), *(slice(0, extent) for extent in new.shape[1:])))
+
+
+def _layout_of(new: Declaration, sample: npt.NDArray[Any] | None = None) -> Layout:
     return choose_layout(
         new.shape,
         new.dtype,
@@ -221,6 +239,7 @@ def _layout_of(new: Declaration) -> Layout:
         shards=new.options.get("shards"),
         codecs=new.options.get("codecs"),
         chunk_size=new.options.get("chunk_size"),
+        sample=sample,
     )
 
 
