@@ -109,13 +109,13 @@ class BackgroundWriter:
         self._store: Store | None = store
         self._stores: Stores | None = Stores(store)
         self.workers = Workers(*limits)
-        self._sender: Sender | None = None
+        self.sender: Sender | None = None
         if spool is not None:
             folder = SpoolFolder.open(spool, Identity.of(store.arrays.project), spool_bytes)
-            self._sender = Sender(folder, Stores(store), self.workers)
-            weakref.finalize(self, _tell_what_is_left, self._sender)
+            self.sender = Sender(folder, Stores(store), self.workers)
+            weakref.finalize(self, _tell_what_is_left, self.sender)
             # An earlier process may have left something.
-            self._sender.kick()
+            self.sender.kick()
         weakref.finalize(self, self.workers.leave)
 
     # Operations -------------------------------------------------------------------------------------
@@ -252,10 +252,10 @@ class BackgroundWriter:
             If an operation that was given before has failed, once all others are done.
         """
         self.workers.check_open()
-        if self._sender is None:
+        if self.sender is None:
             self.workers.flush()
         else:
-            self._flush(self._sender)
+            self._flush(self.sender)
 
     def close(self, *, wait: bool = True) -> int:
         """Take no more operations, and wait as `flush` does. Closing again does nothing.
@@ -281,7 +281,7 @@ class BackgroundWriter:
         TensorageError
             If an operation that was given before has failed, once all others are done.
         """
-        if not wait and self._sender is None:
+        if not wait and self.sender is None:
             raise InvalidInputError(
                 "close(wait=False) is for a writer with a spool: without one, arrays would be lost"
             )
@@ -289,7 +289,7 @@ class BackgroundWriter:
             return 0
         try:
             self.workers.close()
-            return 0 if self._sender is None else self._close_spool(self._sender, wait=wait)
+            return 0 if self.sender is None else self._close_spool(self.sender, wait=wait)
         finally:
             # The login is given up even if an error is raised.
             self._store = None
@@ -344,19 +344,19 @@ class BackgroundWriter:
         assert stores is not None, "an open writer has a login"
         change = Change(verb, store.full_key(key), Settings.of(store), **what)
         operation = Operation(verb, key, nbytes, lambda: change.make(stores))
-        if self._sender is None:
+        if self.sender is None:
             self.workers.take(operation)
             return
         self.workers.raise_failures(refused=operation)
-        self._sender.give(change)
+        self.sender.give(change)
 
     def _snapshot(self, value: npt.ArrayLike) -> _Snapshot:
         """Return an array as it is now. A spool writes it down at once, and needs no copy."""
-        return _snapshot(value, is_copied=self._sender is None)
+        return _snapshot(value, is_copied=self.sender is None)
 
     def _copy(self, selection: Any) -> Any:
         # The loop may change arrays within the selection, too.
-        return copy.deepcopy(selection) if self._sender is None else selection
+        return copy.deepcopy(selection) if self.sender is None else selection
 
     def _flush(self, sender: Sender) -> None:
         try:
@@ -366,6 +366,8 @@ class BackgroundWriter:
             raise
 
     def _close_spool(self, sender: Sender, *, wait: bool) -> int:
+        if sender.is_stopped:
+            return sender.left
         is_interrupted = False
         try:
             if wait:
@@ -385,7 +387,8 @@ class BackgroundWriter:
 
 
 def _tell_what_is_left(sender: Sender) -> None:
-    if left := sender.describe_left():
+    is_told, sender.is_told = sender.is_told, True
+    if not is_told and (left := sender.describe_left()):
         logger.warning(
             "background writer: %s: `tensorage sync %s` sends what is there", left, sender.folder.path
         )

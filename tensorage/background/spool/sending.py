@@ -101,11 +101,13 @@ class Sender:
         self._given: dict[int, _Given] = {}
         self._fresh: set[int] = set()
         self._failed_here = 0
+        #: True once a closed writer has said what is left.
+        self.is_told = False
         #: Entries that wait behind a refused one of the same key, with its number.
         self._behind: dict[int, int] = {}
         self._refused: dict[str, int] = {}
         self._thread: threading.Thread | None = None
-        self._is_kicked = self._is_elsewhere = self._is_stopped = False
+        self._is_kicked = self._is_elsewhere = self.is_stopped = False
         #: Error for which all wait, number of such errors so far, and the time at which a call tries again.
         self._halt: TensorageError | None = None
         self._halts = self._failed_tries = 0
@@ -153,7 +155,7 @@ class Sender:
             Try again now, even if the backend was away a moment ago.
         """
         with self._workers.lock:
-            if self._is_stopped or (not at_once and time.monotonic() < self._again_at):
+            if self.is_stopped or (not at_once and time.monotonic() < self._again_at):
                 return
             self._is_kicked = True
             if self._thread is not None and self._thread.is_alive():
@@ -203,7 +205,7 @@ class Sender:
             End the waits for a backend that is away.
         """
         with self._workers.lock:
-            self._is_stopped = True
+            self.is_stopped = True
         if in_a_hurry:
             self._hurry.begin()
 
@@ -238,11 +240,11 @@ class Sender:
         while True:
             with self._workers.lock:
                 rest = {number for number in numbers if number in self._given and number not in self._behind}
-                if not rest:
+                is_running = self._thread is not None and self._thread.is_alive()
+                if not rest or (self.is_stopped and not is_running):
                     return
                 if self._halts > halts and self._halt is not None:
                     raise self._with_notes(self._halt)
-                is_running = self._thread is not None and self._thread.is_alive()
                 is_elsewhere = self._is_elsewhere
                 change = self._workers.next_change()
             if is_elsewhere:
@@ -289,19 +291,21 @@ class Sender:
     def _run(self) -> None:
         while True:
             with self._workers.lock:
-                if self._is_stopped or not self._is_kicked:
+                if self.is_stopped or not self._is_kicked:
                     self._thread = None
                     self._workers.notify()
                     break
                 self._is_kicked = False
             try:
-                self._send_what_is_there()
+                # Requests that wait for the backend give up when the writer is closed in a hurry.
+                with end_waits_on(self._hurry):
+                    self._send_what_is_there()
             except TensorageError as error:
                 self._halt_with(error)
             except Exception as error:  # A thread has nobody to raise it to.
                 logger.exception("background writer: the spool in %s is not sent", self.folder.path)
                 self._halt_with(SpoolError(f"the spool in {self.folder.path} is not sent: {error!r}"))
-        if self._is_stopped:
+        if self.is_stopped:
             self._acknowledge()
             # The login is not needed any more.
             self._stores = None
@@ -349,7 +353,7 @@ class Sender:
 
     @property
     def _is_waiting(self) -> bool:
-        return self._halt is not None or self._is_stopped
+        return self._halt is not None or self.is_stopped
 
     def _pass_to_workers(self, number: int, *, is_failed: bool) -> None:
         entry = self.folder.read(number)
@@ -383,7 +387,6 @@ class Sender:
                 return
             stores = self._stores
         try:
-            # Requests that wait for the backend give up when the writer is closed in a hurry.
             with end_waits_on(self._hurry):
                 self._make(entry, stores)
                 self._finish(entry)
@@ -448,7 +451,7 @@ class Sender:
 
     def _halt_with(self, error: TensorageError) -> None:
         with self._workers.lock:
-            if self._halt is None and not self._is_stopped:
+            if self._halt is None and not self.is_stopped:
                 logger.warning("background writer: the spool in %s waits: %s", self.folder.path, error)
             self._halt = error
             self._halts += 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from tensorage.background.workers import Workers
 from tensorage.errors import InvalidInputError, SpoolDamagedError, SpoolError
 
 __all__ = ["Left", "list_left", "sync"]
+
+#: Seconds for which a process that is sending is waited for, and between two looks.
+WAIT_S = 5.0
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -100,12 +105,7 @@ def sync(
     if is_moved:
         folder.move_to(identity)
     folder.check(identity)
-    with folder.sending() as is_held:
-        if not is_held:
-            raise SpoolError(
-                f"the spool in {folder.path} is being sent by {folder.sender()}. Nothing was done here: wait for it, "
-                "or look at what is left with --dry-run"
-            )
+    with _sending(folder):
         for number in drop:
             _drop(folder, number)
         if retry:
@@ -116,6 +116,29 @@ def sync(
     workers = Workers(1, 1)
     Sender(folder, Stores(store), workers, on_done).send_all()
     return list_left(path)
+
+
+@contextmanager
+def _sending(folder: SpoolFolder) -> Iterator[None]:
+    """Hold the lock of sending for a block, once a process that is about to end has given it up.
+
+    Raises
+    ------
+    SpoolError
+        If another process goes on sending.
+    """
+    until = time.monotonic() + WAIT_S
+    while True:
+        with folder.sending() as is_held:
+            if is_held:
+                yield
+                return
+        if time.monotonic() > until:
+            raise SpoolError(
+                f"the spool in {folder.path} is being sent by {folder.sender()}. Nothing was done here: wait for it, "
+                "or look at what is left with --dry-run"
+            )
+        time.sleep(_PAUSE_S)
 
 
 def _describe(folder: SpoolFolder, number: int, refused: dict[tuple[Any, str], int]) -> Left | None:
