@@ -14,10 +14,11 @@ Three kinds of errors end the sending of an entry:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -100,6 +101,8 @@ class Sender:
         #: Entries given here that are neither done nor refused, and those of them that have not been sent yet.
         self._given: dict[int, _Given] = {}
         self._fresh: set[int] = set()
+        #: Entries that have a number, and no file yet.
+        self._adding: set[int] = set()
         self._failed_here = 0
         #: True once a closed writer has said what is left.
         self.is_told = False
@@ -135,6 +138,7 @@ class Sender:
             with self._workers.lock:
                 self._given[this] = given
                 self._fresh.add(this)
+                self._adding.add(this)
 
         try:
             self.folder.add(change, register)
@@ -144,6 +148,9 @@ class Sender:
                     if not self.folder.has(this):
                         self._given.pop(this, None)
             raise
+        finally:
+            with self._workers.lock:
+                self._adding.difference_update(number)
         self.kick()
 
     def kick(self, *, at_once: bool = False) -> None:
@@ -248,7 +255,7 @@ class Sender:
                 is_elsewhere = self._is_elsewhere
                 change = self._workers.next_change()
             if is_elsewhere:
-                self._look_at(rest)
+                self._look_for_given()
                 if time.monotonic() > tell_at:
                     tell_at = float("inf")
                     sender = self.folder.sender()
@@ -257,14 +264,19 @@ class Sender:
                 self.kick(at_once=True)
             change.acquire(timeout=POLL_S if is_elsewhere else 1.0)
 
-    def _look_at(self, numbers: Iterable[int]) -> None:
-        """Look at entries that another process sends."""
-        for number in numbers:
-            failed = self.folder.failure(number)
-            if failed is not None:
-                self._note_failure(number, _error_like(failed.error, failed.message), is_here=False)
-            elif not self.folder.has(number):
-                self._forget(number)
+    def _look_for_given(self) -> None:
+        """Look at what another process has done with the entries that were given here."""
+        with self._workers.lock:
+            # Before the folder is listed: an entry that comes later is in neither.
+            given = set(self._given) - self._adding
+        if not given:
+            return
+        failed, there = self.folder.failed_numbers(), set(self.folder.numbers())
+        for number in given - there:
+            self._forget(number)
+        for number in given & there & failed:
+            if (said := self.folder.failure(number)) is not None:
+                self._note_failure(number, _error_like(said.error, said.message), is_here=False)
 
     def _raise_behind(self, numbers: set[int]) -> None:
         with self._workers.lock:
@@ -330,6 +342,7 @@ class Sender:
                 self._done_before = None
         if len(self._to_acknowledge) >= ACKNOWLEDGE_AFTER:
             self._acknowledge()
+        self._look_for_given()
         # Somebody may have added an entry, and found the lock held.
         if not self._is_waiting and any(number > last for number in self.folder.numbers()):
             self._is_kicked = True
@@ -461,6 +474,16 @@ class Sender:
             # What was under way may have been done.
             self._has_asked = False
             self._workers.notify()
+            if not self.is_stopped and isinstance(error, BackendUnavailableError):
+                self._kick_after(pause_s)
+
+    def _kick_after(self, pause_s: float) -> None:
+        """Try again after a pause, also if no call comes. A daemon does it, which keeps no program alive."""
+        timer = threading.Timer(pause_s, self.kick)
+        timer.daemon = True
+        # The interpreter may be ending, or the system have no more threads. A later call tries again then.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
 
     # The database's memory ------------------------------------------------------------------------------
 
