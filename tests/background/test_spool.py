@@ -58,7 +58,7 @@ def away(project: Project, user: User) -> Iterator[TensorStore]:
     session.logout()
 
 
-# What is stored -----------------------------------------------------------------------------------------
+# Changes that are stored -----------------------------------------------------------------------------------------
 
 
 def test_it_stores_what_a_store_does(store: TensorStore, folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_damaged_entry_stops_what_comes_after_it(
     path.write_bytes(content)
     with pytest.raises(SpoolDamagedError, match=r"entry 2 .*--skip-damaged"):
         sync(folder, rows)
-    # What was given to the workers before its elements were read may be under way.
+    # Entries that were given to the workers before its elements were read may be under way.
     assert "x/1" not in rows
     cut = entries(folder)[0] if entries(folder)[0] != path else path
     cut.write_bytes(cut.read_bytes()[:50])

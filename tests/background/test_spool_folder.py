@@ -42,7 +42,7 @@ def change_of(folder: SpoolFolder, number: int) -> Change:
     return entry.change()
 
 
-# What is given comes back --------------------------------------------------------------------------------
+# Values that come back --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

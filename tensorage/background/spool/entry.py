@@ -103,7 +103,7 @@ class NewEntry:
 
     @property
     def _places(self) -> list[int]:
-        """Where each array begins, and where the last one ends."""
+        """Return the place of the first byte of each array, and the end of the last one."""
         places = [_TEXT_AT + len(self._text([0] * len(self.arrays)))]
         for array in self.arrays:
             first = -(-places.pop() // _ALIGN_BYTES) * _ALIGN_BYTES

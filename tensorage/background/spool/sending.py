@@ -471,7 +471,7 @@ class Sender:
             pause_s = min(FIRST_PAUSE_S * 2.0 ** min(self._failed_tries, 10), LONGEST_PAUSE_S)
             self._failed_tries += 1
             self._again_at = time.monotonic() + pause_s
-            # What was under way may have been done.
+            # Requests that were under way may have done their work.
             self._has_asked = False
             self._workers.notify()
             if not self.is_stopped and isinstance(error, BackendUnavailableError):
