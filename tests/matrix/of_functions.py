@@ -310,30 +310,33 @@ def _begin_of_another(w: World, p: Person) -> Outcome:
     return _one(answer, _is_ok(answer) and _member(answer, "user_id") == p.id)
 
 
-def _kept(w: World, user_id: str | None) -> str:
-    """Id of an operation of a spool that a user has done, put there past the functions."""
+@contextmanager
+def _kept(w: World, user_id: str | None) -> Iterator[str]:
+    """Id of an operation of a spool that a user has done, put there past the functions for a while."""
     operation = str(uuid.UUID(int=uuid.UUID(new_operation()).int & ~(0xF << 76) | 8 << 76))
     w.database.execute(
         "insert into tensorage.operations (user_id, id, owner, answer, finished_at) "
         "select id, %s, id, '{}', 'infinity' from auth.users where id::text = %s",
         (operation, user_id),
     )
-    return operation
+    yield operation
+    w.database.execute("delete from tensorage.operations where id = %s", (operation,))
 
 
 def _answered(w: World, p: Person) -> Outcome:
     """Look for operations of a spool among those of all users."""
-    theirs, own = _kept(w, w.owner.id), _kept(w, p.id)
-    answer = p.call("tensorage_answered", first=str(uuid.UUID(int=0)), last=str(uuid.UUID(int=2**128 - 1)))
+    everything = {"first": str(uuid.UUID(int=0)), "last": str(uuid.UUID(int=2**128 - 1))}
+    with _kept(w, w.owner.id) as theirs, _kept(w, p.id) as own:
+        answer = p.call("tensorage_answered", **everything)
     found = set(_json(answer) or [])
     return _one(answer, own in found and (theirs in found) == (p.id == w.owner.id))
 
 
 def _acknowledge(w: World, p: Person) -> Outcome:
     """Let an operation of the owner's and one of the own be forgotten."""
-    theirs, own = _kept(w, w.owner.id), _kept(w, p.id)
-    answer = p.call("tensorage_acknowledge", operations=[theirs, own])
-    kept = w.one("select finished_at = 'infinity' from tensorage.operations where id = %s", theirs)
+    with _kept(w, w.owner.id) as theirs, _kept(w, p.id) as own:
+        answer = p.call("tensorage_acknowledge", operations=[theirs, own])
+        kept = w.one("select finished_at = 'infinity' from tensorage.operations where id = %s", theirs)
     return _one(answer, _json(answer) == (2 if p.id == w.owner.id else 1) and kept == (p.id != w.owner.id))
 
 
