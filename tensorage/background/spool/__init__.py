@@ -7,7 +7,7 @@ sending.
 Modules
 -------
 values   values and selections as JSON and arrays (pure)
-changes  a change of one array, as it is given, written down and made
+records  changes as JSON and arrays (pure)
 entry    the file of one entry
 folder   the folder: order, room, locks, and what has happened to entries
 sending  sending of entries, and their errors
