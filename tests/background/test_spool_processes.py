@@ -31,18 +31,15 @@ sending.ACKNOWLEDGE_AFTER = 3
 store = tensorage.TensorStore(tensorage.BackendSession(*login), quiet=True, engine=engine)
 large = np.arange(1_500_000.0)
 bg = store.background(spool=folder)
-for change in (
-    lambda: bg.__setitem__("x", np.zeros(2)),
-    lambda: bg.append("x", [1.0]),
-    lambda: bg.append("x", [2.0]),
-    lambda: bg.__setitem__(("x", 0), 7.0),
-    lambda: bg.__setitem__("x", large) if False else bg.append("x", large),
-    lambda: bg.__setitem__(("x", slice(4, None)), -large),
-    lambda: bg.append("x", [3.0]),
-    lambda: bg.__setitem__("gone", [1]),
-    lambda: bg.__delitem__("gone"),
-):
-    change()
+bg["x"] = np.zeros(2)
+bg.append("x", [1.0])
+bg.append("x", [2.0])
+bg["x", 0] = 7.0
+bg.append("x", large)
+bg["x", 4:] = -large
+bg.append("x", [3.0])
+bg["gone"] = [1]
+del bg["gone"]
 print("taken", flush=True)
 bg.close()
 print("closed", flush=True)
