@@ -11,9 +11,11 @@ import click
 
 # Each command loads the modules that it needs, so that all of them start quickly.
 if TYPE_CHECKING:
+    from tensorage.background.spool.sync import Left
     from tensorage.config import Configuration
     from tensorage.embedded.control import Running
     from tensorage.quotas import UserQuota
+    from tensorage.session import BackendSession
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -226,6 +228,119 @@ def doctor(as_json: bool, **project: Any) -> None:
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if not report.is_healthy:
         click.get_current_context().exit(1)
+
+
+@main.command(cls=_ProjectCommand)
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--dry-run", is_flag=True, help="List what is left. Nothing is sent, and no login is needed.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: the folder, what was sent, and what is left."
+)
+@click.option("--retry", is_flag=True, help="Send entries again that the project has refused.")
+@click.option(
+    "--drop", type=click.IntRange(1), multiple=True, metavar="NUMBER", help="Delete an entry first, unsent."
+)
+@click.option("--skip-damaged", is_flag=True, help="Move damaged entries to FOLDER/damaged first.")
+@click.option("--moved", is_flag=True, help="The project of the spool has another URL than before.")
+@click.option("--url", metavar="URL", help="URL of the project.  [default: as configured]")
+@click.option("--key", metavar="KEY", help="Publishable key of the project.  [default: as configured]")
+@click.option("--local", "is_local", is_flag=True, help="Take the embedded backend, and its own user.")
+@_data_dir_option
+def sync(
+    folder: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    retry: bool,
+    drop: tuple[int, ...],
+    skip_damaged: bool,
+    moved: bool,
+    **project: Any,
+) -> None:
+    """Send what a background writer has left in its spool FOLDER, in order, each entry once.
+
+    The user is the one of $USER_EMAIL and $USER_PASSWORD, as configured. The exit status is 1 if entries are left that
+    could not be sent.
+
+    \b
+    Examples:
+      tensorage sync run/spool --dry-run
+      tensorage sync run/spool
+      tensorage sync run/spool --drop 17 --retry
+    """
+    from tensorage.background.spool.sync import list_left
+
+    if dry_run:
+        if retry or drop or skip_damaged or moved:
+            raise click.UsageError(
+                "--dry-run only lists: leave --retry, --drop, --skip-damaged and --moved out"
+            )
+        _print_spool(folder, None, list_left(folder), as_json=as_json)
+        return
+    told = _Told(is_quiet=as_json)
+    left = _sync(folder, told, project, retry=retry, drop=drop, skip_damaged=skip_damaged, is_moved=moved)
+    _print_spool(folder, told.count, left, as_json=as_json)
+    if left:
+        click.get_current_context().exit(1)
+
+
+class _Told:
+    """Counts the entries that were sent, and tells of each on stderr."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self.count = 0
+        self._is_quiet = is_quiet
+
+    def __call__(self, entry: object) -> None:
+        self.count += 1
+        if not self._is_quiet:
+            click.echo(f"sent {entry}", err=True)
+
+
+def _sync(folder: str, told: _Told, project: dict[str, Any], **how: Any) -> list[Left]:
+    from tensorage.background.spool.sync import sync as send
+
+    # A folder that is no spool is told before anybody logs in.
+    _check_spool(folder)
+    session = _session(**project)
+    try:
+        return send(folder, session(), on_done=told, **how)
+    finally:
+        session.logout()
+
+
+def _check_spool(folder: str) -> None:
+    from tensorage.background.spool.folder import SpoolFolder
+
+    SpoolFolder.join(folder)
+
+
+def _session(url: str | None, key: str | None, is_local: bool, data_dir: str | None) -> BackendSession:
+    """Return a session of the configured user, or of the embedded backend's own."""
+    from tensorage.auth import local
+    from tensorage.session import BackendSession
+
+    if not is_local:
+        if data_dir is not None:
+            raise click.UsageError("--data-dir is of the embedded backend: give --local, too")
+        session = BackendSession(backend_url=url, backend_key=key)
+        session.login_by_mail()
+        return session
+    if url is not None or key is not None:
+        raise click.UsageError("--local has the URL and the key of its own: leave --url and --key out")
+    return local(data_dir)
+
+
+def _print_spool(folder: str, sent: int | None, left: list[Left], *, as_json: bool) -> None:
+    if as_json:
+        said = {"folder": folder, "sent": sent, "left": [one.as_json() for one in left]}
+        click.echo(json.dumps(said, indent=2))
+        return
+    for one in left:
+        reason = "" if one.reason is None else f": {one.reason}"
+        click.echo(f"{one.number:>8} {one.state:<8} {one.nbytes:>12} bytes  {one.what or '?'}{reason}")
+    counted = "" if sent is None else f"{sent} sent, "
+    click.echo(f"{counted}{len(left)} left")
 
 
 @main.group()

@@ -16,6 +16,9 @@
     ├── SchemaError                 (RuntimeError)      the project lacks the migrations, or has others
     ├── ChangedError                (RuntimeError)      somebody changed the array meanwhile
     ├── CacheError                  (OSError)           the folder of a local cache cannot be used
+    ├── SpoolError                  (OSError)           the folder of a spool cannot be used
+    │   ├── SpoolFullError                              no room for one more write in it
+    │   └── SpoolDamagedError                           a write in it is not as it was given
     ├── ClosedError                 (ValueError)        a background writer that takes nothing any more
     ├── TooLargeError               (MemoryError)       more elements than there is memory for
     └── BackendUnavailableError     (ConnectionError)   unreachable, overloaded, or broken
@@ -41,6 +44,9 @@ __all__ = [
     "PermissionDeniedError",
     "QuotaExceededError",
     "SchemaError",
+    "SpoolDamagedError",
+    "SpoolError",
+    "SpoolFullError",
     "TensorageError",
     "TooLargeError",
 ]
@@ -104,6 +110,18 @@ class ChangedError(TensorageError, RuntimeError):
 
 class CacheError(TensorageError, OSError):
     """The folder of a local cache cannot be used: it is full, not writable, or holds other files than a cache's."""
+
+
+class SpoolError(TensorageError, OSError):
+    """The folder of a spool cannot be used: it is another project's or user's, or writes in it cannot go on."""
+
+
+class SpoolFullError(SpoolError):
+    """The folder of a spool, or its disk, has no room for one more write. That write was not taken."""
+
+
+class SpoolDamagedError(SpoolError):
+    """A write that waits in a spool is not as it was given. It is not sent, and neither is what comes after it."""
 
 
 class ClosedError(TensorageError, ValueError):

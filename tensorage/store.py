@@ -1173,13 +1173,26 @@ class TensorStore(MutableMapping[str, Any]):
         """
         return self.arrays.compact(self.full_key(key))
 
-    def background(self, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> BackgroundWriter:
+    def background(
+        self,
+        *,
+        max_in_flight: int = 8,
+        max_bytes: int = 256 * 1024 * 1024,
+        spool: str | os.PathLike[str] | None = None,
+        spool_bytes: int | None = None,
+    ) -> BackgroundWriter:
         """Return a writer for a loop that does not wait. Threads store the arrays, with the settings of this store.
 
         Parameters
         ----------
         max_in_flight, max_bytes
             Most operations, and most bytes of their arrays, that are waiting or under way before a call waits.
+        spool
+            Folder in which arrays wait, in place of memory. Nothing that a call has taken is lost then, even if the
+            process or the machine ends: the next writer with this folder sends the rest, or ``tensorage sync``.
+        spool_bytes
+            Most bytes of the folder; by default, as many as the disk has. A write that does not fit raises
+            `SpoolFullError`.
 
         Examples
         --------
@@ -1193,7 +1206,13 @@ class TensorStore(MutableMapping[str, Any]):
         # The writer has a store of its own, since a bar would cross the output of the loop.
         from tensorage.background.writer import BackgroundWriter
 
-        return BackgroundWriter(replace(self, quiet=True), max_in_flight=max_in_flight, max_bytes=max_bytes)
+        return BackgroundWriter(
+            replace(self, quiet=True),
+            max_in_flight=max_in_flight,
+            max_bytes=max_bytes,
+            spool=spool,
+            spool_bytes=spool_bytes,
+        )
 
     def __getattr__(self, name: str) -> Tensor:
         """Open an array by attribute: ``store.weather`` is ``store.open("weather")``."""

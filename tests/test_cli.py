@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 import servers
+from project import Project, User
 
+from tensorage import BackendSession, TensorStore
+from tensorage.background.changes import Change, Settings
+from tensorage.background.spool.folder import Identity, SpoolFolder
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
 
@@ -144,3 +148,68 @@ def test_version() -> None:
     from importlib.metadata import version
 
     assert version("tensorage") in tensorage("--version").stdout
+
+
+# Spools --------------------------------------------------------------------------------------------------
+
+
+def sync(project: Project, user: User, *arguments: object) -> subprocess.CompletedProcess[str]:
+    login = {"USER_EMAIL": user.email, "USER_PASSWORD": user.password}
+    return tensorage("sync", *arguments, SUPABASE_URL=project.url, SUPABASE_KEY=project.key, **login)
+
+
+def test_sync_sends_what_is_left(
+    project: Project, user: User, session: BackendSession, tmp_path: Path
+) -> None:
+    store, folder = TensorStore(session, quiet=True), tmp_path / "spool"
+    store["taken"] = [1]
+    spool = SpoolFolder.open(folder, Identity.of(TensorStore(session).arrays.project), None)
+    settings = Settings("database")
+    spool.add(Change("storing", "x", settings, [1.0]))
+    spool.add(Change("storing", "taken", settings, [2]))
+    spool.add(Change("appending to", "taken", settings, [3]))
+    spool.add(Change("appending to", "x", settings, [2.0]))
+
+    listed = tensorage("sync", folder, "--dry-run")
+    assert listed.returncode == 0, listed.stderr
+    assert "1 waiting" in listed.stdout
+    assert "storing 'x'" in listed.stdout
+    assert listed.stdout.endswith("\n4 left\n")
+    said = json.loads(tensorage("sync", folder, "--dry-run", "--json").stdout)
+    assert (said["sent"], [left["key"] for left in said["left"]]) == (None, ["x", "taken", "taken", "x"])
+
+    sent = sync(project, user, folder)
+    assert sent.returncode == 1
+    told = [line for line in sent.stderr.splitlines() if line.startswith("sent ")]
+    assert told == ["sent storing 'x'", "sent appending to 'x'"]
+    assert "2 failed" in sent.stdout
+    assert "KeyExistsError" in sent.stdout
+    assert "3 behind" in sent.stdout
+    assert sent.stdout.endswith("2 sent, 2 left\n")
+    assert store["x"].tolist() == [1, 2]
+
+    dropped = sync(project, user, folder, "--drop", 2, "--json")
+    assert dropped.returncode == 0, dropped.stderr
+    assert json.loads(dropped.stdout) == {"folder": str(folder), "sent": 1, "left": []}
+    assert store["taken"].tolist() == [1, 3]
+
+
+def test_sync_says_what_is_wrong(
+    project: Project, user: User, session: BackendSession, tmp_path: Path
+) -> None:
+    nothing = tensorage("sync", tmp_path)
+    assert nothing.returncode == 1
+    assert f"SpoolError: there is no spool in {tmp_path}" in nothing.stderr
+    assert tensorage("sync", tmp_path, "--dry-run", "--retry").returncode == 2
+    folder = tmp_path / "spool"
+    mine = Identity.of(TensorStore(session).arrays.project)
+    spool = SpoolFolder.open(folder, Identity("http://127.0.0.1:9", mine.user_id), None)
+    spool.add(Change("storing", "x", Settings("database"), [1.0]))
+    elsewhere = sync(project, user, folder)
+    assert elsewhere.returncode == 1
+    assert "is of the project http://127.0.0.1:9" in elsewhere.stderr
+    assert "entry 7" in sync(project, user, folder, "--moved", "--drop", 7).stderr
+    with spool.sending():
+        assert f"is being sent by process {os.getpid()}" in sync(project, user, folder).stderr
+    assert sync(project, user, folder).returncode == 0
+    assert TensorStore(session, quiet=True)["x"].tolist() == [1]

@@ -34,6 +34,9 @@ _PASSES = {
     "analyzed, generic": "force_generic_plan",
     "analyzed, custom": "force_custom_plan",
 }
+#: Id of an operation of a spool that nobody has done.
+_OF_A_SPOOL = "00000000-0000-8000-8000-000000000000"
+
 _ANALYZED = ("analyzed, generic", "analyzed, custom")
 
 
@@ -404,6 +407,8 @@ def _other_reads() -> Iterator[tuple[str, Call]]:
         Call("select public.outcome('select public.tensorage_read_many(''{no such}'')')"),
     )
     yield "usage", Call("select public.tensorage_usage()")
+    yield "answered", Call(f"select public.tensorage_answered('{_OF_A_SPOOL}', '{_OF_A_SPOOL}')")
+    yield "acknowledge", Call(f"select public.tensorage_acknowledge('{{{_OF_A_SPOOL}}}')")
     yield "doctor", Call("select public.tensorage_doctor()")
     yield (
         "quotas of nobody's",

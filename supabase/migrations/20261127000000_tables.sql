@@ -363,9 +363,10 @@ create index if not exists shares_given_to on tensorage.shares (reader, id);
 create table if not exists tensorage.operations (
   user_id uuid not null references auth.users on delete cascade,
   id uuid not null,
-  -- The user whose quota the answer counts against: the owner of the array.
+  -- The user whose quota the answer counts against: the owner of the array, or the client that keeps it from being forgotten.
   owner uuid not null,
   answer json not null,
+  -- Infinity while the client may send the operation again: see tensorage.is_spooled.
   finished_at timestamptz not null default now(),
   primary key (user_id, id)
 );

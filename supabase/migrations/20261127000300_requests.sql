@@ -140,6 +140,11 @@ language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $
       order by p.finished_at limit max_operations for update skip locked))
 $$;
 
+-- True for an operation whose client says itself when the answer is needed no longer: the id is a UUID of version 8. Such
+-- operations come from spools (folders in which writes wait), and may be sent again after weeks.
+create or replace function tensorage.is_spooled(operation uuid) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$ select substr(operation::text, 15, 1) = '8' $$;
+
 -- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims,
 -- fill value and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:
 -- its answer is kept also where it does not fit.
@@ -149,14 +154,51 @@ begin
   if tensorage.in_transaction() then
     return answer;
   elsif operation is not null then
-    insert into tensorage.operations (id, user_id, owner, answer)
-      values (operation, auth.uid(), coalesce((answer ->> 'user_id')::uuid, auth.uid()),
+    -- An answer that is kept until its client is done with it counts against the client. It would take room from the owner
+    -- of the array for as long as somebody else likes.
+    insert into tensorage.operations (id, user_id, owner, answer, finished_at)
+      values (operation, auth.uid(),
+              case when tensorage.is_spooled(operation) then auth.uid()
+                   else coalesce((answer ->> 'user_id')::uuid, auth.uid()) end,
               case when answer -> 'attrs' is null then answer
-                   else (answer::jsonb || '{"attrs": {}, "dims": null, "fill": null, "zarr": null}')::json end);
+                   else (answer::jsonb || '{"attrs": {}, "dims": null, "fill": null, "zarr": null}')::json end,
+              case when tensorage.is_spooled(operation) then 'infinity' else now() end);
     -- Two old ones for each new one: appends sweep nothing, and a user who only appends would keep all answers for ever.
     perform tensorage.forget(2);
   end if;
   perform tensorage.settle(must_fit);
   return answer;
+end
+$$;
+
+-- Ids of the caller's operations between two ids whose answers are kept until the caller is done with them: at most 10,000, in
+-- order.
+create or replace function public.tensorage_answered(first uuid, last uuid) returns json
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := tensorage.me();
+begin
+  return array_to_json(array(
+    select o.id from tensorage.operations o
+     where o.user_id = me and o.finished_at = 'infinity' and o.id between first and last order by o.id limit 10000));
+end
+$$;
+
+-- Notes that the caller will not send these operations again. Their answers are kept for a day more, as all others are: a
+-- request that got stuck on its way may still arrive. Returns how many were kept.
+create or replace function public.tensorage_acknowledge(operations uuid[]) returns int
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := tensorage.me();
+  noted int;
+begin
+  if cardinality(operations) > 10000 then
+    raise exception using errcode = 'TS006', message = 'more than 10000 operations are too many for one request',
+      hint = 'Name fewer at a time.';
+  end if;
+  update tensorage.operations o set finished_at = now()
+   where o.user_id = me and o.finished_at = 'infinity' and o.id = any (operations);
+  get diagnostics noted = row_count;
+  return noted;
 end
 $$;

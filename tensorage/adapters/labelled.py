@@ -115,10 +115,17 @@ def labels_of(key: str, array: Any) -> Labels:
     return Labels(array.name, dims, tuple(array.shape), coords)
 
 
-def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Labels) -> Dataset:
+def append_labelled(
+    arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Labels, *, is_begun: bool = False
+) -> Dataset:
     """Add rows at the end of the first axis of an array, and their labels at the end of its coordinates.
 
     The rows are appended first, all at once. The labels follow in a step of their own.
+
+    Parameters
+    ----------
+    is_begun
+        The rows have been appended by the same operation before: their labels may be missing.
 
     Raises
     ------
@@ -129,6 +136,10 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
     """
     # Labels are checked against the stored ones first, so that a mistake leaves the array as it was.
     before = arrays.open(key)
+    if is_begun:
+        # The database answers as the first time, and appends nothing.
+        after = arrays.append(key, rows, known=before)
+        return after if _is_labelled_to(after) else _label_rows(arrays, after, labels)
     if before.dims != labels.dims:
         raise InvalidInputError(
             f"appending to {key!r}: its dims are {before.dims}, and those of the DataArray {labels.dims}. Nothing was "
@@ -139,19 +150,29 @@ def append_labelled(arrays: Arrays, key: str, rows: npt.ArrayLike, labels: Label
         return arrays.append(key, rows, known=before)
     # Labels that find no room have to be refused before the rows are appended.
     check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
-    after = arrays.append(key, rows, known=before)
+    return _label_rows(arrays, arrays.append(key, rows, known=before), labels)
+
+
+def _label_rows(arrays: Arrays, after: Dataset, labels: Labels) -> Dataset:
+    """Add the labels of the last rows of an array at the end of its coordinates."""
     # Others may have appended, too, so that these rows may lie behind theirs. Coordinates are extended once more, for
     # the array as it was just before these rows.
-    count = labels.shape[0]
-    first = after.shape[0] - count
+    first = after.shape[0] - labels.shape[0]
     try:
         made = _extend_coords(replace(after, shape=(first, *after.shape[1:])), labels)
     except InvalidInputError as error:
         raise ChangedError(
-            f"appending to {key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as the "
-            "coordinates were changed meanwhile, or rows were appended by others. Set tensor.coords anew"
+            f"appending to {after.key!r}: the rows {first} to {after.shape[0]} were appended, but not their labels, as "
+            "the coordinates were changed meanwhile, or rows were appended by others. Set tensor.coords anew"
         ) from error
     return after if made is None else arrays.label(after, replace_coords(after, made))
+
+
+def _is_labelled_to(after: Dataset) -> bool:
+    """Tell whether the coordinates along the first axis reach the end of an array, or go on behind it."""
+    first = (after.dims or ())[:1]
+    along = [coord for coord in coords_of(after) if set(coord.dims) & set(first)]
+    return all(coord.values.shape[coord.dims.index(first[0])] >= after.shape[0] for coord in along)
 
 
 def _extend_coords(before: Dataset, labels: Labels) -> list[Coord] | None:

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tensorage.backend.staging import finish_write, new_operation, sweep
+from tensorage.backend.staging import final_operation, finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
@@ -187,7 +187,7 @@ class Catalogue:
         return finish_write(self._transfer, answer)
 
     def remove(self, key: str) -> None:
-        arguments = {"key": key, "operation": new_operation()}
+        arguments = {"key": key, "operation": final_operation()}
         sweep(self._transfer, self._transfer.call("tensorage_remove", arguments, f"deleting {key!r}"))
 
     def remove_all(self, prefix: str) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tensorage.backend.blocks.ragged import RaggedWriter, fetch_lengths, read_samples
 from tensorage.backend.engine import READ_BYTES
 from tensorage.backend.restarts import on_latest
-from tensorage.backend.staging import new_operation
+from tensorage.backend.staging import final_operation
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import OtherDTypeError
 from tensorage.errors import DTypeError, InvalidInputError, missing_package
@@ -155,7 +155,7 @@ class RaggedArrays:
 
         meta = {
             "key": dataset.key, "shape": shape, "dtype": ragged.form, "chunk": block_size, "owner": self.owner,
-            "operation": new_operation(),
+            "operation": final_operation(),
         }  # fmt: skip
         is_repeatable = not isinstance(data, Iterator)
         try:
@@ -250,7 +250,7 @@ class RaggedArrays:
     def _store(
         self, new: Declaration, blocks: Callable[[], Iterator[Block]], *, is_repeatable: bool
     ) -> Dataset:
-        meta = {**new.meta, "operation": new_operation()}
+        meta = {**new.meta, "operation": final_operation()}
         return self._writer.store(blocks, meta, is_repeatable=is_repeatable, is_append=False)
 
     def _samples(self, dataset: Dataset) -> Iterator[Any]:

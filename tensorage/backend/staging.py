@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from tensorage.backend.transfer import Transfer, Work
@@ -21,9 +23,11 @@ from tensorage.types import Dataset
 
 __all__ = [
     "abort",
+    "as_operation",
     "begin",
     "begin_anew_after_failures",
     "commit",
+    "final_operation",
     "finish_write",
     "new_operation",
     "stage",
@@ -41,6 +45,9 @@ T = TypeVar("T")
 
 def begin(transfer: Transfer, meta: Mapping[str, Any]) -> Dataset:
     """Declare an array that comes in several requests."""
+    # An id of its own for each beginning: by that of an earlier one, the database would take it for a repeated request.
+    # The commit, which changes something, has the id of the change.
+    meta = {**meta, "operation": new_operation()}
     asked = f"storing {meta['key']!r}"
     return Dataset.from_json(with_room(transfer, lambda: transfer.call("tensorage_begin", meta, asked)))
 
@@ -94,7 +101,7 @@ def begin_anew_after_failures(write: Callable[[], T]) -> T:
 
 def commit(transfer: Transfer, dataset: Dataset, shards: list[dict[str, Any]] | None = None) -> Dataset:
     """Make a staged dataset visible, and tell the catalogue the last records of shards, if any."""
-    arguments: dict[str, Any] = {"data_id": dataset.id, "operation": new_operation()}
+    arguments: dict[str, Any] = {"data_id": dataset.id, "operation": final_operation()}
     if shards is not None:
         arguments["shards"] = shards
     return finish_write(transfer, transfer.call("tensorage_commit", arguments, f"storing {dataset.key!r}"))
@@ -158,6 +165,28 @@ def _sweep_objects(transfer: Transfer) -> None:
 def new_operation() -> str:
     """Make the id of an operation, which is done once however often its request is sent."""
     return str(uuid.uuid4())
+
+
+#: Id of the change that is made in this context, if it has one that outlives the process.
+_operation: ContextVar[str | None] = ContextVar("tensorage_operation", default=None)
+
+
+@contextmanager
+def as_operation(operation: str) -> Iterator[None]:
+    """Make the one change of the block under an id, so that the database makes it once, whoever sends it again."""
+    before = _operation.set(operation)
+    try:
+        yield
+    finally:
+        _operation.reset(before)
+
+
+def final_operation() -> str:
+    """Return the id of a request that makes a change visible: that of the change, or a new one.
+
+    Requests that only prepare a change have ids by `new_operation`.
+    """
+    return _operation.get() or new_operation()
 
 
 def abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:

@@ -98,7 +98,7 @@ class Workers:
                 while True:
                     with self.lock:
                         self.check_open()
-                        self._raise_failures(refused=operation)
+                        self.raise_failures(refused=operation)
                         if self.operations.have_room_for(operation):
                             self.operations.add(operation)
                             is_taken = True
@@ -133,7 +133,7 @@ class Workers:
                 f"background writer: not waited for, and still going on: {unfinished or 'nothing'}"
             )
             raise
-        self._raise_failures(of_all=True)
+        self.raise_failures(of_all=True)
 
     def close(self) -> None:
         """Take no more operations, and wait until all are committed. In a forked process, do nothing.
@@ -147,14 +147,14 @@ class Workers:
             return
         self._is_closed = True
         with self.lock:
-            self._notify()
+            self.notify()
             given = set(self.operations)
         try:
             self._wait_for(given)
         except KeyboardInterrupt as interrupt:
             self._give_up(interrupt)
             raise
-        self._raise_failures(of_all=True)
+        self.raise_failures(of_all=True)
 
     def leave(self) -> None:
         """Log the errors of a writer that is gone without having been closed.
@@ -187,7 +187,7 @@ class Workers:
 
     # Errors -------------------------------------------------------------------------------------------
 
-    def _raise_failures(self, *, of_all: bool = False, refused: Operation | None = None) -> None:
+    def raise_failures(self, *, of_all: bool = False, refused: Operation | None = None) -> None:
         """Raise the failures of this thread's operations, and with `of_all` those that no thread has got yet.
 
         A thread gets the failures of its own operations even if another thread has got them before. Otherwise its flush
@@ -246,7 +246,8 @@ class Workers:
         self._waiters.append(change)
         return change
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Wake all threads that wait for a change. The caller holds the lock."""
         waiters, self._waiters = self._waiters, []
         for change in waiters:
             change.release()
@@ -283,12 +284,13 @@ class Workers:
             with self.lock:
                 self.operations.end(operation)
                 if error is not None:
-                    self._add_failure(Failure.of(operation, error, self.operations.drop(operation.key)))
-                self._notify()
+                    self.add_failure(Failure.of(operation, error, self.operations.drop(operation.key)))
+                self.notify()
             # Otherwise the array, and all that the traceback refers to, would stay in memory until the next operation.
             del operation, error
 
-    def _add_failure(self, failure: Failure) -> None:
+    def add_failure(self, failure: Failure) -> None:
+        """Keep a failure for the thread that gave the operation, or log it if that cannot get it any more."""
         if self._is_left:
             _log(failure)
         else:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 import operator
+import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Protocol, cast
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.adapters.labelled import append_labelled, is_labelled, labels_of, unwrap
-from tensorage.backend.arrays import Arrays
+from tensorage.adapters.labelled import is_labelled, labels_of, unwrap
+from tensorage.background.changes import Change, Settings, Store, Stores, Verb
 from tensorage.background.operations import Operation
+from tensorage.background.spool.folder import Identity, SpoolFolder
+from tensorage.background.spool.sending import Sender
+from tensorage.background.spool.values import Loose
 from tensorage.background.workers import Workers
 from tensorage.dtypes import storable_dtype
-from tensorage.errors import ClosedError, InvalidInputError
+from tensorage.errors import BackendUnavailableError, ClosedError, InvalidInputError
 from tensorage.interchange.objects import described
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.ragged import as_texts, declare_array, is_of_text
 from tensorage.model.values import as_array, check_key, is_array, split_key
-from tensorage.types import COORDS_ATTRIBUTE, Dataset, EngineChoice
+from tensorage.types import COORDS_ATTRIBUTE, EngineChoice
 
 __all__ = ["BackgroundWriter"]
 
@@ -33,43 +37,6 @@ logger = logging.getLogger("tensorage.background")
 
 #: Types that numpy makes an array of with memory of its own.
 _COPIED_ANYWAY = (list, tuple, bool, int, float, complex)
-
-
-class Store(Protocol):
-    """The part of a store that a background writer needs."""
-
-    chunk_size: int | None
-    allow_overwrite: bool
-    engine: EngineChoice
-
-    @property
-    def arrays(self) -> Arrays:
-        """Arrays of the user."""
-        ...
-
-    def full_key(self, key: str) -> str:
-        """Return the whole key of an array of the store."""
-        ...
-
-    def open(self, key: str) -> Assignable:
-        """Return a handle on an array."""
-        ...
-
-    def write_declared(self, key: str, value: npt.ArrayLike, **how: Any) -> Dataset:
-        """Store an array with its options."""
-        ...
-
-    def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
-        """Add rows at the end of the first axis of an array, which is made of them if it may be."""
-        ...
-
-    def __delitem__(self, key: str) -> None: ...
-
-
-class Assignable(Protocol):
-    """A handle whose selections can be assigned to."""
-
-    def __setitem__(self, selection: Any, value: npt.ArrayLike, /) -> None: ...
 
 
 class BackgroundWriter:
@@ -99,11 +66,18 @@ class BackgroundWriter:
         Store for this writer alone, without progress bars, which would disturb the output of the loop.
     max_in_flight, max_bytes
         Most operations, and most bytes of their arrays, that are waiting or under way. A single array may be larger.
+    spool
+        Folder in which arrays wait, in place of memory. Each call returns once its array is on the disk. Arrays
+        that are left when the process ends are sent by the next writer with the same folder, or by ``tensorage sync``.
+    spool_bytes
+        Most bytes of the folder; by default, as many as the disk has.
 
     Raises
     ------
     InvalidInputError
-        If `max_in_flight` or `max_bytes` is less than 1.
+        If a limit is less than 1.
+    SpoolError
+        If the folder is another project's or user's, or holds other files.
 
     Examples
     --------
@@ -116,12 +90,32 @@ class BackgroundWriter:
                 bg[f"run/3/weights/{step}"] = weights
     """
 
-    def __init__(self, store: Store, *, max_in_flight: int = 8, max_bytes: int = 256 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_in_flight: int = 8,
+        max_bytes: int = 256 * 1024 * 1024,
+        spool: str | os.PathLike[str] | None = None,
+        spool_bytes: int | None = None,
+    ) -> None:
         limits = _check_limit("max_in_flight", max_in_flight), _check_limit("max_bytes", max_bytes)
+        if spool_bytes is not None:
+            if spool is None:
+                raise InvalidInputError("spool_bytes= is the room of a spool: give spool= as well")
+            _check_limit("spool_bytes", spool_bytes)
         self._of = repr(store)
         # Holds the login until the writer is closed.
         self._store: Store | None = store
+        self._stores: Stores | None = Stores(store)
         self.workers = Workers(*limits)
+        self.sender: Sender | None = None
+        if spool is not None:
+            folder = SpoolFolder.open(spool, Identity.of(store.arrays.project), spool_bytes)
+            self.sender = Sender(folder, Stores(store), self.workers)
+            weakref.finalize(self, _tell_what_is_left, self.sender)
+            # An earlier process may have left something.
+            self.sender.kick()
         weakref.finalize(self, self.workers.leave)
 
     # Operations -------------------------------------------------------------------------------------
@@ -144,18 +138,13 @@ class BackgroundWriter:
         if selection is None:
             self.write(name, value)
             return
-        store = self._require_open()
+        self._require_open()
         check_key(name)
-        array = _snapshot(value)
+        taken = self._snapshot(value)
         # Texts of any length are assigned to nowhere: told now, not when the loop is far ahead.
-        storable_dtype(array.array.dtype)
-        # The loop may change arrays within the selection, too.
-        where = deepcopy(selection)
-
-        def do() -> None:
-            store.open(name)[where] = array.given
-
-        self._take("assigning to", name, array.nbytes + _nbytes_of(where), do)
+        storable_dtype(taken.array.dtype)
+        where = self._copy(selection)
+        self._take("assigning to", name, taken.nbytes + _nbytes_of(where), value=taken.given, selection=where)
 
     def write(
         self,
@@ -187,23 +176,20 @@ class BackgroundWriter:
             check_engine(engine, f"storing {key!r}: ")
         said = {
             "chunk_size": store.chunk_size, "overwrite": store.allow_overwrite, "attrs": attrs, "dims": dims,
-            "chunks": deepcopy(chunks), "shards": deepcopy(shards), "codecs": deepcopy(codecs),
+            "chunks": copy.deepcopy(chunks), "shards": copy.deepcopy(shards), "codecs": copy.deepcopy(codecs),
         }  # fmt: skip
         array, said = described(key, array, said)
         elements, said = unwrap(key, array, said)
-        copied = _snapshot(elements)
+        taken = self._snapshot(elements)
         options = cast("ArrayOptions", said)
         # The declaration checks the options, and copies attributes and names of axes. Coordinates are text by now,
         # which needs no copy.
-        meta = declare_array(key, copied.array, is_shared, options).meta
+        meta = declare_array(key, taken.array, is_shared, options).meta
         meta["attrs"].pop(COORDS_ATTRIBUTE, None)
-        options = {**options, "attrs": meta["attrs"], "dims": meta["dims"]}
         where = store.engine if engine is None else engine
-
-        def do() -> None:
-            store.write_declared(key, copied.array, engine=where, is_shared=is_shared, **options)
-
-        self._take("storing", key, copied.nbytes, do)
+        options = {**options, "attrs": meta["attrs"], "dims": meta["dims"]}
+        how = {**options, "engine": where, "is_shared": is_shared}
+        self._take("storing", key, taken.nbytes, value=taken.array, options=how)
 
     def append(self, key: str, data: npt.ArrayLike, *, create: bool = False) -> None:
         """Add rows at the end of the first axis of an array, later: see `TensorStore.append`.
@@ -215,28 +201,28 @@ class BackgroundWriter:
         """
         store = self._require_open()
         check_key(key)
-        if is_labelled(data) and create:
-            # A new array takes all of its labels, and not those of its rows alone.
-            labelled = cast("Any", data).copy(deep=True)
-            labels_of(key, labelled)
-            self._take("appending to", key, labelled.nbytes, lambda: store.append(key, labelled, create=True))
+        if not is_labelled(data):
+            rows = self._snapshot(data)
+            self._take("appending to", key, rows.nbytes, value=rows.given, create=create)
             return
-        if is_labelled(data):
-            labels = labels_of(key, data).copy()
-            values = _snapshot(cast("Any", data).data)
-            self._take(
-                "appending to",
-                key,
-                values.nbytes + sum(coord.values.nbytes for coord in labels.coords),
-                lambda: append_labelled(store.arrays, store.full_key(key), values.given, labels),
-            )
-            return
-        rows = _snapshot(data)
+        labelled = cast("Any", data)
+        labels = labels_of(key, labelled).copy()
+        rows = self._snapshot(labelled.data)
+        nbytes = rows.nbytes + sum(coord.values.nbytes for coord in labels.coords)
+        # A new array takes its attributes, too.
+        how = {
+            "attrs": copy.deepcopy(dict(labelled.attrs)),
+            "engine": store.engine,
+            "chunk_size": store.chunk_size,
+        }
         self._take(
             "appending to",
             key,
-            rows.nbytes,
-            lambda: store.append(key, rows.given, create=create),
+            nbytes,
+            value=rows.given,
+            labels=labels,
+            create=create,
+            options=how if create else {},
         )
 
     def __delitem__(self, key: str) -> None:
@@ -247,9 +233,9 @@ class BackgroundWriter:
         ClosedError, InvalidInputError, TensorageError
             For the same reasons as an assignment to the writer.
         """
-        store = self._require_open()
+        self._require_open()
         check_key(key)
-        self._take("deleting", key, 0, lambda: store.__delitem__(key))
+        self._take("deleting", key, 0)
 
     # The end ----------------------------------------------------------------------------------------
 
@@ -265,25 +251,49 @@ class BackgroundWriter:
         TensorageError
             If an operation that was given before has failed, once all others are done.
         """
-        self.workers.flush()
+        self.workers.check_open()
+        if self.sender is None:
+            self.workers.flush()
+        else:
+            self._flush(self.sender)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> int:
         """Take no more operations, and wait as `flush` does. Closing again does nothing.
+
+        With a spool, what cannot be sent stays there: a backend that is away is no error, but an entry of the log.
 
         Ctrl-C ends the waiting, and drops operations that have not begun. The notes of the interrupt name them.
 
         In a forked process, closing does nothing: the process that took the operations does them.
+
+        Parameters
+        ----------
+        wait
+            With a spool, false ends the sending at once. The rest stays in the folder.
+
+        Returns
+        -------
+        int
+            Operations that are left in the spool, of those that this writer took. 0 without a spool.
 
         Raises
         ------
         TensorageError
             If an operation that was given before has failed, once all others are done.
         """
+        if not wait and self.sender is None:
+            raise InvalidInputError(
+                "close(wait=False) is for a writer with a spool: without one, arrays would be lost"
+            )
+        if not self.workers.is_here:
+            return 0
         try:
             self.workers.close()
+            return 0 if self.sender is None else self._close_spool(self.sender, wait=wait)
         finally:
             # The login is given up even if an error is raised.
             self._store = None
+            self._stores = None
 
     def __enter__(self) -> BackgroundWriter:
         self.workers.check_open()
@@ -329,10 +339,62 @@ class BackgroundWriter:
             raise ClosedError("the background writer is closed")
         return store
 
-    def _take(self, verb: str, key: str, nbytes: int, do: Callable[[], object]) -> None:
-        self.workers.take(Operation(verb, key, nbytes, do))
+    def _take(self, verb: Verb, key: str, nbytes: int, **what: Any) -> None:
+        store, stores = self._require_open(), self._stores
+        assert stores is not None, "an open writer has a login"
+        change = Change(verb, store.full_key(key), Settings.of(store), **what)
+        operation = Operation(verb, key, nbytes, lambda: change.make(stores))
+        if self.sender is None:
+            self.workers.take(operation)
+            return
+        self.workers.raise_failures(refused=operation)
+        self.sender.give(change)
+
+    def _snapshot(self, value: npt.ArrayLike) -> _Snapshot:
+        """Return an array as it is now. A spool writes it down at once, and needs no copy."""
+        return _snapshot(value, is_copied=self.sender is None)
+
+    def _copy(self, selection: Any) -> Any:
+        # The loop may change arrays within the selection, too.
+        return copy.deepcopy(selection) if self.sender is None else selection
+
+    def _flush(self, sender: Sender) -> None:
+        try:
+            sender.flush()
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"background writer: not waited for: {sender.describe_left() or 'nothing'}")
+            raise
+
+    def _close_spool(self, sender: Sender, *, wait: bool) -> int:
+        if sender.is_stopped:
+            return sender.left
+        is_interrupted = False
+        try:
+            if wait:
+                sender.flush()
+        except BackendUnavailableError as error:
+            logger.warning("background writer: %s", error)
+        except KeyboardInterrupt as interrupt:
+            is_interrupted = True
+            interrupt.add_note(f"background writer: {sender.describe_left() or 'all was sent'}")
+            raise
+        finally:
+            sender.stop(in_a_hurry=is_interrupted or not wait)
+            if wait and not is_interrupted:
+                sender.join()
+        _tell_what_is_left(sender)
+        return sender.left
 
 
+def _tell_what_is_left(sender: Sender) -> None:
+    is_told, sender.is_told = sender.is_told, True
+    if not is_told and (left := sender.describe_left()):
+        logger.warning(
+            "background writer: %s: `tensorage sync %s` sends what is there", left, sender.folder.path
+        )
+
+
+@dataclass(frozen=True)
 class _Snapshot:
     """An array as it was when it was given.
 
@@ -340,22 +402,18 @@ class _Snapshot:
     ----------
     given
         The value in its original kind, for callers that treat lists and arrays differently: an array, whose dtype
-        counts, or a list or tuple. None stands for anything else, whose dtype does not count.
+        counts, a list or tuple, or anything else, whose dtype does not count.
     """
 
-    def __init__(self, array: npt.NDArray[Any], given: npt.ArrayLike | None) -> None:
-        self.array = array
-        self.given: npt.ArrayLike = self if given is None else given
+    array: npt.NDArray[Any]
+    given: Any
 
     @property
     def nbytes(self) -> int:
         return self.array.nbytes
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return np.asarray(self.array, dtype=dtype)
 
-
-def _snapshot(value: npt.ArrayLike) -> _Snapshot:
+def _snapshot(value: npt.ArrayLike, *, is_copied: bool) -> _Snapshot:
     array = as_array(value)
     if is_of_text(array):
         as_texts("an array", array)
@@ -363,11 +421,11 @@ def _snapshot(value: npt.ArrayLike) -> _Snapshot:
         storable_dtype(array.dtype)
     if isinstance(value, list | tuple):
         # Tuples may stand for records, which only the dtype of the stored array tells.
-        return _Snapshot(array, copy.deepcopy(value))
+        return _Snapshot(array, copy.deepcopy(value) if is_copied else value)
     # `as_array` may return the caller's own memory.
-    if not isinstance(value, _COPIED_ANYWAY):
+    if is_copied and not isinstance(value, _COPIED_ANYWAY):
         array = np.array(array, order="C", copy=True)
-    return _Snapshot(array, array if is_array(value) else None)
+    return _Snapshot(array, array if is_array(value) else Loose(array))
 
 
 def _nbytes_of(selection: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -309,7 +310,39 @@ def _begin_of_another(w: World, p: Person) -> Outcome:
     return _one(answer, _is_ok(answer) and _member(answer, "user_id") == p.id)
 
 
+@contextmanager
+def _kept(w: World, user_id: str | None) -> Iterator[str]:
+    """Id of an operation of a spool that a user has done, put there past the functions for a while."""
+    operation = str(uuid.UUID(int=uuid.UUID(new_operation()).int & ~(0xF << 76) | 8 << 76))
+    w.database.execute(
+        "insert into tensorage.operations (user_id, id, owner, answer, finished_at) "
+        "select id, %s, id, '{}', 'infinity' from auth.users where id::text = %s",
+        (operation, user_id),
+    )
+    yield operation
+    w.database.execute("delete from tensorage.operations where id = %s", (operation,))
+
+
+def _answered(w: World, p: Person) -> Outcome:
+    """Look for operations of a spool among those of all users."""
+    everything = {"first": str(uuid.UUID(int=0)), "last": str(uuid.UUID(int=2**128 - 1))}
+    with _kept(w, w.owner.id) as theirs, _kept(w, p.id) as own:
+        answer = p.call("tensorage_answered", **everything)
+    found = set(_json(answer) or [])
+    return _one(answer, own in found and (theirs in found) == (p.id == w.owner.id))
+
+
+def _acknowledge(w: World, p: Person) -> Outcome:
+    """Let an operation of the owner's and one of the own be forgotten."""
+    with _kept(w, w.owner.id) as theirs, _kept(w, p.id) as own:
+        answer = p.call("tensorage_acknowledge", operations=[theirs, own])
+        kept = w.one("select finished_at = 'infinity' from tensorage.operations where id = %s", theirs)
+    return _one(answer, _json(answer) == (2 if p.id == w.owner.id else 1) and kept == (p.id != w.owner.id))
+
+
 OWN = [
+    Operation("tensorage_answered", "tensorage_answered", Kind.OWN, _answered),
+    Operation("tensorage_acknowledge", "tensorage_acknowledge", Kind.OWN, _acknowledge),
     Operation("tensorage_store over the own one", "tensorage_store", Kind.OWN, _store_over, ("rows",)),
     _own_call("tensorage_abort", "staged", lambda data_id, key: {"data_id": data_id}),
     _own_call("tensorage_rename", "committed", lambda data_id, key: {"key": key, "new_key": new_key()}),

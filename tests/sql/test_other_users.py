@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -247,6 +248,10 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
         "tensorage_remove_all": [Attempt({"prefix": n.key}, None)],
         "tensorage_rename_all": [Attempt({"prefix": n.key, "new_prefix": "mine"}, "TS001")],
         "tensorage_sweep": [Attempt({}, None)],
+        "tensorage_answered": [
+            Attempt({"first": str(uuid.UUID(int=0)), "last": str(uuid.UUID(int=2**128 - 1))}, None)
+        ],
+        "tensorage_acknowledge": [Attempt({"operations": [n.begun_by]}, None)],
         "tensorage_begin_append": [
             Attempt({"data_id": n.objects, "shape": [1, 3], "base_rows": 9}, "TS003"),
             Attempt({"data_id": n.objects, "shape": [1, 4], "base_rows": 9}, "TS003"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -258,6 +259,75 @@ def test_answers_are_forgotten_by_who_does_nothing_but_append(owner: Caller, dat
         rows = database.execute("select count(*) from tensorage.operations where user_id = %s", (owner.id,))
         counts.append((rows.fetchone() or (None,))[0])
     assert counts == [4, 3, 3, 4]
+
+
+def _of_a_spool() -> str:
+    """Id of an operation that the client acknowledges: a UUID of version 8."""
+    return str(uuid.UUID(int=uuid.uuid4().int & ~(0xF << 76) | 8 << 76))
+
+
+def _kept(database: Connection, owner: Caller) -> int:
+    rows = database.execute("select count(*) from tensorage.operations where user_id = %s", (owner.id,))
+    return (rows.fetchone() or (-1,))[0]
+
+
+def test_operations_of_a_spool_are_kept_until_they_are_acknowledged(
+    owner: Caller, database: Connection
+) -> None:
+    key, operation = new_key(), _of_a_spool()
+    _store(owner, key, operation)
+    appended = _of_a_spool()
+    rows = whole(_NUMBERS, key=key, operation=appended)
+    first = answer_of(owner.call("tensorage_append", rows))
+    # A month later.
+    database.execute(
+        "update tensorage.operations set finished_at = finished_at - interval '30 days' where user_id = %s",
+        (owner.id,),
+    )
+    answer_of(owner.call("tensorage_sweep"))
+    assert _kept(database, owner) == 2
+    assert answer_of(owner.call("tensorage_append", rows))["shape"] == first["shape"] == [200]
+    asked = {"first": min(operation, appended), "last": max(operation, appended)}
+    assert answer_of(owner.call("tensorage_answered", **asked)) == sorted([operation, appended])
+    assert answer_of(owner.call("tensorage_answered", first=appended, last=appended)) == [appended]
+    assert answer_of(owner.call("tensorage_acknowledge", operations=[appended, _of_a_spool()])) == 1
+    assert answer_of(owner.call("tensorage_acknowledge", operations=[appended])) == 0
+    assert answer_of(owner.call("tensorage_answered", **asked)) == [operation]
+    # A request that got stuck on its way is still known for a day.
+    assert answer_of(owner.call("tensorage_append", rows))["shape"] == [200]
+    database.execute(
+        "update tensorage.operations set finished_at = finished_at - interval '25 hours' where user_id = %s",
+        (owner.id,),
+    )
+    answer_of(owner.call("tensorage_sweep"))
+    assert _kept(database, owner) == 1
+
+
+def test_too_many_operations_are_refused(owner: Caller) -> None:
+    many = [new_operation() for _ in range(10_001)]
+    assert code_of(owner.call("tensorage_acknowledge", operations=many)) == "TS006"
+
+
+def test_an_operation_of_a_spool_counts_against_who_sends_it(
+    owner: Caller, other: Caller, database: Connection
+) -> None:
+    """The owner of an array could not get rid of what somebody else keeps."""
+    key = new_key()
+    owner.store(key, _NUMBERS)
+    answer_of(owner.call("tensorage_share", key=key, readers=[other.email], can_write=True))
+    for operation in (_of_a_spool(), new_operation()):
+        answer_of(
+            other.call("tensorage_append", whole(_NUMBERS, key=key, operation=operation, owner=owner.email))
+        )
+    rows = database.execute(
+        "select owner, finished_at = 'infinity' from tensorage.operations where user_id = %s order by 2",
+        (other.id,),
+    )
+    assert [(str(whose), is_kept) for whose, is_kept in rows.fetchall()] == [
+        (owner.id, False),
+        (other.id, True),
+    ]
+    answer_of(owner.call("tensorage_unshare", key=key))
 
 
 def test_deleted_user_leaves_nothing(owner: Caller, database: Connection, state_of: StateOf) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tensorage.backend.blocks.requests import describe_runs, send_patches
 from tensorage.backend.restarts import gone_is_changed
-from tensorage.backend.staging import finish_write, new_operation, stage, with_room
+from tensorage.backend.staging import final_operation, finish_write, new_operation, stage, with_room
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.header import bytes_of, header
 from tensorage.backend.wire.http import TooMuchError
@@ -94,6 +94,6 @@ def _elements(
 
 def _assign_at_once(work: Work, request: RequestRuns, elements: memoryview) -> Dataset:
     dataset = work.dataset
-    meta = {**work.checks, "operation": new_operation(), **describe_runs(request.runs)}
+    meta = {**work.checks, "operation": final_operation(), **describe_runs(request.runs)}
     head = header(count=request.size, block_size=dataset.block_size, data_id=dataset.id, meta=meta)
     return finish_write(work.transfer, work.send("tensorage_assign", [head, elements]))

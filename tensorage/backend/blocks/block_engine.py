@@ -15,7 +15,7 @@ from tensorage.backend.blocks.requests import fetch_fields, fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
 from tensorage.backend.engine import FILL_BYTES, EngineBase, OtherEngineError, ReadRegion
 from tensorage.backend.shaping import create, resize
-from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
+from tensorage.backend.staging import begin, begin_anew_after_failures, commit, final_operation
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import StoredElsewhereError
 from tensorage.backend.wire.progress import Advance
@@ -167,4 +167,4 @@ def _meta(new: Declaration) -> dict[str, Any]:
             raise InvalidInputError(
                 f"{name}= is for engine='storage'; engine='database' cuts arrays into blocks of chunk_size elements"
             )
-    return {**new.meta, "operation": new_operation()}
+    return {**new.meta, "operation": final_operation()}

@@ -17,7 +17,6 @@ from tensorage.backend.staging import (
     begin,
     begin_anew_after_failures,
     finish_write,
-    new_operation,
     stage,
     with_room,
 )
@@ -169,7 +168,7 @@ class RaggedWriter:
         def write() -> Dataset:
             # The first try goes on with the runs that were taken to see whether there are several.
             these = later.pop() if later else _runs_of(blocks_of())
-            return self._store_staged(these, {**meta, "operation": new_operation()}, is_append=is_append)
+            return self._store_staged(these, meta, is_append=is_append)
 
         if not is_append:
             return begin_anew_after_failures(write) if is_repeatable else write()

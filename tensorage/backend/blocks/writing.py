@@ -21,8 +21,8 @@ from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import (
     begin,
     begin_anew_after_failures,
+    final_operation,
     finish_write,
-    new_operation,
     stage,
     with_room,
 )
@@ -116,7 +116,7 @@ class BlockWriter:
             "key": key,
             "shape": rows.shape,
             "dtype": form_of(stored),
-            "operation": new_operation(),
+            "operation": final_operation(),
             "owner": self.owner,
         }
         if rows.nbytes <= MAX_REQUEST_BYTES:
@@ -169,8 +169,7 @@ class BlockWriter:
 
     def _store_staged(self, array: npt.NDArray[Any], meta: dict[str, Any]) -> Dataset:
         def write() -> Dataset:
-            # A restart needs an id of its own: by the old one, the database would take it for a repeated request.
-            work = self._begin({**meta, "operation": new_operation()})
+            work = self._begin(meta)
             return stage(work, partial(send_rows, work, array, 0), array.nbytes)
 
         return begin_anew_after_failures(write)

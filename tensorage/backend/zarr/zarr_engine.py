@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tensorage.backend.engine import FILL_BYTES, EngineBase, ReadRegion
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.shaping import create, resize
-from tensorage.backend.staging import begin, begin_anew_after_failures, commit, new_operation
+from tensorage.backend.staging import begin, begin_anew_after_failures, commit
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
@@ -250,7 +250,6 @@ def meta_of(new: Declaration, layout: Layout) -> dict[str, Any]:
         "engine": "storage",
         "zarr": json.dumps(layout.metadata()),
         "chunk": min(math.prod(layout.chunks), _MAX_CHUNK_BYTES // max(new.dtype.itemsize, 1)),
-        "operation": new_operation(),
     }
 
 
