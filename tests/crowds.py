@@ -67,7 +67,8 @@ with made as (
     returning id, user_id),
 filled as (
   insert into public.shards (data_id, user_id, number, name, nbytes, index)
-    select made.id, made.user_id, n, made.user_id || '/' || made.id || '/c/' || n, 64, ''
+    select made.id, made.user_id, n, made.user_id || '/' || made.id || '/c/' || n, 64,
+           decode(repeat('4000', 341), 'hex')
       from made, generate_series(0, %(blocks)s::bigint - 1) n
     returning name),
 uploaded as (

@@ -95,10 +95,17 @@ language sql set search_path = pg_catalog, pg_temp as $$
   select tensorage.end_staging(g.id) from given_up g
 $$;
 
+-- Deletes a dataset that has neither blocks nor shards any more. The foreign keys look for them all the same: with this setting
+-- by their indexes, and else, since PostgreSQL expects an array to have many, through all blocks or shards of all arrays.
+create or replace function tensorage.delete_dataset(id bigint) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  delete from public.datasets d where d.id = delete_dataset.id
+$$;
+
 -- Deletes a dataset that has no elements left. Its staged appends and assignments are given up, and swept on their own: a
 -- cascade would delete all of their elements at once.
 create or replace function tensorage.delete_swept(victim bigint) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
   select tensorage.give_up(victim);
   delete from public.datasets d where d.id = victim and not exists (
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)

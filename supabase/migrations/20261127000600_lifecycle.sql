@@ -331,9 +331,7 @@ begin
     if d.append_to is not null or d.assign_to is not null then
       return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_shards(d)));
     end if;
-    perform tensorage.check_shards(d);
-    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(
-      d, (select coalesce(sum(s.nbytes), 0) from public.shards s where s.data_id = d.id))));
+    return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.check_shards(d))));
   elsif d.assign_to is not null then
     return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_assignment(d)));
   end if;
@@ -347,7 +345,7 @@ begin
    where t.data_id = d.id;
   perform tensorage.note_blocks(target, tensorage.elements(target.shape) - tensorage.elements(d.shape));
   update public.datasets t set block_size = greatest(t.block_size, d.block_size) where t.id = target.id returning * into target;
-  delete from public.datasets s where s.id = d.id;
+  perform tensorage.delete_dataset(d.id);
   perform tensorage.merge_tail(target);
   return tensorage.answer(operation, tensorage.describe(target));
 end

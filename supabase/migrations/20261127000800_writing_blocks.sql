@@ -661,7 +661,7 @@ begin
   update public.tensors t set data_id = target.id where t.data_id = d.id;
   insert into tensorage.written (data_id, number)
     select target.id, w.number from tensorage.written w where w.data_id = d.id on conflict do nothing;
-  delete from public.datasets s where s.id = d.id;
+  perform tensorage.delete_dataset(d.id);
   return tensorage.changed(target.id, made_bytes);
 end
 $$;

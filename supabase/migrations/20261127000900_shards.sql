@@ -170,21 +170,25 @@ begin
 end
 $$;
 
--- Raises unless all shards of a staged dataset are there. tensorage.put_shards lets in no others.
-create or replace function tensorage.check_shards(d public.datasets) returns void
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+-- Raises unless all shards of a staged dataset are there. tensorage.put_shards lets in no others. Returns the bytes of their
+-- objects. Without the setting, PostgreSQL would read all shards of all arrays: it expects an array to have many.
+create or replace function tensorage.check_shards(d public.datasets) returns numeric
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   numbers int8range := tensorage.staged_shards(d);
   expected bigint := coalesce(upper(numbers) - lower(numbers), 0);
   whole bigint;
+  bytes numeric;
 begin
-  select count(*) filter (where s.filled is null) into whole from public.shards s where s.data_id = d.id;
+  select count(*) filter (where s.filled is null), coalesce(sum(s.nbytes), 0) into whole, bytes
+    from public.shards s where s.data_id = d.id;
   if whole <> expected then
     raise exception using errcode = 'TS004',
       message = format('%s of the %s objects of %L are there', whole, expected, d.key),
       detail = json_build_object('stored', whole, 'expected', expected)::text,
       hint = 'Send the missing ones, or abort.';
   end if;
+  return bytes;
 end
 $$;
 
@@ -246,13 +250,14 @@ begin
        select from storage.objects o
         -- Storage's own index of prefixes answers this; '0' comes right after '/'.
         where o.bucket_id = 'tensors' and o.name ~>=~ (folder || '/') and o.name ~<~ (folder || '0')
-          and not exists (select from public.shards s where s.name = o.name)) then
+          -- A subquery for each object, not a join: PostgreSQL might read all shards of all arrays for a join.
+          and (select s.data_id from public.shards s where s.name = o.name collate "C" limit 1) is null) then
     -- Objects that the writer, perhaps somebody else, has uploaded without telling of them: to be swept with what is left of d.
     update public.datasets s
        set append_to = null, assign_to = null, operation = null, shape = '{0}', expires_at = '-infinity' where s.id = d.id;
     perform tensorage.end_staging(d.id);
   else
-    delete from public.datasets s where s.id = d.id;
+    perform tensorage.delete_dataset(d.id);
   end if;
   return target;
 end

@@ -196,6 +196,7 @@ def test_an_assignment_that_touches_many_blocks(session: BackendSession, databas
         store["x", index] = value
         expected[index] = value
         assert_same(store["x"], expected)
+    session.transfer.finish(30)
     assert blocks_of(database, session.user_id) == blocks, "what was replaced is gone"
 
 

@@ -182,6 +182,7 @@ NO_RIGHTS = {
     "tensorage.is_shared": "tells the owner, or who may read, whether others may",
     "tensorage.check_room_for_array": "counts the caller's own arrays",
     "tensorage.note": "chooses an address that the owner shares by",
+    "tensorage.is_as_known": "tells whether an array is what a client remembers, and another check who reads it",
     "tensorage.movable_prefixes": "chooses among shares of the caller, which are moved by another check",
 }
 
@@ -263,6 +264,8 @@ DECIDE_NO_RIGHT = {
     ): "a share that has ended lets nobody in, whatever its key",
     Check("public.tensorage_shares", "expiry", 0): "tells owners of their own shares",
     Check("tensorage.shares_of", "expiry", 0): "tells owners of their own shares",
+    Check("public.tensorage_end_ragged", "login", 0): "locks before another check looks",
+    Check("public.tensorage_end_ragged", "writer", 0): "locks before another check looks",
     Check("tensorage.end_writes_of_others", "owner", 0): "ends writes that no share of their owner allows",
 }
 
