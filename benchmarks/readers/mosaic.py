@@ -6,6 +6,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# Comes first: it makes the others importable.
+from benchmarks.readers import vision  # isort: skip  # noqa: F401
+
 import boto3  # noqa: F401
 import numpy as np
 import numpy.typing as npt
