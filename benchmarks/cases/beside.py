@@ -180,7 +180,7 @@ def _rows_result(
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What one process read of an epoch."""
+    """One process's part of an epoch, or all of it."""
 
     first_s: float
     before_first: Counts

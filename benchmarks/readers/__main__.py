@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> None:
-    # What a library prints must not come between the answers.
+    # Output of a library must not come between the answers.
     answers_to = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     answers = Answers(sys.argv[1])

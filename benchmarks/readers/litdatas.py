@@ -20,7 +20,7 @@ BATCH = 64
 # It has no public option for an address without TLS.
 downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
 
-#: As large as tensorage's own objects.
+#: The size of tensorage's own objects.
 CHUNK_BYTES = 8 * 1024 * 1024
 
 

@@ -16,8 +16,11 @@ from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
 BATCH = 64
 
-#: As large as tensorage's own objects. Its default is 64 MiB, which is all of the images.
+#: The size of tensorage's own objects. Its default is 64 MiB, which is all of the images.
 SHARD_BYTES = 8 * 1024 * 1024
+
+#: Samples to fetch shards for ahead: all of them. An epoch takes four times as long by default, which is eight batches.
+PREDOWNLOAD = 20_000
 
 
 class Reader:
@@ -26,7 +29,12 @@ class Reader:
     def __init__(self, remote: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mosaic-bench-")
         dataset = StreamingDataset(
-            remote=remote, local=self._folder.name, shuffle=True, shuffle_seed=5, batch_size=BATCH
+            remote=remote,
+            local=self._folder.name,
+            shuffle=True,
+            shuffle_seed=5,
+            batch_size=BATCH,
+            predownload=PREDOWNLOAD,
         )
         self._loader = StreamingDataLoader(dataset, batch_size=BATCH)
 
