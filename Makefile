@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 HSDS := .venv-hsds
+PEERS := .venv-peers
 OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py \
     tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/interchange \
     tests/training/test_aligned.py
@@ -78,14 +79,15 @@ docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx -n -T -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
 
-bench: $(VENV)/.installed-bench $(HSDS)/.installed
+# PyTorch, and clients of every cloud, are installed for the case that needs them alone.
+bench: $(VENV)/.installed-bench $(HSDS)/.installed $(if $(filter beside,$(BENCH_ARGS)),$(PEERS)/.installed)
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	@if [ -x $(VENV)/bin/tensorage ]; then \
 	    TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)" $(VENV)/bin/tensorage local stop; \
 	fi
-	rm -rf $(VENV) $(OLDEST) $(HSDS) build dist docs/_build
+	rm -rf $(VENV) $(OLDEST) $(HSDS) $(PEERS) build dist docs/_build
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -125,6 +127,12 @@ $(OLDEST)/.installed: pyproject.toml .ci/floors.py $(OLDEST)/.pip
 $(HSDS)/.installed: pyproject.toml $(HSDS)/.pip
 	@echo "== installing HSDS into $(HSDS)"
 	@$(call pip,$(HSDS)) --group bench-hsds
+	@touch $@
+
+# Libraries to measure against, with dependencies of their own that need not fit ours.
+$(PEERS)/.installed: pyproject.toml $(PEERS)/.pip
+	@echo "== installing peers into $(PEERS)"
+	@$(call pip,$(PEERS)) --group bench-peers
 	@touch $@
 
 pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check

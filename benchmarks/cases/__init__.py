@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.cases.background import background
+from benchmarks.cases.beside import beside
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.cache import cache
 from benchmarks.cases.epochs import epochs
@@ -51,4 +52,4 @@ CASES: tuple[Case, ...] = (
 )
 
 #: Cases that run only when they are named: the choice of HSDS's configuration, and some that take minutes.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs)
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs, beside)
