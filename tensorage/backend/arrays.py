@@ -12,12 +12,13 @@ import numpy.typing as npt
 from tensorage.backend.blocks.block_engine import BlockEngine
 from tensorage.backend.catalogue import Catalogue, Found
 from tensorage.backend.engine import READ_BYTES, ArrayEngine, OtherEngineError
-from tensorage.backend.entries import EntryMemory
+from tensorage.backend.entries import EntryMemory, Remembered
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
 from tensorage.backend.transfer import Project, Transfer, Work
+from tensorage.backend.wire.line import LineEstimate
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import (
     ChangedError,
@@ -102,6 +103,11 @@ class Arrays:
     def changes(self) -> int:
         """Number that grows with every request of this session that may have changed an array."""
         return self.project.transfer.changes
+
+    @property
+    def line(self) -> LineEstimate:
+        """Round trip and width of the line to the project, as this session's requests have measured them."""
+        return self.project.transfer.http.meter.estimate()
 
     # The catalogue --------------------------------------------------------------------------------------
 
@@ -466,12 +472,13 @@ class Arrays:
         KeyNotFoundError
             If there is no committed array under the key that this user may see.
         """
-        known = self._memory.find(self.owner, key)
+        found = self._memory.find(self.owner, key)
         # Storage takes several requests, and its objects belong to one version.
-        if known is not None and known.engine == "database" and known.ragged is None:
+        if found is not None and found.entry.engine == "database" and found.entry.ragged is None:
             try:
                 # Without elements to assign, nothing was asked for.
-                if self.assign(known, selection, value, known=self._knowledge(known)) is not known:
+                known = self._knowledge(found.entry)
+                if self.assign(found.entry, selection, value, known=known) is not found.entry:
                     return
             except _OUT_OF_DATE:
                 self._memory.forget(self.owner, key)
@@ -496,7 +503,7 @@ class Arrays:
             If there is no committed array under the key that this user may see.
         """
         known = self._memory.find(self.owner, key)
-        if selection is ... and (known is None or _may_come_along(known)):
+        if selection is ... and (known is None or _is_best_looked_at(known)):
             [found] = self._look([key])
             if found.elements is not None:
                 return _as_array(found.entry, found.elements)
@@ -506,7 +513,9 @@ class Arrays:
             )
         if known is not None:
             try:
-                elements = self.read(known, selection, known=self._knowledge(known))
+                elements = self.read(
+                    known.entry, selection, known=self._knowledge(known.entry), records=known.records
+                )
             except _OUT_OF_DATE:
                 self._memory.forget(self.owner, key)
             else:
@@ -684,7 +693,7 @@ class Arrays:
     def _look(self, keys: Sequence[str] | None, below: str | None = None) -> list[Found]:
         found = self._catalogue.look(keys, below)
         for each in found:
-            self._remember(each.entry)
+            self._memory.remember(self.owner, each.entry, each.records)
         return found
 
     def _remember(self, entry: Dataset) -> Dataset:
@@ -706,6 +715,14 @@ def _is_even(data: Any) -> bool:
 def _may_come_along(entry: Dataset) -> bool:
     """Tell whether an array is small enough, and of a kind, to come with others in one answer."""
     return entry.engine == "database" and entry.ragged is None and entry.nbytes <= MAX_REQUEST_BYTES
+
+
+def _is_best_looked_at(known: Remembered) -> bool:
+    """Tell whether a look, which may bring elements or records of shards along, is the best way to a whole array."""
+    is_small = known.entry.nbytes <= MAX_REQUEST_BYTES
+    return _may_come_along(known.entry) or (
+        is_small and known.entry.engine == "storage" and known.records is None
+    )
 
 
 def _as_array(entry: Dataset, content: Any) -> Any:

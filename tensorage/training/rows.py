@@ -31,12 +31,14 @@ _BLOCK_BYTES = 4 * MAX_REQUEST_BYTES
 #: Most bytes that are read ahead and kept for rows that are asked for in any order.
 _MOST_KEPT_BYTES = 64 * 1024 * 1024
 
-#: Bytes that take about as long as a request does, at 200 Mbit/s and 30 ms.
-_REQUEST_BYTES = 1024 * 1024
+#: Bytes of the first block of rows in order.
+_FIRST_AHEAD_BYTES = 1024 * 1024
 
-#: Requests for rows before blocks of those behind them, or all rows, are read ahead.
+#: Fewest and most bytes that a request is taken to be worth.
+_LEAST_REQUEST_BYTES, _MOST_REQUEST_BYTES = 256 * 1024, MAX_REQUEST_BYTES
+
+#: Requests for rows before blocks of those behind them are read ahead.
 _SINGLES_IN_ORDER = 2
-_SINGLES = 2
 
 #: Seconds without a row after which the count of single rows begins anew.
 _PAUSE_S = 10.0
@@ -96,6 +98,13 @@ def _chunk_of(array: OpenArray, row: int) -> slice | None:
     rows, unit = _rows_of_block(array, _MOST_KEPT_BYTES)
     first = row // unit * unit
     return slice(first, min(first + unit, len(array))) if 1 < unit <= rows else None
+
+
+def _request_bytes(array: OpenArray) -> int:
+    """Return the bytes that take as long to fetch as a request, by what is known of the line."""
+    line = array.arrays.line
+    wanted = int(line.round_trip_s * line.bytes_per_s)
+    return min(max(wanted, _LEAST_REQUEST_BYTES), _MOST_REQUEST_BYTES)
 
 
 def _own(row: Any) -> Any:
@@ -161,7 +170,7 @@ class RowsAhead:
         self._singles = 0
         self._last = -2
         self._last_at = -math.inf
-        self._next_bytes = _REQUEST_BYTES
+        self._next_bytes = _FIRST_AHEAD_BYTES
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rows are not sent along with a handle: another process reads its own.
@@ -264,16 +273,13 @@ class RowsAhead:
             return slice(0, rows) if singles else None
         chunk = _chunk_of(array, row)
         chunk_bytes = 0 if chunk is None else nbytes // rows * (chunk.stop - chunk.start)
-        is_paid = (
-            singles >= (_SINGLES if chunk is None else 1)
-            and 2 * singles * (_REQUEST_BYTES + chunk_bytes) >= nbytes
-        )
+        is_paid = singles and 2 * singles * (_request_bytes(array) + chunk_bytes) >= nbytes
         if (is_paid and nbytes <= _MOST_KEPT_BYTES) or (is_in_order and nbytes <= self._next_bytes):
             return slice(0, rows)
         if not is_in_order:
-            self._next_bytes = _REQUEST_BYTES
+            self._next_bytes = _FIRST_AHEAD_BYTES
             # A single row may be all that is ever wanted, for which a handle should not hold much.
-            return chunk if singles or chunk_bytes <= 2 * _REQUEST_BYTES else None
+            return chunk if singles or chunk_bytes <= 2 * _FIRST_AHEAD_BYTES else None
         first, stop = _block_from(array, row, self._next_bytes)
         self._next_bytes = min(2 * self._next_bytes, MAX_REQUEST_BYTES)
         return slice(first, stop) if stop - first > 1 else None

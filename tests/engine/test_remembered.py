@@ -137,7 +137,7 @@ def test_a_change_by_others_is_seen(
         assert outcome(lambda selection=selection: away["x", selection]) == outcome(
             lambda selection=selection: expected[selection]
         ), selection
-        known.remember(None, before)
+        known.remember(None, before.entry, before.records)
     np.testing.assert_array_equal(away["x"], expected)
     np.testing.assert_array_equal(away["x"], expected)
 
@@ -228,6 +228,12 @@ def test_requests(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
     assert requests(lambda: away["x", 3]) == 1 + elements
     assert requests(lambda: away["x", 3:, 1]) == 1 + elements
     assert requests(lambda: away["x"]) == 1 + elements
+    if elements:
+        # The check of the entry goes beside the download, not before it.
+        with proxy.counted() as asked:
+            away["x", :]
+        assert sorted(exchange.kind for exchange in asked) == ["download", "shards"]
+        assert [exchange.received_bytes for exchange in asked if exchange.kind == "shards"] == [0]
     # A part of an array that the store has not met, and the same again.
     assert requests(lambda: away["large", 3]) == 2 + elements
     assert requests(lambda: away["large", 3:5]) == 1 + elements
@@ -280,7 +286,7 @@ def test_most_entries() -> None:
     assert [memory.find(None, f"k{n}") is not None for n in range(5)] == [True, False, False, True, True]
     entry = memory.find(None, "k0")
     assert entry is not None
-    assert entry.attrs == {}
+    assert entry.entry.attrs == {}
     memory.forget(None, "k0")
     memory.forget(None, "k0")
     assert memory.find(None, "k0") is None

@@ -84,7 +84,7 @@ def test_shuffled_numbers_take_few_requests(away: TensorStore, store: TensorStor
             batches = list(DataLoader(samples, batch_size=64, shuffle=True))
         found = torch.cat(batches).numpy()
         np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(np.concatenate([ROWS, ROWS]), axis=0))
-        # Four rows on their own and the whole array, of each; a look whether it has changed, in later epochs.
+        # Few rows on their own and the whole array, of each; a look whether it has changed, in later epochs.
         assert len(asked) <= 2 * 5 * (1 if store.engine == "database" else 2) + 4
         assert sum(exchange.received_bytes for exchange in asked) <= 2 * 2 * ROWS.nbytes
 
