@@ -38,7 +38,7 @@ declare
 begin
   if to_regprocedure('public.tensorage_version()') is not null then
     select public.tensorage_version() into installed;
-    if installed < 6 then
+    if installed < 7 then
       raise exception using
         message = format('this project has version %s of tensorage''s schema, which was never released: it cannot be migrated, '
                          'and nothing has been changed', installed),

@@ -76,6 +76,14 @@ begin
 end
 $$;
 
+-- Notes that all blocks or shards of an array were written. The setting keeps PostgreSQL to those of the array: it expects an
+-- array to have many, and would read the shards of all arrays for a block.
+create or replace function tensorage.note_all_written(d public.datasets) returns void
+language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+  insert into tensorage.written (data_id, number) select d.id, t.index from public.tensors t where t.data_id = d.id
+    union all select d.id, s.number from public.shards s where s.data_id = d.id;
+$$;
+
 -- Gives an array of the caller another number of rows. Rows that are added read as the fill value: that of the array, or
 -- `fill` (the bytes of an element, in base64) for one that has none. Rows are taken from the end. `coords` are the labels that fit.
 create or replace function public.tensorage_resize(
@@ -102,8 +110,7 @@ begin
   if rows < base_rows then
     freed := tensorage.cut_off(d, rows);
   elsif rows > base_rows and d.fill is null then
-    insert into tensorage.written (data_id, number) select d.id, t.index from public.tensors t where t.data_id = d.id
-      union all select d.id, s.number from public.shards s where s.data_id = d.id;
+    perform tensorage.note_all_written(d);
     d.fill := tensorage.fill_from(fill, d.dtype);
   end if;
   update public.datasets t

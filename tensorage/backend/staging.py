@@ -32,6 +32,7 @@ __all__ = [
     "new_operation",
     "stage",
     "sweep",
+    "sweep_rows",
     "with_room",
 ]
 
@@ -113,8 +114,7 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
         return ask()
     except QuotaExceededError:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
-        while _sweep_rows(transfer):
-            pass
+        sweep_rows(transfer)
         _sweep_objects(transfer)
         return ask()
 
@@ -135,12 +135,18 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
     """
     if answer.get("left", 0):
         # Its time is no concern of the writer's, who may store the next array meanwhile.
-        transfer.afterwards.begin(lambda: bool(_sweep_rows(transfer)))
+        transfer.afterwards.begin(lambda: bool(_sweep_some_rows(transfer)))
     if answer.get("objects_left", 0):
         _sweep_objects(transfer)
 
 
-def _sweep_rows(transfer: Transfer) -> int:
+def sweep_rows(transfer: Transfer) -> None:
+    """Delete all rows that this user's arrays have left, and wait for it."""
+    while _sweep_some_rows(transfer):
+        pass
+
+
+def _sweep_some_rows(transfer: Transfer) -> int:
     """Delete some of the rows that this user's arrays have left, and return how many datasets have more."""
     return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 

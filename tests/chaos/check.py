@@ -84,7 +84,9 @@ def let_a_day_pass(database: Sql, user_id: str) -> None:
 
 def sweep(store: TensorStore) -> None:
     """Delete what was given up, as whoever writes next does."""
-    staging.sweep(store.backend.transfer, {"left": 1, "objects_left": 1})
+    transfer = store.backend.transfer
+    staging.sweep_rows(transfer)
+    staging.sweep(transfer, {"objects_left": 1})
 
 
 def leftovers_of(backend: Backend, database: Sql, states: Mapping[str, State]) -> list[str]:

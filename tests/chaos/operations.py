@@ -321,7 +321,8 @@ class Sweep(Operation):
             context.insert_tensor(declared.id, values(self.seed, (LARGE - 32, ROW), "<i8"))
             transfer = session.transfer
             transfer.call("tensorage_abort", {"data_id": declared.id}, f"giving up {self.key!r}")
-            staging.sweep(transfer, {"left": 1, "objects_left": 1})
+            staging.sweep_rows(transfer)
+            staging.sweep(transfer, {"objects_left": 1})
 
     def then(self, state: State) -> State:
         return state

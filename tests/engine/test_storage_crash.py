@@ -192,7 +192,7 @@ OPERATIONS: dict[str, tuple[Callable[[TensorStore], Any], Array, list[str]]] = {
         ARRAY,
         ["remove", "begin", "shards", "download", "upload", "put_shards", "remove objects", "commit"],
     ),
-    "read": (lambda store: store["x"], OLD, ["shards", "download"]),
+    "read": (lambda store: store["x", :], OLD, ["shards", "download"]),
     "read with others": (lambda store: store.read_many(["x"]), OLD, ["read_many", "download"]),
     "remove": (
         lambda store: (store.__delitem__("x"), put(store, "x", ARRAY)),

@@ -18,6 +18,7 @@ from tensorage.backend.restarts import on_latest
 from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit
 from tensorage.backend.transfer import Work
+from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES
@@ -36,6 +37,7 @@ from tensorage.backend.zarr.writing import (
     shards_of_blocks,
     shards_of_regions,
 )
+from tensorage.errors import KeyNotFoundError
 from tensorage.indexing.chunks import plan_chunks
 from tensorage.indexing.regions import AxisLengths, grow_shape, join_chunks
 from tensorage.indexing.selection import Positions, Selection
@@ -102,6 +104,7 @@ class ZarrEngine(EngineBase):
         return begin_anew_after_failures(write)
 
     def store_blocks(self, blocks: Iterable[npt.ArrayLike], new: Declaration) -> Dataset:
+        self._check_free(new)
         later = iter(blocks)
         first = list(islice(later, 1))
         is_sample = bool(first) and isinstance(first[0], np.ndarray) and first[0].dtype == new.dtype
@@ -213,6 +216,22 @@ class ZarrEngine(EngineBase):
     def _begin(self, new: Declaration, layout: Layout | None = None) -> tuple[Dataset, ShardCodec]:
         chosen = layout or _layout_of(new)
         return begin(self._transfer, meta_of(new, chosen)), codec_for(chosen)
+
+    def _check_free(self, new: Declaration) -> None:
+        """Refuse a key that is taken before the first block is made, whose elements decide the layout.
+
+        Raises
+        ------
+        KeyExistsError
+        """
+        if new.meta["overwrite"]:
+            return
+        try:
+            self._open(new.key)
+        except KeyNotFoundError:
+            return
+        fault = Fault(400, "TS002", f"the key {new.key!r} is taken")
+        raise error_of(fault, f"storing {new.key!r}")
 
     def _write(self, dataset: Dataset, codec: ShardCodec, shards: Iterable[NewShard]) -> Dataset:
         writer = ShardWriter(Work.storing(self._transfer, dataset, quiet=self._quiet), codec)
