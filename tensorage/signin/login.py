@@ -242,8 +242,6 @@ class Login:
         def hold() -> None:
             with self.lock:
                 if self.loan is None and self.session is None:
-                    # Whoever holds the login is about to send requests. The SDK has connections of its own.
-                    self.transfer.http.open_ahead()
                     self._login()
                 self._holders += 1
 
@@ -351,6 +349,8 @@ class Login:
                 )
                 + ("" if self.credentials.backend_url else _NO_PROJECT)
             )
+        # Whoever lets a login be made is about to send requests. The SDK has connections of its own.
+        self.transfer.http.open_ahead()
         self.log_in()
 
     def _expires_soon(self) -> bool:
