@@ -211,11 +211,11 @@ class TestManyAtOnce:
 class TestUsage:
     def test_usage_follows(self, store: TensorStore) -> None:
         before = store.usage()
-        store["x"] = np.random.default_rng(0).integers(0, 2**63, 10_000)
+        store["x"] = np.random.default_rng(0).integers(0, 2**63, 100_000)
         store["y"] = 1
         after = store.usage()
         assert after.arrays == before.arrays + 2
-        assert 80_000 <= after.bytes - before.bytes < 90_000
+        assert 800_000 <= after.bytes - before.bytes < 900_000
         assert after.quota_bytes is after.quota_arrays is None
         store.clear()
         assert store.usage().arrays == before.arrays

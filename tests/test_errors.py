@@ -455,10 +455,23 @@ class TestHalving:
         array = np.arange(4096, dtype="i8").reshape(64, 64)
         rows["x"] = array
         sizes = _refuse(monkeypatch, "read_into", lambda arguments: len(arguments[2]), 5000)
-        assert np.array_equal(rows["x"], array)
+        assert np.array_equal(rows.open("x")[...], array)
         assert max(sizes) == array.nbytes
         assert sum(size for size in sizes if size <= 5000) == array.nbytes
         assert np.array_equal(rows["x", ::3, 5:9], array[::3, 5:9])
+
+    def test_a_whole_array_that_takes_too_long_comes_in_parts(
+        self, rows: TensorStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        array = np.arange(4096, dtype="i8").reshape(64, 64)
+        rows["x"] = array
+        looks = _refuse(monkeypatch, "read", lambda _: 1, 0)
+        sizes = _refuse(monkeypatch, "read_into", lambda arguments: len(arguments[2]), 5000)
+        assert np.array_equal(rows["x"], array)
+        assert looks == [1]
+        assert sum(size for size in sizes if size <= 5000) == array.nbytes
+        with pytest.raises(BackendUnavailableError, match="reading"):
+            rows.read_many(["x", "x "])
 
     def test_a_limit_of_bodies_halves_writes(
         self, rows: TensorStore, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from tensorage.backend.staging import final_operation, finish_write, new_operation, sweep
 from tensorage.backend.transfer import Transfer
+from tensorage.backend.wire.faults import error_of
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room, rename_dims
@@ -125,13 +127,21 @@ class Catalogue:
         ------
         KeyNotFoundError
             If one of `keys` has no array.
+        InvalidInputError, BackendUnavailableError
+            If the answer was too much for the backend, or took it too long, and there is more than one key.
         """
         for key in keys or ():
             _check_asked_for(key)
         arguments = {"keys": keys, "below": below, "max_bytes": MAX_REQUEST_BYTES, **self._whose}
         several = reprlib.repr(list(keys or ())) if keys is None or len(keys) != 1 else repr(keys[0])
         asked = self._ask_owner(f"reading {several if below is None else repr(below)}")
-        answer = self._transfer.read("tensorage_read_many", arguments, asked)
+        try:
+            answer = self._transfer.read("tensorage_read_many", arguments, asked)
+        except TooMuchError as error:
+            if keys is None or len(keys) != 1:
+                raise error_of(error.fault, asked) from error
+            # The elements come in smaller requests.
+            return [Found(self.open(keys[0]))]
         at = 4 + int.from_bytes(answer[:4], "big")
         found: list[Found] = []
         for row in json.loads(answer[4:at]):
