@@ -65,10 +65,10 @@ def test_mistakes_of_ours_keep_their_frames(store: TensorStore, monkeypatch: pyt
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("tensorage.backend.catalogue.Catalogue.open", fail)
+    monkeypatch.setattr("tensorage.backend.catalogue.Catalogue.look", fail)
     with pytest.raises(RuntimeError) as caught:
         store["x"]
-    assert "open" in frames_of_ours(caught.value)
+    assert "read_key" in frames_of_ours(caught.value)
     assert len(frames_of_ours(caught.value)) > 3
 
 
