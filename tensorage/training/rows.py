@@ -267,11 +267,12 @@ class RowsAhead:
         nbytes, rows = array.nbytes, len(array)
         is_recent = time.monotonic() - self._last_at <= _PAUSE_S
         singles = self._singles if is_recent else 0
-        is_in_order = singles >= _SINGLES_IN_ORDER and row == self._last + 1
         # The bound on over-read allows for these bytes even with a few rows.
         if nbytes <= MAX_GAP_BYTES:
             return slice(0, rows) if singles else None
         chunk = _chunk_of(array, row)
+        # With a row of Storage, others came along already.
+        is_in_order = row == self._last + 1 and singles >= (_SINGLES_IN_ORDER if chunk is None else 1)
         chunk_bytes = 0 if chunk is None else nbytes // rows * (chunk.stop - chunk.start)
         is_paid = singles and 2 * singles * (_request_bytes(array) + chunk_bytes) >= nbytes
         if (is_paid and nbytes <= _MOST_KEPT_BYTES) or (is_in_order and nbytes <= self._next_bytes):

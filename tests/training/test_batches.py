@@ -19,6 +19,7 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import ChangedError, InvalidInputError, KeyNotFoundError, TensorStore
+from tensorage.backend.wire.line import MAX_OBJECTS
 from tensorage.types import Engine
 
 SAMPLES = 101
@@ -306,16 +307,18 @@ class TestRequests:
     def test_no_more_at_once_than_the_backend_has_room_for(
         self, project: Project, user: User, x: tensorage.Tensor, engine: Engine
     ) -> None:
-        """The bound holds however many loops there are."""
-        lock, under_way, at_once = threading.Lock(), set(), []
+        """The bounds hold however many loops there are: that of REST, and that of downloads."""
+        lock, under_way = threading.Lock(), (set[int](), set[int]())
+        at_once: tuple[list[int], list[int]] = ([0], [0])
 
         def note(exchange: Exchange) -> bool:
             with lock:
+                kind = int(exchange.is_download)
                 if exchange.received_bytes:
-                    under_way.discard(id(exchange))
+                    under_way[kind].discard(id(exchange))
                 else:
-                    under_way.add(id(exchange))
-                at_once.append(len(under_way))
+                    under_way[kind].add(id(exchange))
+                at_once[kind].append(len(under_way[kind]))
             # Others come meanwhile.
             time.sleep(0.01)
             return False
@@ -327,4 +330,6 @@ class TestRequests:
             list(pool.map(list, loops))
         session.logout()
         proxy.close()
-        assert 4 < max(at_once) <= 8
+        assert max(at_once[0]) <= 8
+        assert max(at_once[1]) <= MAX_OBJECTS
+        assert max(at_once[0] + at_once[1]) > 4
