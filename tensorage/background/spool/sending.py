@@ -119,6 +119,7 @@ class Sender:
         self._done_before: set[str] | None = None
         self._has_asked = False
         self._to_acknowledge: list[str] = []
+        self._acknowledging = threading.Lock()
 
     # Calls of the loop ----------------------------------------------------------------------------------
 
@@ -520,6 +521,11 @@ class Sender:
 
     def _acknowledge(self) -> None:
         """Tell the database which operations will not be sent again. After a failure, a later process does."""
+        # Whoever closes the writer waits for the thread that has taken the operations.
+        with self._acknowledging:
+            self._acknowledge_taken()
+
+    def _acknowledge_taken(self) -> None:
         with self._workers.lock:
             transfer = self._transfer()
             done, self._to_acknowledge = self._to_acknowledge, []
