@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "config"),
     ("ragged",),
     ("dtypes", "dotenv"),
-    ("private_files", "migrations", "tracebacks", "warnings"),
+    ("file_locks", "private_files", "migrations", "tracebacks", "warnings"),
     ("errors",),
     ("backend",),
 )

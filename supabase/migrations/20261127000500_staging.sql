@@ -105,9 +105,9 @@ $$;
 -- Deletes a dataset that has no elements left. Its staged appends and assignments are given up, and swept on their own: a
 -- cascade would delete all of their elements at once.
 create or replace function tensorage.delete_swept(victim bigint) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select tensorage.give_up(victim);
-  delete from public.datasets d where d.id = victim and not exists (
+  select tensorage.delete_dataset(victim) where not exists (
     select from public.datasets w where w.append_to = victim or w.assign_to = victim)
 $$;
 

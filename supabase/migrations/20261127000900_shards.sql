@@ -250,8 +250,7 @@ begin
        select from storage.objects o
         -- Storage's own index of prefixes answers this; '0' comes right after '/'.
         where o.bucket_id = 'tensors' and o.name ~>=~ (folder || '/') and o.name ~<~ (folder || '0')
-          -- A subquery for each object, not a join: PostgreSQL might read all shards of all arrays for a join.
-          and (select s.data_id from public.shards s where s.name = o.name collate "C" limit 1) is null) then
+          and not exists (select from public.shards s where s.name = o.name)) then
     -- Objects that the writer, perhaps somebody else, has uploaded without telling of them: to be swept with what is left of d.
     update public.datasets s
        set append_to = null, assign_to = null, operation = null, shape = '{0}', expires_at = '-infinity' where s.id = d.id;

@@ -22,6 +22,7 @@ from tensorage.backend.wire.line import LineEstimate
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import (
     ChangedError,
+    IncompleteTensorError,
     InvalidInputError,
     KeyNotFoundError,
     PermissionDeniedError,
@@ -51,7 +52,7 @@ __all__ = ["Arrays", "OpenArray", "Reader", "TransferOf"]
 T = TypeVar("T")
 
 #: Errors of an operation on an array that is remembered, and has changed since. Mistakes of a caller are raised again
-#: once the array was looked at.
+#: once the array was looked at. `IncompleteTensorError`, a `ValueError`, is none of these: the array was as known.
 _OUT_OF_DATE = (ChangedError, IndexError, TypeError, ValueError)
 
 
@@ -480,6 +481,8 @@ class Arrays:
                 known = self._knowledge(found.entry)
                 if self.assign(found.entry, selection, value, known=known) is not found.entry:
                     return
+            except IncompleteTensorError:
+                raise
             except _OUT_OF_DATE:
                 self._memory.forget(self.owner, key)
         OpenArray(self, self.open(key)).on_latest(lambda now: self.assign(now, selection, value))
@@ -516,6 +519,8 @@ class Arrays:
                 elements = self.read(
                     known.entry, selection, known=self._knowledge(known.entry), records=known.records
                 )
+            except IncompleteTensorError:
+                raise
             except _OUT_OF_DATE:
                 self._memory.forget(self.owner, key)
             else:

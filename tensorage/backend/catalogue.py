@@ -133,8 +133,8 @@ class Catalogue:
         for key in keys or ():
             _check_asked_for(key)
         arguments = {"keys": keys, "below": below, "max_bytes": MAX_REQUEST_BYTES, **self._whose}
-        several = reprlib.repr(list(keys or ())) if keys is None or len(keys) != 1 else repr(keys[0])
-        asked = self._ask_owner(f"reading {several if below is None else repr(below)}")
+        only = keys[0] if keys is not None and len(keys) == 1 else below
+        asked = self._ask_owner(f"reading {reprlib.repr(keys) if only is None else repr(only)}")
         try:
             answer = self._transfer.read("tensorage_read_many", arguments, asked)
         except TooMuchError as error:

@@ -11,10 +11,8 @@ The room in use is counted anew from the disk each time, so no count can be wron
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ import numpy.typing as npt
 from tensorage.cache.cache_file import CacheFile, OpenFile
 from tensorage.cache.file_format import FILE_NAME, FileFormat
 from tensorage.errors import CacheError
+from tensorage.file_locks import hold_lock
 from tensorage.indexing.selection import Positions
 from tensorage.private_files import (
     Flaw,
@@ -48,7 +47,6 @@ _UNFINISHED = ".unfinished"
 
 #: Longest wait for the lock. A process that holds it for longer is stopped, and others would wait for ever.
 LOCK_TIMEOUT_S = 60.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.05
 
 #: Bytes that a file system may need beside the blocks of a file, to know where they are.
 _SLACK_BYTES = 64 * 1024
@@ -203,32 +201,14 @@ class Folder:
     @contextmanager
     def hold_lock(self) -> Iterator[int]:
         """Lock the folder for a block: no other process makes, deletes or writes a cache file meanwhile."""
-        fd = os.open(self.path / MARKER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            self._acquire(fd)
-            try:
-                yield fd
-            finally:
-                # Closing does not unlock if another thread forks meanwhile: the child has the open file, too.
-                fcntl.flock(fd, fcntl.LOCK_UN)
-        finally:
-            os.close(fd)
+        with hold_lock(self.path / MARKER, LOCK_TIMEOUT_S, self._stuck_error) as fd:
+            yield fd
 
-    def _acquire(self, fd: int) -> None:
-        until, pause_s = time.monotonic() + LOCK_TIMEOUT_S, _FIRST_PAUSE_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise CacheError(
-                        f"the cache in {self.path} is locked by a process that has not gone on for "
-                        f"{LOCK_TIMEOUT_S:.0f} seconds. End that process, or use another folder."
-                    ) from error
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            else:
-                return
+    def _stuck_error(self) -> CacheError:
+        return CacheError(
+            f"the cache in {self.path} is locked by a process that has not gone on for {LOCK_TIMEOUT_S:.0f} seconds. "
+            "End that process, or use another folder."
+        )
 
     # With the folder locked ---------------------------------------------------------------------------
 

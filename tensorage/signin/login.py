@@ -226,6 +226,9 @@ class Login:
     def log_out(self) -> None:
         """End this login, and no other of the user's."""
         self._finish()
+        self._log_out()
+
+    def _log_out(self) -> None:
         with self.lock:
             if self.session is None:
                 return
@@ -259,7 +262,7 @@ class Login:
             if self._holders > 0:
                 return
             try:
-                self.log_out()
+                self._log_out()
             except TensorageError as error:
                 logger.info("the login of %s stays open until it expires: %s", self.credentials.email, error)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import xarray
 from gate import Gate
 from project import Project, User
 from proxy import Exchange, Proxy
@@ -29,6 +33,7 @@ from tensorage.errors import (
     SpoolError,
     SpoolFullError,
 )
+from tensorage.types import Engine
 
 
 @pytest.fixture
@@ -94,7 +99,6 @@ def test_it_stores_what_a_store_does(store: TensorStore, folder: Path) -> None:
 
 
 def test_labels_come_along(store: TensorStore, folder: Path) -> None:
-    xarray = pytest.importorskip("xarray")
     first = xarray.DataArray(
         np.arange(6.0).reshape(2, 3), dims=("t", "x"), coords={"t": [1, 2]}, name="a", attrs={"units": "K"}
     )
@@ -355,6 +359,32 @@ def test_the_database_is_told_what_it_may_forget(rows: TensorStore, folder: Path
     assert count_kept(rows, folder) == 0
 
 
+def test_a_close_waits_for_the_thread_that_tells_the_database(
+    project: Project, user: User, rows: TensorStore, folder: Path
+) -> None:
+    def hold(head: bytes) -> bytes:
+        if b"/tensorage_acknowledge " in head:
+            time.sleep(0.2)
+        return head
+
+    with contextlib.closing(Proxy(project.url, changes=hold)) as proxy:
+        session = Project(proxy.url, project.key).session(user)
+        bg = TensorStore(session, quiet=True).background(spool=folder)
+        bg["x"] = [1]
+        bg.flush()
+        bg.sender.stop()
+
+        def join(_: int) -> int:
+            bg.sender.join()
+            return count_kept(rows, folder)
+
+        # One of them tells the database, as the thread that sends may do.
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(join, range(2))) == [0, 0]
+        bg.close()
+        session.logout()
+
+
 def test_what_was_done_and_not_heard_of_is_not_done_again(
     rows: TensorStore, folder: Path, tmp_path: Path
 ) -> None:
@@ -426,7 +456,7 @@ def test_a_writer_that_does_not_send_gets_its_errors_all_the_same(
     assert sorted(gated) == ["a", "b", "taken"]
 
 
-def test_lost_answers(project: Project, user: User, folder: Path, engine: str) -> None:
+def test_lost_answers(project: Project, user: User, folder: Path, engine: Engine) -> None:
     lost: set[str] = set()
 
     def loses(exchange: Exchange) -> bool:
@@ -437,7 +467,7 @@ def test_lost_answers(project: Project, user: User, folder: Path, engine: str) -
 
     proxy = Proxy(project.url, loses)
     session = Project(proxy.url, project.key).session(user)
-    store = TensorStore(session, quiet=True, engine=engine)  # type: ignore[arg-type]
+    store = TensorStore(session, quiet=True, engine=engine)
     with store.background(spool=folder) as bg:
         bg["x"] = np.zeros(3)
         for i in range(5):

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psycopg
 import pytest
 from project import Project, User
 from proxy import Proxy
 
-from tensorage import InvalidInputError, KeyNotFoundError, TensorStore
+from tensorage import IncompleteTensorError, InvalidInputError, KeyNotFoundError, TensorStore
 from tensorage.backend.entries import EntryMemory
 from tensorage.types import Engine
 
 Array = npt.NDArray[Any]
+Sql = psycopg.Connection[tuple[Any, ...]]
 
 ROWS = np.arange(60.0).reshape(20, 3)
 
@@ -256,6 +258,18 @@ def test_an_assignment_of_elements_takes_one_request(
         away["x", 4:6] = [[1, 2, 3], [4, 5, 6]]
     assert len(asked) == 2
     assert store["x", 3:6].tolist() == [[1, 1, 1], [1, 2, 3], [4, 5, 6]]
+
+
+def test_a_damaged_array_is_asked_for_once(project: Project, proxy: Proxy, user: User, database: Sql) -> None:
+    """The array is what is remembered: another look would say nothing else."""
+    away = TensorStore(Project(proxy.url, project.key).session(user), quiet=True)
+    away["x"] = ROWS
+    database.execute("delete from public.tensors where user_id = %s", [user.id])
+    for use in (lambda: away["x", 3], lambda: away.__setitem__(("x", 3), 1)):
+        with proxy.counted() as asked, pytest.raises(IncompleteTensorError):
+            use()
+        assert len(asked) == 1
+    del away["x"]
 
 
 def test_an_owner_s_arrays_are_remembered_apart(

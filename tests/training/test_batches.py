@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loops import numbered, numbers, prefetchers
+from loops import assert_goes_on, numbered, numbers, prefetchers
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -127,20 +126,7 @@ class TestGoingOn:
                 y, batch_size=size, shuffle=shuffle, seed=5, drop_last=drop_last, prefetch=prefetch, **more
             )
 
-        whole, loop = make(), make()
-        wanted = [batch.tolist() for _ in range(2) for batch in whole]
-        taken = min(taken, len(wanted))
-        seen: list[list[int]] = []
-        while len(seen) < taken:
-            for batch in loop:
-                seen.append(batch.tolist())
-                if len(seen) == taken:
-                    break
-        state = json.loads(json.dumps(loop.state()))
-        rest = make(start_at=state)
-        epochs_left = 2 - state["epoch"]
-        seen += [batch.tolist() for _ in range(epochs_left) for batch in rest]
-        assert seen == wanted
+        assert_goes_on(make, taken)
 
     def test_the_seed_is_kept_with_the_state(self) -> None:
         y = np.arange(30)

@@ -16,7 +16,7 @@ import pytest
 from forks import fork
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loops import numbered, numbers, prefetchers
+from loops import assert_goes_on, numbered, numbers, prefetchers
 from proxy import Exchange
 
 import tensorage
@@ -179,19 +179,7 @@ class TestGoingOn:
                 y, batch_size=size, drop_last=drop_last, prefetch=prefetch, window_bytes=400, **more
             )
 
-        whole, loop = make(), make()
-        wanted = [batch.tolist() for _ in range(2) for batch in whole]
-        taken = min(taken, len(wanted))
-        seen: list[list[int]] = []
-        while len(seen) < taken:
-            for batch in loop:
-                seen.append(batch.tolist())
-                if len(seen) == taken:
-                    break
-        state = json.loads(json.dumps(loop.state()))
-        rest = make(start_at=state)
-        seen += [batch.tolist() for _ in range(2 - state["epoch"]) for batch in rest]
-        assert seen == wanted
+        assert_goes_on(make, taken)
 
     def test_stored_arrays_too(self, x: tensorage.Tensor) -> None:
         wanted = order_of(loop_over(x))

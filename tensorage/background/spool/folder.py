@@ -22,10 +22,9 @@ import os
 import re
 import secrets
 import struct
-import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +34,7 @@ from tensorage.background.changes import Change
 from tensorage.background.spool.entry import DamagedFileError, EntryFile, NewEntry
 from tensorage.config import redact_url
 from tensorage.errors import InvalidInputError, SpoolDamagedError, SpoolError, SpoolFullError
+from tensorage.file_locks import hold_lock
 from tensorage.model.memory import describe_bytes
 from tensorage.private_files import Flaw, flaw_of_private_folder, flaw_on_way, make_private_folder
 
@@ -57,7 +57,6 @@ _COUNTERS = struct.Struct("<QQ")
 
 #: Longest wait for the lock of adding. A process that holds it for longer is stopped, and others would wait for ever.
 LOCK_TIMEOUT_S = 60.0
-_PAUSE_S = 0.002
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -417,10 +416,8 @@ class SpoolFolder:
             names = os.listdir(self.path)  # noqa: PTH208 - names alone, without looking at each
         return {int(found[1]) for found in map(pattern.fullmatch, names) if found}
 
-    @contextmanager
-    def _adding(self) -> Iterator[int]:
-        with _locked(self.path / "adding") as fd:
-            yield fd
+    def _adding(self) -> AbstractContextManager[int]:
+        return _locked(self.path / "adding")
 
     def _begin(self, nbytes: int) -> tuple[Path, int]:
         """Make the file of an entry that is to be written, and take room for it."""
@@ -499,35 +496,16 @@ def _operation(spool: int, rest: int) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
+def _locked(path: Path) -> AbstractContextManager[int]:
     """Hold the lock of a file for a block."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        _acquire(fd, path)
-        try:
-            yield fd
-        finally:
-            # Closing does not unlock if another thread forks meanwhile: the child has the open file, too.
-            fcntl.flock(fd, fcntl.LOCK_UN)
-    finally:
-        os.close(fd)
-
-
-def _acquire(fd: int, path: Path) -> None:
-    until = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > until:
-                raise SpoolError(
-                    f"the spool in {path.parent} is locked by a process that has not gone on for "
-                    f"{LOCK_TIMEOUT_S:.0f} seconds. End that process, or use another folder"
-                ) from error
-            time.sleep(_PAUSE_S)
-        else:
-            return
+    return hold_lock(
+        path,
+        LOCK_TIMEOUT_S,
+        lambda: SpoolError(
+            f"the spool in {path.parent} is locked by a process that has not gone on for {LOCK_TIMEOUT_S:.0f} seconds. "
+            "End that process, or use another folder"
+        ),
+    )
 
 
 def _read_counters(fd: int) -> tuple[int, int]:
