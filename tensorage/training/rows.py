@@ -274,10 +274,12 @@ class RowsAhead:
         # With a row of Storage, others came along already.
         is_in_order = row == self._last + 1 and singles >= (_SINGLES_IN_ORDER if chunk is None else 1)
         chunk_bytes = 0 if chunk is None else nbytes // rows * (chunk.stop - chunk.start)
-        is_paid = singles and 2 * singles * (_request_bytes(array) + chunk_bytes) >= nbytes
-        if (is_paid and nbytes <= _MOST_KEPT_BYTES) or (is_in_order and nbytes <= self._next_bytes):
+        if is_in_order and nbytes <= self._next_bytes:
             return slice(0, rows)
         if not is_in_order:
+            is_paid = singles and 2 * singles * (_request_bytes(array) + chunk_bytes) >= nbytes
+            if is_paid and nbytes <= _MOST_KEPT_BYTES:
+                return slice(0, rows)
             self._next_bytes = _FIRST_AHEAD_BYTES
             # A single row may be all that is ever wanted, for which a handle should not hold much.
             return chunk if singles or chunk_bytes <= 2 * _FIRST_AHEAD_BYTES else None

@@ -142,7 +142,13 @@ def test_a_scalar_has_no_rows(store: TensorStore) -> None:
         store.open("x")[0]
 
 
-def test_large_arrays_are_read_in_growing_blocks(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
+@pytest.mark.parametrize("line", ["as measured", "of dear requests"])
+def test_large_arrays_are_read_in_growing_blocks(
+    away: TensorStore, store: TensorStore, proxy: Proxy, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if line == "of dear requests":
+        # No row that was read in order makes all rows be read once more, however long a request takes.
+        monkeypatch.setattr("tensorage.training.rows._LEAST_REQUEST_BYTES", 3 * 2**20)
     array = np.random.default_rng(1).integers(0, 2**32, (5000, 2048), dtype="u4")
     handle = opened(away, store, "x", array)
     assert handle.nbytes > 2**25
