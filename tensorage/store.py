@@ -1028,10 +1028,7 @@ class TensorStore(MutableMapping[str, Any]):
         if is_labelled(data):
             append_labelled(self.arrays, key, cast("Any", data).data, labels_of(key, data))
             return
-        # An append to the database needs no entry, so that a small one takes a single request. A store of the other
-        # engine opens the array first: the database would need all of the rows only to say that it keeps none.
-        known = self.arrays.open(key) if self.engine == "storage" else None
-        self.arrays.append(key, data, known=known)
+        self.arrays.append(key, data, likely="storage" if self.engine == "storage" else "database")
 
     def copy(
         self,

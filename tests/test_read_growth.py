@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import md5
 from typing import Any
 
 import numpy as np
@@ -329,6 +330,15 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             (_begun(more),),
         ),
     )
+    first, second = (
+        f"select public.tensorage_append_tails({n.own_objects}, '{{1}}', {base}, '{json.dumps([tail])}')"
+        for base, tail in (
+            (rows, entry(blocks, None, tail="AAAA")),
+            (rows + 1, entry(blocks, None, tail="AAAA", kept=3, based_on="+" + md5(bytes(3)).hexdigest())),
+        )
+    )
+    yield "append_tails", Call(first)
+    yield "append_tails, kept", Call(second, (first,))
     yield from _writes_of_holes(name, n)
     yield "annotate", Call(f"""select public.tensorage_annotate({n.own}, '{{"a": 1}}')""")
     for key in (name, objects):

@@ -316,16 +316,25 @@ create table if not exists public.shards (
   index bytea not null check (octet_length(index) % 2 = 0 and octet_length(index) <= 16 * 65536),
   -- Rows of axis 0 that are there so far, while the shard is being written; null once it is whole.
   filled int8multirange,
-  -- The object that a shard of a staged append or assignment is made from and replaces, '' for a shard without an object;
-  -- null if the array has no such shard yet.
+  -- Encoded chunks behind those of the object, if there is one: of rows that were appended since it was written. The index
+  -- counts their bytes on from the end of the object.
+  tail bytea check (octet_length(tail) between 1 and 262144),
+  -- For a shard of a staged append that keeps the object of the one it replaces: the bytes of that one's tail which it keeps.
+  -- Its own tail comes behind them. Null for all others.
+  kept int check (kept >= 0),
+  -- The shard that one of a staged append or assignment is made from and replaces, by its fingerprint (tensorage.shard_fingerprint); null if
+  -- the array has no such shard yet.
   based_on text collate "C",
   primary key (data_id, number),
   constraint an_object_has_bytes check ((name is null) = (nbytes = 0)),
   constraint objects_are_in_the_folder_of_the_user check (starts_with(name, user_id::text || '/')),
   constraint objects_have_plain_names check (tensorage.is_plain_name(name)),
-  constraint based_on_is_a_name check (octet_length(based_on) <= 1024)
+  constraint based_on_is_a_fingerprint check (octet_length(based_on) <= 1100),
+  constraint kept_is_of_another_shard check (kept is null or (name is null and based_on is not null))
 );
 create unique index if not exists shards_name on public.shards (name);
+-- It is compressed already.
+alter table public.shards alter column tail set storage external;
 
 -- The blocks, by their index, and the shards, by their number, of arrays with a fill value. One that stands here and is not in
 -- its own table was lost. One that stands in neither was never written.

@@ -155,37 +155,81 @@ begin
 end
 $$;
 
--- Begins an append to an array of Storage, of rows of this shape behind its `base_rows`: a staged dataset, for objects and
--- tensorage_put_shards.
-create or replace function public.tensorage_begin_append(
-  data_id bigint, shape bigint[], base_rows bigint, operation uuid default null) returns json
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+-- Makes a staged dataset of rows of this shape, to be added behind the `base_rows` rows of an array of Storage. The request that
+-- also publishes it locks the array for that now: of two that had it locked for less, each would wait for the other.
+create or replace function tensorage.stage_append(
+  data_id bigint, shape bigint[], base_rows bigint, operation uuid, known jsonb, is_published_now boolean)
+returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  before json := tensorage.begun(operation);
   target public.datasets;
   d public.datasets;
 begin
-  if before is not null then
-    return before;
-  end if;
-  select * into target from public.datasets s where s.id = tensorage_begin_append.data_id;
+  select * into target from public.datasets s where s.id = stage_append.data_id;
   if (target.user_id = tensorage.me() or tensorage.is_shared_with_me(target.user_id, target.key, true)) is not true then
     perform tensorage.raise_not_writable(target, 'TS003', 'the array to append to has changed since it was opened');
   end if;
-  select * into target from public.datasets s where s.id = tensorage_begin_append.data_id for key share;
-  if target.id is null or target.state <> 'committed' or target.shape[1] is distinct from base_rows then
+  if is_published_now then
+    select * into target from public.datasets s where s.id = stage_append.data_id for update;
+  else
+    select * into target from public.datasets s where s.id = stage_append.data_id for key share;
+  end if;
+  if target.id is null or target.state <> 'committed' or target.shape[1] is distinct from base_rows
+     or not tensorage.is_as_known(target, known) then
     raise exception using errcode = 'TS003', message = 'the array to append to has changed since it was opened';
   end if;
   perform tensorage.check_append(target, target.key, shape, target.dtype, 'storage');
   insert into public.datasets (
       user_id, owner, key, shape, dtype, block_size, engine, zarr, operation, append_to, base_rows, expires_at)
     values (
-      target.user_id, target.owner, target.key, tensorage_begin_append.shape, target.dtype, target.block_size, target.engine,
-      target.zarr, tensorage_begin_append.operation, target.id, target.shape[1], now() + interval '1 day')
+      target.user_id, target.owner, target.key, stage_append.shape, target.dtype, target.block_size, target.engine,
+      target.zarr, stage_append.operation, target.id, target.shape[1], now() + interval '1 day')
     returning * into d;
-  perform tensorage.begin_staging(d);
+  if not is_published_now then
+    perform tensorage.begin_staging(d);
+  end if;
+  return d;
+end
+$$;
+
+-- Begins an append to an array of Storage, of rows of this shape behind its `base_rows`: a staged dataset, for objects and
+-- tensorage_put_shards. `known` is what the client remembers of the array, for tensorage.is_as_known.
+create or replace function public.tensorage_begin_append(
+  data_id bigint, shape bigint[], base_rows bigint, operation uuid default null, known jsonb default null) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.begun(operation);
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  end if;
+  d := tensorage.stage_append(data_id, shape, base_rows, operation, known, false);
   perform tensorage.sweep(64);
   return tensorage.answer(null, tensorage.describe(d));
+end
+$$;
+
+-- Appends rows of this shape behind the `base_rows` of an array of Storage, in one request: their chunks are in the tails of
+-- `shards`, and no object comes with them. See tensorage.put_shards; `known` as for tensorage_begin_append.
+create or replace function public.tensorage_append_tails(
+  data_id bigint, shape bigint[], base_rows bigint, shards json, operation uuid default null, known jsonb default null)
+returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  before json := tensorage.answered(operation);
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  elsif exists (select from json_to_recordset(shards) as s(name text) where s.name is not null) then
+    raise exception using errcode = 'TS006', message = 'an append in one request has no objects';
+  end if;
+  d := tensorage.stage_append(data_id, shape, base_rows, null, known, true);
+  perform tensorage.put_shards(d, shards);
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish_shards(d)));
+exception when data_exception then
+  raise exception using errcode = 'TS006', message = format('these are no shards: %s', sqlerrm);
 end
 $$;
 

@@ -68,7 +68,8 @@ begin
   else
     behind := tensorage.shard_behind(d, rows);
     with moved as (
-      update public.shards s set data_id = replaced where s.data_id = d.id and s.number >= behind returning s.nbytes)
+      update public.shards s set data_id = replaced where s.data_id = d.id and s.number >= behind
+      returning tensorage.encoded_bytes(s.nbytes, s.tail) as nbytes)
     select coalesce(sum(m.nbytes), 0) into freed from moved m;
   end if;
   delete from tensorage.written w where w.data_id = d.id and w.number >= behind;

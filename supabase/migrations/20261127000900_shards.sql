@@ -90,11 +90,21 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
   select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
 $$;
 
+-- Bytes of the encoded chunks of a shard: of its object and its tail.
+create or replace function tensorage.encoded_bytes(nbytes bigint, tail bytea) returns bigint
+language sql immutable as $$ select nbytes + coalesce(octet_length(tail), 0) $$;
+
+-- The fingerprint of a shard, by which a writer says which one a new shard is made from: the name of its object, which never changes,
+-- and a digest of its tail, if it has one, with the index that tells the chunks in it.
+create or replace function tensorage.shard_fingerprint(name text, index bytea, tail bytea) returns text
+language sql immutable as $$ select coalesce(name, '') || case when tail is null then '' else '+' || md5(index || tail) end $$;
+
 -- Writing ------------------------------------------------------------------------------------------
 
--- Puts shards into a staged dataset. Each of them says its number, name, nbytes and index (base64). A part of a shard says
--- the rows of the array that are in it now, and the name that the shard had before. A shard that replaces another says in
--- based_on which. Sent twice, they are there once.
+-- Puts shards into a staged dataset. Each of them says its number, name, nbytes, index and perhaps a tail (both in base64). A
+-- part of a shard says the rows of the array that are in it now, and the name that the shard had before. A shard that replaces
+-- another says in based_on which, by its fingerprint; and in kept, that it is that one with other chunks behind its object and so many
+-- bytes of its tail. Sent twice, they are there once.
 create or replace function tensorage.put_shards(d public.datasets, shards json) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -108,29 +118,35 @@ declare
 begin
   for s in
     select * from json_to_recordset(shards)
-      as s(number bigint, name text, nbytes bigint, index text, low bigint, high bigint, before text, based_on text)
+      as s(number bigint, name text, nbytes bigint, index text, tail text, kept int, low bigint, high bigint, before text,
+           based_on text)
   loop
     if s.name is not null and not tensorage.is_object_of(d, s.name) then
       raise exception using errcode = 'TS006',
         message = format('%L is no name of an object of dataset %s', left(s.name, 200), d.id);
     elsif s.based_on is not null and d.append_to is null and d.assign_to is null then
       raise exception using errcode = 'TS006', message = format('shard %s of a new array takes the place of none', s.number);
+    elsif s.kept is not null and (d.append_to is null or s.name is not null) then
+      raise exception using errcode = 'TS006',
+        message = format('shard %s keeps the object of another: that is for appends, and it has no object of its own', s.number);
     elsif not s.number <@ numbers or length(s.index) / 4 * 3 > 16 * max_chunks + 2 then
       -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
       raise exception using errcode = 'TS006',
         message = format('%L has shards %s of up to %s chunks, and not one of number %s with an index of %s bytes', d.key,
                          numbers, max_chunks, s.number, length(s.index) / 4 * 3);
     elsif s.low is null and s.high is null then
-      insert into public.shards as t (data_id, user_id, number, name, nbytes, index, based_on)
-        values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), s.based_on)
+      insert into public.shards as t (data_id, user_id, number, name, nbytes, index, tail, kept, based_on)
+        values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), nullif(decode(s.tail, 'base64'), ''),
+                s.kept, s.based_on)
         on conflict (data_id, number) do update
-          set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, filled = null,
-              based_on = excluded.based_on;
+          set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, tail = excluded.tail,
+              kept = excluded.kept, filled = null, based_on = excluded.based_on;
       continue;
     end if;
     whole := tensorage.rows_of_shard(d, s.number);
     -- A shard that replaces another one comes whole: a part does not say which one it replaces.
-    if (s.low < s.high and int8range(s.low, s.high) <@ whole and d.append_to is null and d.assign_to is null) is not true then
+    if (s.low < s.high and int8range(s.low, s.high) <@ whole and d.append_to is null and d.assign_to is null
+        and s.tail is null) is not true then
       raise exception using errcode = 'TS006',
         message = format('rows %s to %s are no part of shard %s', s.low, s.high, s.number);
     end if;
@@ -180,7 +196,7 @@ declare
   whole bigint;
   bytes numeric;
 begin
-  select count(*) filter (where s.filled is null), coalesce(sum(s.nbytes), 0) into whole, bytes
+  select count(*) filter (where s.filled is null), coalesce(sum(tensorage.encoded_bytes(s.nbytes, s.tail)), 0) into whole, bytes
     from public.shards s where s.data_id = d.id;
   if whole <> expected then
     raise exception using errcode = 'TS004',
@@ -192,11 +208,33 @@ begin
 end
 $$;
 
--- The name of the object of a shard, for comparisons: a shard that an array with a fill value does not have yet is like one
--- without an object.
-create or replace function tensorage.name_before(name text, fill bytea) returns text
+-- The fingerprint of a shard, for comparisons: a shard that an array with a fill value does not have yet is like one without an object.
+create or replace function tensorage.fingerprint_before(fingerprint text, fill bytea) returns text
 language sql immutable as $$
-  select case when fill is null then name else coalesce(name, '') end
+  select case when fill is null then fingerprint else coalesce(fingerprint, '') end
+$$;
+
+-- Puts the tails of a staged append behind those of the shards that they were made from, which keep their objects.
+create or replace function tensorage.publish_tails(d public.datasets, target_id bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  s record;
+begin
+  for s in select t.number, t.index, t.tail, t.kept from public.shards t where t.data_id = d.id and t.kept is not null loop
+    update public.shards t
+       set index = s.index, tail = nullif(coalesce(substr(t.tail, 1, s.kept), '') || coalesce(s.tail, ''), '')
+     where t.data_id = target_id and t.number = s.number and s.kept <= coalesce(octet_length(t.tail), 0);
+    continue when found;
+    if s.kept > 0 or exists (select from public.shards t where t.data_id = target_id and t.number = s.number) then
+      raise exception using errcode = 'TS006', message = format('shard %s keeps %s bytes, and has less', s.number, s.kept);
+    end if;
+    -- An array with a fill value does not have all of its shards. This one is new.
+    update public.shards t set kept = null where t.data_id = d.id and t.number = s.number;
+  end loop;
+  delete from public.shards t where t.data_id = d.id and t.kept is not null;
+exception when check_violation then
+  raise exception using errcode = 'TS006', message = format('a tail is too long: %s', sqlerrm);
+end
 $$;
 
 -- Puts the shards of a staged append or assignment in place of those they were made from. The old ones go to a dataset of
@@ -213,18 +251,25 @@ begin
    where t.id = coalesce(d.append_to, d.assign_to) and t.state = 'committed' for update;
   if target.id is null or target.shape[1] <> d.base_rows or exists (
        select from public.shards s
-        where s.data_id = d.id and tensorage.name_before(s.based_on, target.fill) is distinct from tensorage.name_before((
-          select coalesce(t.name, '') from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
+        where s.data_id = d.id and tensorage.fingerprint_before(s.based_on, target.fill) is distinct from tensorage.fingerprint_before((
+          select tensorage.shard_fingerprint(t.name, t.index, t.tail)
+            from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
      -- The array may have become shorter, and longer again. What a shard has behind its end is no element of it.
      or (d.append_to is null and ((target.fill is not null) <> (d.fill is not null) or target.shape[1] < d.shape[1]))
+     -- Rows were appended. A shard that the end cut then may have some of them, which the new one lacks.
+     or (d.append_to is null and target.shape[1] > d.shape[1] and exists (
+       select from public.shards s
+        where s.data_id = d.id and s.number >= d.shape[1] / tensorage.rows_per_shard(d.zarr)
+                                              * tensorage.elements((tensorage.shard_grid(d.zarr, d.shape))[2:])))
      or (d.append_to is null and exists (
        select from public.shards s
         where s.data_id = d.id and s.number >= tensorage.elements(tensorage.shard_grid(target.zarr, target.shape)))) then
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
   added_bytes := (
-    select coalesce(sum(s.nbytes - coalesce((
-             select t.nbytes from public.shards t where t.data_id = target.id and t.number = s.number), 0)), 0)
+    select coalesce(sum(tensorage.encoded_bytes(s.nbytes, s.tail) - coalesce((
+             select tensorage.encoded_bytes(t.nbytes, t.tail) - coalesce(t.nbytes + s.kept, 0)
+               from public.shards t where t.data_id = target.id and t.number = s.number), 0)), 0)
       from public.shards s where s.data_id = d.id);
   if d.append_to is not null then
     perform tensorage.check_shards(d);
@@ -235,15 +280,16 @@ begin
   else
     target := tensorage.changed(target.id, added_bytes);
   end if;
+  if target.fill is not null then
+    insert into tensorage.written (data_id, number)
+      select target.id, s.number from public.shards s where s.data_id = d.id on conflict do nothing;
+  end if;
+  perform tensorage.publish_tails(d, target.id);
   if exists (select from public.shards s where s.data_id = d.id and s.based_on is not null) then
     replaced := tensorage.dataset_to_sweep(d);
     update public.shards t set data_id = replaced
      where t.data_id = target.id
        and t.number = any (array(select s.number from public.shards s where s.data_id = d.id));
-  end if;
-  if target.fill is not null then
-    insert into tensorage.written (data_id, number)
-      select target.id, s.number from public.shards s where s.data_id = d.id on conflict do nothing;
   end if;
   update public.shards t set data_id = target.id, based_on = null where t.data_id = d.id;
   if exists (
@@ -265,12 +311,14 @@ $$;
 -- Reading ------------------------------------------------------------------------------------------
 
 -- The record of a shard, as clients read it. Big-endian:
---   0  8  number              16  4  bytes of the name       24  the object's name, none if the shard has no object
---   8  8  bytes of the object 20  4  bytes of the index          and then the index: see public.shards
-create or replace function tensorage.shard_record(number bigint, nbytes bigint, name text, index bytea) returns bytea
+--   0  8  number              16  4  bytes of the name       28  the object's name, none if the shard has no object;
+--   8  8  bytes of the object 20  4  bytes of the index          then the index, and the tail: see public.shards
+--                             24  4  bytes of the tail
+create or replace function tensorage.shard_record(number bigint, nbytes bigint, name text, index bytea, tail bytea) returns bytea
 language sql stable as $$
   select int8send(number) || int8send(coalesce(nbytes, 0)) || int4send(coalesce(octet_length(name), 0))
-         || int4send(coalesce(octet_length(index), 0)) || convert_to(coalesce(name, ''), 'UTF8') || coalesce(index, '')
+         || int4send(coalesce(octet_length(index), 0)) || int4send(coalesce(octet_length(tail), 0))
+         || convert_to(coalesce(name, ''), 'UTF8') || coalesce(index, '') || coalesce(tail, '')
 $$;
 
 -- The records of all shards of an array, for a client that has not met it before. Null if they are many, or if some are
@@ -284,7 +332,7 @@ declare
   records bytea;
 begin
   if shards <= 16 then
-    select count(*), string_agg(tensorage.shard_record(s.number, s.nbytes, s.name, s.index), '') into found, records from (
+    select count(*), string_agg(tensorage.shard_record(s.number, s.nbytes, s.name, s.index, s.tail), '') into found, records from (
       select * from public.shards t where t.data_id = d.id and t.number < shards order by t.number offset 0) s;
   end if;
   return case when found = shards and octet_length(records) <= 65536 then records end;
@@ -319,10 +367,11 @@ begin
   -- "offset 0" makes PostgreSQL look up each shard by its number. For "number = any (numbers)", it may read all shards of
   -- the array.
   select count(w.number), coalesce(array_agg(w.number) filter (where w.number is not null and s.number is null), '{}'),
-         sum(24 + coalesce(octet_length(s.name), 0) + coalesce(octet_length(s.index), 0))
+         sum(28 + coalesce(octet_length(s.name), 0) + coalesce(octet_length(s.index), 0) + coalesce(octet_length(s.tail), 0))
     into wanted, missing, answer_bytes
     from (select distinct number from unnest(numbers) number) w left join lateral (
-      select t.number, t.name, t.index from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s
+      select t.number, t.name, t.index, t.tail from public.shards t
+       where t.data_id = d.id and t.number = w.number offset 0) s
       on true;
   if answer_bytes > 16777216 then
     raise exception using errcode = 'TS006',
@@ -336,7 +385,7 @@ begin
       hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
   end if;
   return coalesce((
-    select string_agg(tensorage.shard_record(w.number, s.nbytes, s.name, s.index), '' order by w.number)
+    select string_agg(tensorage.shard_record(w.number, s.nbytes, s.name, s.index, s.tail), '' order by w.number)
       from (select distinct number from unnest(numbers) number) w left join lateral (
         select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s on true
      -- A shard that was never written is like one that has no object.

@@ -89,6 +89,10 @@ begin
       when 'tensorage_append' then perform public.tensorage_append(request);
       when 'tensorage_assign' then perform public.tensorage_assign(request);
       when 'tensorage_commit' then perform public.tensorage_commit((step ->> 'data_id')::bigint, null, step -> 'shards');
+      when 'tensorage_append_tails' then
+        perform public.tensorage_append_tails(
+          (step ->> 'data_id')::bigint, array(select json_array_elements_text(step -> 'shape')::bigint),
+          (step ->> 'base_rows')::bigint, step -> 'shards');
       when 'tensorage_remove' then perform public.tensorage_remove(step ->> 'key');
       else
         raise exception using errcode = 'TS006', message = format('%L is no step of a transaction', step ->> 'function');

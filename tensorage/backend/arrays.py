@@ -408,18 +408,26 @@ class Arrays:
             return self._engine(engine).store(np.asarray(array[...]), new)
         return self._engine(engine).store_blocks(blocks_of(array), new)
 
-    def append(self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None) -> Dataset:
+    def append(
+        self, key: str, data: npt.ArrayLike, *, known: Dataset | None = None, likely: Engine = "database"
+    ) -> Dataset:
         """Add rows at the end of axis 0, all at once, and once even if the request is repeated.
 
         Parameters
         ----------
         known
             Entry of the array, if it has been opened.
+        likely
+            Engine that the array is probably kept by, if it has not been opened.
         """
         # Rows that no array of one length holds are for an array of another kind, if they are for any.
-        if known is None and not _is_even(data):
+        is_even = known is not None or _is_even(data)
+        if known is None and is_even and (appended := self._append_to_remembered(key, data)) is not None:
+            return appended
+        # The database engine needs no entry: its one request also tells if the array is elsewhere, once all of the rows
+        # were sent.
+        if known is None and (likely == "storage" or not is_even):
             known = self.open(key)
-        # Without an entry, the database engine is tried: its one request also tells if the array is elsewhere.
         engine: Engine = "database" if known is None else known.engine
         while True:
             try:
@@ -434,6 +442,20 @@ class Arrays:
                     ) from error
                 known = error.dataset
                 engine = known.engine
+
+    def _append_to_remembered(self, key: str, data: npt.ArrayLike) -> Dataset | None:
+        """Append rows to an array of Storage whose entry is remembered. None if it is not, or not so any more."""
+        found = self._memory.find(self.owner, key)
+        if found is None or found.entry.engine != "storage" or found.entry.ragged is not None:
+            return None
+        engine = self._engine("storage", self._knowledge(found.entry))
+        try:
+            return self._remember(engine.append(key, data, found.entry))
+        except IncompleteTensorError:
+            raise
+        except _OUT_OF_DATE:
+            self._memory.forget(self.owner, key)
+            return None
 
     def assign(
         self,

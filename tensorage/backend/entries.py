@@ -14,6 +14,9 @@ __all__ = ["EntryMemory", "Remembered"]
 #: Most entries that a session remembers, each of about 1 kB.
 MOST_ENTRIES = 1024
 
+#: Most arrays of which it remembers the end, each with up to 256 KiB.
+MOST_ENDS = 16
+
 
 class Remembered(NamedTuple):
     """An array as it was when a request last told of it.
@@ -47,6 +50,7 @@ class EntryMemory:
 
     most: int = MOST_ENTRIES
     _entries: OrderedDict[tuple[str | None, str], Remembered] = field(default_factory=OrderedDict, repr=False)
+    _ends: OrderedDict[int, tuple[int, bytes]] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def find(self, owner: str | None, key: str) -> Remembered | None:
@@ -75,6 +79,25 @@ class EntryMemory:
             self._entries.move_to_end((owner, entry.key))
             while len(self._entries) > self.most:
                 self._entries.popitem(last=False)
+
+    def remember_end(self, entry: Dataset, records: bytes) -> None:
+        """Remember the records of the shards that have the last rows of an array, in the version of an entry."""
+        with self._lock:
+            self._ends[entry.id] = (entry.version, records)
+            self._ends.move_to_end(entry.id)
+            while len(self._ends) > min(MOST_ENDS, self.most):
+                self._ends.popitem(last=False)
+
+    def find_end(self, entry: Dataset) -> bytes | None:
+        """Return what `remember_end` was told of this version of an array."""
+        with self._lock:
+            version, records = self._ends.get(entry.id, (None, None))
+            return records if version == entry.version else None
+
+    def forget_end(self, entry: Dataset) -> None:
+        """Forget the records of the last shards of an array."""
+        with self._lock:
+            self._ends.pop(entry.id, None)
 
     def forget(self, owner: str | None, key: str) -> None:
         """Forget the entry of an array, if it is remembered."""

@@ -50,6 +50,13 @@ class Step:
     request: bytes = b""
     locks: Mapping[str, list[Any]] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of elements that the step brings along."""
+        return len(self.request) + sum(
+            len(shard.get("tail", "")) for shard in self.described.get("shards") or ()
+        )
+
 
 class Recorder(Transfer):
     """Records the steps of a transaction, and passes on all that only prepares them.
@@ -92,9 +99,7 @@ class Recorder(Transfer):
             self._check_known(head.meta, asked)
         size = sum(map(len, parts))
         if self._size() + size > MAX_REQUEST_BYTES:
-            raise TooMuchError(
-                Fault(413, "", "the transaction has no room for it in its last request"), asked
-            )
+            raise TooMuchError(_no_room(), asked)
         # Copied: the caller may change the array before the transaction is committed.
         request = b"".join(parts)
         described = {"function": function, "bytes": len(request)}
@@ -119,6 +124,8 @@ class Recorder(Transfer):
                 Step(key, {"function": function, "key": key}, locks={"keys": [key], "replaced": [key]})
             )
             return {}
+        if function == "tensorage_append_tails":
+            return self._record_tails(arguments, asked)
         if function not in _AT_ONCE:
             raise InvalidInputError(
                 f"{asked}: this cannot be a part of a transaction. Arrays are stored, appended to, assigned to and "
@@ -194,7 +201,7 @@ class Recorder(Transfer):
         )
 
     def _size(self) -> int:
-        return sum(len(step.request) for step in self.steps)
+        return sum(step.size for step in self.steps)
 
     def _check_known(self, meta: Mapping[str, Any], asked: str) -> None:
         """Raise as the database would if it were asked now, so that the engine sends rows that fit."""
@@ -219,6 +226,17 @@ class Recorder(Transfer):
         self.steps.append(Step(description["key"], described, locks={"staged": [data_id], **locks}))
         return description
 
+    def _record_tails(self, arguments: Mapping[str, Any], asked: str) -> Mapping[str, Any]:
+        """Record an append to an array of Storage that needs no objects."""
+        described = {"function": "tensorage_append_tails", **arguments}
+        # The step itself says how many rows the array has: another version of it will do.
+        changed = {"data_id": arguments["data_id"], "version": None}
+        step = Step("", described, locks={"assigned": [changed]})
+        if self._size() + step.size > MAX_REQUEST_BYTES:
+            raise TooMuchError(_no_room(), asked)
+        self.steps.append(step)
+        return self._opened[arguments["data_id"]]
+
     def _stored(
         self, meta: Mapping[str, Any], description: Mapping[str, Any] | None = None
     ) -> Mapping[str, Any]:
@@ -233,6 +251,10 @@ class Recorder(Transfer):
         if meta.get("owner") is not None:
             return {"appended": [{"key": key, "owner": meta["owner"]}]}
         return {"keys": [key], "replaced": [key]} if meta.get("overwrite") else {"keys": [key]}
+
+
+def _no_room() -> Fault:
+    return Fault(413, "", "the transaction has no room for it in its last request")
 
 
 def _describe(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -244,7 +244,8 @@ def test_requests(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
     away["mine"] = ROWS
     assert requests(lambda: away["mine", -1]) == 1 + elements
     away.append("mine", ROWS)
-    assert requests(lambda: away["mine", -1]) == 1 + elements
+    # A few rows that were appended to Storage are in the catalogue.
+    assert requests(lambda: away["mine", -1]) == 1
     assert away["mine", 39].tolist() == ROWS[-1].tolist()
 
 

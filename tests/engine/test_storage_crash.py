@@ -171,16 +171,12 @@ OPERATIONS: dict[str, tuple[Callable[[TensorStore], Any], Array, list[str]]] = {
     "append": (
         lambda store: store.append("x", ARRAY[25:]),
         ARRAY,
-        [
-            "open",
-            "begin_append",
-            "shards",
-            "download",
-            "upload",
-            "commit",
-            "sweep_objects",
-            "remove objects",
-        ],
+        ["begin_append", "shards", "download", "upload", "commit", "sweep_objects", "remove objects"],
+    ),
+    "append a few rows": (
+        lambda store: store.append("x", ARRAY[25:27]),
+        ARRAY[:27],
+        ["shards", "append_tails"],
     ),
     "assign": (
         lambda store: store.__setitem__(("x", slice(3, 22)), ARRAY[10:29]),

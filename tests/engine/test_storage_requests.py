@@ -384,18 +384,20 @@ def test_an_append_writes_the_last_shards_only(through: TensorStore, proxy: Prox
     handle = stored(through, "x", array[:40], (5, 1000), (20, 1000))
     row = FRAME_BYTES + 1000
     for rows, expected, most_bytes in [
-        # Nothing is read behind a whole shard. A shard that has room is read whole.
-        (3, ["upload", "commit"], 3 * row),
-        (4, ["shards", "download", "upload", "commit", *SWEEPING], 7 * row),
-        (20, ["shards", "download", "upload", "upload", "commit", *SWEEPING], 27 * row),
-        (0, ["commit"], 0),
+        # Few rows behind a whole shard need no object, and nothing is read.
+        (3, ["append_tails"], 0),
+        (4, ["append_tails"], 0),
+        # Nor is anything read of a shard that is known, and has no object yet.
+        (20, ["begin_append", "upload", "upload", "commit", "sweep_objects"], 27 * row),
+        (2, ["shards", "append_tails", "download"], 0),
+        # A shard that has an object and is full is read whole.
+        (11, ["begin_append", "download", "upload", "commit", *SWEEPING], 20 * row),
+        (0, ["begin_append", "commit"], 0),
     ]:
         at = len(handle)
         with proxy.counted() as exchanges:
             handle.append(array[at : at + rows])
-        done = kinds(exchanges)
-        assert done[0] == "begin_append"
-        assert sorted(done[1:]) == sorted(expected)
+        assert sorted(kinds(exchanges)) == sorted(expected)
         assert bytes_up(exchanges) <= most_bytes + 200
         np.testing.assert_array_equal(handle[...], array[: at + rows])
 

@@ -379,6 +379,12 @@ OWN = [
         lambda data_id, key: {"data_id": data_id, "shape": [1], "base_rows": 1},
         engine="storage",
     ),
+    _own_call(
+        "tensorage_append_tails",
+        "committed",
+        lambda data_id, key: {"data_id": data_id, "shape": [0], "base_rows": 1, "shards": []},
+        engine="storage",
+    ),
     Operation("tensorage_dataset own", "tensorage_dataset", Kind.OWN, _own_dataset),
     Operation("tensorage_put own", "tensorage_put", Kind.OWN, _own_put),
     Operation("tensorage_end_ragged own", "tensorage_end_ragged", Kind.OWN, _own_end_ragged),
@@ -723,6 +729,11 @@ def _begun_by(w: World, p: Person, column: str, target: Json, answer: httpx.Resp
     return _one(answer, is_begun)
 
 
+def _no_rows(objects: Json) -> Json:
+    """Append no rows to an array of Storage."""
+    return {"data_id": objects["id"], "shape": [0, 3], "base_rows": 9, "shards": []}
+
+
 def _remove_all(w: World, p: Person) -> Outcome:
     answer = p.call("tensorage_remove_all", prefix="lab/ro")
     is_owner = p.id == w.owner.id
@@ -786,6 +797,24 @@ STORING = [
         "tensorage_begin_append",
         Kind.READ_PRIVATE,
         lambda w, p: {"data_id": w.secret_objects["id"], "shape": [1, 3], "base_rows": 9},
+        lambda w, p, said: said,
+        name="private",
+    ),
+    Operation(
+        "tensorage_append_tails objects",
+        "tensorage_append_tails",
+        Kind.WRITE,
+        lambda w, p: _one(
+            p.call("tensorage_append_tails", _no_rows(w.things.objects)),
+            w.one("select version from public.datasets where id = %s", w.things.objects["id"])
+            > w.things.objects["version"],
+        ),
+        ("objects",),
+    ),
+    _operation(
+        "tensorage_append_tails",
+        Kind.READ_PRIVATE,
+        lambda w, p: _no_rows(w.secret_objects),
         lambda w, p, said: said,
         name="private",
     ),
@@ -1210,6 +1239,7 @@ OPEN = [
         "tensorage_begin_append",
         lambda w: {"data_id": w.things.open_objects["id"], "shape": [1, 3], "base_rows": 9},
     ),
+    _calls("tensorage_append_tails", lambda w: _no_rows(w.things.open_objects)),
 ]
 
 FUNCTIONS = [*OWN, *READING, *CATALOGUE, *SHARING, *STORING, *TOGETHER, *STAGED, *INTERRUPTED, *AGAIN, *OPEN]

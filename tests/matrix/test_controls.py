@@ -192,7 +192,7 @@ TOGETHER = {
     Check("tensorage.forget", "owner", 1): [Check("tensorage.forget", "owner", 0)],
     Check("tensorage.end_shares", "owner", 0): [Check("tensorage.end_shares", "owner", 1)],
     Check("public.tensorage_share", "login", 0): [Check("public.tensorage_shares", "login", 0)],
-    Check("public.tensorage_begin_append", "login", 0): [Check("tensorage.begun", "login", 0)],
+    Check("tensorage.stage_append", "login", 0): [Check("tensorage.begun", "login", 0)],
     Check("public.tensorage_count", "login", 0): [Check("tensorage.whose", "login", 0)],
     Check("public.tensorage_catalogue", "login", 0): [Check("tensorage.whose", "login", 0)],
     Check("public.tensorage_commit", "going on", 0): [Check("tensorage.check_still_writable", "rule", 0)],

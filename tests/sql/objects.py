@@ -14,8 +14,8 @@ from sql.api import Caller, Json, answer_of, new_key
 BUCKET = "tensors"
 PREFIX = f"/object/{BUCKET}"
 
-#: Head of each shard: its number, bytes of its object, of the object's name, and of its index.
-_HEAD = struct.Struct(">qqII")
+#: Head of each shard: its number, bytes of its object, of the object's name, of its index, and of its tail.
+_HEAD = struct.Struct(">qqIII")
 
 #: An array of five shards, the last one with a row less.
 SHAPE, EXTENTS = (9, 3), (2, 3)
@@ -30,6 +30,7 @@ class Shard(NamedTuple):
     name: str
     nbytes: int
     index: bytes
+    tail: bytes = b""
 
 
 def metadata(extents: Sequence[Any] = EXTENTS, **more: Any) -> str:
@@ -157,12 +158,13 @@ def shards(caller: Caller, dataset: Json, numbers: Sequence[int] = NUMBERS) -> d
 def parse_shards(content: bytes) -> dict[int, Shard]:
     found, at = {}, 0
     while at < len(content):
-        number, nbytes, name_bytes, index_bytes = _HEAD.unpack_from(content, at)
+        number, nbytes, name_bytes, index_bytes, tail_bytes = _HEAD.unpack_from(content, at)
         at += _HEAD.size
         name = content[at : at + name_bytes].decode()
         at += name_bytes
-        found[number] = Shard(name, nbytes, content[at : at + index_bytes])
-        at += index_bytes
+        behind = at + index_bytes
+        found[number] = Shard(name, nbytes, content[at:behind], content[behind : behind + tail_bytes])
+        at = behind + tail_bytes
     assert at == len(content)
     assert list(found) == sorted(found)
     return found

@@ -23,14 +23,17 @@ READS: dict[str, Json] = {
     "tensorage_shards": {"numbers": [0]},
 }
 
-FUNCTIONS = [*READS, "tensorage_assign", "tensorage_begin_assign"]
+#: Functions that append to an array of Storage, with the rest of a request for no rows.
+APPENDS: dict[str, Json] = {"tensorage_begin_append": {}, "tensorage_append_tails": {"shards": []}}
+
+FUNCTIONS = [*READS, "tensorage_assign", "tensorage_begin_assign", *APPENDS]
 
 
 def stored(caller: Caller, function: str) -> Json:
     """An array that a function works with."""
     if function == "tensorage_read_ragged":
         return store_ragged(caller, [b"a", b"bc", b""])
-    if function == "tensorage_shards":
+    if function == "tensorage_shards" or function in APPENDS:
         return objects.store(caller)
     return caller.store(new_key(), np.arange(12, dtype="<i4"))
 
@@ -42,6 +45,9 @@ def ask(caller: Caller, function: str, dataset: Json, **known: Any) -> httpx.Res
         meta = {"version": dataset["version"], "starts": [1], "lengths": [1]} | known
         body = binary(b"\1\0\0\0", count=1, data_id=dataset["id"], meta=meta)
         return caller.call(function, body)
+    if function in APPENDS:
+        no_rows = {"data_id": dataset["id"], "shape": [0, 3], "base_rows": dataset["shape"][0]}
+        return caller.call(function, no_rows | APPENDS[function] | known)
     if function == "tensorage_begin_assign":
         return caller.call(function, named)
     return caller.request("POST", f"/rpc/{function}", json=named | READS[function], headers=_BINARY)
@@ -84,7 +90,7 @@ def test_another_s_array_is_theirs(function: str, owner: Caller, new_user: Calla
     reader, dataset = new_user(), stored(owner, function)
     for known in (knowledge(dataset), knowledge(dataset, owner=owner.email), None):
         assert code_of(ask(reader, function, dataset, known=known)) == "TS003"
-    shared = {"key": dataset["key"], "readers": [reader.email], "can_write": "assign" in function}
+    shared = {"key": dataset["key"], "readers": [reader.email], "can_write": function not in READS}
     answer_of(owner.call("tensorage_share", shared))
     for known in (knowledge(dataset), knowledge(dataset, owner=reader.email)):
         assert code_of(ask(reader, function, dataset, known=known)) == "TS003"

@@ -262,6 +262,12 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.id, "shape": [1, 3], "base_rows": 5}, "TS003"),
             Attempt({"data_id": n.staged, "shape": [1, 3], "base_rows": 4}, "TS003"),
         ],
+        "tensorage_append_tails": [
+            Attempt({"data_id": data_id, "shape": shape, "base_rows": rows, "shards": shards} | more, "TS003")
+            for data_id, rows in ((n.objects, 9), (n.writing, 9), (n.id, 5), (n.staged, 4))
+            for shape, shards in (([0, 3], []), ([1, 3], [entry(4, None, tail="AAAA", based_on="")]))
+            for more in ({}, {"operation": n.begun_by})
+        ],
         "tensorage_put_shards": [
             Attempt({"data_id": data_id, "shards": shards}, "TS001")
             for data_id in (n.objects, n.writing, n.growing, n.changing, n.staged, n.id)

@@ -452,8 +452,8 @@ def test_index_and_names_of_shards_are_counted(
     assert state_of(owner) == before
 
 
-@pytest.mark.parametrize("based_on", ["x" * 1025, "y" * 1_000_000])
-def test_replaced_object_has_a_name_of_a_name_s_length(
+@pytest.mark.parametrize("based_on", ["x" * 1101, "y" * 1_000_000])
+def test_replaced_shard_has_a_fingerprint_of_a_fingerprint_s_length(
     based_on: str, owner: Caller, state_of: StateOf
 ) -> None:
     stored = store(owner)

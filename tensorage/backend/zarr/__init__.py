@@ -10,6 +10,7 @@ zarr_engine     the operations of the engine
 reading         reading of selections, by ranges of objects
 writing         writing of new shards, in parallel
 changing        appends, assignments, and filling of declared arrays
+tails           appends of a few rows, which the catalogue keeps
 copying         server-side copies of arrays
 tiles           chunks as tiles of a cache
 shard_records   records of shards in the catalogue

@@ -97,7 +97,7 @@ class Bucket:
                 raise
 
     def get_into(self, dataset: Dataset, record: ShardRecord, first: int, out: memoryview) -> None:
-        """Read as many bytes of an object as `out` holds, from byte `first` on.
+        """Read as many bytes of a shard as `out` holds, from byte `first` on: of its object, and then of its tail.
 
         Raises
         ------
@@ -106,6 +106,15 @@ class Bucket:
         CorruptTensorError
             If the object is shorter than the catalogue says.
         """
+        of_object = min(max(record.nbytes - first, 0), len(out))
+        if of_object:
+            self._get_into(dataset, record, first, out[:of_object])
+        if of_object < len(out):
+            at = first + of_object - record.nbytes
+            out[of_object:] = record.tail[at : at + len(out) - of_object]
+
+    def _get_into(self, dataset: Dataset, record: ShardRecord, first: int, out: memoryview) -> None:
+        """Read bytes of an object."""
         asked = f"reading {record.name!r} of {dataset.key!r}"
         path = object_path(record.name, FOR_READING)
         is_whole = first == 0 and len(out) == record.nbytes

@@ -1,13 +1,15 @@
 """Changes of stored arrays: appends, assignments, and declared arrays that are filled region by region.
 
-A shard that changes is written anew, as another object. The catalogue is told which object the new one is based on, and
-refuses the new one if somebody else has replaced that object meanwhile.
+A shard that changes is written anew, as another object. The catalogue is told which shard the new one is based on, by
+its fingerprint, and refuses the new one if somebody else has changed that shard meanwhile. A few rows that are appended
+go to tails instead.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.restarts import gone_is_changed
-from tensorage.backend.staging import new_operation, with_room
+from tensorage.backend.staging import abort, new_operation, with_room
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import RestartedError
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
+from tensorage.backend.zarr.tails import append_tails, make_tails, records_of_end
 from tensorage.backend.zarr.writing import NewShard, ShardWriter, return_elements
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
@@ -43,12 +47,22 @@ def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Datase
     """
     dataset = work.dataset
     check_rows(rows, dataset)
-    arguments = {"data_id": dataset.id, "shape": rows.shape, "base_rows": dataset.shape[0]}
-    staged = _begin(work, "tensorage_begin_append", arguments)
+    arguments = {
+        "data_id": dataset.id,
+        "shape": rows.shape,
+        "base_rows": dataset.shape[0],
+        "known": work.known,
+    }
     grown = codec.with_rows(rows.shape[0])
-    writer = ShardWriter(staged, grown)
-    shards = _shards_of_append(_reader_of(work, codec), grown, rows)
-    return _write_staged(writer, shards, rows.nbytes, work.asked)
+    reader = _reader_of(work, codec)
+    records = records_of_end(reader)
+    tails = make_tails(reader, records, grown, rows)
+    if tails is not None:
+        with suppress(TooMuchError):
+            return append_tails(work, arguments, tails)
+    staged = _begin(work, "tensorage_begin_append", arguments)
+    shards = _shards_of_append(reader, records, grown, rows)
+    return _write_staged(ShardWriter(staged, grown), shards, rows.nbytes, work.asked)
 
 
 def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.ArrayLike) -> Dataset:
@@ -66,9 +80,10 @@ def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.Array
         return dataset
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
     staged = _begin(work, "tensorage_begin_assign", arguments)
-    writer = ShardWriter(staged, codec)
-    shards = _shards_of_assignment(_reader_of(work, codec), plan, buffer)
-    return _write_staged(writer, shards, plan.size * dataset.dtype.itemsize, work.asked)
+    # Rows that were appended since the array was opened are in the last shards, and stay there.
+    now = codec.with_rows(staged.dataset.shape[0] - dataset.shape[0]) if dataset.shape else codec
+    shards = _shards_of_assignment(_reader_of(work, now), plan, buffer)
+    return _write_staged(ShardWriter(staged, now), shards, plan.size * dataset.dtype.itemsize, work.asked)
 
 
 def clear_edge(work: Work, codec: ShardCodec) -> Dataset:
@@ -88,15 +103,20 @@ def clear_edge(work: Work, codec: ShardCodec) -> Dataset:
     records = [
         record
         for record in fetch_records(Work.reading(work.transfer, dataset), layout, cut).values()
-        if record.name
+        if not record.is_empty
     ]
     if not records:
         return dataset
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
     staged = _begin(work, "tensorage_begin_assign", arguments)
+    if staged.dataset.shape != dataset.shape:
+        error = ChangedError(f"{work.asked}: rows were appended to it since it was opened. Open it again.")
+        abort(work.transfer, staged.dataset, error)
+        raise error
     reader = _reader_of(work, codec)
     shards = (
-        NewShard(record.number, partial(_read_again, reader, record), record.name) for record in records
+        NewShard(record.number, partial(_read_again, reader, record), record.fingerprint)
+        for record in records
     )
     nbytes = sum(layout.nbytes_of(record.number) for record in records)
     return _write_staged(ShardWriter(staged, codec), shards, nbytes, work.asked)
@@ -194,14 +214,11 @@ def _fill_rows(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: 
         return
 
 
-def _shards_of_append(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any]) -> Iterator[NewShard]:
+def _shards_of_append(
+    reader: Reader, records: Mapping[int, ShardRecord], grown: ShardCodec, rows: npt.NDArray[Any]
+) -> Iterator[NewShard]:
     base = reader.dataset.shape[0]
-    numbers = grown.layout.shards_of(base, base + rows.shape[0])
-    # Only shards that the old end of the array cuts have rows already.
-    has_room = len(numbers) > 0 and base % grown.layout.shards[0] > 0
-    old = reader.codec.layout.shards_of(base - 1, base) if has_room else range(0)
-    records = fetch_records(reader.work, reader.codec.layout, old)
-    for number in numbers:
+    for number in grown.layout.shards_of(base, base + rows.shape[0]):
         region = grown.layout.region(number)
         first = max(region[0].start, base)
         added = rows[(slice(first - base, region[0].stop - base), *region[1:])]
@@ -209,7 +226,7 @@ def _shards_of_append(reader: Reader, grown: ShardCodec, rows: npt.NDArray[Any])
         if record is None:
             yield NewShard(number, partial(return_elements, added))
         else:
-            yield NewShard(number, partial(_add_rows, reader, record, added), record.name)
+            yield NewShard(number, partial(_add_rows, reader, record, added), record.fingerprint)
 
 
 def _add_rows(reader: Reader, record: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -219,20 +236,24 @@ def _add_rows(reader: Reader, record: ShardRecord, added: npt.NDArray[Any]) -> n
 
 def _shards_of_assignment(reader: Reader, plan: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
     for part, record in reader.with_records(plan.projections()):
-        yield NewShard(record.number, partial(_assign_to_shard, reader, record, part, buffer), record.name)
+        yield NewShard(
+            record.number, partial(_assign_to_shard, reader, record, part, buffer), record.fingerprint
+        )
 
 
 def _assign_to_shard(
     reader: Reader, record: ShardRecord, part: ChunkProjection, buffer: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    if part.is_whole:
-        elements = np.empty(part.shape, reader.codec.layout.dtype)
+    layout = reader.codec.layout
+    extents = tuple(axis.stop - axis.start for axis in layout.region(record.number))
+    if part.is_whole and part.shape == extents:
+        elements = np.empty(extents, layout.dtype)
     else:
         try:
             elements = reader.read(record)
         except LostObjectError as error:
             raise reader.changed_error(record, error) from error
-    part.put(buffer, elements)
+    part.put(buffer, elements[tuple(map(slice, part.shape))] if part.shape else elements)
     return elements
 
 

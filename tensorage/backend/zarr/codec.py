@@ -150,6 +150,29 @@ class ShardCodec:
             whole = [] if self._is_empty(chunk) else self._pipeline.encode(chunk)
             return EncodedShard(whole, sum(map(len, whole)), b"")
         index = self._empty_index()
+        parts = self._encode_chunks(elements, index)
+        return self._add_index(parts, sum(map(len, parts)), index)
+
+    def encode_rows(self, elements: npt.NDArray[Any]) -> tuple[bytes, npt.NDArray[np.uint64]]:
+        """Encode some rows of a shard, from the first row of a chunk on, without an index.
+
+        Returns
+        -------
+        bytes
+            The chunks, one after the other.
+        numpy.ndarray
+            Offset in these bytes and length of each chunk: an array of shape (rows of chunks, chunks in each, 2).
+        """
+        self._check_elements(elements)
+        index = self._empty_index()
+        data = b"".join(self._encode_chunks(elements, index))
+        rows = -(-elements.shape[0] // self.layout.chunks[0])
+        return data, index[:rows].reshape(rows, -1, 2)
+
+    def _encode_chunks(
+        self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]
+    ) -> list[bytes | memoryview]:
+        """Encode the chunks of the first rows of a shard, and enter them in the index."""
         rows = self._rows_encoded_together(elements)
         parts = self._encode_together(elements[:rows], index) if rows else []
         nbytes = sum(map(len, parts))
@@ -164,7 +187,7 @@ class ShardCodec:
             )
             parts += encoded
             nbytes += length
-        return self._add_index(parts, nbytes, index)
+        return parts
 
     def decode(self, data: Bytes, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Decode one chunk, in its full shape.

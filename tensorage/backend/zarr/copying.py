@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from tensorage.backend.wire.progress import Advance
@@ -39,6 +40,6 @@ def _copy(reader: Reader, writer: ShardWriter, record: ShardRecord, advance: Adv
             Bucket(writer.work.transfer).copy(writer.dataset, record.name, name)
         except LostObjectError as error:
             raise reader.changed_error(record, error) from error
-    # The index holds offsets within the object, which a copy keeps.
-    writer.put(ShardRecord(record.number, name, record.nbytes, record.index))
+    # The index holds offsets within the object and the tail, which a copy keeps.
+    writer.put(replace(record, name=name))
     advance(writer.codec.layout.nbytes_of(record.number))

@@ -78,6 +78,11 @@ class Layout:
     index_codecs: tuple[Codec, ...] = INDEX_CODECS
     index_location: Literal["start", "end"] = "end"
 
+    @property
+    def has_tails(self) -> bool:
+        """True if chunks may come behind those of an object: the index tells where, and comes behind them."""
+        return self.is_sharded and self.index_location == "end"
+
     @classmethod
     def choose(
         cls,

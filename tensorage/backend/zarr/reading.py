@@ -195,8 +195,13 @@ class Reader:
             parallel = self._line().parallel(mean_bytes)
             self.work.run((job.do for job in chain(first, jobs)), parallel)
 
-    def read(self, record: ShardRecord) -> npt.NDArray[Any]:
-        """Return all elements of one shard that lie within the array.
+    def read(self, record: ShardRecord, rows: slice | None = None) -> npt.NDArray[Any]:
+        """Return all elements of one shard that lie within the array, or those of some of its rows.
+
+        Parameters
+        ----------
+        rows
+            Rows of the array, all of them in the shard.
 
         Raises
         ------
@@ -204,7 +209,8 @@ class Reader:
             If the shard's object is missing.
         """
         layout = self.codec.layout
-        plan = plan_chunks(layout.shape, layout.region(record.number), layout.shards)
+        region = layout.region(record.number)
+        plan = plan_chunks(layout.shape, region if rows is None else (rows, *region[1:]), layout.shards)
         asked = f"reading {record.name!r} of {self.dataset.key!r}"
         buffer = new_array(plan.buffer_shape, layout.memory_dtype, asked)
         for projection in plan.projections():
@@ -221,7 +227,7 @@ class Reader:
             If the index in the catalogue does not fit the object.
         """
         try:
-            return self.codec.ranges(record.index, record.nbytes)
+            return self.codec.ranges(record.index, record.encoded_nbytes)
         except CorruptChunkError as error:
             raise self._corrupt_error(record, "its index in the catalogue", error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,8 +29,8 @@ __all__ = [
 T = TypeVar("T")
 
 #: Head of a record in an answer of ``tensorage_shards``: the shard's number, and the bytes of its object, of the
-#: object's name and of the index.
-_RECORD_HEAD = struct.Struct(">qqII")
+#: object's name, of the index and of the tail.
+_RECORD_HEAD = struct.Struct(">qqIII")
 
 #: Most bytes of one answer of the catalogue, about.
 _ANSWER_BYTES = 4 * 1024 * 1024
@@ -56,17 +57,40 @@ class ShardRecord:
     number
         Number of the shard, in C order of the grid of shards.
     name
-        Name of the object in the bucket, or ``""`` if there is no object, since all elements are the fill value.
+        Name of the object in the bucket, or ``""`` if there is no object: all elements are the fill value, or in the
+        tail.
     nbytes
         Bytes of the object.
     index
-        Plain index of the chunks: see `tensorage.backend.zarr.codec`.
+        Plain index of the chunks: see `tensorage.backend.zarr.codec`. Bytes of the tail are counted on from the end of
+        the object.
+    tail
+        Encoded chunks of rows that were appended since the object was written. They stay in the catalogue.
     """
 
     number: int
     name: str
     nbytes: int
     index: bytes
+    tail: bytes = b""
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there are no encoded chunks: all elements are the fill value."""
+        return not self.name and not self.tail
+
+    @property
+    def encoded_nbytes(self) -> int:
+        """Bytes that the index tells the chunks of: those of the object, and behind them those of the tail."""
+        return self.nbytes + len(self.tail)
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that differs from that of any other content of the shard. The catalogue makes the same."""
+        if not self.tail:
+            return self.name
+        digest = hashlib.md5(self.index + self.tail, usedforsecurity=False).hexdigest()
+        return f"{self.name}+{digest}"
 
     def as_json(self, **more: Any) -> dict[str, Any]:
         """Return the record as the catalogue takes it, with further fields."""
@@ -75,8 +99,15 @@ class ShardRecord:
             "name": self.name or None,
             "nbytes": self.nbytes,
             "index": base64.b64encode(self.index).decode(),
+            **({"tail": base64.b64encode(self.tail).decode()} if self.tail else {}),
             **more,
         }
+
+    def pack(self) -> bytes:
+        """Return the record as it stands in an answer of ``tensorage_shards``."""
+        name = self.name.encode()
+        head = _RECORD_HEAD.pack(self.number, self.nbytes, len(name), len(self.index), len(self.tail))
+        return b"".join((head, name, self.index, self.tail))
 
 
 def fetch_records(work: Work, layout: Layout, numbers: Sequence[int]) -> dict[int, ShardRecord]:
@@ -160,6 +191,11 @@ def check_records(work: Work, layout: Layout, answer: bytes) -> dict[int, ShardR
     records = {record.number: record for record in parse_records(answer, work.asked)}
     for record in records.values():
         _check_name(record, work.dataset, layout, work.asked)
+        if record.tail and not layout.has_tails:
+            raise CorruptTensorError(
+                f"{work.asked}: the catalogue has a tail of {describe_shard(layout, record.number)}, and objects like "
+                "those of this array have none. Nothing was fetched; whoever stored the array has to store it again"
+            )
     return records
 
 
@@ -237,13 +273,14 @@ def parse_records(answer: bytes, asked: str) -> Iterator[ShardRecord]:
     at = 0
     while at < len(answer):
         try:
-            number, nbytes, name_bytes, index_bytes = _RECORD_HEAD.unpack_from(answer, at)
+            number, nbytes, name_bytes, index_bytes, tail_bytes = _RECORD_HEAD.unpack_from(answer, at)
         except struct.error as error:
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early") from error
         name_at = at + _RECORD_HEAD.size
         index_at = name_at + name_bytes
-        at = index_at + index_bytes
+        tail_at = index_at + index_bytes
+        at = tail_at + tail_bytes
         if at > len(answer):
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
         name = answer[name_at:index_at].decode("utf-8", "replace")
-        yield ShardRecord(number, name, nbytes, answer[index_at:at])
+        yield ShardRecord(number, name, nbytes, answer[index_at:tail_at], answer[tail_at:at])

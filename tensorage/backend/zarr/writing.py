@@ -46,8 +46,7 @@ class NewShard(NamedTuple):
     make
         Returns the elements that the shard holds of the array, or the shard already encoded.
     based_on
-        Name of the object that the new one replaces: ``""`` for a shard without an object, None if the array has no
-        such shard yet.
+        Fingerprint of the shard that the new one replaces, None if the array has no such shard yet.
     """
 
     number: int

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,7 @@ class CatalogueStore(Store):
         self.codec = codec_of(dataset)
         self._root = "" if as_group is None else f"{as_group}/"
         self._documents = documents_of(dataset, self.codec.layout, as_group)
-        self._names: dict[int, str] = {}
+        self._fingerprints: dict[int, str] = {}
         self._known: _Shards | None = None
 
     # Reading --------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class CatalogueStore(Store):
         record = await self._record_at(key)
         if record is None:
             raise FileNotFoundError(key)
-        return record.nbytes
+        return record.encoded_nbytes
 
     # Listing --------------------------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class CatalogueStore(Store):
         transfer, known = self._transfer(), self._known
         if known is None or known.transfer is not transfer:
             # A forked process gets another transfer, since it may share neither connections nor locks.
-            known = self._known = _Shards(transfer, self.dataset, self.codec, self._names)
+            known = self._known = _Shards(transfer, self.dataset, self.codec, self._fingerprints)
         return known
 
     def _number_at(self, key: str) -> int | None:
@@ -252,7 +253,7 @@ class CatalogueStore(Store):
         if number is None:
             return None
         record = await asyncio.to_thread(self.shards.record, number)
-        return record if record.name else None
+        return None if record.is_empty else record
 
     async def _shard_keys(self) -> AsyncIterator[str]:
         """Yield the keys of the shards that have objects."""
@@ -266,17 +267,17 @@ class _Shards:
 
     Parameters
     ----------
-    names
-        Names of the objects that were used, by the number of the shard. An append replaces objects, although the array
-        stays readable as it was opened. A reader that has the index of one object must not get chunks of another.
+    fingerprints
+        Fingerprints of the shards that were used, by number. An append replaces shards, although the array stays
+        readable as it was opened. A reader that has the index of one object must not get chunks of another.
     """
 
     def __init__(
-        self, transfer: Transfer, dataset: Dataset, codec: ShardCodec, names: dict[int, str]
+        self, transfer: Transfer, dataset: Dataset, codec: ShardCodec, fingerprints: dict[int, str]
     ) -> None:
         self.transfer = transfer
         self._reader = Reader(Work.reading(transfer, dataset), codec)
-        self._names = names
+        self._fingerprints = fingerprints
         self.pages: dict[int, dict[int, ShardRecord]] = {}
         self._lock = threading.Lock()
         # Readers of Zarr ask for more objects at once than the backend has connections.
@@ -289,32 +290,36 @@ class _Shards:
 
     def stored_numbers(self, page: int) -> list[int]:
         """Return the numbers of the shards of a page that have objects."""
-        return [record.number for record in self._page(page).values() if record.name]
+        return [record.number for record in self._page(page).values() if not record.is_empty]
 
     def record(self, number: int) -> ShardRecord:
-        """Return the record of a shard, which names the same object each time.
+        """Return the record of a shard, which is of the same content each time.
+
+        Behind a tail comes the index, so that an object and its tail read as an object of Zarr.
 
         Raises
         ------
         ChangedError
-            If the shard has another object than before.
+            If the shard has another content than before.
         """
         record = self._page(number // self._page_length)[number]
-        if self._names.setdefault(number, record.name) != record.name:
+        if self._fingerprints.setdefault(number, record.fingerprint) != record.fingerprint:
             raise ChangedError(
                 f"{self._reader.dataset.key!r} has changed since it was opened. Open it again."
             )
-        return record
+        if not record.tail:
+            return record
+        return replace(record, tail=record.tail + self._reader.codec.encode_index(record.index))
 
     def read(self, number: int, byte_range: ByteRequest | None) -> bytes | memoryview | None:
         """Return bytes of the object of a shard; None if there is no object."""
         record = self.record(number)
-        if not record.name:
+        if record.is_empty:
             return None
         if self._is_index(byte_range):
             self._reader.ranges(record)
             return self._reader.codec.encode_index(record.index)
-        first, after = byte_bounds(byte_range, record.nbytes)
+        first, after = byte_bounds(byte_range, record.encoded_nbytes)
         asked = f"reading {record.name!r} of {self._reader.dataset.key!r}"
         data = new_array((after - first,), np.dtype(np.uint8), asked).data
         if not data:

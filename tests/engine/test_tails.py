@@ -1,0 +1,339 @@
+"""Appends of a few rows to arrays of Storage: they stay in the catalogue until they are worth an object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import workers
+from project import Project, User
+from proxy import Proxy
+
+from tensorage import CorruptTensorError, TensorStore
+from tensorage.backend.zarr import shard_records, tails
+from tensorage.backend.zarr.shard_records import ShardRecord
+from tensorage.backend.zarr.tails import MOST_TAIL_BYTES
+from tensorage.backend.zarr.zarr_engine import codec_of
+
+zarr = pytest.importorskip("zarr")
+
+Array = np.ndarray[Any, Any]
+
+#: Noise, of rows of 3 kB.
+ROWS = np.random.default_rng(0).random((3000, 784)).astype("f4")
+
+
+@pytest.fixture
+def store(project: Project, user: User) -> Iterator[TensorStore]:
+    with workers.store_of(project, user, engine="storage") as store:
+        yield store
+
+
+@pytest.fixture
+def away(proxy: Proxy, project: Project, user: User) -> Iterator[TensorStore]:
+    """Another session of the same user, whose requests pass the proxy."""
+    with workers.store_of(Project(proxy.url, project.key), user, engine="storage") as store:
+        yield store
+
+
+def tail_bytes(store: TensorStore, key: str) -> int:
+    """The bytes of all tails of an array."""
+    handle = store.open(key)
+    codec = codec_of(handle.dataset)
+    numbers = range(codec.layout.shard_count)
+    work = tails.Work.reading(store.arrays.project.transfer, handle.dataset)
+    return sum(len(one.tail) for one in shard_records.fetch_records(work, codec.layout, numbers).values())
+
+
+def test_rows_one_by_one_move_little(store: TensorStore, away: TensorStore, proxy: Proxy) -> None:
+    """Each would fetch and send the last object otherwise, of up to 8 MiB."""
+    store["x"] = ROWS[:1000]
+    rows = 120
+    with proxy.counted() as exchanges:
+        for i in range(1000, 1000 + rows):
+            away.append("x", ROWS[i : i + 1])
+    np.testing.assert_array_equal(store["x"][...], ROWS[: 1000 + rows])
+    objects = sum(exchange.is_upload for exchange in exchanges)
+    assert 1 <= objects <= 2
+    # A look at the array, a request for each row, and the few that make the tails an object.
+    assert len(exchanges) <= 2 + rows + 9 * objects
+    moved = sum(exchange.sent_bytes + exchange.received_bytes for exchange in exchanges)
+    # A row, its chunk in base64, the index of the shard, and a share of the objects.
+    assert moved <= rows * 2**17
+
+
+def test_a_reader_has_the_last_rows_by_one_request(
+    store: TensorStore, away: TensorStore, proxy: Proxy
+) -> None:
+    store["x"] = ROWS[:1000]
+    away.open("x")
+    store.append("x", ROWS[1000:1003])
+    np.testing.assert_array_equal(away["x", -1], ROWS[1002])
+    with proxy.counted() as exchanges:
+        np.testing.assert_array_equal(away["x", -3:], ROWS[1000:1003])
+    assert [exchange.kind for exchange in exchanges] == ["shards"]
+
+
+SHAPES: dict[str, tuple[Any, Any, Any]] = {
+    "rows": ((40, 6), (5, 6), (20, 6)),
+    "one row a chunk": ((7, 6), (1, 6), (8, 6)),
+    "chunks side by side": ((9, 6), (2, 2), (6, 4)),
+    "three axes": ((5, 3, 4), (2, 3, 1), (4, 3, 2)),
+    "one axis": ((13,), (4,), (16,)),
+    "no rows": ((0, 4), (3, 4), (9, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["i2", "U3"])
+@pytest.mark.parametrize(("shape", "chunks", "shards"), SHAPES.values(), ids=SHAPES)
+def test_an_array_that_grows_is_that_of_numpy(
+    store: TensorStore, dtype: str, shape: Any, chunks: Any, shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By appends of any length, of which some make objects, some stay, and some are nothing but fill values."""
+    monkeypatch.setattr(tails, "MOST_TAIL_BYTES", 1500)
+    rng = np.random.default_rng(len(dtype) + len(shape))
+    expected = rng.integers(0, 200, shape).astype(dtype)
+    handle = store.write("x", expected, chunks=chunks, shards=shards) or store.open("x")
+    other = store.open("x")
+    for step in range(12):
+        count = int(rng.choice([1, 1, 1, 2, 3, 7, 23, 0]))
+        rows = rng.integers(0, 200, (count, *shape[1:])).astype(dtype)
+        if step % 5 == 3:
+            rows[...] = np.zeros((), dtype)
+        (handle if step % 3 else store.open("x")).append(rows)
+        expected = np.concatenate([expected, rows])
+        np.testing.assert_array_equal(store["x"][...], expected)
+        if step % 6 == 4:
+            row = int(rng.integers(len(expected)))
+            store["x", row] = store["x", row - 1]
+            expected[row] = expected[row - 1]
+        handle = store.open("x")
+        np.testing.assert_array_equal(handle[-3:], expected[-3:])
+    assert tail_bytes(store, "x") <= 1500
+    other.refresh()
+    np.testing.assert_array_equal(other[...], expected)
+
+
+@pytest.fixture
+def grown(store: TensorStore) -> Array:
+    """The elements of an array under "x", whose last rows are in a tail."""
+    store.write("x", ROWS[:100, :50], chunks=(4, 50), shards=(40, 50))
+    for i in range(100, 107):
+        store.append("x", ROWS[i : i + 1, :50])
+    assert 0 < tail_bytes(store, "x") <= MOST_TAIL_BYTES
+    return ROWS[:107, :50].copy()
+
+
+def test_all_ways_to_read_see_the_tail(store: TensorStore, grown: Array) -> None:
+    handle = store.open("x")
+    np.testing.assert_array_equal(np.stack(list(handle)), grown)
+    np.testing.assert_array_equal(handle[[106, 3, 101, 106], 7], grown[[106, 3, 101, 106], 7])
+    np.testing.assert_array_equal(handle[::-1, 10:20:3], grown[::-1, 10:20:3])
+    np.testing.assert_array_equal(store.read_many(["x"])["x"], grown)
+    seen = list(handle.batches(16, shuffle="shards", seed=1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen), axis=0), np.sort(grown, axis=0))
+    np.testing.assert_array_equal(handle.to_dask().compute(), grown)
+
+
+def test_a_store_of_zarr_has_the_tail_in_its_objects(store: TensorStore, grown: Array) -> None:
+    opened = zarr.open_array(store.zarr_store("x"), mode="r")
+    np.testing.assert_array_equal(opened[...], grown)
+    np.testing.assert_array_equal(opened[99:106, 3], grown[99:106, 3])
+    whole = store.zarr_store("x")
+    copied = zarr.storage.MemoryStore()
+    for key in ["zarr.json", *(f"c/{number}/0" for number in range(3))]:
+        _copy(whole, copied, key)
+    np.testing.assert_array_equal(zarr.open_array(copied, mode="r")[...], grown)
+
+
+def _copy(source: Any, target: Any, key: str) -> None:
+    """Copy an object of a store whole, as `cp` would."""
+    import asyncio
+
+    async def copy() -> None:
+        data = await source.get(key, zarr.core.buffer.default_buffer_prototype())
+        assert len(data) == await source.getsize(key)
+        await target.set(key, data)
+
+    asyncio.run(copy())
+
+
+def test_a_zarr_array_that_was_opened_does_not_mix_versions(store: TensorStore, grown: Array) -> None:
+    """Its reader has the index of a shard, and must not get chunks of what came later."""
+    opened = zarr.open_array(store.zarr_store("x"), mode="r")
+    np.testing.assert_array_equal(opened[100:], grown[100:])
+    store.append("x", grown[:1])
+    fresh = store.zarr_store("x")
+    np.testing.assert_array_equal(zarr.open_array(fresh, mode="r")[107], grown[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (8, 50)}, {"engine": "database"}], ids=str)
+def test_a_copy_has_the_tail(store: TensorStore, grown: Array, options: Any) -> None:
+    store.copy("x", "y", **options)
+    np.testing.assert_array_equal(store["y"][...], grown)
+    store.append("y", grown[:2])
+    np.testing.assert_array_equal(store["y"][...], np.concatenate([grown, grown[:2]]))
+    np.testing.assert_array_equal(store["x"][...], grown)
+
+
+def test_rows_of_the_tail_are_assigned_to(store: TensorStore, grown: Array) -> None:
+    store["x", 103] = 7
+    grown[103] = 7
+    np.testing.assert_array_equal(store["x"][...], grown)
+    assert tail_bytes(store, "x") == 0
+    store.append("x", grown[:1])
+    store["x", 90:] = store["x", 0]
+    np.testing.assert_array_equal(store["x", 90:], np.repeat(grown[:1], 18, axis=0))
+
+
+def test_rows_that_were_cut_off_do_not_come_back(store: TensorStore, grown: Array) -> None:
+    handle = store.open("x")
+    for rows in (105, 101, 100, 98):
+        handle.resize(rows)
+        handle.append(grown[:1])
+        expected = np.concatenate([grown[:rows], grown[:1]])
+        np.testing.assert_array_equal(handle[...], expected)
+        handle.resize(rows + 3)
+        np.testing.assert_array_equal(handle[rows + 1 :], np.zeros((2, 50)))
+        handle.append(grown[:2])
+        np.testing.assert_array_equal(handle[rows + 3 :], grown[:2])
+        handle.resize(rows)
+    np.testing.assert_array_equal(store["x"][...], grown[:98])
+
+
+def test_an_array_with_a_fill_value_grows_by_tails(store: TensorStore) -> None:
+    handle = store.create("x", (10, 6), "i4", fill_value=-1, chunks=(2, 6), shards=(16, 6))
+    handle.append(np.arange(6, dtype="i4").reshape(1, 6))
+    expected = np.full((11, 6), -1)
+    expected[10] = np.arange(6)
+    np.testing.assert_array_equal(store["x"][...], expected)
+    handle.resize(15)
+    handle.append(np.full((1, 6), 9, "i4"))
+    np.testing.assert_array_equal(store["x"][...], np.concatenate([expected, np.full((4, 6), -1), [[9] * 6]]))
+
+
+def test_samples_of_any_length_grow_by_tails(store: TensorStore, away: TensorStore, proxy: Proxy) -> None:
+    texts = [f"sample {i} " * (i % 7) for i in range(200)]
+    store["x"] = texts[:150]
+    away.open("x")
+    with proxy.counted() as exchanges:
+        for text in texts[150:]:
+            away.append("x", [text])
+    assert list(store["x"][...]) == texts
+    assert not any(exchange.is_upload for exchange in exchanges)
+
+
+def test_a_transaction_appends_by_tails(store: TensorStore, grown: Array) -> None:
+    store["y"] = grown
+    with store.transaction() as tx:
+        tx.append("x", grown[:2])
+        tx.append("y", grown[:1])
+        tx["z"] = grown
+    np.testing.assert_array_equal(store["x"][107:], grown[:2])
+    np.testing.assert_array_equal(store["y"][107:], grown[:1])
+
+
+# Others meanwhile --------------------------------------------------------------------------------
+
+
+def test_writers_at_once_lose_no_row(store: TensorStore, away: TensorStore) -> None:
+    """Each reads what others have added, and adds its own."""
+    store.write("x", np.zeros((0, 2), "i4"), chunks=(4, 2), shards=(40, 2))
+
+    def add(writer: int) -> None:
+        own = (store, away)[writer % 2]
+        for i in range(15):
+            own.append("x", np.array([[writer, i]], "i4"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    found = store["x"][...]
+    assert sorted(map(tuple, found.tolist())) == [(writer, i) for writer in range(4) for i in range(15)]
+    for writer in range(4):
+        # The rows of one writer are in its order.
+        assert found[found[:, 0] == writer, 1].tolist() == list(range(15))
+
+
+def test_what_is_remembered_is_no_longer_so(store: TensorStore, away: TensorStore, grown: Array) -> None:
+    """An array that is replaced, renamed or changed since the last append is looked at again."""
+    away.append("x", grown[:1])
+    store["x", 105] = -1
+    away.append("x", grown[1:2])
+    expected = np.concatenate([grown, grown[:2]])
+    expected[105] = -1
+    np.testing.assert_array_equal(store["x"][...], expected)
+    store.rename("x", "old")
+    store["x"] = grown[:3]
+    away.append("x", grown[3:4])
+    np.testing.assert_array_equal(store["x"][...], grown[:4])
+    np.testing.assert_array_equal(store["old"][...], expected)
+    del store["x"]
+    store["x"] = np.arange(4)
+    away.append("x", [4])
+    np.testing.assert_array_equal(store["x"][...], np.arange(5))
+    store.arrays.write("x", np.arange(3), engine="database", overwrite=True)
+    away.append("x", [3])
+    np.testing.assert_array_equal(store["x"][...], np.arange(4))
+
+
+def test_a_handle_from_before_an_append_goes_on(store: TensorStore, grown: Array) -> None:
+    handle, late = store.open("x"), store.open("x")
+    handle.append(grown[:1])
+    # Its rows are those that it was opened with, and an assignment keeps those behind them.
+    np.testing.assert_array_equal(late[...], grown)
+    late[106] = 1
+    grown[106] = 1
+    late.append(grown[1:2])
+    np.testing.assert_array_equal(store["x"][...], np.concatenate([grown, grown[:2]]))
+
+
+# Damage --------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_tail_is_named(store: TensorStore, grown: Array, database: Any) -> None:
+    handle = store.open("x")
+    changed = database.execute(
+        "update public.shards set tail = set_byte(tail, 20, get_byte(tail, 20) # 255) "
+        "where data_id = %s and tail is not null",
+        [handle.dataset.id],
+    )
+    assert changed.rowcount == 1
+    with pytest.raises(CorruptTensorError, match="its chunk"):
+        handle[100:]
+    np.testing.assert_array_equal(handle[:80], grown[:80])
+
+
+def test_a_tail_that_is_too_short_is_named(store: TensorStore, grown: Array, database: Any) -> None:
+    handle = store.open("x")
+    database.execute(
+        "update public.shards set tail = substr(tail, 1, 10) where data_id = %s and tail is not null",
+        [handle.dataset.id],
+    )
+    with pytest.raises(CorruptTensorError, match="outside of their object"):
+        handle[100:]
+    with pytest.raises(CorruptTensorError, match="outside of their object"):
+        handle.append(grown[:1])
+
+
+def test_objects_without_room_for_tails_have_none(store: TensorStore, database: Any) -> None:
+    store.write("x", ROWS[:10, :5], shards=False, chunks=(4, 5))
+    handle = store.open("x")
+    handle.append(ROWS[10:11, :5])
+    np.testing.assert_array_equal(handle[...], ROWS[:11, :5])
+    assert tail_bytes(store, "x") == 0
+    database.execute("update public.shards set tail = 'x' where data_id = %s", [handle.dataset.id])
+    with pytest.raises(CorruptTensorError, match="have none"):
+        handle[...]
+
+
+def test_a_fingerprint_tells_contents_apart() -> None:
+    fingerprints = {
+        ShardRecord(0, name, 5, index, tail).fingerprint
+        for name in ("", "a/1/c/0", "a/2/c/0")
+        for index in (b"", b"i", b"it")
+        for tail in (b"t", b"ta", b"x")
+    }
+    assert len(fingerprints) == 3 * 3 * 3
