@@ -12,6 +12,7 @@ from benchmarks.cases.cache import cache
 from benchmarks.cases.epochs import epochs
 from benchmarks.cases.far import far
 from benchmarks.cases.first_byte import first_byte
+from benchmarks.cases.large import large
 from benchmarks.cases.loops import waiting
 from benchmarks.cases.memory import memory
 from benchmarks.cases.objects import engines, objects
@@ -52,4 +53,4 @@ CASES: tuple[Case, ...] = (
 )
 
 #: Cases that run only when they are named: the choice of HSDS's configuration, and some that take minutes.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs, beside)
+ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs, large, beside)
