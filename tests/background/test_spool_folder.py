@@ -240,6 +240,34 @@ def test_files_are_for_this_user_alone(folder: SpoolFolder) -> None:
     )
 
 
+@pytest.mark.parametrize("damage", [0, 7, 15])
+def test_damaged_counters_lose_nothing(folder: SpoolFolder, damage: int) -> None:
+    """Numbers without end, numbers that are taken, and bytes that cannot be counted further."""
+    counters = folder.path / "adding"
+    folder.add(appending([1]))
+    other = SpoolFolder.open(folder.path, ME, 10**9)
+    other.add(appending([2]))
+    other.add(appending([3]))
+    content = bytearray(counters.read_bytes())
+    content[damage] = 255 if damage else 1
+    counters.write_bytes(content)
+    folder.add(appending([4]))
+    SpoolFolder.open(folder.path, ME, 10**9).add(appending([5]))
+    other.add(appending([6]))
+    counters.unlink()
+    folder.add(appending([7]))
+    assert [change_of(folder, n).value for n in folder.numbers()] == [[n] for n in range(1, 8)]
+
+
+def test_a_spool_without_further_numbers_takes_nothing(folder: SpoolFolder) -> None:
+    number = folder.add(appending([1]))
+    (folder.path / f"{number:016d}.entry").rename(folder.path / f"{'9' * 16}.entry")
+    with pytest.raises(SpoolError, match=r"no number left .* not taken"):
+        SpoolFolder.open(folder.path, ME, None).add(appending([2]))
+    assert len(folder.numbers()) == 1
+    assert list(folder.path.glob("*.unfinished")) == []
+
+
 # Room -------------------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,10 @@ _UNFINISHED = ".unfinished"
 
 #: Number of the last entry, and bytes of all entries that were ever added.
 _COUNTERS = struct.Struct("<QQ")
+_COUNTED_TO = 2**64
+
+#: Highest number that the name of an entry has digits for.
+_MAX_NUMBER = 10**16 - 1
 
 #: Longest wait for the lock of adding. A process that holds it for longer is stopped, and others would wait for ever.
 LOCK_TIMEOUT_S = 60.0
@@ -431,7 +435,7 @@ class SpoolFolder:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # Its length counts for others at once.
                 os.ftruncate(fd, nbytes)
-                os.pwrite(counters, _COUNTERS.pack(last, added + nbytes), 0)
+                os.pwrite(counters, _COUNTERS.pack(last, (added + nbytes) % _COUNTED_TO), 0)
             except BaseException:
                 os.close(fd)
                 path.unlink()
@@ -442,16 +446,30 @@ class SpoolFolder:
         last, added = _read_counters(counters)
         if self._last is None:
             # After a crash of the machine, the counter may be older than the entries.
-            last = max([last, *self._numbers(_ENTRY), *self._numbers(_FAILED)])
-        self._last = number = max(last, self._last or 0) + 1
+            last = max(last, self._highest_number())
+        number = max(last, self._last or 0) + 1
+        # A counter that was damaged or deleted leads to a number that is taken, or to one that no name has digits for.
+        if number > _MAX_NUMBER or self._entry(number).exists():
+            number = max(self._highest_number(), self._last or 0) + 1
+        if number > _MAX_NUMBER:
+            raise SpoolError(
+                f"the spool in {self.path} has no number left for another entry, which was not taken: send what is "
+                "there (`tensorage sync`), or give another folder"
+            )
+        self._last = number
         os.pwrite(counters, _COUNTERS.pack(number, added), 0)
         return number
+
+    def _highest_number(self) -> int:
+        return max([0, *self._numbers(_ENTRY), *self._numbers(_FAILED)])
 
     def _check_room(self, nbytes: int, added: int) -> None:
         if self.max_bytes is None:
             return
         # All that was added since they were counted is still there at worst.
-        before = None if self._counted is None else self._counted[0] + added - self._counted[1]
+        before = (
+            None if self._counted is None else self._counted[0] + (added - self._counted[1]) % _COUNTED_TO
+        )
         if before is None or before + nbytes > self.max_bytes:
             before = self._count_bytes()
             self._counted = before, added
