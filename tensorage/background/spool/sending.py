@@ -360,8 +360,10 @@ class Sender:
                 last = number
         if not self._is_waiting:
             self._window.flush()
-            # Operations without an entry: their process ended before it could tell the database.
-            with self._workers.lock:
+        with self._workers.lock:
+            # Workers have left entries if all wait by now: the database has to remember what was done of these.
+            if not self._is_waiting:
+                # Operations without an entry: their process ended before it could tell the database.
                 self._to_acknowledge += self._done_before or ()
         return last
 
@@ -421,9 +423,12 @@ class Sender:
             try:
                 change.make(stores, is_begun=is_done)
             except Exception as error:
-                # An answer that was lost leaves a change that is done, and the array may be another one by now.
-                if change.has_steps or isinstance(error, _HALTING) or not self._was_done(entry):
+                # An answer that was lost leaves a change that is done, and the array may be another one by now. Another
+                # process may have ended in the middle.
+                if is_done or isinstance(error, _HALTING) or not self._was_done(entry):
                     raise
+                if change.has_steps:
+                    change.make(stores, is_begun=True)
 
     def _finish(self, entry: EntryFile) -> None:
         self.folder.remove(entry.number)
