@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+from cache_folder import small_disk
 from gate import Gate
 from project import Project, User
 from proxy import Exchange, Proxy
@@ -261,6 +262,30 @@ def test_a_full_folder_is_an_error_at_the_write_that_meets_it(away: TensorStore,
     with pytest.raises(SpoolFullError, match="It was not taken"):
         bg["c"] = np.zeros(1000)
     assert bg.close(wait=False) == 2
+
+
+def test_an_error_that_finds_no_room_on_the_disk_stops_no_other_key(
+    rows: TensorStore, tmp_path: Path
+) -> None:
+    """The rest makes room, so that the error can be noted."""
+    rows.update({"taken": [1], "rest": np.zeros(0)})
+    with small_disk(tmp_path / "disk", "1m"):
+        folder = SpoolFolder.open(tmp_path / "disk" / "spool", Identity.of(rows.arrays.project), None)
+        for key in ("taken", "rest"):
+            verb: Any = "storing" if key == "taken" else "appending to"
+            folder.add(Change(verb, key, Settings("database"), np.ones(40_000)))
+        folder.add(Change("appending to", "taken", Settings("database"), np.ones(3)))
+        with (folder.path / "of others").open("wb", buffering=0) as others, contextlib.suppress(OSError):
+            while True:
+                others.write(bytes(4096))
+        for _ in range(2):
+            assert [left.what for left in sync(folder.path, rows)] == [
+                "storing 'taken'",
+                "appending to 'taken'",
+            ]
+        assert [state for _, state, _ in states(folder.path)] == ["failed", "behind"]
+    assert rows["rest"].tolist() == [1] * 40_000
+    assert rows["taken"].tolist() == [1]
 
 
 def test_another_user(rows: TensorStore, folder: Path, project: Project) -> None:

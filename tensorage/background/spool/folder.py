@@ -380,7 +380,8 @@ class SpoolFolder:
     @contextmanager
     def sending(self) -> Iterator[bool]:
         """Hold the lock of sending for a block. False if somebody else holds it."""
-        fd = os.open(self.path / "sending", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with _spool_errors(self.path):
+            fd = os.open(self.path / "sending", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -389,7 +390,9 @@ class SpoolFolder:
             return
         lock = _Lock(fd)
         try:
-            os.pwrite(fd, f"{os.getpid():>10}\n".encode(), 0)
+            # Messages name the number. On a full disk it may find no room, and sending is what makes some.
+            with contextlib.suppress(OSError):
+                os.pwrite(fd, f"{os.getpid():>10}\n".encode(), 0)
             yield True
         finally:
             lock.release()

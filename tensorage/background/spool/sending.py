@@ -35,6 +35,7 @@ from tensorage.errors import (
     BackendUnavailableError,
     SchemaError,
     SpoolError,
+    SpoolFullError,
     TensorageError,
 )
 
@@ -449,6 +450,9 @@ class Sender:
             self._refused[lane] = entry.number
         try:
             self.folder.fail(entry.number, error)
+        except SpoolFullError as unwritten:
+            # Entries of other keys make room when they are sent. This one is refused again until its error finds some.
+            logger.warning("background writer: an error is not noted for now: %s", unwritten)
         except SpoolError as unwritten:
             self._halt_with(unwritten)
             return
