@@ -411,6 +411,9 @@ class Sender:
             self._halt_with(error)
         except BaseException as error:  # noqa: BLE001 - noted beside the entry, and raised to the giver
             self._refuse(entry, lane, error)
+        else:
+            # Outside: an error of whoever is told is none of the entry, which is gone.
+            self._on_done(entry)
 
     def _make(self, entry: EntryFile, stores: Stores) -> None:
         is_done = self._is_done_before(entry)
@@ -437,7 +440,6 @@ class Sender:
             self._to_acknowledge.append(entry.operation)
             self._again_at, self._failed_tries = 0.0, 0
         self._forget(entry.number)
-        self._on_done(entry)
 
     def _forget(self, number: int) -> None:
         with self._workers.lock:
