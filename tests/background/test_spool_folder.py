@@ -184,6 +184,18 @@ def test_an_entry_that_was_cut_off_is_noticed(folder: SpoolFolder, length: int) 
     assert folder.numbers() == []
 
 
+def test_an_entry_of_another_spool_is_not_sent(folder: SpoolFolder, tmp_path: Path) -> None:
+    """It may be of another project or user, and the database would not be asked whether it was done."""
+    other = SpoolFolder.open(tmp_path / "other", Identity("http://127.0.0.1:2", ME.user_id), None)
+    number = other.add(appending([1]))
+    name = f"{number:016d}.entry"
+    (other.path / name).rename(folder.path / name)
+    with pytest.raises(SpoolDamagedError, match="written for another spool"):
+        folder.read(number)
+    assert [left.state for left in list_left(folder.path)] == ["damaged"]
+    assert folder.is_damaged(number)
+
+
 def test_a_damaged_marker_is_an_error(folder: SpoolFolder) -> None:
     folder.add(appending([1]))
     (folder.path / "tensorage-spool").write_text("{")

@@ -300,13 +300,15 @@ class SpoolFolder:
         path = self._entry(number)
         try:
             with _spool_errors(self.path):
-                return EntryFile.open(path, number)
+                entry = EntryFile.open(path, number)
+            self._check_own(entry)
         except DamagedFileError as error:
             raise self.damaged(number, error) from error
         except SpoolError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
+        return entry
 
     def is_damaged(self, number: int) -> bool:
         """Tell whether an entry is damaged. All of it is read."""
@@ -411,6 +413,12 @@ class SpoolFolder:
 
     def _new_operation(self) -> str:
         return _operation(self.spool, secrets.randbits(74))
+
+    def _check_own(self, entry: EntryFile) -> None:
+        """Refuse an entry of another spool, which may be another project's or user's."""
+        first, last = self.operations()
+        if not first <= entry.operation <= last:
+            raise DamagedFileError("it was written for another spool")
 
     def _entry(self, number: int) -> Path:
         return self.path / f"{number:016d}.entry"
