@@ -456,8 +456,10 @@ def test_rows_that_another_process_has_appended_get_their_labels(rows: TensorSto
     with rows.background(spool=folder) as bg:
         bg["warm"] = [1]
         bg.flush()
-        with killed.sending() as is_held:
-            assert is_held
+        with contextlib.ExitStack() as held:
+            # The thread that has sent the first entry is about to give the lock up.
+            while not held.enter_context(killed.sending()):
+                time.sleep(0.001)
             bg.append("x", first.assign_coords(t=[3, 4]))
             [number] = killed.numbers()
             with pytest.MonkeyPatch.context() as patch:
