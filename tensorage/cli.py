@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable
@@ -293,8 +294,10 @@ class _Told:
 
     def __call__(self, entry: object) -> None:
         self.count += 1
-        if not self._is_quiet:
-            click.echo(f"sent {entry}", err=True)
+        # Entries are sent, be it that nobody listens any more.
+        with contextlib.suppress(OSError):
+            if not self._is_quiet:
+                click.echo(f"sent {entry}", err=True)
 
 
 def _sync(folder: str, told: _Told, project: dict[str, Any], **how: Any) -> list[Left]:

@@ -194,6 +194,25 @@ def test_sync_sends_what_is_left(
     assert store["taken"].tolist() == [1, 3]
 
 
+def test_sync_sends_all_though_nobody_listens(
+    project: Project, user: User, session: BackendSession, tmp_path: Path
+) -> None:
+    store, folder = TensorStore(session, quiet=True), tmp_path / "spool"
+    spool = SpoolFolder.open(folder, Identity.of(TensorStore(session).arrays.project), None)
+    for number in range(3):
+        spool.add(Change("appending to", "x", Settings("database"), [number], create=True))
+    listener, stderr = os.pipe()
+    os.close(listener)
+    login = {"SUPABASE_URL": project.url, "SUPABASE_KEY": project.key, "USER_PASSWORD": user.password}
+    command = [sys.executable, "-m", "tensorage.cli", "sync", str(folder)]
+    environment = {**os.environ, **login, "USER_EMAIL": user.email}
+    sent = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False, env=environment)
+    os.close(stderr)
+    assert sent.stdout == b"3 sent, 0 left\n"
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", "", ""]
+    assert store["x"].tolist() == [0, 1, 2]
+
+
 def test_sync_says_what_is_wrong(
     project: Project, user: User, session: BackendSession, tmp_path: Path
 ) -> None:

@@ -150,6 +150,8 @@ declare
   key text;
   d public.datasets;
   entries json[] := '{}';
+  entry json;
+  entry_bytes bigint := 0;
   parts bytea[] := '{}';
   part bytea;
   head bytea;
@@ -181,8 +183,15 @@ begin
       end if;
       part := tensorage.whole(d);
     end if;
-    entries := entries || json_build_object(
+    entry := json_build_object(
       'entry', tensorage.describe(d), case d.engine when 'storage' then 'records' else 'elements' end, octet_length(part));
+    entry_bytes := entry_bytes + octet_length(entry::text);
+    -- The server holds the answer several times, and each entry may have a megabyte of attributes.
+    if entry_bytes > 33554432 then
+      raise exception using errcode = 'TS006', message = 'the attributes of these arrays are too many bytes for one look',
+        hint = 'Ask for fewer arrays at a time.';
+    end if;
+    entries := entries || entry;
     if part is not null then
       room := room - octet_length(part);
       parts := parts || part;

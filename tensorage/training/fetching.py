@@ -104,15 +104,22 @@ class SourceReader:
         return self._read(rows, None if room is None else room[: rows.stop - rows.start])
 
     def _read(self, selection: Selection, out: npt.NDArray[Any] | None = None) -> Any:
-        if not isinstance(self.source, OpenArray):
-            return read_source(self.source, selection)
+        source = self.source
+        if not isinstance(source, OpenArray):
+            return read_source(source, selection)
+        # Other threads may open the source anew. This handle tells the array that was read here.
+        before = source.dataset
+        read = OpenArray(source.arrays, before, reader=source.reader)
         try:
-            samples = self.source.read(selection, out)
+            samples = read.read(selection, out)
         except (IndexError, ValueError):
             # The selection, or `out`, may not fit another array that has replaced this one.
-            self._check_same(self.source)
+            self._check_same(read)
             raise
-        self._check_same(self.source)
+        finally:
+            if read.dataset is not before:
+                source.dataset = read.dataset
+        self._check_same(read)
         return samples
 
     def _check_same(self, source: OpenArray) -> None:

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+from cache_folder import small_disk
 from gate import Gate
 from project import Project, User
 from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import TensorStore
+from tensorage.backend.staging import as_operation
+from tensorage.background.changes import Change, Settings, Stores
 from tensorage.background.spool import sending
-from tensorage.background.spool.folder import SpoolFolder
+from tensorage.background.spool.folder import Identity, SpoolFolder
 from tensorage.background.spool.sync import list_left, sync
 from tensorage.errors import (
     BackendUnavailableError,
@@ -261,6 +264,30 @@ def test_a_full_folder_is_an_error_at_the_write_that_meets_it(away: TensorStore,
     assert bg.close(wait=False) == 2
 
 
+def test_an_error_that_finds_no_room_on_the_disk_stops_no_other_key(
+    rows: TensorStore, tmp_path: Path
+) -> None:
+    """The rest makes room, so that the error can be noted."""
+    rows.update({"taken": [1], "rest": np.zeros(0)})
+    with small_disk(tmp_path / "disk", "1m"):
+        folder = SpoolFolder.open(tmp_path / "disk" / "spool", Identity.of(rows.arrays.project), None)
+        for key in ("taken", "rest"):
+            verb: Any = "storing" if key == "taken" else "appending to"
+            folder.add(Change(verb, key, Settings("database"), np.ones(40_000)))
+        folder.add(Change("appending to", "taken", Settings("database"), np.ones(3)))
+        with (folder.path / "of others").open("wb", buffering=0) as others, contextlib.suppress(OSError):
+            while True:
+                others.write(bytes(4096))
+        for _ in range(2):
+            assert [left.what for left in sync(folder.path, rows)] == [
+                "storing 'taken'",
+                "appending to 'taken'",
+            ]
+        assert [state for _, state, _ in states(folder.path)] == ["failed", "behind"]
+    assert rows["rest"].tolist() == [1] * 40_000
+    assert rows["taken"].tolist() == [1]
+
+
 def test_another_user(rows: TensorStore, folder: Path, project: Project) -> None:
     rows.background(spool=folder).close()
     session = project.session(project.register())
@@ -383,6 +410,83 @@ def test_a_close_waits_for_the_thread_that_tells_the_database(
             assert list(pool.map(join, range(2))) == [0, 0]
         bg.close()
         session.logout()
+
+
+def test_the_database_remembers_what_a_writer_that_is_closed_has_left(
+    project: Project, user: User, rows: TensorStore, folder: Path
+) -> None:
+    """Entries whose process was killed when they were done wait behind others when the next writer is closed."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(head: bytes) -> bytes:
+        if b"/tensorage_append " in head:
+            begun.release()
+            assert go_on.wait(60)
+        return head
+
+    keys = "abcdef"
+    rows.update({key: np.zeros(0) for key in keys})
+    spool = SpoolFolder.open(folder, Identity.of(rows.arrays.project), None)
+    for key in keys:
+        spool.add(Change("appending to", key, Settings("database"), [1.0]))
+    for number in spool.numbers()[4:]:
+        make(spool, number, rows)
+    with contextlib.closing(Proxy(project.url, changes=hold)) as proxy:
+        session = Project(proxy.url, project.key).session(user)
+        spool.move_to(Identity(proxy.url, session.user_id))
+        bg = TensorStore(session, quiet=True).background(spool=folder)
+        for _ in range(4):
+            assert begun.acquire(timeout=60)
+        bg.close(wait=False)
+        go_on.set()
+        bg.sender.join()
+        session.logout()
+    assert [left.key for left in list_left(folder)] == ["e", "f"]
+    assert count_kept(rows, folder) == 2
+    assert sync(folder, rows, is_moved=True) == []
+    assert [rows[key].tolist() for key in keys] == [[1]] * 6
+    assert count_kept(rows, folder) == 0
+
+
+def test_rows_that_another_process_has_appended_get_their_labels(rows: TensorStore, folder: Path) -> None:
+    """A process that is killed between the two steps of an entry that was given here, and that nobody has asked for."""
+    first = xarray.DataArray(np.arange(6.0).reshape(2, 3), dims=("t", "x"), coords={"t": [1, 2]})
+    rows["x"] = first
+    killed = SpoolFolder.open(folder, Identity.of(rows.arrays.project), None)
+    with rows.background(spool=folder) as bg:
+        bg["warm"] = [1]
+        bg.flush()
+        with contextlib.ExitStack() as held:
+            # The thread that has sent the first entry is about to give the lock up.
+            while not held.enter_context(killed.sending()):
+                time.sleep(0.001)
+            bg.append("x", first.assign_coords(t=[3, 4]))
+            [number] = killed.numbers()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("tensorage.adapters.labelled._label_rows", die)
+                with pytest.raises(Killed):
+                    make(killed, number, rows)
+        assert rows.open("x").shape == (4, 3)
+        bg.flush()
+    xarray.testing.assert_identical(
+        rows.open("x").to_xarray(), xarray.concat([first, first.assign_coords(t=[3, 4])], "t")
+    )
+
+
+class Killed(BaseException):
+    """The end of a process that is killed."""
+
+
+def die(*_arguments: Any) -> None:
+    raise Killed
+
+
+def make(folder: SpoolFolder, number: int, store: TensorStore) -> None:
+    """Make the change of an entry, as a process that is killed before it can delete the entry."""
+    entry = folder.read(number)
+    assert entry is not None
+    with as_operation(entry.operation):
+        entry.change().make(Stores(store))
 
 
 def test_what_was_done_and_not_heard_of_is_not_done_again(

@@ -184,6 +184,18 @@ def test_an_entry_that_was_cut_off_is_noticed(folder: SpoolFolder, length: int) 
     assert folder.numbers() == []
 
 
+def test_an_entry_of_another_spool_is_not_sent(folder: SpoolFolder, tmp_path: Path) -> None:
+    """It may be of another project or user, and the database would not be asked whether it was done."""
+    other = SpoolFolder.open(tmp_path / "other", Identity("http://127.0.0.1:2", ME.user_id), None)
+    number = other.add(appending([1]))
+    name = f"{number:016d}.entry"
+    (other.path / name).rename(folder.path / name)
+    with pytest.raises(SpoolDamagedError, match="written for another spool"):
+        folder.read(number)
+    assert [left.state for left in list_left(folder.path)] == ["damaged"]
+    assert folder.is_damaged(number)
+
+
 def test_a_damaged_marker_is_an_error(folder: SpoolFolder) -> None:
     folder.add(appending([1]))
     (folder.path / "tensorage-spool").write_text("{")
@@ -238,6 +250,34 @@ def test_files_are_for_this_user_alone(folder: SpoolFolder) -> None:
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.path.iterdir()} == dict.fromkeys(
         ["tensorage-spool", "adding", "sending", "0000000000000001.entry", "0000000000000001.failed"], 0o600
     )
+
+
+@pytest.mark.parametrize("damage", [0, 7, 15])
+def test_damaged_counters_lose_nothing(folder: SpoolFolder, damage: int) -> None:
+    """Numbers without end, numbers that are taken, and bytes that cannot be counted further."""
+    counters = folder.path / "adding"
+    folder.add(appending([1]))
+    other = SpoolFolder.open(folder.path, ME, 10**9)
+    other.add(appending([2]))
+    other.add(appending([3]))
+    content = bytearray(counters.read_bytes())
+    content[damage] = 255 if damage else 1
+    counters.write_bytes(content)
+    folder.add(appending([4]))
+    SpoolFolder.open(folder.path, ME, 10**9).add(appending([5]))
+    other.add(appending([6]))
+    counters.unlink()
+    folder.add(appending([7]))
+    assert [change_of(folder, n).value for n in folder.numbers()] == [[n] for n in range(1, 8)]
+
+
+def test_a_spool_without_further_numbers_takes_nothing(folder: SpoolFolder) -> None:
+    number = folder.add(appending([1]))
+    (folder.path / f"{number:016d}.entry").rename(folder.path / f"{'9' * 16}.entry")
+    with pytest.raises(SpoolError, match=r"no number left .* not taken"):
+        SpoolFolder.open(folder.path, ME, None).add(appending([2]))
+    assert len(folder.numbers()) == 1
+    assert list(folder.path.glob("*.unfinished")) == []
 
 
 # Room -------------------------------------------------------------------------------------------------------

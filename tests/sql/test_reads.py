@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import psycopg
@@ -347,3 +348,20 @@ def test_readers_follow_what_leaves_elements_alone(owner: Caller) -> None:
         assert code_of(owner.ask_spans(old, [0], [1])) == "TS003"
         assert code_of(owner.ask_spans(old, [], [])) == "TS003"
     assert np.count_nonzero(owner.read(owner.open(key)) == 0) == 3
+
+
+def test_a_look_at_many_arrays_has_a_bound_on_their_attributes(owner: Caller) -> None:
+    """Each may have a megabyte of them, and the server holds the answer several times."""
+    dataset = owner.store(new_key(), np.zeros(3, "<i4"), attrs={"long": "x" * 900_000})
+
+    headers = {"Accept": "application/vnd.tensorage"}
+
+    def look(times: int) -> httpx.Response:
+        return owner.request(
+            "POST", "/rpc/tensorage_read_many", json={"keys": [dataset["key"]] * times}, headers=headers
+        )
+
+    assert code_of(look(40)) == "TS006"
+    answer = look(20)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.content) > 20 * 900_000

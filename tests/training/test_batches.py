@@ -221,6 +221,32 @@ class TestTheEnd:
 
 
 class TestChanges:
+    def test_an_array_that_was_another_one_for_a_moment(
+        self, store: TensorStore, x: tensorage.Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another thread opens the array again once it is back, before the samples that were read are checked."""
+        store["other"] = -numbered(SAMPLES)
+        read = type(x.arrays).read
+
+        def swap() -> None:
+            for key, new_key in (("x", "third"), ("other", "x"), ("third", "other")):
+                store.rename(key, new_key)
+
+        def read_and_swap_back(arrays: Any, dataset: Any, selection: Any, **how: Any) -> Any:
+            samples = read(arrays, dataset, selection, **how)
+            swap()
+            x.refresh()
+            return samples
+
+        loop = iter(tensorage.batches(x, batch_size=10, prefetch=0))
+        next(loop)
+        # The version that was opened is gone, so that the next batch looks at the key.
+        store["x", 0] = 5
+        swap()
+        monkeypatch.setattr(type(x.arrays), "read", read_and_swap_back)
+        with pytest.raises(ChangedError, match="replaced"):
+            next(loop)
+
     def test_an_array_that_was_replaced(self, store: TensorStore, x: tensorage.Tensor) -> None:
         store.allow_overwrite = True
         loop = x.batches(4, shuffle=True, seed=0, prefetch=2)

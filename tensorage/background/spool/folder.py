@@ -54,6 +54,10 @@ _UNFINISHED = ".unfinished"
 
 #: Number of the last entry, and bytes of all entries that were ever added.
 _COUNTERS = struct.Struct("<QQ")
+_COUNTED_TO = 2**64
+
+#: Highest number that the name of an entry has digits for.
+_MAX_NUMBER = 10**16 - 1
 
 #: Longest wait for the lock of adding. A process that holds it for longer is stopped, and others would wait for ever.
 LOCK_TIMEOUT_S = 60.0
@@ -296,13 +300,15 @@ class SpoolFolder:
         path = self._entry(number)
         try:
             with _spool_errors(self.path):
-                return EntryFile.open(path, number)
+                entry = EntryFile.open(path, number)
+            self._check_own(entry)
         except DamagedFileError as error:
             raise self.damaged(number, error) from error
         except SpoolError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
+        return entry
 
     def is_damaged(self, number: int) -> bool:
         """Tell whether an entry is damaged. All of it is read."""
@@ -376,7 +382,8 @@ class SpoolFolder:
     @contextmanager
     def sending(self) -> Iterator[bool]:
         """Hold the lock of sending for a block. False if somebody else holds it."""
-        fd = os.open(self.path / "sending", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with _spool_errors(self.path):
+            fd = os.open(self.path / "sending", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -385,7 +392,9 @@ class SpoolFolder:
             return
         lock = _Lock(fd)
         try:
-            os.pwrite(fd, f"{os.getpid():>10}\n".encode(), 0)
+            # Messages name the number. On a full disk it may find no room, and sending is what makes some.
+            with contextlib.suppress(OSError):
+                os.pwrite(fd, f"{os.getpid():>10}\n".encode(), 0)
             yield True
         finally:
             lock.release()
@@ -404,6 +413,12 @@ class SpoolFolder:
 
     def _new_operation(self) -> str:
         return _operation(self.spool, secrets.randbits(74))
+
+    def _check_own(self, entry: EntryFile) -> None:
+        """Refuse an entry of another spool, which may be another project's or user's."""
+        first, last = self.operations()
+        if not first <= entry.operation <= last:
+            raise DamagedFileError("it was written for another spool")
 
     def _entry(self, number: int) -> Path:
         return self.path / f"{number:016d}.entry"
@@ -431,7 +446,7 @@ class SpoolFolder:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # Its length counts for others at once.
                 os.ftruncate(fd, nbytes)
-                os.pwrite(counters, _COUNTERS.pack(last, added + nbytes), 0)
+                os.pwrite(counters, _COUNTERS.pack(last, (added + nbytes) % _COUNTED_TO), 0)
             except BaseException:
                 os.close(fd)
                 path.unlink()
@@ -442,16 +457,30 @@ class SpoolFolder:
         last, added = _read_counters(counters)
         if self._last is None:
             # After a crash of the machine, the counter may be older than the entries.
-            last = max([last, *self._numbers(_ENTRY), *self._numbers(_FAILED)])
-        self._last = number = max(last, self._last or 0) + 1
+            last = max(last, self._highest_number())
+        number = max(last, self._last or 0) + 1
+        # A counter that was damaged or deleted leads to a number that is taken, or to one that no name has digits for.
+        if number > _MAX_NUMBER or self._entry(number).exists():
+            number = max(self._highest_number(), self._last or 0) + 1
+        if number > _MAX_NUMBER:
+            raise SpoolError(
+                f"the spool in {self.path} has no number left for another entry, which was not taken: send what is "
+                "there (`tensorage sync`), or give another folder"
+            )
+        self._last = number
         os.pwrite(counters, _COUNTERS.pack(number, added), 0)
         return number
+
+    def _highest_number(self) -> int:
+        return max([0, *self._numbers(_ENTRY), *self._numbers(_FAILED)])
 
     def _check_room(self, nbytes: int, added: int) -> None:
         if self.max_bytes is None:
             return
         # All that was added since they were counted is still there at worst.
-        before = None if self._counted is None else self._counted[0] + added - self._counted[1]
+        before = (
+            None if self._counted is None else self._counted[0] + (added - self._counted[1]) % _COUNTED_TO
+        )
         if before is None or before + nbytes > self.max_bytes:
             before = self._count_bytes()
             self._counted = before, added

@@ -35,6 +35,7 @@ from tensorage.errors import (
     BackendUnavailableError,
     SchemaError,
     SpoolError,
+    SpoolFullError,
     TensorageError,
 )
 
@@ -360,8 +361,10 @@ class Sender:
                 last = number
         if not self._is_waiting:
             self._window.flush()
-            # Operations without an entry: their process ended before it could tell the database.
-            with self._workers.lock:
+        with self._workers.lock:
+            # Workers have left entries if all wait by now: the database has to remember what was done of these.
+            if not self._is_waiting:
+                # Operations without an entry: their process ended before it could tell the database.
                 self._to_acknowledge += self._done_before or ()
         return last
 
@@ -408,6 +411,9 @@ class Sender:
             self._halt_with(error)
         except BaseException as error:  # noqa: BLE001 - noted beside the entry, and raised to the giver
             self._refuse(entry, lane, error)
+        else:
+            # Outside: an error of whoever is told is none of the entry, which is gone.
+            self._on_done(entry)
 
     def _make(self, entry: EntryFile, stores: Stores) -> None:
         is_done = self._is_done_before(entry)
@@ -421,9 +427,12 @@ class Sender:
             try:
                 change.make(stores, is_begun=is_done)
             except Exception as error:
-                # An answer that was lost leaves a change that is done, and the array may be another one by now.
-                if change.has_steps or isinstance(error, _HALTING) or not self._was_done(entry):
+                # An answer that was lost leaves a change that is done, and the array may be another one by now. Another
+                # process may have ended in the middle.
+                if is_done or isinstance(error, _HALTING) or not self._was_done(entry):
                     raise
+                if change.has_steps:
+                    change.make(stores, is_begun=True)
 
     def _finish(self, entry: EntryFile) -> None:
         self.folder.remove(entry.number)
@@ -431,7 +440,6 @@ class Sender:
             self._to_acknowledge.append(entry.operation)
             self._again_at, self._failed_tries = 0.0, 0
         self._forget(entry.number)
-        self._on_done(entry)
 
     def _forget(self, number: int) -> None:
         with self._workers.lock:
@@ -444,6 +452,9 @@ class Sender:
             self._refused[lane] = entry.number
         try:
             self.folder.fail(entry.number, error)
+        except SpoolFullError as unwritten:
+            # Entries of other keys make room when they are sent. This one is refused again until its error finds some.
+            logger.warning("background writer: an error is not noted for now: %s", unwritten)
         except SpoolError as unwritten:
             self._halt_with(unwritten)
             return
