@@ -243,6 +243,25 @@ def test_what_was_made_from_another_tail_is_refused(owner: Caller, state_of: Sta
     assert state_of(owner) == before
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_assignment_from_before_an_append_has_not_its_rows(
+    rows: int, owner: Caller, state_of: StateOf
+) -> None:
+    """It was begun with the rows that there were then, although it names the shard as it is now."""
+    dataset = long_store(owner)
+    old = names(owner, dataset, range(3))
+    begun = begin_assign(owner, dataset)
+    grown = append(owner, dataset, rows, behind(shards(owner, dataset, range(3))[2], 2, b"tail"))
+    told = fill(owner, begun, [0, 2], of_0=old[0], of_2=fingerprint(shards(owner, grown, range(3))[2]))
+    before = state_of(owner)
+    assert code_of(owner.commit(begun["id"], shards=told)) == "TS003"
+    assert state_of(owner) == before
+    # The rows of another shard are as they were.
+    assigned = answer_of(owner.commit(begun["id"], shards=told[:1]))
+    assert shards(owner, assigned, range(3))[2].tail == b"tail"
+    assert names(owner, assigned, range(3)) == [name_of(begun, 0), *old[1:]]
+
+
 def test_an_assignment_reads_the_tail_first(owner: Caller, database: Database) -> None:
     dataset = grow(owner, store(owner))
     old = shards(owner, dataset)[4]
