@@ -38,6 +38,9 @@ class EncodedRun:
 def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Iterator[EncodedRun]:
     """Cut an array into runs of whole blocks, none over `max_bytes` unless a single block is.
 
+    The last runs are shorter, an eighth of what is left each, down to a quarter of `max_bytes`. Requests at once end at
+    about the same time, and the database stores the last ones while the line is idle: the less, the sooner all is done.
+
     An array that is in C order and little-endian is not copied. Any other array is copied run by run.
 
     Parameters
@@ -59,10 +62,15 @@ def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Itera
                 yield EncodedRun(number * row + first, part.size, bytes_of(part))
         return
     rows = np.atleast_1d(array)
-    rows_per_run = max(per_run // row, 1)
-    for first in range(0, rows.shape[0], rows_per_run):
-        part = np.ascontiguousarray(rows[first : first + rows_per_run], dtype=wanted).reshape(-1)
+    rows_per_block = max(block_size // row, 1)
+    longest = max(per_run // row, 1)
+    first = 0
+    while first < rows.shape[0]:
+        wanted_rows = max((rows.shape[0] - first) // 8, longest // 4) // rows_per_block * rows_per_block
+        behind = first + min(max(wanted_rows, rows_per_block), longest)
+        part = np.ascontiguousarray(rows[first:behind], dtype=wanted).reshape(-1)
         yield EncodedRun(first * row, part.size, bytes_of(part))
+        first = behind
 
 
 def cut_flats(flats: Iterable[npt.NDArray[Any]], dataset: Dataset, max_bytes: int) -> Iterator[EncodedRun]:
