@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -89,7 +90,8 @@ class Interrupted(click.ClickException):
 
 def shorten(message: str) -> str:
     """Return a message as one line, without its middle if it is long."""
-    line = " ".join(message.split())
+    # The status stands before the page of a gateway, and says enough.
+    line = " ".join(re.sub(r"<(!doctype|html)\b.*", "(a page of HTML)", message, flags=re.I | re.S).split())
     if len(line) <= MAX_MESSAGE:
         return line
     half = MAX_MESSAGE // 2
@@ -132,6 +134,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn errors that users can do something about into one line, and warnings too."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        # The line is all there is of a warning: it does not end a command.
+        warnings.simplefilter("default", UserWarning)
         try:
             yield
             # A pipe may break as late as here.

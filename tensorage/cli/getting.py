@@ -35,7 +35,7 @@ _SUFFIXES = (".npy", ".npz", ".zarr", ".h5", ".hdf5", ".nc", ".csv")
 
 @command(
     "get",
-    "tensorage get exp/run1/loss -o loss.npy",
+    "tensorage get exp/run1/loss -o run1.npy",
     "tensorage get 'era5/t2m[10:20, :, 3]' -o part.h5 --force",
     "tensorage get exp/run1/loss -o - | wc -c",
     "tensorage get 'era5/t2m[0]' -o t2m.csv",

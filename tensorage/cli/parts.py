@@ -146,8 +146,8 @@ def _read_rows(arrays: Arrays, entry: Dataset, items: Items, place: int) -> Read
     """Read rows of the result, which run along the axis of the first slice."""
     rows = range(*items[place].indices(entry.shape[place]))
 
-    def read(region: slice) -> npt.NDArray[Any]:
-        wanted = rows[region]
+    def read(region: Any) -> npt.NDArray[Any]:
+        wanted = rows if region is ... else rows[region]
         stop = wanted.stop if wanted.stop >= 0 else None
         within = (*items[:place], slice(wanted.start, stop, wanted.step), *items[place + 1 :])
         return np.asarray(arrays.read(entry, within), entry.dtype)

@@ -320,16 +320,14 @@ def create(
     found = wanted_attrs(attrs)
     with connect(choice) as connection:
         store = connection.store(quiet=True, engine=engine or "database", allow_overwrite=force)
-        try:
-            store.create(
-                key, lengths, dtype, fill_value=_value(fill_value), attrs=found,
-                dims=None if dims is None else dims.split(","),
-            )  # fmt: skip
-        except TypeError as error:
-            # numpy's own error about the name of a dtype.
-            raise Failure(
-                f"{dtype[:80]!r} is no dtype: take one of numpy's names, such as float32 ({error})"
-            ) from error
+        store.create(
+            key,
+            lengths,
+            dtype,
+            fill_value=_value(fill_value),
+            attrs=found,
+            dims=None if dims is None else dims.split(","),
+        )
         _tell(store, [key], "created", quiet=quiet, as_json=as_json)
 
 

@@ -91,6 +91,8 @@ def unshare(key: str, who: tuple[str, ...], *, yes: bool, quiet: bool, as_json: 
     with connect(choice) as connection:
         left = connection.store().unshare(key, list(who) or None)
     _print(left, quiet=quiet, as_json=as_json)
+    if not left and not quiet and not as_json:
+        click.echo(f"{visible(key)} is shared with nobody any more")
 
 
 @command("shares", "tensorage shares", "tensorage shares era5/t2m --json", "tensorage shares --with-me")

@@ -61,7 +61,7 @@ def lines_of(item: Outgoing) -> Iterator[str]:
 def _lines(rows: npt.NDArray[Any]) -> Iterator[str]:
     if rows.ndim <= 2:
         for row in rows:
-            yield visible("\t".join(str(cell) for cell in _cells(row)))
+            yield "\t".join(visible(str(cell)) for cell in _cells(row))
         return
     for number, matrix in enumerate(itertools.chain(rows)):
         if number:
