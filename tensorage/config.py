@@ -201,6 +201,11 @@ def check_url(url: str) -> str:
             f"the backend URL {redact_url(url)!r} has a user name or a password in it, which errors and logs would "
             "show: leave them out"
         )
+    part = re.search(r"/(rest|auth|storage)/v1(/|$)", parts.path)
+    if part is not None:
+        raise ConfigurationError(
+            f"the backend URL {url!r} is that of a part of the project: leave out {parts.path[part.start() :]!r}"
+        )
     if parts.scheme == "http" and not _is_this_machine(host):
         warn_once(
             f"{url} is not encrypted: whoever is on the way to it can read and change passwords, tokens and arrays. "

@@ -41,6 +41,11 @@ STATUSES = {
     130: "Ended by Ctrl-C",
 }
 
+#: A group that is called without a command shows its help. Older versions of click have no such error.
+_HELP: tuple[type[click.UsageError], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
+
 #: Most characters of a message. What users and servers gave may be any text, a megabyte as well.
 MAX_MESSAGE = 1000
 
@@ -146,6 +151,8 @@ def one_line_errors() -> Iterator[None]:
         except KeyboardInterrupt:
             raise Interrupted from None
         except click.UsageError as error:
+            if isinstance(error, _HELP):
+                raise
             where = error.ctx.command_path if error.ctx is not None else "tensorage"
             raise Failure(f"{error.format_message().rstrip('.')}. See {where} --help", WRONG_USAGE) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):

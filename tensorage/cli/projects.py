@@ -71,7 +71,8 @@ def _bar(used: int, most: int) -> str:
     "--email", metavar="ADDRESS", help="Remember a user, too. The password is asked for, and saved."
 )
 @click.option("--profile", metavar="NAME", help="Name by which commands choose this project: --profile NAME.")
-def link(url: str, key: str, *, email: str | None, profile: str | None) -> None:
+@json_option
+def link(url: str, key: str, *, email: str | None, profile: str | None, as_json: bool) -> None:
     """Remember a project, so that later commands and sessions need neither its URL nor its key.
 
     It is saved in a file that only this user of the machine can read. With --email, a login is tried before anything is
@@ -85,7 +86,10 @@ def link(url: str, key: str, *, email: str | None, profile: str | None) -> None:
         password = click.prompt(f"Password of {email}", hide_input=True, err=True)
         _try_login(Choice(url, key), email, password)
     path = config.save(config.Configuration(url, key, email, password), profile=profile)
-    click.echo(f"saved in {path}")
+    if as_json:
+        print_json({"file": str(path), "url": url, "email": email, "profile": profile})
+    else:
+        click.echo(f"saved in {path}")
 
 
 def _try_login(choice: Choice, email: str, password: str) -> None:

@@ -9,6 +9,7 @@ import click
 
 from tensorage.cli.administering import administrator_options, configuration_of
 from tensorage.cli.commands import command, json_option
+from tensorage.cli.output import print_json
 
 if TYPE_CHECKING:
     from tensorage.quotas import UserQuota
@@ -27,8 +28,11 @@ def quota() -> None:
 @click.argument("who", required=False)
 @click.option("--bytes", "max_bytes", metavar="SIZE", help="Most bytes: 500MB, 10GiB, a number, or none.")
 @click.option("--arrays", "max_arrays", metavar="NUMBER", help="Most arrays: a number, or none.")
+@json_option
 @administrator_options
-def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **project: Any) -> None:
+def set_quota(
+    who: str | None, max_bytes: str | None, max_arrays: str | None, *, as_json: bool, **project: Any
+) -> None:
     """Set the quota of WHO, or the default one of all users.
 
     WHO is the confirmed address of an account, or its id. A limit that is not given stays as it is. `none` takes a
@@ -42,6 +46,9 @@ def set_quota(who: str | None, max_bytes: str | None, max_arrays: str | None, **
     arrays = KEEP if max_arrays is None else parse_limit(max_arrays, is_size=False)
     with Quotas.open(configuration_of(**project)) as quotas:
         now = quotas.set(who, nbytes, arrays)
+    if as_json:
+        print_json({"who": who, "bytes": now.bytes, "arrays": now.arrays})
+        return
     describe = _limit if who is None else _own_limit
     name = "default" if who is None else who
     click.echo(f"{name}: {describe(now.bytes, 'bytes')}, {describe(now.arrays, 'arrays')}")

@@ -437,6 +437,24 @@ def test_completion(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None
     assert script.splitlines()[1] == 'eval "$(_TENSORAGE_COMPLETE=bash_source tensorage)"'
 
 
+def test_tables_in_colour(terminal: Terminal) -> None:
+    pytest.importorskip("rich", reason="the extra cli is not installed")
+    terminal.store["[bold]x"] = GRID
+    colour = {"NO_COLOR": None, "FORCE_COLOR": "1"}
+    shown = terminal.run("ls", "-l", **colour).stdout
+    assert "\x1b[" in shown
+    # A key is a text, and no markup of rich.
+    assert "[bold]x" in shown
+    assert "\x1b[" not in terminal.run("ls", "-l").stdout
+
+
+def test_groups_without_a_command_show_their_help(terminal: Terminal) -> None:
+    for group in ([], ["quota"], ["local"]):
+        done = terminal.run(*group, status=2)
+        assert "Commands:" in done.output or "Look:" in done.output
+        assert not done.output.startswith("Error")
+
+
 def test_the_word_for_no_command(terminal: Terminal) -> None:
     assert "Did you mean 'share'?" in terminal.refusal("shre", status=2)
     assert json.loads(terminal.run("usage", "--json").stdout)["arrays"] == 0
