@@ -15,7 +15,7 @@ MOST = 1000
 
 
 def keys_below(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a key up to its next ``/``, by one request. Nothing is completed where that fails."""
+    """Complete a key by one request. Nothing is completed where that fails."""
     del param
     try:
         known = ctx.params
@@ -30,9 +30,21 @@ def keys_below(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
             keys: list[str] = connection.call("tensorage_list", arguments, "completing keys")
     except Exception:  # noqa: BLE001 - a shell that completes has no place for messages
         return []
-    ends = {_up_to_slash(key, len(incomplete)) for key in keys}
-    # The shell sets no blank behind a group, so that its user can go on.
-    return [CompletionItem(end) for end in sorted(ends)]
+    return [CompletionItem(end) for end in ends_of(keys, incomplete)]
+
+
+def ends_of(keys: list[str], begin: str) -> list[str]:
+    """Return what a begun key may go on with, up to the next ``/``, and further where there is one way to go on.
+
+    Shells set a blank behind a word that is the only one, which would end the key at a group.
+
+    >>> ends_of(["exp/run1/a", "exp/run2/b"], "e")
+    ['exp/run1/', 'exp/run2/']
+    """
+    ends = {_up_to_slash(key, len(begin)) for key in keys}
+    while len(ends) == 1 and (only := next(iter(ends))).endswith("/") and only not in keys:
+        ends = {_up_to_slash(key, len(only)) for key in keys}
+    return sorted(ends)
 
 
 def _up_to_slash(key: str, begin: int) -> str:

@@ -154,7 +154,9 @@ def one_line_errors() -> Iterator[None]:
             if isinstance(error, _HELP):
                 raise
             where = error.ctx.command_path if error.ctx is not None else "tensorage"
-            raise Failure(f"{error.format_message().rstrip('.')}. See {where} --help", WRONG_USAGE) from error
+            message = error.format_message()
+            end = "" if message.endswith((".", "?")) else "."
+            raise Failure(f"{message}{end} See {where} --help", WRONG_USAGE) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

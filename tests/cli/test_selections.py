@@ -8,7 +8,7 @@ import click
 import numpy as np
 import pytest
 
-from tensorage.cli import entries, output, selections
+from tensorage.cli import completing, entries, output, selections
 from tensorage.cli.selections import parse_target
 
 ARRAY = np.arange(4 * 5 * 6).reshape(4, 5, 6)
@@ -68,6 +68,6 @@ def test_a_long_text_is_not_repeated() -> None:
     assert len(refused.value.format_message()) < 500
 
 
-@pytest.mark.parametrize("module", [selections, entries, output])
+@pytest.mark.parametrize("module", [selections, entries, output, completing])
 def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
