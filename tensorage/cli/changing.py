@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -203,8 +204,16 @@ def _below(entries: Entries, name: str, *, is_deep: bool) -> list[str]:
     if not is_deep:
         raise _is_group(name)
     group = name.rstrip("/")
-    own = [key for key in entries.keys(group) if key == group] if group and not name.endswith("/") else []
-    return [*own, *(entries.keys(f"{group}/") if group else entries.keys(""))]
+    if not group:
+        # A variable of a shell that is not set is such a name.
+        raise click.UsageError(f"{name!r} would be all arrays: '**' says so")
+    # An array of the very name sorts before all others that begin so.
+    own = (
+        []
+        if name.endswith("/")
+        else [key for key in itertools.islice(entries.keys(group), 1) if key == group]
+    )
+    return [*own, *entries.keys(f"{group}/")]
 
 
 def _ask(keys: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +25,13 @@ from tensorage.cli.completing import keys_below
 from tensorage.cli.connections import Choice, connect
 from tensorage.cli.entries import wanted_attrs
 from tensorage.cli.failures import NOT_FOUND, Failure
-from tensorage.cli.output import print_json
+from tensorage.cli.output import print_json, visible
 
 if TYPE_CHECKING:
     from tensorage.cli.streams import Incoming
     from tensorage.interchange.entries import Entry
     from tensorage.store import TensorStore
-    from tensorage.tensor import Tensor
+    from tensorage.types import Dataset
 
 __all__ = ["COMMANDS", "engine_option"]
 
@@ -46,6 +48,9 @@ _format_option = click.option(
     help="Form of stdin.",
 )
 _dtype_option = click.option("--dtype", help="Dtype of the numbers of a CSV.  [default: float64]")
+
+#: Most arrays that are told of one by one.
+TOLD = 20
 
 #: Suffixes of files in a folder that are stored.
 _IN_FOLDERS = {".npy", ".npz", ".h5", ".hdf5", ".nc", ".zarr"}
@@ -97,6 +102,7 @@ def put(
     with connect(choice) as connection:
         store = connection.store(quiet=quiet or as_json, engine=engine or "database", allow_overwrite=force)
         if path is not None and path.is_dir() and path.suffix.lower() != ".zarr":
+            _refuse_description(described)
             keys = _put_folder(store, path, key)
         elif path is not None and path.suffix.lower() != ".csv":
             keys = _put_file(store, path, key, described)
@@ -116,22 +122,34 @@ def _existing(source: str) -> Path:
 def _tell(store: TensorStore, keys: list[str], what: str, *, quiet: bool, as_json: bool) -> None:
     if quiet and not as_json:
         return
-    found = [store.open(key) for key in keys[:20]] if not as_json else [store.open(key) for key in keys]
+    found = _entries(store, keys)
     if as_json:
-        print_json([_described(tensor) for tensor in found])
+        print_json([_described(entry) for entry in found])
         return
-    for tensor in found:
-        click.echo(f"{what} {tensor.key}  {tensor.shape} {tensor.dataset.ragged or tensor.dtype}")
-    if len(keys) > len(found):
-        click.echo(f"and {len(keys) - len(found)} more")
+    for entry in found[:TOLD]:
+        click.echo(f"{what} {visible(entry.key)}  {entry.shape} {entry.ragged or entry.dtype}")
+    if len(found) > TOLD:
+        click.echo(f"and {len(found) - TOLD} more")
 
 
-def _described(tensor: Tensor) -> dict[str, Any]:
-    entry = tensor.dataset
+def _entries(store: TensorStore, keys: list[str]) -> list[Dataset]:
+    """Return the entries of arrays that were stored, by one request for each 1,000 of them."""
+    if len(keys) == 1:
+        return [store.arrays.open(keys[0])]
+    wanted, prefix = set(keys), os.path.commonprefix(keys)  # noqa: RUF071 - of letters: keys are no paths
+    return [entry for entry in store.arrays.entries(prefix) if entry.key in wanted]
+
+
+def _described(entry: Dataset) -> dict[str, Any]:
     return {
         "kind": "array", "key": entry.key, "shape": list(entry.shape), "dtype": str(entry.ragged or entry.dtype),
         "engine": entry.engine, "version": entry.version,
     }  # fmt: skip
+
+
+def _refuse_description(described: dict[str, Any]) -> None:
+    if any(described.values()):
+        raise click.UsageError("--attr and --dims are for a single array: give its whole KEY")
 
 
 def _put_folder(store: TensorStore, folder: Path, key: str) -> list[str]:
@@ -163,10 +181,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _put_file(store: TensorStore, path: Path, key: str, described: dict[str, Any]) -> list[str]:
     if key.endswith("/"):
-        if any(described.values()):
-            raise click.UsageError("--attr and --dims are for a single array: give its whole KEY")
+        _refuse_description(described)
         return store.import_file(path, key)
-    with _single(path, key) as entry:
+    with _only_array(path, key) as entry:
         from dataclasses import replace
 
         from tensorage.interchange.entries import take_in
@@ -179,40 +196,30 @@ def _put_file(store: TensorStore, path: Path, key: str, described: dict[str, Any
     return [key]
 
 
-class _single:  # noqa: N801 - used like a function
-    """The only array of a file, for as long as the file is open."""
+@contextlib.contextmanager
+def _only_array(path: Path, key: str) -> Iterator[Entry]:
+    """Give the only array of a file, for as long as the file is open."""
+    from tensorage.interchange.attributes import Left
+    from tensorage.interchange.reading import entries_of_file
 
-    def __init__(self, path: Path, key: str) -> None:
-        from tensorage.interchange.attributes import Left
-        from tensorage.interchange.reading import entries_of_file
+    left = Left(f"importing {str(path)!r}")
 
-        self._path, self._key = path, key
-        self._left = Left(f"importing {str(path)!r}")
-        self._entries = entries_of_file(path, self._left, frozenset(), has_root_mark=False)
+    def read() -> Generator[Entry, None, None]:
+        return entries_of_file(path, left, frozenset(), has_root_mark=False)
 
-    def __enter__(self) -> Entry:
-        entry = next(self._entries, None)
-        if entry is None:
-            raise Failure(f"{self._path} has no array")
-        if self._path.suffix.lower() not in {".npy", ".zarr"}:
-            self._refuse_more()
-        return entry
-
-    def __exit__(self, *_: object) -> None:
-        self._entries.close()
-
-    def _refuse_more(self) -> None:
-        """Read the names of the file once more: an entry is to be used before the next one is asked for."""
-        from tensorage.interchange.reading import entries_of_file
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            count = sum(1 for _ in entries_of_file(self._path, self._left, frozenset(), has_root_mark=False))
-        if count > 1:
-            raise Failure(
-                f"{self._path} has {count} arrays: `tensorage put {self._path} {self._key}/` stores them below "
-                f"{self._key}/"
-            )
+    # Entries without a name are attributes of the file. One is to be used before the next one is asked for:
+    # they are counted beforehand.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        count = 1 if path.suffix.lower() == ".npy" else sum(bool(entry.name) for entry in read())
+    if count != 1:
+        raise Failure(
+            f"{path} has {count} arrays: `tensorage put {path} {key}/` stores them below {key}/"
+            if count
+            else f"{path} has no array"
+        )
+    with contextlib.closing(read()) as entries:
+        yield next(entry for entry in entries if entry.name)
 
 
 def _incoming(path: Path | None, form: str, dtype: str | None) -> Incoming:
@@ -271,7 +278,7 @@ def append(
     with connect(choice) as connection:
         store = connection.store(owner, quiet=quiet or as_json, engine=engine or "database")
         if path is not None and path.suffix.lower() == ".npy":
-            with _single(path, key) as entry:
+            with _only_array(path, key) as entry:
                 rows = entry.source
                 store.append(key, rows, create=create)
         else:

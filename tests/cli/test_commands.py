@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import h5py
 import numpy as np
 import pytest
 from cli.conftest import Terminal
@@ -205,7 +206,17 @@ def test_put_files(terminal: Terminal) -> None:
     terminal.run("put", "one.npz", "c")
     assert "has 2 arrays" in terminal.refusal("put", "two.npz", "d")
     assert [each["key"] for each in terminal.json("put", "two.npz", "d/")] == ["d/a", "d/b"]
-    for key in ("a", "exp/x", "c", "d/a", "d/b"):
+    with h5py.File("one.h5", "w") as file:
+        file.attrs["title"] = "of the file"
+        file["only"] = GRID
+        file["only"].attrs["units"] = "m"
+    terminal.run("put", "one.h5", "h", "--attr", "level=3")
+    assert dict(terminal.store.open("h").attrs) == {"units": "m", "level": 3}
+    terminal.run("export", "d", "two.zarr")
+    assert "has 2 arrays" in terminal.refusal("put", "two.zarr", "z")
+    terminal.run("get", "a", "-o", "one.zarr")
+    terminal.run("put", "one.zarr", "z", "--engine", "storage")
+    for key in ("a", "exp/x", "c", "d/a", "d/b", "h", "z"):
         np.testing.assert_array_equal(terminal.store[key], GRID)
     assert "KeyExistsError" in (refused := terminal.refusal("put", "x.npy", "a"))
     assert "--force" in refused
@@ -258,6 +269,7 @@ def test_put_a_folder(terminal: Terminal) -> None:
     assert "pickle" not in refused
     assert terminal.store.keys() == []
     (terminal.folder / "empty").mkdir()
+    assert "for a single array" in terminal.refusal("put", "empty", "x", "--dims", "t", status=2)
     assert "has no file" in terminal.refusal("put", "empty", "x", status=3)
     assert "no file" in terminal.refusal("put", "nowhere.npy", "x", status=3)
 
@@ -301,6 +313,8 @@ def test_cp_mv_rm(terminal: Terminal) -> None:
     assert len(store) == 5
     terminal.run("rm", "**/x", stdin="y\n")
     assert store.keys() == ["a/y", "d/b", "d/y"]
+    for nothing in ("", "/"):
+        assert "all arrays" in terminal.refusal("rm", "-r", nothing, "--yes", status=2)
     assert "is a group" in terminal.refusal("rm", "d", "--yes", status=2)
     assert "is a group" in terminal.refusal("rm", "d/", "--yes", status=2)
     # One name that is not there: nothing is deleted.
