@@ -24,7 +24,6 @@ import ipaddress
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -244,6 +243,8 @@ def save(configuration: Configuration, profile: str | None = None) -> Path:
         )
     make_private_folder(path.parent)
     known = {name: getattr(configuration, name) for name in ENVIRONMENT}
+    import tempfile
+
     # `mkstemp` makes the file with mode 0600. Renaming it in the end means that no half-written file is ever read.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 __all__ = ["age_of", "has_colour", "print_json", "print_lines", "print_table", "size_of", "visible"]
 
@@ -49,9 +50,12 @@ def size_of(nbytes: int | None) -> str:
 def age_of(moment: str, now: datetime | None = None) -> str:
     """Write the time since a moment for people.
 
+    >>> from datetime import UTC, datetime
     >>> age_of("2026-01-01T00:00:00+00:00", datetime(2026, 1, 3, tzinfo=UTC))
     '2 d'
     """
+    from datetime import UTC, datetime
+
     seconds = max(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds(), 0)
     for unit, length in (("y", 365 * 86400), ("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -77,7 +81,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Iter
         Heads of columns that are aligned at their right ends.
     """
     at_right = [head in set(right) for head in heads]
-    if has_colour() and importlib.util.find_spec("rich") is not None:
+    if has_colour() and _has_rich():
         _print_rich(heads, rows, at_right)
         return
     widths = [max(len(line[n]) for line in [heads, *rows]) for n in range(len(heads))]
@@ -87,6 +91,12 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Iter
             for cell, width, is_right in zip(line, widths, at_right, strict=True)
         ]
         click.echo("  ".join(cells).rstrip())
+
+
+def _has_rich() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("rich") is not None
 
 
 def _print_rich(heads: Sequence[str], rows: Sequence[Sequence[str]], at_right: Sequence[bool]) -> None:
