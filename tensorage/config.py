@@ -10,6 +10,8 @@ copy of somebody's files. Hence these rules:
 1. Keys and passwords of the environment are not sent to a URL of a ``.env``.
 2. A saved value belongs to the URL that it was saved with, and is used with no other URL.
 3. An argument is used with the configured project, wherever that comes from.
+4. A *profile*, a saved project with a name, comes before the environment, whose user is used with it unless the
+   environment names a project as well. No ``.env`` counts then.
 
 A value that rule 1 or 2 holds back counts as missing, and an error tells why. No value of another place is used
 instead.
@@ -21,14 +23,12 @@ import contextlib
 import ipaddress
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import platformdirs
 
 from tensorage import dotenv
 from tensorage.errors import ConfigurationError
@@ -99,13 +99,17 @@ class _Place:
     values: Mapping[str, str] = field(repr=False)
 
 
-def configure(*, for_administrator: bool = False, **explicit: str | None) -> Configuration:
+def configure(
+    *, for_administrator: bool = False, profile: str | None = None, **explicit: str | None
+) -> Configuration:
     """Look up all settings that are not given.
 
     Parameters
     ----------
     for_administrator
         Look up the service key, too. `save` never keeps it.
+    profile
+        Name of a saved project, in place of what is configured.
     explicit
         `backend_url`, `backend_key`, `email`, `password`, `service_key`; ``None`` means "not given".
 
@@ -118,7 +122,11 @@ def configure(*, for_administrator: bool = False, **explicit: str | None) -> Con
     given = {name: value for name, value in explicit.items() if value}
     variables = _VARIABLES if for_administrator else ENVIRONMENT
     places = [_Place("argument", "an argument", given)]
-    looks = (partial(_environment, variables), partial(_dotenv_file, variables), _saved_project)
+    looks: tuple[Callable[[], _Place], ...] = (
+        partial(_environment, variables), partial(_dotenv_file, variables), _saved_project,
+    )  # fmt: skip
+    if profile is not None:
+        looks = (partial(_profile, profile), partial(_user_of_environment, variables))
     for look in looks:
         # A file that makes no difference is not read, so that none of its flaws stops the program.
         if not all(any(name in place.values for place in places) for name in variables):
@@ -137,9 +145,25 @@ def configure(*, for_administrator: bool = False, **explicit: str | None) -> Con
     return Configuration(**values, held_back=held_back)
 
 
-def saved_path() -> Path:
-    """Return the path of the file in which `tensorage.link_to` saves a project: one for each user of the machine."""
-    return platformdirs.user_config_path("tensorage") / "project.json"
+def saved_path(profile: str | None = None) -> Path:
+    """Return the path of the file in which `tensorage.link_to` saves a project: one for each user of the machine.
+
+    Raises
+    ------
+    ConfigurationError
+        If the name of the profile is none.
+    """
+    # Not needed where the environment has all settings.
+    import platformdirs
+
+    folder = platformdirs.user_config_path("tensorage")
+    if profile is None:
+        return folder / "project.json"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", profile):
+        raise ConfigurationError(
+            f"{profile[:80]!r} is no name of a profile: take up to 64 letters, digits, '_', '-' and '.'"
+        )
+    return folder / "profiles" / f"{profile}.json"
 
 
 def require(name: str, value: str | None, held_back: Mapping[str, str] | None = None) -> str:
@@ -176,6 +200,11 @@ def check_url(url: str) -> str:
             f"the backend URL {redact_url(url)!r} has a user name or a password in it, which errors and logs would "
             "show: leave them out"
         )
+    part = re.search(r"/(rest|auth|storage)/v1(/|$)", parts.path)
+    if part is not None:
+        raise ConfigurationError(
+            f"the backend URL {url!r} is that of a part of the project: leave out {parts.path[part.start() :]!r}"
+        )
     if parts.scheme == "http" and not _is_this_machine(host):
         warn_once(
             f"{url} is not encrypted: whoever is on the way to it can read and change passwords, tokens and arrays. "
@@ -192,15 +221,20 @@ def redact_url(url: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def save(configuration: Configuration) -> Path:
+def save(configuration: Configuration, profile: str | None = None) -> Path:
     """Save a project in a file that only this user of the machine can read.
+
+    Parameters
+    ----------
+    profile
+        Name of the project, if it is one of several.
 
     Raises
     ------
     ConfigurationError
         If others could replace the file. Nothing is written then.
     """
-    path = saved_path()
+    path = saved_path(profile)
     if flaw := flaw_on_way(path):
         otherwise = f"set {', '.join(ENVIRONMENT.values())} in the environment instead"
         raise ConfigurationError(
@@ -209,6 +243,8 @@ def save(configuration: Configuration) -> Path:
         )
     make_private_folder(path.parent)
     known = {name: getattr(configuration, name) for name in ENVIRONMENT}
+    import tempfile
+
     # `mkstemp` makes the file with mode 0600. Renaming it in the end means that no half-written file is ever read.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
@@ -240,8 +276,23 @@ def _dotenv_file(variables: Mapping[str, str]) -> _Place:
     return _Place(".env", str(found.path), values)
 
 
-def _saved_project() -> _Place:
-    path = saved_path()
+def _user_of_environment(variables: Mapping[str, str]) -> _Place:
+    """Look the user up for a profile: a password beside another project's URL is that project's."""
+    place = _environment(variables)
+    return _Place(place.kind, place.words, {} if "backend_url" in place.values else place.values)
+
+
+def _profile(name: str) -> _Place:
+    place = _saved_project(name)
+    if not place.values:
+        raise ConfigurationError(
+            f"there is no profile {name!r}: `tensorage link URL KEY --profile {name}` makes one"
+        )
+    return place
+
+
+def _saved_project(profile: str | None = None) -> _Place:
+    path = saved_path(profile)
     otherwise = "call tensorage.link_to(url, key) again, or delete the file"
     try:
         flaw = flaw_on_way(path)

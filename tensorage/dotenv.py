@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 from tensorage.errors import ConfigurationError
 from tensorage.private_files import Flaw, flaw_of_file, flaw_on_way
 from tensorage.warnings import warn_once
@@ -111,6 +109,9 @@ def _names_in(path: Path) -> frozenset[str]:
 
 
 def _parse(text: str) -> dict[str, str]:
+    # Loaded for a file that is there: most commands find none.
+    from dotenv import dotenv_values
+
     values = dotenv_values(stream=StringIO(text), interpolate=False)
     return {name: value for name, value in values.items() if value}
 

@@ -427,6 +427,11 @@ class TestUrls:
         assert "SECRET" not in repr(session)
         assert "ours" in repr(session)
 
+    @pytest.mark.parametrize("path", ["/rest/v1", "/rest/v1/", "/auth/v1", "/base/storage/v1/s3"])
+    def test_a_url_of_a_part_of_a_project_is_named(self, path: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"leave out '{path.removeprefix('/base')}'"):
+            config.check_url(f"https://ours.example{path}")
+
     @pytest.mark.parametrize("url", ["http://[::1", "https://[x]"])
     def test_a_url_that_is_none(self, url: str) -> None:
         with pytest.raises(ConfigurationError, match="is no URL"):

@@ -109,7 +109,7 @@ def commands(page: Path) -> list[list[str]]:
     """Every line of shell on a page, as words, without what follows a comment, a pipe or a redirection."""
     shell = [line for block in blocks(page, "bash") for line in block.content.splitlines()]
     lines = [shlex.split(line, comments=True) for line in shell]
-    return [list(takewhile(lambda word: word not in {"|", ">"}, words)) for words in lines if words]
+    return [list(takewhile(lambda word: word not in {"|", ">", ">>"}, words)) for words in lines if words]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

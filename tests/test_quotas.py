@@ -66,9 +66,9 @@ def quota(backend: control.Running, *arguments: str, **environment: str | None) 
     return done
 
 
-def refusal_of(done: Result) -> str:
+def refusal_of(done: Result, status: int = 1) -> str:
     """The words of a refusal: one line on the standard error."""
-    assert done.exit_code == 1
+    assert done.exit_code == status
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line
@@ -165,7 +165,9 @@ def test_without_the_service_key(backend: control.Running, user: User, arguments
 
     refused = refusal_of(quota(backend, *arguments, SUPABASE_SERVICE_ROLE_KEY=backend.anon_key))
     assert "the one that was given is a legacy anon key" in refused
-    refused = refusal_of(quota(backend, *arguments, SUPABASE_SERVICE_ROLE_KEY="sb_secret_of_another_project"))
+    refused = refusal_of(
+        quota(backend, *arguments, SUPABASE_SERVICE_ROLE_KEY="sb_secret_of_another_project"), 4
+    )
     assert refused.startswith("Error: AuthenticationError: ")
     assert "Invalid API key" in refused
 
@@ -233,7 +235,7 @@ def test_wrong_usage(backend: control.Running) -> None:
 
 
 def test_a_backend_that_is_away_or_does_not_run(backend: control.Running, tmp_path: Path) -> None:
-    refused = refusal_of(quota(backend, "show", SUPABASE_URL="http://127.0.0.1:9"))
+    refused = refusal_of(quota(backend, "show", SUPABASE_URL="http://127.0.0.1:9"), 5)
     assert refused.startswith("Error: BackendUnavailableError: ")
     refused = refusal_of(
         CliRunner().invoke(main, ["quota", "show", "--local", "--data-dir", str(tmp_path / "none")])

@@ -15,6 +15,7 @@ MODULES = rooms.modules_below(ROOT / "tensorage")
 #: The rooms from the top to the bottom. A room may import rooms below it, and its own modules.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("", "__init__"),
+    ("__main__",),
     ("cli", "xarray_engine"),
     ("doctor", "quotas"),
     ("auth",),
@@ -46,7 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 #: The server stands apart: these modules start it, and it imports nothing of the client but these.
-STARTS_THE_SERVER = {"tensorage.auth", "tensorage.cli"}
+STARTS_THE_SERVER = {"tensorage.auth", "tensorage.cli.connections", "tensorage.cli.local"}
 USED_BY_THE_SERVER = {"tensorage.errors", "tensorage.migrations", "tensorage.private_files"}
 
 

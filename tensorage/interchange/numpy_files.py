@@ -15,7 +15,11 @@ from tensorage.interchange.attributes import Left
 from tensorage.interchange.entries import Entry
 from tensorage.interchange.grouped import Outgoing
 
-__all__ = ["entries_of_npy", "entries_of_npz", "write_npy", "write_npz"]
+__all__ = ["entries_of_npy", "entries_of_npz", "write_npy", "write_npy_to", "write_npz"]
+
+
+#: Begin of an archive, which a .npz is.
+_ZIP = b"PK\x03\x04"
 
 
 def entries_of_npy(path: Path, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
@@ -26,13 +30,21 @@ def entries_of_npy(path: Path, left: Left, skipped: Collection[str]) -> Iterator
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:
         # numpy maps neither arrays without elements nor those of objects, and says more when it reads them.
-        array = np.load(path, allow_pickle=False)
+        array = _load_unmapped(path)
     if not isinstance(array, np.ndarray):
         array.close()
         raise InvalidInputError(
             f"importing {str(path)!r}: it is no .npy file, but a .npz file of several arrays"
         )
     yield Entry(path.stem, array)
+
+
+def _load_unmapped(path: Path) -> Any:
+    with path.open("rb") as file:
+        # numpy takes any other file for a pickle, and tells how to load it all the same.
+        if not file.read(6).startswith((np.lib.format.MAGIC_PREFIX, _ZIP)):
+            raise ValueError("it does not begin as a .npy does")
+    return np.load(path, allow_pickle=False)
 
 
 def entries_of_npz(path: Path, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
@@ -61,7 +73,7 @@ def write_npy(path: Path, item: Outgoing, left: Left) -> None:
     """Write one array as a new file."""
     _note_labels(item, left)
     with path.open("wb") as file:
-        _write(file, item)
+        write_npy_to(file, item)
 
 
 def write_npz(path: Path, items: Sequence[Outgoing], left: Left) -> None:
@@ -71,10 +83,11 @@ def write_npz(path: Path, items: Sequence[Outgoing], left: Left) -> None:
             _note_labels(item, left)
             # The size is not known beforehand to the archive, which would have room for 2 GiB otherwise.
             with archive.open(f"{item.name}.npy", "w", force_zip64=True) as file:
-                _write(file, item)
+                write_npy_to(file, item)
 
 
-def _write(file: IO[bytes], item: Outgoing) -> None:
+def write_npy_to(file: IO[bytes], item: Outgoing) -> None:
+    """Write one array to a file or a pipe, block by block."""
     dtype = item.dtype
     if has_small_float(dtype):
         raise DTypeError(

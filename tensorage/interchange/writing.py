@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tensorage.model.coords import coords_of
 from tensorage.ragged import TEXT_ARRAY
 from tensorage.types import Dataset
 
-__all__ = ["export"]
+__all__ = ["export", "export_part", "in_place"]
 
 #: Suffixes of files that have text of any length.
 _WITH_LONG_TEXT = frozenset({".h5", ".hdf5"})
@@ -53,11 +54,56 @@ def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
             refuse_ragged(
                 f"exporting to {path.name!r}", entry, "Leave it out, or store it anew with one length"
             )
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
-    try:
+    with in_place(path, lambda: _check_free(path, key, overwrite=overwrite)) as temporary:
         _write(arrays, key, found, path=temporary, suffix=suffix, left=left)
         left.tell()
-        _check_free(path, key, overwrite=overwrite)
+
+
+def export_part(item: Outgoing, path: Path, *, overwrite: bool) -> None:
+    """Write one array, or a part of one, as a file of any format but NetCDF, without its coordinates.
+
+    Parameters
+    ----------
+    item
+        Array with its name in the file.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is there and `overwrite` is false, or the format is unknown.
+    DTypeError
+        If the format has no place for the dtype.
+    """
+    suffix = suffix_of(path, f"exporting {item.key!r} to")
+    if suffix == ".nc":
+        raise InvalidInputError(
+            f"exporting a part of {item.key!r}: NetCDF is for whole arrays and groups. Take .h5 or .zarr"
+        )
+    _check_free(path, item.key, overwrite=overwrite)
+    left = Left(f"exporting {item.key!r} to {str(path)!r}")
+    with in_place(path, lambda: _check_free(path, item.key, overwrite=overwrite)) as temporary:
+        if suffix == ".npy":
+            write_npy(temporary, item, left)
+        elif suffix == ".npz":
+            write_npz(temporary, [item], left)
+        else:
+            (write_zarr if suffix == ".zarr" else write_hdf5)(temporary, GroupedArrays.of([item], {}), left)
+        left.tell()
+
+
+@contextlib.contextmanager
+def in_place(path: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Give a temporary path in the folder of a file, which becomes its own at the end, unless there was an error.
+
+    Parameters
+    ----------
+    check
+        Called before the end. Raises an error if the file must not be written any more.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield temporary
+        check()
         _put_in_place(temporary, path)
     finally:
         _remove(temporary)

@@ -38,8 +38,9 @@ class EncodedRun:
 def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Iterator[EncodedRun]:
     """Cut an array into runs of whole blocks, none over `max_bytes` unless a single block is.
 
-    The last runs are shorter, an eighth of what is left each, down to a quarter of `max_bytes`. Requests at once end at
-    about the same time, and the database stores the last ones while the line is idle: the less, the sooner all is done.
+    The last runs of many are shorter, an eighth of what is left each, down to a quarter of `max_bytes`. Requests at
+    once end at about the same time, and the database stores the last ones while the line is idle: the less, the sooner
+    all is done.
 
     An array that is in C order and little-endian is not copied. Any other array is copied run by run.
 
@@ -64,9 +65,10 @@ def cut_array(array: npt.NDArray[Any], block_size: int, max_bytes: int) -> Itera
     rows = np.atleast_1d(array)
     rows_per_block = max(block_size // row, 1)
     longest = max(per_run // row, 1)
+    shortest = longest // 4 if rows.shape[0] > 4 * longest else longest
     first = 0
     while first < rows.shape[0]:
-        wanted_rows = max((rows.shape[0] - first) // 8, longest // 4) // rows_per_block * rows_per_block
+        wanted_rows = max((rows.shape[0] - first) // 8, shortest) // rows_per_block * rows_per_block
         behind = first + min(max(wanted_rows, rows_per_block), longest)
         part = np.ascontiguousarray(rows[first:behind], dtype=wanted).reshape(-1)
         yield EncodedRun(first * row, part.size, bytes_of(part))

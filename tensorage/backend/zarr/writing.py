@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.engine import ReadRegion
-from tensorage.backend.staging import stage
+from tensorage.backend.staging import stage, with_room
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.bucket import Bucket
@@ -93,7 +93,9 @@ class ShardWriter:
         name = ""
         if encoded.parts:
             name = object_name(self.dataset, self.codec.layout, number) + suffix
-            Bucket(self.work.transfer).put(self.dataset, name, encoded.parts)
+            transfer = self.work.transfer
+            # Leftovers may take the room that was there when the array was declared.
+            with_room(transfer, lambda: Bucket(transfer).put(self.dataset, name, encoded.parts))
         return ShardRecord(number, name, encoded.nbytes, encoded.index)
 
     def put(self, record: ShardRecord, **more: Any) -> None:
