@@ -11,6 +11,7 @@ from tensorage.errors import DTypeError, InvalidInputError, TensorageError, miss
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
 from tensorage.interchange.datasets import entries_of_dataset
 from tensorage.interchange.entries import Entry
+from tensorage.wording import quote
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -102,7 +103,7 @@ def _open(path: Path) -> dict[str, xr.Dataset]:
         return dict(xr.open_groups(path, **options))
     except (ValueError, ImportError) as error:
         raise InvalidInputError(
-            f"importing {str(path)!r}: xarray cannot open it ({error}). It is damaged or no file of NetCDF, or a "
+            f"importing {quote(str(path))}: xarray cannot open it ({error}). It is damaged or no file of NetCDF, or a "
             "package is missing: pip install 'tensorage[netcdf]>=0.2'"
         ) from error
 
