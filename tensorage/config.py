@@ -35,7 +35,7 @@ from tensorage import dotenv
 from tensorage.errors import ConfigurationError, InvalidInputError
 from tensorage.private_files import flaw_of_file, flaw_on_way, make_private_folder
 from tensorage.warnings import warn_once
-from tensorage.wording import quote, sentences
+from tensorage.wording import one_line, quote, sentences
 
 __all__ = [
     "ENVIRONMENT",
@@ -244,7 +244,7 @@ def check_url(url: str) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{shown} is no URL ({error})") from error
+        raise ConfigurationError(f"{shown} is no URL ({one_line(str(error))})") from error
     for flaw in _flaws_of_url(url, parts):
         raise ConfigurationError(f"{shown} {flaw}")
     if parts.scheme == "http" and not _is_this_machine(host):
@@ -356,7 +356,7 @@ def _saved_project() -> _Place:
         return _Place("saved", "no file", {})
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"the saved project in {path} cannot be read ({error}): {otherwise}"
+            f"the saved project in {path} cannot be read ({one_line(str(error))}): {otherwise}"
         ) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} does not hold a saved project: delete it, or link_to again")

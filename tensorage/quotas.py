@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tensorage.backend.transfer import Transfer
-from tensorage.config import SERVICE_KEY_VARIABLE, Configuration, check_url, require
+from tensorage.config import SERVICE_KEY_VARIABLE, Configuration, check_key, check_url, require
 from tensorage.errors import ConfigurationError, InvalidInputError, PermissionDeniedError
 from tensorage.signin.keys import ServiceKey, read_key
 from tensorage.wording import quote
@@ -199,7 +199,7 @@ def _service_key(configuration: Configuration) -> str:
             or f"quotas are set and seen with the service key of the project, and a login is not enough: set "
             f"{SERVICE_KEY_VARIABLE} in the environment, or give --service-key. store.usage() shows a user's own quota"
         )
-    kind = read_key(key).kind
+    kind = read_key(check_key(key)).kind
     if kind in {"publishable", "legacy anon"}:
         raise ConfigurationError(
             f"quotas are set and seen with the service key, and the one that was given is a {kind} key: take the "

@@ -24,7 +24,7 @@ from tensorage.model.casting import cast_to
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.values import as_array
 from tensorage.types import Dataset, EngineChoice
-from tensorage.wording import quote
+from tensorage.wording import one_line, quote
 
 if TYPE_CHECKING:
     import dask.array
@@ -54,7 +54,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
             )
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InvalidInputError(
-                f"chunks={quote(chunks)} for {dataset.key!r} of shape {dataset.shape}: {error}"
+                f"chunks={quote(chunks)} for {dataset.key!r} of shape {dataset.shape}: {one_line(str(error))}"
             ) from error
     pinned = PinnedArray(arrays.quietly(), _without_labels(dataset))
     made: dask.array.Array = array.from_array(

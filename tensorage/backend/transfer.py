@@ -23,6 +23,7 @@ from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, end_
 from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.types import Dataset
+from tensorage.wording import one_line
 
 __all__ = ["MEDIA_TYPE", "Project", "Transfer", "Work"]
 
@@ -179,7 +180,7 @@ class Transfer:
             return json.loads(answer.body)
         except ValueError as error:
             raise BackendUnavailableError(
-                f"{asked}: {self.base_url}{_path(function)} did not answer with JSON ({error}). "
+                f"{asked}: {self.base_url}{_path(function)} did not answer with JSON ({one_line(str(error))}). "
                 "Is this the URL of a Supabase project?"
             ) from error
 

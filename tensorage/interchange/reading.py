@@ -22,7 +22,7 @@ from tensorage.interchange.hdf5 import entries_of_hdf5
 from tensorage.interchange.netcdf import entries_of_netcdf
 from tensorage.interchange.numpy_files import entries_of_npy, entries_of_npz
 from tensorage.interchange.zarr_folders import entries_of_zarr
-from tensorage.wording import quote
+from tensorage.wording import one_line, quote
 
 __all__ = ["SUFFIXES", "entries_of_file", "names_to_skip", "suffix_of"]
 
@@ -148,6 +148,6 @@ def _telling_damage(path: str | os.PathLike[str]) -> Iterator[None]:
     # The errors of these libraries have no common type. Programs' own mistakes, such as AttributeError, pass.
     except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptTensorError(
-            f"importing {quote(str(path))}: it cannot be read ({type(error).__name__}: {error}). It is damaged, or of "
-            "another format than its suffix says. Nothing was stored"
+            f"importing {quote(str(path))}: it cannot be read ({type(error).__name__}: {one_line(str(error))}). It "
+            "is damaged, or of another format than its suffix says. Nothing was stored"
         ) from error

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tensorage.dtypes import SMALL_FLOATS, dtype_of
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
-from tensorage.wording import quote
+from tensorage.wording import one_line, quote
 
 __all__ = [
     "DLPACK_CPU",
@@ -50,7 +50,7 @@ def check_key(key: str) -> None:
         length = len(key.encode())
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"the key {quote(key)} holds a lone surrogate, which no text has: {error}"
+            f"the key {quote(key)} holds a lone surrogate, which no text has: {one_line(str(error))}"
         ) from error
     if not 1 <= length <= MAX_KEY_BYTES:
         raise InvalidInputError(
@@ -120,7 +120,7 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
             return _array_of_dlpack(data)
         return np.asarray(data)
     except (ValueError, BufferError) as error:
-        raise InvalidInputError(f"this is no array: {error}") from error
+        raise InvalidInputError(f"this is no array: {one_line(str(error))}") from error
 
 
 def _is_tensor(data: object) -> bool:
@@ -215,7 +215,9 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
         # A round trip through JSON makes a copy that later changes of the user's objects do not reach.
         plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_to_json_type, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error
+        raise InvalidInputError(
+            f"the attributes cannot be written as JSON: {one_line(str(error))}"
+        ) from error
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
