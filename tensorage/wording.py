@@ -27,7 +27,7 @@ class _Quoting(reprlib.Repr):
 
     def repr_bytes(self, value: bytes | bytearray, _level: int) -> str:
         # The `repr` of all bytes would be made first, and take four times their room.
-        return cut(repr(bytes(value[:MAX_QUOTED])), MAX_QUOTED // 2) + f" of {len(value)} bytes"
+        return cut(repr(bytes(value[:MAX_QUOTED])), MAX_QUOTED // 3) + f" of {len(value)} bytes"
 
     repr_bytearray = repr_bytes
 
