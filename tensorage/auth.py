@@ -9,6 +9,7 @@ from tensorage import config
 from tensorage.backend.wire.patience import PATIENCE_S
 from tensorage.errors import ConfigurationError
 from tensorage.session import BackendSession
+from tensorage.wording import sentences
 
 if TYPE_CHECKING:
     from tensorage.signin.sdk import AuthResponse
@@ -122,6 +123,7 @@ def local(
         raise ConfigurationError(
             "give an e-mail and a password, or neither: the folder has a user of its own"
         )
+    config.check_text("data_dir", None if data_dir is None else os.fspath(data_dir))
     running = control.start(data_dir, ends_with=None if keep_running else os.getpid())
     session = BackendSession(
         email or running.email, password or running.password, running.api_url, running.anon_key,
@@ -143,8 +145,14 @@ def _login_or_register(session: BackendSession) -> None:
         try:
             session.register_by_mail(session.email, session.password)
         except AuthenticationError as unregistered:
-            if getattr(unregistered.__cause__, "code", None) != "user_already_exists":
-                # The user is new, and the reason is the address or the password.
+            code = getattr(unregistered.__cause__, "code", None)
+            if code == "user_already_exists":
+                # The password was wrong. The caller has to know that, not that the name is taken.
+                raise refused from None
+            if code != "weak_password":
+                # The user is new, and the reason is the address.
                 raise
-            # The user exists, so the password was wrong. The caller has to know that, not that the name is taken.
-            raise refused from None
+            # Auth looks at a new password before it looks for the user.
+            raise AuthenticationError(
+                sentences(str(unregistered), "If the user exists, the password is another one.")
+            ) from unregistered.__cause__

@@ -24,21 +24,25 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tensorage import dotenv
-from tensorage.errors import ConfigurationError
+from tensorage.errors import ConfigurationError, InvalidInputError
 from tensorage.private_files import flaw_of_file, flaw_on_way, make_private_folder
 from tensorage.warnings import warn_once
+from tensorage.wording import one_line, quote, sentences
 
 __all__ = [
     "ENVIRONMENT",
+    "IS_LOCAL_WANTED",
     "SERVICE_KEY_VARIABLE",
     "Configuration",
+    "check_key",
+    "check_text",
     "check_url",
     "configure",
     "redact_url",
@@ -55,6 +59,12 @@ ENVIRONMENT = {
     "password": "USER_PASSWORD",
 }
 
+#: Question to users for whom nothing is configured.
+IS_LOCAL_WANTED = (
+    "If you have no Supabase project: is tensorage.local() what you want? It starts a database of your own on this "
+    "machine and keeps the arrays in a folder here, without an account, a URL or a key"
+)
+
 #: Environment variable of the key that passes by every policy. Only commands for administrators look for it.
 SERVICE_KEY_VARIABLE = "SUPABASE_SERVICE_ROLE_KEY"
 
@@ -62,6 +72,27 @@ _VARIABLES = {**ENVIRONMENT, "service_key": SERVICE_KEY_VARIABLE}
 
 #: Values that must not reach a server of somebody else's choice.
 _SECRETS = frozenset({"backend_key", "password", "service_key"})
+
+#: Most characters of a setting. Keys, the longest of them, are tokens of a few hundred.
+MAX_SETTING_LENGTH = 4096
+
+#: Paths at which a project has its parts, with the name of each.
+_PARTS = {
+    "rest": "REST API",
+    "auth": "Auth server",
+    "storage": "Storage server",
+    "realtime": "Realtime server",
+    "functions": "Edge Functions",
+    "graphql": "GraphQL API",
+}
+_PART_PATH = re.compile(rf"/({'|'.join(_PARTS)})/v1(?:/.*)?$")
+
+#: Hosts at which Supabase has pages for people, and the path of a project's page.
+_DASHBOARDS = frozenset({"supabase.com", "www.supabase.com", "app.supabase.com", "app.supabase.io"})
+_DASHBOARD_PATH = re.compile(r"/project/([a-z0-9]+)(?:/|$)")
+
+#: Hosts of a hosted project's parts other than its API, such as its database and its Storage.
+_PART_HOST = re.compile(r"(?:db\.([a-z0-9]+)|([a-z0-9]+)\.storage)\.supabase\.co")
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,11 @@ def configure(
     ------
     ConfigurationError
         If a ``.env`` or the saved project is needed, but others can change it or it cannot be read.
+    InvalidInputError
+        If a setting is no text.
     """
+    for name, value in explicit.items():
+        check_text(name, value)
     # An empty string counts as not given, as an empty variable of the environment does.
     given = {name: value for name, value in explicit.items() if value}
     variables = _VARIABLES if for_administrator else ENVIRONMENT
@@ -174,8 +209,47 @@ def require(name: str, value: str | None, held_back: Mapping[str, str] | None = 
         raise ConfigurationError(held_back[name])
     remedy = f"set {_VARIABLES[name]} in the environment or in a .env file, or give {name}="
     if name in {"backend_url", "backend_key"}:
-        remedy += ". tensorage.link_to(url, key) remembers both; tensorage.local() needs neither"
-    raise ConfigurationError(f"no {name} is configured: {remedy}")
+        remedy += ". tensorage.link_to(url, key) remembers both"
+    raise ConfigurationError(
+        sentences(f"no {name} is configured: {remedy}", IS_LOCAL_WANTED if name == "backend_url" else "")
+    )
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse a setting that is no text, or that is longer than any. None stands for one that is not given.
+
+    Raises
+    ------
+    InvalidInputError
+        The message shows no value: it may be a secret, or a file's content.
+    """
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} is text, and not of the type {type(value).__name__}")
+    if len(value) > MAX_SETTING_LENGTH:
+        raise InvalidInputError(
+            f"{name} has {len(value)} characters, and {MAX_SETTING_LENGTH} is the most: is it the content of a file?"
+        )
+
+
+def check_key(key: str) -> str:
+    """Refuse a key with characters that no key has, as one that was copied with a line break has.
+
+    Raises
+    ------
+    ConfigurationError
+        The message does not show the key.
+    """
+    check_text("backend_key", key)
+    for place, letter in enumerate(key):
+        is_at_end = place in {0, len(key) - 1}
+        if not " " <= letter <= "~" or (is_at_end and letter == " "):
+            raise ConfigurationError(
+                f"the key of the project has the character {letter!r} at position {place}, and keys have ASCII "
+                "letters, digits and punctuation only: copy it again (in the dashboard: Project Settings, API Keys)"
+            )
+    return key
 
 
 def check_url(url: str) -> str:
@@ -184,33 +258,55 @@ def check_url(url: str) -> str:
     Raises
     ------
     ConfigurationError
-        If the URL is not of HTTP, or holds a user name or password, which errors and logs would show.
+        If the URL is not of HTTP, is that of a part or a page of a project, or holds a user name or password, which
+        errors and logs would show.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"the backend URL {redact_url(url)!r} does not begin with https:// or http://"
-        )
+    check_text("backend_url", url)
+    shown = f"the backend URL {quote(redact_url(url))}"
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
+        host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise ConfigurationError(f"the backend URL {redact_url(url)!r} is no URL ({error})") from error
-    if "@" in parts.netloc:
-        raise ConfigurationError(
-            f"the backend URL {redact_url(url)!r} has a user name or a password in it, which errors and logs would "
-            "show: leave them out"
-        )
-    part = re.search(r"/(rest|auth|storage)/v1(/|$)", parts.path)
-    if part is not None:
-        raise ConfigurationError(
-            f"the backend URL {url!r} is that of a part of the project: leave out {parts.path[part.start() :]!r}"
-        )
+        raise ConfigurationError(f"{shown} is no URL ({one_line(str(error))})") from error
+    for flaw in _flaws_of_url(url, parts):
+        raise ConfigurationError(f"{shown} {flaw}")
     if parts.scheme == "http" and not _is_this_machine(host):
         warn_once(
             f"{url} is not encrypted: whoever is on the way to it can read and change passwords, tokens and arrays. "
             "Use https://, or a tunnel that ends at a port of this machine"
         )
     return url
+
+
+def _flaws_of_url(url: str, parts: SplitResult) -> Iterator[str]:
+    """Yield what is wrong with a URL, and what to give instead; nothing if it may be that of a project."""
+    path = parts.path.rstrip("/")
+    if project := _named_project(parts, path):
+        yield f"is not that of the project's API. Give {quote(f'https://{project}.supabase.co')}"
+    if not url.startswith(("http://", "https://")):
+        yield "does not begin with https:// or http://"
+    if not all("!" <= letter <= "~" for letter in url):
+        yield "holds a space, a line break or a letter that is not ASCII. Copy it again"
+    if "@" in parts.netloc:
+        yield "has a user name or a password in it, which errors and logs would show: leave them out"
+    if parts.hostname in _DASHBOARDS:
+        yield "is a page for people. Give the project's own URL, https://<project>.supabase.co"
+    if not parts.hostname:
+        yield "names no host. A project's URL is https://<project>.supabase.co, or that of your own server"
+    if (part := _PART_PATH.search(path)) or parts.query or parts.fragment:
+        what = f"the project's {_PARTS[part[1]]}" if part else "a page, with a query or a fragment"
+        own = f"{parts.scheme}://{parts.netloc}{path[: part.start()] if part else path}"
+        yield f"is that of {what}. Give the project's own: {quote(own)}"
+
+
+def _named_project(parts: SplitResult, path: str) -> str | None:
+    """Return the project of a URL of the dashboard, or of another part of a hosted project than its API."""
+    host = parts.hostname or ""
+    if host in _DASHBOARDS and (page := _DASHBOARD_PATH.search(path)):
+        return page[1]
+    if named := _PART_HOST.fullmatch(host):
+        return named[1] or named[2]
+    return None
 
 
 def redact_url(url: str) -> str:
@@ -305,7 +401,7 @@ def _saved_project(profile: str | None = None) -> _Place:
         return _Place("saved", "no file", {})
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"the saved project in {path} cannot be read ({error}): {otherwise}"
+            f"the saved project in {path} cannot be read ({one_line(str(error))}): {otherwise}"
         ) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} does not hold a saved project: delete it, or link_to again")

@@ -16,6 +16,7 @@ from pathlib import Path
 from tensorage.errors import ConfigurationError
 from tensorage.private_files import Flaw, flaw_of_file, flaw_on_way
 from tensorage.warnings import warn_once
+from tensorage.wording import one_line
 
 __all__ = ["DotEnv", "find"]
 
@@ -118,5 +119,6 @@ def _parse(text: str) -> dict[str, str]:
 
 def _read_error(path: Path, error: Exception) -> ConfigurationError:
     return ConfigurationError(
-        f"{path} cannot be read ({error}): make it readable, delete it, or set the variables in the environment"
+        f"{path} cannot be read ({one_line(str(error))}): make it readable, delete it, or set the variables in "
+        "the environment"
     )

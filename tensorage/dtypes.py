@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.errors import DTypeError
+from tensorage.wording import quote
 
 __all__ = [
     "MAX_ITEMSIZE",
@@ -84,7 +85,7 @@ def storable_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
         wanted = np.dtype(dtype)
     except TypeError as error:
-        raise DTypeError(f"{dtype!r} is no numpy dtype: give one such as 'float32'") from error
+        raise DTypeError(f"{quote(dtype)} is no numpy dtype: give one such as 'float32'") from error
     if wanted.subdtype is not None:
         base, shape = wanted.subdtype
         raise DTypeError(

@@ -28,6 +28,8 @@ The backend's own error, where there is one, is chained as ``__cause__``.
 
 from __future__ import annotations
 
+from tensorage.wording import cut
+
 __all__ = [
     "AuthenticationError",
     "BackendUnavailableError",
@@ -52,12 +54,16 @@ __all__ = [
 ]
 
 
+#: Most characters of a message. Values are cut where they are quoted: this is for those that nobody thought of.
+MAX_MESSAGE = 4000
+
+
 class TensorageError(Exception):
     """Root of the package's errors."""
 
     def __str__(self) -> str:
         # KeyError would show the repr of its message, OSError the pair of its arguments.
-        return " ".join(str(part) for part in self.args)
+        return cut(" ".join(str(part) for part in self.args), MAX_MESSAGE)
 
 
 class KeyNotFoundError(TensorageError, KeyError):

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tensorage.backend.transfer import Transfer
-from tensorage.config import SERVICE_KEY_VARIABLE, Configuration, check_url, require
+from tensorage.config import SERVICE_KEY_VARIABLE, Configuration, check_key, check_url, require
 from tensorage.errors import ConfigurationError, InvalidInputError, PermissionDeniedError
 from tensorage.signin.keys import ServiceKey, read_key
+from tensorage.wording import quote
 
 __all__ = ["KEEP", "Keep", "Quota", "Quotas", "UserQuota", "format_size", "parse_limit"]
 
@@ -198,7 +199,7 @@ def _service_key(configuration: Configuration) -> str:
             or f"quotas are set and seen with the service key of the project, and a login is not enough: set "
             f"{SERVICE_KEY_VARIABLE} in the environment, or give --service-key. store.usage() shows a user's own quota"
         )
-    kind = read_key(key).kind
+    kind = read_key(check_key(key)).kind
     if kind in {"publishable", "legacy anon"}:
         raise ConfigurationError(
             f"quotas are set and seen with the service key, and the one that was given is a {kind} key: take the "
@@ -239,11 +240,13 @@ def parse_limit(text: str, *, is_size: bool) -> int | None:
     unit = _UNITS.get(found[3]) if found is not None else None
     if found is None or unit is None or (not is_size and (found[2] is not None or found[3])):
         forms = "500MB, 10GiB, 1.5TB, a number of bytes, or none" if is_size else "a number, or none"
-        raise InvalidInputError(f"{text!r} is no limit: give {forms}")
+        raise InvalidInputError(f"{quote(text)} is no limit: give {forms}")
     decimals = found[2] or ""
     limit: int = int(found[1] + decimals) * unit // 10 ** len(decimals)
     if limit > MAX_LIMIT:
-        raise InvalidInputError(f"{text!r} is more than a quota can be: give at most {MAX_LIMIT}, or none")
+        raise InvalidInputError(
+            f"{quote(text)} is more than a quota can be: give at most {MAX_LIMIT}, or none"
+        )
     return limit
 
 

@@ -33,6 +33,7 @@ from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
+from tensorage.wording import quote
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -382,7 +383,9 @@ class TensorStore(MutableMapping[str, Any]):
         full = self.full_key(key)
         found = self.arrays.read_many(None, below=full)
         if not found or found[0][0].key != full or STATE_ATTRIBUTE not in found[0][0].attrs:
-            raise KeyNotFoundError(f"loading {key!r}: nothing was saved there by store.save({key!r}, state)")
+            raise KeyNotFoundError(
+                f"loading {quote(key)}: nothing was saved there by store.save({quote(key)}, state)"
+            )
         arrays = {entry.key[len(full) + 1 :]: array for entry, array in found[1:]}
         return put_together(found[0][0].attrs[STATE_ATTRIBUTE], arrays, key)
 
@@ -464,7 +467,7 @@ class TensorStore(MutableMapping[str, Any]):
             store.share("exp/", ["a@lab.org", "b@lab.org"], write=True, expires_at=datetime.now(UTC) +
             timedelta(days=7))
         """
-        return self.arrays.sharing(f"sharing {key!r}").share(
+        return self.arrays.sharing(f"sharing {quote(key)}").share(
             self.full_key(key), who, write=write, expires_at=expires_at
         )
 
@@ -486,7 +489,7 @@ class TensorStore(MutableMapping[str, Any]):
         InvalidInputError
             If the key is not shared so. The message names the prefix that is, if there is one. Nothing has changed.
         """
-        return self.arrays.sharing(f"ending shares of {key!r}").unshare(self.full_key(key), who)
+        return self.arrays.sharing(f"ending shares of {quote(key)}").unshare(self.full_key(key), who)
 
     def shares(self, key: str | None = None) -> list[Share]:
         """Return the shares that let others use a key, those of its prefixes included, or all shares of this user."""
@@ -664,11 +667,12 @@ class TensorStore(MutableMapping[str, Any]):
             return Tensor(self.arrays, self._write_declared(key, cast("npt.ArrayLike", blocks), **how))
         if is_dask(blocks):
             raise InvalidInputError(
-                f"storing {key!r}: an array of dask has a shape and a dtype of its own, leave out shape= and dtype="
+                f"storing {quote(key)}: an array of dask has a shape and a dtype of its own, leave out shape= and "
+                "dtype="
             )
         if shape is None or dtype is None:
             raise InvalidInputError(
-                f"storing {key!r} from blocks: give both, shape={shape} and dtype={dtype}, or none for an array"
+                f"storing {quote(key)} from blocks: give both, shape={shape} and dtype={dtype}, or none for an array"
             )
         rows = [blocks] if isinstance(blocks, np.ndarray) else cast("Iterable[npt.ArrayLike]", blocks)
         return Tensor(self.arrays, self.arrays.write_blocks(key, rows, shape, dtype, **how))
@@ -996,11 +1000,11 @@ class TensorStore(MutableMapping[str, Any]):
                 self._append(self.full_key(key), data)
             except KeyNotFoundError as error:
                 raise KeyNotFoundError(
-                    f"appending to {key!r}: there is no such array. list(store) shows what there is, and "
-                    f"store.append({key!r}, rows, create=True) stores the rows as a new one"
+                    f"appending to {quote(key)}: there is no such array. list(store) shows what there is, and "
+                    f"store.append({quote(key)}, rows, create=True) stores the rows as a new one"
                 ) from error
             return
-        self.arrays.check_own(f"appending to {key!r} with create=True")
+        self.arrays.check_own(f"appending to {quote(key)} with create=True")
         self._append_or_create(key, data)
 
     def _append_or_create(self, key: str, data: npt.ArrayLike) -> None:
@@ -1013,7 +1017,7 @@ class TensorStore(MutableMapping[str, Any]):
                 rows = data if is_labelled(data) or is_dask(data) or is_object(data) else as_array(data)
                 if not np.ndim(cast("Any", rows)):
                     raise InvalidInputError(
-                        f"appending to {key!r}: a single value has no rows; append [value]"
+                        f"appending to {quote(key)}: a single value has no rows; append [value]"
                     ) from None
                 try:
                     careful.write(key, rows)
@@ -1159,8 +1163,8 @@ class TensorStore(MutableMapping[str, Any]):
             self.arrays.rename(self.full_key(key), self.full_key(new_key), overwrite=overwrite)
         except KeyExistsError as error:
             raise KeyExistsError(
-                f"renaming {key!r} to {new_key!r}: that key is taken, and nothing has changed. Choose another key, or "
-                f"replace the array there: store.rename({key!r}, {new_key!r}, overwrite=True)"
+                f"renaming {quote(key)} to {quote(new_key)}: that key is taken, and nothing has changed. Choose "
+                f"another key, or replace the array there: store.rename({quote(key)}, {quote(new_key)}, overwrite=True)"
             ) from error
 
     def compact(self, key: str) -> int:
@@ -1219,7 +1223,7 @@ class TensorStore(MutableMapping[str, Any]):
         try:
             return self.open(name)
         except KeyNotFoundError as error:
-            raise AttributeError(f"the store has neither an attribute nor an array {name!r}") from error
+            raise AttributeError(f"the store has neither an attribute nor an array {quote(name)}") from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field of the store. No array can be stored so.
@@ -1232,8 +1236,8 @@ class TensorStore(MutableMapping[str, Any]):
         # An attribute that nobody reads back from the project would look like a stored array.
         if name not in self.__dataclass_fields__:
             raise AttributeError(
-                f"a store has no field {name!r} to set, and nothing was stored: store[{name!r}] = array stores an "
-                f"array, store[{name!r}, 10:20] = values assigns to a part of one"
+                f"a store has no field {quote(name)} to set, and nothing was stored: store[{quote(name)}] = array "
+                f"stores an array, store[{quote(name)}, 10:20] = values assigns to a part of one"
             )
         super().__setattr__(name, value)
 

@@ -14,7 +14,8 @@ from project import Project, User
 from proxy import Exchange, Proxy
 
 from tensorage import BackendSession, TensorStore
-from tensorage.backend.afterwards import Afterwards
+from tensorage.backend import afterwards as of_afterwards
+from tensorage.backend.afterwards import Afterwards, Leftovers
 from tensorage.errors import BackendUnavailableError
 
 Sql = psycopg.Connection[tuple[object, ...]]
@@ -141,3 +142,25 @@ def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: S
     assert not new_session.login.session
     leftovers.assert_only_arrays_are_kept(database, user_id)
     assert not new_session.login.session, "nothing logs in again"
+
+
+class TestLeftovers:
+    def test_a_short_failure_is_not_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        left = Leftovers()
+        for _ in range(5):
+            left.note_failure("the backend is away")
+        assert not caplog.records
+
+    def test_a_lasting_failure_is_told_once(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(of_afterwards, "LASTS_S", 0.0)
+        left = Leftovers()
+        left.note_failure("the backend is away")
+        left.note_swept()
+        left.note_failure("the backend is away")
+        assert not caplog.records
+        for _ in range(5):
+            left.note_failure("2 of them cannot be deleted")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "2 of them cannot be deleted. Each write tries again" in caplog.text

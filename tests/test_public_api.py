@@ -39,5 +39,5 @@ def test_the_server_does_not_load_the_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # Both sides have the errors: those of the embedded backend are TensorageErrors, as all of them are.
-    shared = {"tensorage.private_files", "tensorage.errors", "tensorage.migrations"}
+    shared = {"tensorage.private_files", "tensorage.errors", "tensorage.migrations", "tensorage.wording"}
     assert set(done.stdout.split()) == {"tensorage"} | shared

@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dtypes", "dotenv"),
     ("file_locks", "private_files", "migrations", "tracebacks", "warnings"),
     ("errors",),
+    ("wording",),
     ("backend",),
 )
 

@@ -521,7 +521,7 @@ class TestTheEnd:
     @pytest.mark.parametrize(
         ("email", "password", "says"),
         [
-            ("new-here@example.com", "short", r"at least 6 characters\. Check"),
+            ("new-here@example.com", "short", r"at least 6 characters\. Choose"),
             ("no address", "a-good-password", "invalid format"),
         ],
     )

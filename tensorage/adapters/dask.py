@@ -24,6 +24,7 @@ from tensorage.model.casting import cast_to
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.values import as_array
 from tensorage.types import Dataset, EngineChoice
+from tensorage.wording import one_line, quote
 
 if TYPE_CHECKING:
     import dask.array
@@ -53,7 +54,7 @@ def to_dask(arrays: Arrays, dataset: Dataset, chunks: Any = None) -> dask.array.
             )
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InvalidInputError(
-                f"chunks={chunks!r} for {dataset.key!r} of shape {dataset.shape}: {error}"
+                f"chunks={quote(chunks)} for {dataset.key!r} of shape {dataset.shape}: {one_line(str(error))}"
             ) from error
     pinned = PinnedArray(arrays.quietly(), _without_labels(dataset))
     made: dask.array.Array = array.from_array(
@@ -74,8 +75,8 @@ def _key_by_axis(chunks: Mapping[Any, Any], dataset: Dataset) -> dict[int, Any]:
     unknown = [name for name in found if name not in range(-dataset.ndim, dataset.ndim)]
     if unknown:
         raise InvalidInputError(
-            f"chunks={dict(chunks)!r} for {dataset.key!r} of shape {dataset.shape} and dims {dataset.dims}: there are "
-            f"no axes {unknown}"
+            f"chunks={quote(dict(chunks))} for {dataset.key!r} of shape {dataset.shape} and dims {dataset.dims}: "
+            f"there are no axes {unknown}"
         )
     return {axis % dataset.ndim: length for axis, length in found.items()}
 

@@ -9,9 +9,44 @@ from collections.abc import Callable
 
 from tensorage.errors import TensorageError
 
-__all__ = ["Afterwards"]
+__all__ = ["Afterwards", "Leftovers"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds for which sweeping has to fail before users are told. The next write sweeps what a short failure has left.
+LASTS_S = 30.0
+
+
+class Leftovers:
+    """Failures to sweep, told once in a session and only if they last. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Time of the first of the failures in a row, by the monotonic clock.
+        self._since: float | None = None
+        self._is_told = False
+
+    def note_swept(self) -> None:
+        """Note that nothing is left."""
+        with self._lock:
+            self._since = None
+
+    def note_failure(self, why: str) -> None:
+        """Note that a write could not sweep."""
+        with self._lock:
+            now = time.monotonic()
+            lasted_s = 0.0 if self._since is None else now - self._since
+            is_to_be_told = self._since is not None and lasted_s >= LASTS_S and not self._is_told
+            self._since = now - lasted_s
+            self._is_told = self._is_told or is_to_be_told
+        if is_to_be_told:
+            logger.warning(
+                "objects that are not needed any more have stayed for %.0f s, and count against the quota: %s. Each "
+                "write tries again, and this is not told again",
+                lasted_s, why,
+            )  # fmt: skip
+        else:
+            logger.info("objects that are not needed any more stay until the next write: %s", why)
 
 
 class Afterwards:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room, rename_dims
 from tensorage.model.values import as_attrs, as_dims, check_key, check_prefix
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
+from tensorage.wording import quote
 
 __all__ = ["Catalogue", "Found"]
 
@@ -89,7 +89,7 @@ class Catalogue:
         """Yield the entries of arrays whose keys begin with `prefix` and fit `glob`, and that have all of `attrs`."""
         check_prefix(prefix)
         if glob is not None and not isinstance(glob, str):
-            raise InvalidInputError(f"a pattern of keys is a string, not {reprlib.repr(glob)}")
+            raise InvalidInputError(f"a pattern of keys is a string, not {quote(glob)}")
         arguments: dict[str, Any] = {"prefix": prefix, "glob": glob, "attrs": attrs, **self._whose}
         after: str | None = ""
         while after is not None:
@@ -134,7 +134,7 @@ class Catalogue:
             _check_asked_for(key)
         arguments = {"keys": keys, "below": below, "max_bytes": MAX_REQUEST_BYTES, **self._whose}
         only = keys[0] if keys is not None and len(keys) == 1 else below
-        asked = self._ask_owner(f"reading {reprlib.repr(keys) if only is None else repr(only)}")
+        asked = self._ask_owner(f"reading {quote(keys) if only is None else repr(only)}")
         try:
             answer = self._transfer.read("tensorage_read_many", arguments, asked)
         except TooMuchError as error:
@@ -240,6 +240,4 @@ def _check_asked_for(key: str) -> None:
     try:
         check_key(key)
     except InvalidInputError as error:
-        raise KeyNotFoundError(
-            f"opening {reprlib.repr(key)}: there is no such array, because {error}"
-        ) from error
+        raise KeyNotFoundError(f"opening {quote(key)}: there is no such array, because {error}") from error

@@ -12,6 +12,7 @@ from tensorage.backend.transfer import Transfer
 from tensorage.errors import InvalidInputError
 from tensorage.model.values import check_key, check_owner
 from tensorage.types import AuditRecord, Share, Usage
+from tensorage.wording import quote
 
 __all__ = ["Sharing"]
 
@@ -40,11 +41,11 @@ class Sharing:
         _check_no_pattern(readers or [])
         if not isinstance(write, bool | np.bool_):
             # Any text is true, "no" as well.
-            raise InvalidInputError(f"sharing {key!r}: write={write!r} is neither True nor False")
+            raise InvalidInputError(f"sharing {key!r}: write={quote(write)} is neither True nor False")
         if expires_at is not None and getattr(expires_at, "tzinfo", None) is None:
             raise InvalidInputError(
-                f"sharing {key!r}: expires_at={expires_at!r} is no time of a known zone: give a datetime with tzinfo, "
-                "such as datetime.now(timezone.utc) + timedelta(days=7)"
+                f"sharing {key!r}: expires_at={quote(expires_at)} is no time of a known zone: give a datetime with "
+                "tzinfo, such as datetime.now(timezone.utc) + timedelta(days=7)"
             )
         arguments = {
             "key": key,
@@ -117,7 +118,7 @@ def readers_of(who: str | Sequence[str] | None) -> list[str] | None:
     readers = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else []
     if not readers or not all(isinstance(reader, str) for reader in readers):
         raise InvalidInputError(
-            f"{who!r} names nobody: give an e-mail address, a list of them, or nothing for every signed-in user"
+            f"{quote(who)} names nobody: give an e-mail address, a list of them, or nothing for every signed-in user"
         )
     return readers
 
@@ -127,8 +128,8 @@ def _check_no_pattern(readers: Sequence[str]) -> None:
     for reader in readers:
         if "*" in reader:
             raise InvalidInputError(
-                f"{reader!r} is a pattern, and a share is with an address: name each reader, or nobody to share with "
-                "every signed-in user"
+                f"{quote(reader)} is a pattern, and a share is with an address: name each reader, or nobody to share "
+                "with every signed-in user"
             )
 
 

@@ -159,13 +159,15 @@ def _sweep_objects(transfer: Transfer) -> None:
     try:
         while names := transfer.call("tensorage_sweep_objects", {}, asked):
             if names == before:
-                logger.warning("%s objects that are not needed any more cannot be deleted", len(names))
+                transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
                 return
             requests.remove(names, asked)
             before = names
     except (OSError, RuntimeError, LookupError, ValueError) as error:
         # The write itself is done, so the caller must not get an error.
-        logger.warning("objects that are not needed any more stay until the next write: %s", error)
+        transfer.leftovers.note_failure(str(error))
+    else:
+        transfer.leftovers.note_swept()
 
 
 def new_operation() -> str:
@@ -207,4 +209,4 @@ def abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
             sweep(transfer, {"objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:
         # The caller is about to get the error of the write, which matters more.
-        logger.warning("what was staged of %r stays for a day: %s", dataset.key, error)
+        logger.info("what was staged of %r stays for a day: %s", dataset.key, error)

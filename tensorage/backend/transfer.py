@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
-from tensorage.backend.afterwards import Afterwards
+from tensorage.backend.afterwards import Afterwards, Leftovers
 from tensorage.backend.entries import EntryMemory
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
@@ -23,6 +23,7 @@ from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, end_
 from tensorage.backend.wire.progress import Advance, progress
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.types import Dataset
+from tensorage.wording import one_line
 
 __all__ = ["MEDIA_TYPE", "Project", "Transfer", "Work"]
 
@@ -83,6 +84,8 @@ class Transfer:
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
     #: Work that no caller waits for.
     afterwards: Afterwards = field(default_factory=Afterwards, init=False, repr=False)
+    #: Failures to delete what writes have replaced.
+    leftovers: Leftovers = field(default_factory=Leftovers, init=False, repr=False)
     _version_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _version_fits: bool = field(default=False, init=False, repr=False)
 
@@ -177,7 +180,7 @@ class Transfer:
             return json.loads(answer.body)
         except ValueError as error:
             raise BackendUnavailableError(
-                f"{asked}: {self.base_url}{_path(function)} did not answer with JSON ({error}). "
+                f"{asked}: {self.base_url}{_path(function)} did not answer with JSON ({one_line(str(error))}). "
                 "Is this the URL of a Supabase project?"
             ) from error
 

@@ -30,6 +30,7 @@ from tensorage.model.engine_choice import check_engine
 from tensorage.model.ragged import as_texts, declare_array, is_of_text
 from tensorage.model.values import as_array, check_key, is_array, split_key
 from tensorage.types import COORDS_ATTRIBUTE, EngineChoice
+from tensorage.wording import quote
 
 __all__ = ["BackgroundWriter"]
 
@@ -438,7 +439,7 @@ def _check_limit(name: str, value: int) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise InvalidInputError(f"{name}={value!r} is no whole number") from error
+        raise InvalidInputError(f"{name}={quote(value)} is no whole number") from error
     if number < 1:
         raise InvalidInputError(f"{name}={number}: a background writer needs room for 1 at least")
     return number

@@ -24,6 +24,7 @@ from tensorage.interchange.grouped import GroupedArrays, Outgoing
 from tensorage.interchange.marks import Mark
 from tensorage.model.coords import Coord, encode_coords
 from tensorage.ragged import TEXT
+from tensorage.wording import one_line
 
 if TYPE_CHECKING:
     import h5py
@@ -328,7 +329,8 @@ def _write_array(file: h5py.File, item: Outgoing, left: Left) -> None:
         raise
     except (TypeError, ValueError) as error:
         raise DTypeError(
-            f"exporting {item.key!r}: HDF5 has no place for dtype {item.dtype} or its name ({error}). Export to .npz"
+            f"exporting {item.key!r}: HDF5 has no place for dtype {item.dtype} or its name "
+            f"({one_line(str(error))}). Export to .npz"
         ) from error
     made.attrs.update(file_attrs(repr(item.name), item.attrs, left))
     if item.dtype.kind == "U":

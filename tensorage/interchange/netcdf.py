@@ -11,6 +11,7 @@ from tensorage.errors import DTypeError, InvalidInputError, TensorageError, miss
 from tensorage.interchange.attributes import Left, file_attrs, plain_attrs
 from tensorage.interchange.datasets import entries_of_dataset
 from tensorage.interchange.entries import Entry
+from tensorage.wording import one_line, quote
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,7 +88,8 @@ def write_netcdf(path: Path, groups: Mapping[str, xr.Dataset], left: Left) -> No
             raise
         except (TypeError, ValueError, NotImplementedError) as error:
             raise DTypeError(
-                f"exporting the group {name!r}: NetCDF has no place for some of it ({error}). Export to .h5"
+                f"exporting the group {name!r}: NetCDF has no place for some of it ({one_line(str(error))}). "
+                "Export to .h5"
             ) from error
 
 
@@ -102,8 +104,8 @@ def _open(path: Path) -> dict[str, xr.Dataset]:
         return dict(xr.open_groups(path, **options))
     except (ValueError, ImportError) as error:
         raise InvalidInputError(
-            f"importing {str(path)!r}: xarray cannot open it ({error}). It is damaged or no file of NetCDF, or a "
-            "package is missing: pip install 'tensorage[netcdf]>=0.2'"
+            f"importing {quote(str(path))}: xarray cannot open it ({one_line(str(error))}). It is damaged or no file "
+            "of NetCDF, or a package is missing: pip install 'tensorage[netcdf]>=0.2'"
         ) from error
 
 

@@ -14,6 +14,7 @@ from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.interchange.attributes import Left
 from tensorage.interchange.entries import Entry
 from tensorage.interchange.grouped import Outgoing
+from tensorage.wording import quote
 
 __all__ = ["entries_of_npy", "entries_of_npz", "write_npy", "write_npy_to", "write_npz"]
 
@@ -34,7 +35,7 @@ def entries_of_npy(path: Path, left: Left, skipped: Collection[str]) -> Iterator
     if not isinstance(array, np.ndarray):
         array.close()
         raise InvalidInputError(
-            f"importing {str(path)!r}: it is no .npy file, but a .npz file of several arrays"
+            f"importing {quote(str(path))}: it is no .npy file, but a .npz file of several arrays"
         )
     yield Entry(path.stem, array)
 
@@ -55,17 +56,17 @@ def entries_of_npz(path: Path, left: Left, skipped: Collection[str]) -> Iterator
         arrays = np.load(file, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise InvalidInputError(
-                f"importing {str(path)!r}: it is no .npz file, but a .npy file of one array"
+                f"importing {quote(str(path))}: it is no .npz file, but a .npy file of one array"
             )
         for name in arrays.files:
             if name not in skipped:
                 if not name:
                     raise InvalidInputError(
-                        f"importing {str(path)!r}: it has an array without a name. skip=[''] leaves it out"
+                        f"importing {quote(str(path))}: it has an array without a name. skip=[''] leaves it out"
                     )
                 found = arrays[name]
                 if not isinstance(found, np.ndarray):
-                    raise InvalidInputError(f"importing {str(path)!r}: its member {name!r} is no array")
+                    raise InvalidInputError(f"importing {quote(str(path))}: its member {name!r} is no array")
                 yield Entry(name, found)
 
 

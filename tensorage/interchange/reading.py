@@ -22,6 +22,7 @@ from tensorage.interchange.hdf5 import entries_of_hdf5
 from tensorage.interchange.netcdf import entries_of_netcdf
 from tensorage.interchange.numpy_files import entries_of_npy, entries_of_npz
 from tensorage.interchange.zarr_folders import entries_of_zarr
+from tensorage.wording import one_line, quote
 
 __all__ = ["SUFFIXES", "entries_of_file", "names_to_skip", "suffix_of"]
 
@@ -64,11 +65,11 @@ def entries_of_file(
     """
     suffix = suffix_of(path, "importing")
     if not path.exists():
-        raise InvalidInputError(f"importing {str(path)!r}: there is no such file or folder")
+        raise InvalidInputError(f"importing {quote(str(path))}: there is no such file or folder")
     if path.is_dir() != (suffix == ".zarr"):
         kind = "a folder" if path.is_dir() else "a file"
         raise InvalidInputError(
-            f"importing {str(path)!r}: it is {kind}, and {suffix} is a {'folder' if suffix == '.zarr' else 'file'}"
+            f"importing {quote(str(path))}: it is {kind}, and {suffix} is a {'folder' if suffix == '.zarr' else 'file'}"
         )
     if suffix == ".nc":
         reader: Reader = functools.partial(entries_of_netcdf, has_root_mark=has_root_mark)
@@ -108,8 +109,8 @@ def suffix_of(path: Path, doing: str) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InvalidInputError(
-            f"{doing} {str(path)!r}: the suffix {path.suffix!r} is none of {', '.join(SUFFIXES)}. Arrays of other "
-            "formats are stored one by one: store[key] = array"
+            f"{doing} {quote(str(path))}: the suffix {quote(path.suffix)} is none of {', '.join(SUFFIXES)}. Arrays "
+            "of other formats are stored one by one: store[key] = array"
         )
     return suffix
 
@@ -127,7 +128,7 @@ def names_to_skip(skip: object) -> frozenset[str]:
         or not all(isinstance(name, str) for name in skip)
     ):
         raise InvalidInputError(
-            f"skip is a list of names in the file, such as ['notes', 'old/x'], not {skip!r}"
+            f"skip is a list of names in the file, such as ['notes', 'old/x'], not {quote(skip)}"
         )
     return frozenset(name.strip("/") for name in skip)
 
@@ -147,6 +148,6 @@ def _telling_damage(path: str | os.PathLike[str]) -> Iterator[None]:
     # The errors of these libraries have no common type. Programs' own mistakes, such as AttributeError, pass.
     except (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptTensorError(
-            f"importing {str(path)!r}: it cannot be read ({type(error).__name__}: {error}). It is damaged, or of "
-            "another format than its suffix says. Nothing was stored"
+            f"importing {quote(str(path))}: it cannot be read ({type(error).__name__}: {one_line(str(error))}). It "
+            "is damaged, or of another format than its suffix says. Nothing was stored"
         ) from error

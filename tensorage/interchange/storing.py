@@ -18,6 +18,7 @@ from tensorage.interchange.datasets import entries_of_dataset, group_of
 from tensorage.interchange.entries import Entry, take_in
 from tensorage.interchange.reading import entries_of_file, names_to_skip
 from tensorage.model.values import check_key
+from tensorage.wording import quote
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +92,7 @@ class Storing:
             Beginning of the whole keys.
         """
         root = prefix.rstrip("/") if prefix.endswith("/") else ""
-        left, skipped, keys = Left(f"importing {str(path)!r}"), names_to_skip(skip), list[str]()
+        left, skipped, keys = Left(f"importing {quote(str(path))}"), names_to_skip(skip), list[str]()
         entries = entries_of_file(path, left, skipped, has_root_mark=bool(root))
         # The file is open until the generator is closed, also after an error.
         with contextlib.closing(entries), self._together() as arrays:

@@ -30,6 +30,7 @@ from tensorage.interchange.zarr_folders import write_zarr
 from tensorage.model.coords import coords_of
 from tensorage.ragged import TEXT_ARRAY
 from tensorage.types import Dataset
+from tensorage.wording import quote
 
 __all__ = ["export", "export_part", "in_place"]
 
@@ -45,14 +46,14 @@ def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
     key
         Whole key of an array or of a group. With a ``/`` at its end, or empty, of a group.
     """
-    suffix = suffix_of(path, f"exporting {key!r} to")
+    suffix = suffix_of(path, f"exporting {quote(key)} to")
     _check_free(path, key, overwrite=overwrite)
-    left = Left(f"exporting {key!r} to {str(path)!r}")
+    left = Left(f"exporting {quote(key)} to {quote(str(path))}")
     found = _found(arrays, key)
     for entry in found.values():
         if not (entry.ragged == TEXT_ARRAY and suffix in _WITH_LONG_TEXT):
             refuse_ragged(
-                f"exporting to {path.name!r}", entry, "Leave it out, or store it anew with one length"
+                f"exporting to {quote(path.name)}", entry, "Leave it out, or store it anew with one length"
             )
     with in_place(path, lambda: _check_free(path, key, overwrite=overwrite)) as temporary:
         _write(arrays, key, found, path=temporary, suffix=suffix, left=left)
@@ -120,13 +121,13 @@ def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
     if own is None or key.endswith("/"):
         if not found:
             raise KeyNotFoundError(
-                f"exporting {key!r}: there is neither such an array nor one below {below!r}"
+                f"exporting {quote(key)}: there is neither such an array nor one below {quote(below)}"
             )
         return found
     if found:
         raise InvalidInputError(
-            f"exporting {key!r}: there is an array of this name, and {len(found)} arrays below it. Export these by "
-            f"{below!r}, or rename the array to export it alone"
+            f"exporting {quote(key)}: there is an array of this name, and {len(found)} arrays below it. Export these "
+            f"by {quote(below)}, or rename the array to export it alone"
         )
     return {posixpath.basename(key): own}
 
@@ -139,7 +140,7 @@ def _write(
     if suffix == ".npy":
         if len(items) != 1 or marks:
             raise InvalidInputError(
-                f"exporting {key!r}: a .npy file has one array, and these are {len(found)}. Export to .npz"
+                f"exporting {quote(key)}: a .npy file has one array, and these are {len(found)}. Export to .npz"
             )
         write_npy(path, items[0], left)
     elif suffix == ".npz":
@@ -212,7 +213,7 @@ def _write_netcdf(
         slashed = [one for one in dataset.variables if "/" in str(one)]
         if slashed:
             raise InvalidInputError(
-                f"exporting {key!r}: NetCDF has no place for names with a slash, as {slashed} of the Dataset "
+                f"exporting {quote(key)}: NetCDF has no place for names with a slash, as {slashed} of the Dataset "
                 f"{name or key!r} are. Rename them, or export to .zarr"
             )
     write_netcdf(path, made, left)
@@ -231,27 +232,27 @@ def _check_groups(key: str, names: list[str]) -> None:
         parts = name.split("/")
         if not all(parts) or {".", ".."} & set(parts):
             raise InvalidInputError(
-                f"exporting {key!r}: a file has no place for the name {name!r}, with parts that are empty or dots. "
-                "Rename the array, or export to .npz"
+                f"exporting {quote(key)}: a file has no place for the name {name!r}, with parts that are empty or "
+                "dots. Rename the array, or export to .npz"
             )
         above = next(
             ("/".join(parts[:n]) for n in range(1, len(parts)) if "/".join(parts[:n]) in taken), None
         )
         if above is not None:
             raise InvalidInputError(
-                f"exporting {key!r}: {above!r} is an array, and there is {name!r} below it. A file has either an array "
-                "or a group of a name: rename one, or export to .npz"
+                f"exporting {quote(key)}: {above!r} is an array, and there is {name!r} below it. A file has either "
+                "an array or a group of a name: rename one, or export to .npz"
             )
 
 
 def _check_free(path: Path, key: str, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise InvalidInputError(
-            f"exporting {key!r} to {str(path)!r}: there is no folder {str(path.parent)!r}"
+            f"exporting {quote(key)} to {quote(str(path))}: there is no folder {quote(str(path.parent))}"
         )
     if os.path.lexists(path) and not overwrite:
         raise InvalidInputError(
-            f"exporting {key!r} to {str(path)!r}: this is there already, and is left as it was. "
+            f"exporting {quote(key)} to {quote(str(path))}: this is there already, and is left as it was. "
             "overwrite=True replaces it"
         )
 

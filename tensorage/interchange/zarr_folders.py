@@ -15,6 +15,7 @@ from tensorage.interchange.entries import MAX_LABELS_BYTES, Entry
 from tensorage.interchange.grouped import GroupedArrays, Outgoing
 from tensorage.interchange.marks import Mark
 from tensorage.model.coords import Coord, encode_coords
+from tensorage.wording import one_line
 
 if TYPE_CHECKING:
     import zarr
@@ -129,7 +130,7 @@ def _write_array(root: zarr.Group, item: Outgoing) -> None:
         )
     except (ValueError, TypeError) as error:
         raise DTypeError(
-            f"exporting {item.key!r}: zarr has no place for dtype {item.dtype} or its name ({error})"
+            f"exporting {item.key!r}: zarr has no place for dtype {item.dtype} or its name ({one_line(str(error))})"
         ) from error
     # Arrays within records are raw bytes for zarr.
     if made.dtype != item.dtype:

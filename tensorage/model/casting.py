@@ -20,6 +20,7 @@ from tensorage.dtypes import is_number, is_small_float
 from tensorage.errors import DTypeError, IncompleteTensorError, InvalidInputError
 from tensorage.model.values import as_array, is_array
 from tensorage.types import Dataset
+from tensorage.wording import one_line
 
 __all__ = ["as_assigned", "as_element", "cast_to", "flat_blocks"]
 
@@ -175,8 +176,8 @@ def _as_objects(value: npt.ArrayLike, key: str, dtype: np.dtype[Any]) -> npt.NDA
         return np.array(value, _of_objects(dtype))
     except (TypeError, ValueError) as error:
         raise DTypeError(
-            f"these values make no records for {key!r} of dtype {dtype}: {error}. Give tuples, one for each record, or "
-            "an array of that dtype; nothing has changed"
+            f"these values make no records for {key!r} of dtype {dtype}: {one_line(str(error))}. Give tuples, one "
+            "for each record, or an array of that dtype; nothing has changed"
         ) from error
 
 

@@ -26,6 +26,7 @@ from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, 
 from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
 from tensorage.model.values import as_array, as_attrs
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
+from tensorage.wording import quote
 
 __all__ = [
     "Coord",
@@ -178,7 +179,7 @@ def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) ->
     name = largest["name"]
     raise InvalidInputError(
         f"storing {key!r}: its attributes and coordinates take {nbytes} bytes in the catalogue, which has room for "
-        f"{MAX_ATTRS_BYTES}; the coordinate {name!r} of shape {tuple(largest['shape'])} takes "
+        f"{MAX_ATTRS_BYTES}; the coordinate {quote(name)} of shape {tuple(largest['shape'])} takes "
         f"{len(largest['data'])} of them. {_advice(name)}"
     )
 
@@ -211,12 +212,14 @@ def as_coords(coords: Mapping[str, Any], dataset: Dataset) -> list[Coord]:
         if isinstance(given, tuple):
             if len(given) not in (2, 3):
                 raise InvalidInputError(
-                    f"the coordinate {name!r} is labels, (dims, labels) or (dims, labels, attrs)"
+                    f"the coordinate {quote(name)} is labels, (dims, labels) or (dims, labels, attrs)"
                 )
             dims, values, *rest = given
             # A tuple of labels is a likely mistake: its first label would be taken for names of axes.
             if not isinstance(dims, str | list | tuple):
-                raise InvalidInputError(f"the coordinate {name!r} of (dims, labels): {dims!r} names no axes")
+                raise InvalidInputError(
+                    f"the coordinate {quote(name)} of (dims, labels): {quote(dims)} names no axes"
+                )
             dims = (dims,) if isinstance(dims, str) else tuple(dims)
             attrs = rest[0] if rest else {}
         elif hasattr(given, "dims"):
@@ -262,14 +265,15 @@ def as_labels(name: object, values: Any) -> npt.NDArray[Any]:
     elif not all(isinstance(label, str) for label in labels.flat):
         (found, *_) = (type(label).__name__ for label in labels.flat if not isinstance(label, str))
         raise DTypeError(
-            f"the coordinate {name!r} holds objects ({found}), and only numbers, truth values, times and text can be "
-            f"stored: convert it, as by .assign_coords({name}=...), or leave it out, by .drop_vars({name!r})"
+            f"the coordinate {quote(name)} holds objects ({found}), and only numbers, truth values, times and text "
+            f"can be stored: convert it, as by .assign_coords({name}=...), or leave it out, by "
+            f".drop_vars({quote(name)})"
         )
     # Refuse these before they are compressed, which takes long and would not be enough.
     if labels.nbytes > MAX_LABELS_BYTES:
         raise InvalidInputError(
-            f"the coordinate {name!r} has {labels.nbytes} bytes, and the catalogue has room for {MAX_ATTRS_BYTES} once "
-            f"they are compressed. {_advice(name)}"
+            f"the coordinate {quote(name)} has {labels.nbytes} bytes, and the catalogue has room for "
+            f"{MAX_ATTRS_BYTES} once they are compressed. {_advice(name)}"
         )
     return labels
 
@@ -283,7 +287,7 @@ def check_name(asked: str, name: object) -> None:
     """
     # UTF-8 cannot encode a lone surrogate.
     if not isinstance(name, str) or any(char == "\0" or "\ud800" <= char <= "\udfff" for char in name):
-        raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {name!r}")
+        raise InvalidInputError(f"{asked}: a name is text that PostgreSQL can store, not {quote(name)}")
 
 
 def check_fit(coords: Sequence[Coord], key: str, dims: Sequence[str] | None, shape: Sequence[int]) -> None:
@@ -357,7 +361,7 @@ def move_to_axes(
         name = names.get(encoded["name"], encoded["name"])
         if name in new_dims and along != [name]:
             raise InvalidInputError(
-                f"{asked}: {name!r} is the name of a coordinate that runs along {along}: give another name"
+                f"{asked}: {quote(name)} is the name of a coordinate that runs along {along}: give another name"
             )
         moved.append({**encoded, "name": name, "dims": along})
     if len({encoded["name"] for encoded in moved}) < len(moved):
@@ -406,13 +410,14 @@ def _number_dtype(name: object, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if is_number(dtype) and not is_small_float(dtype):
         return storable_dtype(dtype)
     raise DTypeError(
-        f"the coordinate {name!r} of dtype {dtype} cannot be stored: convert it, as by .assign_coords({name}=...), "
-        f"or leave it out, by .drop_vars({name!r})"
+        f"the coordinate {quote(name)} of dtype {dtype} cannot be stored: convert it, as by "
+        f".assign_coords({name}=...), or leave it out, by .drop_vars({quote(name)})"
     )
 
 
 def _advice(name: object) -> str:
-    return f"Store {name!r} under a key of its own, and the array without it: .drop_vars({name!r}). Nothing was stored"
+    shown = quote(name)
+    return f"Store {shown} under a key of its own, and the array without it: .drop_vars({shown}). Nothing was stored"
 
 
 def _encoded_coords(dataset: Dataset) -> list[dict[str, Any]]:

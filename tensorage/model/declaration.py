@@ -19,6 +19,7 @@ from tensorage.model.coords import check_room
 from tensorage.model.values import MAX_EXTENT, as_attrs, as_dims, check_key
 from tensorage.ragged import Ragged
 from tensorage.types import COORDS_ATTRIBUTE
+from tensorage.wording import quote
 
 __all__ = [
     "BLOCK_BYTES",
@@ -35,6 +36,9 @@ BLOCK_BYTES = 1024 * 1024
 
 #: Most elements of a block, where they have any length. The table of their ends is small next to a page then.
 MAX_BLOCK_ELEMENTS = 8192
+
+#: Most axes of an array of numpy.
+MAX_AXES = 64
 
 
 class ArrayOptions(TypedDict, total=False):
@@ -137,16 +141,22 @@ def declare(
 
 
 def _as_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    # Bytes are a sequence of whole numbers, too.
+    given: Any = None if isinstance(shape, bytes | bytearray | memoryview) else shape
     try:
-        extents = tuple(operator.index(extent) for extent in shape)
+        extents = tuple(operator.index(extent) for extent in given)
     except TypeError as error:
         raise InvalidInputError(
-            f"the shape {shape!r} is none: give a whole number for each axis, such as (1000, 3)"
+            f"the shape {quote(shape)} is none: give a whole number for each axis, such as (1000, 3)"
         ) from error
+    if len(extents) > MAX_AXES:
+        raise InvalidInputError(
+            f"the shape {quote(extents)} has {len(extents)} axes, and numpy has {MAX_AXES} at most"
+        )
     if any(extent < 0 for extent in extents):
-        raise InvalidInputError(f"the shape {extents} has a negative extent")
+        raise InvalidInputError(f"the shape {quote(extents)} has a negative extent")
     if any(extent > MAX_EXTENT for extent in extents):
-        raise InvalidInputError(f"the shape {extents} has an extent of more than {MAX_EXTENT}")
+        raise InvalidInputError(f"the shape {quote(extents)} has an extent of more than {MAX_EXTENT}")
     return extents
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.model.declaration import Declaration
 from tensorage.types import Engine, EngineChoice
+from tensorage.wording import quote
 
 __all__ = ["check_engine", "choose_engine", "resolve_engine"]
 
@@ -66,7 +67,7 @@ def check_engine(choice: str, asked: str = "") -> None:
     """
     if choice not in get_args(EngineChoice):
         known = ", ".join(map(repr, get_args(EngineChoice)))
-        raise InvalidInputError(f"{asked}engine={choice!r} is none of {known}")
+        raise InvalidInputError(f"{asked}engine={quote(choice)} is none of {known}")
 
 
 def is_zarr_dtype(dtype: np.dtype[Any]) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.selection import Selection
 from tensorage.model.results import check_out
+from tensorage.wording import quote
 
 __all__ = ["Fields", "split_fields"]
 
@@ -51,10 +52,10 @@ class Fields:
         for position, name in enumerate(names):
             if name not in known:
                 raise InvalidInputError(
-                    f"no field of name {name!r}: the fields are {', '.join(map(repr, known))}"
+                    f"no field of name {quote(name)}: the fields are {', '.join(map(repr, known))}"
                 )
             if name in names[:position]:
-                raise InvalidInputError(f"the field {name!r} is named twice")
+                raise InvalidInputError(f"the field {quote(name)} is named twice")
         offsets: list[int] = []
         sizes: list[int] = []
         for name in names:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from tensorage.dtypes import is_number, storable_dtype
 from tensorage.errors import DTypeError, InvalidInputError
+from tensorage.wording import quote
 
 __all__ = ["MAX_LABELS_BYTES", "TEXT_KINDS", "decode_labels", "encode_labels"]
 
@@ -87,12 +88,12 @@ def decode_labels(encoded: Mapping[str, Any]) -> npt.NDArray[Any]:
             # Numpy 2.0 has the type, but not in its type hints.
             return _text(packed, np.dtypes.StringDType(), shape)  # type: ignore[attr-defined, unused-ignore]
         if not _DTYPE.fullmatch(dtype):
-            raise ValueError(f"the dtype {dtype!r}")
+            raise ValueError(f"the dtype {quote(dtype)}")
         if np.dtype(dtype).kind in TEXT_KINDS:
             return _text(packed, np.dtype(dtype), shape)
         stored = storable_dtype(dtype)
         if not is_number(stored):
-            raise ValueError(f"the dtype {dtype!r}, of no numbers and no text")
+            raise ValueError(f"the dtype {quote(dtype)}, of no numbers and no text")
         return _numbers(packed, stored, shape, int(encoded["deltas"]))
     except (TypeError, AttributeError, OverflowError, RecursionError, DTypeError, zlib.error) as error:
         raise ValueError(str(error)) from error

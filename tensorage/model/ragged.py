@@ -23,6 +23,7 @@ from tensorage.model.declaration import BLOCK_BYTES, ArrayOptions, Declaration, 
 from tensorage.model.values import as_array, is_array
 from tensorage.ragged import RAGGED_BYTES, RAGGED_TEXT, TEXT_ARRAY, Ragged
 from tensorage.types import END_BYTES, Dataset
+from tensorage.wording import quote
 
 __all__ = [
     "MAX_ROW_BYTES",
@@ -116,7 +117,7 @@ def _as_dtype(dtype: Any) -> np.dtype[Any]:
         known: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise DTypeError(
-            f"{dtype!r} is no numpy dtype: give one such as 'float32', or str or bytes"
+            f"{quote(dtype)} is no numpy dtype: give one such as 'float32', or str or bytes"
         ) from error
     return known
 

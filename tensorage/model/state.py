@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tensorage.errors import IncompleteTensorError, InvalidInputError
 from tensorage.model.values import as_array
+from tensorage.wording import quote
 
 __all__ = ["STATE_ATTRIBUTE", "put_together", "take_apart"]
 
@@ -58,7 +59,8 @@ def put_together(nesting: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[An
 def _put_array(kind: str, content: str, arrays: Mapping[str, npt.NDArray[Any]], key: str) -> Any:
     if content not in arrays:
         raise IncompleteTensorError(
-            f"loading {key!r}: its array {content!r} is missing. It was deleted or renamed after it was saved."
+            f"loading {quote(key)}: its array {quote(content)} is missing. It was deleted or renamed after it "
+            "was saved."
         )
     array = arrays[content]
     if kind == "scalar":
@@ -85,7 +87,7 @@ def _take(value: Any, path: tuple[str, ...], arrays: Arrays, key: str) -> dict[s
             return {"value": value}
     if not hasattr(value, "__array__") and not hasattr(value, "__dlpack__"):
         raise InvalidInputError(
-            f"saving {key!r}: {_name_of(path)} is a {type(value).__name__}, which is none of: dict, list, tuple, "
+            f"saving {quote(key)}: {_name_of(path)} is a {type(value).__name__}, which is none of: dict, list, tuple, "
             "array, tensor, number, text, None. Save what it is made of."
         )
     name = _free_name(path, arrays)
@@ -100,7 +102,7 @@ def _take_name(name: object, path: tuple[str, ...], key: str) -> Any:
     if type(name) in _PLAIN:
         return name
     raise InvalidInputError(
-        f"saving {key!r}: {_name_of(path)} has a name {name!r}, of type {type(name).__name__}: names "
+        f"saving {quote(key)}: {_name_of(path)} has a name {quote(name)}, of type {type(name).__name__}: names "
         "are text, numbers or None"
     )
 
@@ -118,7 +120,7 @@ def _free_name(path: tuple[str, ...], arrays: Arrays) -> str:
 
 
 def _name_of(path: tuple[str, ...]) -> str:
-    return "what is given" if not path else f"its part {'/'.join(path)!r}"
+    return "what is given" if not path else f"its part {quote('/'.join(path))}"
 
 
 def _is_tensor(value: object) -> bool:

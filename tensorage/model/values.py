@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from tensorage.dtypes import SMALL_FLOATS, dtype_of
 from tensorage.errors import DTypeError, InvalidInputError
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
+from tensorage.wording import one_line, quote
 
 __all__ = [
     "DLPACK_CPU",
@@ -45,19 +45,19 @@ DLPACK_CPU = 1
 def check_key(key: str) -> None:
     """Refuse a value that cannot be a key."""
     if not isinstance(key, str):
-        raise InvalidInputError(f"a key is a string, not {reprlib.repr(key)}")
+        raise InvalidInputError(f"a key is a string, not {quote(key)}")
     try:
         length = len(key.encode())
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"the key {key!r} holds a lone surrogate, which no text has: {error}"
+            f"the key {quote(key)} holds a lone surrogate, which no text has: {one_line(str(error))}"
         ) from error
     if not 1 <= length <= MAX_KEY_BYTES:
         raise InvalidInputError(
             f"a key has 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one {length}: {key[:40]!r}"
         )
     if "\0" in key:
-        raise InvalidInputError(f"a key holds no NUL character, as {key!r} does")
+        raise InvalidInputError(f"a key holds no NUL character, as {quote(key)} does")
 
 
 def is_array(data: object) -> bool:
@@ -68,15 +68,15 @@ def is_array(data: object) -> bool:
 def check_prefix(prefix: str) -> None:
     """Refuse a value that cannot begin a key. The database would take 3 for "3", and delete what begins with it."""
     if not isinstance(prefix, str):
-        raise InvalidInputError(f"a prefix of keys is a string, not {reprlib.repr(prefix)}")
+        raise InvalidInputError(f"a prefix of keys is a string, not {quote(prefix)}")
 
 
 def check_owner(owner: object) -> None:
     """Refuse a value that names no account, neither by address nor by id."""
     if not isinstance(owner, str) or not (_is_address(owner) or _is_id(owner)):
         raise InvalidInputError(
-            f"{owner!r} names no owner: give the e-mail address or the id of the account, as store.shared_with_me() "
-            "shows them"
+            f"{quote(owner)} names no owner: give the e-mail address or the id of the account, as "
+            "store.shared_with_me() shows them"
         )
 
 
@@ -120,7 +120,7 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
             return _array_of_dlpack(data)
         return np.asarray(data)
     except (ValueError, BufferError) as error:
-        raise InvalidInputError(f"this is no array: {error}") from error
+        raise InvalidInputError(f"this is no array: {one_line(str(error))}") from error
 
 
 def _is_tensor(data: object) -> bool:
@@ -178,12 +178,12 @@ def rows_to_have(dataset: Dataset, rows: int | Sequence[int]) -> int:
         raise InvalidInputError(f"{asked}: it has no axes, and so no rows")
     if isinstance(rows, Sequence) and tuple(rows[1:]) != dataset.shape[1:]:
         raise InvalidInputError(
-            f"{asked}: only the first axis can become longer or shorter, and {tuple(rows)} differs along another. "
+            f"{asked}: only the first axis can become longer or shorter, and {quote(rows)} differs along another. "
             "Nothing has changed"
         )
     count: Any = rows[0] if isinstance(rows, Sequence) else rows
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-        raise InvalidInputError(f"{asked}: {count!r} is no number of rows. Nothing has changed")
+        raise InvalidInputError(f"{asked}: {quote(count)} is no number of rows. Nothing has changed")
     if count > MAX_EXTENT:
         raise InvalidInputError(f"{asked}: {MAX_EXTENT} rows is the most. Nothing has changed")
     return int(count)
@@ -202,20 +202,22 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Convert attributes to JSON's types: numpy's numbers and arrays become Python's."""
     if not isinstance(attrs, Mapping):
         raise InvalidInputError(
-            f'attributes are a mapping of names to values, such as {{"units": "K"}}, not {reprlib.repr(attrs)}'
+            f'attributes are a mapping of names to values, such as {{"units": "K"}}, not {quote(attrs)}'
         )
     for name in attrs:
         if not isinstance(name, str):
-            raise InvalidInputError(f"the name of an attribute is a string, not {name!r}")
+            raise InvalidInputError(f"the name of an attribute is a string, not {quote(name)}")
         if name == COORDS_ATTRIBUTE:
             raise InvalidInputError(
-                f"the name {name!r} is reserved: coordinates are kept under it, and tensor.coords changes them"
+                f"the name {quote(name)} is reserved: coordinates are kept under it, and tensor.coords changes them"
             )
     try:
         # A round trip through JSON makes a copy that later changes of the user's objects do not reach.
         plain: dict[str, Any] = json.loads(json.dumps(dict(attrs), default=_to_json_type, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"the attributes cannot be written as JSON: {error}") from error
+        raise InvalidInputError(
+            f"the attributes cannot be written as JSON: {one_line(str(error))}"
+        ) from error
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
@@ -227,7 +229,7 @@ def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:
     if dims is None:
         return None
     if isinstance(dims, str) or not all(isinstance(name, str) for name in dims):
-        raise InvalidInputError(f"dims are the names of the axes, such as ('time', 'x'), not {dims!r}")
+        raise InvalidInputError(f"dims are the names of the axes, such as ('time', 'x'), not {quote(dims)}")
     if len(dims) != ndim:
         raise InvalidInputError(f"{len(dims)} dims name {ndim} axes: give one name for each axis")
     return list(dims)
@@ -236,7 +238,7 @@ def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:
 def _to_json_type(value: object) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"{value!r} is no text, number, truth value, None, list or dict")
+    raise TypeError(f"{quote(value)} is no text, number, truth value, None, list or dict")
 
 
 def split_key(key: str | tuple[Any, ...]) -> tuple[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from tensorage.errors import AuthenticationError, BackendUnavailableError, TensorageError
 from tensorage.signin.proofs import NotThePeerError, prove_as_asker, prove_as_lender
+from tensorage.wording import one_line
 
 __all__ = ["Lender", "Loan", "Whereabouts"]
 
@@ -105,7 +106,7 @@ class Loan:
                 answer = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
         except NotThePeerError as error:
             raise _login_gone(
-                f"what answers at {self.lender.address} is not that process: {error}"
+                f"what answers at {self.lender.address} is not that process: {one_line(str(error))}"
             ) from error
         except (OSError, EOFError) as error:
             raise _login_gone(f"it cannot be asked for another one ({type(error).__name__})") from error

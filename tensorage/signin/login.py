@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.patience import Patience
-from tensorage.config import ENVIRONMENT, check_url, require
+from tensorage.config import ENVIRONMENT, IS_LOCAL_WANTED, check_key, check_text, check_url, require
 from tensorage.errors import (
     AuthenticationError,
     BackendUnavailableError,
@@ -29,6 +29,7 @@ from tensorage.signin.state import (
     last_logout,
     was_refused_unread,
 )
+from tensorage.wording import MAX_QUOTED, cut, sentences
 
 if TYPE_CHECKING:
     import supabase
@@ -38,10 +39,7 @@ __all__ = ["Credentials", "Login"]
 
 logger = logging.getLogger("tensorage.session")
 
-_NO_PROJECT = (
-    ". No project is known either: set SUPABASE_URL and SUPABASE_KEY as well, or use tensorage.local(), which needs "
-    "none of them"
-)
+_NO_PROJECT = f"No project is known either: set SUPABASE_URL and SUPABASE_KEY as well. {IS_LOCAL_WANTED}"
 
 #: A token that expires within this many seconds is renewed before it is used.
 RENEW_BEFORE_S = 60
@@ -69,7 +67,7 @@ class Credentials:
 
     def required_key(self) -> str:
         """Return the key of the project, or raise an error that asks for one."""
-        return require("backend_key", self.backend_key, self.held_back)
+        return check_key(require("backend_key", self.backend_key, self.held_back))
 
 
 class Login:
@@ -163,6 +161,8 @@ class Login:
 
     def log_in(self, email: str | None = None, password: str | None = None) -> AuthResponse:
         """Log in with e-mail and password, by default those of the credentials, and keep them there."""
+        check_text("email", email)
+        check_text("password", password)
         with self.lock:
             email, password = email or self.credentials.email, password or self.credentials.password
             credentials = {
@@ -170,7 +170,9 @@ class Login:
                 "password": require("password", password, self.credentials.held_back),
             }
             try:
-                with auth_errors(f"logging in as {email}", self.credentials.backend_url):
+                with auth_errors(
+                    f"logging in as {cut(email or '', MAX_QUOTED)}", self.credentials.backend_url
+                ):
                     response = self._sdk().auth.sign_in_with_password(credentials)  # type: ignore[arg-type] # a TypedDict
             except AuthenticationError:
                 self._restore()
@@ -181,10 +183,12 @@ class Login:
 
     def register(self, email: str, password: str) -> AuthResponse:
         """Register a new user, and log in as this user unless the address has to be confirmed first."""
+        check_text("email", email)
+        check_text("password", password)
         with self.lock:
             credentials = {"email": require("email", email), "password": require("password", password)}
             try:
-                with auth_errors(f"registering {email}", self.credentials.backend_url):
+                with auth_errors(f"registering {cut(email, MAX_QUOTED)}", self.credentials.backend_url):
                     response = self._sdk().auth.sign_up(credentials)  # type: ignore[arg-type] # a TypedDict
             except AuthenticationError:
                 self._restore()
@@ -340,17 +344,16 @@ class Login:
         if missing:
             if all(name in self.credentials.held_back for name in missing):
                 # The settings exist, but are held back. Asking for them would mislead the user.
-                raise ConfigurationError(". ".join(self.credentials.held_back[name] for name in missing))
+                raise ConfigurationError(sentences(*(self.credentials.held_back[name] for name in missing)))
             variables = " and ".join(ENVIRONMENT[name] for name in missing)
+            held_back = [name for name in missing if name in self.credentials.held_back]
             raise ConfigurationError(
-                f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
-                f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file"
-                + "".join(
-                    f". Also, {self.credentials.held_back[name]}"
-                    for name in missing
-                    if name in self.credentials.held_back
+                sentences(
+                    f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
+                    f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file",
+                    *(f"Also, {self.credentials.held_back[name]}" for name in held_back),
+                    "" if self.credentials.backend_url else _NO_PROJECT,
                 )
-                + ("" if self.credentials.backend_url else _NO_PROJECT)
             )
         # Whoever lets a login be made is about to send requests. The SDK has connections of its own.
         self.transfer.http.open_ahead()

@@ -6,11 +6,15 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tensorage.backend.wire.http import new_pool
 from tensorage.backend.wire.patience import start_hint
 from tensorage.errors import AuthenticationError, BackendUnavailableError
+from tensorage.wording import one_line, sentences
+
+if TYPE_CHECKING:
+    from tensorage.signin.sdk import AuthError
 
 __all__ = ["LAST_WORK_S", "Ending", "TransferLogin", "auth_errors", "last_logout", "was_refused_unread"]
 
@@ -23,6 +27,22 @@ LAST_WORK_S = 1.0
 #: HTTP statuses that a gateway sends without asking the Auth server: too many requests, no server, and Cloudflare's
 #: two.
 _NOT_LET_IN = frozenset({429, 503, 521, 523})
+
+
+#: Advice for codes of the Auth server. These messages say all that there is to say if the advice is empty.
+_ADVICE = {
+    "weak_password": "Choose a password that this project takes",
+    "validation_failed": "",
+    "same_password": "",
+    "email_address_invalid": "",
+    "invalid_credentials": "Check the e-mail and the password, and that they are of this project",
+    "user_already_exists": "Log in as this user, or register another address",
+    "email_exists": "Log in as this user, or register another address",
+    "email_not_confirmed": "Follow the link in the mail that the project has sent to this address",
+    "signup_disabled": "Ask the administrator of the project for an account",
+    "email_provider_disabled": "Ask the administrator of the project to allow e-mail and password",
+    "user_banned": "Ask the administrator of the project",
+}
 
 
 class Connections(Protocol):
@@ -108,8 +128,11 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, AuthRetryableError) as error:
+        if isinstance(error, AuthRetryableError) and error.status:
+            raise _not_serving(asked, url, error) from error
         raise BackendUnavailableError(
-            f"{asked}: {url} cannot be reached ({error}). Check the URL, the network and the backend{start_hint(url)}"
+            f"{asked}: {url} cannot be reached ({one_line(str(error))}). Check the URL, the network and the "
+            f"backend{start_hint(url)}"
         ) from error
     except (AuthUnknownError, ValueError, TypeError, AttributeError) as error:
         # The SDK raises any of these over an answer that does not come from an Auth server.
@@ -119,12 +142,24 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
     except AuthError as error:
         status = error.status if isinstance(error, AuthApiError) else 0
         if status == 429 or status >= 500:
-            raise BackendUnavailableError(
-                f"{asked}: {url} does not serve now ({error}). Try again later"
-            ) from error
-        # Auth ends some of its messages with a full stop.
-        said = str(error).rstrip(".")
-        raise AuthenticationError(f"{asked}: {said}. Check the e-mail, the password and the key") from error
+            raise _not_serving(asked, url, error) from error
+        raise AuthenticationError(
+            sentences(f"{asked}: {one_line(str(error))}", _advice(getattr(error, "code", None), status))
+        ) from error
+
+
+def _not_serving(asked: str, url: str | None, error: AuthError) -> BackendUnavailableError:
+    status = getattr(error, "status", None)
+    said = f"HTTP {status}: {one_line(str(error))}" if status else one_line(str(error))
+    return BackendUnavailableError(f"{asked}: {url} does not serve now ({said}). Try again later")
+
+
+def _advice(code: str | None, status: int) -> str:
+    """Return the advice for a refusal of the Auth server."""
+    if not code and status in {401, 403}:
+        # The gateway looks at the key before the Auth server sees the request.
+        return "Check the key of the project"
+    return _ADVICE.get(code or "", "Check the e-mail, the password and the key")
 
 
 def was_refused_unread(error: BackendUnavailableError) -> bool:

@@ -22,6 +22,7 @@ from tensorage.training.order import Shuffle
 from tensorage.training.padding import check_padding
 from tensorage.training.position import EpochPlan, Position, read_state, state_of
 from tensorage.training.samples import SampleSource, common_length, name_of, read_together
+from tensorage.wording import quote
 
 __all__ = ["AlignedTensors", "Batches", "batches", "zip"]
 
@@ -284,17 +285,18 @@ def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tenso
 
 
 def _check_shuffle(shuffle: object, window_bytes: object) -> None:
-    if isinstance(shuffle, str) and shuffle != "shards":
-        raise InvalidInputError(f"shuffle={shuffle!r}: it is True, False or 'shards'")
+    is_flag = shuffle is None or isinstance(shuffle, int | np.bool)
+    if not is_flag and not (isinstance(shuffle, str) and shuffle == "shards"):
+        raise InvalidInputError(f"shuffle={quote(shuffle)}: it is True, False or 'shards'")
     if window_bytes is not None and shuffle != "shards":
-        raise InvalidInputError(f"window_bytes={window_bytes!r} is for shuffle='shards'")
+        raise InvalidInputError(f"window_bytes={quote(window_bytes)} is for shuffle='shards'")
 
 
 def _check_number(name: str, value: int, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidInputError(f"{name}={value!r}: it is a whole number, at least {least}") from None
+        raise InvalidInputError(f"{name}={quote(value)}: it is a whole number, at least {least}") from None
     if number < least:
         raise InvalidInputError(f"{name}={number}: it is at least {least}")
     return number

@@ -12,6 +12,7 @@ from tensorage.backend.arrays import OpenArray
 from tensorage.errors import InvalidInputError
 from tensorage.training.samples import SampleSource
 from tensorage.types import Dataset
+from tensorage.wording import quote
 
 __all__ = ["check_padding", "pad"]
 
@@ -29,12 +30,12 @@ def check_padding(sources: Sequence[SampleSource], pad_value: Any) -> None:
     ragged = [source.dataset for source in sources if isinstance(source, OpenArray) and source.dataset.ragged]
     if not ragged:
         raise InvalidInputError(
-            f"pad_value={pad_value!r} is for ragged arrays, and none of the arrays is one"
+            f"pad_value={quote(pad_value)} is for ragged arrays, and none of the arrays is one"
         )
     for dataset in ragged:
         if dataset.ragged is None or dataset.ragged.kind != "arrays":
             raise InvalidInputError(
-                f"pad_value={pad_value!r}: {dataset.key!r} is {dataset.ragged}, and only arrays can be padded"
+                f"pad_value={quote(pad_value)}: {dataset.key!r} is {dataset.ragged}, and only arrays can be padded"
             )
         _value(dataset, pad_value)
 
@@ -55,7 +56,7 @@ def _value(dataset: Dataset, pad_value: Any) -> npt.NDArray[Any]:
         with np.errstate(all="ignore"):
             return given.astype(dataset.dtype)
     raise InvalidInputError(
-        f"pad_value={pad_value!r} is no value of {dataset.key!r}, whose samples are {dataset.ragged}"
+        f"pad_value={quote(pad_value)} is no value of {dataset.key!r}, whose samples are {dataset.ragged}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tensorage.errors import InvalidInputError
 from tensorage.training.window import WindowCut
+from tensorage.wording import quote
 
 __all__ = ["EpochPlan", "Position", "read_state", "state_of"]
 
@@ -86,15 +87,15 @@ def read_state(state: Mapping[str, Any], plan: EpochPlan) -> Position:
     """
     # The state may come from a file of the user's, so it may be anything.
     if not (hasattr(state, "get") and state.get("format") == _FORMAT):
-        raise InvalidInputError(f"start_at={state!r} is nothing that state() of batches gave")
+        raise InvalidInputError(f"start_at={quote(state)} is nothing that state() of batches gave")
     for name, value in plan.as_json().items():
         if state.get(name) != value:
             raise InvalidInputError(
-                f"start_at is of batches with {name}={state.get(name)!r}, and these have {name}={value!r}: "
+                f"start_at is of batches with {name}={quote(state.get(name))}, and these have {name}={quote(value)}: "
                 "going on would miss or repeat samples. Ask for the same batches, or begin anew without start_at"
             )
     epoch, batch = state.get("epoch"), state.get("batch")
     # An exact type, since True and False are integers too. An epoch without batches still has the position 0.
     if type(epoch) is int and type(batch) is int and epoch >= 0 and 0 <= batch < max(plan.batch_count, 1):
         return Position(epoch, batch)
-    raise InvalidInputError(f"start_at names batch {batch!r} of epoch {epoch!r}: there is none")
+    raise InvalidInputError(f"start_at names batch {quote(batch)} of epoch {quote(epoch)}: there is none")

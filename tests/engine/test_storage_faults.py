@@ -23,6 +23,7 @@ from proxy import Proxy
 
 import tensorage
 from tensorage import BackendSession, Tensor, TensorStore
+from tensorage.backend import afterwards
 from tensorage.backend.wire import patience
 from tensorage.embedded import control
 from tensorage.migrations import migration_files
@@ -383,13 +384,23 @@ def test_no_policy_to_read_objects(store: TensorStore, handle: Tensor, database:
 
 @pytest.mark.usefixtures("repaired")
 def test_no_policy_to_delete_objects(
-    store: TensorStore, handle: Tensor, database: Sql, caplog: pytest.LogCaptureFixture
+    store: TensorStore,
+    handle: Tensor,
+    database: Sql,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The new elements are written; the replaced objects wait for a write that may delete them."""
     user_id = store.backend.user_id
     replaced = leftovers.objects_of(database, user_id)
     drop_policies(database, "DELETE")
     store["x"] = LARGE
+    # A short failure is nobody's concern, and one that lasts is told once.
+    assert not caplog.records
+    monkeypatch.setattr(afterwards, "LASTS_S", 0.0)
+    store["x"] = LARGE
+    store["x"] = LARGE
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "cannot be deleted" in caplog.text
     np.testing.assert_array_equal(store["x"], LARGE)
     assert set(replaced) < set(leftovers.objects_of(database, user_id))

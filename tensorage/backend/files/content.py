@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tensorage.errors import InvalidInputError
+from tensorage.wording import one_line
 
 __all__ = ["Content", "Readable", "UploadContent", "open_content"]
 
@@ -111,7 +112,7 @@ class UploadContent:
             # File objects of users may raise anything.
             raise InvalidInputError(
                 f"{self._asked}: the source cannot be read behind byte {self._position + len(self._ahead)} "
-                f"({type(error).__name__}: {error}). Nothing was stored"
+                f"({type(error).__name__}: {one_line(str(error))}). Nothing was stored"
             ) from error
 
 
@@ -133,7 +134,8 @@ def _as_bytes(content: Any) -> memoryview:
         return view.cast("B") if view.nbytes else memoryview(b"")
     except (TypeError, UnicodeEncodeError) as error:
         raise InvalidInputError(
-            f"a file is made of text, bytes, a pathlib.Path or an open file, not of {type(content).__name__} ({error})"
+            f"a file is made of text, bytes, a pathlib.Path or an open file, not of "
+            f"{type(content).__name__} ({one_line(str(error))})"
         ) from error
 
 

@@ -21,6 +21,7 @@ from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import refusals_as_errors
 from tensorage.backend.wire.storage_requests import BUCKET, OCTETS, StorageRequests, object_path
 from tensorage.errors import BackendUnavailableError, ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.wording import quote
 
 __all__ = ["Files", "Writable"]
 
@@ -87,7 +88,7 @@ class Files:
         QuotaExceededError
             If the project takes no file of this size, or has no room for the file.
         """
-        name, asked = self._writable_name(path), f"uploading {path!r}"
+        name, asked = self._writable_name(path), f"uploading {quote(path)}"
         with open_content(content, asked) as source, refusals_as_errors(asked):
             self._upload(name, source, asked)
         return name
@@ -117,7 +118,7 @@ class Files:
         ChangedError
             If the file was replaced during the download, and parts of it have been written to an open file.
         """
-        asked = f"downloading {path!r}" + (f" of {owner}" if owner is not None else "")
+        asked = f"downloading {quote(path)}" + (f" of {owner}" if owner is not None else "")
         name = self._name(path, self._folder_of(owner, asked))
 
         def parts() -> Iterator[bytes]:
@@ -144,7 +145,7 @@ class Files:
             E-mail address, or id of the account, of somebody else, whose shared files are listed.
         """
         folder = prefix.strip("/")
-        asked = f"listing {prefix!r}" + (f" of {owner}" if owner is not None else "")
+        asked = f"listing {quote(prefix)}" + (f" of {owner}" if owner is not None else "")
         user_id = self._folder_of(owner, asked)
         if folder:
             self._name(folder, user_id)
@@ -159,7 +160,7 @@ class Files:
         KeyNotFoundError
             If there is no file at `path`.
         """
-        asked = f"deleting {path!r}"
+        asked = f"deleting {quote(path)}"
         body = {"prefixes": [self._writable_name(path)]}
         with refusals_as_errors(asked):
             removed = self._ask_json("DELETE", f"/object/{BUCKET}", body, asked)
@@ -201,7 +202,7 @@ class Files:
         name = self._name(path, self._backend.user_id)
         if _is_in_array_folder(path):
             raise InvalidInputError(
-                f"{path!r} lies where arrays are kept: no folder of files is named by a number alone"
+                f"{quote(path)} lies where arrays are kept: no folder of files is named by a number alone"
             )
         return name
 
@@ -253,7 +254,7 @@ class Files:
         return self._requests.send("POST", object_path(name), asked=asked, headers=headers, body=body)
 
     def _walk(self, user_id: str, folder: str) -> Iterator[str]:
-        asked = f"listing {folder!r}"
+        asked = f"listing {quote(folder)}"
         where = "/".join(part for part in (user_id, folder) if part)
         offset = 0
         while True:

@@ -16,6 +16,7 @@ from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import StorageRefusal, is_missing_bucket
 from tensorage.backend.wire.storage_requests import BUCKET, OCTETS, StorageRequests
 from tensorage.errors import BackendUnavailableError
+from tensorage.wording import quote
 
 __all__ = ["PART_BYTES", "ResumableUpload"]
 
@@ -158,7 +159,7 @@ class ResumableUpload:
     def _offset_of(self, answer: Answer) -> int:
         said = answer.headers.get("Upload-Offset", "")
         if not said.isdecimal() or int(said) > self._length:
-            raise self._nonsense_error(f"is at {said!r} of {self._length} bytes")
+            raise self._nonsense_error(f"is at {quote(said)} of {self._length} bytes")
         return int(said)
 
     def _note_progress(self, offset: int) -> None:
@@ -183,7 +184,7 @@ class ResumableUpload:
         except StorageRefusal as refusal:
             outcome = refusal.fault
         if isinstance(outcome, Fault):
-            logger.warning("what was uploaded of %r stays for a day: %s", self._name, outcome)
+            logger.info("what was uploaded of %r stays for a day: %s", self._name, outcome)
 
     def _nonsense_error(self, what: str) -> BackendUnavailableError:
         return BackendUnavailableError(f"{self._asked}: the server {what}. Try again later.")

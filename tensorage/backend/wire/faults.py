@@ -26,6 +26,7 @@ from tensorage.errors import (
     SchemaError,
     TensorageError,
 )
+from tensorage.wording import MAX_QUOTED, MAX_SAID, cut, one_line, sentences
 
 __all__ = [
     "HOW_TO_MIGRATE",
@@ -135,13 +136,23 @@ class Fault:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            # A gateway answers with a page of HTML, of which the beginning says enough.
-            message = body[:200].decode("utf-8", "replace").strip() or "an empty answer"
+            # A gateway answers with a page of HTML, from which the status is enough.
+            message = one_line(body[:2000].decode("utf-8", "replace"), MAX_QUOTED) or "an empty answer"
             return cls(status, "", message, retry_after_s=wait_s)
         text = {name: str(value) for name, value in answer.items() if value is not None}
-        message = text.get("message") or text.get("msg") or text.get("error") or "no message"
-        code, details, hint = text.get("code", ""), text.get("details", ""), text.get("hint", "")
+        # Bounded, for an answer may repeat the values of the request.
+        message = cut(text.get("message") or text.get("msg") or text.get("error") or "no message", MAX_SAID)
+        code, details, hint = (
+            text.get("code", ""),
+            text.get("details", ""),
+            cut(text.get("hint", ""), MAX_SAID),
+        )
         return cls(status, code, message, details, hint, wait_s)
+
+    @property
+    def said(self) -> str:
+        """Message in one line, without a full stop, to stand within a sentence."""
+        return one_line(self.message)
 
     @property
     def is_expired_login(self) -> bool:
@@ -180,7 +191,9 @@ class Fault:
         if self.is_unreachable:
             return self.message
         code = f" {self.code}" if self.code else ""
-        return f"HTTP {self.status}{code}: {self.message}" + (f" ({self.details})" if self.details else "")
+        return f"HTTP {self.status}{code}: {self.said}" + (
+            f" ({one_line(self.details)})" if self.details else ""
+        )
 
 
 def error_of(fault: Fault, asked: str) -> TensorageError:
@@ -199,34 +212,34 @@ def error_of(fault: Fault, asked: str) -> TensorageError:
 def _error_of(fault: Fault, asked: str) -> TensorageError:
     known = ERRORS_BY_CODE.get(fault.code)
     if fault.code == "TS003" and fault.details == "restarted":
-        return RestartedError(f"{asked}: {fault.message}. {fault.hint}")
+        return RestartedError(sentences(f"{asked}: {fault.said}", fault.hint))
     if known is not None:
         kind, advice = known
         if fault.code == "TS005" and not fault.details:
             # The quota of another user, whose amounts are told to nobody else: the writer can delete nothing there.
             advice = fault.hint
-        error = kind(f"{asked}: {fault.message}. {advice or fault.hint}".strip())
+        error = kind(sentences(f"{asked}: {fault.said}", advice or fault.hint))
         if isinstance(error, OtherDTypeError | StoredElsewhereError):
             error.description = json.loads(fault.details or "null")
         return error
     if fault.code in SCHEMA_CODES:
-        return missing_schema(fault.message)
+        return missing_schema(fault.said)
     return _error_of_status(fault, asked)
 
 
 def _error_of_status(fault: Fault, asked: str) -> TensorageError:
     if fault.status in {401, 403} or fault.is_expired_login:
         return AuthenticationError(
-            f"{asked}: the backend refuses the login ({fault.message}). Check the key of the project, and log in again."
+            f"{asked}: the backend refuses the login ({fault.said}). Check the key of the project, and log in again."
         )
     if fault.is_too_much:
         return BackendUnavailableError(
-            f"{asked}: even a small request is too large or too slow for this backend ({fault.message}). "
+            f"{asked}: even a small request is too large or too slow for this backend ({fault.said}). "
             "Use a smaller chunk_size, or raise the statement timeout of the project."
         )
     # PostgREST gives a code with every error. An answer without a code comes from another server.
     if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
-        return InvalidInputError(f"{asked}: {fault.message}. {fault.details} {fault.hint}".strip())
+        return InvalidInputError(sentences(f"{asked}: {fault.said}", one_line(fault.details), fault.hint))
     if fault.status < 500 and fault.status != 429:
         return BackendUnavailableError(
             f"{asked}: this is not what a Supabase project answers ({fault}). Check the URL of the project."

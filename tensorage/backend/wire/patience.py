@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from tensorage.backend.wire.faults import UNREACHABLE, Fault, error_of
 from tensorage.errors import BackendUnavailableError, InvalidInputError
+from tensorage.wording import quote, sentences
 
 __all__ = [
     "PATIENCE_S",
@@ -188,7 +189,7 @@ class Patience:
             self._is_told = self._is_told or is_to_be_told
         if is_to_be_told and now - began < self.seconds:
             logger.warning(
-                "%s does not serve (%s): trying again for up to %g s", self.url or "the backend", fault.message,
+                "%s does not serve (%s): trying again for up to %g s", self.url or "the backend", fault.said,
                 self.seconds,
             )  # fmt: skip
         return began
@@ -303,9 +304,8 @@ class Tries:
         error = error_of(fault, self._asked)
         if isinstance(error, BackendUnavailableError) and self._first_failed is not None:
             tried = f"Tried {self._failed} times in {now - self._first_failed:.1f} s"
-            error.args = (
-                f"{error} {tried}{start_hint(self._patience.url) if fault.is_unreachable else '.'}",
-            )
+            hint = start_hint(self._patience.url) if fault.is_unreachable else "."
+            error.args = (sentences(str(error), f"{tried}{hint}"),)
         return error
 
 
@@ -339,6 +339,6 @@ def check_seconds(seconds: Any) -> float:
         or seconds < 0
     ):
         raise InvalidInputError(
-            f"patience_s={seconds!r}: give the seconds for which an outage is waited out, 0 for a few quick tries"
+            f"patience_s={quote(seconds)}: give the seconds for which an outage is waited out, 0 for a few quick tries"
         )
     return float(seconds)

@@ -22,6 +22,7 @@ from tensorage.errors import (
     QuotaExceededError,
     TensorageError,
 )
+from tensorage.wording import sentences
 
 __all__ = ["LoginFault", "StorageRefusal", "read_fault", "refusals_as_errors"]
 
@@ -104,10 +105,13 @@ def _error_of(fault: Fault, asked: str) -> TensorageError:
         return missing_schema(f"{asked}: there is no bucket of tensorage")
     if _OVER_QUOTA.search(fault.message):
         return QuotaExceededError(
-            f"{asked}: {fault.message}. Delete arrays or files, or ask the project's administrator for more room."
+            sentences(
+                f"{asked}: {fault.said}",
+                "Delete arrays or files, or ask the project's administrator for more room.",
+            )
         )
     kind, advice = _BY_STATUS.get(fault.status, (BackendUnavailableError, "Try again later."))
-    return kind(f"{asked}: {fault.message}. {advice}".strip())
+    return kind(sentences(f"{asked}: {fault.said}", advice))
 
 
 def _true_status(status: int, body: bytes) -> int:

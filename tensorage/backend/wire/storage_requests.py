@@ -12,6 +12,7 @@ from tensorage.backend.wire.faults import Fault
 from tensorage.backend.wire.http import Answer, Http, Request
 from tensorage.backend.wire.storage_faults import read_fault, refusals_as_errors
 from tensorage.errors import InvalidInputError
+from tensorage.wording import quote as quoted
 
 __all__ = ["BUCKET", "FOR_READING", "OCTETS", "StorageRequests", "check_object_name", "object_path"]
 
@@ -121,6 +122,6 @@ def check_object_name(name: str) -> None:
     is_plain = name.isprintable() and "\\" not in name
     if not is_plain or any(part in {"", ".", ".."} for part in name.split("/")):
         raise InvalidInputError(
-            f"{name!r} is no name of an object: its parts are separated by single slashes, none of them is '.' or "
-            "'..', and there are no backslashes or control characters. Nothing was asked for"
+            f"{quoted(name)} is no name of an object: its parts are separated by single slashes, none of them is '.' "
+            "or '..', and there are no backslashes or control characters. Nothing was asked for"
         )

@@ -16,6 +16,7 @@ from tensorage.background.spool.values import decode, encode
 from tensorage.errors import InvalidInputError
 from tensorage.model.coords import coords_of, encode_coords
 from tensorage.types import Dataset
+from tensorage.wording import one_line, quote
 
 __all__ = ["read_record", "record_of"]
 
@@ -66,7 +67,9 @@ def _as_json(name: str, option: Any) -> Any:
     try:
         return json.loads(json.dumps(option, default=_number))
     except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidInputError(f"{name}={option!r} cannot wait in a spool: {error}") from error
+        raise InvalidInputError(
+            f"{name}={quote(option)} cannot wait in a spool: {one_line(str(error))}"
+        ) from error
 
 
 def _number(value: Any) -> Any:
