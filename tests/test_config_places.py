@@ -429,7 +429,7 @@ class TestUrls:
 
     @pytest.mark.parametrize("path", ["/rest/v1", "/rest/v1/", "/auth/v1", "/base/storage/v1/s3"])
     def test_a_url_of_a_part_of_a_project_is_named(self, path: str) -> None:
-        with pytest.raises(ConfigurationError, match="Give the project's own: 'https://ours.example"):
+        with pytest.raises(ConfigurationError, match=r"Give the project's own: 'https://ours\.example"):
             config.check_url(f"https://ours.example{path}")
 
     @pytest.mark.parametrize("url", ["http://[::1", "https://[x]"])
