@@ -43,12 +43,14 @@ CHANGING_FUNCTIONS = frozenset(
     f"tensorage_{name}"
     for name in (
         "append",
+        "append_tails",
         "assign",
         "commit",
         "remove",
         "remove_all",
         "rename",
         "rename_all",
+        "resize",
         "share",
         "store",
         "transact",

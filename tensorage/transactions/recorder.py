@@ -89,6 +89,9 @@ class Recorder(Transfer):
     def know(self, description: Mapping[str, Any]) -> None:
         """Take an array's dtype and engine from its description: rows to append have to fit it."""
         self._known[description["key"]] = description
+        # An array that a step will store has no id yet.
+        if description["id"]:
+            self._opened[description["id"]] = description
 
     def send(self, function: str, parts: Sequence[bytes | memoryview], asked: str) -> Any:
         """Record a request with elements, or send it if it is one of a staged array."""

@@ -62,7 +62,8 @@ MOMENTS: dict[Engine, list[tuple[str, int]]] = {
         ("commit", 1), ("begin_assign", 1), ("commit", 2), ("append", 3), ("remove", 1), ("acknowledge", 1),
     ],
     "storage": [
-        ("commit", 1), ("commit", 2), ("commit", 4), ("begin_append", 1), ("upload", 2), ("commit", 6), ("remove", 1),
+        ("commit", 1), ("append_tails", 1), ("append_tails", 2), ("commit", 2), ("begin_append", 1), ("upload", 2),
+        ("commit", 4), ("append_tails", 3), ("remove", 1),
     ],
 }  # fmt: skip
 

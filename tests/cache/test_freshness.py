@@ -133,6 +133,12 @@ def append(store: TensorStore, array: np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 
 @change
+def resize(store: TensorStore, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    store.open("x").resize(20)
+    return array[:20]
+
+
+@change
 def delete_and_store(store: TensorStore, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     del store["x"]
     store["x"] = array + 1
@@ -162,6 +168,7 @@ def test_own_changes_are_seen_at_once(
     # The cache file of a replaced array is deleted along with it.
     assert len(cache_folder.cache_files(folder)) == 1 or make in (
         append,
+        resize,
         overwrite_by_another_shape,
         delete_and_store,
     )

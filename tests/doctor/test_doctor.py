@@ -518,9 +518,10 @@ def postpone(answer: bytes, seconds: float) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "says"), [(90, r"(89|90) s ahead of"), (-3600, r"3[56]\d\d s behind"), (2, None)]
+    ("seconds", "says"), [(90, r"(8\d|90) s ahead of"), (-3600, r"3[56]\d\d s behind"), (2, None)]
 )
 def test_a_clock_that_is_wrong(patient: Patient, seconds: float, says: str | None) -> None:
+    # The time in an answer of a busy server is some seconds old.
     with passing(patient, changes_answer=lambda answer: postpone(answer, seconds)) as url:
         seen = patient.examine(SUPABASE_URL=url)
     if says is None:
