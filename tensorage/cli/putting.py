@@ -47,6 +47,10 @@ _format_option = click.option(
     show_default=True,
     help="Form of stdin.",
 )
+_attrs_option = click.option(
+    "--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="An attribute. Repeat it for more."
+)
+_dims_option = click.option("--dims", metavar="NAMES", help="Names of the axes, with commas between them.")
 _dtype_option = click.option("--dtype", help="Dtype of the numbers of a CSV.  [default: float64]")
 
 #: Most arrays that are told of one by one.
@@ -68,10 +72,8 @@ _IN_FOLDERS = {".npy", ".npz", ".h5", ".hdf5", ".nc", ".zarr"}
 @click.argument("key", shell_complete=keys_below)
 @_format_option
 @_dtype_option
-@click.option(
-    "--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="An attribute. Repeat it for more."
-)
-@click.option("--dims", metavar="NAMES", help="Names of the axes, with commas between them.")
+@_attrs_option
+@_dims_option
 @engine_option
 @force_option
 @quiet_option
@@ -299,10 +301,8 @@ def append(
 @click.option(
     "--fill-value", default="0", show_default=True, help="Element that stands for those never written."
 )
-@click.option(
-    "--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="An attribute. Repeat it for more."
-)
-@click.option("--dims", metavar="NAMES", help="Names of the axes, with commas between them.")
+@_attrs_option
+@_dims_option
 @engine_option
 @force_option
 @quiet_option

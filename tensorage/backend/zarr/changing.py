@@ -115,18 +115,11 @@ def clear_edge(work: Work, codec: ShardCodec) -> Dataset:
         raise error
     reader = _reader_of(work, codec)
     shards = (
-        NewShard(record.number, partial(_read_again, reader, record), record.fingerprint)
+        NewShard(record.number, partial(reader.read_unchanged, record), record.fingerprint)
         for record in records
     )
     nbytes = sum(layout.nbytes_of(record.number) for record in records)
     return _write_staged(ShardWriter(staged, codec), shards, nbytes, work.asked)
-
-
-def _read_again(reader: Reader, record: ShardRecord) -> npt.NDArray[Any]:
-    try:
-        return reader.read(record)
-    except LostObjectError as error:
-        raise reader.changed_error(record, error) from error
 
 
 def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
@@ -231,7 +224,7 @@ def _shards_of_append(
 
 def _add_rows(reader: Reader, record: ShardRecord, added: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Read a stored shard, and add rows behind its own."""
-    return np.concatenate([_read_again(reader, record), added])
+    return np.concatenate([reader.read_unchanged(record), added])
 
 
 def _shards_of_assignment(reader: Reader, plan: ChunkPlan, buffer: npt.NDArray[Any]) -> Iterator[NewShard]:
@@ -249,10 +242,7 @@ def _assign_to_shard(
     if part.is_whole and part.shape == extents:
         elements = np.empty(extents, layout.dtype)
     else:
-        try:
-            elements = reader.read(record)
-        except LostObjectError as error:
-            raise reader.changed_error(record, error) from error
+        elements = reader.read_unchanged(record)
     part.put(buffer, elements[tuple(map(slice, part.shape))] if part.shape else elements)
     return elements
 

@@ -218,6 +218,19 @@ class Reader:
                 job.do()
         return buffer
 
+    def read_unchanged(self, record: ShardRecord, rows: slice | None = None) -> npt.NDArray[Any]:
+        """Return elements of one shard as `read` does, for a change that is based on them.
+
+        Raises
+        ------
+        ChangedError
+            If the shard's object has been replaced.
+        """
+        try:
+            return self.read(record, rows)
+        except LostObjectError as error:
+            raise self.changed_error(record, error) from error
+
     def ranges(self, record: ShardRecord) -> npt.NDArray[np.uint64]:
         """Return the offset and length of each chunk of a shard: see `ShardCodec.ranges`.
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import final_operation, finish_write, with_room
 from tensorage.backend.transfer import Work
-from tensorage.backend.zarr.bucket import LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec, plain_index
 from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.backend.zarr.reading import Reader
@@ -141,15 +140,8 @@ def _tails(
         # A chunk that has room for further rows is encoded anew, with those that it has.
         first = base - (base - region[0].start) % grown.layout.chunks[0]
         if record is not None and first < base:
-            added = np.concatenate([_read_rows(reader, record, slice(first, base)), added])
+            added = np.concatenate([reader.read_unchanged(record, slice(first, base)), added])
         yield _extend(grown, record, number, (first - region[0].start) // grown.layout.chunks[0], added)
-
-
-def _read_rows(reader: Reader, record: ShardRecord, rows: slice) -> npt.NDArray[Any]:
-    try:
-        return reader.read(record, rows)
-    except LostObjectError as error:
-        raise reader.changed_error(record, error) from error
 
 
 def _extend(
