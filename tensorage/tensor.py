@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tensor"]
 
-#: Types of the number of a row. Loops ask for each of their rows whether it is one.
-_NUMBERS = (int, np.integer)
-
 #: Advice for libraries that know elements of one length alone.
 _READ_IN_PARTS = "Read it in parts, such as handle[:1000], or by batches()"
 
@@ -146,10 +143,11 @@ class Tensor(OpenArray):
         InvalidInputError
             If there is no field of such a name, which is a `ValueError`, as numpy raises it.
         """
-        is_row = isinstance(selection, _NUMBERS) and not isinstance(selection, bool)
+        # A loop over rows comes here for each of them. A `bool` is another selection than the number that it is.
+        is_row = type(selection) is int or isinstance(selection, np.integer)
         # A cache has its own way to be quick, and to stay up to date.
-        if is_row and self.reader is None and self.ndim:
-            return self._rows.read(self, int(cast("int", selection)))
+        if is_row and self.reader is None and self.dataset.shape:
+            return self._rows.read(self, int(selection))
         return self.read(selection)
 
     def __setitem__(self, selection: Selection, value: npt.ArrayLike) -> None:

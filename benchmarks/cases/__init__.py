@@ -13,7 +13,7 @@ from benchmarks.cases.epochs import epochs
 from benchmarks.cases.far import far
 from benchmarks.cases.first_byte import first_byte
 from benchmarks.cases.large import large
-from benchmarks.cases.loops import waiting
+from benchmarks.cases.loops import one_by_one, waiting
 from benchmarks.cases.memory import memory
 from benchmarks.cases.objects import engines, objects
 from benchmarks.cases.peers import hsds_nodes
@@ -45,6 +45,7 @@ CASES: tuple[Case, ...] = (
     objects,
     engines,
     waiting,
+    one_by_one,
     cache,
     first_byte,
     scale,

@@ -1,4 +1,4 @@
-"""Training loops: the part of its time that a loop waits for batches."""
+"""Training loops: the part of its time that a loop waits for batches, and rows that are asked for one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 import tensorage
 from benchmarks.bench import Bench
-from benchmarks.measure import REPETITIONS, Result, median_of, milliseconds, seconds
+from benchmarks.measure import REPETITIONS, Result, median_of, milliseconds, ratio, seconds
 from tensorage.types import Engine
 
 BATCH = 64
@@ -21,22 +21,52 @@ STEPS = 200
 #: Largest part of its time, in per cent, that a loop may wait.
 WAITING = ("<=", 10.0)
 
+#: Rows of a loop that asks for one after another: 31 MB.
+ROWS = 10_000
+
+#: Most time that such a loop may take, in times of reading the array whole.
+ONE_BY_ONE = ("<=", 2.0)
+
+_ENGINES: tuple[Engine, ...] = ("database", "storage")
+
 
 def waiting(bench: Bench) -> Iterator[Result]:
     """Shuffled batches of images and their labels, in a loop that computes for as long as it takes to fetch one."""
     labels = np.arange(len(bench.array))
-    engines: tuple[Engine, ...] = ("database", "storage")
-    for engine in engines:
+    for engine in _ENGINES:
         key = f"loops/{engine}"
         bench.store.write(f"{key}/x", bench.array, engine=engine)
         bench.store.write(f"{key}/y", labels, engine=engine)
     bench.straight.execute("vacuum analyze")
     bench.straight.execute("checkpoint")
-    for engine in engines:
+    for engine in _ENGINES:
         yield from _measure_engine(bench, engine)
-    for engine in engines:
+    for engine in _ENGINES:
         for name in "xy":
             del bench.store[f"loops/{engine}/{name}"]
+
+
+def one_by_one(bench: Bench) -> Iterator[Result]:
+    """All rows in any order, each asked for by its number, as libraries do that know an array as a sequence."""
+    array = bench.array[:ROWS]
+    order = np.random.default_rng(0).permutation(ROWS).tolist()
+
+    def loop(key: str) -> None:
+        handle = bench.store.open(key)
+        for i in order:
+            handle[i]
+
+    for engine in _ENGINES:
+        key = f"loops/{engine}/rows"
+        bench.store.write(key, array, engine=engine)
+        bench.check(bench.store.open(key)[order[0]], array[order[0]])
+        wholes, loops = [], []
+        for _ in range(REPETITIONS):
+            wholes.append(seconds(lambda key=key: bench.store.open(key)[...]))
+            loops.append(seconds(lambda key=key: loop(key)))
+        yield milliseconds(f"{ROWS:,} rows one by one, in any order, {engine}", loops)
+        yield ratio(f"  / the array read whole, {engine}", loops, wholes, ONE_BY_ONE)
+        del bench.store[key]
 
 
 def _measure_engine(bench: Bench, engine: Engine) -> Iterator[Result]:

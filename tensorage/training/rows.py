@@ -34,8 +34,14 @@ _MOST_KEPT_BYTES = 64 * 1024 * 1024
 #: Bytes of the first block of rows in order.
 _FIRST_AHEAD_BYTES = 1024 * 1024
 
-#: Fewest and most bytes that a request is taken to be worth.
-_LEAST_REQUEST_BYTES, _MOST_REQUEST_BYTES = 256 * 1024, MAX_REQUEST_BYTES
+#: Fewest bytes that a request for a single row is taken to be worth.
+_LEAST_REQUEST_BYTES = 256 * 1024
+
+#: Parts of an array's bytes, one of which its single rows must be worth before it is read whole.
+_PARTS_PAID = 3
+
+#: Fewest single rows that are worth so much, unless each is taken to be worth the least: a handful of rows is no loop.
+_FEWEST_PAYING = 4
 
 #: Requests for rows before blocks of those behind them are read ahead.
 _SINGLES_IN_ORDER = 2
@@ -100,11 +106,11 @@ def _chunk_of(array: OpenArray, row: int) -> slice | None:
     return slice(first, min(first + unit, len(array))) if 1 < unit <= rows else None
 
 
-def _request_bytes(array: OpenArray) -> int:
-    """Return the bytes that take as long to fetch as a request, by what is known of the line."""
-    line = array.arrays.line
-    wanted = int(line.round_trip_s * line.bytes_per_s)
-    return min(max(wanted, _LEAST_REQUEST_BYTES), _MOST_REQUEST_BYTES)
+def _worth_bytes(array: OpenArray, took_s: float) -> int:
+    """Return the bytes that the line would have moved in the time of a single row, within bounds."""
+    moved = int(took_s * array.arrays.line.bytes_per_s)
+    # A login or an outage in between says nothing about the rows to come.
+    return max(min(moved, array.nbytes // (_PARTS_PAID * _FEWEST_PAYING)), _LEAST_REQUEST_BYTES)
 
 
 def _own(row: Any) -> Any:
@@ -134,30 +140,40 @@ class _Block:
     changes: int
     believed_until: float
     given: bytearray = field(init=False)
+    count: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.count = len(self.rows)
+        # Elements that are no records, and the samples of a list, are the caller's own already.
+        self._are_views = isinstance(self.rows, np.ndarray) and (self.rows.ndim > 1 or self.rows.dtype.kind == "V")
         #: 1 for rows that were given out since then.
-        self.given = bytearray(len(self.rows))
+        self.given = bytearray(self.count)
 
     def has(self, row: int, dataset: Dataset) -> bool:
         """Tell whether a row of a version is here."""
         is_same = (self.dataset.id, self.dataset.version) == (dataset.id, dataset.version)
-        return is_same and self.first <= row < self.first + len(self.rows)
+        return is_same and self.first <= row < self.first + self.count
 
     def believe(self, array: OpenArray) -> None:
         """Begin to believe the rows, just seen to be those of the array."""
         self.changes = array.arrays.changes
         self.believed_until = time.monotonic() + _BELIEVED_S
-        self.given = bytearray(len(self.rows))
+        self.given = bytearray(self.count)
+
+    def give(self, place: int) -> Any:
+        """Return a row by its place here, as the caller's own."""
+        self.given[place] = 1
+        row = self.rows[place]
+        return row.copy() if self._are_views else row
 
 
 class RowsAhead:
     """Rows of one handle, each asked for by its number.
 
     The first few are read one by one, from Storage with the others of their chunk. Rows in order are then read in
-    growing blocks. Rows in any order make the whole array be read, if it has at most 64 MiB, once as many requests were
-    sent as would take half as long: a loop over all rows then takes at most half as long again as reading them whole,
-    and a loop that ends just then three times as long as it had to.
+    growing blocks. Rows in any order make the whole array be read, if it has at most 64 MiB, once their requests have
+    taken a third of the time that this takes: a loop over all rows then takes a third longer than reading them whole,
+    and a loop that ends just then four times as long as it had to.
 
     A row that was asked for before, or after a change by the same session, is given only after a look whether the array
     has changed, and any other at most a second after one. So that no loop that waits for a row to change waits in vain.
@@ -168,6 +184,7 @@ class RowsAhead:
     def __init__(self) -> None:
         self._block: _Block | None = None
         self._singles = 0
+        self._paid_bytes = 0
         self._last = -2
         self._last_at = -math.inf
         self._next_bytes = _FIRST_AHEAD_BYTES
@@ -189,14 +206,13 @@ class RowsAhead:
         if (
             block is not None
             and block.dataset is array.dataset
-            and 0 <= (place := row - block.first) < len(block.given)
+            and 0 <= (place := row - block.first) < block.count
             and not block.given[place]
             and block.changes == array.arrays.changes
             and (now := time.monotonic()) < block.believed_until
         ):
             self._last, self._last_at = row, now
-            block.given[place] = 1
-            return _own(block.rows[place])
+            return block.give(place)
         rows = len(array)
         if not -rows <= row < rows or not array.size:
             return array.read(row)
@@ -207,21 +223,30 @@ class RowsAhead:
         block = self._block
         if block is not None and block.has(row, array.dataset) and self._is_believed(array, block, row):
             self._note(row)
-            return self._give(block, row)
-        block = self._read_block(array, row)
+            return block.give(row - block.first)
+        begun = time.perf_counter()
+        wanted = self._wanted(array, row)
+        block = None if wanted is None else self._read_block(array, wanted)
+        found = array.read(row) if block is None else None
         self._note(row)
         self._singles += 1
+        # Blocks of rows in order pay for themselves.
+        if block is None or wanted == _chunk_of(array, row):
+            self._paid_bytes += _worth_bytes(array, time.perf_counter() - begun)
         if block is None:
-            return array.read(row)
+            return found
         block.believe(array)
         self._block = block
-        return self._give(block, row)
+        return block.give(row - block.first)
 
     def _note(self, row: int) -> None:
         now = time.monotonic()
         if now - self._last_at > _PAUSE_S:
-            self._singles = 0
+            self._forget_singles()
         self._last, self._last_at = row, now
+
+    def _forget_singles(self) -> None:
+        self._singles = self._paid_bytes = 0
 
     def _is_believed(self, array: OpenArray, block: _Block, row: int) -> bool:
         """Tell whether a row of a block may be given out, after a look at the array if it is due."""
@@ -235,23 +260,16 @@ class RowsAhead:
         try:
             array.arrays.check_unchanged(block.dataset)
         except (ChangedError, KeyNotFoundError):
-            self._block, self._singles = None, 0
+            self._block = None
+            self._forget_singles()
             return False
         block.believe(array)
         block.changes = changes
         return True
 
     @staticmethod
-    def _give(block: _Block, row: int) -> Any:
-        block.given[row - block.first] = 1
-        return _own(block.rows[row - block.first])
-
-    def _read_block(self, array: OpenArray, row: int) -> _Block | None:
-        """Read rows from `row` on, or all, if that is worth while."""
-        wanted = self._wanted(array, row)
-        if wanted is None:
-            return None
-
+    def _read_block(array: OpenArray, wanted: slice) -> _Block | None:
+        """Read rows, unless the array has another shape by now."""
         shape = array.shape
 
         def read(now: Dataset) -> _Block | None:
@@ -277,8 +295,7 @@ class RowsAhead:
         if is_in_order and nbytes <= self._next_bytes:
             return slice(0, rows)
         if not is_in_order:
-            is_paid = singles and 2 * singles * (_request_bytes(array) + chunk_bytes) >= nbytes
-            if is_paid and nbytes <= _MOST_KEPT_BYTES:
+            if singles and _PARTS_PAID * self._paid_bytes >= nbytes and nbytes <= _MOST_KEPT_BYTES:
                 return slice(0, rows)
             self._next_bytes = _FIRST_AHEAD_BYTES
             # A single row may be all that is ever wanted, for which a handle should not hold much.

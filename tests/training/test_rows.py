@@ -167,6 +167,28 @@ def test_large_arrays_are_read_in_growing_blocks(
     assert sum(exchange.received_bytes for exchange in asked) <= 9 * 2**20
 
 
+def test_rows_in_any_order_pay_for_all(
+    away: TensorStore, store: TensorStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array is read whole once its rows, read alone, have taken a third of the time that this takes."""
+    array = np.random.default_rng(1).random((4000, 256))
+    # Each row is worth a thirtieth, however long it takes.
+    monkeypatch.setattr("tensorage.training.rows._LEAST_REQUEST_BYTES", array.nbytes // 30 + 1)
+    monkeypatch.setattr("tensorage.training.rows._FEWEST_PAYING", 1000)
+    handle = opened(away, store, "x", array)
+    order = np.random.default_rng(2).permutation(len(array))
+    with proxy.counted() as asked:
+        for i in order[:10]:
+            np.testing.assert_array_equal(handle[i], array[i])
+    assert sum(exchange.received_bytes for exchange in asked) <= array.nbytes / 2
+    with proxy.counted() as asked:
+        for i in order[10:]:
+            np.testing.assert_array_equal(handle[i], array[i])
+    assert len(asked) <= 4
+    # Storage compresses a little.
+    assert 0.8 * array.nbytes <= sum(exchange.received_bytes for exchange in asked) <= 1.1 * array.nbytes
+
+
 def test_a_few_rows_are_read_alone(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
     """A handful of rows from anywhere is no loop."""
     array = np.random.default_rng(1).random((4000, 256))
