@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from tensorage.embedded.control import Running
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *RECIPES]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-PAGES_WITH_PYTHON = [page for page in PAGES if blocks(page, "python", "pycon")]
+PAGES_WITH_PYTHON = [page for page in PAGES if page not in RECIPES and blocks(page, "python", "pycon")]
 
 
 def page_name(page: Path) -> str:
@@ -87,14 +88,34 @@ def runner() -> Iterator[subprocess.Popen[str]]:
 def test_the_python_of_a_page_runs_and_can_run_again(
     page: Path, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
 ) -> None:
+    for _ in range(2):
+        run_pages([page], reader, tmp_path, runner)
+
+
+def test_recipes_run_one_after_the_other_and_leave_nothing(
+    backend: Running, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
+) -> None:
+    """Recipes are short: a process for each would take longer than they do."""
+    stored = "select key from public.datasets where state = 'committed' order by key"
+    with psycopg.connect(backend.superuser_url, autocommit=True) as connection:
+        before = connection.execute(stored).fetchall()
+        for _ in range(2):
+            run_pages(RECIPES, reader, tmp_path, runner)
+            assert connection.execute(stored).fetchall() == before
+
+
+def run_pages(
+    pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]
+) -> None:
+    """Run the Python of pages in a process of the runner, and show its output if it fails."""
     assert runner.stdin is not None
     assert runner.stdout is not None
-    output = tmp_path / "output"
-    for _ in range(2):
-        job = {"page": str(page), "environment": reader, "folder": str(tmp_path), "output": str(output)}
-        print(json.dumps(job), file=runner.stdin, flush=True)
-        status = runner.stdout.readline()
-        assert status == "0\n", output.read_text()
+    output = folder / "output"
+    names = [str(page) for page in pages]
+    job = {"pages": names, "environment": reader, "folder": str(folder), "output": str(output)}
+    print(json.dumps(job), file=runner.stdin, flush=True)
+    status = runner.stdout.readline()
+    assert status == "0\n", output.read_text()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql", "postgresql")], ids=page_name)
