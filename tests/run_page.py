@@ -1,7 +1,7 @@
 """Runs the Python of pages, each in a process that has loaded already what takes long.
 
-A line of standard input is a job, in JSON: the pages, the environment, the folder and the file for the output. A line of
-standard output is the exit status of a job. Pages of one job run in one process, one after the other.
+A line of standard input is a job, in JSON: the pages, the environment, the folder and the file for the output. A line
+of standard output is the exit status of a job. Pages of one job run in one process, one after the other.
 
 All blocks of a page share one namespace and run in order, as a reader would paste them. In a ``pycon``
 block each printed result must be what the page says; a ``python`` block must not raise. A traceback

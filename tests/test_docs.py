@@ -104,9 +104,7 @@ def test_recipes_run_one_after_the_other_and_leave_nothing(
             assert connection.execute(stored).fetchall() == before
 
 
-def run_pages(
-    pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]
-) -> None:
+def run_pages(pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]) -> None:
     """Run the Python of pages in a process of the runner, and show its output if it fails."""
     assert runner.stdin is not None
     assert runner.stdout is not None

@@ -274,8 +274,8 @@ def flaw_of_version(version: Any) -> tuple[str, str] | None:
 
 
 HOW_TO_MIGRATE = (
-    "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
-    "`tensorage migrations --sql` into the SQL editor of the project"
+    "run `tensorage migrations apply --db-url URL` with the URL of its database, or `supabase db push` on a checkout "
+    "of this version of tensorage, or paste the output of `tensorage migrations --sql` into the SQL editor"
 )
 
 _NEVER_RELEASED = (
