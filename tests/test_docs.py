@@ -272,6 +272,14 @@ def test_every_public_method_has_a_place_in_the_reference(kind: type) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("kind", [tensorage.TensorStore, tensorage.Tensor, tensorage.BackendSession])
+def test_every_public_method_is_in_the_tables_by_task(kind: type) -> None:
+    tables = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    public = {name for name in dir(kind) if not name.startswith("_")}
+    public -= set(getattr(kind, "__dataclass_fields__", {})) | INNER.get(kind.__name__, set())
+    assert not [name for name in sorted(public) if not re.search(rf"[. ]{name}\b", tables)]
+
+
 def test_every_error_has_its_place_in_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     classes = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception)]
