@@ -20,6 +20,7 @@ import click
 import httpx
 import psycopg
 import pytest
+from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from run_page import blocks
 
@@ -297,3 +298,10 @@ def test_the_demonstration_trains_and_can_run_again(backend: Running, tmp_path: 
         (again,) = re.findall(r"second session: accuracy (0\.\d+)$", done.stdout, re.M)
         assert float(held_out[-1]) > 0.9
         assert again == held_out[-1]
+    # The last line of `make demo`, with the folder of this test.
+    (line,) = re.findall(r"look at what it stored: (.+)\"$", (ROOT / "Makefile").read_text(), re.M)
+    program, *words = shlex.split(line.replace("$(DEMO_DATA)", str(backend.data_dir)))
+    assert program == "$(VENV)/bin/tensorage"
+    shown = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "weights/" in shown.stdout
