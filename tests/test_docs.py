@@ -289,6 +289,28 @@ def test_every_error_has_its_place_in_troubleshooting() -> None:
     assert not missing
 
 
+def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder, suffix in (("tensorage", "py"), ("supabase", "sql"))
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+    )
+    # Texts that are written in several lines.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'"([^"]+)"', "".join(re.findall(r'^(?:## "|\| ").*', page, re.M)))
+    assert len(quoted) > 50
+    parts = {part.strip(" ,'") for text in quoted for part in text.split("...")} - ELSEWHERE
+    assert not [part for part in sorted(parts) if part and part not in code]
+
+
+#: Messages of Supabase and PostgreSQL, and of a shell.
+ELSEWHERE = {
+    "Email address not authorized", "Invalid login credentials", "email rate limit exceeded", "cannot execute",
+    "in a read-only transaction", "permission denied", "Request rate limit reached", "no matches found",
+}  # fmt: skip
+
+
 def test_the_demonstration_trains_and_can_run_again(backend: Running, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", ROOT / "examples" / "train_digits.py", backend.data_dir]
     for _ in range(2):
