@@ -85,6 +85,17 @@ def runner() -> Iterator[subprocess.Popen[str]]:
         os.killpg(runner.pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def leaves_nothing(backend: Running) -> Iterator[None]:
+    """Pages share an account: arrays that one leaves would be in the way of others."""
+    stored = "select key from public.datasets where state = 'committed' order by key"
+    with psycopg.connect(backend.superuser_url, autocommit=True) as connection:
+        before = connection.execute(stored).fetchall()
+        yield
+        assert connection.execute(stored).fetchall() == before
+
+
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=page_name)
 def test_the_python_of_a_page_runs_and_can_run_again(
     page: Path, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
@@ -93,16 +104,13 @@ def test_the_python_of_a_page_runs_and_can_run_again(
         run_pages([page], reader, tmp_path, runner)
 
 
-def test_recipes_run_one_after_the_other_and_leave_nothing(
-    backend: Running, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
+@pytest.mark.usefixtures("leaves_nothing")
+def test_recipes_run_one_after_the_other_and_can_run_again(
+    reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
 ) -> None:
     """Recipes are short: a process for each would take longer than they do."""
-    stored = "select key from public.datasets where state = 'committed' order by key"
-    with psycopg.connect(backend.superuser_url, autocommit=True) as connection:
-        before = connection.execute(stored).fetchall()
-        for _ in range(2):
-            run_pages(RECIPES, reader, tmp_path, runner)
-            assert connection.execute(stored).fetchall() == before
+    for _ in range(2):
+        run_pages(RECIPES, reader, tmp_path, runner)
 
 
 def run_pages(pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]) -> None:
