@@ -110,6 +110,16 @@ def test_somebody_without_rights(terminal: Terminal, visitor: str) -> None:
     assert "not those of an account" in said
 
 
+def test_elsewhere_the_connection_is_encrypted(terminal: Terminal, backend: control.Running) -> None:
+    """The backend's PostgreSQL has no TLS. Its address is written so that it does not look like this machine."""
+    away = backend.db_url.replace("@127.0.0.1:", "@127.1:")
+    assert away != backend.db_url
+    said = apply(terminal, away, "--dry-run", status=5)
+    assert "SSL" in said
+    assert "?sslmode=disable" in said
+    assert "can be applied" in apply(terminal, f"{away}?sslmode=disable", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("url", "status", "says"),
     [
