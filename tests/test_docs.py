@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -159,6 +161,21 @@ def assert_click_accepts(words: list[str]) -> None:
         assert command is not None, name
         context = click.Context(command, info_name=name, parent=context)
     command.parse_args(context, words)
+
+
+def test_the_terminals_of_the_landing_page_show_commands_that_exist() -> None:
+    pictures = runpy.run_path(str(ROOT / "docs" / "terminal_pictures.py"))["SESSIONS"]
+    landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for name, lines in pictures.items():
+        picture = (ROOT / "docs" / "_static" / f"{name}.svg").read_text(encoding="utf-8")
+        assert f"_static/{name}.svg" in landing
+        # Nothing is fetched from elsewhere by who looks at it.
+        assert not re.findall(r"(?:url\(|href=)\W*https?:", picture)
+        # Spaces are not to be joined there, and text that changes its colour is in several parts.
+        said = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))).replace("\xa0", " ")
+        for line in lines:
+            assert_click_accepts(shlex.split(line)[1:])
+            assert line in said
 
 
 def test_installing_asks_for_a_version_that_can_be_imported() -> None:
