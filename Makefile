@@ -47,6 +47,7 @@ demo: $(VENV)/.installed-example
 	@export TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)"; \
 	trap '$(VENV)/bin/tensorage local stop' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
 	$(VENV)/bin/python examples/train_digits.py
+	@echo "look at what it stored: $(VENV)/bin/tensorage tree --local --data-dir $(DEMO_DATA)"
 
 # The tests that need the machine to themselves come last. pytest ends with 5 where no test was chosen.
 test: $(VENV)/.installed-test

@@ -1,7 +1,7 @@
 """Runs the Python of pages, each in a process that has loaded already what takes long.
 
-A line of standard input is a job, in JSON: the page, the environment, the folder and the file for the output. A line of
-standard output is the exit status of a job.
+A line of standard input is a job, in JSON: the pages, the environment, the folder and the file for the output. A line
+of standard output is the exit status of a job. Pages of one job run in one process, one after the other.
 
 All blocks of a page share one namespace and run in order, as a reader would paste them. In a ``pycon``
 block each printed result must be what the page says; a ``python`` block must not raise. A traceback
@@ -58,7 +58,8 @@ def main() -> None:
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
-        code = "".join(block.content for block in blocks(Path(job["page"]), "python", "pycon"))
+        pages = [Path(page) for page in job["pages"]]
+        code = "".join(block.content for page in pages for block in blocks(page, "python", "pycon"))
         for name in HEAVY:
             if name.split(".", maxsplit=1)[0] in code:
                 importlib.import_module(name)
@@ -71,7 +72,7 @@ def main() -> None:
             for standard in (1, 2):
                 os.dup2(output, standard)
             # It ends as any program does.
-            sys.exit(1 if run(Path(job["page"])) else 0)
+            sys.exit(1 if sum(run(page) for page in pages) else 0)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

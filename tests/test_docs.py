@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import click
 import httpx
 import psycopg
 import pytest
+from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from run_page import blocks
 
@@ -31,9 +34,10 @@ if TYPE_CHECKING:
     from tensorage.embedded.control import Running
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *RECIPES]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-PAGES_WITH_PYTHON = [page for page in PAGES if blocks(page, "python", "pycon")]
+PAGES_WITH_PYTHON = [page for page in PAGES if page not in RECIPES and blocks(page, "python", "pycon")]
 
 
 def page_name(page: Path) -> str:
@@ -83,18 +87,44 @@ def runner() -> Iterator[subprocess.Popen[str]]:
         os.killpg(runner.pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def leaves_nothing(backend: Running) -> Iterator[None]:
+    """Pages share an account: arrays that one leaves would be in the way of others."""
+    stored = "select key from public.datasets where state = 'committed' order by key"
+    with psycopg.connect(backend.superuser_url, autocommit=True) as connection:
+        before = connection.execute(stored).fetchall()
+        yield
+        assert connection.execute(stored).fetchall() == before
+
+
+@pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=page_name)
 def test_the_python_of_a_page_runs_and_can_run_again(
     page: Path, reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
 ) -> None:
+    for _ in range(2):
+        run_pages([page], reader, tmp_path, runner)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_recipes_run_one_after_the_other_and_can_run_again(
+    reader: dict[str, str], tmp_path: Path, runner: subprocess.Popen[str]
+) -> None:
+    """Recipes are short: a process for each would take longer than they do."""
+    for _ in range(2):
+        run_pages(RECIPES, reader, tmp_path, runner)
+
+
+def run_pages(pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]) -> None:
+    """Run the Python of pages in a process of the runner, and show its output if it fails."""
     assert runner.stdin is not None
     assert runner.stdout is not None
-    output = tmp_path / "output"
-    for _ in range(2):
-        job = {"page": str(page), "environment": reader, "folder": str(tmp_path), "output": str(output)}
-        print(json.dumps(job), file=runner.stdin, flush=True)
-        status = runner.stdout.readline()
-        assert status == "0\n", output.read_text()
+    output = folder / "output"
+    names = [str(page) for page in pages]
+    job = {"pages": names, "environment": reader, "folder": str(folder), "output": str(output)}
+    print(json.dumps(job), file=runner.stdin, flush=True)
+    status = runner.stdout.readline()
+    assert status == "0\n", output.read_text()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql", "postgresql")], ids=page_name)
@@ -131,6 +161,21 @@ def assert_click_accepts(words: list[str]) -> None:
         assert command is not None, name
         context = click.Context(command, info_name=name, parent=context)
     command.parse_args(context, words)
+
+
+def test_the_terminals_of_the_landing_page_show_commands_that_exist() -> None:
+    pictures = runpy.run_path(str(ROOT / "docs" / "terminal_pictures.py"))["SESSIONS"]
+    landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for name, lines in pictures.items():
+        picture = (ROOT / "docs" / "_static" / f"{name}.svg").read_text(encoding="utf-8")
+        assert f"_static/{name}.svg" in landing
+        # Nothing is fetched from elsewhere by who looks at it.
+        assert not re.findall(r"(?:url\(|href=)\W*https?:", picture)
+        # Spaces are not to be joined there, and text that changes its colour is in several parts.
+        said = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)</text>", picture))).replace("\xa0", " ")
+        for line in lines:
+            assert_click_accepts(shlex.split(line)[1:])
+            assert line in said
 
 
 def test_installing_asks_for_a_version_that_can_be_imported() -> None:
@@ -253,12 +298,42 @@ def test_every_public_method_has_a_place_in_the_reference(kind: type) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("kind", [tensorage.TensorStore, tensorage.Tensor, tensorage.BackendSession])
+def test_every_public_method_is_in_the_tables_by_task(kind: type) -> None:
+    tables = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    public = {name for name in dir(kind) if not name.startswith("_")}
+    public -= set(getattr(kind, "__dataclass_fields__", {})) | INNER.get(kind.__name__, set())
+    assert not [name for name in sorted(public) if not re.search(rf"[. ]{name}\b", tables)]
+
+
 def test_every_error_has_its_place_in_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     classes = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, Exception)]
     assert errors.TensorageError in classes
     missing = [c.__name__ for c in classes if f"| `{c.__name__}`" not in page]
     assert not missing
+
+
+def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for folder, suffix in (("tensorage", "py"), ("supabase", "sql"))
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+    )
+    # Texts that are written in several lines.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'"([^"]+)"', "".join(re.findall(r'^(?:## "|\| ").*', page, re.M)))
+    assert len(quoted) > 50
+    parts = {part.strip(" ,'") for text in quoted for part in text.split("...")} - ELSEWHERE
+    assert not [part for part in sorted(parts) if part and part not in code]
+
+
+#: Messages of Supabase and PostgreSQL, and of a shell.
+ELSEWHERE = {
+    "Email address not authorized", "Invalid login credentials", "email rate limit exceeded", "cannot execute",
+    "in a read-only transaction", "permission denied", "Request rate limit reached", "no matches found",
+}  # fmt: skip
 
 
 def test_the_demonstration_trains_and_can_run_again(backend: Running, tmp_path: Path) -> None:
@@ -270,3 +345,10 @@ def test_the_demonstration_trains_and_can_run_again(backend: Running, tmp_path: 
         (again,) = re.findall(r"second session: accuracy (0\.\d+)$", done.stdout, re.M)
         assert float(held_out[-1]) > 0.9
         assert again == held_out[-1]
+    # The last line of `make demo`, with the folder of this test.
+    (line,) = re.findall(r"look at what it stored: (.+)\"$", (ROOT / "Makefile").read_text(), re.M)
+    program, *words = shlex.split(line.replace("$(DEMO_DATA)", str(backend.data_dir)))
+    assert program == "$(VENV)/bin/tensorage"
+    shown = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "weights/" in shown.stdout

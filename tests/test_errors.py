@@ -141,7 +141,9 @@ class TestFaults:
             (401, b'{"msg": "Invalid JWT"}', AuthenticationError),
             (403, b'{"error": "forbidden"}', AuthenticationError),
             (413, b"<html>too large</html>", BackendUnavailableError),
-            (402, b'{"code": 402, "message": "paused"}', InvalidInputError),
+            (402, b'{"code": 402, "message": "paused"}', BackendUnavailableError),
+            (402, b'{"message": "exceed_egress_quota"}', BackendUnavailableError),
+            (405, b'{"code": "25006", "message": "cannot execute INSERT"}', errors.QuotaExceededError),
         ],
     )
     def test_answers_of_what_stands_in_front(self, status: int, body: bytes, kind: type[Exception]) -> None:

@@ -40,7 +40,7 @@ alter default privileges in schema public grant all on functions to anon, authen
 _TROUBLESHOOTING = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 
 #: Removes all of tensorage, as the documentation says.
-_UNINSTALL = (
+UNINSTALL = (
     "drop schema if exists supabase_migrations cascade;" + blocks(_TROUBLESHOOTING, "postgresql")[0].content
 )
 
@@ -66,7 +66,7 @@ def owner(cluster: Cluster) -> Iterator[Connection]:
         assert connection.info.parameter_status("is_superuser") == "off"
         connection.execute(_GRANTS_OF_OLD_PROJECTS)
         yield connection
-        connection.execute(_UNINSTALL)
+        connection.execute(UNINSTALL)
 
 
 def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
@@ -75,7 +75,7 @@ def test_migrations_apply(cluster: Cluster, owner: Connection) -> None:
     for _ in range(2):
         owner.execute(pasted)
         _check(cluster, owner)
-    owner.execute(_UNINSTALL)
+    owner.execute(UNINSTALL)
 
     files = migration_files()
     assert asyncio.run(migrate(dsn(cluster, "postgres"), files)) == [file.name for file in files]
@@ -141,7 +141,7 @@ def test_both_ways_of_applying_them_make_the_same(owner: Connection) -> None:
     """The same includes the order of columns, and functions that nobody calls."""
     owner.execute(CliRunner().invoke(main, ["migrations", "--sql"]).output)
     made = schema_objects(owner)
-    owner.execute(_UNINSTALL)
+    owner.execute(UNINSTALL)
     for file in migration_files():
         with owner.transaction():
             owner.execute(file.read_text("utf-8"))

@@ -45,7 +45,7 @@ SUBJECTS: dict[str, dict[str, tuple[str, str]]] = {
         "link": ("projects", "Remember a project for this user of the machine."),
         "usage": ("projects", "Tell what this user has stored, and may store."),
         "quota": ("quotas", "Set and show how much users may store."),
-        "migrations": ("projects", "List the files of SQL that a project needs."),
+        "migrations": ("migrating", "List the files of SQL that a project needs, or apply them."),
         "doctor": ("projects", "Look at a project, and tell what is wrong with it."),
         "local": ("local", "Run a Supabase-compatible backend on this machine."),
         "completion": ("completing", "Print what makes a shell complete commands and keys."),

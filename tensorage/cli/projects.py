@@ -1,4 +1,4 @@
-"""The project itself: who is logged in, what is stored, what SQL it needs, and whether it is in order."""
+"""The project itself: who is logged in, what is stored, and whether it is in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import click
 from tensorage.cli.administering import administrator_options, configuration_of
 from tensorage.cli.commands import command, json_option, project_options
 from tensorage.cli.connections import Choice, connect
-from tensorage.cli.failures import Failure
 from tensorage.cli.output import print_json, size_of
 
 __all__ = ["COMMANDS"]
@@ -103,30 +102,6 @@ def _try_login(choice: Choice, email: str, password: str) -> None:
         login.end()
 
 
-@command("migrations", "tensorage migrations", 'tensorage migrations --sql | psql "$DB_URL"')
-@click.option("--sql", is_flag=True, help="Print the SQL itself, to be pasted into Supabase's SQL editor.")
-@json_option
-def migrations(*, sql: bool, as_json: bool) -> None:
-    """List the files of SQL that a Supabase project needs."""
-    from tensorage.migrations import migration_files
-
-    try:
-        files = migration_files()
-    except FileNotFoundError as error:
-        raise Failure(str(error)) from error
-    if as_json:
-        print_json([str(file) for file in files])
-        return
-    if not sql:
-        click.echo("\n".join(str(file) for file in files))
-        return
-    # One transaction: psql goes on after the statement that refuses a project, unless it is told not to.
-    click.echo("begin;\n")
-    for file in files:
-        click.echo(f"-- {file.name}\n\n{file.read_text('utf-8')}")
-    click.echo("commit;")
-
-
 @command(
     "doctor",
     "tensorage doctor",
@@ -151,4 +126,4 @@ def doctor(*, as_json: bool, **project: Any) -> None:
         click.get_current_context().exit(1)
 
 
-COMMANDS = {"whoami": whoami, "usage": usage, "link": link, "migrations": migrations, "doctor": doctor}
+COMMANDS = {"whoami": whoami, "usage": usage, "link": link, "doctor": doctor}

@@ -149,6 +149,7 @@ def environment(backend: control.Running, user: User, tmp_path: Path) -> dict[st
         "USER_EMAIL": user.email,
         "USER_PASSWORD": user.password,
         "DB_URL": "postgresql://",
+        "SUPABASE_DB_URL": backend.db_url,
         "FORCE_COLOR": "1",
     }
 

@@ -87,6 +87,11 @@ ERRORS_BY_CODE: dict[str, tuple[type[TensorageError], str]] = {
     # PostgREST answers 413. The client asks for less then, down to a single element.
     "PT413": (InvalidInputError, ""),
     "42501": (PermissionDeniedError, "Log in as a user who may."),
+    # Supabase makes a database read-only that has outgrown its plan or its disk.
+    "25006": (
+        QuotaExceededError,
+        "The project's database is read-only, perhaps since it is full: its owner makes room.",
+    ),
     "23514": (InvalidInputError, ""),
     "23505": (KeyExistsError, ""),
 }
@@ -237,6 +242,12 @@ def _error_of_status(fault: Fault, asked: str) -> TensorageError:
             f"{asked}: even a small request is too large or too slow for this backend ({fault.said}). "
             "Use a smaller chunk_size, or raise the statement timeout of the project."
         )
+    # A function of the database may answer with this status, too, by a code of its own: PT402.
+    if fault.status == 402 and not fault.code.startswith("PT"):
+        return BackendUnavailableError(
+            f"{asked}: the project is restricted, since its organization has used up its plan ({fault.said}). Its "
+            "owner upgrades it, or waits for the next month."
+        )
     # PostgREST gives a code with every error. An answer without a code comes from another server.
     if 400 <= fault.status < 500 and fault.status != 429 and fault.code:
         return InvalidInputError(sentences(f"{asked}: {fault.said}", one_line(fault.details), fault.hint))
@@ -274,8 +285,8 @@ def flaw_of_version(version: Any) -> tuple[str, str] | None:
 
 
 HOW_TO_MIGRATE = (
-    "run `supabase db push` on a checkout of this version of tensorage, or paste the output of "
-    "`tensorage migrations --sql` into the SQL editor of the project"
+    "run `tensorage migrations apply --db-url URL` with the URL of its database, or `supabase db push` on a checkout "
+    "of this version of tensorage, or paste the output of `tensorage migrations --sql` into the SQL editor"
 )
 
 _NEVER_RELEASED = (
