@@ -172,6 +172,23 @@ class TestManyAtOnce:
         with pytest.raises(tensorage.InvalidInputError, match="attributes are a mapping of names to values"):
             store.write("x", np.arange(3), attrs=attrs)
 
+    def test_attributes_without_room(self, store: TensorStore) -> None:
+        store["x"] = np.arange(3)
+        room = "é" * 524_200
+        handle = store.open("x")
+        for attrs, named in (
+            ({"units": "K", "log": room + "é" * 100}, "log"),
+            ({"n" * 10: room, "log": "a" * 200}, "n" * 10),
+        ):
+            with pytest.raises(tensorage.InvalidInputError, match=f"room for 1048576.*'{named}' takes 1048"):
+                store.write("y", np.arange(3), attrs=attrs)
+            with pytest.raises(tensorage.InvalidInputError, match=f"'{named}' takes 1048"):
+                handle.attrs = attrs
+        assert store.keys() == ["x"]
+        assert store.open("x").attrs == {}
+        handle.attrs = {"log": room}
+        assert store.open("x").attrs == {"log": room}
+
     def test_lists_and_dicts_stand_for_those_that_contain_them(self, store: TensorStore) -> None:
         store.write("x", np.arange(3), attrs={"tags": ["raw", "daily"], "grid": {"lat": 1, "lon": 2}})
         for where in ({"tags": ["raw"]}, {"tags": []}, {"grid": {"lat": 1}}):

@@ -13,7 +13,6 @@ name of that array, which may be null.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from tensorage.dtypes import is_number, is_small_float, storable_dtype
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
 from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
-from tensorage.model.values import as_array, as_attrs
+from tensorage.model.values import MAX_ATTRS_BYTES, as_array, as_attrs, json_bytes
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 from tensorage.wording import quote
 
@@ -49,9 +48,6 @@ __all__ = [
 
 #: Version of the members that `encode_coords` writes. A reader refuses later versions.
 FORMAT = 1
-
-#: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
-MAX_ATTRS_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +167,7 @@ def check_room(key: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]) ->
     InvalidInputError
         The message names the coordinate that takes the most room, and says what to do.
     """
-    # PostgreSQL counts the bytes of JSON in this form.
-    nbytes = len(json.dumps({**attrs, COORDS_ATTRIBUTE: coords}, ensure_ascii=False).encode())
+    nbytes = json_bytes({**attrs, COORDS_ATTRIBUTE: coords})
     if nbytes <= MAX_ATTRS_BYTES or not coords["coords"]:
         return
     largest = max(coords["coords"], key=lambda encoded: len(encoded["data"]))

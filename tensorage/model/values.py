@@ -18,6 +18,7 @@ from tensorage.wording import one_line, quote
 
 __all__ = [
     "DLPACK_CPU",
+    "MAX_ATTRS_BYTES",
     "MAX_EXTENT",
     "MAX_KEY_BYTES",
     "as_array",
@@ -28,12 +29,16 @@ __all__ = [
     "check_prefix",
     "check_rows",
     "is_array",
+    "json_bytes",
     "rows_to_have",
     "split_key",
 ]
 
 #: Most bytes of a key in UTF-8.
 MAX_KEY_BYTES = 1024
+
+#: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
+MAX_ATTRS_BYTES = 1024 * 1024
 
 #: Most rows of an array, and the longest that any other axis is.
 MAX_EXTENT = 2**62
@@ -221,7 +226,25 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
+    _check_attrs_room(plain)
     return plain
+
+
+def _check_attrs_room(attrs: Mapping[str, Any]) -> None:
+    """Refuse attributes that do not fit the catalogue: the largest of them is named."""
+    sizes = {name: json_bytes(value) for name, value in attrs.items()}
+    nbytes = json_bytes(attrs)
+    if nbytes > MAX_ATTRS_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InvalidInputError(
+            f"the attributes take {nbytes} bytes in the catalogue, which has room for {MAX_ATTRS_BYTES} of each array; "
+            f"{quote(largest)} takes {sizes[largest]} of them. Store it as an array, or as a file by upload_file()"
+        )
+
+
+def json_bytes(value: Any) -> int:
+    """Return the bytes that PostgreSQL counts of JSON: those of its text, in UTF-8."""
+    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:

@@ -145,7 +145,9 @@ class _Block:
     def __post_init__(self) -> None:
         self.count = len(self.rows)
         # Elements that are no records, and the samples of a list, are the caller's own already.
-        self._are_views = isinstance(self.rows, np.ndarray) and (self.rows.ndim > 1 or self.rows.dtype.kind == "V")
+        self._are_views = isinstance(self.rows, np.ndarray) and (
+            self.rows.ndim > 1 or self.rows.dtype.kind == "V"
+        )
         #: 1 for rows that were given out since then.
         self.given = bytearray(self.count)
 
