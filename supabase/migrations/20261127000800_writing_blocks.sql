@@ -113,7 +113,7 @@ begin
   d := tensorage.stage(h.meta, is_published_now => true);
   if h.count <> tensorage.elements(d.shape) then
     raise exception using errcode = 'TS004',
-      message = format('%s elements do not fill the shape %s', h.count, d.shape);
+      message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(d.shape));
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
   return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d))));

@@ -119,6 +119,8 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
         if hasattr(data, "__dlpack__") and not hasattr(data, "__array__"):
             return _array_of_dlpack(data)
         return np.asarray(data)
+    except InvalidInputError:
+        raise
     except (ValueError, BufferError) as error:
         raise InvalidInputError(f"this is no array: {one_line(str(error))}") from error
 
