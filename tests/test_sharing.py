@@ -263,6 +263,21 @@ class TestWriting:
         finally:
             set_quota(database, ann, None)
 
+    def test_the_owner_quota_bounds_regions_that_a_sharee_fills(
+        self, people: People, database: psycopg.Connection[Any]
+    ) -> None:
+        """Nobody knows how large they will be before they come: Storage itself refuses the objects."""
+        ann, ben, _ = people
+        ann.create("x", shape=(10**6, 500), dtype="f8")
+        ann.share("x", address_of(ben), write=True)
+        set_quota(database, ann, ann.usage().bytes + 20_000)
+        try:
+            with pytest.raises(tensorage.QuotaExceededError, match=r"quota of the owner\. Ask the owner"):
+                seen_by(ben, ann)["x", :500] = np.random.default_rng(0).random((500, 500))
+            assert not ann["x", :500].any()
+        finally:
+            set_quota(database, ann, None)
+
 
 class TestEnds:
     def test_a_handle_that_is_open_is_refused_after_unshare(self, people: People, tmp_path: Any) -> None:
