@@ -130,13 +130,32 @@ class TestArraysOfOthers:
         )  # fmt: skip
         assert np.array_equal(ben.shared_by(share.owner_id)["exp/x"], _ARRAY)
 
-    def test_missing_and_hidden_arrays_give_the_same_error(self, people: People) -> None:
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store, key: store[key],
+            lambda store, key: store[key, 1],
+            lambda store, key: store.open(key),
+            lambda store, key: store.append(key, _ARRAY),
+            lambda store, key: store.append(key, ["text"]),
+            lambda store, key: store.__setitem__((key, 0), 1),
+            lambda store, key: store.read_many([key]),
+            lambda store, key: store.copy(key, "mine"),
+            lambda store, key: store.load(key),
+            lambda store, key: store.open_dataset(key),
+            lambda store, key: store.export(key, "x.npy"),
+            lambda store, key: store.transaction().__enter__().__setitem__((key, 0), 1),
+        ],
+    )
+    def test_missing_and_hidden_arrays_give_the_same_error(
+        self, people: People, use: Callable[[TensorStore, str], object]
+    ) -> None:
         ann, _, eve = people
         ann["hidden"] = _ARRAY
         messages = []
         for who, key in ((address_of(ann), "hidden"), (address_of(ann), "absent"), (new_email(), "hidden")):
             with pytest.raises(tensorage.KeyNotFoundError) as caught:
-                eve.shared_by(who)[key]
+                use(eve.shared_by(who), key)
             messages.append(str(caught.value).replace(who, "WHO").replace(key, "KEY"))
         assert len(set(messages)) == 1
         assert "WHO" in messages[0]
@@ -280,6 +299,22 @@ class TestWriting:
 
 
 class TestEnds:
+    def test_an_append_that_is_under_way_is_refused(self, people: People) -> None:
+        ann, ben, _ = people
+        ann.write_ragged("x", ["a"])
+        ann.share("x", address_of(ben), write=True)
+
+        def samples() -> Iterator[str]:
+            for number in range(40):
+                yield f"{number}" * 500_000
+                if number == 30:
+                    ann.unshare("x")
+
+        errors = (tensorage.ChangedError, tensorage.KeyNotFoundError)
+        with pytest.raises(errors, match=r"is not shared any more|shares no array 'x' with you"):
+            seen_by(ben, ann).append("x", samples())
+        assert ann["x"] == ["a"]
+
     def test_a_handle_that_is_open_is_refused_after_unshare(self, people: People, tmp_path: Any) -> None:
         ann, ben, _ = people
         ann["x"] = _ARRAY
