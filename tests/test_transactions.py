@@ -177,6 +177,10 @@ class TestTransaction:
         ):
             tx["x", 3]
 
+    def test_attributes_of_a_transaction_are_none_of_arrays(self, store: TensorStore) -> None:
+        with pytest.raises(AttributeError, match=r"tx\['x'\] = array"), store.transaction() as tx:
+            tx.x = np.ones(3)  # type: ignore[attr-defined]
+
     def test_an_array_changed_before_is_no_conflict(self, overwriting: TensorStore) -> None:
         for number in range(3):
             overwriting["x"] = [number]
@@ -496,6 +500,10 @@ class TestState:
         loop["again"] = [loop]
         with pytest.raises(tensorage.InvalidInputError, match="contains itself"):
             store.save("s", loop)
+        with pytest.raises(tensorage.InvalidInputError, match="lone surrogate"):
+            store.save("s", {"x": "\ud800"})
+        with pytest.raises(tensorage.InvalidInputError, match="there is room for 1048576"):
+            store.save("s", {"x": "é" * 600_000})
         assert store.keys() == []
 
     def test_what_is_not_there_is_named(self, store: TensorStore) -> None:

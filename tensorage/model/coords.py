@@ -24,7 +24,7 @@ import numpy.typing as npt
 from tensorage.dtypes import is_number, is_small_float, storable_dtype
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
 from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
-from tensorage.model.values import as_array, as_attrs
+from tensorage.model.values import MAX_ATTRS_BYTES, as_array, as_attrs
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 from tensorage.wording import quote
 
@@ -49,9 +49,6 @@ __all__ = [
 
 #: Version of the members that `encode_coords` writes. A reader refuses later versions.
 FORMAT = 1
-
-#: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
-MAX_ATTRS_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, eq=False)

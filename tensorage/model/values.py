@@ -18,6 +18,7 @@ from tensorage.wording import one_line, quote
 
 __all__ = [
     "DLPACK_CPU",
+    "MAX_ATTRS_BYTES",
     "MAX_EXTENT",
     "MAX_KEY_BYTES",
     "as_array",
@@ -31,6 +32,9 @@ __all__ = [
     "rows_to_have",
     "split_key",
 ]
+
+#: Most bytes of the attributes as JSON, coordinates included, that the database has room for.
+MAX_ATTRS_BYTES = 1024 * 1024
 
 #: Most bytes of a key in UTF-8.
 MAX_KEY_BYTES = 1024
@@ -223,6 +227,17 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
+    try:
+        nbytes = len(json.dumps(plain, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"the attributes hold a lone surrogate, which no text has: {error}"
+        ) from error
+    if nbytes > MAX_ATTRS_BYTES:
+        raise InvalidInputError(
+            f"the attributes have {nbytes} bytes as JSON, and there is room for {MAX_ATTRS_BYTES}: store what is long "
+            "as an array of its own"
+        )
     return plain
 
 

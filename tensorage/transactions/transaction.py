@@ -163,6 +163,14 @@ class Transaction:
             self._recorder.abort(failure)
             raise
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"a transaction has no field {quote(name)} to set, and nothing was stored: tx[{quote(name)}] = array "
+                "stores an array"
+            )
+        super().__setattr__(name, value)
+
     @property
     def arrays(self) -> Arrays:
         """Arrays of the store's owner by whole keys, for other parts of the package. Changes are steps."""

@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
 from tensorage.model.coords import (
-    MAX_ATTRS_BYTES,
     Coord,
     Coords,
     as_coords,
@@ -28,6 +27,7 @@ from tensorage.model.coords import (
     rename_dims,
     replace_coords,
 )
+from tensorage.model.values import MAX_ATTRS_BYTES
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 
 NUMBERS = st.one_of(
