@@ -979,9 +979,9 @@ class TensorStore(MutableMapping[str, Any]):
         Parameters
         ----------
         data
-            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
-            has to have the dims and coordinates that are stored. Lists of tuples become records. For a ragged array,
-            any iterable of samples.
+            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. Of a list,
+            only the values have to. A DataArray has to have the dims and coordinates that are stored. Lists of tuples
+            become records. For a ragged array, any iterable of samples.
         create
             Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
             writers at the same time, one makes the array, and the rows of all others follow.
