@@ -33,7 +33,7 @@ from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
-from tensorage.wording import quote
+from tensorage.wording import quote, quote_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -384,7 +384,7 @@ class TensorStore(MutableMapping[str, Any]):
         found = self.arrays.read_many(None, below=full)
         if not found or found[0][0].key != full or STATE_ATTRIBUTE not in found[0][0].attrs:
             raise KeyNotFoundError(
-                f"loading {quote(key)}: nothing was saved there by store.save({quote(key)}, state)"
+                f"loading {quote_of(key, self.owner)}: nothing was saved there by store.save({quote(key)}, state)"
             )
         arrays = {entry.key[len(full) + 1 :]: array for entry, array in found[1:]}
         return put_together(found[0][0].attrs[STATE_ATTRIBUTE], arrays, key)
@@ -979,9 +979,9 @@ class TensorStore(MutableMapping[str, Any]):
         Parameters
         ----------
         data
-            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. A DataArray
-            has to have the dims and coordinates that are stored. Lists of tuples become records. For a ragged array,
-            any iterable of samples.
+            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. Of a list,
+            only the values have to. A DataArray has to have the dims and coordinates that are stored. Lists of tuples
+            become records. For a ragged array, any iterable of samples.
         create
             Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
             writers at the same time, one makes the array, and the rows of all others follow.
@@ -999,6 +999,9 @@ class TensorStore(MutableMapping[str, Any]):
             try:
                 self._append(self.full_key(key), data)
             except KeyNotFoundError as error:
+                # Nobody makes arrays for others.
+                if self.arrays.owner is not None:
+                    raise
                 raise KeyNotFoundError(
                     f"appending to {quote(key)}: there is no such array. list(store) shows what there is, and "
                     f"store.append({quote(key)}, rows, create=True) stores the rows as a new one"

@@ -10,7 +10,7 @@ import re
 import reprlib
 from typing import Any
 
-__all__ = ["MAX_QUOTED", "MAX_SAID", "cut", "one_line", "quote", "sentences"]
+__all__ = ["MAX_QUOTED", "MAX_SAID", "cut", "one_line", "quote", "quote_of", "sentences"]
 
 #: Most characters of a quoted value, and of the text of a server or another library.
 MAX_QUOTED = 120
@@ -56,6 +56,17 @@ def quote(value: object) -> str:
     if isinstance(value, bytes) and len(value) <= MAX_QUOTED // 4:
         return repr(value)
     return cut(" ".join(_quoting.repr(value).split()), 2 * MAX_QUOTED)
+
+
+def quote_of(key: str, owner: str | None) -> str:
+    """Quote a key, and name its owner if that is somebody else.
+
+    Examples
+    --------
+    >>> quote_of("era5", "ann@lab.org"), quote_of("era5", None)
+    ("'era5' of ann@lab.org", "'era5'")
+    """
+    return quote(key) if owner is None else f"{quote(key)} of {owner}"
 
 
 def cut(text: str, most: int) -> str:

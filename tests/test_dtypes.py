@@ -479,9 +479,9 @@ def test_tensors_of_pytorch_are_taken_as_they_are(store: TensorStore) -> None:
 
 
 def test_tensors_that_have_no_such_elements(store: TensorStore) -> None:
-    with pytest.raises(InvalidInputError, match=r"to_dense\(\)"):
+    with pytest.raises(InvalidInputError, match=r"^this is no array: a tensor of layout .*to_dense\(\)"):
         store["x"] = torch.eye(3).to_sparse()
-    with pytest.raises(InvalidInputError, match="meta"):
+    with pytest.raises(InvalidInputError, match=r"^this is no array: a tensor on the device 'meta'"):
         store["x"] = torch.empty(3, device="meta")
     with pytest.raises(DTypeError, match=r"\.float\(\)"):
         store["x"] = torch.empty(3, dtype=torch.float4_e2m1fn_x2)

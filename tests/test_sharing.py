@@ -130,13 +130,32 @@ class TestArraysOfOthers:
         )  # fmt: skip
         assert np.array_equal(ben.shared_by(share.owner_id)["exp/x"], _ARRAY)
 
-    def test_missing_and_hidden_arrays_give_the_same_error(self, people: People) -> None:
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store, key: store[key],
+            lambda store, key: store[key, 1],
+            lambda store, key: store.open(key),
+            lambda store, key: store.append(key, _ARRAY),
+            lambda store, key: store.append(key, ["text"]),
+            lambda store, key: store.__setitem__((key, 0), 1),
+            lambda store, key: store.read_many([key]),
+            lambda store, key: store.copy(key, "mine"),
+            lambda store, key: store.load(key),
+            lambda store, key: store.open_dataset(key),
+            lambda store, key: store.export(key, "x.npy"),
+            lambda store, key: store.transaction().__enter__().__setitem__((key, 0), 1),
+        ],
+    )
+    def test_missing_and_hidden_arrays_give_the_same_error(
+        self, people: People, use: Callable[[TensorStore, str], object]
+    ) -> None:
         ann, _, eve = people
         ann["hidden"] = _ARRAY
         messages = []
         for who, key in ((address_of(ann), "hidden"), (address_of(ann), "absent"), (new_email(), "hidden")):
             with pytest.raises(tensorage.KeyNotFoundError) as caught:
-                eve.shared_by(who)[key]
+                use(eve.shared_by(who), key)
             messages.append(str(caught.value).replace(who, "WHO").replace(key, "KEY"))
         assert len(set(messages)) == 1
         assert "WHO" in messages[0]
@@ -263,8 +282,39 @@ class TestWriting:
         finally:
             set_quota(database, ann, None)
 
+    def test_the_owner_quota_bounds_regions_that_a_sharee_fills(
+        self, people: People, database: psycopg.Connection[Any]
+    ) -> None:
+        """Nobody knows how large they will be before they come: Storage itself refuses the objects."""
+        ann, ben, _ = people
+        ann.create("x", shape=(10**6, 500), dtype="f8")
+        ann.share("x", address_of(ben), write=True)
+        set_quota(database, ann, ann.usage().bytes + 20_000)
+        try:
+            with pytest.raises(tensorage.QuotaExceededError, match=r"quota of the owner\. Ask the owner"):
+                seen_by(ben, ann)["x", :500] = np.random.default_rng(0).random((500, 500))
+            assert not ann["x", :500].any()
+        finally:
+            set_quota(database, ann, None)
+
 
 class TestEnds:
+    def test_an_append_that_is_under_way_is_refused(self, people: People) -> None:
+        ann, ben, _ = people
+        ann.write_ragged("x", ["a"])
+        ann.share("x", address_of(ben), write=True)
+
+        def samples() -> Iterator[str]:
+            for number in range(40):
+                yield f"{number}" * 500_000
+                if number == 30:
+                    ann.unshare("x")
+
+        errors = (tensorage.ChangedError, tensorage.KeyNotFoundError)
+        with pytest.raises(errors, match=r"is not shared any more|shares no array 'x' with you"):
+            seen_by(ben, ann).append("x", samples())
+        assert ann["x"] == ["a"]
+
     def test_a_handle_that_is_open_is_refused_after_unshare(self, people: People, tmp_path: Any) -> None:
         ann, ben, _ = people
         ann["x"] = _ARRAY

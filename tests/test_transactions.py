@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -123,11 +124,62 @@ class TestTransaction:
         def be_first(_: Transaction) -> None:
             change(store, put("w", np.ones(3)), put("x", [9]), put(("z", 0), 9))
 
-        for second in (put(("w", 0), 1), put("x", [1]), delete("z")):
-            with pytest.raises(tensorage.ChangedError):
+        for key, second in (("w", put(("w", 0), 1)), ("x", put("x", [1])), ("z", delete("z"))):
+            with pytest.raises(tensorage.ChangedError, match=f"'{key}' was changed"):
                 change(store, second, put("y", [2]), be_first)
             assert "y" not in store
         assert (store["w"].tolist(), store["x"], store["z"]) == ([1, 1, 1], [9], [9])
+
+    def test_an_array_that_was_read_and_then_changed_is_a_conflict_however_late_the_end_comes(
+        self, project: Project, user: User, overwriting: TensorStore
+    ) -> None:
+        """The database counts the seconds of the transaction back from the moment at which it has its end."""
+
+        def is_late(head: bytes) -> bytes:
+            if b"tensorage_transact" in head:
+                time.sleep(1)
+            return head
+
+        proxy = Proxy(project.url, changes=is_late)
+        with workers.store_of(Project(proxy.url, project.key), user) as near:
+            store = replace(near, allow_overwrite=True, engine=overwriting.engine)
+            for _ in range(2):  # The second time, the session remembers the array.
+                overwriting["x"] = [1]
+                store["x"] = [1]
+
+                def read_and_change(tx: Transaction) -> None:
+                    read = store["x"]
+                    overwriting["x"] = [2]
+                    tx["x"] = read + 10
+
+                with pytest.raises(tensorage.ChangedError, match="'x' was changed"):
+                    change(store, read_and_change)
+                assert store["x"] == [2]
+            change(store, lambda tx: tx.__setitem__("x", store["x"] + 10))
+            assert store["x"] == [12]
+        proxy.close()
+
+    def test_values_of_lists_fit_as_they_do_in_a_store(self, store: TensorStore) -> None:
+        store.update({"small": np.zeros(1, "i4"), "narrow": np.zeros((1, 2), "f4")})
+        store.write_ragged("samples", [[1], [2, 3]], dtype="i2")
+        change(store, append("small", [3]), append("narrow", [(0.5, 1)]), append("samples", [[4, 5], [6, 7]]))
+        assert store["small"].tolist() == [0, 3]
+        assert store["narrow"].tolist() == [[0, 0], [0.5, 1]]
+        assert [sample.tolist() for sample in store["samples"]] == [[1], [2, 3], [4, 5], [6, 7]]
+        with pytest.raises(tensorage.DTypeError):
+            change(store, append("small", [0.5]), put("y", [1]))
+        assert "y" not in store
+
+    def test_reading_is_refused_and_says_where_to(self, store: TensorStore) -> None:
+        with (
+            pytest.raises(tensorage.InvalidInputError, match="Read from the store"),
+            store.transaction() as tx,
+        ):
+            tx["x", 3]
+
+    def test_attributes_of_a_transaction_are_none_of_arrays(self, store: TensorStore) -> None:
+        with pytest.raises(AttributeError, match=r"tx\['x'\] = array"), store.transaction() as tx:
+            tx.x = np.ones(3)  # type: ignore[attr-defined]
 
     def test_an_array_changed_before_is_no_conflict(self, overwriting: TensorStore) -> None:
         for number in range(3):
@@ -444,6 +496,14 @@ class TestState:
             store.save("s", {"x": np.zeros(1), "a": [0, {1}]})
         with pytest.raises(tensorage.InvalidInputError, match="name"):
             store.save("s", {(1, 2): 0})
+        loop: dict[str, Any] = {"x": np.zeros(1)}
+        loop["again"] = [loop]
+        with pytest.raises(tensorage.InvalidInputError, match="contains itself"):
+            store.save("s", loop)
+        with pytest.raises(tensorage.InvalidInputError, match="lone surrogate"):
+            store.save("s", {"x": "\ud800"})
+        with pytest.raises(tensorage.InvalidInputError, match="room for 1048576"):
+            store.save("s", {"x": "é" * 600_000})
         assert store.keys() == []
 
     def test_what_is_not_there_is_named(self, store: TensorStore) -> None:

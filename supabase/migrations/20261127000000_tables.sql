@@ -25,7 +25,7 @@
 --
 -- Locks are taken in this order, so that no two requests wait for each other in a circle: the operation
 -- (tensorage.answered), the staged dataset (tensorage.staged, tensorage_commit), the owner's renamings (tensorage.renamings), the
--- key (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards in order, the owner's shares
+-- keys (tensorage.lock_key), the committed arrays, in the order of their ids, their blocks or shards in order, the owner's shares
 -- (tensorage.lock_shares), and last, when a request waits for nothing else, reservations and totals (tensorage.settle).
 -- Sweeping waits for nobody: it passes by rows that are locked. It comes behind all waiting as well: a request that looked before an
 -- array was replaced may wait for the row that is being swept.
@@ -74,7 +74,7 @@ begin
     product := product * extent;
   end loop;
   if product > 4611686018427387904 then
-    raise exception using errcode = 'TS006', message = format('the shape %s has too many elements', shape);
+    raise exception using errcode = 'TS006', message = format('the shape %s has too many elements', tensorage.shape_text(shape));
   end if;
   return product;
 end

@@ -206,6 +206,7 @@ declare
   ids bigint[];
   keys text[];
   total int;
+  has_more boolean := true;
   answer json;
   last text;
 begin
@@ -216,8 +217,11 @@ begin
   else
     loop
       keys := array(select k from (
-        select tensorage.own_keys(prefix, after, 1000) as k where others is null
-        union all select tensorage.shared_keys(whose, prefix, after, 1000) where others is not null) s);
+        select tensorage.own_keys(prefix, after, 1001) as k where others is null
+        union all select tensorage.shared_keys(whose, prefix, after, 1001) where others is not null) s);
+      -- One key more than a page has: with 1,000 arrays, there is no second page to ask for.
+      has_more := cardinality(keys) > 1000;
+      keys := keys[:1000];
       exit when cardinality(keys) = 0;
       ids := coalesce(ids, '{}') || array(
         select d.id from unnest(keys) k(key), unnest(whose) w(id), lateral (
@@ -228,8 +232,9 @@ begin
       -- Bounded, since a glob or attributes may fit few of many keys: the next request goes on behind the last key that was looked at.
       after := keys[cardinality(keys)];
       total := coalesce(total, 0) + cardinality(keys);
-      exit when (regex is null and not has_attrs) or cardinality(ids) >= wanted or total >= 20000 or cardinality(keys) < 1000;
+      exit when (regex is null and not has_attrs) or cardinality(ids) >= wanted or total >= 20000 or not has_more;
     end loop;
+    has_more := has_more or cardinality(ids) > wanted;
     ids := ids[:wanted];
   end if;
   with sized as (
@@ -253,8 +258,8 @@ begin
                                         case when (p.dataset).user_id = me then coalesce(s.shares, '[]') end) order by p.key), max(p.key)
     into answer, last from page p left join shared s on s.id = p.id;
   return json_build_object('entries', coalesce(answer, '[]'), 'after', case
-    when cardinality(ids) >= wanted or json_array_length(answer) < cardinality(ids) then last
-    when total >= 20000 then after end);
+    when (has_more and cardinality(ids) >= wanted) or json_array_length(answer) < cardinality(ids) then last
+    when has_more and total >= 20000 then after end);
 exception when invalid_regular_expression then
   raise exception using errcode = 'TS006', message = format('the glob %L is too complex', left(glob, 200));
 end

@@ -251,11 +251,31 @@ $$;
 
 -- Committing ---------------------------------------------------------------------------------------
 
+-- Number of the lock of all keys of the caller.
+create or replace function tensorage.all_keys() returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select hashtextextended(format('tensorage keys of %s', auth.uid()), 0)
+$$;
+
 -- Makes one writer after the other replace the array under a key. Taken before the row of that array is locked: all writers
--- lock in this order, so that none waits for another in a circle.
+-- lock in this order, so that none waits for another in a circle. Whoever has the lock of a key shares that of all keys.
 create or replace function tensorage.lock_key(key text) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-  select pg_advisory_xact_lock(hashtextextended(format('tensorage key %s of %s', key, auth.uid()), 0))
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if coalesce(current_setting('tensorage.has_all_keys', true), '') <> 'on' then
+    perform pg_advisory_xact_lock_shared(tensorage.all_keys());
+    perform pg_advisory_xact_lock(hashtextextended(format('tensorage key %s of %s', key, auth.uid()), 0));
+  end if;
+end
+$$;
+
+-- Locks all keys of the caller by one lock, for a transaction that changes many.
+create or replace function tensorage.lock_all_keys() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pg_advisory_xact_lock(tensorage.all_keys());
+  perform set_config('tensorage.has_all_keys', 'on', true);
+end
 $$;
 
 -- Hides the committed array under a key, except `but`, to be swept. Returns its version, or null if there is none. The caller

@@ -77,12 +77,23 @@ begin
 end
 $$;
 
--- Notes that all blocks or shards of an array were written. The setting keeps PostgreSQL to those of the array: it expects an
--- array to have many, and would read the shards of all arrays for a block.
+-- Notes that all blocks or shards of an array were written. Raises if one is missing: it would read as the fill value from now on.
+-- The setting keeps PostgreSQL to those of the array: it expects an array to have many, and would read the shards of all
+-- arrays for a block.
 create or replace function tensorage.note_all_written(d public.datasets) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  if d.engine = 'database' then
+    perform tensorage.check_complete(d);
+  else
+    perform tensorage.check_shards(d);
+  end if;
   insert into tensorage.written (data_id, number) select d.id, t.index from public.tensors t where t.data_id = d.id
     union all select d.id, s.number from public.shards s where s.data_id = d.id;
+exception when sqlstate 'TS004' then
+  raise exception using errcode = 'TS004', message = format('not all elements of %L are there', d.key),
+    hint = 'Blocks or objects of the array were deleted behind its back: store it again.';
+end
 $$;
 
 -- Gives an array of the caller another number of rows. Rows that are added read as the fill value: that of the array, or

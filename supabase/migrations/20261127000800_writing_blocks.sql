@@ -113,7 +113,7 @@ begin
   d := tensorage.stage(h.meta, is_published_now => true);
   if h.count <> tensorage.elements(d.shape) then
     raise exception using errcode = 'TS004',
-      message = format('%s elements do not fill the shape %s', h.count, d.shape);
+      message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(d.shape));
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
   return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d))));
@@ -490,13 +490,23 @@ end
 $$;
 
 -- Makes a block that an array with a fill value, or a staged assignment to one, has not had yet. Returns false if somebody else
--- has just made it.
+-- has just made it. Raises if the array has had blocks there, which were lost, unless spans cover the whole of this one: the
+-- fill value would stand for elements that were written.
 create or replace function tensorage.make_block(
   d public.datasets, into_id bigint, index bigint, count int, touched tensorage.spans, request bytea, elements_at int)
 returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
+  if exists (
+       select from tensorage.written w
+        where w.data_id = d.id and w.number >= make_block.index and w.number < make_block.index + make_block.count
+          and not exists (select from public.tensors t where t.data_id = d.id and t.index = w.number))
+     and (select sum(least(p.at + p.length, make_block.index + make_block.count) - greatest(p.at, make_block.index))
+            from unnest(touched.starts, touched.lengths) p(at, length)) <> make_block.count then
+    raise exception using errcode = 'TS004', message = 'not all elements that were written are there',
+      hint = 'Blocks of the array were deleted behind its back.';
+  end if;
   insert into public.tensors (data_id, user_id, index, count, tensor)
     values (into_id, d.user_id, make_block.index, make_block.count,
             tensorage.patched(tensorage.fill_of(d, make_block.count), make_block.index, make_block.count, d.itemsize, touched, request, elements_at))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -27,10 +28,13 @@ class Remembered(NamedTuple):
         Entry of the array, without its attributes and coordinates.
     records
         Records of all its shards, if it is in Storage and has few.
+    used_at
+        Time at which a request last leaned on it, or told of it, on the clock of ``time.monotonic``.
     """
 
     entry: Dataset
     records: bytes | None = None
+    used_at: float = 0.0
 
 
 @dataclass
@@ -58,8 +62,15 @@ class EntryMemory:
         with self._lock:
             found = self._entries.get((owner, key))
             if found is not None:
+                self._entries[owner, key] = found._replace(used_at=time.monotonic())
                 self._entries.move_to_end((owner, key))
             return found
+
+    def used_since(self, owner: str | None, key: str, since: float) -> Dataset | None:
+        """Return the entry of an array, if a request has leaned on it or told of it since a time."""
+        with self._lock:
+            found = self._entries.get((owner, key))
+            return found.entry if found is not None and found.used_at >= since else None
 
     def remember(self, owner: str | None, entry: Dataset, records: bytes | None = None) -> None:
         """Remember an array that is stored, under its key. Records are kept as long as it has the same version."""
@@ -75,7 +86,7 @@ class EntryMemory:
             )
             if records is None and before is not None and is_same:
                 records = before.records
-            self._entries[owner, entry.key] = Remembered(small, records)
+            self._entries[owner, entry.key] = Remembered(small, records, time.monotonic())
             self._entries.move_to_end((owner, entry.key))
             while len(self._entries) > self.most:
                 self._entries.popitem(last=False)

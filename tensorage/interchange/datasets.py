@@ -27,6 +27,7 @@ from tensorage.model.coords import Coord, check_name, coords_of, encode_coords
 from tensorage.model.values import as_attrs
 from tensorage.types import Dataset
 from tensorage.warnings import warn
+from tensorage.wording import quote, quote_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -153,7 +154,9 @@ def group_of(arrays: Arrays, key: str) -> tuple[Mark | None, dict[str, Dataset]]
     else:
         raise ChangedError(f"opening {key!r} as a group: somebody stores it anew all the time")
     if after is None and not found:
-        raise KeyNotFoundError(f"opening {key!r} as a group: no key begins with {below!r}")
+        raise KeyNotFoundError(
+            f"opening {quote_of(key, arrays.owner)} as a group: no key begins with {quote(below)}"
+        )
     return None if after is None else mark_of(after), found
 
 

@@ -30,7 +30,7 @@ from tensorage.interchange.zarr_folders import write_zarr
 from tensorage.model.coords import coords_of
 from tensorage.ragged import TEXT_ARRAY
 from tensorage.types import Dataset
-from tensorage.wording import quote
+from tensorage.wording import quote, quote_of
 
 __all__ = ["export", "export_part", "in_place"]
 
@@ -121,7 +121,7 @@ def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
     if own is None or key.endswith("/"):
         if not found:
             raise KeyNotFoundError(
-                f"exporting {quote(key)}: there is neither such an array nor one below {quote(below)}"
+                f"exporting {quote_of(key, arrays.owner)}: there is neither such an array nor one below {quote(below)}"
             )
         return found
     if found:

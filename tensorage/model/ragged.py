@@ -244,7 +244,11 @@ def as_rows(rows: Any, dataset: Dataset) -> npt.NDArray[Any]:
     InvalidInputError, DTypeError
         If the rows do not fit the array.
     """
-    array = as_array(list(rows) if isinstance(rows, Iterator) else rows)
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    array = as_array(rows)
+    if array.dtype.kind == "U" and isinstance(rows, list | tuple):
+        # Texts of one length lose the NUL characters at their end.
+        array = np.asarray(rows, dtype=object)
     if array.dtype.kind not in "TOU" and array.size:
         raise DTypeError(
             f"rows of dtype {array.dtype} do not fit {dataset.key!r}, which is text: convert them, with str()"

@@ -33,7 +33,12 @@ def take_apart(state: Any, key: str) -> tuple[dict[str, Any], Arrays]:
         If something cannot be stored.
     """
     arrays: Arrays = {}
-    return _take(state, (), arrays, key), arrays
+    try:
+        return _take(state, (), arrays, key), arrays
+    except RecursionError:
+        raise InvalidInputError(
+            f"saving {quote(key)}: it is nested too deeply, or contains itself. Save what it is made of."
+        ) from None
 
 
 def put_together(nesting: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], key: str) -> Any:

@@ -124,6 +124,8 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
         if hasattr(data, "__dlpack__") and not hasattr(data, "__array__"):
             return _array_of_dlpack(data)
         return np.asarray(data)
+    except InvalidInputError:
+        raise
     except (ValueError, BufferError) as error:
         raise InvalidInputError(f"this is no array: {one_line(str(error))}") from error
 
@@ -226,7 +228,12 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
     if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
-    _check_attrs_room(plain)
+    try:
+        _check_attrs_room(plain)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"the attributes hold a lone surrogate, which no text has: {one_line(str(error))}"
+        ) from error
     return plain
 
 
@@ -244,7 +251,7 @@ def _check_attrs_room(attrs: Mapping[str, Any]) -> None:
 
 def json_bytes(value: Any) -> int:
     """Return the bytes that PostgreSQL counts of JSON: those of its text, in UTF-8."""
-    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def as_dims(dims: Sequence[str] | None, ndim: int) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,9 +108,10 @@ class Recorder(Transfer):
         request = b"".join(parts)
         described = {"function": function, "bytes": len(request)}
         if function == "tensorage_assign":
-            assigned = {"data_id": head.data_id, "version": head.meta["version"]}
+            opened = self._opened[head.data_id]
+            assigned = {"data_id": head.data_id, "version": head.meta["version"], "key": opened["key"]}
             self.steps.append(Step("", described, request, {"assigned": [assigned]}))
-            return self._opened[head.data_id]
+            return opened
         self.steps.append(Step(head.meta["key"], described, request, self._locks_of(head.meta)))
         if function == "tensorage_append":
             return self._known.get(head.meta["key"]) or _describe(head.meta)
@@ -177,17 +179,28 @@ class Recorder(Transfer):
         for step in self.steps:
             for name, entries in step.locks.items():
                 locks.setdefault(name, []).extend(entries)
-        meta = {"operation": new_operation(), "steps": [step.described for step in self.steps], **locks}
+        meta: dict[str, Any] = {
+            "operation": new_operation(), "steps": [step.described for step in self.steps], **locks
+        }  # fmt: skip
         requests = [step.request for step in self.steps]
-        head = header(
-            count=sum(map(len, requests)), block_size=1, meta={**meta, "open_for": round(open_for_s, 6)}
-        )
+        meta["open_for"] = round(open_for_s, 6)
+        meta["read"] = self._read_since(time.monotonic() - open_for_s, locks.get("replaced", ()))
+        head = header(count=sum(map(len, requests)), block_size=1, meta=meta)
         try:
             answer = self._transfer.send("tensorage_transact", [head, *requests], asked)
         except TooMuchError as error:
             raise error_of(error.fault, asked) from error
         self._begun.clear()
         sweep(self._transfer, answer)
+
+    def _read_since(self, since: float, keys: Iterable[str]) -> list[dict[str, Any]]:
+        """Return those of the keys whose arrays the session has read since a time, in the versions that it read."""
+        entries = {key: self._transfer.entries.used_since(None, key, since) for key in keys}
+        return [
+            {"key": key, "data_id": entry.id, "version": entry.version}
+            for key, entry in entries.items()
+            if entry is not None
+        ]
 
     def abort(self, reason: BaseException) -> None:
         """Give up what was staged. After this, nothing of the transaction is left."""
@@ -220,7 +233,9 @@ class Recorder(Transfer):
         description, begun_by = self._begun[data_id]
         described = {"function": "tensorage_commit", **arguments}
         if "data_id" in begun_by:
-            changed = {"data_id": begun_by["data_id"], "version": begun_by.get("version")}
+            changed = {
+                "data_id": begun_by["data_id"], "version": begun_by.get("version"), "key": description["key"]
+            }  # fmt: skip
             locks: Mapping[str, list[Any]] = {"assigned": [changed]}
         else:
             locks = self._locks_of(begun_by)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy.typing as npt
 
@@ -21,6 +21,7 @@ from tensorage.model.values import as_array, split_key
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.transactions.recorder import Recorder
 from tensorage.types import EngineChoice
+from tensorage.wording import quote
 
 __all__ = ["RecordingBackend", "Transaction"]
 
@@ -162,10 +163,26 @@ class Transaction:
             self._recorder.abort(failure)
             raise
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"a transaction has no field {quote(name)} to set, and nothing was stored: tx[{quote(name)}] = array "
+                "stores an array"
+            )
+        super().__setattr__(name, value)
+
     @property
     def arrays(self) -> Arrays:
         """Arrays of the store's owner by whole keys, for other parts of the package. Changes are steps."""
         return self._store.arrays
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> NoReturn:
+        """Refuse to read: nothing of the transaction is there before its end."""
+        name, _ = split_key(key)
+        raise InvalidInputError(
+            f"reading {quote(name)} in a transaction: nothing of it can be read before its end. Read from the store, "
+            f"and assign to parts by tx[{quote(name)}, selection] = values"
+        )
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
         """Store an array, ``tx[key] = array``, or assign to a selection of a stored one, ``tx[key, i, j] = value``."""
@@ -282,9 +299,11 @@ def _as_rows(data: Any) -> Any:
     """Return rows as an array, or samples of any length in a list, which can be looked at more than once."""
     if isinstance(data, Iterator):
         return list(data)
+    # The values of a list have to fit the array, and not the dtype that numpy would give it: an array would not tell
+    # that it was a list. The samples of a list may have one length by chance, too.
+    if isinstance(data, list | tuple):
+        return data
     try:
-        array = as_array(data)
+        return as_array(data)
     except InvalidInputError:
         return data
-    # The samples of a list may have one length by chance, and texts are no less than they were.
-    return data if isinstance(data, list | tuple) and array.dtype.kind not in "biufc" else array

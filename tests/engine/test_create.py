@@ -25,6 +25,7 @@ from tensorage import (
     KeyNotFoundError,
     PermissionDeniedError,
     QuotaExceededError,
+    Tensor,
     TensorStore,
 )
 from tensorage.types import Engine
@@ -348,22 +349,49 @@ def test_an_array_that_is_gone_is_not_resized(store: TensorStore) -> None:
 # --- lost, or never written -----------------------------------------------------------------------------
 
 
+def _lose(handle: Tensor, database: Connection, number: int) -> None:
+    """Delete a block or an object of an array behind its back: the first one, or the one after so many others."""
+    table, column = ("tensors", "index") if handle.engine == "database" else ("shards", "number")
+    database.execute(
+        f"delete from public.{table} where data_id = %(id)s and {column} = "
+        f"(select {column} from public.{table} where data_id = %(id)s order by {column} limit 1 offset %(number)s)",
+        {"id": handle.dataset.id, "number": number},
+    )
+
+
 def test_lost_elements_are_told_from_those_never_written(store: TensorStore, database: Connection) -> None:
     options = _small_blocks(store)
     handle = store.create("c", shape=(30, 7), dtype="i4", fill_value=3, **options)
     handle[5:10] = 1
     handle[20:25] = 2
-    table = "public.tensors" if store.engine == "database" else "public.shards"
-    number = "index" if store.engine == "database" else "number"
-    database.execute(
-        f"delete from {table} where data_id = %s and {number} = (select min({number}) from {table} where data_id = %s)",
-        (handle.dataset.id, handle.dataset.id),
-    )
+    _lose(handle, database, 0)
     for selection in (slice(None), slice(5, 10), 7, [0, 9, 29]):
         with pytest.raises(IncompleteTensorError, match="behind its back"):
             store["c", selection]
     assert (store["c", 20:25] == 2).all()
     assert (store["c", 12:20] == 3).all()
+
+
+def test_nothing_is_assigned_to_a_part_of_what_is_lost(store: TensorStore, database: Connection) -> None:
+    handle = store.create("c", shape=(30, 7), dtype="i4", fill_value=3, **_small_blocks(store))
+    handle[5:15] = 1
+    _lose(handle, database, 0)
+    with pytest.raises(IncompleteTensorError, match="behind its back"):
+        handle[6, 2:4] = 9
+    with pytest.raises(IncompleteTensorError, match="behind its back"):
+        store["c", 5:10]
+
+
+def test_an_array_of_which_parts_are_lost_becomes_no_longer(store: TensorStore, database: Connection) -> None:
+    store.write("x", np.arange(210).reshape(30, 7), **_small_blocks(store))
+    handle = store.open("x")
+    _lose(handle, database, 1)
+    with pytest.raises(IncompleteTensorError):
+        handle.resize(40)
+    assert store.open("x").shape == (30, 7)
+    handle.resize(20)
+    with pytest.raises(IncompleteTensorError):
+        store["x"]
 
 
 def test_lost_elements_of_an_array_that_became_longer(store: TensorStore, database: Connection) -> None:

@@ -359,7 +359,7 @@ OWN = [
     _own_call(
         "tensorage_resize",
         "committed",
-        lambda data_id, key: {"data_id": data_id, "base_rows": 1, "rows": 3, "fill": "AAAAAA=="},
+        lambda data_id, key: {"data_id": data_id, "base_rows": 1, "rows": 0, "fill": "AAAAAA=="},
     ),
     _own_call(
         "tensorage_commit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -295,6 +296,25 @@ def test_whoever_has_the_total_waits_for_nothing_else(limited: Caller, backend: 
         ).fetchone() == (stored["id"],)
         settling.commit()
         answer_of(beginning.result())
+
+
+def test_a_transaction_of_many_keys_has_one_lock_of_them(owner: Caller, backend: control.Running) -> None:
+    """PostgreSQL has room for some thousands of locks of all users. Writers of single keys wait all the same."""
+    stored = owner.store(new_key(), _NUMBERS, operation=new_operation())
+    keys = [f"{stored['key']}/{number}" for number in range(100_000)]
+    body = whole(-_NUMBERS, key=stored["key"], overwrite=True)
+    with psycopg.connect(backend.superuser_url) as holding, ThreadPoolExecutor(1) as pool:
+        holding.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub":"{owner.id}"}}',))
+        holding.execute(
+            "select tensorage.lock_for_steps(%s)", (json.dumps({"keys": [stored["key"], *keys]}),)
+        )
+        # Keys that a step locks again take no lock of their own.
+        holding.execute("select tensorage.lock_key(key) from unnest(%s::text[]) key", (keys,))
+        storing = pool.submit(owner.call, "tensorage_store", body)
+        wait_for_waiter(holding)
+        holding.commit()
+        answer_of(storing.result())
+    np.testing.assert_array_equal(owner.read(owner.open(stored["key"])), -_NUMBERS)
 
 
 def test_renaming_in_both_directions_at_once(owner: Caller) -> None:

@@ -70,7 +70,9 @@ def assign(work: Work, selection: Selection, value: npt.ArrayLike) -> Dataset:
     def send(advance: Advance) -> None:
         send_patches(staged, chain([first], requests), elements_of, advance)
 
-    with gone_is_changed(f"{work.asked}: it was replaced or deleted meanwhile. Open it again."):
+    with gone_is_changed(
+        f"{work.asked}: it was replaced or deleted meanwhile, or is not shared any more. Open it again."
+    ):
         return stage(staged, send, plan.size * dataset.dtype.itemsize)
 
 

@@ -172,7 +172,9 @@ class RaggedWriter:
 
         if not is_append:
             return begin_anew_after_failures(write) if is_repeatable else write()
-        with gone_is_changed(f"{asked}: it was replaced or deleted meanwhile. Nothing was appended."):
+        with gone_is_changed(
+            f"{asked}: it was replaced or deleted meanwhile, or is not shared any more. Nothing was appended."
+        ):
             return begin_anew_after_failures(write) if is_repeatable else write()
 
     def _store_at_once(

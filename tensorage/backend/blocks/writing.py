@@ -140,7 +140,8 @@ class BlockWriter:
             "owner": self.owner,
         }  # fmt: skip
         with gone_is_changed(
-            f"appending to {key!r}: it was replaced or deleted meanwhile. Nothing was appended."
+            f"appending to {key!r}: it was replaced or deleted meanwhile, or is not shared any more. Nothing was "
+            "appended."
         ):
             return self._store_staged(rows, staged_meta)
 

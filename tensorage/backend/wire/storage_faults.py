@@ -42,8 +42,11 @@ _LASTING = frozenset({501, 507})
 #: Words of PostgreSQL when a policy refuses, not the token.
 _POLICY_WORDS = ("row-level security", "permission denied")
 
-#: Words of the database if the quota has no room for an object. Storage passes on words, but no code.
-_OVER_QUOTA = re.compile(r"more bytes do not fit: \d+ of \d+ bytes are in use")
+#: Words of the database if the quota has no room for an object: the user's own, or that of an owner who shares the
+#: array. Storage passes on words, but no code.
+_OVER_QUOTA = re.compile(
+    r"more bytes do not fit(?:: \d+ of \d+ bytes are in use|(?P<owner> into the quota of the owner))"
+)
 
 
 class StorageRefusal(Exception):  # noqa: N818 - an answer, which its caller may have expected
@@ -103,13 +106,11 @@ def is_missing_bucket(fault: Fault) -> bool:
 def _error_of(fault: Fault, asked: str) -> TensorageError:
     if is_missing_bucket(fault):
         return missing_schema(f"{asked}: there is no bucket of tensorage")
-    if _OVER_QUOTA.search(fault.message):
-        return QuotaExceededError(
-            sentences(
-                f"{asked}: {fault.said}",
-                "Delete arrays or files, or ask the project's administrator for more room.",
-            )
-        )
+    if over_quota := _OVER_QUOTA.search(fault.message):
+        advice = "Delete arrays or files, or ask the project's administrator for more room."
+        if over_quota["owner"]:
+            advice = "Ask the owner to make room."
+        return QuotaExceededError(sentences(f"{asked}: {fault.said}", advice))
     kind, advice = _BY_STATUS.get(fault.status, (BackendUnavailableError, "Try again later."))
     return kind(sentences(f"{asked}: {fault.said}", advice))
 

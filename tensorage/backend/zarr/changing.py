@@ -271,7 +271,9 @@ def _begin(work: Work, function: str, arguments: dict[str, Any]) -> Work:
 
 
 def _write_staged(writer: ShardWriter, shards: Iterator[NewShard], nbytes: int, asked: str) -> Dataset:
-    with gone_is_changed(f"{asked}: it was replaced or deleted meanwhile. Open it again."):
+    with gone_is_changed(
+        f"{asked}: it was replaced or deleted meanwhile, or is not shared any more. Open it again."
+    ):
         return writer.commit(partial(writer.write, shards), nbytes)
 
 

@@ -119,7 +119,9 @@ def append_tails(work: Work, arguments: Mapping[str, Any], tails: Sequence[NewTa
     asked = {**arguments, "shards": [tail.as_json() for tail in tails], "operation": final_operation()}
     entries = work.transfer.entries
     try:
-        with gone_is_changed(f"{work.asked}: it was replaced or deleted meanwhile. Open it again."):
+        with gone_is_changed(
+            f"{work.asked}: it was replaced or deleted meanwhile, or is not shared any more. Open it again."
+        ):
             answer = with_room(work.transfer, lambda: work.call("tensorage_append_tails", asked))
     except ChangedError:
         entries.forget_end(work.dataset)
