@@ -22,15 +22,18 @@ __all__ = ["COMMANDS"]
 def whoami(*, as_json: bool, choice: Choice) -> None:
     """Tell the user and the project, once the login has worked."""
     with connect(choice) as connection:
+        kept = connection.login.kept
         said = {
-            "email": connection.login.user.get("email"),
+            "email": connection.login.ask_for_user().get("email") or None,
             "id": connection.user_id,
             "url": connection.backend_url,
+            "kept_in": None if kept is None else kept.where,
         }
     if as_json:
         print_json(said)
     else:
-        click.echo(f"{said['email']} ({said['id']}) at {said['url']}")
+        place = "" if said["kept_in"] is None else f", by the login that is kept in {said['kept_in']}"
+        click.echo(f"{said['email'] or 'an anonymous account'} ({said['id']}) at {said['url']}{place}")
 
 
 @command("usage", "tensorage usage", "tensorage usage --json")
