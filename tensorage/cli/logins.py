@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tensorage.signin.kept_tokens import Place
 
 __all__ = ["COMMANDS"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _OF_LOCAL = "--local has a user of its own, whom every command logs in by itself: no login is kept for it"
 
@@ -53,7 +51,7 @@ def login(
 
     The password is asked for, and kept nowhere. The tokens that the project gives for it are kept, in the system's
     keyring or in a file that only this user can read, until `tensorage logout`. EMAIL is by default the configured
-    address. Without an address in their configuration, commands and sessions work as the account that has logged in last.
+    address. If none is configured, commands and sessions work as the account that has logged in last.
     """
     from tensorage.config import note_user
     from tensorage.signin.kept import check_can_keep, keep_login
@@ -112,6 +110,8 @@ def logout(email: str | None, *, here_only: bool, as_json: bool, choice: Choice)
     else:
         where = "here; it goes on at the project until it expires" if here_only else f"at {url}"
         click.echo(f"logged out {kept.name} {where}")
+        if (other := find_login(url, project.email)) is not None:
+            click.echo(f"{other.name} is logged in, too: commands work as this account now")
 
 
 def _project_of(project: Configuration) -> tuple[str, str]:
@@ -138,7 +138,7 @@ def _sign_in_by_mail(server: AuthServer, email: str | None, reads_stdin: bool) -
             raise click.UsageError("--password-stdin needs an EMAIL")
         email = click.prompt("E-mail address", err=True)
     if reads_stdin:
-        password = click.get_text_stream("stdin").readline().rstrip("\r\n")
+        password = sys.stdin.readline().rstrip("\r\n")
         if not password:
             raise click.UsageError("there is no password on stdin")
     else:

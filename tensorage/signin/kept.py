@@ -205,13 +205,13 @@ class _KeptLender:
         return f"<login of {self._kept.name}, kept in {self._kept.where}>"
 
 
-def find_login(url: str, email: str | None = None) -> KeptLogin | None:
+def find_login(url: str, account: str | None = None) -> KeptLogin | None:
     """Return the kept login of a project.
 
     Parameters
     ----------
-    email
-        Account. By default the one that has logged in last.
+    account
+        Address of the account, or the id of an anonymous one. By default the account that has logged in last.
 
     Raises
     ------
@@ -222,8 +222,8 @@ def find_login(url: str, email: str | None = None) -> KeptLogin | None:
         return None
     url = url.rstrip("/")
     folder = _folder()
-    if email is not None:
-        paths = [_path(url, email)]
+    if account is not None:
+        paths = [_path(url, account)]
     else:
         begin = _digest(url)
         try:

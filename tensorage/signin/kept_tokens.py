@@ -182,7 +182,7 @@ def save_record(path: Path, record: Record, tokens: Tokens) -> None:
 
 @contextlib.contextmanager
 def room_for(path: Path, record: Record, tokens: Tokens) -> Iterator[Callable[[Tokens], None]]:
-    """Make room for new tokens of a login, and yield the function that saves them.
+    """Make room for new tokens of a login, and yield the function that saves them. Called behind the login's lock.
 
     A refresh token can be used once. A disk that is full or cannot be written is noticed before the token is spent.
 
@@ -192,6 +192,9 @@ def room_for(path: Path, record: Record, tokens: Tokens) -> Iterator[Callable[[T
         If the new tokens could not be saved.
     """
     with _unsaved(path):
+        # A process that died left its own, with tokens in it.
+        for leftover in path.parent.glob(f".{path.stem}-*.new"):
+            leftover.unlink(missing_ok=True)
         room = _Room(path)
     try:
         with _unsaved(path):
@@ -271,7 +274,7 @@ def _read_private(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise _damaged(path, error.strerror or type(error).__name__) from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         # The status of the open file: the one of its name may be another by now.
         status = os.fstat(fd)
         flaw = flaw or flaw_of_private_folder(path.parent) or flaw_of_file(path, status, is_private=True)
@@ -279,7 +282,9 @@ def _read_private(path: Path) -> bytes | None:
             raise _unsafe(path, flaw)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             raise _damaged(path, "it is no file of this size")
-        return file.read(_MAX_BYTES)
+        return os.read(fd, _MAX_BYTES)
+    finally:
+        os.close(fd)
 
 
 class _Room:

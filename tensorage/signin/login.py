@@ -102,6 +102,8 @@ class Login:
         self.loan = loan
         #: Whether there is no way back into the login once it is ended: nobody knows a password of it.
         self._is_irreplaceable = credentials.given is not None
+        #: Account whose kept login was used: the session never goes on as another one by itself.
+        self._kept_account: str | None = None
         #: Refresh token whose use got no answer. Such a token may be spent, since it can be used only once.
         self._doubtful: str | None = None
         self._holders = 0
@@ -133,12 +135,12 @@ class Login:
     def token_now(self) -> str:
         """Return the token, without waiting for a backend that is away."""
         with self.lock:
+            if self.loan is None and self.session is None:
+                self._login()
             if self.loan is not None:
                 self._borrow_again_in_time(self.loan)
                 return self.loan.token
-            if self.session is None:
-                self._login()
-            elif self._expires_soon():
+            if self._expires_soon():
                 self._renew()
             assert self.session is not None
             return self.session.access_token
@@ -434,7 +436,7 @@ class Login:
         """Work with the login that `tensorage login` keeps for this project. Return False if it keeps none."""
         if self.credentials.backend_url is None:
             return False
-        kept = find_login(self._required_url(), self.credentials.email)
+        kept = find_login(self._required_url(), self._kept_account or self.credentials.email)
         if kept is not None:
             self.transfer.http.open_ahead()
             self.borrow(kept)
@@ -446,6 +448,7 @@ class Login:
             self.loan = kept.loan(self.credentials.required_key())
             self.sdk_client = None
             self.credentials.email = kept.email
+            self._kept_account = kept.email or kept.user_id
             # Somewhere it has worked: an outage is waited out from now on.
             self.patience.has_worked = True
 
