@@ -135,3 +135,9 @@ def use_pickled(pickled: bytes) -> list[str]:
     session: BackendSession = pickle.loads(pickled)
     session.login.renew_unless_done(session.token)
     return list(session())
+
+
+def keys_of_pickled(pickled: bytes) -> list[str]:
+    """Return the keys of the user of another process's session."""
+    session: BackendSession = pickle.loads(pickled)
+    return list(session())

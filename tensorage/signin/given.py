@@ -16,7 +16,7 @@ from tensorage.signin.lending import Loan
 if TYPE_CHECKING:
     from tensorage.signin.sdk import User
 
-__all__ = ["GivenTokens", "check_tokens"]
+__all__ = ["GIVE_OTHERS", "GivenTokens", "check_tokens"]
 
 #: Most characters of a token. A user's metadata are in it, and it has to fit the head of a request.
 MAX_TOKEN_LENGTH = 32 * 1024
@@ -24,7 +24,8 @@ MAX_TOKEN_LENGTH = 32 * 1024
 #: Domain of hosted projects. Tokens of one of them name it.
 _HOSTED = ".supabase.co"
 
-_OTHERS = "Give new ones by session.set_session(access_token, refresh_token)"
+#: Advice about tokens that do not work.
+GIVE_OTHERS = "Give new ones by session.set_session(access_token, refresh_token)"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Giver:
     def next_loan(self, refused: str | None) -> NoReturn:
         del refused
         raise AuthenticationError(
-            f"the access token that was given {_end_of(self.expires_at)}, and no refresh token came with it. {_OTHERS}"
+            f"the access token that was given {_end_of(self.expires_at)}, and no refresh token came with it. {GIVE_OTHERS}"
         )
 
 

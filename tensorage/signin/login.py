@@ -20,7 +20,7 @@ from tensorage.errors import (
     ConfigurationError,
     TensorageError,
 )
-from tensorage.signin.given import GivenTokens, check_tokens
+from tensorage.signin.given import GIVE_OTHERS, GivenTokens, check_tokens
 from tensorage.signin.kept import KeptLogin, find_login
 from tensorage.signin.lending import Lender, Loan
 from tensorage.signin.state import (
@@ -233,7 +233,7 @@ class Login:
         from tensorage.signin.sdk import ask_for_session
 
         try:
-            with auth_errors("using the tokens that were given", self.credentials.backend_url):
+            with auth_errors("using the tokens that were given", self.credentials.backend_url, GIVE_OTHERS):
                 response = ask_for_session(self._sdk(), given.access_token, given.refresh_token)
             given.check_user(response.user)
         except AuthenticationError:
