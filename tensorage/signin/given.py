@@ -72,7 +72,8 @@ class _Giver:
     def next_loan(self, refused: str | None) -> NoReturn:
         del refused
         raise AuthenticationError(
-            f"the access token that was given {_end_of(self.expires_at)}, and no refresh token came with it. {GIVE_OTHERS}"
+            f"the access token that was given {_end_of(self.expires_at)}, and no refresh token came with it. "
+            + GIVE_OTHERS
         )
 
 
