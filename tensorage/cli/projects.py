@@ -141,8 +141,8 @@ def migrations(*, sql: bool, as_json: bool) -> None:
 def doctor(*, as_json: bool, **project: Any) -> None:
     """Look at a project, and tell what is wrong with it and what to do.
 
-    Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set, to see the project from within. The
-    exit status is 1 if there is an error among the findings.
+    Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set or `tensorage login` keeps a login, to
+    see the project from within. The exit status is 1 if there is an error among the findings.
     """
     from tensorage.doctor.expected import load_expected
     from tensorage.doctor.findings import judge

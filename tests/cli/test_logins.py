@@ -163,6 +163,17 @@ def test_a_command_loads_no_sdk(member: Terminal, user: User) -> None:
     member.run("logout")
 
 
+def test_the_doctor_looks_as_this_user(member: Terminal, user: User, logins: Callable[[], int]) -> None:
+    # Nobody has logged in: there is less to look at, and the doctor says so.
+    without = member.run("doctor")
+    assert "tensorage login" in without.stdout
+    member.run("login", user.email, "--password-stdin", stdin=user.password)
+    before = logins()
+    assert "tensorage login" not in member.run("doctor").stdout
+    assert logins() == before
+    member.run("logout")
+
+
 def test_what_is_left_in_a_spool(member: Terminal, user: User) -> None:
     from tensorage.background.changes import Change, Settings
     from tensorage.background.spool.folder import Identity, SpoolFolder
