@@ -348,7 +348,8 @@ class BackendSession:
         Raises
         ------
         AuthenticationError
-            If nobody is logged in, or the login has ended.
+            If nobody is logged in, or the login has ended; or if it is renewed elsewhere, as that of another process,
+            one that ``tensorage login`` keeps, and an access token that was given alone.
 
         Examples
         --------

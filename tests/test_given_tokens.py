@@ -9,6 +9,7 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ import workers
 from forks import fork
 from processes import PROCESSES
 from project import Project, User
+from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import AuthenticationError, BackendSession, InvalidInputError, KeyNotFoundError
@@ -311,3 +313,23 @@ def test_an_anonymous_account_becomes_another_ones(project: Project, anonymous: 
     assert session.user_id == account
     assert list(session()) == ["x"]
     session.logout()
+
+
+def test_an_answer_that_is_lost_does_not_lose_the_account(project: Project) -> None:
+    lost: list[str] = []
+
+    def loses(exchange: Exchange) -> bool:
+        is_first = "refresh_token" in exchange.target and not lost
+        if is_first:
+            lost.append(exchange.target)
+        return is_first
+
+    with closing(Proxy(project.url, loses)) as proxy:
+        session = BackendSession(backend_url=proxy.url, backend_key=project.key, patience_s=20)
+        session.login_anonymously()
+        account, before = session.user_id, session.token
+        session.login.expires_at = 0.0
+        assert session.token != before
+        assert session.user_id == account
+        assert lost
+        session.logout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -295,6 +296,22 @@ def test_one_that_has_ended_says_so(
     assert not kept.path.exists()
 
 
+def test_an_auth_server_that_gives_no_codes(
+    project: Project, user: User, database: psycopg.Connection[Any]
+) -> None:
+    """Older ones do not: a refusal of theirs is none of another web server."""
+    with contextlib.closing(
+        Proxy(project.url, changes_answer=lambda answer: answer.replace(b'"code":', b'"kind":'))
+    ) as proxy:
+        far = Project(proxy.url, project.key)
+        kept = keep(far, user)
+        age(kept)
+        database.execute("delete from auth.sessions where user_id = %s", [user.id])
+        with pytest.raises(AuthenticationError, match="has ended"):
+            kept.tokens(far.key)
+        kept.end(far.key)
+
+
 def test_a_wrong_key_does_not_end_it(project: Project, kept: KeptLogin) -> None:
     age(kept)
     with pytest.raises(AuthenticationError):
@@ -389,6 +406,7 @@ def test_an_outage_leaves_it(project: Project, user: User, events: Events) -> No
     # Old tokens that are not over yet are used.
     age(kept, expires_at=2**40)
     assert kept.tokens(far.key) == tokens_of(kept)
+    age(kept)
     with contextlib.closing(Proxy(project.url, port=port)):
         assert list(store) == []
     assert events() == (1, 2)
@@ -416,12 +434,13 @@ def test_a_process_that_holds_the_lock_for_long(
     project: Project, kept: KeptLogin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tensorage.signin.kept.LOCK_TIMEOUT_S", 0.2)
-    age(kept)
     lock = kept.path.with_suffix(".lock")
-    import fcntl
-
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        # Nobody waits for a token while there is one that is good for a moment.
+        age(kept, expires_at=2**40)
+        assert kept.tokens(project.key) == tokens_of(kept)
+        age(kept)
         with pytest.raises(BackendUnavailableError, match=lock.name):
             kept.tokens(project.key)
     assert kept.tokens(project.key).is_fresh()

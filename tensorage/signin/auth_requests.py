@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tensorage.backend.wire.faults import Fault
@@ -184,8 +184,12 @@ class AuthServer:
         faults: list[Fault] = []
 
         def note(status: int, body: bytes, retry_after: str | None) -> Fault:
-            faults.append(Fault.parse(status, body, retry_after))
-            return faults[-1]
+            fault = Fault.parse(status, body, retry_after)
+            if not fault.code and status < 429 and body.lstrip().startswith(b"{"):
+                # Older Auth servers name an error without a code, which would be taken for another server's.
+                fault = replace(fault, code=str(status))
+            faults.append(fault)
+            return fault
 
         body = [] if words is None else [json.dumps(words).encode()]
         made = Request(method, f"/auth/v1/{path}", headers, body, read_fault=note)

@@ -21,6 +21,9 @@ __all__ = ["GIVE_OTHERS", "GivenTokens", "check_tokens"]
 #: Most characters of a token. A user's metadata are in it, and it has to fit the head of a request.
 MAX_TOKEN_LENGTH = 32 * 1024
 
+#: Roles of the project's own keys. Users have the role `authenticated`, or one that the project gives them.
+_ROLES_OF_KEYS = ("anon", "service_role")
+
 #: Domain of hosted projects. Tokens of one of them name it.
 _HOSTED = ".supabase.co"
 
@@ -102,7 +105,7 @@ def check_tokens(access_token: object, refresh_token: object, url: str) -> Given
             "access_token is no token of a Supabase project: it has three parts with dots between them, and the user's "
             "id in the second one"
         )
-    if claims.get("role") != "authenticated":
+    if claims.get("role") in _ROLES_OF_KEYS:
         raise InvalidInputError(
             "access_token is not that of a user who has logged in. Is it a key of the project? That is backend_key="
         )

@@ -92,17 +92,21 @@ class KeptLogin:
         """
         try:
             _, tokens = self._read()
-            if tokens.is_fresh() and tokens.access_token != refused:
-                return tokens
-            with self._lock():
-                return self._renew(key, refused)
-        except BackendUnavailableError as error:
-            if time.time() >= tokens.expires_at or tokens.access_token == refused:
-                raise
-            logger.debug("going on with the kept token of before: %s", error)
-            return tokens
+            if tokens.access_token == refused or time.time() >= tokens.expires_at:
+                with _locked(self.path, self.url):
+                    return self._renew(key, refused)
+            return tokens if tokens.is_fresh() else self._renew_early(tokens, key)
         except EndedError as error:
             raise AuthenticationError(str(error)) from error
+
+    def _renew_early(self, tokens: Tokens, key: str) -> Tokens:
+        """Renew tokens that are good for another moment, or go on with them if that cannot be done at once."""
+        try:
+            with _locked(self.path, self.url, timeout_s=0.0):
+                return self._renew(key, None)
+        except BackendUnavailableError as error:
+            logger.debug("going on with the kept token of before: %s", error)
+            return tokens
 
     def loan(self, key: str) -> Loan:
         """Return the access token as a loan. The next one comes from here."""
@@ -118,7 +122,7 @@ class KeptLogin:
         """
         server = AuthServer(self.url, key)
         try:
-            with self._lock():
+            with _locked(self.path, self.url):
                 try:
                     server.end(self._renew(key, None).access_token)
                 except EndedError as error:
@@ -179,11 +183,6 @@ class KeptLogin:
         return Loan(
             tokens.access_token, tokens.fresh_until, tokens.expires_at, self.user_id, _KeptLender(self, key)
         )
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with _locked(self.path, self.url):
-            yield
 
 
 class _KeptLender:
@@ -336,17 +335,19 @@ def _check_project(record: Record, path: Path, url: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, url: str) -> Iterator[None]:
+def _locked(path: Path, url: str, timeout_s: float | None = None) -> Iterator[None]:
+    wait_s = LOCK_TIMEOUT_S if timeout_s is None else timeout_s
+
     def stuck() -> BackendUnavailableError:
         return BackendUnavailableError(
             f"renewing the kept login: another process has held its lock, {path.with_suffix('.lock')}, for "
-            f"{LOCK_TIMEOUT_S:.0f} s, as one does while {url} does not answer. Try again later"
+            f"{wait_s:.0f} s, as one does while {url} does not answer. Try again later"
         )
 
     prepare_folder(path.parent)
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock(path.with_suffix(".lock"), LOCK_TIMEOUT_S, stuck))
+            stack.enter_context(hold_lock(path.with_suffix(".lock"), wait_s, stuck))
         except BackendUnavailableError:
             raise
         except OSError as error:

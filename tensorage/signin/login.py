@@ -259,7 +259,8 @@ class Login:
             if self.session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
             token = self.session.refresh_token
-            if token == self._doubtful:
+            # Supabase forgives a second use for some seconds. Without a password there is nothing else to try.
+            if token == self._doubtful and not self._is_irreplaceable:
                 raise AuthenticationError(
                     "the backend was away when the login was last refreshed, and may have spent the refresh token, "
                     "which can be used once: log in again with session.login_by_mail(email, password)"
