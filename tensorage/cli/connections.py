@@ -22,11 +22,11 @@ from tensorage.backend.wire.patience import PATIENCE_S, Patience
 from tensorage.config import ENVIRONMENT, Configuration, check_key, check_url, configure
 from tensorage.errors import AuthenticationError, ConfigurationError
 from tensorage.signin.auth_requests import AuthServer, SignedIn, no_project
-from tensorage.signin.kept import KeptLogin, find_login
 from tensorage.signin.kept_tokens import Tokens
 
 if TYPE_CHECKING:
     from tensorage.backend.transfer import Transfer
+    from tensorage.signin.kept import KeptLogin
     from tensorage.store import TensorStore
 
 __all__ = ["Choice", "Connection", "connect"]
@@ -89,6 +89,8 @@ class Choice:
         """
         found = self.project()
         if found.email is None or found.password is None:
+            from tensorage.signin.kept import find_login
+
             assert found.backend_url is not None
             kept = find_login(check_url(found.backend_url), found.email)
             if kept is not None:

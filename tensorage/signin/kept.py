@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tensorage.config import is_unread, saved_path
 from tensorage.errors import AuthenticationError, BackendUnavailableError, ConfigurationError, TensorageError
@@ -34,7 +35,9 @@ from tensorage.signin.kept_tokens import (
     save_record,
 )
 from tensorage.signin.keyrings import forget_secret, has_keyring
-from tensorage.signin.lending import Loan
+
+if TYPE_CHECKING:
+    from tensorage.signin.lending import Loan
 
 __all__ = ["KeptLogin", "check_can_keep", "find_login", "keep_login"]
 
@@ -180,6 +183,9 @@ class KeptLogin:
         return f"Run `tensorage login{f' {self.email}' if self.email else ''}` again"
 
     def _loan_of(self, tokens: Tokens, key: str) -> Loan:
+        # The command line has no need of it.
+        from tensorage.signin.lending import Loan
+
         return Loan(
             tokens.access_token, tokens.fresh_until, tokens.expires_at, self.user_id, _KeptLender(self, key)
         )
