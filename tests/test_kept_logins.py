@@ -244,6 +244,7 @@ def test_the_last_login_is_the_one_that_is_used(project: Project, user: User, ke
 
 
 def test_another_login_takes_its_place(project: Project, user: User, kept: KeptLogin, events: Events) -> None:
+    age(kept)
     again = keep(project, user)
     assert again.path == kept.path
     assert [path.suffix for path in sorted(kept.path.parent.iterdir())] == [".json", ".lock"]

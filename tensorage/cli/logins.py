@@ -72,12 +72,7 @@ def login(
         print_json({"email": kept.email, "id": kept.user_id, "url": url, "kept_in": kept.where})
     else:
         click.echo(f"logged in as {kept.name} at {url}, kept in {kept.where}")
-    if choice.project().password is not None:
-        click.echo(
-            "Note: a password is configured, too (USER_PASSWORD, a .env file or `tensorage link --email`). It comes "
-            "before the kept login.",
-            err=True,
-        )
+    _warn_of_others(choice.project(), kept.email)
 
 
 @command("logout", "tensorage logout", "tensorage logout me@lab.org")
@@ -112,6 +107,17 @@ def logout(email: str | None, *, here_only: bool, as_json: bool, choice: Choice)
         click.echo(f"logged out {kept.name} {where}")
         if (other := find_login(url, project.email)) is not None:
             click.echo(f"{other.name} is logged in, too: commands work as this account now")
+
+
+def _warn_of_others(project: Configuration, email: str | None) -> None:
+    """Say if the configuration names a user, so that the kept login is not the one that is used."""
+    if project.password is not None:
+        what, why = "a password", "USER_PASSWORD, a .env file or `tensorage link --email`"
+    elif project.email is not None and project.email.lower() != email:
+        what, why = "another address", "USER_EMAIL or a .env file"
+    else:
+        return
+    click.echo(f"Note: {what} is configured, too ({why}), and comes before the kept login.", err=True)
 
 
 def _project_of(project: Configuration) -> tuple[str, str]:

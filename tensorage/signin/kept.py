@@ -296,7 +296,7 @@ def keep_login(url: str, answer: SignedIn, key: str, place: Place | None = None)
             _end(server, answer.access_token)
             raise
         if before is not None:
-            _end(server, before[1].access_token)
+            _end_replaced(server, before[1])
     finally:
         server.close()
     return _kept(record, path)
@@ -314,6 +314,15 @@ def _before(path: Path) -> tuple[Record, Tokens] | None:
 def _end(server: AuthServer, token: str) -> None:
     try:
         server.end(token)
+    except TensorageError as error:
+        logger.info("a login stays open until it expires: %s", error)
+
+
+def _end_replaced(server: AuthServer, tokens: Tokens) -> None:
+    """End the login that another one has taken the place of. A project ends a login only for a token that is good."""
+    try:
+        is_good = time.time() < tokens.expires_at
+        server.end(tokens.access_token if is_good else server.refresh(tokens.refresh_token).access_token)
     except TensorageError as error:
         logger.info("a login stays open until it expires: %s", error)
 
