@@ -257,6 +257,7 @@ def test_no_token_is_shown(project: Project, application: SignedIn, caplog: pyte
 
 @pytest.fixture
 def anonymous(project: Project) -> BackendSession:
+    project.require_anonymous_accounts()
     session = BackendSession(backend_url=project.url, backend_key=project.key)
     response = session.login_anonymously()
     assert response.user is not None
@@ -316,6 +317,7 @@ def test_an_anonymous_account_becomes_another_ones(project: Project, anonymous: 
 
 
 def test_an_answer_that_is_lost_does_not_lose_the_account(project: Project) -> None:
+    project.require_anonymous_accounts()
     lost: list[str] = []
 
     def loses(exchange: Exchange) -> bool:

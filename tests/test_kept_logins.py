@@ -529,7 +529,7 @@ def test_what_belongs_to_somebody_else(project: Project, kept: KeptLogin, what: 
         session_of(project)()
 
 
-def test_it_goes_to_its_project_and_no_other(project: Project, kept: KeptLogin) -> None:
+def test_it_goes_to_its_project_and_no_other(project: Project, user: User, kept: KeptLogin) -> None:
     """Somebody renames the file, so that it is found for a server of theirs."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -540,8 +540,7 @@ def test_it_goes_to_its_project_and_no_other(project: Project, kept: KeptLogin) 
             with pytest.raises(ConfigurationError, match="is not sent to"):
                 use(project.key)
         digest = kept.path.name.partition("-")[0]
-        with contextlib.suppress(ConfigurationError):
-            keep_login(url, AuthServer(project.url, project.key).make_anonymous(), project.key, "file")
+        keep(project, user, url=url)
         (mine,) = [path for path in kept.path.parent.glob("*.json") if not path.name.startswith(digest)]
         mine.write_bytes(kept.path.read_bytes())
         # The attempt to end a login there, above, is all that has come.

@@ -87,6 +87,7 @@ def test_a_configured_password_comes_first(terminal: Terminal, project: Project,
 
 
 def test_several_accounts(member: Terminal, project: Project, user: User) -> None:
+    project.require_anonymous_accounts()
     anonymous = member.json("login", "--anonymous")
     assert anonymous["email"] is None
     member.run("login", user.email, "--password-stdin", stdin=user.password)
