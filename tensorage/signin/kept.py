@@ -277,7 +277,8 @@ def keep_login(url: str, answer: SignedIn, key: str, place: Place | None = None)
     Raises
     ------
     ConfigurationError
-        If it cannot be kept. The new login has been ended then, and the one of before stays.
+        If it cannot be kept. The new login has been ended then, and the one of before stays. Or if a keyring does not
+        forget the one of before, which has ended, while the new one is kept in a file.
     """
     url = url.rstrip("/")
     server = AuthServer(url, key)
@@ -288,27 +289,31 @@ def keep_login(url: str, answer: SignedIn, key: str, place: Place | None = None)
             record = Record(url, answer.user_id, answer.email, time.time(), kept_in)
             path = _path(url, record.name)
             with _locked(path, url):
-                before = _before(path)
+                before = _before(path, url)
                 save_record(path, record, Tokens.of(answer))
-                if before is not None and before[0].kept_in == "keyring" and kept_in == "file":
-                    forget_secret(url, before[0].name)
         except BaseException:
             _end(server, answer.access_token)
             raise
         if before is not None:
             _end_replaced(server, before[1])
+            if before[0].kept_in == "keyring" and kept_in == "file":
+                forget_secret(url, before[0].name)
     finally:
         server.close()
     return _kept(record, path)
 
 
-def _before(path: Path) -> tuple[Record, Tokens] | None:
-    """Return the login that another one takes the place of; None if there is none that can be read."""
+def _before(path: Path, url: str) -> tuple[Record, Tokens] | None:
+    """Return the login that another one takes the place of; None if there is none of this project that can be read."""
     try:
-        return load_record(path)
+        found = load_record(path)
+        if found is not None:
+            # It is about to be ended, by a request with its token.
+            _check_project(found[0], path, url)
     except ConfigurationError as error:
         logger.info("the kept login of before is replaced: %s", error)
         return None
+    return found
 
 
 def _end(server: AuthServer, token: str) -> None:
