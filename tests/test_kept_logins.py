@@ -93,6 +93,20 @@ def age(kept: KeptLogin, *, expires_at: float = 0.0) -> None:
     save_record(kept.path, record, replace(tokens, fresh_until=0.0, expires_at=expires_at))
 
 
+@pytest.fixture
+def counted(project: Project) -> Iterator[tuple[Project, list[str]]]:
+    """The project by a way on which requests for tokens are noted: by a password, or by a refresh token."""
+    asked: list[str] = []
+
+    def note(exchange: Exchange) -> bool:
+        if "grant_type=" in exchange.target:
+            asked.append(exchange.target.rpartition("=")[2])
+        return False
+
+    with contextlib.closing(Proxy(project.url, note)) as proxy:
+        yield Project(proxy.url, project.key), asked
+
+
 def session_of(project: Project, **settings: Any) -> BackendSession:
     return BackendSession(backend_url=project.url, backend_key=project.key, **settings)
 
@@ -123,7 +137,9 @@ def test_a_session_uses_it_and_leaves_it(
     assert events() == (1, 1)
 
 
-def test_many_refresh_it_once(project: Project, kept: KeptLogin, user: User, events: Events) -> None:
+def test_many_refresh_it_once(counted: tuple[Project, list[str]], user: User, events: Events) -> None:
+    project, asked = counted
+    kept = keep(project, user)
     age(kept)
     home = os.environ["XDG_CONFIG_HOME"]
     together = PROCESSES.Barrier(3 + 1)
@@ -143,11 +159,14 @@ def test_many_refresh_it_once(project: Project, kept: KeptLogin, user: User, eve
             everybody.wait(60)
             assert list(found) == [user.id] * 12
         assert waiting.get(60) == [user.id] * 3
+    assert asked == ["password", "refresh_token"]
     assert events() == (1, 2)
 
 
-def test_nobody_spends_anothers_token(project: Project, kept: KeptLogin, events: Events) -> None:
+def test_nobody_spends_anothers_token(counted: tuple[Project, list[str]], user: User, events: Events) -> None:
     """Eight threads find that their token is refused, again and again. Each use of a refresh token is the first one."""
+    project, asked = counted
+    kept = keep(project, user)
 
     def work(_: int) -> None:
         token = kept.tokens(project.key).access_token
@@ -161,6 +180,8 @@ def test_nobody_spends_anothers_token(project: Project, kept: KeptLogin, events:
     sessions, refresh_tokens = events()
     assert sessions == 1
     assert 4 < refresh_tokens <= 1 + 8 * 4
+    # Auth answers a second use with the token that is there already.
+    assert asked.count("refresh_token") == refresh_tokens - 1
 
 
 def test_a_refused_token_is_renewed(project: Project, kept: KeptLogin, events: Events) -> None:
