@@ -7,7 +7,7 @@ HSDS := .venv-hsds
 PEERS := .venv-peers
 OLDEST_TESTS := tests/test_session.py tests/test_store.py tests/test_shards.py \
     tests/test_engines.py tests/test_zarr_store.py tests/test_import_zarr.py tests/adapters tests/interchange \
-    tests/training/test_aligned.py
+    tests/training/test_aligned.py tests/test_kept_logins.py tests/test_given_tokens.py
 DEMO_DATA := build/demo
 
 # Tests wait for servers and for each other more than they work: twice as many processes as most machines have cores.

@@ -31,7 +31,8 @@ def login(
     Parameters
     ----------
     email, password, backend_url, backend_key, patience_s
-        Parameters of `BackendSession`. Settings that are not given are looked up in the configuration.
+        Parameters of `BackendSession`. Settings that are not given are looked up in the configuration. If there is no
+        password in it, the login that ``tensorage login`` keeps for the project is used.
 
     Raises
     ------
@@ -39,7 +40,8 @@ def login(
         If the login is refused, or a setting for it is missing.
     """
     session = BackendSession(email, password, backend_url, backend_key, patience_s=patience_s)
-    session.login_by_mail()
+    if session.password:
+        session.login_by_mail()
     return session()
 
 

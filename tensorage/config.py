@@ -45,6 +45,8 @@ __all__ = [
     "check_text",
     "check_url",
     "configure",
+    "is_unread",
+    "note_user",
     "redact_url",
     "require",
     "save",
@@ -265,17 +267,23 @@ def check_url(url: str) -> str:
     shown = f"the backend URL {quote(redact_url(url))}"
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        _ = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigurationError(f"{shown} is no URL ({one_line(str(error))})") from error
     for flaw in _flaws_of_url(url, parts):
         raise ConfigurationError(f"{shown} {flaw}")
-    if parts.scheme == "http" and not _is_this_machine(host):
+    if not is_unread(url):
         warn_once(
             f"{url} is not encrypted: whoever is on the way to it can read and change passwords, tokens and arrays. "
             "Use https://, or a tunnel that ends at a port of this machine"
         )
     return url
+
+
+def is_unread(url: str) -> bool:
+    """Tell whether nobody on the way can read requests to a URL: they are encrypted, or stay on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme != "http" or _is_this_machine(parts.hostname or "")
 
 
 def _flaws_of_url(url: str, parts: SplitResult) -> Iterator[str]:
@@ -352,6 +360,13 @@ def save(configuration: Configuration, profile: str | None = None) -> Path:
             Path(temporary).unlink()
         raise
     return path
+
+
+def note_user(profile: str, email: str) -> None:
+    """Make an account that of a profile. A password that was saved for another one is dropped."""
+    saved = _profile(profile).values
+    if saved.get("email") != email:
+        save(Configuration(saved.get("backend_url"), saved.get("backend_key"), email), profile=profile)
 
 
 # Places --------------------------------------------------------------------------------------------------

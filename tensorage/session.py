@@ -24,7 +24,9 @@ from tensorage.backend.database import DatabaseContext
 from tensorage.backend.storage import StorageContext
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.patience import PATIENCE_S, Patience, check_seconds
-from tensorage.config import configure, redact_url
+from tensorage.config import configure, redact_url, require
+from tensorage.errors import InvalidInputError
+from tensorage.signin.given import check_tokens
 from tensorage.signin.lending import Loan
 from tensorage.signin.login import Credentials, Login
 from tensorage.signin.processes import borrow_session, watch
@@ -125,7 +127,11 @@ class BackendSession:
 
         Settings that are not given come from the environment (``SUPABASE_URL``, ``SUPABASE_KEY``, ``USER_EMAIL``,
         ``USER_PASSWORD``), from a ``.env`` file, or from the settings that `tensorage.link_to` saved, in this order. A
-        key or a password that is not meant for the URL is held back: see `tensorage.config`.
+        key or a password that is not meant for the URL is held back: see `tensorage.config`. If no password is found,
+        the login that ``tensorage login`` keeps for the URL is used.
+    access_token, refresh_token
+        Tokens of a user from elsewhere, in place of `email` and `password`: see `set_session`. They are checked here,
+        and used when the session is.
     patience_s
         Seconds for which a login that has worked waits for a backend that is away, before it raises an error. With 0,
         and at first contact, a few quick tries have to do. `patience_s` can be changed at any time.
@@ -162,14 +168,22 @@ class BackendSession:
         backend_url: str | None = None,
         backend_key: str | None = None,
         *,
+        access_token: str | None = None,
+        refresh_token: str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         patience = Patience(patience_s)
         known = configure(email=email, password=password, backend_url=backend_url, backend_key=backend_key)
         url = known.backend_url.rstrip("/") if known.backend_url else None
-        self._begin(
-            Credentials(known.email, known.password, url, known.backend_key, known.held_back), patience
-        )
+        credentials = Credentials(known.email, known.password, url, known.backend_key, known.held_back)
+        if access_token is not None or refresh_token is not None:
+            if email or password:
+                raise InvalidInputError("give an e-mail and a password, or tokens, and not both")
+            given = check_tokens(access_token, refresh_token, require("backend_url", url))
+            # The configured user may be another one.
+            credentials.email = credentials.password = None
+            credentials.given = given
+        self._begin(credentials, patience)
 
     def _begin(self, credentials: Credentials, patience: Patience, loan: Loan | None = None) -> None:
         self.login = Login(credentials, patience, loan)
@@ -251,6 +265,63 @@ class BackendSession:
         """
         return self.login.log_in(email, password)
 
+    def login_anonymously(self) -> AuthResponse:
+        """Make an account that has neither an address nor a password, and log in as it.
+
+        The project has to allow anonymous sign-ins. The account lasts as long as its tokens do: nobody can log in to it
+        again once they are lost, and its arrays stay behind. Contexts, stores and the end of the session do not end it.
+        `logout` does.
+
+        Returns
+        -------
+        AuthResponse
+            The user, and the session with its tokens.
+
+        Raises
+        ------
+        AuthenticationError
+            If the project does not allow it.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.login_anonymously()
+            store = session()
+        """
+        return self.login.log_in_anonymously()
+
+    def set_session(self, access_token: str, refresh_token: str | None = None) -> AuthResponse:
+        """Work as the user of tokens from elsewhere: of an application, or of a flow of the SDK such as OAuth.
+
+        The project is asked whose they are. The session renews them from then on: a refresh token can be used once, and
+        whoever has given it must not use it any more. Without one, the access token works until it expires, and an
+        error says so then. Contexts, stores and the end of the session do not end such a login. `logout` ends it, or
+        forgets it if there is no refresh token.
+
+        Returns
+        -------
+        AuthResponse
+            The user, and the session with its tokens, which may be new ones.
+
+        Raises
+        ------
+        InvalidInputError
+            If one is no token of a user, or of another project.
+        AuthenticationError
+            If the project refuses them, or they have expired. Nothing has changed then.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            session = BackendSession()
+            session.set_session(access_token, refresh_token)
+            store = session()
+        """
+        return self.login.use_tokens(access_token, refresh_token)
+
     def register_by_mail(self, email: str, password: str) -> AuthResponse:
         """Register a new user.
 
@@ -277,7 +348,8 @@ class BackendSession:
         Raises
         ------
         AuthenticationError
-            If nobody is logged in, or the login has ended.
+            If nobody is logged in, or the login has ended; or if it is renewed elsewhere, as that of another process,
+            one that ``tensorage login`` keeps, and an access token that was given alone.
 
         Examples
         --------
@@ -292,6 +364,9 @@ class BackendSession:
 
     def logout(self) -> None:
         """End this session's login, and no other of the user's. The next use of the session logs in again.
+
+        A login that ``tensorage login`` keeps is left alone, since all processes of this user share it: ``tensorage
+        logout`` ends it.
 
         Examples
         --------
@@ -387,7 +462,11 @@ class BackendSession:
 
     def __repr__(self) -> str:
         user = self._user
-        state = f"logged in as {user.email}" if user is not None else "not logged in"
+        state = "not logged in"
+        if user is not None:
+            state = f"logged in as {user.email or 'an anonymous account'}"
+        elif self.login.loan is not None:
+            state = f"logged in as {self.email or self.login.loan.user_id}"
         url = redact_url(self.backend_url) if self.backend_url else "without a project"
         return f"<BackendSession {url}, {state}>"
 

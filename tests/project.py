@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 
 from tensorage import BackendSession
 from tensorage.backend.wire.http import tls_context
@@ -57,6 +58,13 @@ class Project:
     def session(self, user: User) -> BackendSession:
         """A session of the user that is not logged in yet."""
         return BackendSession(user.email, user.password, self.url, self.key)
+
+    def require_anonymous_accounts(self) -> None:
+        """Skip the test if the owner of the project does not allow accounts without an address."""
+        with httpx.Client(base_url=self.url, timeout=30, verify=tls_context(self.url)) as http:
+            settings = http.get("/auth/v1/settings", headers={"apikey": self.key}).json()
+        if IS_ELSEWHERE and not settings["external"].get("anonymous_users"):
+            pytest.skip("the project that SUPABASE_URL names allows no anonymous accounts")
 
 
 def new_email() -> str:

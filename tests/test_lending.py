@@ -31,6 +31,8 @@ from project import Project
 from tensorage import AuthenticationError, BackendSession
 from tensorage.embedded import control
 from tensorage.signin import proofs
+from tensorage.signin.auth_requests import AuthServer
+from tensorage.signin.kept import keep_login
 from tensorage.signin.lending import Loan, Whereabouts
 
 #: Tokens of the backend of these tests live so long, in seconds.
@@ -280,6 +282,31 @@ class TestSharing:
         assert pickle.loads(pickle.dumps(other)).user_id == other.user_id
         assert pickle.loads(pickle.dumps(session)).user_id == session.user_id
         other.logout()
+
+
+class TestAKeptLogin:
+    def test_it_outlives_many_tokens(
+        self, short: control.Running, session: BackendSession, events: Events
+    ) -> None:
+        """Sessions that work for several lifetimes of a token: one login, and no token is spent twice."""
+        server = AuthServer(short.api_url, short.anon_key)
+        answer = server.log_in(str(session.email), str(session.password))
+        server.close()
+        session.logout()
+        keep_login(short.api_url, answer, short.anon_key, "file")
+
+        def work(_: int) -> int:
+            mine = BackendSession(backend_url=short.api_url, backend_key=short.anon_key)
+            tokens = set()
+            store = mine()
+            while len(tokens) < 3:
+                tokens.add(mine.token)
+                assert list(store) == []
+            return len(tokens)
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(work, range(6))) == [3] * 6
+        assert events()[0] == 1
 
 
 class TestTheSocket:

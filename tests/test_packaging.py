@@ -21,6 +21,7 @@ HEAVY = {
     "asyncpg",
     "click",
     "httpx",
+    "keyring",
     "numcodecs",
     "postgrest",
     "pydantic",

@@ -6,13 +6,15 @@ It is in a module of its own, since a process that is started anew imports it by
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from project import Project, User
 
-from tensorage import TensorStore
+from tensorage import BackendSession, TensorStore
 from tensorage.types import Engine
 
 #: Elements of a row of the arrays that are appended to: 32 KiB.
@@ -113,3 +115,29 @@ def change(project: Project, user: User, key: str, engine: Engine) -> None:
             store.append(key, ones)
         else:
             store[key, :, 1:] = ones[:, 1:]
+
+
+def wait_for(others: Any) -> None:
+    """Begin the work of a process when all others are there, too."""
+    others.wait(60)
+
+
+def use_kept(place: tuple[str, Project]) -> str:
+    """Work with the login that is kept in a folder of settings, and return the id of its account."""
+    os.environ["XDG_CONFIG_HOME"], project = place
+    session = BackendSession(backend_url=project.url, backend_key=project.key)
+    assert list(session()) == []
+    return session.user_id
+
+
+def use_pickled(pickled: bytes) -> list[str]:
+    """Work with a session of another process, whose token is refused, and return the keys of its user."""
+    session: BackendSession = pickle.loads(pickled)
+    session.login.renew_unless_done(session.token)
+    return list(session())
+
+
+def keys_of_pickled(pickled: bytes) -> list[str]:
+    """Return the keys of the user of another process's session."""
+    session: BackendSession = pickle.loads(pickled)
+    return list(session())

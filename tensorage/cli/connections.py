@@ -1,7 +1,7 @@
 """The project and the user of a command: found as a session finds them, and logged in without the SDK.
 
-The SDK takes longer to load than most commands take. A command logs in by a request of its own, and ends that login
-when it is done.
+The SDK takes longer to load than most commands take. A command works with the login that `tensorage login` keeps. If it
+finds a password, it logs in by a request of its own, and ends that login when it is done.
 """
 
 from __future__ import annotations
@@ -9,34 +9,27 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tensorage.backend.wire.faults import Fault, check_version
+from tensorage.backend.wire.faults import check_version
 from tensorage.backend.wire.http import Http, Request
 from tensorage.backend.wire.patience import PATIENCE_S, Patience
-from tensorage.config import ENVIRONMENT, Configuration, check_url, configure
-from tensorage.errors import (
-    AuthenticationError,
-    BackendUnavailableError,
-    ConfigurationError,
-    InvalidInputError,
-    PermissionDeniedError,
-)
+from tensorage.config import ENVIRONMENT, Configuration, check_key, check_url, configure
+from tensorage.errors import AuthenticationError, ConfigurationError
+from tensorage.signin.auth_requests import AuthServer, SignedIn, no_project
+from tensorage.signin.kept_tokens import Tokens
 
 if TYPE_CHECKING:
     from tensorage.backend.transfer import Transfer
+    from tensorage.signin.kept import KeptLogin
     from tensorage.store import TensorStore
 
 __all__ = ["Choice", "Connection", "connect"]
-
-#: A token that expires within this many seconds is renewed before it is used.
-RENEW_BEFORE_S = 60
 
 NO_PROJECT = (
     "no backend_url is configured: give --url and --key, or --local for the embedded backend, or set "
@@ -70,8 +63,8 @@ class Choice:
         if self.data_dir is not None and not self.is_local:
             raise click.UsageError("--data-dir is of the embedded backend: give --local, too")
 
-    def configuration(self) -> Configuration:
-        """Return the settings of the project and the user, all of which are known.
+    def project(self) -> Configuration:
+        """Return the settings, of which the URL and the key of the project are known.
 
         Raises
         ------
@@ -83,11 +76,28 @@ class Choice:
         found = configure(profile=self.profile, backend_url=self.url, backend_key=self.key)
         if found.backend_url is None:
             raise ConfigurationError(NO_PROJECT)
-        for name, option in (("backend_key", ", or give --key"), ("email", ""), ("password", "")):
-            if getattr(found, name) is None:
-                remedy = f"set {ENVIRONMENT[name]} in the environment or in a .env file{option}"
-                raise ConfigurationError(found.held_back.get(name, f"no {name} is configured: {remedy}"))
+        _require(found, "backend_key", ", or give --key")
         return found
+
+    def login(self) -> Login:
+        """Return the login of the configured user, or the kept one if there is no password.
+
+        Raises
+        ------
+        ConfigurationError
+            If neither is there.
+        """
+        found = self.project()
+        if found.email is None or found.password is None:
+            from tensorage.signin.kept import find_login
+
+            assert found.backend_url is not None
+            kept = find_login(check_url(found.backend_url), found.email)
+            if kept is not None:
+                return Login(found, kept=kept)
+            for name in ("email", "password"):
+                _require(found, name, ", or run `tensorage login` once")
+        return Login(found, may_register=self.is_local)
 
     def _of_local(self) -> Configuration:
         from tensorage.errors import missing_package
@@ -100,17 +110,10 @@ class Choice:
         return Configuration(running.api_url, running.anon_key, running.email, running.password)
 
 
-@dataclass
-class _Key:
-    """Headers of requests before anybody is logged in."""
-
-    key: str = field(repr=False)
-
-    def headers(self) -> dict[str, str]:
-        return {"apikey": self.key}
-
-    def renew(self, refused: str) -> None:
-        del refused
+def _require(found: Configuration, name: str, otherwise: str) -> None:
+    if getattr(found, name) is None:
+        remedy = f"set {ENVIRONMENT[name]} in the environment or in a .env file{otherwise}"
+        raise ConfigurationError(found.held_back.get(name, f"no {name} is configured: {remedy}"))
 
 
 class Login:
@@ -120,106 +123,91 @@ class Login:
     ----------
     may_register
         Register the user if there is none: the embedded backend has one of its own, who may never have been there.
+    kept
+        Login that is kept, in place of e-mail and password. It goes on when the command is done.
     """
 
-    def __init__(self, settings: Configuration, *, may_register: bool = False) -> None:
+    def __init__(
+        self, settings: Configuration, *, may_register: bool = False, kept: KeptLogin | None = None
+    ) -> None:
         assert settings.backend_url is not None
         assert settings.backend_key is not None
         self.url = check_url(settings.backend_url).rstrip("/")
+        self.kept = kept
         self._settings = settings
         self._may_register = may_register
-        self._key: str = settings.backend_key
+        self._key: str = check_key(settings.backend_key)
         self._lock = threading.RLock()
-        self._http = Http(self.url, _Key(self._key), patience=Patience(0.0, self.url))
-        self._answer: dict[str, Any] | None = None
-        self._renew_at = 0.0
+        self._server = AuthServer(self.url, self._key)
+        self._answer: SignedIn | None = None
+        self._tokens: Tokens | None = None
 
     @property
-    def email(self) -> str:
-        return str(self._settings.email)
+    def email(self) -> str | None:
+        return self.kept.email if self.kept is not None else self._settings.email
 
     @property
-    def user(self) -> dict[str, Any]:
-        """The account, as Auth describes it."""
+    def user_id(self) -> str:
+        """Id of the account."""
+        if self.kept is not None:
+            return self.kept.user_id
         with self._lock:
-            user: dict[str, Any] = self._logged_in()["user"]
-            return user
+            self._logged_in()
+            assert self._answer is not None
+            return self._answer.user_id
+
+    def ask_for_user(self) -> Mapping[str, Any]:
+        """Return the account, as Auth describes it now."""
+        with self._lock:
+            token = self._logged_in().access_token
+            if self._answer is not None:
+                return self._answer.user
+        return self._server.user(token)
 
     def headers(self) -> dict[str, str]:
         with self._lock:
-            token = self._logged_in()["access_token"]
+            token = self._logged_in().access_token
         return {"apikey": self._key, "Authorization": f"Bearer {token}"}
 
     def renew(self, refused: str) -> None:
         with self._lock:
-            if self._answer is not None and refused == f"Bearer {self._answer['access_token']}":
-                self._refresh()
+            if self._tokens is not None and refused == f"Bearer {self._tokens.access_token}":
+                self._tokens = self._renewed(self._tokens, refused=self._tokens.access_token)
 
     def end(self) -> None:
-        """End the login, if there is one. Does not raise, and takes no longer than two seconds."""
+        """End the login, if there is one of this command's own. Does not raise, and takes two seconds at most."""
         from tensorage.signin.state import last_logout
 
         with self._lock:
-            answer, self._answer = self._answer, None
-        if answer is not None:
-            last_logout(self.url, self._key, answer["access_token"])
-        self._http.close()
+            tokens, self._tokens = self._tokens, None
+        if tokens is not None and self.kept is None:
+            last_logout(self.url, self._key, tokens.access_token)
+        self._server.close()
 
-    def _logged_in(self) -> dict[str, Any]:
-        if self._answer is None:
-            self._accept(self._log_in())
-        elif time.time() > self._renew_at:
-            self._refresh()
-        assert self._answer is not None
-        return self._answer
+    def _logged_in(self) -> Tokens:
+        if self._tokens is None:
+            self._tokens = self._first()
+        elif not self._tokens.is_fresh():
+            self._tokens = self._renewed(self._tokens)
+        return self._tokens
 
-    def _log_in(self) -> dict[str, Any]:
-        words = {"email": self.email, "password": self._settings.password}
+    def _first(self) -> Tokens:
+        if self.kept is not None:
+            return self.kept.tokens(self._key)
+        email, password = str(self._settings.email), str(self._settings.password)
         try:
-            return self._ask("token?grant_type=password", words, f"logging in as {self.email}")
+            self._answer = self._server.log_in(email, password)
         except AuthenticationError:
             if not self._may_register:
                 raise
-            return self._ask("signup", words, f"registering {self.email}")
+            self._answer = self._server.register(email, password)
+        return Tokens.of(self._answer)
 
-    def _refresh(self) -> None:
-        assert self._answer is not None
-        words = {"refresh_token": self._answer["refresh_token"]}
-        self._accept(self._ask("token?grant_type=refresh_token", words, "refreshing the login"))
-
-    def _accept(self, answer: dict[str, Any]) -> None:
-        self._answer = answer
-        self._renew_at = time.time() + float(answer.get("expires_in", 3600)) - RENEW_BEFORE_S
-
-    def _ask(self, path: str, words: Mapping[str, Any], asked: str) -> dict[str, Any]:
-        faults: list[Fault] = []
-
-        def note(status: int, body: bytes, retry_after: str | None) -> Fault:
-            faults.append(Fault.parse(status, body, retry_after))
-            return faults[-1]
-
-        request = Request(
-            "POST", f"/auth/v1/{path}", {"Content-Type": "application/json"}, [json.dumps(words).encode()],
-            read_fault=note,
-        )  # fmt: skip
-        try:
-            answer = json.loads(self._http.ask(request, asked).body)
-        except (InvalidInputError, AuthenticationError, PermissionDeniedError) as error:
-            said = faults[-1].message.rstrip(".")
-            raise AuthenticationError(
-                f"{asked}: {said}. Check the e-mail, the password and the key"
-            ) from error
-        except ValueError as error:
-            raise _no_project(asked, self.url) from error
-        if not isinstance(answer, dict) or not {"access_token", "refresh_token", "user"} <= answer.keys():
-            raise _no_project(asked, self.url)
-        return answer
-
-
-def _no_project(asked: str, url: str) -> BackendUnavailableError:
-    return BackendUnavailableError(
-        f"{asked}: {url} does not answer as a Supabase project does. Check the URL"
-    )
+    def _renewed(self, tokens: Tokens, refused: str | None = None) -> Tokens:
+        if self.kept is not None:
+            return self.kept.tokens(self._key, refused)
+        self._answer = self._server.refresh(tokens.refresh_token)
+        return Tokens.of(self._answer)
 
 
 class Connection:
@@ -254,11 +242,11 @@ class Connection:
         try:
             return json.loads(answer.body)
         except ValueError as error:
-            raise _no_project(asked, self.login.url) from error
+            raise no_project(asked, self.login.url) from error
 
     @property
     def user_id(self) -> str:
-        return str(self.login.user["id"])
+        return self.login.user_id
 
     @cached_property
     def transfer(self) -> Transfer:
@@ -295,7 +283,7 @@ class Connection:
 @contextlib.contextmanager
 def connect(choice: Choice) -> Iterator[Connection]:
     """Open a connection for the time of a command."""
-    connection = Connection(Login(choice.configuration(), may_register=choice.is_local))
+    connection = Connection(choice.login())
     try:
         yield connection
     finally:

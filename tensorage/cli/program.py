@@ -41,6 +41,8 @@ SUBJECTS: dict[str, dict[str, tuple[str, str]]] = {
         "shares": ("sharing", "List shares."),
     },
     "Projects": {
+        "login": ("logins", "Log in once, for later commands and sessions."),
+        "logout": ("logins", "End the login that is kept."),
         "whoami": ("projects", "Tell the user and the project."),
         "link": ("projects", "Remember a project for this user of the machine."),
         "usage": ("projects", "Tell what this user has stored, and may store."),
@@ -105,5 +107,6 @@ def main() -> None:
     """Keep numpy arrays of any size in a Supabase project, and get them back by numpy slicing.
 
     The project and the user come from the environment (SUPABASE_URL, SUPABASE_KEY, USER_EMAIL, USER_PASSWORD), from a
-    .env file, or from `tensorage link`. With --local, they are those of the embedded backend of this machine.
+    .env file, or from `tensorage link`. Without a password there, `tensorage login` says who the user is. With --local,
+    both are those of the embedded backend of this machine.
     """

@@ -21,15 +21,18 @@ __all__ = ["COMMANDS"]
 def whoami(*, as_json: bool, choice: Choice) -> None:
     """Tell the user and the project, once the login has worked."""
     with connect(choice) as connection:
+        kept = connection.login.kept
         said = {
-            "email": connection.login.user.get("email"),
+            "email": connection.login.ask_for_user().get("email") or None,
             "id": connection.user_id,
             "url": connection.backend_url,
+            "kept_in": None if kept is None else kept.where,
         }
     if as_json:
         print_json(said)
     else:
-        click.echo(f"{said['email']} ({said['id']}) at {said['url']}")
+        place = "" if said["kept_in"] is None else f", by the login that is kept in {said['kept_in']}"
+        click.echo(f"{said['email'] or 'an anonymous account'} ({said['id']}) at {said['url']}{place}")
 
 
 @command("usage", "tensorage usage", "tensorage usage --json")
@@ -113,8 +116,8 @@ def _try_login(choice: Choice, email: str, password: str) -> None:
 def doctor(*, as_json: bool, **project: Any) -> None:
     """Look at a project, and tell what is wrong with it and what to do.
 
-    Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set, to see the project from within. The
-    exit status is 1 if there is an error among the findings.
+    Nothing is changed. A user logs in, if $USER_EMAIL and $USER_PASSWORD are set or `tensorage login` keeps a login, to
+    see the project from within. The exit status is 1 if there is an error among the findings.
     """
     from tensorage.doctor.expected import load_expected
     from tensorage.doctor.findings import judge

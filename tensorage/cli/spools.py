@@ -103,9 +103,13 @@ def _session(choice: Choice) -> BackendSession:
 
     if choice.is_local:
         return local(choice.data_dir)
-    found = choice.configuration()
+    login = choice.login()
+    found = choice.project()
     session = BackendSession(found.email, found.password, found.backend_url, found.backend_key)
-    session.login_by_mail()
+    if login.kept is not None:
+        session.login.borrow(login.kept)
+    else:
+        session.login_by_mail()
     return session
 
 

@@ -15,6 +15,7 @@ from tensorage.config import ENVIRONMENT, Configuration, check_url, require
 from tensorage.doctor.answers import Answer, Inside, Reply, Sight, Silence
 from tensorage.errors import AuthenticationError, BackendUnavailableError
 from tensorage.session import BackendSession
+from tensorage.signin.kept import KeptLogin, find_login
 from tensorage.signin.keys import ServiceKey, read_key
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def look_at(configuration: Configuration) -> Sight:
     Parameters
     ----------
     configuration
-        Project to look at. Its user logs in if e-mail and password are there. The service key is used if there is one.
+        Project to look at. Its user logs in if e-mail and password are there, or if a login is kept. The service key is
+        used if there is one.
 
     Raises
     ------
@@ -91,11 +93,12 @@ class _Look:
         )
 
     def _look_as_user(self) -> None:
-        if reason := self._why_no_login():
-            self._sight = replace(self._sight, no_login=reason)
-            return
         try:
-            with _logged_in(self._configuration) as session:
+            kept = self._find_kept()
+            if kept is None and (reason := self._why_no_login()):
+                self._sight = replace(self._sight, no_login=reason)
+                return
+            with _logged_in(self._configuration, kept) as session:
                 token, user_id = session.token, session.user_id
                 headers = {**self._key, "Authorization": f"Bearer {token}"}
                 body = {"prefix": f"{user_id}/", "limit": 1}
@@ -107,6 +110,13 @@ class _Look:
         except BackendUnavailableError as error:
             self._sight = replace(self._sight, login_outage=str(error))
 
+    def _find_kept(self) -> KeptLogin | None:
+        """Return the login that `tensorage login` keeps, if it is the one that a session would use."""
+        configuration = self._configuration
+        if not configuration.backend_key or (configuration.email and configuration.password):
+            return None
+        return find_login(self._asker.url, configuration.email)
+
     def _why_no_login(self) -> str | None:
         configuration = self._configuration
         missing = [name for name in ("email", "password") if not getattr(configuration, name)]
@@ -114,7 +124,7 @@ class _Look:
             return None
         reasons = [configuration.held_back[name] for name in missing if name in configuration.held_back]
         variables = " and ".join(ENVIRONMENT[name] for name in missing)
-        return ". ".join(reasons) or f"no login is configured: set {variables}"
+        return ". ".join(reasons) or f"no login is configured: set {variables}, or run `tensorage login` once"
 
     def _look_inside(self, caller: str, headers: Mapping[str, str]) -> None:
         answer = self._asker.call("tensorage_doctor", headers)
@@ -125,8 +135,8 @@ class _Look:
 
 
 @contextlib.contextmanager
-def _logged_in(configuration: Configuration) -> Iterator[BackendSession]:
-    """Log in for the time of the block. An outage is not waited out."""
+def _logged_in(configuration: Configuration, kept: KeptLogin | None) -> Iterator[BackendSession]:
+    """Log in for the time of the block, or work with a kept login. An outage is not waited out."""
     session = BackendSession(
         configuration.email,
         configuration.password,
@@ -134,6 +144,8 @@ def _logged_in(configuration: Configuration) -> Iterator[BackendSession]:
         configuration.backend_key,
         patience_s=0,
     )
+    if kept is not None:
+        session.login.borrow(kept)
     session.hold()
     try:
         yield session

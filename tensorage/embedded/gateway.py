@@ -39,6 +39,8 @@ class Settings:
         The project's API keys.
     jwt_lifetime_s
         Seconds for which an access token is good (hosted Supabase: 3600).
+    allows_anonymous
+        Whether anybody may make an account without an address. Hosted Supabase asks the owner of the project first.
     """
 
     rest_dsn: str = field(repr=False)
@@ -48,6 +50,7 @@ class Settings:
     anon_key: str = field(repr=False)
     service_role_key: str = field(repr=False)
     jwt_lifetime_s: int = 3600
+    allows_anonymous: bool = True
 
 
 #: Methods whose answers no cache keeps.
@@ -62,7 +65,12 @@ def build_app(settings: Settings) -> ASGIApp:
     auth_database = Database(settings.auth_dsn, max_size=4)
     keys = frozenset({settings.anon_key, settings.service_role_key})
     rest = RestApi(rest_database, tokens)
-    auth = AuthApi(auth_database, tokens, jwt_lifetime_s=settings.jwt_lifetime_s)
+    auth = AuthApi(
+        auth_database,
+        tokens,
+        jwt_lifetime_s=settings.jwt_lifetime_s,
+        allows_anonymous=settings.allows_anonymous,
+    )
 
     storage = StorageApi(rest_database, tokens, settings.storage_dir)
 

@@ -79,9 +79,10 @@ class Tokens:
         user
             The user in the Auth API's JSON: id, email, phone, role, app_metadata, user_metadata, is_anonymous.
         authenticated_at
-            Time at which the user logged in with a password. Refreshed tokens keep it.
+            Time at which the user logged in. Refreshed tokens keep it.
         """
         now = int(time.time())
+        method = "anonymous" if user.get("is_anonymous") else "password"
         claims = {
             "sub": str(user["id"]),
             "aud": "authenticated",
@@ -93,7 +94,7 @@ class Tokens:
             "session_id": session_id,
             "is_anonymous": user.get("is_anonymous") or False,
             "aal": "aal1",
-            "amr": [{"method": "password", "timestamp": int(authenticated_at.timestamp())}],
+            "amr": [{"method": method, "timestamp": int(authenticated_at.timestamp())}],
             "iat": now,
             "exp": now + lifetime_s,
             # Makes two logins within one second two tokens.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tensorage.errors import AuthenticationError
 
-__all__ = ["Key", "KeyKind", "ServiceKey", "read_key"]
+__all__ = ["Key", "KeyKind", "ServiceKey", "claims_of", "read_key"]
 
 #: Kinds of keys. The two legacy kinds are JWTs that name a role.
 KeyKind = Literal["publishable", "secret", "legacy anon", "legacy service", "other"]
@@ -52,7 +52,7 @@ def read_key(key: str) -> Key:
     for prefix, kind in _BY_PREFIX.items():
         if key.startswith(prefix):
             return Key(kind)
-    claims = _claims(key)
+    claims = claims_of(key)
     kind = _BY_ROLE.get(str(claims.get("role")), "other")
     project, end = claims.get("ref"), claims.get("exp")
     return Key(
@@ -62,7 +62,7 @@ def read_key(key: str) -> Key:
     )
 
 
-def _claims(token: str) -> Mapping[str, Any]:
+def claims_of(token: str) -> Mapping[str, Any]:
     """Return the claims of a JWT, unchecked; none if it is no JWT."""
     parts = token.split(".")
     if len(parts) != 3:

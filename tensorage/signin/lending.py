@@ -20,15 +20,15 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import connection
-from typing import Any
+from typing import Any, Protocol
 
 from tensorage.errors import AuthenticationError, BackendUnavailableError, TensorageError
 from tensorage.signin.proofs import NotThePeerError, prove_as_asker, prove_as_lender
 from tensorage.wording import one_line
 
-__all__ = ["Lender", "Loan", "Whereabouts"]
+__all__ = ["Lender", "Loan", "Source", "Whereabouts"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,23 @@ PAUSE_S = 0.1
 _MAX_MESSAGE_BYTES = 64 * 1024
 
 
+class Source(Protocol):
+    """A giver of tokens.
+
+    Attributes
+    ----------
+    is_elsewhere
+        True if it is a process that any process of this user can ask.
+    """
+
+    @property
+    def is_elsewhere(self) -> bool: ...
+
+    def next_loan(self, refused: str | None) -> Loan:
+        """Return a loan with a fresh token, another one than the refused."""
+        ...
+
+
 @dataclass(frozen=True)
 class Whereabouts:
     """Address of a lender, and the key that the lender and its askers share."""
@@ -55,37 +72,15 @@ class Whereabouts:
     secret: str = field(repr=False)
 
     @property
+    def is_elsewhere(self) -> bool:
+        return True
+
+    @property
     def key(self) -> bytes:
         return self.secret.encode()
 
-
-@dataclass(frozen=True)
-class Loan:
-    """The token of another process's login.
-
-    Parameters
-    ----------
-    fresh_until
-        Time from which on the lender has a newer token. In seconds since the epoch, as `expires_at`.
-    user_id
-        User whose token it is.
-    lender
-        Address for the next loan; None if the process that holds the login cannot be asked.
-    """
-
-    token: str = field(repr=False)
-    fresh_until: float
-    expires_at: float
-    user_id: str
-    lender: Whereabouts | None = None
-
-    def next(self, refused: str | None = None) -> Loan:
+    def next_loan(self, refused: str | None) -> Loan:
         """Ask the lender for a fresh token.
-
-        Parameters
-        ----------
-        refused
-            The token that the backend has refused, if that is the reason for the question.
 
         Raises
         ------
@@ -95,18 +90,16 @@ class Loan:
         BackendUnavailableError
             If the lender cannot renew the login now, because the backend is away.
         """
-        if self.lender is None:
-            raise _login_gone("it cannot be asked for another one")
         try:
-            with connection.Client(self.lender.address) as asking:
-                prove_as_asker(asking, self.lender.key, ANSWER_TIMEOUT_S)
+            with connection.Client(self.address) as asking:
+                prove_as_asker(asking, self.key, ANSWER_TIMEOUT_S)
                 asking.send_bytes(json.dumps({"refused": refused}).encode())
                 if not asking.poll(ANSWER_TIMEOUT_S):
                     raise _login_gone(f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s")
                 answer = json.loads(asking.recv_bytes(_MAX_MESSAGE_BYTES))
         except NotThePeerError as error:
             raise _login_gone(
-                f"what answers at {self.lender.address} is not that process: {one_line(str(error))}"
+                f"what answers at {self.address} is not that process: {one_line(str(error))}"
             ) from error
         except (OSError, EOFError) as error:
             raise _login_gone(f"it cannot be asked for another one ({type(error).__name__})") from error
@@ -117,7 +110,52 @@ class Loan:
             )
         if "error" in answer:
             raise _login_gone(f"it has no other one: {answer['error']}")
-        return Loan(**answer, lender=self.lender)
+        return Loan(**answer, lender=self)
+
+
+@dataclass(frozen=True)
+class Loan:
+    """The token of a login that something else renews: another process, mostly.
+
+    Parameters
+    ----------
+    fresh_until
+        Time from which on the lender has a newer token. In seconds since the epoch, as `expires_at`.
+    user_id
+        User whose token it is.
+    lender
+        Giver of the next loan; None if the process that holds the login cannot be asked.
+    """
+
+    token: str = field(repr=False)
+    fresh_until: float
+    expires_at: float
+    user_id: str
+    lender: Source | None = None
+
+    @property
+    def is_of_process(self) -> bool:
+        """Whether the login is another process's."""
+        return self.lender is None or self.lender.is_elsewhere
+
+    def next(self, refused: str | None = None) -> Loan:
+        """Return a loan with a fresh token.
+
+        Parameters
+        ----------
+        refused
+            The token that the backend has refused, if that is the reason for the question.
+
+        Raises
+        ------
+        AuthenticationError
+            If there is no other token.
+        BackendUnavailableError
+            If the login cannot be renewed now, because the backend is away.
+        """
+        if self.lender is None:
+            raise _login_gone("it cannot be asked for another one")
+        return self.lender.next_loan(refused)
 
 
 def _login_gone(why: str) -> AuthenticationError:
@@ -223,11 +261,15 @@ class Lender:
 
     def _answer_to(self, refused: str | None) -> dict[str, Any]:
         try:
-            loan = asdict(self._lend(refused))
+            loan = self._lend(refused)
         except BackendUnavailableError as error:
             return {"error": str(error), "is_passing": True}
         except TensorageError as error:
             return {"error": str(error)}
         # The asker knows the lender, and its key must not be sent.
-        del loan["lender"]
-        return loan
+        return {
+            "token": loan.token,
+            "fresh_until": loan.fresh_until,
+            "expires_at": loan.expires_at,
+            "user_id": loan.user_id,
+        }

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from tensorage.errors import (
     ConfigurationError,
     TensorageError,
 )
+from tensorage.signin.given import GIVE_OTHERS, GivenTokens, check_tokens
+from tensorage.signin.kept import KeptLogin, find_login
 from tensorage.signin.lending import Lender, Loan
 from tensorage.signin.state import (
     LAST_WORK_S,
@@ -53,6 +55,8 @@ class Credentials:
     ----------
     held_back
         Reason for each setting that is configured but not meant for this URL, for messages.
+    given
+        Tokens to begin with, in place of e-mail and password.
     """
 
     email: str | None = None
@@ -60,6 +64,7 @@ class Credentials:
     backend_url: str | None = None
     backend_key: str | None = field(default=None, repr=False)
     held_back: Mapping[str, str] = field(default_factory=dict, repr=False)
+    given: GivenTokens | None = field(default=None, repr=False)
 
     def required_url(self) -> str:
         """Return the URL of the project, or raise an error that asks for one."""
@@ -95,6 +100,10 @@ class Login:
         #: End of the token by this machine's clock, in seconds since the epoch.
         self.expires_at = 0.0
         self.loan = loan
+        #: Whether there is no way back into the login once it is ended: nobody knows a password of it.
+        self._is_irreplaceable = credentials.given is not None
+        #: Account whose kept login was used: the session never goes on as another one by itself.
+        self._kept_account: str | None = None
         #: Refresh token whose use got no answer. Such a token may be spent, since it can be used only once.
         self._doubtful: str | None = None
         self._holders = 0
@@ -126,12 +135,12 @@ class Login:
     def token_now(self) -> str:
         """Return the token, without waiting for a backend that is away."""
         with self.lock:
+            if self.loan is None and self.session is None:
+                self._login()
             if self.loan is not None:
                 self._borrow_again_in_time(self.loan)
                 return self.loan.token
-            if self.session is None:
-                self._login()
-            elif self._expires_soon():
+            if self._expires_soon():
                 self._renew()
             assert self.session is not None
             return self.session.access_token
@@ -202,17 +211,56 @@ class Login:
                 self.credentials.email, self.credentials.password = email, password
             return response
 
+    def log_in_anonymously(self) -> AuthResponse:
+        """Make an account without an address, and log in as it."""
+        with self.lock:
+            try:
+                with auth_errors("making an anonymous account", self.credentials.backend_url):
+                    response = self._sdk().auth.sign_in_anonymously()
+            except AuthenticationError:
+                self._restore()
+                raise
+            self._replace(response, is_irreplaceable=True)
+            return response
+
+    def use_tokens(self, access_token: str, refresh_token: str | None = None) -> AuthResponse:
+        """Go on with tokens from elsewhere."""
+        given = check_tokens(access_token, refresh_token, self._required_url())
+        with self.lock:
+            return self._take(given)
+
+    def _take(self, given: GivenTokens) -> AuthResponse:
+        from tensorage.signin.sdk import ask_for_session
+
+        try:
+            with auth_errors("using the tokens that were given", self.credentials.backend_url, GIVE_OTHERS):
+                response = ask_for_session(self._sdk(), given.access_token, given.refresh_token)
+            given.check_user(response.user)
+        except AuthenticationError:
+            self._restore()
+            raise
+        self._replace(response, is_irreplaceable=True)
+        if given.refresh_token is None:
+            # Nothing here can renew it.
+            self.session = self.user = self.sdk_client = None
+            self.loan = given.loan()
+        return response
+
     def refresh(self) -> AuthResponse:
         """Exchange the refresh token for a new pair of tokens."""
         with self.lock:
             if self.loan is not None:
                 raise AuthenticationError(
                     "this process works with the login of another one, which refreshes it"
+                    if self.loan.is_of_process
+                    else "this login is renewed when it has to be, for all who share it, or was given without a "
+                    "refresh token: there is none to use here"
                 )
             if self.session is None:
                 raise AuthenticationError("nobody is logged in: call login_by_mail() first")
             token = self.session.refresh_token
-            if token == self._doubtful:
+            # Supabase forgives a second use for some seconds. Without a password there is nothing else to try.
+            if token == self._doubtful and not self._is_irreplaceable:
                 raise AuthenticationError(
                     "the backend was away when the login was last refreshed, and may have spent the refresh token, "
                     "which can be used once: log in again with session.login_by_mail(email, password)"
@@ -234,6 +282,9 @@ class Login:
 
     def _log_out(self) -> None:
         with self.lock:
+            if self.loan is not None and not self.loan.is_of_process:
+                # It goes on for others: those who share what is kept, or the program that has given the token.
+                self.loan = self.sdk_client = None
             if self.session is None:
                 return
             self.session = self.user = None
@@ -263,7 +314,7 @@ class Login:
         # Not behind the lock, which requests need.
         self._finish()
         with self.lock:
-            if self._holders > 0:
+            if self._holders > 0 or self.loan is not None or self._is_irreplaceable:
                 return
             try:
                 self._log_out()
@@ -322,13 +373,25 @@ class Login:
         self.expires_at = time.time() + response.session.expires_in
         self.loan = None
         self.patience.has_worked = True
-        key = require("backend_key", self.credentials.backend_key)
-        self.ending.login = (self._required_url(), key, response.session.access_token)
+        self._note_ending()
 
-    def _replace(self, response: AuthResponse) -> None:
+    def _note_ending(self) -> None:
+        """Note what the end of the session has to log out: no login that cannot be made again."""
+        assert self.session is not None
+        key = require("backend_key", self.credentials.backend_key)
+        logout = (self._required_url(), key, self.session.access_token)
+        self.ending.login = None if self._is_irreplaceable else logout
+
+    def _replace(self, response: AuthResponse, *, is_irreplaceable: bool = False) -> None:
         """Replace the login by another one, and end the old one."""
         before = self.ending.login
         self._accept(response)
+        self._is_irreplaceable, self.credentials.given = is_irreplaceable, None
+        self._note_ending()
+        if is_irreplaceable:
+            # The configured user may be another one: the session must never become theirs by itself.
+            self.credentials.email = (self.user.email if self.user is not None else None) or None
+            self.credentials.password = None
         if before is not None:
             last_logout(*before)
 
@@ -340,7 +403,17 @@ class Login:
                 self._accept(self._sdk().auth.set_session(*tokens))
 
     def _login(self) -> None:
+        if self.credentials.given is not None:
+            self._take(self.credentials.given)
+            return
+        if self._is_irreplaceable:
+            raise AuthenticationError(
+                "this session has ended its login, which was given or anonymous, and there is no way back into it: log "
+                "in with session.login_by_mail(email, password), or session.set_session(access_token, refresh_token)"
+            )
         missing = [name for name in ("email", "password") if not getattr(self.credentials, name)]
+        if missing and self._borrow_kept():
+            return
         if missing:
             if all(name in self.credentials.held_back for name in missing):
                 # The settings exist, but are held back. Asking for them would mislead the user.
@@ -350,7 +423,8 @@ class Login:
             raise ConfigurationError(
                 sentences(
                     f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
-                    f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file",
+                    f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file, "
+                    "or run `tensorage login` once",
                     *(f"Also, {self.credentials.held_back[name]}" for name in held_back),
                     "" if self.credentials.backend_url else _NO_PROJECT,
                 )
@@ -358,6 +432,26 @@ class Login:
         # Whoever lets a login be made is about to send requests. The SDK has connections of its own.
         self.transfer.http.open_ahead()
         self.log_in()
+
+    def _borrow_kept(self) -> bool:
+        """Work with the login that `tensorage login` keeps for this project. Return False if it keeps none."""
+        if self.credentials.backend_url is None:
+            return False
+        kept = find_login(self._required_url(), self._kept_account or self.credentials.email)
+        if kept is not None:
+            self.transfer.http.open_ahead()
+            self.borrow(kept)
+        return kept is not None
+
+    def borrow(self, kept: KeptLogin) -> None:
+        """Work with a login that is kept, until `log_out`."""
+        with self.lock:
+            self.loan = kept.loan(self.credentials.required_key())
+            self.sdk_client = None
+            self.credentials.email = kept.email
+            self._kept_account = kept.email or kept.user_id
+            # Somewhere it has worked: an outage is waited out from now on.
+            self.patience.has_worked = True
 
     def _expires_soon(self) -> bool:
         return self.expires_at - time.time() < self._margin()
@@ -374,9 +468,10 @@ class Login:
             self.refresh()
         except AuthenticationError as error:
             if not (self.credentials.email and self.credentials.password):
+                others = " or session.set_session(access_token, refresh_token)"
                 raise AuthenticationError(
                     "the login has expired and cannot be refreshed: log in again with "
-                    "session.login_by_mail(email, password)"
+                    f"session.login_by_mail(email, password){others if self._is_irreplaceable else ''}"
                 ) from error
             self.session = None
             self.log_in()
@@ -421,10 +516,12 @@ class Login:
         """Return a loan that another process can work with, and begin to answer its requests for tokens."""
         with self.lock:
             token = self.token_now()
-            if self.loan is not None:
+            if self.loan is not None and self.loan.is_of_process:
                 return self.loan
             lender = self.lender.open()
             self.lender.start()
+            if self.loan is not None:
+                return replace(self.loan, lender=lender)
             return Loan(token, self.expires_at - self._margin(), self.expires_at, self.user_id, lender)
 
     def before_fork(self) -> None:
@@ -441,6 +538,8 @@ class Login:
         # Kept, and never touched: a thread that is not here any more may have held a lock within these objects.
         self._inherited = (self.sdk_client, self._transfer, self.ending)
         self.lender.leave()
+        if self.credentials.given is not None:
+            self.credentials.given = self.credentials.given.without_refresh_token()
         if self.session is not None and self.user is not None:
             self.loan = Loan(
                 self.session.access_token,
@@ -459,7 +558,7 @@ def _lend(lender: weakref.ref[Login], refused: str | None) -> Loan:
     if login is None:
         raise AuthenticationError("its session has ended")
     with login.lock:
-        if login.session is None:
+        if login.session is None and login.loan is None:
             raise AuthenticationError("it has logged out")
         if refused is not None:
             login.renew_unless_done(refused)

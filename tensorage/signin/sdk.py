@@ -36,6 +36,7 @@ __all__ = [
     "Session",
     "SessionClient",
     "User",
+    "ask_for_session",
     "make_client",
 ]
 
@@ -66,3 +67,26 @@ def make_client(url: str, key: str) -> tuple[SessionClient, httpx.Client]:
     )
     options = SyncClientOptions(auto_refresh_token=False, persist_session=False, httpx_client=http)
     return SessionClient(url, key, options), http
+
+
+def ask_for_session(client: supabase.Client, access_token: str, refresh_token: str | None) -> AuthResponse:
+    """Ask the Auth server whose tokens these are. An access token that has expired is renewed.
+
+    Parameters
+    ----------
+    refresh_token
+        None if there is none: the session of the answer has an empty one then.
+    """
+    if refresh_token is not None:
+        return client.auth.set_session(access_token, refresh_token)
+    found = client.auth.get_user(access_token)
+    if found is None:
+        return AuthResponse()
+    session = Session(
+        access_token=access_token,
+        refresh_token="",
+        expires_in=0,
+        token_type="bearer",  # noqa: S106 - a kind of tokens
+        user=found.user,
+    )
+    return AuthResponse(user=found.user, session=session)

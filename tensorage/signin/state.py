@@ -45,6 +45,9 @@ _ADVICE = {
 }
 
 
+_CHECK = "Check the e-mail, the password and the key"
+
+
 class Connections(Protocol):
     """An owner of sockets."""
 
@@ -119,8 +122,14 @@ class TransferLogin:
 
 
 @contextlib.contextmanager
-def auth_errors(asked: str, url: str | None) -> Iterator[None]:
-    """Translate errors of the auth SDK to errors of this package."""
+def auth_errors(asked: str, url: str | None, otherwise: str = _CHECK) -> Iterator[None]:
+    """Translate errors of the auth SDK to errors of this package.
+
+    Parameters
+    ----------
+    otherwise
+        Advice for a refusal that no other advice is known for.
+    """
     import httpx
 
     from tensorage.signin.sdk import AuthApiError, AuthError, AuthRetryableError, AuthUnknownError
@@ -144,7 +153,9 @@ def auth_errors(asked: str, url: str | None) -> Iterator[None]:
         if status == 429 or status >= 500:
             raise _not_serving(asked, url, error) from error
         raise AuthenticationError(
-            sentences(f"{asked}: {one_line(str(error))}", _advice(getattr(error, "code", None), status))
+            sentences(
+                f"{asked}: {one_line(str(error))}", _advice(getattr(error, "code", None), status, otherwise)
+            )
         ) from error
 
 
@@ -154,12 +165,12 @@ def _not_serving(asked: str, url: str | None, error: AuthError) -> BackendUnavai
     return BackendUnavailableError(f"{asked}: {url} does not serve now ({said}). Try again later")
 
 
-def _advice(code: str | None, status: int) -> str:
+def _advice(code: str | None, status: int, otherwise: str) -> str:
     """Return the advice for a refusal of the Auth server."""
     if not code and status in {401, 403}:
         # The gateway looks at the key before the Auth server sees the request.
         return "Check the key of the project"
-    return _ADVICE.get(code or "", "Check the e-mail, the password and the key")
+    return _ADVICE.get(code or "", otherwise)
 
 
 def was_refused_unread(error: BackendUnavailableError) -> bool:

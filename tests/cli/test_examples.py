@@ -29,6 +29,9 @@ from tensorage.embedded import control
 
 READER = "reader@lab.org"
 
+#: Somebody who logs in, and the password that is asked for.
+MEMBER, PASSWORD = "me@lab.org", "correct horse"
+
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command of the program, with its name."""
@@ -120,7 +123,8 @@ def user(project: Project) -> User:
 
 @pytest.fixture(scope="module", autouse=True)
 def _reader(project: Project) -> None:
-    """Somebody with the address of the examples, who shares an array of the name that they copy."""
+    """People with the addresses of the examples. One shares an array of the name that they copy."""
+    project.register(MEMBER, PASSWORD)
     with workers.store_of(project, project.register(READER)) as store:
         store["era5"] = np.arange(6.0).reshape(2, 3)
         store.share("era5")
@@ -150,6 +154,7 @@ def environment(backend: control.Running, user: User, tmp_path: Path) -> dict[st
         "USER_PASSWORD": user.password,
         "DB_URL": "postgresql://",
         "SUPABASE_DB_URL": backend.db_url,
+        "LAB_PASSWORD": PASSWORD,
         "FORCE_COLOR": "1",
     }
 
@@ -191,13 +196,16 @@ def test_an_example(example: str, environment: dict[str, str], world: TensorStor
             text=True,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        # A password is configured, and comes before the login that is kept.
+        told = "Note: a password is configured" if "tensorage login" in example else ""
+        assert (done.returncode, done.stderr[: len(told) or None]) == (0, told), done.stdout
         return
     assert words[0] == "tensorage"
-    here = CliRunner().invoke(main, words[1:], env=environment, catch_exceptions=False)
+    typed = f"{PASSWORD}\n" if words[1] == "login" else None
+    here = CliRunner().invoke(main, words[1:], input=typed, env=environment, catch_exceptions=False)
     assert here.exit_code == 0, here.output
     assert here.stdout or words[1] == "find"
-    assert here.stderr == "" or words[1] == "sync"
+    assert here.stderr == "" or words[1] in {"login", "sync"}
 
 
 @pytest.mark.parametrize("example", ELSEWHERE)

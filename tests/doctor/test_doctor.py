@@ -162,7 +162,8 @@ def test_a_healthy_project_has_no_finding(patient: Patient) -> None:
         assert seen.report["findings"] == []
     # Without login and service key, it says what it does not see.
     assert "row-level security" in seen.report["unseen"]["the database from within"]
-    assert seen.report["unseen"]["the project as a user sees it"] == "no login is configured: set USER_EMAIL"
+    no_login = "no login is configured: set USER_EMAIL, or run `tensorage login` once"
+    assert seen.report["unseen"]["the project as a user sees it"] == no_login
     assert {"schema", "rights", "PostgreSQL"}.isdisjoint(seen.report["facts"])
 
     (data_dir,) = [str(patient.running.data_dir)]

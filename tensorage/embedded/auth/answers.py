@@ -124,10 +124,11 @@ _PROVIDERS = (
 )
 
 
-def settings_json() -> dict[str, Any]:
-    """Return the JSON of ``/settings``: the ways to sign up, here e-mail and password alone."""
+def settings_json(*, allows_anonymous: bool) -> dict[str, Any]:
+    """Return the JSON of ``/settings``: the ways to sign up, here e-mail and password, or without either."""
+    offered = {"email", "anonymous_users"} if allows_anonymous else {"email"}
     return {
-        "external": {name: name == "email" for name in _PROVIDERS},
+        "external": {name: name in offered for name in _PROVIDERS},
         "disable_signup": False,
         "mailer_autoconfirm": True,
         "phone_autoconfirm": False,

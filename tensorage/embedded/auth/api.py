@@ -49,7 +49,7 @@ _LOGOUT_SCOPES = ("global", "local", "others")
 
 
 class AuthApi:
-    """GoTrue's protocol over the ``auth`` schema, for users with an e-mail address and a password.
+    """GoTrue's protocol over the ``auth`` schema, for users with an e-mail address and a password, or with neither.
 
     Parameters
     ----------
@@ -59,12 +59,17 @@ class AuthApi:
         Signs and verifies the access tokens.
     jwt_lifetime_s
         Seconds for which an access token is good.
+    allows_anonymous
+        Whether anybody may make an account without an address: GoTrue's setting ``external.anonymous_users``.
     """
 
-    def __init__(self, database: Database, tokens: Tokens, *, jwt_lifetime_s: int) -> None:
+    def __init__(
+        self, database: Database, tokens: Tokens, *, jwt_lifetime_s: int, allows_anonymous: bool = True
+    ) -> None:
         self._database = database
         self._tokens = tokens
         self._jwt_lifetime_s = jwt_lifetime_s
+        self._allows_anonymous = allows_anonymous
         self._app = Starlette(
             routes=[
                 Route("/signup", self._signup, methods=["POST"]),
@@ -72,7 +77,7 @@ class AuthApi:
                 Route("/user", self._get_user, methods=["GET"]),
                 Route("/user", self._put_user, methods=["PUT"]),
                 Route("/logout", self._logout, methods=["POST"]),
-                Route("/settings", _settings, methods=["GET"]),
+                Route("/settings", self._settings, methods=["GET"]),
                 Route("/health", _health, methods=["GET"]),
                 Route("/{path:path}", self._refuse, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
             ],
@@ -98,8 +103,7 @@ class AuthApi:
     async def _signup(self, request: Request) -> Response:
         params = await read_params(request)
         if not params.text("email") and not params.text("phone"):
-            message = "Anonymous sign-ins are disabled"
-            raise AuthError(422, "anonymous_provider_disabled", message)
+            return await self._signup_anonymously(request, params)
         password = params.text("password")
         if not password:
             raise AuthError(400, "validation_failed", "Signup requires a valid password")
@@ -116,6 +120,16 @@ class AuthApi:
         encrypted_password = await passwords.hash_password(password)
         async with self._database.connection() as connection, connection.transaction():
             user_id = await users.create_user(connection, email, encrypted_password, metadata)
+            session = await sessions.open_session(connection, user_id, _read_device(request))
+            return json_answer(await self._make_session_json(connection, session))
+
+    async def _signup_anonymously(self, request: Request, params: Params) -> Response:
+        if not self._allows_anonymous:
+            message = "Anonymous sign-ins are disabled"
+            raise AuthError(422, "anonymous_provider_disabled", message)
+        metadata = check_metadata(params.object("data") or {})
+        async with self._database.connection() as connection, connection.transaction():
+            user_id = await users.create_anonymous_user(connection, metadata)
             session = await sessions.open_session(connection, user_id, _read_device(request))
             return json_answer(await self._make_session_json(connection, session))
 
@@ -182,6 +196,9 @@ class AuthApi:
             raise AuthError(400, "phone_provider_disabled", "Phone logins are disabled")
         email = normalize_email(text) if (text := params.text("email")) else None
         metadata = params.object("data")
+        if user.is_anonymous and email is None and params.text("password") is not None:
+            message = "Updating password of an anonymous user without an email or phone is not allowed"
+            raise AuthError(422, "validation_failed", message)
         encrypted_password = await self._hash_new_password(user, params.text("password"))
         async with self._database.connection() as connection, connection.transaction():
             # Checked again: the user may have been logged out while the password was hashed.
@@ -194,6 +211,8 @@ class AuthApi:
                 await users.change_metadata(connection, user.id, metadata)
             if email is not None and email != user.json["email"]:
                 await users.change_email(connection, user.id, email)
+                if user.is_anonymous:
+                    await users.end_anonymity(connection, user.id, email)
             changed = (await _require_user(connection, user.id)).json
             if metadata is not None:
                 # Checked with the merged metadata. A refusal here rolls the whole change back.
@@ -222,6 +241,9 @@ class AuthApi:
             await sessions.end_sessions(connection, user.id, bearer.session_id, scope)
         return Response(status_code=204)
 
+    async def _settings(self, _request: Request) -> Response:
+        return json_answer(settings_json(allows_anonymous=self._allows_anonymous))
+
     # -- Everything else --------------------------------------------------------------------------------
 
     async def _refuse(self, request: Request) -> Response:
@@ -238,10 +260,6 @@ class AuthApi:
 
     def _read_bearer(self, request: Request) -> Bearer:
         return read_bearer(request.headers.get("authorization"), self._tokens)
-
-
-async def _settings(_request: Request) -> Response:
-    return json_answer(settings_json())
 
 
 async def _health(_request: Request) -> Response:

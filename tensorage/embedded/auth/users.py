@@ -30,6 +30,11 @@ class User:
     def id(self) -> UUID:
         return UUID(self.json["id"])
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the user has neither an address nor a password."""
+        return bool(self.json["is_anonymous"])
+
 
 @dataclass(frozen=True)
 class Login:
@@ -124,6 +129,44 @@ async def create_user(
         if error.constraint_name != _EMAIL_INDEX:
             raise
         raise user_already_exists() from error
+    await _add_identity(connection, user_id, {**metadata, **claims})
+    return user_id
+
+
+async def create_anonymous_user(connection: Connection, metadata: dict[str, Any]) -> UUID:
+    """Create a user without an address, a password or an identity."""
+    user_id = uuid.uuid4()
+    await connection.execute(
+        """
+        insert into auth.users (
+            instance_id, id, aud, role, last_sign_in_at, is_anonymous,
+            raw_app_meta_data, raw_user_meta_data, created_at, updated_at,
+            confirmation_token, recovery_token, email_change, email_change_token_new)
+        values (
+            $1, $2, 'authenticated', 'authenticated', now(), true, '{}', $3, now(), now(), '', '', '', '')
+        """,
+        UUID(int=0),
+        user_id,
+        json.dumps(metadata),
+    )
+    return user_id
+
+
+async def end_anonymity(connection: Connection, user_id: UUID, email: str) -> None:
+    """Make an anonymous user, whose address was just set, one like others."""
+    await connection.execute(
+        """
+        update auth.users
+        set is_anonymous = false,
+            raw_app_meta_data = raw_app_meta_data || '{"provider": "email", "providers": ["email"]}'
+        where id = $1
+        """,
+        user_id,
+    )
+    await _add_identity(connection, user_id, {"sub": str(user_id), "email": email, "email_verified": False})
+
+
+async def _add_identity(connection: Connection, user_id: UUID, data: dict[str, Any]) -> None:
     await connection.execute(
         """
         insert into auth.identities
@@ -131,9 +174,8 @@ async def create_user(
         values ($1::uuid::text, $1, $2, 'email', now(), now(), now())
         """,
         user_id,
-        json.dumps({**metadata, **claims}),
+        json.dumps(data),
     )
-    return user_id
 
 
 async def note_login(connection: Connection, login: Login) -> bool:

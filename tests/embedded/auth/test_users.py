@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
+import httpx
 import jwt
 import psycopg
 import pytest
@@ -15,7 +17,10 @@ from embedded.auth.client import PASSWORD, at_once, new_email, refused, wait_unt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensorage.embedded.auth import AuthApi
 from tensorage.embedded.auth.params import normalize_email
+from tensorage.embedded.database import Database
+from tensorage.embedded.tokens import Tokens, new_secret
 
 
 class TestSignup:
@@ -89,7 +94,6 @@ class TestSignup:
         assert normalize_email(email) == email.lower()
 
     def test_what_is_not_offered_says_so(self, api):
-        refused(api.http.post("/signup", json={}), 422, "anonymous_provider_disabled")
         phone = {"phone": "+123456789", "password": PASSWORD}
         refused(api.http.post("/signup", json=phone), 400, "phone_provider_disabled")
         refused(api.http.post("/token?grant_type=password", json=phone), 422, "phone_provider_disabled")
@@ -177,3 +181,73 @@ class TestUpdate:
         api.logout(account.access_token, "global")
         refused(api.update(account.access_token, password="another-pass-2"), 403, "session_not_found")
         refused(api.http.put("/user", json={"password": "x"}), 401, "no_authorization")
+
+
+class TestAnonymousUsers:
+    def test_one(self, api, sql, backend):
+        answer = api.http.post("/signup", json={"data": {"theme": "dark"}})
+        assert answer.status_code == 200, answer.text
+        session = answer.json()
+        user = session["user"]
+        assert user["is_anonymous"] is True
+        assert (user["email"], user["phone"], user["role"], user["aud"]) == (
+            *("", ""),
+            *("authenticated", "authenticated"),
+        )
+        assert (user["identities"], user["app_metadata"], user["user_metadata"]) == (
+            [],
+            {},
+            {"theme": "dark"},
+        )
+        assert "email_confirmed_at" not in user
+        claims = jwt.decode(session["access_token"], options={"verify_signature": False})
+        assert (claims["is_anonymous"], claims["role"], claims["email"]) == (True, "authenticated", "")
+        assert [method["method"] for method in claims["amr"]] == ["anonymous"]
+        assert api.user(session["access_token"]).json() == user
+        refreshed = api.refresh(session["refresh_token"])
+        assert refreshed.json()["user"]["is_anonymous"] is True
+        assert api.logout(refreshed.json()["access_token"], "local").status_code == 204
+        row = sql.execute(
+            "select email, encrypted_password, is_anonymous from auth.users where id = %s", [user["id"]]
+        ).fetchone()
+        assert row == (None, None, True)
+        settings = api.http.get("/settings").json()["external"]
+        assert [name for name in settings if settings[name]] == ["email", "anonymous_users"]
+
+    def test_an_address_without_a_password_makes_none(self, api):
+        refused(api.http.post("/signup", json={"email": new_email()}), 400, "validation_failed")
+        refused(api.http.post("/signup", json={"data": {"a": "x" * 40_000}}), 400, "validation_failed")
+
+    def test_it_becomes_a_user_with_an_address(self, api):
+        session = api.http.post("/signup", json={}).json()
+        token, email = session["access_token"], new_email()
+        refused(api.update(token, password=PASSWORD), 422, "validation_failed")
+        taken = api.signup().email
+        refused(api.update(token, email=taken, password=PASSWORD), 422, "email_exists")
+        assert api.user(token).json()["is_anonymous"] is True
+        changed = api.update(token, email=email, password=PASSWORD).json()
+        assert (changed["is_anonymous"], changed["email"]) == (False, email)
+        assert changed["app_metadata"] == {"provider": "email", "providers": ["email"]}
+        assert [one["identity_data"]["email"] for one in changed["identities"]] == [email]
+        again = api.login(email).json()
+        assert again["user"]["id"] == session["user"]["id"]
+        claims = jwt.decode(again["access_token"], options={"verify_signature": False})
+        assert (claims["is_anonymous"], claims["email"]) == (False, email)
+
+    def test_where_the_setting_is_off(self):
+        # Refused before the database is asked.
+        app = AuthApi(
+            Database("postgresql://nowhere", max_size=1),
+            Tokens(new_secret()),
+            jwt_lifetime_s=3600,
+            allows_anonymous=False,
+        )
+
+        async def ask() -> tuple[httpx.Response, httpx.Response]:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://auth") as http:
+                return await http.post("/signup", json={}), await http.get("/settings")
+
+        answer, settings = asyncio.run(ask())
+        refused(answer, 422, "anonymous_provider_disabled")
+        assert settings.json()["external"]["anonymous_users"] is False
