@@ -79,6 +79,25 @@ class Catalogue:
                 return
             after = page[-1]
 
+    def first_keys(self, prefix: str, most: int) -> list[str]:
+        """Return the first keys that begin with `prefix`, at most 1,000 of them, by one request."""
+        arguments = {"prefix": prefix, "after": "", "max_rows": min(most, KEYS_PER_PAGE), **self._whose}
+        keys: list[str] = self._transfer.call(
+            "tensorage_list", arguments, self._ask_owner("listing the keys")
+        )
+        return keys
+
+    def first_entries(self, prefix: str = "") -> tuple[list[Dataset], bool]:
+        """Return the first entries of arrays whose keys begin with `prefix`, and whether these are all, by one request.
+
+        There are up to 1,000 of them, or as many as have 8 MiB of attributes.
+        """
+        arguments = {"prefix": prefix, **self._whose}
+        page = self._transfer.call(
+            "tensorage_catalogue", arguments, self._ask_owner("looking at the catalogue")
+        )
+        return [Dataset.from_json(row) for row in page["entries"]], page["after"] is None
+
     def count_keys(self, prefix: str = "") -> int:
         arguments = {"prefix": prefix, **self._whose}
         return int(self._transfer.call("tensorage_count", arguments, self._ask_owner("counting the keys")))

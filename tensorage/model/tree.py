@@ -51,6 +51,12 @@ class Tree:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        # Only notebooks need it.
+        from tensorage.display.tables import tree
+
+        return tree(self)
+
     def _lines(self) -> Iterator[str]:
         last = len(self.branches) - 1
         for number, (name, branch) in enumerate(self.branches.items()):
