@@ -43,14 +43,14 @@ def html_of_store(arrays: Arrays, prefix: str, words: str, *, is_logged_in: bool
     if not is_logged_in:
         return tables.unseen("TensorStore", words, _LOGGED_OUT)
     try:
-        found, is_all = glance(lambda: arrays.first_entries(prefix), "looking at the catalogue")
+        page = glance(lambda: arrays.first_page(prefix), "looking at the catalogue")
     except Exception as error:  # noqa: BLE001 - shown in place of the arrays
         return tables.unseen("TensorStore", words, problem_of(error))
-    entries = [replace(entry, key=entry.key[len(prefix) :]) for entry in found]
+    entries = [replace(entry, key=entry.key[len(prefix) :]) for entry in page.entries]
     first = entries[:MOST_IN_TREE]
     has_groups = any("/" in entry.key for entry in first)
     whole = Tree.of((each.key, described(each)) for each in first) if has_groups else None
-    return tables.store(words, entries, is_all=is_all, whole=whole)
+    return tables.store(words, entries, is_all=page.is_all, used=page.usage, whole=whole)
 
 
 def described(entry: Dataset) -> str:

@@ -115,7 +115,7 @@ class Preview:
             lines = (html.visible(line) for line in self._written().splitlines()[:40])
             return f"<pre class='tsg-mono'>{'<br>'.join(html.text(line, 400) for line in lines)}</pre>"
         low, high = self._bounds(numbers)
-        bars = pictures.histogram(numbers, low, high) if numbers.ndim < 3 else ""
+        bars = pictures.histogram(numbers, low, high) if numbers.ndim < 3 and high > low else ""
         if numbers.ndim == 1:
             drawing = pictures.line(numbers, low, high)
         else:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.block_engine import BlockEngine
-from tensorage.backend.catalogue import Catalogue, Found
+from tensorage.backend.catalogue import Catalogue, FirstPage, Found
 from tensorage.backend.engine import READ_BYTES, ArrayEngine, OtherEngineError
 from tensorage.backend.entries import EntryMemory, Remembered
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
@@ -133,9 +133,9 @@ class Arrays:
         """Return the first keys that begin with `prefix`, at most 1,000 of them, by one request."""
         return self._catalogue.first_keys(prefix, most)
 
-    def first_entries(self, prefix: str = "") -> tuple[list[Dataset], bool]:
-        """Return catalogue's first entries: see `tensorage.backend.catalogue.Catalogue.first_entries`."""
-        return self._catalogue.first_entries(prefix)
+    def first_page(self, prefix: str = "") -> FirstPage:
+        """Return the first arrays of the owner: see `tensorage.backend.catalogue.Catalogue.first_page`."""
+        return self._catalogue.first_page(prefix)
 
     def open(self, key: str) -> Dataset:
         """Return the catalogue's entry of an array of the owner.

@@ -88,6 +88,7 @@ def store(
     entries: Sequence[Entry],
     *,
     is_all: bool,
+    used: Used | None = None,
     whole: Branch | None = None,
     now: datetime | None = None,
 ) -> str:
@@ -101,15 +102,18 @@ def store(
         First arrays of the store.
     is_all
         False if the store has more arrays than `entries`.
+    used
+        Usage of the owner, with the quota, if it is known.
     whole
         Tree of `entries`. By default none is shown.
     """
+    quota = "" if used is None else facts(_amounts(used))
     if not entries:
-        return page(_head("TensorStore", text(words)), note("no arrays"))
+        return page(_head("TensorStore", text(words)), quota, note("no arrays"))
     shown = entries[:MOST_ROWS]
     heads = ("key", "shape", "dtype", "size", "stored", "engine", "age", "shared")
     rows = table(heads, (_row(entry, now) for entry in shown), right=("size", "stored", "age"))
-    parts = [_head("TensorStore", f"{text(words)} · {_count(len(entries), is_all=is_all)}"), rows]
+    parts = [_head("TensorStore", f"{text(words)} · {_count(len(entries), is_all=is_all)}"), quota, rows]
     rest = len(entries) - len(shown)
     if rest or not is_all:
         more = f"{rest:,} more" if is_all else f"more than {rest:,} more"

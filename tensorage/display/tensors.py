@@ -92,7 +92,7 @@ def _facts(shown: Shown) -> list[tuple[str, str]]:
     rows = [
         ("shape", _axes(shown)),
         ("dtype", text(shown.elements)),
-        ("size", f"{size(shown.nbytes)}{stored} · {shown.size:,} elements"),
+        ("size", f"{size(shown.nbytes)}{stored} · {shown.size:,} element{'s' * (shown.size != 1)}"),
         ("engine", text(shown.engine)),
     ]
     if shown.chunks is not None:
