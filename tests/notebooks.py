@@ -62,13 +62,20 @@ def execute(notebook: Any, environment: dict[str, str], folder: Path) -> Any:
     )
     client.execute(env=environment)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            _use_one_port(output)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+            for output in cell.outputs:
+                _use_one_port(output)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _is_bar(output: Any) -> bool:
+    """Whether it is a progress bar, which a slow machine shows, and which takes itself away again."""
+    return output.get("name") == "stderr" and output["text"].endswith("\r") and "\n" not in output["text"]
 
 
 def _use_one_port(output: Any) -> None:

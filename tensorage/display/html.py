@@ -49,6 +49,7 @@ max-width:30em;overflow-wrap:anywhere;white-space:normal}
 .tsg .tsg-rows thead th{border-bottom:1px solid var(--tsg-line);font-weight:600;white-space:nowrap}
 .tsg .tsg-rows tbody tr:hover td{background:var(--tsg-soft)}
 .tsg .tsg-rows .tsg-right{text-align:right;white-space:nowrap}
+.tsg .tsg-facts{margin-bottom:6px}
 .tsg .tsg-facts th{padding:1px 14px 1px 0;text-align:left;vertical-align:top;font-weight:400;border:0;background:none;
 color:var(--tsg-dim);white-space:nowrap}
 .tsg .tsg-facts td{padding:1px 0;text-align:left;vertical-align:top;border:0;background:none;overflow-wrap:anywhere;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ __all__ = ["Branch", "Entry", "Given", "Used", "session", "share", "store", "tre
 MOST_ROWS = 50
 MOST_KEYS = 500
 
-#: Levels of a tree that are drawn within each other. Names of deeper ones stand on one line.
+#: Levels of a tree that are drawn within each other. Deeper arrays have a line with the rest of their keys.
 MOST_LEVELS = 12
 
 
@@ -79,7 +79,7 @@ class Branch(Protocol):
     @property
     def note(self) -> str | None: ...
     @property
-    def branches(self) -> Mapping[str, Any]: ...
+    def branches(self) -> dict[str, Any]: ...
     def __len__(self) -> int: ...
 
 
@@ -183,26 +183,36 @@ class _Lines:
 
 
 def _branches(branch: Branch, level: int, lines: _Lines) -> Iterable[str]:
-    for first, branch_below in branch.branches.items():
+    inner: Iterable[tuple[str, Branch]] = branch.branches.items() if level < MOST_LEVELS else _leaves(branch)
+    for first, next_below in inner:
         if lines.left <= 0:
             return
         lines.left -= 1
-        names, below = _chain(first, branch_below, level)
+        names, below = _chain(first, next_below)
         lines.arrays += below.note is not None
         told = "" if below.note is None else f" <span class='tsg-dim'>{text(below.note, 120)}</span>"
-        if not below.branches:
-            yield f"<div><span class='tsg-mono'>{text(names, 1100)}</span>{told}</div>"
+        name = f"<span class='tsg-mono'>{text(names, 1100)}"
+        if not below.branches or level >= MOST_LEVELS:
+            yield f"<div>{name}</span>{told}</div>"
             continue
         count = f" <span class='tsg-dim'>· {_count(len(below), is_all=True)}</span>"
         inside = "".join(_branches(below, level + 1, lines))
-        yield details(
-            f"<span class='tsg-mono'>{text(names, 1100)}/</span>{told}{count}", inside, is_open=level == 0
-        )
+        yield details(f"{name}/</span>{told}{count}", inside, is_open=level == 0)
 
 
-def _chain(name: str, below: Branch, level: int) -> tuple[str, Branch]:
-    """Join groups that have nothing in them but one group: deep ones would leave no room for the words."""
-    while below.note is None and len(below.branches) == 1 and (level >= MOST_LEVELS or not _is_leaf(below)):
+def _leaves(branch: Branch) -> Iterable[tuple[str, Branch]]:
+    """Yield the arrays below a group by what is left of their keys: groups too deep to be drawn within each other."""
+    left = [(name, below) for name, below in reversed(branch.branches.items())]
+    while left:
+        name, here = left.pop()
+        if here.note is not None:
+            yield name, here
+        left += [(f"{name}/{more}", below) for more, below in reversed(here.branches.items())]
+
+
+def _chain(name: str, below: Branch) -> tuple[str, Branch]:
+    """Join groups that have nothing in them but one group: that takes less room."""
+    while below.note is None and len(below.branches) == 1 and not _is_leaf(below):
         more, below = next(iter(below.branches.items()))
         name = f"{name}/{more}"
     return name, below

@@ -137,7 +137,7 @@ def within_chunks(
     Examples
     --------
     >>> within_chunks([range(100), range(100)], (10, 20), (50, 100), 3)
-    [range(50, 60), range(40, 100)]
+    [range(50, 60), range(0, 60)]
     """
     lengths = list(chunks)
     for axis in range(len(chunks) - 1, -1, -1):
