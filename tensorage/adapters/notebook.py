@@ -13,7 +13,7 @@ from tensorage.backend.arrays import Arrays, OpenArray
 from tensorage.backend.glances import glance, problem_of
 from tensorage.display import tables, tensors
 from tensorage.display.html import short
-from tensorage.errors import CorruptTensorError
+from tensorage.errors import TensorageError
 from tensorage.model.coords import Coords
 from tensorage.model.cuts import cut_of
 from tensorage.model.tree import Tree
@@ -92,7 +92,8 @@ def _labels(entry: Dataset) -> Sequence[tensors.Labels] | str:
         return ()
     try:
         coords = Coords(entry).decode_all()
-    except CorruptTensorError as error:
+    # Coordinates may be damaged, or of a later version.
+    except TensorageError as error:
         return str(error)
     return [
         tensors.Labels(
@@ -129,6 +130,6 @@ def suggestion(key: Any, keys: Sequence[str]) -> str:
     near = [known for known in keys if known.endswith(f"/{key}")]
     if not near:
         folded = {known.casefold(): known for known in reversed(keys)}
-        near = [folded[each] for each in get_close_matches(key.casefold(), folded, MOST_SUGGESTED, 0.7)]
+        near = [folded[each] for each in get_close_matches(key.casefold(), folded, MOST_SUGGESTED, 0.75)]
     named = [repr(short(each, 120)) for each in near[:MOST_SUGGESTED]]
     return f"Did you mean {' or '.join(named)}?" if named else ""

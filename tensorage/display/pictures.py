@@ -87,7 +87,8 @@ def _places(count: int) -> Numbers:
 
 
 def _height(number: float, low: float, high: float) -> float:
-    part = (number - low) / (high - low) if high > low else 0.5
+    # Halves: bounds may be as far apart as no float is.
+    part = (number / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
     return float(HEIGHT - 4 - part * (HEIGHT - 8))
 
 
@@ -110,7 +111,6 @@ def _svg(body: str, width: int, height: int) -> str:
 def histogram(numbers: Numbers, low: float, high: float) -> str:
     """Draw how many of the finite numbers lie in equal parts between two bounds."""
     finite = numbers[np.isfinite(numbers)]
-    # Bounds may be as far apart as no float is.
     scaled = finite / 2 - low / 2
     span = high / 2 - low / 2
     part = np.clip(scaled / span, 0, 1) if span > 0 else np.full(finite.shape, 0.5)

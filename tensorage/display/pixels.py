@@ -51,9 +51,10 @@ def shrink(numbers: npt.NDArray[np.float64], height: int, width: int) -> npt.NDA
 
 def colours_of(numbers: npt.NDArray[np.float64], low: float, high: float) -> Pixels:
     """Return the colours of a matrix of numbers between two bounds."""
-    span = high - low
+    # Halves: bounds may be as far apart as no float is.
+    span = high / 2 - low / 2
     with np.errstate(invalid="ignore", over="ignore"):
-        part = np.clip((numbers - low) / span if span > 0 else np.zeros_like(numbers), 0, 1)
+        part = np.clip((numbers / 2 - low / 2) / span if span > 0 else numbers - numbers, 0, 1)
     places = np.linspace(0, 1, len(_VIRIDIS))
     found = np.isfinite(part)
     filled = np.where(found, part, 0)
