@@ -13,6 +13,7 @@ from tensorage.backend.arrays import Arrays, OpenArray
 from tensorage.backend.ragged import refuse_ragged
 from tensorage.display import html, pictures
 from tensorage.display.pixels import Pixels, as_numbers, colours_of, colours_of_image, shrink
+from tensorage.display.words import visible
 from tensorage.errors import InvalidInputError
 from tensorage.model.cuts import cut_of
 from tensorage.model.glimpse import (
@@ -112,7 +113,7 @@ class Preview:
     def _drawn(self) -> str:
         numbers = self._numbers
         if numbers is None or not numbers.ndim:
-            lines = (html.visible(line) for line in self._written().splitlines()[:40])
+            lines = (visible(line) for line in self._written().splitlines()[:40])
             return f"<pre class='tsg-mono'>{'<br>'.join(html.text(line, 400) for line in lines)}</pre>"
         low, high = self._bounds(numbers)
         bars = pictures.histogram(numbers, low, high) if numbers.ndim < 3 and high > low else ""

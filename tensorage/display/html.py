@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from html import escape
 
+from tensorage.display.words import visible
+
 __all__ = [
-    "NOTHING",
     "TIMES",
-    "age",
     "bar",
     "details",
     "facts",
@@ -17,14 +16,11 @@ __all__ = [
     "note",
     "page",
     "short",
-    "size",
     "table",
     "text",
-    "visible",
 ]
 
-#: Stands for a value that there is none of, and between the extents of a shape.
-NOTHING = "\N{EN DASH}"
+#: Stands between the extents of a shape.
 TIMES = " \N{MULTIPLICATION SIGN} "
 
 #: Most characters of a value, of which the middle is left out.
@@ -66,18 +62,6 @@ background:var(--tsg-soft);border:1px solid var(--tsg-line);overflow:hidden}
 .tsg svg{max-width:100%;height:auto;display:block}
 .tsg img{image-rendering:pixelated;max-width:100%;display:block}
 </style>"""
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def visible(value: object) -> str:
-    r"""Return a text without characters that steer how it is shown: those are written as Python writes them.
-
-    >>> visible("a\u202eb\n"), visible("Größe 1")
-    ('a\\u202eb\\n', 'Größe 1')
-    """
-    text = str(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def short(value: object, most: int = MAX_TEXT) -> str:
@@ -147,35 +131,6 @@ def bar(used: int, most: int) -> str:
     part = min(used / most, 1.0) if most > 0 else 1.0
     full = " class='tsg-full'" if part >= 0.9 else ""
     return f"<span class='tsg-bar'><span{full} style='width:{100 * part:.1f}%'></span></span>"
-
-
-def size(nbytes: int | None) -> str:
-    """Write a number of bytes for people.
-
-    >>> size(999), size(3 * 2**20)
-    ('999 B', '3 MiB')
-    """
-    if nbytes is None:
-        return NOTHING
-    number = float(nbytes)
-    unit = next((unit for unit in _UNITS if number / 1024 ** _UNITS.index(unit) < 1000), _UNITS[-1])
-    number /= 1024 ** _UNITS.index(unit)
-    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
-
-
-def age(moment: datetime | None, now: datetime | None = None) -> str:
-    """Write the time since a moment for people.
-
-    >>> age(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
-    '2 d'
-    """
-    if moment is None:
-        return NOTHING
-    seconds = max(((now or datetime.now(UTC)) - moment).total_seconds(), 0)
-    for unit, length in (("y", 365 * 86400), ("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def nested(values: Mapping[str, object]) -> str:

@@ -19,6 +19,9 @@ __all__ = ["histogram", "image", "line", "line_pixels", "png"]
 #: Pixels of a drawing.
 WIDTH, HEIGHT = 360, 140
 
+#: Least pixels of a side.
+LEAST = 60
+
 #: Bars of a histogram.
 BARS = 40
 
@@ -49,11 +52,11 @@ def png(pixels: Pixels) -> bytes:
 def image(data: bytes, height: int, width: int) -> str:
     """Return an element of HTML that holds a PNG, enlarged to be seen. Nothing is fetched for it."""
     factor = min(max(WIDTH / width, 1.0), max(2 * HEIGHT / height, 1.0), 24.0)
+    # A few rows of many columns are stretched, so that they can be told apart.
+    sides = (min(round(side * factor), 3 * WIDTH) for side in (width, height))
+    across, down = (max(side, min(LEAST, 24 * n)) for side, n in zip(sides, (width, height), strict=True))
     encoded = base64.b64encode(data).decode()
-    return (
-        f"<img alt='heat map' width='{max(round(width * factor), 8)}' height='{max(round(height * factor), 8)}' "
-        f"src='data:image/png;base64,{encoded}'>"
-    )
+    return f"<img alt='heat map' width='{across}' height='{down}' src='data:image/png;base64,{encoded}'>"
 
 
 def line(numbers: Numbers, low: float, high: float) -> str:

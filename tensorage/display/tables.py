@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from tensorage.display.html import NOTHING, age, bar, details, facts, note, page, size, table, text
+from tensorage.display.html import bar, details, facts, note, page, table, text
+from tensorage.display.words import NOTHING, age, size
 
 __all__ = ["Branch", "Entry", "Given", "Used", "session", "share", "store", "tree", "unseen", "usage"]
 
@@ -234,7 +235,7 @@ def _amounts(used: Used) -> list[tuple[str, str]]:
         ("stored", _of(used.bytes, used.quota_bytes, size)),
         ("arrays", _of(used.arrays, used.quota_arrays, _number)),
     ]
-    return [*rows, ("of it files", size(used.file_bytes))] if used.file_bytes else rows
+    return [*rows, ("of these, files", size(used.file_bytes))] if used.file_bytes else rows
 
 
 def _number(number: int) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tensorage.display.html import NOTHING, TIMES, details, facts, nested, page, size, text
+from tensorage.display.html import TIMES, details, facts, nested, page, text
 from tensorage.display.shapes import draw_shape
+from tensorage.display.words import NOTHING, size
 
 __all__ = ["Labels", "Shown", "tensor"]
 
