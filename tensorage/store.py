@@ -180,9 +180,8 @@ class TensorStore(MutableMapping[str, Any]):
         IndexError
             If the selection does not fit the shape, as numpy raises it.
         """
-        name, selection = split_key(key)
-        with self._suggesting(name):
-            return self.arrays.read_key(self.full_key(name), ... if selection is None else selection)
+        with self._suggesting(key):
+            return self._read(key)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
         """Store an array, ``store[key] = array``, or assign to a selection, ``store[key, i, j, ...] = value``.
@@ -219,8 +218,12 @@ class TensorStore(MutableMapping[str, Any]):
         """Tell whether the store has the key, by one request, however many keys there are."""
         return isinstance(key, str) and self.arrays.find(self.full_key(key)) is not None
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a whole array, or `default` if the store has no array under the key, by one request.
+    def _read(self, key: str | tuple[Any, ...]) -> Any:
+        name, selection = split_key(key)
+        return self.arrays.read_key(self.full_key(name), ... if selection is None else selection)
+
+    def get(self, key: str | tuple[Any, ...], default: Any = None) -> Any:
+        """Return an array or a selection of one, or `default` if the store has no array under the key.
 
         Examples
         --------
@@ -230,7 +233,7 @@ class TensorStore(MutableMapping[str, Any]):
         """
         # Without the request for keys like this one, which an error is worth.
         try:
-            return self.arrays.read_key(self.full_key(key))
+            return self._read(key)
         except KeyNotFoundError:
             return default
 
@@ -1293,7 +1296,8 @@ class TensorStore(MutableMapping[str, Any]):
         except KeyNotFoundError as error:
             from tensorage.adapters.notebook import suggestion
 
-            error.args = (sentences(str(error), suggestion(key, self._keys_at_hand())),)
+            name = key[0] if isinstance(key, tuple) and key else key
+            error.args = (sentences(str(error), suggestion(name, self._keys_at_hand())),)
             raise
 
     def __repr__(self) -> str:

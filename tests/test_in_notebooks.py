@@ -236,8 +236,9 @@ def test_looking_for_a_key_asks_for_no_other(quick: tuple[TensorStore, list[Exch
     assert store.get("wether") is None
     assert store.get("wether", 7) == 7
     assert store.get("weather").tolist() == [1]
+    assert store.get(("weather", 0)) == 1
     assert "list" not in functions(seen)
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_keys_of_others_are_not_named(rows: TensorStore, new_session: BackendSession, user: User) -> None:
