@@ -27,7 +27,7 @@ GLANCE_S = 5.0
 FRESH_S = 5.0
 
 
-def glance(do: Callable[[], T], asked: str, within_s: float = GLANCE_S) -> T:
+def glance(do: Callable[[], T], asked: str) -> T:
     """Return the result of a request that is given up after some seconds, and does not wait for the end of an outage.
 
     Raises
@@ -51,11 +51,11 @@ def glance(do: Callable[[], T], asked: str, within_s: float = GLANCE_S) -> T:
 
     threading.Thread(target=work, name="tensorage-glance", daemon=True).start()
     try:
-        return result.result(within_s)
+        return result.result(GLANCE_S)
     except TimeoutError as error:
         if result.done():
             raise
-        raise BackendUnavailableError(f"{asked}: there was no answer within {within_s:g} s") from error
+        raise BackendUnavailableError(f"{asked}: there was no answer within {GLANCE_S:g} s") from error
 
 
 def problem_of(error: Exception) -> str:
