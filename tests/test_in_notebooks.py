@@ -71,11 +71,15 @@ def test_a_handle_is_no_request(quick: tuple[TensorStore, list[Exchange]]) -> No
             "t": np.arange("2020-01-01", "2020-02-10", dtype="M8[D]"),
             "x": np.linspace(0, 1, 30),
         }
+        handle.coords = {"t": np.arange("2020-01-01", "2020-02-10", dtype="M8[D]").astype("M8[ns]")}
+        assert "2020-01-01 2020-01-02" in handle._repr_html_()
+        handle.coords = {"t": np.arange("2020-01", "2023-05", dtype="M8[M]")}
+        assert "2020-01 2020-02" in handle._repr_html_()
         store[f"{engine}/plain"] = np.zeros(()) if engine == "database" else np.zeros((0, 4))
         others = store.write_ragged(f"{engine}/texts", ["a", "bc"], engine=engine)
         seen.clear()
         page = handle._repr_html_()
-        assert "2020-01-01 2020-01-02" in page
+        assert "2020-01 2020-02" in page
         assert "&lt;K&gt;" in page
         assert "<svg" in page
         assert "ragged text" in others._repr_html_()

@@ -112,7 +112,7 @@ def _ends(labels: Any) -> str:
 
 
 def _word(label: Any) -> str:
-    if isinstance(label, np.datetime64):
+    if isinstance(label, np.datetime64) and np.datetime_data(label)[0] not in {"Y", "M", "W", "D"}:
         # No finer than it is: midnights are days.
         return str(np.datetime_as_string(label, unit="auto"))
     return f"{label:.6g}" if isinstance(label, float | np.floating) else short(label, 40)

@@ -31,12 +31,12 @@ MAX_TEXT = 300
 STYLE = """<style>
 .tsg{--tsg-line:var(--jp-border-color1,#c9ced6);--tsg-soft:var(--jp-layout-color2,#eceff3);
 --tsg-dim:var(--jp-ui-font-color2,#59636e);--tsg-accent:var(--jp-brand-color1,#1a73c7);
---tsg-fill:var(--jp-brand-color3,#a9cdf0);--tsg-warn:var(--jp-error-color1,#c9352b);
+--tsg-warn:var(--jp-error-color1,#c9352b);
 font-size:13px;line-height:1.45;max-width:100%;overflow-x:auto;overflow-wrap:anywhere}
 @media (prefers-color-scheme:dark){.tsg{
 --tsg-line:var(--jp-border-color1,#565f6b);--tsg-soft:var(--jp-layout-color2,#2b3139);
 --tsg-dim:var(--jp-ui-font-color2,#a3adb9);--tsg-accent:var(--jp-brand-color1,#6cb2f5);
---tsg-fill:var(--jp-brand-color3,#2f5b86);--tsg-warn:var(--jp-error-color1,#f2766d)}}
+--tsg-warn:var(--jp-error-color1,#f2766d)}}
 .tsg .tsg-head{margin:2px 0 6px;overflow-wrap:anywhere}
 .tsg .tsg-kind,.tsg .tsg-dim{color:var(--tsg-dim)}
 .tsg table{border-collapse:collapse;margin:0;border:0;font-size:13px;width:auto;display:table}

@@ -108,8 +108,9 @@ _SHAPES = {1: _bar, 2: _rectangle, 3: _cuboid}
 
 def _face(corners: Sequence[tuple[float, float]], *, is_lighter: bool = False) -> str:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
-    opacity = "0.5" if is_lighter else "0.85"
-    return f"<polygon points='{points}' fill='var(--tsg-fill,#a9cdf0)' fill-opacity='{opacity}' {_STROKE}/>"
+    # Whatever is behind it shines through, so that the one colour fits light and dark pages.
+    opacity = "0.18" if is_lighter else "0.35"
+    return f"<polygon points='{points}' fill='var(--tsg-accent,#1a73c7)' fill-opacity='{opacity}' {_STROKE}/>"
 
 
 _STROKE = "stroke='var(--tsg-accent,#1a73c7)' stroke-width='1.3'"
