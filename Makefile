@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-.PHONY: help install demo quick test test-oldest chaos check lint types docs bench clean
+.PHONY: help install demo quick test test-oldest chaos check lint types docs notebooks bench clean
 
 help:
 	@echo "make demo         run examples/train_digits.py on an embedded backend of its own"
@@ -37,6 +37,7 @@ help:
 	@echo "make chaos        kill backends and writers, a thousand times, and look at what is there; CHAOS_ARGS='--rounds 50'"
 	@echo "make check        lint, types and documentation"
 	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make notebooks    execute the notebooks of examples/ and store their outputs; NOTEBOOKS='store-and-slice' to choose"
 	@echo "make bench        measure, next to peers that it installs; BENCH_ARGS='bulk samples' to choose"
 	@echo "make install      install what test, check and demo need, all at once"
 	@echo "make clean        remove what these commands made"
@@ -76,6 +77,10 @@ lint: $(VENV)/.installed-check
 types: $(VENV)/.installed-check
 	$(VENV)/bin/mypy --strict
 
+# Executes the notebooks of examples/, and stores them with their outputs.
+notebooks: $(VENV)/.installed-test
+	PYTHONPATH=tests $(VENV)/bin/python tests/notebooks.py $(NOTEBOOKS)
+
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx -n -T -W --keep-going -q -b html docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
@@ -88,7 +93,7 @@ clean:
 	@if [ -x $(VENV)/bin/tensorage ]; then \
 	    TENSORAGE_DATA_DIR="$(CURDIR)/$(DEMO_DATA)" $(VENV)/bin/tensorage local stop; \
 	fi
-	rm -rf $(VENV) $(OLDEST) $(HSDS) $(PEERS) build dist docs/_build
+	rm -rf $(VENV) $(OLDEST) $(HSDS) $(PEERS) build dist docs/_build docs/examples
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

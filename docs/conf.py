@@ -1,7 +1,9 @@
 """Sphinx configuration. Nothing is fetched: the documentation builds without a network."""
 
 import re
+import shutil
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -9,8 +11,18 @@ project = "tensorage"
 copyright = "2026, the tensorage developers"
 version = release = installed_version("tensorage")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design"]
 exclude_patterns = ["_build"]
+
+# The notebooks are shown as they were executed, with the outputs that are stored in them.
+nb_execution_mode = "off"
+# Sphinx reads what is below this folder alone.
+shutil.copytree(
+    Path(__file__).parents[1] / "examples",
+    Path(__file__).parent / "examples",
+    ignore=lambda _folder, names: [name for name in names if not name.endswith(".ipynb")],
+    dirs_exist_ok=True,
+)
 
 html_theme = "furo"
 html_title = f"tensorage {version}"

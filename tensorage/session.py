@@ -240,6 +240,11 @@ class BackendSession:
         """Id of the logged-in user."""
         return self.login.user_id
 
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether a login is there, of this process or lent by another one. Sends no request."""
+        return self.login.is_there
+
     def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:
         """Log in with e-mail and password, by default those of the configuration.
 
@@ -469,6 +474,19 @@ class BackendSession:
             state = f"logged in as {self.email or self.login.loan.user_id}"
         url = redact_url(self.backend_url) if self.backend_url else "without a project"
         return f"<BackendSession {url}, {state}>"
+
+    def _repr_html_(self) -> str:
+        # Only notebooks need it.
+        from tensorage.adapters.notebook import html_of_session
+        from tensorage.backend.sharing import Sharing
+
+        user = self._user
+        return html_of_session(
+            redact_url(self.backend_url) if self.backend_url else None,
+            self.email if user is None else user.email,
+            lambda: Sharing(self.transfer).usage(),
+            is_logged_in=self.is_logged_in,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, which works as the same user: with the token, without the password."""

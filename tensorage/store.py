@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tensorage.adapters.dask import is_dask, store_dask
 from tensorage.adapters.labelled import append_labelled, is_dataset, is_labelled, labels_of, unwrap
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.glances import FreshKeys
 from tensorage.backend.restarts import RESTART_FOR_S
 from tensorage.backend.transfer import Project, Transfer
 from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
@@ -33,7 +34,7 @@ from tensorage.signin.state import LAST_LOGOUT_TIMEOUT_S
 from tensorage.tensor import Tensor
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import AuditRecord, Dataset, Engine, EngineChoice, Share, Usage
-from tensorage.wording import quote, quote_of
+from tensorage.wording import quote, quote_of, sentences
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -52,6 +53,11 @@ class Backend(Project, Protocol):
     """The part of a session that a store needs."""
 
     email: str | None
+
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether a request would need no login first."""
+        ...
 
     def hold(self) -> None:
         """Keep the user logged in until `release`."""
@@ -138,6 +144,7 @@ class TensorStore(MutableMapping[str, Any]):
     owner: str | None = None
     prefix: str = ""
     _login: HeldLogin = field(init=False, repr=False)
+    _fresh_keys: FreshKeys = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
@@ -146,6 +153,7 @@ class TensorStore(MutableMapping[str, Any]):
         if self.owner is not None:
             check_owner(self.owner)
         self._login = HeldLogin(self.backend)
+        self._fresh_keys = FreshKeys(self.arrays, self.prefix)
 
     @property
     def arrays(self) -> Arrays:
@@ -172,8 +180,8 @@ class TensorStore(MutableMapping[str, Any]):
         IndexError
             If the selection does not fit the shape, as numpy raises it.
         """
-        name, selection = split_key(key)
-        return self.arrays.read_key(self.full_key(name), ... if selection is None else selection)
+        with self._suggesting(key):
+            return self._read(key)
 
     def __setitem__(self, key: str | tuple[Any, ...], value: npt.ArrayLike) -> None:
         """Store an array, ``store[key] = array``, or assign to a selection, ``store[key, i, j, ...] = value``.
@@ -203,11 +211,31 @@ class TensorStore(MutableMapping[str, Any]):
 
     def __delitem__(self, key: str) -> None:
         """Delete an array of this user."""
-        self.arrays.remove(self.full_key(key))
+        with self._suggesting(key):
+            self.arrays.remove(self.full_key(key))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether the store has the key, by one request, however many keys there are."""
         return isinstance(key, str) and self.arrays.find(self.full_key(key)) is not None
+
+    def _read(self, key: str | tuple[Any, ...]) -> Any:
+        name, selection = split_key(key)
+        return self.arrays.read_key(self.full_key(name), ... if selection is None else selection)
+
+    def get(self, key: str | tuple[Any, ...], default: Any = None) -> Any:
+        """Return an array or a selection of one, or `default` if the store has no array under the key.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            weights = store.get("weights")
+        """
+        # Without the request for keys like this one, which an error is worth.
+        try:
+            return self._read(key)
+        except KeyNotFoundError:
+            return default
 
     def __iter__(self) -> Iterator[str]:
         return self._iterate_keys("")
@@ -587,8 +615,11 @@ class TensorStore(MutableMapping[str, Any]):
         owner
             E-mail address, or id of the account, of somebody else whose array is meant.
         """
-        arrays = self.arrays if owner is None else self.arrays.shared_by(owner)
-        return Tensor(arrays, arrays.open(self.full_key(key)))
+        if owner is not None:
+            arrays = self.arrays.shared_by(owner)
+            return Tensor(arrays, arrays.open(self.full_key(key)))
+        with self._suggesting(key):
+            return Tensor(self.arrays, self.arrays.open(self.full_key(key)))
 
     def write(
         self,
@@ -1163,7 +1194,8 @@ class TensorStore(MutableMapping[str, Any]):
             If `new_key` is taken, and `overwrite` is false. Nothing has changed.
         """
         try:
-            self.arrays.rename(self.full_key(key), self.full_key(new_key), overwrite=overwrite)
+            with self._suggesting(key):
+                self.arrays.rename(self.full_key(key), self.full_key(new_key), overwrite=overwrite)
         except KeyExistsError as error:
             raise KeyExistsError(
                 f"renaming {quote(key)} to {quote(new_key)}: that key is taken, and nothing has changed. Choose "
@@ -1249,13 +1281,39 @@ class TensorStore(MutableMapping[str, Any]):
         return uuid.uuid4().hex
 
     def __dir__(self) -> list[str]:
-        names = {key for key in self if key.isidentifier() and not keyword.iskeyword(key)}
+        names = {key for key in self._keys_at_hand() if key.isidentifier() and not keyword.iskeyword(key)}
         return sorted(names.union(super().__dir__()))
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self._keys_at_hand()
+
+    def _keys_at_hand(self) -> list[str]:
+        """Return the first 1,000 keys, by one request in some seconds. Never raises, and logs nobody in."""
+        return self._fresh_keys() if self.backend.is_logged_in else []
+
+    @contextlib.contextmanager
+    def _suggesting(self, key: Any) -> Iterator[None]:
+        """Name keys that are like one which the store does not have."""
+        try:
+            yield
+        except KeyNotFoundError as error:
+            from tensorage.adapters.notebook import suggestion
+
+            name = key[0] if isinstance(key, tuple) and key else key
+            error.args = (sentences(str(error), suggestion(name, self._keys_at_hand())),)
+            raise
 
     def __repr__(self) -> str:
         whose = self.backend.email if self.owner is None else f"{self.owner}, for {self.backend.email},"
         group = f"{self.prefix!r} " if self.prefix else ""
         return f"<TensorStore {group}of {whose} at {self.backend.backend_url}>"
+
+    def _repr_html_(self) -> str:
+        from tensorage.adapters.notebook import html_of_store
+
+        words = repr(self).removeprefix("<TensorStore ").removesuffix(">")
+        is_logged_in = self.backend.is_logged_in
+        return html_of_store(self.arrays, self.prefix, words, is_logged_in=is_logged_in)
 
 
 def _release(backend: Backend) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray as xr
 
+    from tensorage.adapters.preview import Preview
     from tensorage.cache.cached import CachedReader
     from tensorage.training.batches import Batches
 
@@ -371,6 +372,44 @@ class Tensor(OpenArray):
         """
         return self.on_latest(self.arrays.lengths)
 
+    def preview(self, selection: Selection | None = None) -> Preview:
+        """Fetch at most 256 kB of the array, and return them as a small picture, which shows itself in a notebook.
+
+        A matrix is a heat map, a row a line, both with a histogram; an image of (rows, columns, 3 or 4) is itself. Axes
+        before the last two are cut in their middle. From the database, every second, third, ... element of long axes
+        is fetched, and nothing else, by one request. Storage gives whole chunks: a part around the middle, by one
+        request for the places of the chunks and one for the chunks. Complex numbers are drawn by their absolute
+        values, and text and records are written.
+
+        Parameters
+        ----------
+        selection
+            Numbers, slices and ``...``, as between brackets. By default the whole array.
+
+        Returns
+        -------
+        tensorage.adapters.preview.Preview
+            Picture, with the `elements` that were fetched and the `part` of the array that they are.
+
+        Raises
+        ------
+        InvalidInputError
+            If the elements have any length, one element or one chunk has more than 256 kB, or the selection has
+            anything but numbers, slices and ``...``.
+        IndexError
+            If the selection does not fit the shape.
+
+        Examples
+        --------
+        .. code-block:: python
+
+            store.open("era5").preview()
+            store.open("era5").preview(np.s_[0, :, 100:200])
+        """
+        from tensorage.adapters.preview import preview
+
+        return preview(self, selection)
+
     def append(self, data: Any) -> None:
         """Add rows, or samples of any length, at the end: all at once, or not at all. See `TensorStore.append`."""
         if is_labelled(data):
@@ -449,19 +488,9 @@ class Tensor(OpenArray):
 
     def _repr_html_(self) -> str:
         # Only notebooks need it.
-        from html import escape
+        from tensorage.adapters.notebook import html_of_tensor
 
-        rows = {
-            "shape": self.shape, "dtype": self._elements, "size": describe_bytes(self.nbytes), "dims": self.dims,
-            "owner": self.dataset.owner, "shared": self.dataset.is_shared, "engine": self.engine,
-            "attrs": dict(self.attrs), "coords": ", ".join(self.coords),
-        }  # fmt: skip
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{name}</th><td>{escape(str(value))}</td></tr>"
-            for name, value in rows.items()
-            if value not in (None, {}, "")
-        )
-        return f"<table><caption>Tensor <b>{escape(self.key)}</b></caption>{cells}</table>"
+        return html_of_tensor(self, dict(self.attrs))
 
     def _annotate(
         self, *, attrs: Mapping[str, Any] | None = None, removed: Iterable[str] = (), replace: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +70,12 @@ class Share:
         end = "" if self.expires_at is None else f" until {_short(self.expires_at)}"
         return f"<Share {self.key!r} of {self.owner or self.owner_id}: {reader} {rights}{end}>"
 
+    def _repr_html_(self) -> str:
+        # Only notebooks need it.
+        from tensorage.display.tables import share
+
+        return share(self, datetime.now(UTC))
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Share:
         """Read a share that a function of the database answers with."""
@@ -110,6 +116,11 @@ class Usage:
     file_bytes: int
     quota_bytes: int | None = None
     quota_arrays: int | None = None
+
+    def _repr_html_(self) -> str:
+        from tensorage.display.tables import usage
+
+        return usage(self)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

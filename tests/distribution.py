@@ -23,6 +23,7 @@ _LONG = (
     "tests/test_chunks.py",
     "tests/engine/test_storage_crash.py",
     "tests/test_docs.py",
+    "tests/test_notebooks.py",
     "tests/test_session.py",
     "tests/test_lending.py",
     "tests/embedded/test_lifecycle.py",
@@ -56,6 +57,7 @@ _WHOLE = frozenset(
         "tests/engine/test_catalogue_at_scale.py",
         "tests/sql/test_object_plans.py",
         "tests/test_docs.py",
+        "tests/test_notebooks.py",
         "tests/test_packaging.py",
     }
 )

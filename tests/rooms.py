@@ -9,7 +9,17 @@ from pathlib import Path
 __all__ = ["circles_in", "imports_of", "modules_below", "private_uses"]
 
 #: Public names with an underscore: of named tuples, of Python itself, and of notebooks.
-_PUBLIC = frozenset({"_replace", "_exit", "_getframe", "_current_frames", "_repr_html_"})
+_PUBLIC = frozenset(
+    {
+        "_replace",
+        "_exit",
+        "_getframe",
+        "_current_frames",
+        "_repr_html_",
+        "_repr_png_",
+        "_ipython_key_completions_",
+    }
+)
 
 #: Names of other packages that our tests look at: zarr's store in memory, and the workers of PyTorch.
 _OF_OTHERS = frozenset({"_store_dict", "_utils"})

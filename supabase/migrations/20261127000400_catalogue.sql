@@ -190,7 +190,7 @@ $$;
 
 -- One page of descriptions of arrays of the caller, or of an owner who shares them: those whose keys begin with a prefix, fit a
 -- glob, and have attributes. A page ends before it has 8 MiB of attributes and metadata. The owner gets the shares of each.
--- {"entries": [...], "after": where the next page begins, null at the end}
+-- {"entries": [...], "after": where the next page begins, null at the end, "usage": that of the owner, with the first page}
 create or replace function public.tensorage_catalogue(
   prefix text default '', glob text default null, attrs jsonb default null, owner text default null, after text default '',
   max_rows int default 1000) returns json
@@ -209,6 +209,8 @@ declare
   has_more boolean := true;
   answer json;
   last text;
+  -- Whoever shows a store shows the quota beside it, by the one request.
+  used json := case when others is null and after = '' then public.tensorage_usage() end;
 begin
   if attrs is not null and jsonb_typeof(attrs) <> 'object' then
     raise exception using errcode = 'TS006', message = 'attributes to look for are an object';
@@ -257,7 +259,7 @@ begin
   select json_agg(tensorage.describe_as(p.dataset, p.address, others is not null or s.id is not null,
                                         case when (p.dataset).user_id = me then coalesce(s.shares, '[]') end) order by p.key), max(p.key)
     into answer, last from page p left join shared s on s.id = p.id;
-  return json_build_object('entries', coalesce(answer, '[]'), 'after', case
+  return json_build_object('entries', coalesce(answer, '[]'), 'usage', used, 'after', case
     when (has_more and cardinality(ids) >= wanted) or json_array_length(answer) < cardinality(ids) then last
     when has_more and total >= 20000 then after end);
 exception when invalid_regular_expression then

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.blocks.block_engine import BlockEngine
-from tensorage.backend.catalogue import Catalogue, Found
+from tensorage.backend.catalogue import Catalogue, FirstPage, Found
 from tensorage.backend.engine import READ_BYTES, ArrayEngine, OtherEngineError
 from tensorage.backend.entries import EntryMemory, Remembered
 from tensorage.backend.ragged import RaggedArrays, refuse_ragged
@@ -128,6 +128,14 @@ class Arrays:
     ) -> Iterator[Dataset]:
         """Yield catalogue's entries: see `tensorage.backend.catalogue.Catalogue.entries`."""
         return self._catalogue.entries(prefix, glob, attrs)
+
+    def first_keys(self, prefix: str = "", most: int = 1000) -> list[str]:
+        """Return the first keys that begin with `prefix`, at most 1,000 of them, by one request."""
+        return self._catalogue.first_keys(prefix, most)
+
+    def first_page(self, prefix: str = "") -> FirstPage:
+        """Return the first arrays of the owner: see `tensorage.backend.catalogue.Catalogue.first_page`."""
+        return self._catalogue.first_page(prefix)
 
     def open(self, key: str) -> Dataset:
         """Return the catalogue's entry of an array of the owner.
@@ -585,6 +593,14 @@ class Arrays:
         if fields is None:
             return engine.read(dataset, rest, out)
         return fields.put(engine.read_fields(dataset, rest, fields), out)
+
+    def read_exactly(self, dataset: Dataset, selection: Selection) -> Any:
+        """Return ``array[selection]`` without over-read. From Storage, whole chunks travel nevertheless."""
+        if dataset.engine == "storage":
+            return self._engine(dataset.engine).read(dataset, selection, None)
+        transfer = self.project.transfer
+        blocks = BlockEngine(transfer, self.open, quiet=self.quiet, owner=self.owner)
+        return blocks.read_exactly(dataset, selection)
 
     def lengths(self, dataset: Dataset) -> npt.NDArray[np.int64]:
         """Return the length of each element, of an array whose elements have any length.

@@ -14,10 +14,10 @@ from tensorage.errors import InvalidInputError, KeyExistsError, KeyNotFoundError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.coords import check_room, rename_dims
 from tensorage.model.values import as_attrs, as_dims, check_key, check_prefix
-from tensorage.types import COORDS_ATTRIBUTE, Dataset
+from tensorage.types import COORDS_ATTRIBUTE, Dataset, Usage
 from tensorage.wording import quote
 
-__all__ = ["Catalogue", "Found"]
+__all__ = ["Catalogue", "FirstPage", "Found"]
 
 #: Most keys in one answer. Hosted Supabase returns no more rows.
 KEYS_PER_PAGE = 1000
@@ -40,6 +40,22 @@ class Found(NamedTuple):
     entry: Dataset
     elements: memoryview | None = None
     records: bytes | None = None
+
+
+class FirstPage(NamedTuple):
+    """First arrays of a store.
+
+    Parameters
+    ----------
+    is_all
+        False if there are more.
+    usage
+        Usage of the owner, who alone is told.
+    """
+
+    entries: list[Dataset]
+    is_all: bool
+    usage: Usage | None
 
 
 class Catalogue:
@@ -78,6 +94,30 @@ class Catalogue:
             if len(page) < KEYS_PER_PAGE:
                 return
             after = page[-1]
+
+    def first_keys(self, prefix: str, most: int) -> list[str]:
+        """Return the first keys that begin with `prefix`, at most 1,000 of them, by one request."""
+        arguments = {"prefix": prefix, "after": "", "max_rows": min(most, KEYS_PER_PAGE), **self._whose}
+        keys: list[str] = self._transfer.call(
+            "tensorage_list", arguments, self._ask_owner("listing the keys")
+        )
+        return keys
+
+    def first_page(self, prefix: str = "") -> FirstPage:
+        """Return the first entries of arrays whose keys begin with `prefix`, by one request.
+
+        There are up to 1,000 of them, or as many as have 8 MiB of attributes.
+        """
+        arguments = {"prefix": prefix, **self._whose}
+        page = self._transfer.call(
+            "tensorage_catalogue", arguments, self._ask_owner("looking at the catalogue")
+        )
+        used = page.get("usage")
+        return FirstPage(
+            [Dataset.from_json(row) for row in page["entries"]],
+            page["after"] is None,
+            None if used is None else Usage(**used),
+        )
 
     def count_keys(self, prefix: str = "") -> int:
         arguments = {"prefix": prefix, **self._whose}

@@ -264,6 +264,11 @@ class Connection:
         self.login.headers()
         return TensorStore(self, quiet=quiet, owner=owner, **options)
 
+    @property
+    def is_logged_in(self) -> bool:
+        """True once the command's login is made."""
+        return True
+
     def hold(self) -> None:
         """Do nothing: the login lasts as long as the command."""
 

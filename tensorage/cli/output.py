@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tensorage.display.words import age, size, visible
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -26,25 +28,13 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(line)
 
 
-def visible(text: str) -> str:
-    """Return a text that a terminal shows as it is. Keys hold any characters, those that steer terminals as well."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def size_of(nbytes: int | None) -> str:
     """Write a number of bytes for people.
 
     >>> size_of(999), size_of(3 * 2**20), size_of(None)
     ('999 B', '3 MiB', '-')
     """
-    if nbytes is None:
-        return "-"
-    number = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if number < 1000 or unit == "TiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
+    return "-" if nbytes is None else size(nbytes)
 
 
 def age_of(moment: str, now: datetime | None = None) -> str:
@@ -54,13 +44,9 @@ def age_of(moment: str, now: datetime | None = None) -> str:
     >>> age_of("2026-01-01T00:00:00+00:00", datetime(2026, 1, 3, tzinfo=UTC))
     '2 d'
     """
-    from datetime import UTC, datetime
+    from datetime import datetime
 
-    seconds = max(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds(), 0)
-    for unit, length in (("y", 365 * 86400), ("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return age(datetime.fromisoformat(moment), now)
 
 
 def has_colour() -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tensorage.cli.drawing import Pixels
+    from tensorage.display.pixels import Pixels
 
 __all__ = ["COMMANDS"]
 
@@ -121,7 +121,7 @@ def _png_path(output: str, *, force: bool) -> Path:
 def _seen(key: str, elements: Any, shape: tuple[int, ...]) -> _Seen:
     import numpy as np
 
-    from tensorage.cli.drawing import as_numbers
+    from tensorage.display.pixels import as_numbers
 
     array = elements if isinstance(elements, list) else np.asarray(elements)
     numbers = None if isinstance(array, list) else as_numbers(array)
@@ -144,7 +144,8 @@ def _described(seen: _Seen) -> dict[str, Any]:
 
 
 def _draw(seen: _Seen, width: int) -> None:
-    from tensorage.cli.drawing import half_blocks, line_of_dots, shrink
+    from tensorage.cli.drawing import half_blocks, line_of_dots
+    from tensorage.display.pixels import shrink
 
     click.echo(seen.caption)
     if seen.numbers is None or seen.numbers.ndim == 0 or not seen.numbers.size or not has_colour():
@@ -191,15 +192,11 @@ def _check_picture(seen: _Seen) -> None:
 
 
 def _pixels(seen: _Seen, numbers: npt.NDArray[np.float64]) -> Pixels:
-    import numpy as np
-
-    from tensorage.cli.drawing import colours_of
+    from tensorage.display.pixels import colours_of, colours_of_image
 
     if numbers.ndim == 2:
         return colours_of(numbers, seen.low, seen.high)
-    # Colours from 0 to 1, or whole numbers of as many bits as the dtype has.
-    top = 1.0 if seen.elements.dtype.kind == "f" else float(np.iinfo(seen.elements.dtype).max)
-    return (np.clip(np.nan_to_num(numbers[..., :3]) / top, 0, 1) * 255).astype(np.uint8)
+    return colours_of_image(numbers, seen.elements.dtype)
 
 
 def _write_png(seen: _Seen, path: Path) -> None:

@@ -44,12 +44,24 @@ class Tree:
 
     def __len__(self) -> int:
         """Return the number of arrays."""
-        return (self.note is not None) + sum(map(len, self.branches.values()))
+        # Keys may have more parts than Python has calls within each other.
+        count, left = 0, [self]
+        while left:
+            here = left.pop()
+            count += here.note is not None
+            left += here.branches.values()
+        return count
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        # Only notebooks need it.
+        from tensorage.display.tables import tree
+
+        return tree(self)
 
     def _lines(self) -> Iterator[str]:
         last = len(self.branches) - 1

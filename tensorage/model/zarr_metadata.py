@@ -20,6 +20,7 @@ __all__ = [
     "array_metadata",
     "chunk_key",
     "configuration_of",
+    "cut_of",
     "data_type_of",
     "default_codecs",
     "default_fill_value",
@@ -212,6 +213,20 @@ def name_of(codec: Codec) -> str:
 def configuration_of(codec: Codec) -> Mapping[str, Any]:
     """Return the configuration of a codec, empty if it has none."""
     return {} if isinstance(codec, str) else codec.get("configuration") or {}
+
+
+def cut_of(metadata: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of a chunk and of a shard of an array, which are the same if it has no shards.
+
+    >>> sharding = {"name": SHARDING, "configuration": {"chunk_shape": [3, 4]}}
+    >>> cut_of({"chunk_grid": regular_grid((6, 4)), "codecs": [sharding]})
+    ((3, 4), (6, 4))
+    """
+    shards = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+    first = metadata["codecs"][0]
+    if name_of(first) != SHARDING:
+        return shards, shards
+    return tuple(configuration_of(first)["chunk_shape"]), shards
 
 
 def chunk_key(coords: Sequence[int]) -> str:

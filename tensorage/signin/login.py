@@ -158,6 +158,12 @@ class Login:
             assert self.user is not None
             return str(self.user.id)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether a login is there, of this process or lent by another one."""
+        # Without the lock, behind which a login may be renewed for as long as an outage lasts.
+        return self.loan is not None or self.session is not None
+
     def request_headers(self) -> dict[str, str]:
         """Return the headers that identify the user of a request, without waiting for a backend that is away."""
         token = self.token_now()

@@ -94,6 +94,11 @@ class RecordingBackend:
     def user_id(self) -> str:
         return self.project.user_id
 
+    @property
+    def is_logged_in(self) -> bool:
+        """False: the store of a transaction shows nothing and completes nothing."""
+        return False
+
     def hold(self) -> None:
         """Do nothing."""
 

@@ -114,6 +114,14 @@ class BlockEngine(EngineBase):
                 fetch_runs(work, plan.runs, result.buffer, advance)
         return result.take()
 
+    def read_exactly(self, dataset: Dataset, selection: Selection) -> Any:
+        """Return ``array[selection]``, of which no other element travels, however many runs that takes."""
+        plan = plan_runs(dataset.shape, selection, dataset.dtype.itemsize, dataset.block_size, exact=True)
+        result = Result(plan, dataset.dtype, None, dataset.key)
+        if plan.size:
+            fetch_runs(self._work("reading", dataset), plan.runs, result.buffer, lambda _bytes: None)
+        return result.take()
+
     def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
         itemsize, wanted = dataset.dtype.itemsize, fields.dtype.itemsize
         plan = plan_runs(dataset.shape, selection, itemsize, dataset.block_size)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["Advance", "progress"]
 
@@ -27,12 +29,19 @@ def progress(total_bytes: int, what: str, *, quiet: bool) -> Iterator[Advance]:
     if quiet or not _somebody_watches():
         yield lambda _bytes: None
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(
+    with _tqdm()(
         total=total_bytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=DELAY_S, leave=False
     ) as bar:
         yield bar.update
+
+
+def _tqdm() -> Any:
+    """Return the bar of notebooks or that of terminals."""
+    with warnings.catch_warnings():
+        # Without ipywidgets, bars of a notebook are text, and tqdm says so on stderr: with a path, in each notebook.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 def _somebody_watches() -> bool:
