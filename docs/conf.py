@@ -1,5 +1,6 @@
 """Sphinx configuration. Nothing is fetched: the documentation builds without a network."""
 
+import json
 import re
 import shutil
 from importlib.metadata import version as installed_version
@@ -23,6 +24,25 @@ shutil.copytree(
     ignore=lambda _folder, names: [name for name in names if not name.endswith(".ipynb")],
     dirs_exist_ok=True,
 )
+
+# The landing page shows what some cells of a notebook show, as the notebook has it.
+SHOWN_CELLS = {"handle": "terrain", "preview": "terrain.preview()", "store": "store"}
+
+
+def write_shown_cells(folder: Path) -> None:
+    """Write the HTML of those outputs to files of their own, for the landing page to include."""
+    notebook = json.loads((folder / "store-and-slice.ipynb").read_text("utf-8"))
+    outputs = {
+        "".join(cell["source"]).splitlines()[-1]: cell["outputs"]
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    }
+    for name, last_line in SHOWN_CELLS.items():
+        (output,) = outputs[last_line]
+        (folder / f"{name}.html").write_text("".join(output["data"]["text/html"]), "utf-8")
+
+
+write_shown_cells(Path(__file__).parent / "examples")
 
 html_theme = "furo"
 html_title = f"tensorage {version}"
