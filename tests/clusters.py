@@ -15,6 +15,9 @@ from tensorage.embedded.postgres import HOST, SUPERUSER, Cluster, free_port
 
 _PASSWORD = "of this test"
 
+#: Database of each cluster to copy: nobody connects to it, so that it stays as it is.
+PRISTINE = "pristine"
+
 
 @contextmanager
 def running(version: int, folder: Path) -> Iterator[Cluster]:
@@ -29,6 +32,9 @@ def running(version: int, folder: Path) -> Iterator[Cluster]:
             with psycopg.connect(dsn(cluster, SUPERUSER)) as connection:
                 major = connection.info.server_version // 10000
             assert major == version
+            # Tests of migrations leave users and default privileges in `postgres`.
+            with psycopg.connect(dsn(cluster, SUPERUSER, "template1"), autocommit=True) as connection:
+                connection.execute(f"create database {PRISTINE} template postgres is_template true")
             yield cluster
         finally:
             runner.run(cluster.stop())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from clusters import dsn
+from clusters import PRISTINE, dsn
 from crowds import BLOCK, BLOCKS, ME, SHARER, STRANGER, Numbers, Project, buffers
 from sql.api import binary, transaction, whole
 from sql.objects import entry, metadata
@@ -510,7 +510,7 @@ class Counted:
 def counted(cluster: Cluster) -> Counted:
     """Pages of all calls."""
     with psycopg.connect(dsn(cluster, SUPERUSER, "template1"), autocommit=True) as connection:
-        connection.execute("create database crowd template postgres owner postgres")
+        connection.execute(f"create database crowd template {PRISTINE} owner postgres")
     asyncio.run(migrate(dsn(cluster, "postgres", "crowd"), migration_files()))
     project = Project(dsn(cluster, SUPERUSER, "crowd"))
     project.install()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from clusters import dsn
+from clusters import PRISTINE, dsn
 from fresh_project import REMEDY, apply_migrations, as_text, parts_of
 
 from tensorage.doctor.expected import EXPECTED_FILE, Expected, load_expected
@@ -25,7 +25,7 @@ alter default privileges in schema public grant all on functions to anon, authen
 def project_in(cluster: Cluster, before: str = "") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     """A database with the migrations, which were applied after other SQL."""
     with psycopg.connect(dsn(cluster, "postgres"), autocommit=True) as connection:
-        connection.execute("create database fresh template postgres")
+        connection.execute(f"create database fresh template {PRISTINE}")
     try:
         with psycopg.connect(dsn(cluster, "postgres", "fresh"), autocommit=True) as connection:
             connection.execute(before)
