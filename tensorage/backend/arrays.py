@@ -55,6 +55,8 @@ T = TypeVar("T")
 #: once the array was looked at. `IncompleteTensorError`, a `ValueError`, is none of these: the array was as known.
 _OUT_OF_DATE = (ChangedError, IndexError, TypeError, ValueError)
 
+_WHOLE_ALONE = "Append to it, or write it anew as a whole. Nothing has changed"
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -309,7 +311,7 @@ class Arrays:
             If the array has another number of rows by now.
         """
         self.check_own(f"resizing {dataset.key!r}")
-        refuse_ragged("resizing", dataset, "Append to it, or write it anew as a whole")
+        refuse_ragged("resizing", dataset, _WHOLE_ALONE)
         wanted = rows_to_have(dataset, rows)
         resized = self._engine(dataset.engine).resize(dataset, wanted, shorten_coords(dataset, wanted))
         return self._remember(resized)
@@ -485,7 +487,7 @@ class Arrays:
         ChangedError
             If the array is not what it was when `dataset` was opened.
         """
-        refuse_ragged("assigning to", dataset, "Append to it, or write it anew as a whole")
+        refuse_ragged("assigning to", dataset, _WHOLE_ALONE)
         fields, _ = split_fields(selection, dataset.dtype)
         if fields is not None:
             raise InvalidInputError(

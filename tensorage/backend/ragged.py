@@ -41,8 +41,7 @@ def refuse_ragged(asked: str, dataset: Dataset, advice: str) -> None:
     """
     if dataset.ragged is not None:
         raise InvalidInputError(
-            f"{asked} {dataset.key!r}: its elements are {dataset.ragged}, which have no place there. {advice}. Nothing "
-            "has changed"
+            f"{asked} {dataset.key!r}: its elements are {dataset.ragged}, which have no place there. {advice}"
         )
 
 
