@@ -434,6 +434,27 @@ def test_an_outage_leaves_it(project: Project, user: User, events: Events) -> No
     assert events() == (1, 2)
 
 
+def test_a_loop_that_begins_offline(project: Project, user: User, tmp_path: Path) -> None:
+    """A week without a network, and a reboot: what it writes waits in its spool."""
+    proxy = Proxy(project.url)
+    port = int(proxy.url.rpartition(":")[2])
+    far = Project(proxy.url, project.key)
+    age(keep(far, user))
+    proxy.close()
+    for first in (0, 2):
+        store = session_of(far, patience_s=0)()
+        with store.background(spool=tmp_path / "spool") as writer:
+            for step in (first, first + 1):
+                writer.append("loss", [step], create=True)
+        with pytest.raises(BackendUnavailableError):
+            list(store)
+    with contextlib.closing(Proxy(project.url, port=port)):
+        store = session_of(far)()
+        with store.background(spool=tmp_path / "spool") as writer:
+            writer.append("loss", [4])
+        assert store["loss"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_lost_answer(project: Project, user: User, events: Events) -> None:
     lost: list[str] = []
 

@@ -112,8 +112,17 @@ class KeptLogin:
             return tokens
 
     def loan(self, key: str) -> Loan:
-        """Return the access token as a loan. The next one comes from here."""
-        return self._loan_of(self.tokens(key), key)
+        """Return the access token as a loan. The next one comes from here.
+
+        If the project is away, the token may have expired: the account is known all the same, and so is the spool that
+        it may write to. The first request renews the token, or tells that the project is away.
+        """
+        try:
+            tokens = self.tokens(key)
+        except BackendUnavailableError as error:
+            logger.debug("beginning with a token that has to be renewed: %s", error)
+            _, tokens = self._read()
+        return self._loan_of(tokens, key)
 
     def end(self, key: str) -> None:
         """End this login at the project, and no other of the user's, and forget it.
