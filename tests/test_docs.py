@@ -163,6 +163,15 @@ def assert_click_accepts(words: list[str]) -> None:
     command.parse_args(context, words)
 
 
+def test_the_landing_page_has_each_card_and_each_heading_once() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for pattern in (r"^:link: (.+)$", r"^## (.+)$"):
+        found = re.findall(pattern, text, re.M)
+        assert found
+        assert sorted(found) == sorted(set(found))
+        assert not [line for line in found if '"' in line]
+
+
 def test_the_terminals_of_the_landing_page_show_commands_that_exist() -> None:
     pictures = runpy.run_path(str(ROOT / "docs" / "terminal_pictures.py"))["SESSIONS"]
     landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
