@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tensorage.cli.commands import command, force_option, json_option, owner_option, project_options
+from tensorage.cli.commands import (
+    command,
+    force_option,
+    json_option,
+    owner_option,
+    project_options,
+    quiet_option,
+)
 from tensorage.cli.completing import keys_below
 from tensorage.cli.connections import Choice, connect
 from tensorage.cli.failures import Failure
@@ -75,6 +82,7 @@ class _Seen:
 )
 @owner_option
 @force_option
+@quiet_option
 @json_option
 @project_options
 def show(
@@ -84,6 +92,7 @@ def show(
     width: int | None,
     owner: str | None,
     force: bool,
+    quiet: bool,
     as_json: bool,
     choice: Choice,
 ) -> None:
@@ -105,7 +114,8 @@ def show(
         print_json(_described(seen))
     elif path is not None:
         _write_png(seen, path)
-        click.echo(f"{path}: {seen.caption}")
+        if not quiet:
+            click.echo(f"{path}: {seen.caption}")
     else:
         _draw(seen, width or shutil.get_terminal_size().columns)
 

@@ -93,7 +93,7 @@ def test_tree_find_du_info_usage_whoami(terminal: Terminal, user: User) -> None:
     assert terminal.run("du").stdout.splitlines()[-1].split()[-1] == "total"
     assert 'attr:     units = "K"' in terminal.run("info", "exp/t").stdout
     assert terminal.json("usage")["arrays"] == 2
-    assert "arrays: 2 of any number" in terminal.run("usage").stdout
+    assert "arrays: 2, no quota" in terminal.run("usage").stdout
     said = terminal.json("whoami")
     assert (said["email"], said["id"]) == (user.email, user.id)
 
@@ -394,6 +394,7 @@ def test_show(terminal: Terminal) -> None:
 def test_show_writes_pictures(terminal: Terminal) -> None:
     terminal.store["p"] = np.arange(24.0).reshape(4, 6)
     terminal.run("show", "p", "-o", "p.png")
+    assert terminal.run("show", "p", "-o", "quiet.png", "--quiet").output == ""
     with Image.open("p.png") as image:
         assert (image.size, image.mode) == ((6, 4), "RGB")
         assert image.getpixel((0, 0)) == (68, 1, 84)
