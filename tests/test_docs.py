@@ -163,6 +163,23 @@ def assert_click_accepts(words: list[str]) -> None:
     command.parse_args(context, words)
 
 
+def test_the_size_of_the_sql_on_the_hosted_page() -> None:
+    text = (ROOT / "docs" / "hosted.md").read_text(encoding="utf-8")
+    said = re.search(r"prints (\d+) kB of SQL", text)
+    assert said is not None
+    size = sum(file.stat().st_size for file in (ROOT / "supabase" / "migrations").glob("*.sql"))
+    assert int(said[1]) == pytest.approx(size / 1000, rel=0.1)
+
+
+def test_the_landing_page_has_each_card_and_each_heading_once() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for pattern in (r"^:link: (.+)$", r"^## (.+)$"):
+        found = re.findall(pattern, text, re.M)
+        assert found
+        assert sorted(found) == sorted(set(found))
+        assert not [line for line in found if '"' in line]
+
+
 def test_the_terminals_of_the_landing_page_show_commands_that_exist() -> None:
     pictures = runpy.run_path(str(ROOT / "docs" / "terminal_pictures.py"))["SESSIONS"]
     landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")

@@ -95,8 +95,9 @@ class Choice:
             kept = find_login(check_url(found.backend_url), found.email)
             if kept is not None:
                 return Login(found, kept=kept)
+            command = f"tensorage login --profile {self.profile}" if self.profile else "tensorage login"
             for name in ("email", "password"):
-                _require(found, name, ", or run `tensorage login` once")
+                _require(found, name, f", or run `{command}` once")
         return Login(found, may_register=self.is_local)
 
     def _of_local(self) -> Configuration:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import re
 import sys
@@ -57,6 +59,9 @@ _ADVICE = {
     "overwrite=True replaces it": "--force replaces it",
 }  # fmt: skip
 
+#: The libraries of formats tell of a full disk in words of their own, with addresses and hidden names.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 #: Errors by status, in the order in which they are looked at: several are classes of OSError, too.
 _STATUS_OF: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], int], ...] = (
     (ConfigurationError, FAILED),
@@ -108,6 +113,8 @@ def failure_of(error: BaseException) -> Failure | None:
     status = next((status for kinds, status in _STATUS_OF if isinstance(error, kinds)), FAILED)
     if isinstance(error, TensorageError):
         return Failure(f"{type(error).__name__}: {_in_words_of_shell(str(error))}", status)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return Failure(f"{os.strerror(error.errno or 0)}: make room, or write to another place", status)
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""
         return Failure(f"{error.strerror or error}{where}", status)
@@ -137,6 +144,7 @@ def _failure_of_backend(error: BaseException) -> Failure | None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors that users can do something about into one line, and warnings too."""
+    _buffer_output()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         # The line is all there is of a warning: it does not end a command.
@@ -163,11 +171,30 @@ def one_line_errors() -> Iterator[None]:
             failure = failure_of(error)
             if failure is None:
                 raise
+            _drop_what_cannot_be_written()
             raise failure from error
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"Warning: {shorten(str(message))}", err=True)
+
+
+def _buffer_output() -> None:
+    """Let stdout write all that it is given: unbuffered, it writes what there is room for, and says nothing.
+
+    ``PYTHONUNBUFFERED`` is set in most containers. Commands flush what they print.
+    """
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        kept, encoding, errors = sys.stdout.fileno(), sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = open(kept, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Let the program end with the status of its error: Python ends with 120 if output is left that it cannot write."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:

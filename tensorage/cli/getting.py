@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,10 @@ def _get(
     force: bool,
     quiet: bool,
 ) -> tuple[Dataset, Outgoing]:
-    from tensorage.cli.parts import opened_part, selection_errors
+    from tensorage.cli.parts import open_array, opened_part, selection_errors
 
     key, selection = target
-    entry = store.arrays.open(key)
+    entry = open_array(store.arrays, key)
     name = key.rpartition("/")[2] or key
     with opened_part(store.arrays, entry, selection, name, quiet=quiet) as item, selection_errors(entry):
         if path is None:
@@ -190,14 +191,14 @@ def cat(target: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
     """
     key, selection = parse_target(target)
     with connect(choice) as connection:
-        from tensorage.cli.parts import opened_part, selection_errors
+        from tensorage.cli.parts import open_array, opened_part, selection_errors
         from tensorage.cli.texts import lines_of
 
         store: TensorStore = connection.store(owner)
-        entry = store.arrays.open(key)
+        entry = open_array(store.arrays, key)
         with opened_part(store.arrays, entry, selection, key, quiet=True) as item, selection_errors(entry):
             if as_json:
-                click.echo(json.dumps(_listed(item), default=_as_text, ensure_ascii=False))
+                click.echo(_as_json(_listed(item)))
                 return
             for line in lines_of(item):
                 click.echo(line)
@@ -206,6 +207,22 @@ def cat(target: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
 def _listed(item: Outgoing) -> Any:
     elements = item.read(... if item.shape else ())
     return elements.astype(str).tolist() if elements.dtype.kind in "mMc" else elements.tolist()
+
+
+def _as_json(listed: Any) -> str:
+    try:
+        return json.dumps(listed, default=_as_text, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(listed), default=_as_text, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace numbers that JSON has no form for by their text: a NaN, and those without bounds."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_text(value: Any) -> Any:

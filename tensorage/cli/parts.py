@@ -12,14 +12,37 @@ import numpy.typing as npt
 
 from tensorage.backend.arrays import Arrays
 from tensorage.backend.wire.progress import progress
-from tensorage.cli.failures import Failure
+from tensorage.cli.failures import NOT_FOUND, Failure
+from tensorage.errors import KeyNotFoundError
 from tensorage.interchange.grouped import Outgoing
 from tensorage.types import Dataset
 
-__all__ = ["opened_part", "read_thinned", "selection_errors"]
+__all__ = ["open_array", "opened_part", "read_thinned", "selection_errors"]
 
 Items = tuple[Any, ...]
 Read = Callable[[Any], npt.NDArray[Any]]
+
+
+def open_array(arrays: Arrays, key: str) -> Dataset:
+    """Find an array.
+
+    Raises
+    ------
+    Failure
+        If it is a group. The error says how groups are read.
+    KeyNotFoundError
+        If there is neither.
+    """
+    try:
+        return arrays.open(key)
+    except KeyNotFoundError:
+        group = key.rstrip("/")
+        if not group or next(iter(arrays.entries(f"{group}/")), None) is None:
+            raise
+    raise Failure(
+        f"{key!r} is a group: `tensorage ls` lists its arrays, and `tensorage export` writes all of them to a file",
+        NOT_FOUND,
+    )
 
 
 @contextmanager

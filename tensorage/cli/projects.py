@@ -50,10 +50,10 @@ def usage(*, as_json: bool, choice: Choice) -> None:
         print_json(found)
         return
     quota, most = found["quota_bytes"], found["quota_arrays"]
-    click.echo(f"arrays: {found['arrays']} of {'any number' if most is None else most}")
-    of_bytes = "any number" if quota is None else f"{size_of(quota)}{_bar(found['bytes'], quota)}"
-    click.echo(f"bytes:  {size_of(found['bytes'])} of {of_bytes}")
-    click.echo(f"files:  {size_of(found['file_bytes'])} of these")
+    click.echo(f"arrays: {found['arrays']}{', no quota' if most is None else f' of {most}'}")
+    of_bytes = ", no quota" if quota is None else f" of {size_of(quota)}{_bar(found['bytes'], quota)}"
+    click.echo(f"bytes:  {size_of(found['bytes'])}{of_bytes}")
+    click.echo(f"files:  {size_of(found['file_bytes'])}, part of the bytes")
 
 
 def _bar(used: int, most: int) -> str:

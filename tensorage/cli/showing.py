@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tensorage.cli.commands import command, force_option, json_option, owner_option, project_options
+from tensorage.cli.commands import (
+    command,
+    force_option,
+    json_option,
+    owner_option,
+    project_options,
+    quiet_option,
+)
 from tensorage.cli.completing import keys_below
 from tensorage.cli.connections import Choice, connect
 from tensorage.cli.failures import Failure
@@ -54,7 +61,10 @@ class _Seen:
     @property
     def caption(self) -> str:
         words = f"{visible(self.key)}  {tuple(self.shape)} {getattr(self.elements, 'dtype', 'of any length')}"
-        return words if self.numbers is None else f"{words}  from {self.low:.6g} to {self.high:.6g}"
+        # A NaN is not equal to itself. There is no smallest number then.
+        if self.numbers is None or self.low != self.low:
+            return words
+        return f"{words}  from {self.low:.6g} to {self.high:.6g}"
 
 
 @command(
@@ -72,6 +82,7 @@ class _Seen:
 )
 @owner_option
 @force_option
+@quiet_option
 @json_option
 @project_options
 def show(
@@ -81,6 +92,7 @@ def show(
     width: int | None,
     owner: str | None,
     force: bool,
+    quiet: bool,
     as_json: bool,
     choice: Choice,
 ) -> None:
@@ -91,10 +103,10 @@ def show(
     key, selection = parse_target(target)
     path = None if output is None else _png_path(output, force=force)
     with connect(choice) as connection:
-        from tensorage.cli.parts import read_thinned
+        from tensorage.cli.parts import open_array, read_thinned
 
         store = connection.store(owner)
-        entry = store.arrays.open(key)
+        entry = open_array(store.arrays, key)
         most = MOST if path is None else 1 << 62
         elements, shape = read_thinned(store.arrays, entry, selection, most)
     seen = _seen(key, elements, shape)
@@ -102,7 +114,8 @@ def show(
         print_json(_described(seen))
     elif path is not None:
         _write_png(seen, path)
-        click.echo(f"{path}: {seen.caption}")
+        if not quiet:
+            click.echo(f"{path}: {seen.caption}")
     else:
         _draw(seen, width or shutil.get_terminal_size().columns)
 
@@ -184,7 +197,11 @@ def _is_image(seen: _Seen) -> bool:
 def _check_picture(seen: _Seen) -> None:
     if seen.numbers is None:
         raise Failure(f"{seen.key!r} holds no numbers, and cannot be drawn: `tensorage cat` prints it")
-    if not (len(seen.shape) in (1, 2) or _is_image(seen)) or 0 in seen.shape:
+    if not seen.shape or 0 in seen.shape:
+        raise Failure(
+            f"{seen.key!r} has shape {tuple(seen.shape)} here, and cannot be drawn: `tensorage cat` prints it"
+        )
+    if not (len(seen.shape) in (1, 2) or _is_image(seen)):
         raise Failure(
             f"{seen.key!r} has shape {tuple(seen.shape)} here, which is no picture: select a matrix or a row, as in "
             f"{seen.key}[0]"

@@ -24,6 +24,7 @@ from tensorage.cli import failures, main
 from tensorage.cli.failures import failure_of
 
 ROWS = np.zeros((64, 1024, 256), "u1")
+FULL = b"No space left on device: make room, or write to another place"
 
 
 @pytest.mark.parametrize(
@@ -129,13 +130,41 @@ def test_a_pipe_that_breaks(terminal: Terminal, command: list[str]) -> None:
     assert (process.returncode, said) == (0, b"")
 
 
-def test_a_full_disk(terminal: Terminal) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     terminal.store["x"] = ROWS[:8]
     for command in (["ls"], ["get", "x", "-o", "-"], ["cat", "x[0]"]):
         with Path("/dev/full").open("wb") as full:
             process = terminal.process(*command, stdout=full)
             _, said = process.communicate()
-        assert (process.returncode, said) == (1, b"Error: No space left on device\n")
+        assert (process.returncode, said) == (1, b"Error: " + FULL + b"\n")
+
+
+def test_a_disk_that_fills_behind_an_unbuffered_stdout(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system writes a part then, and the rest must not be lost without a word."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    terminal.store["x"] = ROWS[:8]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with (terminal.folder / "x.npy").open("wb") as file:
+            process = terminal.process("get", "x", "-o", "-", stdout=file)
+            _, said = process.communicate()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (process.returncode, said) == (1, b"Error: File too large\n")
+
+
+def test_a_full_disk_in_the_words_of_hdf5() -> None:
+    said = "Can't synchronously write data (filename = '.x.h5.part', buf = 0x7f14, offset = 1048576)"
+    failure = failure_of(OSError(errno.ENOSPC, said))
+    assert failure is not None
+    assert failure.format_message().encode() == FULL
 
 
 def test_a_disk_that_fills_while_a_file_is_written(terminal: Terminal) -> None:

@@ -115,7 +115,7 @@ def test_a_profile(member: Terminal, project: Project, user: User) -> None:
     for name, account in (("mine", user), ("theirs", other)):
         assert member.json("whoami", "--profile", name, **away)["id"] == account.id
     member.run("logout", "--profile", "mine", **away)
-    assert "tensorage login" in member.refusal("whoami", "--profile", "mine", **away)
+    assert "`tensorage login --profile mine`" in member.refusal("whoami", "--profile", "mine", **away)
     assert member.json("whoami", "--profile", "theirs", **away)["id"] == other.id
     member.run("logout", "--profile", "theirs", **away)
 
