@@ -43,6 +43,8 @@ logger = logging.getLogger("tensorage.session")
 
 _NO_PROJECT = f"No project is known either: set SUPABASE_URL and SUPABASE_KEY as well. {IS_LOCAL_WANTED}"
 
+_NOT_BESIDE_IT = " and take the password away, which comes before what is kept"
+
 #: A token that expires within this many seconds is renewed before it is used.
 RENEW_BEFORE_S = 60
 
@@ -412,7 +414,8 @@ class Login:
                 "in with session.login_by_mail(email, password), or session.set_session(access_token, refresh_token)"
             )
         missing = [name for name in ("email", "password") if not getattr(self.credentials, name)]
-        if missing and self._borrow_kept():
+        # A password without an address is not the kept login's: nobody becomes another one than was configured.
+        if self.credentials.password is None and self._borrow_kept():
             return
         if missing:
             if all(name in self.credentials.held_back for name in missing):
@@ -424,7 +427,7 @@ class Login:
                 sentences(
                     f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
                     f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file, "
-                    "or run `tensorage login` once",
+                    f"or run `tensorage login` once{_NOT_BESIDE_IT if self.credentials.password else ''}",
                     *(f"Also, {self.credentials.held_back[name]}" for name in held_back),
                     "" if self.credentials.backend_url else _NO_PROJECT,
                 )

@@ -79,6 +79,7 @@ def test_a_configured_password_comes_first(terminal: Terminal, project: Project,
     assert "a password is configured" in done.stderr
     assert terminal.json("whoami")["id"] == user.id
     assert terminal.json("whoami", USER_EMAIL=None, USER_PASSWORD=None)["id"] == other.id
+    assert "USER_EMAIL" in terminal.refusal("whoami", USER_EMAIL=None)
     again = ("login", other.email, "--password-stdin")
     done = terminal.run(*again, stdin=other.password, USER_PASSWORD=None)
     assert "another address is configured" in done.stderr
