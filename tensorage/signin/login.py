@@ -239,6 +239,8 @@ class Login:
                 response = ask_for_session(self._sdk(), given.access_token, given.refresh_token)
             given.check_user(response.user)
         except AuthenticationError:
+            # The SDK may hold the login of another account by now.
+            self.sdk_client = None
             self._restore()
             raise
         self._replace(response, is_irreplaceable=True)
@@ -274,8 +276,19 @@ class Login:
                 if not was_refused_unread(error):
                     self._doubtful = token
                 raise
+            self._check_same_account(response)
             self._accept(response)
             return response
+
+    def _check_same_account(self, response: AuthResponse) -> None:
+        """Refuse another account than that of before: stores would go on with somebody else's arrays."""
+        before, now = (None if user is None else str(user.id) for user in (self.user, response.user))
+        if before != now:
+            # The SDK holds the login of the other one.
+            self.session = self.user = self.sdk_client = None
+            raise AuthenticationError(
+                f"the refresh token of the account {before} is one of another account: give a pair of one account"
+            )
 
     def log_out(self) -> None:
         """End this login, and no other of the user's."""
