@@ -242,7 +242,9 @@ def _not_connected(url: DatabaseUrl, error: Exception) -> Failure:
 def _not_applied(url: DatabaseUrl, error: Exception) -> Failure:
     import asyncpg
 
-    if not isinstance(error, asyncpg.PostgresError):
+    lost = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError)
+    # The end of the transaction may have been under way: nobody here knows the outcome.
+    if not isinstance(error, asyncpg.PostgresError) or isinstance(error, lost):
         said = url.without_password(one_line(str(error) or type(error).__name__))
         return Failure(
             f"the connection to the database at {url.shown} was lost ({said}): either all of the migrations were "

@@ -20,6 +20,7 @@ from psycopg import sql
 
 from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
 from tensorage.cli import applying
+from tensorage.cli.failures import UNREACHABLE, Failure
 from tensorage.embedded import control
 from tensorage.embedded.postgres import Cluster
 from tensorage.migrations import migration_files
@@ -96,7 +97,9 @@ def test_what_is_refused_is_left_alone(terminal: Terminal, cluster: Cluster) -> 
 
 
 @pytest.mark.parametrize("cluster", NEWEST, indirect=True)
-def test_several_at_once(terminal: Terminal, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_at_once(
+    terminal: Terminal, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     url = dsn(cluster, "postgres")
 
     def apply_here(_: int) -> applying.Applied:
@@ -113,6 +116,12 @@ def test_several_at_once(terminal: Terminal, cluster: Cluster, monkeypatch: pyte
             with owner.transaction():
                 owner.execute("select from public.datasets")
                 assert "when it has ended" in apply(terminal, url, status=1)
+
+            # It may be lost at the end, too, when nobody knows the outcome.
+            (ends := tmp_path / "ends.sql").write_text("select pg_terminate_backend(pg_backend_pid())")
+            with pytest.raises(Failure, match="either all of the migrations were applied, or none") as lost:
+                applying.apply(applying.DatabaseUrl.parse(url), [ends], dry_run=False)
+            assert lost.value.exit_code == UNREACHABLE
         finally:
             _remove(owner)
 
