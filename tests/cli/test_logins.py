@@ -177,6 +177,8 @@ def test_the_doctor_looks_as_this_user(member: Terminal, user: User, logins: Cal
     before = logins()
     assert "tensorage login" not in member.run("doctor").stdout
     assert logins() == before
+    # Beside a password without an address, what is kept is used by nobody.
+    assert "USER_EMAIL" in member.run("doctor", USER_PASSWORD="of somebody").stdout
     member.run("logout")
 
 
