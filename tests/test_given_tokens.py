@@ -211,6 +211,22 @@ def test_tokens_of_two_accounts(project: Project, user: User, application: Signe
     with pytest.raises(AuthenticationError, match="two accounts"):
         session_with(project, token_with(sub=other.id, exp=1), application.refresh_token)()
 
+    # While the access token is good, nothing tells whose the refresh token is.
+    theirs = sign_in(project, other)
+    session = session_with(project, theirs.access_token, sign_in(project, user).refresh_token)
+    assert list(session()) == []
+    with pytest.raises(AuthenticationError, match="of another account"):
+        session.refresh()
+    for _ in range(2):
+        with pytest.raises(AuthenticationError, match="there is no way back"):
+            _ = session.token
+    assert session.client.auth.get_session() is None
+
+    # Nor does the client of a session that takes no tokens keep them.
+    with pytest.raises(AuthenticationError, match="two accounts"):
+        session.set_session(token_with(sub=other.id, exp=1), sign_in(project, user).refresh_token)
+    assert session.client.auth.get_session() is None
+
 
 def test_tokens_and_a_password(project: Project, application: SignedIn) -> None:
     with pytest.raises(InvalidInputError, match="and not both"):

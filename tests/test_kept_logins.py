@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import resource
 import select
 import signal
@@ -91,6 +92,12 @@ def age(kept: KeptLogin, *, expires_at: float = 0.0) -> None:
     """Make the kept tokens as old as they are after an hour: nobody has to wait for it."""
     record, tokens = content(kept)
     save_record(kept.path, record, replace(tokens, fresh_until=0.0, expires_at=expires_at))
+
+
+def spoil(kept: KeptLogin) -> None:
+    """Make the kept access token one that the project refuses, as after a clock that was wrong."""
+    record, tokens = content(kept)
+    save_record(kept.path, record, replace(tokens, access_token=f"{tokens.access_token[:-8]}AAAAAAAA"))
 
 
 @pytest.fixture
@@ -240,6 +247,9 @@ def test_passwords_come_before_it(
     monkeypatch.setenv("USER_PASSWORD", other.password)
     assert session_of(project).user_id == other.id
     monkeypatch.delenv("USER_EMAIL")
+    # A password is that of somebody: not of the account that is kept.
+    with pytest.raises(ConfigurationError, match=r"no email .*take the password away"):
+        session_of(project)()
     monkeypatch.delenv("USER_PASSWORD")
     assert session_of(project, email=other.email, password=other.password).user_id == other.id
     assert session_of(project, email=user.email.upper()).user_id == user.id
@@ -267,6 +277,8 @@ def test_the_last_login_is_the_one_that_is_used(project: Project, user: User, ke
 def test_another_login_takes_its_place(project: Project, user: User, kept: KeptLogin, events: Events) -> None:
     age(kept)
     again = keep(project, user)
+    spoil(again)
+    again = keep(project, user)
     assert again.path == kept.path
     assert [path.suffix for path in sorted(kept.path.parent.iterdir())] == [".json", ".lock"]
     assert events() == (1, 1)
@@ -284,13 +296,15 @@ def test_another_account_does_not(project: Project, kept: KeptLogin, user: User)
 # Its end ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_old", [False, True])
-def test_ending_it(project: Project, user: User, kept: KeptLogin, events: Events, is_old: bool) -> None:
+@pytest.mark.parametrize("token", ["good", "old", "refused"])
+def test_ending_it(project: Project, user: User, kept: KeptLogin, events: Events, token: str) -> None:
     session = session_of(project)
     store = session()
     with workers.store_of(project, user) as other:
-        if is_old:
+        if token == "old":
             age(kept)
+        elif token == "refused":
+            spoil(kept)
         kept.end(project.key)
         # The other login of the user goes on.
         assert events()[0] == 1
@@ -471,6 +485,45 @@ def test_a_lost_answer(project: Project, user: User, events: Events) -> None:
         assert kept.tokens(far.key).is_fresh()
     assert lost
     assert events() == (1, 2)
+
+
+def test_what_is_no_answer_to_a_login_is_not_kept(project: Project, user: User) -> None:
+    """It could not be read again, and would take the place of a login that can."""
+    lives: list[bytes] = []
+
+    def change(answer: bytes) -> bytes:
+        return re.sub(rb'(?<="expires_in":)3600', lives[0], answer) if lives else answer
+
+    with contextlib.closing(Proxy(project.url, changes_answer=change)) as proxy:
+        far = Project(proxy.url, project.key)
+        kept = keep(far, user)
+        age(kept)
+        for life in (b" NaN", b" -10", b"1e99", b"null", b'"ab"'):
+            lives[:] = [life]
+            with pytest.raises(BackendUnavailableError, match="does not answer as a Supabase project"):
+                kept.tokens(far.key)
+        lives.clear()
+        assert kept.tokens(far.key).is_fresh()
+
+
+def test_one_that_is_forgotten_while_it_is_renewed(project: Project, user: User) -> None:
+    forgetting: list[threading.Thread] = []
+
+    def forget_meanwhile(exchange: Exchange) -> bool:
+        if "refresh_token" in exchange.target and not forgetting:
+            forgetting.append(threading.Thread(target=kept.forget))
+            forgetting[0].start()
+            # Without a lock it would be done before the answer is kept.
+            forgetting[0].join(0.3)
+        return False
+
+    with contextlib.closing(Proxy(project.url, forget_meanwhile)) as proxy:
+        far = Project(proxy.url, project.key)
+        kept = keep(far, user)
+        age(kept)
+        kept.tokens(far.key)
+        forgetting[0].join()
+    assert not kept.path.exists()
 
 
 def test_a_process_that_holds_the_lock_for_long(

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -24,8 +24,15 @@ __all__ = ["Applied", "DatabaseUrl", "apply"]
 
 _CONNECT_TIMEOUT_S = 30.0
 
-#: Somebody else's transaction may hold a table for hours, and whoever waits for it keeps all readers waiting behind.
-_LOCK_TIMEOUT = "set local lock_timeout = '10s'"
+#: Two that apply at the same time would make the same objects. The second one waits, and holds no table meanwhile.
+_ONE_AT_A_TIME = """
+set local lock_timeout = '30s';
+select pg_advisory_xact_lock(hashtextextended('tensorage migrations', 0));
+"""
+
+#: Somebody else's transaction may hold a table for hours, and whoever waits for it keeps all readers waiting behind,
+#: whose own statements end after 8 s on hosted Supabase.
+_LOCK_TIMEOUT = "set local lock_timeout = '3s'"
 
 _NOTHING_CHANGED = "Nothing has been changed."
 
@@ -49,6 +56,11 @@ _HAS_OTHER_TABLES = (
 class DatabaseUrl:
     """Address of a database: for the connection with its password, and for messages without.
 
+    Parameters
+    ----------
+    asked
+        Password that is not in the URL, but was asked for.
+
     Raises
     ------
     click.UsageError
@@ -56,12 +68,17 @@ class DatabaseUrl:
         unescaped character may be anywhere.
     """
 
-    url: str
-    parts: SplitResult
+    url: str = field(repr=False)
+    parts: SplitResult = field(repr=False)
+    asked: str | None = field(default=None, repr=False)
 
     @classmethod
     def parse(cls, url: str) -> DatabaseUrl:
-        parts = urlsplit(url.strip())
+        try:
+            parts = urlsplit(url.strip())
+        except ValueError:
+            # No cause: the error quotes user and password, which may have a letter that no host has.
+            raise _not_whole() from None
         if parts.scheme not in {"postgresql", "postgres"}:
             scheme = (
                 f"begins with {quote(parts.scheme[:20])}" if re.match(r"https?:", url) else "is another one"
@@ -75,11 +92,7 @@ class DatabaseUrl:
         except ValueError:
             is_whole = False
         if not is_whole or "@" in f"{parts.path}{parts.query}{parts.fragment}":
-            raise click.UsageError(
-                "the URL of the database is not postgresql://USER:PASSWORD@HOST:PORT/postgres. Characters such as "
-                "/ ? # @ in a password have to be written as %2F %3F %23 %40, or leave the password away and set "
-                "$PGPASSWORD"
-            )
+            raise _not_whole()
         return cls(url.strip(), parts)
 
     @property
@@ -95,13 +108,25 @@ class DatabaseUrl:
     def says_sslmode(self) -> bool:
         return "sslmode" in parse_qs(self.parts.query) or "PGSSLMODE" in os.environ
 
+    @property
+    def password(self) -> str | None:
+        """The password as it is written in the URL, at either of the two places for it; None if there is none."""
+        return self.parts.password or next(iter(parse_qs(self.parts.query).get("password", [])), None)
+
     def without_password(self, text: str) -> str:
         """Return a server's or a library's words without the password, in case they quote it."""
-        password = self.parts.password or ""
-        for written in {password, unquote(password)}:
-            if len(written) > 2:
-                text = text.replace(written, "***")
+        for password in filter(None, (self.password, self.asked, os.environ.get("PGPASSWORD"))):
+            for written in {password, unquote(password)}:
+                if len(written) > 2:
+                    text = text.replace(written, "***")
         return text
+
+
+def _not_whole() -> click.UsageError:
+    return click.UsageError(
+        "the URL of the database is not postgresql://USER:PASSWORD@HOST:PORT/postgres. Characters such as / ? # @ [ ] "
+        "in a password have to be written as %2F %3F %23 %40 %5B %5D, or leave the password away and set $PGPASSWORD"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +137,7 @@ class Applied:
     after: int
 
 
-def apply(url: DatabaseUrl, files: Sequence[Path], *, password: str | None, dry_run: bool) -> Applied:
+def apply(url: DatabaseUrl, files: Sequence[Path], *, dry_run: bool) -> Applied:
     """Apply files of SQL in one transaction. A dry run takes all of it back.
 
     Raises
@@ -122,31 +147,31 @@ def apply(url: DatabaseUrl, files: Sequence[Path], *, password: str | None, dry_
         refuses. Nothing has been changed then.
     """
     try:
-        return asyncio.run(_apply(url, files, password, dry_run))
+        return asyncio.run(_apply(url, files, dry_run))
     except ModuleNotFoundError as error:
         raise Failure(
             f"this needs {error.name!r}, which is not installed: pip install 'tensorage[local]>=0.2'"
         ) from error
 
 
-async def _apply(url: DatabaseUrl, files: Sequence[Path], password: str | None, dry_run: bool) -> Applied:
+async def _apply(url: DatabaseUrl, files: Sequence[Path], dry_run: bool) -> Applied:
     import asyncpg
 
     try:
         connection = await asyncpg.connect(
             url.url,
-            password=password,
+            password=url.asked,
             # The password, and the SQL, pass through whatever network there is.
             ssl=None if url.is_here or url.says_sslmode else "require",
             timeout=_CONNECT_TIMEOUT_S,
             # A pooler between transactions knows no prepared statements.
             statement_cache_size=0,
         )
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except Exception as error:  # noqa: BLE001 - what is no PostgreSQL makes asyncpg fail in whatever reads the answer
         raise _not_connected(url, error) from None
     try:
         return await _in_one_transaction(connection, files, dry_run)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise _not_applied(url, error) from None
     finally:
         await connection.close(timeout=_CONNECT_TIMEOUT_S)
@@ -158,6 +183,7 @@ async def _in_one_transaction(
     transaction = connection.transaction()
     await transaction.start()
     try:
+        await connection.execute(_ONE_AT_A_TIME)
         await connection.execute(_LOCK_TIMEOUT)
         before = await _version_to_start_from(connection)
         for file in files:
@@ -216,7 +242,9 @@ def _not_connected(url: DatabaseUrl, error: Exception) -> Failure:
 def _not_applied(url: DatabaseUrl, error: Exception) -> Failure:
     import asyncpg
 
-    if not isinstance(error, asyncpg.PostgresError):
+    lost = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError)
+    # The end of the transaction may have been under way: nobody here knows the outcome.
+    if not isinstance(error, asyncpg.PostgresError) or isinstance(error, lost):
         said = url.without_password(one_line(str(error) or type(error).__name__))
         return Failure(
             f"the connection to the database at {url.shown} was lost ({said}): either all of the migrations were "
@@ -229,5 +257,5 @@ def _not_applied(url: DatabaseUrl, error: Exception) -> Failure:
         advice = f"{_NOTHING_CHANGED} The role `postgres` of the project may do it"
         return Failure(sentences(f"the user of the URL may not do this: {said}", advice), NOT_ALLOWED)
     if isinstance(error, asyncpg.LockNotAvailableError):
-        hint = "Somebody else's transaction holds the tables: try again when it has ended"
+        hint = "Somebody else's transaction holds what they change: try again when it has ended"
     return Failure(sentences(f"the migrations cannot be applied: {said}", _NOTHING_CHANGED, hint))

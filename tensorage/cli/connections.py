@@ -88,16 +88,17 @@ class Choice:
             If neither is there.
         """
         found = self.project()
-        if found.email is None or found.password is None:
+        if found.password is None:
             from tensorage.signin.kept import find_login
 
             assert found.backend_url is not None
             kept = find_login(check_url(found.backend_url), found.email)
             if kept is not None:
                 return Login(found, kept=kept)
-            command = f"tensorage login --profile {self.profile}" if self.profile else "tensorage login"
-            for name in ("email", "password"):
-                _require(found, name, f", or run `{command}` once")
+        command = f"tensorage login --profile {self.profile}" if self.profile else "tensorage login"
+        take_away = " and take USER_PASSWORD away, which comes before what is kept" if found.password else ""
+        for name in ("email", "password"):
+            _require(found, name, f", or run `{command}` once{take_away}")
         return Login(found, may_register=self.is_local)
 
     def _of_local(self) -> Configuration:

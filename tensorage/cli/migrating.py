@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -76,7 +77,7 @@ def _apply(db_url: str | None, files: Sequence[Path], *, dry_run: bool, as_json:
     if not given:
         raise click.UsageError(f"no database is named: give --db-url, or set ${_VARIABLE}")
     url = DatabaseUrl.parse(given)
-    done = apply(url, files, password=_password(url.parts.password), dry_run=dry_run)
+    done = apply(replace(url, asked=_password(url.password)), files, dry_run=dry_run)
     if as_json:
         applied = {"files": [file.name for file in files], "before": done.before, "version": done.after}
         print_json({**applied, "applied": not dry_run})

@@ -113,7 +113,7 @@ class _Look:
     def _find_kept(self) -> KeptLogin | None:
         """Return the login that `tensorage login` keeps, if it is the one that a session would use."""
         configuration = self._configuration
-        if not configuration.backend_key or (configuration.email and configuration.password):
+        if not configuration.backend_key or configuration.password:
             return None
         return find_login(self._asker.url, configuration.email)
 

@@ -23,6 +23,12 @@ __all__ = ["AuthServer", "EndedError", "SignedIn", "no_project"]
 #: Status of the gateway, which looks at the key before the Auth server sees a request.
 _OF_GATEWAY = 401
 
+#: Most characters of the two tokens of a login. An access token holds the user's metadata, of 32 KiB at most here.
+_MAX_TOKEN_LENGTH = 128 * 1024
+
+#: Longest life of an access token, in seconds: Supabase allows a week.
+_LONGEST_LIFE_S = 10 * 365 * 86400
+
 _CHECK = "Check the e-mail, the password and the key"
 
 
@@ -158,12 +164,7 @@ class AuthServer:
     ) -> SignedIn:
         answer = self._ask(("POST", path, words), asked, advice=advice, refusal=refusal)
         try:
-            return SignedIn(
-                answer["access_token"],
-                answer["refresh_token"],
-                float(answer.get("expires_in", 3600)),
-                {"id": answer["user"]["id"], **answer["user"]},
-            )
+            return _signed_in(answer)
         except (KeyError, TypeError, ValueError) as error:
             raise no_project(asked, self.url) from error
 
@@ -201,6 +202,24 @@ class AuthServer:
             raise kind(sentences(f"{asked}: {faults[-1].said}", advice)) from error
         except ValueError as error:
             raise no_project(asked, self.url) from error
+
+
+def _signed_in(answer: Any) -> SignedIn:
+    """Check an answer to a login. What is kept of it has to be readable again, and the refresh token is spent.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is none.
+    """
+    access, refresh, user = answer["access_token"], answer["refresh_token"], answer["user"]
+    expires_in = float(answer.get("expires_in", 3600))
+    email = user.get("email") or "none"
+    if not all(isinstance(text, str) and text for text in (access, refresh, user["id"], email)):
+        raise ValueError("a token or a name of the account is no text")
+    if len(access) + len(refresh) > _MAX_TOKEN_LENGTH or not 0 <= expires_in <= _LONGEST_LIFE_S:
+        raise ValueError("the tokens are too long, or last for no time that there is")
+    return SignedIn(access, refresh, expires_in, {**user})
 
 
 def no_project(asked: str, url: str) -> BackendUnavailableError:

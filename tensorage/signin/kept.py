@@ -136,15 +136,35 @@ class KeptLogin:
         try:
             with _locked(self.path, self.url):
                 try:
-                    server.end(self._renew(key, None).access_token)
+                    self._end_behind_lock(server, key)
                 except EndedError as error:
                     logger.info("the login had ended before: %s", error)
-                self.forget()
+                self._forget_behind_lock()
         finally:
             server.close()
 
+    def _end_behind_lock(self, server: AuthServer, key: str) -> None:
+        token = self._renew(key, None).access_token
+        try:
+            server.end(token)
+        except EndedError as error:
+            # By a clock that was wrong it seemed good. The login may go on: its refresh token tells.
+            logger.debug("renewing the kept token to end its login: %s", error)
+            server.end(self._renew(key, token).access_token)
+
     def forget(self) -> None:
-        """Delete the login here, whether or not it goes on at the project."""
+        """Delete the login here, whether or not it goes on at the project.
+
+        Raises
+        ------
+        BackendUnavailableError
+            If another process renews it all the time, as one does while the project is away. The login stays kept.
+        """
+        # Whoever renews it at this moment would keep it again.
+        with _locked(self.path, self.url):
+            self._forget_behind_lock()
+
+    def _forget_behind_lock(self) -> None:
         found = load_record(self.path)
         if found is not None:
             forget_record(self.path, found[0])
@@ -335,8 +355,12 @@ def _end(server: AuthServer, token: str) -> None:
 def _end_replaced(server: AuthServer, tokens: Tokens) -> None:
     """End the login that another one has taken the place of. A project ends a login only for a token that is good."""
     try:
-        is_good = time.time() < tokens.expires_at
-        server.end(tokens.access_token if is_good else server.refresh(tokens.refresh_token).access_token)
+        if time.time() < tokens.expires_at:
+            try:
+                return server.end(tokens.access_token)
+            except EndedError as error:
+                logger.debug("renewing the replaced login to end it: %s", error)
+        server.end(server.refresh(tokens.refresh_token).access_token)
     except TensorageError as error:
         logger.info("a login stays open until it expires: %s", error)
 

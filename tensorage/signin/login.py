@@ -43,6 +43,8 @@ logger = logging.getLogger("tensorage.session")
 
 _NO_PROJECT = f"No project is known either: set SUPABASE_URL and SUPABASE_KEY as well. {IS_LOCAL_WANTED}"
 
+_NOT_BESIDE_IT = " and take the password away, which comes before what is kept"
+
 #: A token that expires within this many seconds is renewed before it is used.
 RENEW_BEFORE_S = 60
 
@@ -243,6 +245,8 @@ class Login:
                 response = ask_for_session(self._sdk(), given.access_token, given.refresh_token)
             given.check_user(response.user)
         except AuthenticationError:
+            # The SDK may hold the login of another account by now.
+            self.sdk_client = None
             self._restore()
             raise
         self._replace(response, is_irreplaceable=True)
@@ -278,8 +282,19 @@ class Login:
                 if not was_refused_unread(error):
                     self._doubtful = token
                 raise
+            self._check_same_account(response)
             self._accept(response)
             return response
+
+    def _check_same_account(self, response: AuthResponse) -> None:
+        """Refuse another account than that of before: stores would go on with somebody else's arrays."""
+        before, now = (None if user is None else str(user.id) for user in (self.user, response.user))
+        if before != now:
+            # The SDK holds the login of the other one.
+            self.session = self.user = self.sdk_client = None
+            raise AuthenticationError(
+                f"the refresh token of the account {before} is one of another account: give a pair of one account"
+            )
 
     def log_out(self) -> None:
         """End this login, and no other of the user's."""
@@ -418,7 +433,8 @@ class Login:
                 "in with session.login_by_mail(email, password), or session.set_session(access_token, refresh_token)"
             )
         missing = [name for name in ("email", "password") if not getattr(self.credentials, name)]
-        if missing and self._borrow_kept():
+        # A password without an address is not the kept login's: nobody becomes another one than was configured.
+        if self.credentials.password is None and self._borrow_kept():
             return
         if missing:
             if all(name in self.credentials.held_back for name in missing):
@@ -430,7 +446,7 @@ class Login:
                 sentences(
                     f"nobody is logged in, and no {' and '.join(missing)} to log in with: call "
                     f"session.login_by_mail(email, password), or set {variables} in the environment or in a .env file, "
-                    "or run `tensorage login` once",
+                    f"or run `tensorage login` once{_NOT_BESIDE_IT if self.credentials.password else ''}",
                     *(f"Also, {self.credentials.held_back[name]}" for name in held_back),
                     "" if self.credentials.backend_url else _NO_PROJECT,
                 )

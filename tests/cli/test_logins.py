@@ -79,6 +79,7 @@ def test_a_configured_password_comes_first(terminal: Terminal, project: Project,
     assert "a password is configured" in done.stderr
     assert terminal.json("whoami")["id"] == user.id
     assert terminal.json("whoami", USER_EMAIL=None, USER_PASSWORD=None)["id"] == other.id
+    assert "USER_EMAIL" in terminal.refusal("whoami", USER_EMAIL=None)
     again = ("login", other.email, "--password-stdin")
     done = terminal.run(*again, stdin=other.password, USER_PASSWORD=None)
     assert "another address is configured" in done.stderr
@@ -176,6 +177,8 @@ def test_the_doctor_looks_as_this_user(member: Terminal, user: User, logins: Cal
     before = logins()
     assert "tensorage login" not in member.run("doctor").stdout
     assert logins() == before
+    # Beside a password without an address, what is kept is used by nobody.
+    assert "USER_EMAIL" in member.run("doctor", USER_PASSWORD="of somebody").stdout
     member.run("logout")
 
 

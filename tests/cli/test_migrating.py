@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from postgres_versions import VERSIONS
 from psycopg import sql
 
 from tensorage.backend.wire.header import FIRST_RELEASED_SCHEMA, SCHEMA_VERSION
+from tensorage.cli import applying
+from tensorage.cli.failures import UNREACHABLE, Failure
 from tensorage.embedded import control
 from tensorage.embedded.postgres import Cluster
 from tensorage.migrations import migration_files
@@ -90,6 +96,36 @@ def test_what_is_refused_is_left_alone(terminal: Terminal, cluster: Cluster) -> 
             _remove(owner)
 
 
+@pytest.mark.parametrize("cluster", NEWEST, indirect=True)
+def test_several_at_once(
+    terminal: Terminal, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = dsn(cluster, "postgres")
+
+    def apply_here(_: int) -> applying.Applied:
+        return applying.apply(applying.DatabaseUrl.parse(url), migration_files(), dry_run=False)
+
+    with psycopg.connect(url, autocommit=True) as owner:
+        try:
+            with ThreadPoolExecutor(3) as pool:
+                done = list(pool.map(apply_here, range(3)))
+            assert sorted(one.before or 0 for one in done) == [0, SCHEMA_VERSION, SCHEMA_VERSION]
+
+            # Whoever waits for a table keeps its readers waiting: not for as long as a reading transaction lasts.
+            monkeypatch.setattr(applying, "_LOCK_TIMEOUT", "set local lock_timeout = '20ms'")
+            with owner.transaction():
+                owner.execute("select from public.datasets")
+                assert "when it has ended" in apply(terminal, url, status=1)
+
+            # It may be lost at the end, too, when nobody knows the outcome.
+            (ends := tmp_path / "ends.sql").write_text("select pg_terminate_backend(pg_backend_pid())")
+            with pytest.raises(Failure, match="either all of the migrations were applied, or none") as lost:
+                applying.apply(applying.DatabaseUrl.parse(url), [ends], dry_run=False)
+            assert lost.value.exit_code == UNREACHABLE
+        finally:
+            _remove(owner)
+
+
 @pytest.fixture
 def visitor(backend: control.Running) -> Iterator[str]:
     """The URL of a role that may log in to the embedded backend's PostgreSQL, and nothing else."""
@@ -129,6 +165,9 @@ def test_elsewhere_the_connection_is_encrypted(terminal: Terminal, backend: cont
         (f"postgresql://postgres:{PASSWORD}@127.0.0.1:5432/postgres", 2, "%2F"),
         ("postgresql://postgres:s3cret#pw@127.0.0.1:5432/postgres", 2, "%2F"),
         ("postgresql://postgres:pw@s3cret/pw@127.0.0.1:5432/postgres", 2, "%2F"),
+        # Errors about a URL that cannot be parsed quote it.
+        ("postgresql://postgres:s3cret[pw@127.0.0.1:5432/postgres", 2, "%5B"),
+        ("postgresql://postgres:s3cret\uff1apw@127.0.0.1:5432/postgres", 2, "USER:PASSWORD@HOST"),
         ("postgresql://127.0.0.1/postgres", 2, "USER:PASSWORD@HOST"),
         ("postgresql://postgres:s3cret@127.0.0.1:1/postgres", 5, "cannot be reached"),
         ("", 2, "no database is named"),
@@ -136,6 +175,36 @@ def test_elsewhere_the_connection_is_encrypted(terminal: Terminal, backend: cont
 )
 def test_urls_that_lead_nowhere(terminal: Terminal, url: str, status: int, says: str) -> None:
     assert says in apply(terminal, url, status=status)
+
+
+@pytest.mark.parametrize("place", ["user:{}@", "?password={}", "PGPASSWORD"])
+def test_what_is_no_postgresql(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """It asks for the password in clear, quotes it, and breaks the protocol."""
+    if place == "PGPASSWORD":
+        monkeypatch.setenv(place, PASSWORD)
+    login = place.format("s3cret%2Fpw")
+    user, query = (login, "") if "@" in login else ("user@", login if "?" in login else "")
+    more = "&sslmode=disable" if query else "?sslmode=disable"
+
+    def answer(listener: socket.socket, answers: list[bytes]) -> None:
+        for end in answers:
+            client, _ = listener.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"R" + struct.pack("!ii", 8, 3))
+                said = client.recv(4096)[5:-1]
+                fields = b"SFATAL\0C28000\0Mno user with " + said + b"\0\0"
+                client.sendall(end or b"E" + struct.pack("!i", len(fields) + 4) + fields)
+
+    broken = b"R" + struct.pack("!i", 3) + b"no"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer, args=[listener, [b"", broken]])
+        server.start()
+        url = f"postgresql://{user}127.0.0.1:{listener.getsockname()[1]}/postgres{query}{more}"
+        assert "no user with ***" in apply(terminal, url, status=4)
+        assert "cannot be reached" in apply(terminal, url, status=5)
+        server.join()
+    assert "s3cret" not in repr(applying.DatabaseUrl.parse(url))
 
 
 def test_options_that_do_not_fit(terminal: Terminal, tmp_path: Path) -> None:

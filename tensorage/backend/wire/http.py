@@ -106,8 +106,8 @@ class Request:
 
     method: str
     path: str
-    headers: Mapping[str, str]
-    body: Sequence[bytes | memoryview] = ()
+    headers: Mapping[str, str] = field(repr=False)
+    body: Sequence[bytes | memoryview] = field(default=(), repr=False)
     out: memoryview | None = None
     read_fault: Callable[[int, bytes, str | None], Fault] = Fault.parse
     is_download: bool = False
