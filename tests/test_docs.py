@@ -59,6 +59,8 @@ def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "XDG_DATA_HOME": str(tmp_path / "data"),
+        # Pages make folders for what would be the reader's own, such as a spool.
+        "TMPDIR": str(tmp_path),
         "TENSORAGE_DATA_DIR": str(backend.data_dir),
         ENDS_WITH_VARIABLE: os.environ[ENDS_WITH_VARIABLE],
         "SUPABASE_URL": backend.api_url,
