@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tensorage.backend.staging import finish_write, new_operation, with_room
+from tensorage.backend.staging import final_operation, finish_write, new_operation, with_room
 from tensorage.backend.transfer import Transfer
 from tensorage.types import Dataset
 
@@ -21,11 +21,11 @@ def create(transfer: Transfer, meta: Mapping[str, Any], fill: npt.NDArray[Any]) 
     Parameters
     ----------
     meta
-        Entry for the catalogue, with an operation.
+        Entry for the catalogue.
     fill
         Element that the array reads as, an array without dimensions.
     """
-    arguments = {**meta, "fill": _encode(fill)}
+    arguments = {**meta, "fill": _encode(fill), "operation": final_operation()}
     asked = f"creating {meta['key']!r}"
     return finish_write(
         transfer, with_room(transfer, lambda: transfer.call("tensorage_create", arguments, asked))

@@ -80,6 +80,13 @@ def loses_each_first_answer() -> Callable[[Exchange], bool]:
             "append_tails",
             "patch",
             "store",
+            "create",
+            "resize",
+            "remove",
+            "rename",
+            "remove_all",
+            "rename_all",
+            "transact",
         }
         if exchange.function not in changes and not exchange.is_upload:
             return False
@@ -135,6 +142,19 @@ def test_what_is_sent_again_is_done_once(project: Project, user: User, database:
             store.open("y").attrs["a"] = 1
             assert store.keys() == ["y"]
             np.testing.assert_array_equal(store["y"], expected[:2])
+            store.allow_overwrite = False
+            made = store.create("c", (4, 3), "i4", fill_value=7)
+            made.resize(6)
+            made[5] = 1
+            with store.transaction() as tx:
+                tx["d"] = [1]
+                tx.append("c", np.full((1, 3), 2, "i4"))
+            store.write_ragged("t", ["a", "bc"])
+            assert store.rename_all("", "g/") == 4
+            np.testing.assert_array_equal(store["g/c", :, 0], [7, 7, 7, 7, 7, 1, 2])
+            assert store.open("g/t")[[1, 0]] == ["bc", "a"]
+            del store["g/y"]
+            assert store.remove_all("g/") == 3
     finally:
         proxy.close()
     assert_nothing_is_left(database, user)
