@@ -17,8 +17,9 @@ from proxy import Exchange, Proxy
 
 import tensorage
 from tensorage import TensorStore
+from tensorage.backend.entries import EntryMemory
 from tensorage.transactions.transaction import Transaction
-from tensorage.types import Engine
+from tensorage.types import Dataset, Engine
 
 Watched = tuple[TensorStore, list[Exchange]]
 
@@ -129,6 +130,17 @@ class TestTransaction:
                 change(store, second, put("y", [2]), be_first)
             assert "y" not in store
         assert (store["w"].tolist(), store["x"], store["z"]) == ([1, 1, 1], [9], [9])
+
+    def test_reads_of_other_threads_are_none_of_a_transaction_s(self) -> None:
+        """An answer to another thread may be older than what this one has stored meanwhile: no conflict of it."""
+        memory, entry = EntryMemory(), Dataset(1, "x", (3,), np.dtype("f8"), block_size=3)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(memory.remember, None, entry).result()
+            assert memory.used_since(None, "x", 0.0) is None
+            assert memory.find(None, "x") is not None
+            assert memory.used_since(None, "x", 0.0) == entry
+            pool.submit(memory.find, None, "x").result()
+        assert memory.used_since(None, "x", 0.0) is None
 
     def test_an_array_that_was_read_and_then_changed_is_a_conflict_however_late_the_end_comes(
         self, project: Project, user: User, overwriting: TensorStore

@@ -30,11 +30,14 @@ class Remembered(NamedTuple):
         Records of all its shards, if it is in Storage and has few.
     used_at
         Time at which a request last leaned on it, or told of it, on the clock of ``time.monotonic``.
+    used_by
+        Thread that made that request.
     """
 
     entry: Dataset
     records: bytes | None = None
     used_at: float = 0.0
+    used_by: int = 0
 
 
 @dataclass
@@ -62,15 +65,21 @@ class EntryMemory:
         with self._lock:
             found = self._entries.get((owner, key))
             if found is not None:
-                self._entries[owner, key] = found._replace(used_at=time.monotonic())
+                self._entries[owner, key] = found._replace(
+                    used_at=time.monotonic(), used_by=threading.get_ident()
+                )
                 self._entries.move_to_end((owner, key))
             return found
 
     def used_since(self, owner: str | None, key: str, since: float) -> Dataset | None:
-        """Return the entry of an array, if a request has leaned on it or told of it since a time."""
+        """Return the entry of an array, if a request of this thread has leaned on it or told of it since a time.
+
+        The answer of another thread's request may be older than what this thread has stored meanwhile.
+        """
         with self._lock:
             found = self._entries.get((owner, key))
-            return found.entry if found is not None and found.used_at >= since else None
+        is_meant = found is not None and found.used_at >= since and found.used_by == threading.get_ident()
+        return found.entry if found is not None and is_meant else None
 
     def remember(self, owner: str | None, entry: Dataset, records: bytes | None = None) -> None:
         """Remember an array that is stored, under its key. Records are kept as long as it has the same version."""
@@ -86,7 +95,9 @@ class EntryMemory:
             )
             if records is None and before is not None and is_same:
                 records = before.records
-            self._entries[owner, entry.key] = Remembered(small, records, time.monotonic())
+            self._entries[owner, entry.key] = Remembered(
+                small, records, time.monotonic(), threading.get_ident()
+            )
             self._entries.move_to_end((owner, entry.key))
             while len(self._entries) > self.most:
                 self._entries.popitem(last=False)

@@ -194,7 +194,7 @@ class Recorder(Transfer):
         sweep(self._transfer, answer)
 
     def _read_since(self, since: float, keys: Iterable[str]) -> list[dict[str, Any]]:
-        """Return those of the keys whose arrays the session has read since a time, in the versions that it read."""
+        """Return those of the keys whose arrays this thread has read since a time, in the versions that it read."""
         entries = {key: self._transfer.entries.used_since(None, key, since) for key in keys}
         return [
             {"key": key, "data_id": entry.id, "version": entry.version}
