@@ -249,6 +249,18 @@ def watched(project: Project, user: User) -> Iterator[tuple[TensorStore, list[Ex
 
 
 @pytest.fixture
+def logins(database: psycopg.Connection[tuple[Any, ...]], user: User) -> Callable[[], int]:
+    """Number of the user's logins that the server knows of."""
+
+    def count() -> int:
+        row = database.execute("select count(*) from auth.sessions where user_id = %s", [user.id]).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    return count
+
+
+@pytest.fixture
 def new_user(project: Project) -> User:
     """A user of this test's own: nothing is stored, nobody is logged in."""
     return project.register()

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 import workers
 from forks import fork
@@ -33,16 +32,6 @@ Logins = Callable[[], int]
 def user(new_user: User) -> User:
     """A user of each test's own: logins are counted."""
     return new_user
-
-
-@pytest.fixture
-def logins(database: psycopg.Connection[Any], user: User) -> Logins:
-    def count() -> int:
-        row = database.execute("select count(*) from auth.sessions where user_id = %s", [user.id]).fetchone()
-        assert row is not None
-        return int(row[0])
-
-    return count
 
 
 def sign_in(project: Project, user: User) -> SignedIn:

@@ -62,18 +62,6 @@ def store(session: BackendSession) -> TensorStore:
     return session()
 
 
-@pytest.fixture
-def logins(database: psycopg.Connection[Any], user: User) -> Logins:
-    """Number of the user's logins that the server knows of."""
-
-    def count() -> int:
-        row = database.execute("select count(*) from auth.sessions where user_id = %s", [user.id]).fetchone()
-        assert row is not None
-        return int(row[0])
-
-    return count
-
-
 class TestWhoIsLoggedIn:
     def test_a_context_logs_in_and_out(self, project: Project, user: User, logins: Logins) -> None:
         session = project.session(user)

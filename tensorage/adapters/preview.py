@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Preview:
         pixels = self._pixels()
         return None if pixels is None else pictures.png(pixels)
 
-    @property
+    @cached_property
     def _numbers(self) -> npt.NDArray[np.float64] | None:
         return as_numbers(self.elements) if self.elements.size else None
 

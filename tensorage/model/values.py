@@ -225,28 +225,29 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInputError(
             f"the attributes cannot be written as JSON: {one_line(str(error))}"
         ) from error
+    text = json.dumps(plain, ensure_ascii=False)
     # JSON writes a backslash of the text as two. With these removed, only a NUL character is left as \u0000.
-    if "\\u0000" in json.dumps(plain).replace("\\\\", ""):
+    if "\\u0000" in text.replace("\\\\", ""):
         raise InvalidInputError("the attributes hold a NUL character, which PostgreSQL cannot store")
     try:
-        _check_attrs_room(plain)
+        nbytes = len(text.encode())
     except UnicodeEncodeError as error:
         raise InvalidInputError(
             f"the attributes hold a lone surrogate, which no text has: {one_line(str(error))}"
         ) from error
+    if nbytes > MAX_ATTRS_BYTES:
+        raise _no_room_error(plain, nbytes)
     return plain
 
 
-def _check_attrs_room(attrs: Mapping[str, Any]) -> None:
-    """Refuse attributes that do not fit the catalogue: the largest of them is named."""
+def _no_room_error(attrs: Mapping[str, Any], nbytes: int) -> InvalidInputError:
+    """Return the error about attributes that do not fit the catalogue: the largest of them is named."""
     sizes = {name: json_bytes(value) for name, value in attrs.items()}
-    nbytes = json_bytes(attrs)
-    if nbytes > MAX_ATTRS_BYTES:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise InvalidInputError(
-            f"the attributes take {nbytes} bytes in the catalogue, which has room for {MAX_ATTRS_BYTES} of each array; "
-            f"{quote(largest)} takes {sizes[largest]} of them. Store it as an array, or as a file by upload_file()"
-        )
+    largest = max(sizes, key=lambda name: sizes[name])
+    return InvalidInputError(
+        f"the attributes take {nbytes} bytes in the catalogue, which has room for {MAX_ATTRS_BYTES} of each array; "
+        f"{quote(largest)} takes {sizes[largest]} of them. Store it as an array, or as a file by upload_file()"
+    )
 
 
 def json_bytes(value: Any) -> int:

@@ -68,7 +68,9 @@ def iterate_rows(array: OpenArray, *, backwards: bool = False) -> Iterator[Any]:
         count = stop - first
         block = array.read(slice(first, stop))
         # Somebody may have made the array shorter meanwhile. A list that is iterated over ends then, too.
-        yield from (_own(block[i]) for i in (reversed(range(len(block))) if backwards else range(len(block))))
+        order = reversed(range(len(block))) if backwards else range(len(block))
+        are_views = _gives_views(block)
+        yield from (block[i].copy() if are_views else block[i] for i in order)
         if len(block) < count and not backwards:
             return
         most, done = _BLOCK_BYTES, done + count
@@ -113,9 +115,12 @@ def _worth_bytes(array: OpenArray, took_s: float) -> int:
     return max(min(moved, array.nbytes // (_PARTS_PAID * _FEWEST_PAYING)), _LEAST_REQUEST_BYTES)
 
 
-def _own(row: Any) -> Any:
-    """Return a row that keeps nothing but itself in memory, and that the caller may change."""
-    return row.copy() if isinstance(row, np.ndarray | np.void) else row
+def _gives_views(rows: npt.NDArray[Any] | list[Any]) -> bool:
+    """Tell whether rows have to be copied, so that each keeps nothing but itself in memory and may be changed.
+
+    Elements that are no records, and the samples of a list, are the caller's own already.
+    """
+    return isinstance(rows, np.ndarray) and (rows.ndim > 1 or rows.dtype.kind == "V")
 
 
 @dataclass
@@ -144,10 +149,7 @@ class _Block:
 
     def __post_init__(self) -> None:
         self.count = len(self.rows)
-        # Elements that are no records, and the samples of a list, are the caller's own already.
-        self._are_views = isinstance(self.rows, np.ndarray) and (
-            self.rows.ndim > 1 or self.rows.dtype.kind == "V"
-        )
+        self._are_views = _gives_views(self.rows)
         #: 1 for rows that were given out since then.
         self.given = bytearray(self.count)
 
