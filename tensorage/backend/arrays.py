@@ -581,7 +581,8 @@ class Arrays:
         known
             What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
         records
-            Records of all shards of an array of Storage, if they came along with its entry.
+            Records of all shards of an array of Storage, if they came along with its entry, or are those of `records`.
+            Elements are then read as they were when the records were fetched.
 
         Raises
         ------
@@ -673,6 +674,20 @@ class Arrays:
             self._ragged().check_unchanged(dataset)
             return
         self._engine(dataset.engine).check_unchanged(dataset)
+
+    def records(self, dataset: Dataset) -> bytes | None:
+        """Return the records of all shards of an array of Storage, which `read` takes, by one request.
+
+        None for an array of the database, and for one whose records have more than about 64 KiB.
+
+        Raises
+        ------
+        ChangedError
+            If the array is not what it was when `dataset` was opened.
+        """
+        if dataset.engine != "storage" or not dataset.size:
+            return None
+        return self._zarr_engine().records(dataset)
 
     def tiles(self, dataset: Dataset) -> TileGrid:
         """Return the grid of tiles of a stored array."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
@@ -80,8 +81,9 @@ class Transfer:
     parallel: int = PARALLEL
     patience: Patience = field(default_factory=Patience, repr=False)
     http: Http = field(init=False, repr=False)
-    #: Number that grows with every request that may have changed an array, failed requests included.
-    changes: int = field(default=0, init=False, repr=False)
+    #: Number that grows with every request that may have changed an array, failed requests included. It begins where
+    #: no earlier byte mover of the session can have come to, as of before a fork or a new login.
+    changes: int = field(default_factory=time.monotonic_ns, init=False, repr=False)
     #: Entries of arrays that requests have told of.
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
     #: Work that no caller waits for.

@@ -360,6 +360,9 @@ class Login:
     @property
     def transfer(self) -> Transfer:
         """Byte mover of this login, which sends requests as the logged-in user."""
+        # Loops over rows come here for each row.
+        if (transfer := self._transfer) is not None:
+            return transfer
         with self.lock:
             if self._transfer is None:
                 self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self.patience)

@@ -171,6 +171,69 @@ class _Block:
         return row.copy() if self._are_views else row
 
 
+@dataclass
+class _Places:
+    """Places of the chunks of an array in Storage: single rows that are read by them take one request and not two.
+
+    Objects are never changed, so that such rows are those of the moment at which the places were looked up, as are the
+    rows of a block.
+
+    Parameters
+    ----------
+    records
+        Records of all shards; None if they are too many.
+    changes, believed_until
+        As in a block.
+    """
+
+    dataset: Dataset
+    records: bytes | None
+    changes: int
+    believed_until: float
+    #: First row of each chunk, and each row without others in its chunk, that was read by these places.
+    read: set[int] = field(default_factory=set, init=False)
+
+    def records_of(self, dataset: Dataset) -> bytes | None:
+        """Return the records, if they are those of this entry."""
+        return self.records if self.dataset is dataset else None
+
+    def are_for(self, array: OpenArray, first: int) -> bool:
+        """Tell whether a chunk, by its first row, may be read by these places without another look at the array."""
+        return (
+            self.dataset is array.dataset
+            and first not in self.read
+            and self.changes == array.arrays.changes
+            and time.monotonic() < self.believed_until
+        )
+
+
+def _read_row(array: OpenArray, row: int, places: _Places | None) -> Any:
+    """Return a row by requests for it alone."""
+    if places is None:
+        return array.read(row)
+    return array.on_latest(lambda now: array.arrays.read(now, row, records=places.records_of(now)))
+
+
+def _read_block(
+    array: OpenArray, wanted: slice, shape: tuple[int, ...], places: _Places | None
+) -> _Block | None:
+    """Read rows, unless the array has another shape by now."""
+
+    def read(now: Dataset) -> _Block | None:
+        # An array of another shape has another last row, or none at this place.
+        if now.shape != shape:
+            return None
+        # A change by another thread meanwhile may be missing in these rows.
+        changes = array.arrays.changes
+        records = None if places is None else places.records_of(now)
+        rows = array.arrays.read(now, wanted, records=records)
+        if records is None or places is None:
+            return _Block(now, wanted.start, rows, changes, time.monotonic() + _BELIEVED_S)
+        return _Block(now, wanted.start, rows, places.changes, places.believed_until)
+
+    return array.on_latest(read)
+
+
 class RowsAhead:
     """Rows of one handle, each asked for by its number.
 
@@ -187,6 +250,7 @@ class RowsAhead:
 
     def __init__(self) -> None:
         self._block: _Block | None = None
+        self._places: _Places | None = None
         self._singles = 0
         self._paid_bytes = 0
         self._last = -2
@@ -229,19 +293,37 @@ class RowsAhead:
             self._note(row)
             return block.give(row - block.first)
         begun = time.perf_counter()
-        wanted = self._wanted(array, row)
-        block = None if wanted is None else self._read_block(array, wanted)
-        found = array.read(row) if block is None else None
+        # A look at the array may find that it has another one.
+        shape = array.shape
+        wanted, chunk = self._wanted(array, row), _chunk_of(array, row)
+        is_single = wanted is None or wanted == chunk
+        places = self._find_places(array, row if chunk is None else chunk.start) if is_single else None
+        block = None if wanted is None else _read_block(array, wanted, shape, places)
+        found = _read_row(array, row, places) if block is None else None
         self._note(row)
         self._singles += 1
         # Blocks of rows in order pay for themselves.
-        if block is None or wanted == _chunk_of(array, row):
+        if is_single or block is None:
             self._paid_bytes += _worth_bytes(array, time.perf_counter() - begun)
         if block is None:
             return found
-        block.believe(array)
+        if not is_single:
+            # Rows that come from this block must not come from an older look later.
+            self._places = None
         self._block = block
         return block.give(row - block.first)
+
+    def _find_places(self, array: OpenArray, first: int) -> _Places | None:
+        """Return the places of the chunks of an array in Storage, for a chunk that they were not used for yet."""
+        if array.dataset.engine != "storage":
+            return None
+        places = self._places
+        if places is None or not places.are_for(array, first):
+            changes, until = array.arrays.changes, time.monotonic() + _BELIEVED_S
+            places = array.on_latest(lambda now: _Places(now, array.arrays.records(now), changes, until))
+            self._places = places
+        places.read.add(first)
+        return places
 
     def _note(self, row: int) -> None:
         now = time.monotonic()
@@ -264,25 +346,12 @@ class RowsAhead:
         try:
             array.arrays.check_unchanged(block.dataset)
         except (ChangedError, KeyNotFoundError):
-            self._block = None
+            self._block = self._places = None
             self._forget_singles()
             return False
         block.believe(array)
         block.changes = changes
         return True
-
-    @staticmethod
-    def _read_block(array: OpenArray, wanted: slice) -> _Block | None:
-        """Read rows, unless the array has another shape by now."""
-        shape = array.shape
-
-        def read(now: Dataset) -> _Block | None:
-            # An array of another shape has another last row, or none at this place.
-            if now.shape != shape:
-                return None
-            return _Block(now, wanted.start, array.arrays.read(now, wanted), array.arrays.changes, 0.0)
-
-        return array.on_latest(read)
 
     def _wanted(self, array: OpenArray, row: int) -> slice | None:
         """Return the rows that are worth while to be read with a row, None for none."""

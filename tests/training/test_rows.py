@@ -25,6 +25,9 @@ Array = npt.NDArray[Any]
 
 ROWS = np.random.default_rng(0).random((1000, 300)).astype("f4")
 
+#: More bytes than are read along with a few rows.
+LARGE = np.random.default_rng(1).random((4000, 256))
+
 
 @pytest.fixture
 def away(proxy: Proxy, project: Project, user: User, engine: Engine) -> Iterator[TensorStore]:
@@ -171,7 +174,7 @@ def test_rows_in_any_order_pay_for_all(
     away: TensorStore, store: TensorStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An array is read whole once its rows, read alone, have taken a third of the time that this takes."""
-    array = np.random.default_rng(1).random((4000, 256))
+    array = LARGE
     # Each row is worth a thirtieth, however long it takes.
     monkeypatch.setattr("tensorage.training.rows._LEAST_REQUEST_BYTES", array.nbytes // 30 + 1)
     monkeypatch.setattr("tensorage.training.rows._FEWEST_PAYING", 1000)
@@ -191,7 +194,7 @@ def test_rows_in_any_order_pay_for_all(
 
 def test_a_few_rows_are_read_alone(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
     """A handful of rows from anywhere is no loop."""
-    array = np.random.default_rng(1).random((4000, 256))
+    array = LARGE
     store.write(
         "x", array, **({} if store.engine == "database" else {"chunks": (4, 256), "shards": (400, 256)})
     )
@@ -202,7 +205,85 @@ def test_a_few_rows_are_read_alone(away: TensorStore, store: TensorStore, proxy:
     assert sum(exchange.received_bytes for exchange in asked) <= 2**16
 
 
+@pytest.mark.parametrize("engine", ["storage"])
+def test_single_rows_of_storage_are_looked_up_once(
+    away: TensorStore, store: TensorStore, proxy: Proxy
+) -> None:
+    store.write("x", LARGE, chunks=(4, 256), shards=(400, 256))
+    handle = away.open("x")
+    handle[1000:1001]
+    with proxy.counted() as asked:
+        for i in (5, 3000, 77, 2000):
+            np.testing.assert_array_equal(handle[i], LARGE[i])
+    # Places of all chunks, 16 bytes each, and a chunk for each row.
+    assert len(asked) == 1 + 4
+    assert sum(exchange.received_bytes for exchange in asked) <= 16 * 1000 + 2**16
+
+
 # --- changes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chunked(session: BackendSession) -> TensorStore:
+    """A store with an array in Storage, of which single rows are read by the places of their chunks."""
+    store = TensorStore(session, quiet=True, engine="storage", allow_overwrite=True)
+    store.write("x", LARGE, chunks=(4, 256), shards=(400, 256))
+    return store
+
+
+def test_own_changes_are_seen_in_single_rows(chunked: TensorStore) -> None:
+    handle = chunked.open("x")
+    np.testing.assert_array_equal(handle[5], LARGE[5])
+    chunked["x", 3000] = 1
+    assert (handle[3000] == 1).all()
+    np.testing.assert_array_equal(handle[2000], LARGE[2000])
+    chunked.write("x", LARGE + 1, chunks=(4, 256), shards=(400, 256))
+    np.testing.assert_array_equal(handle[77], LARGE[77] + 1)
+
+
+def test_changes_by_others_are_seen_in_single_rows(
+    chunked: TensorStore, project: Project, user: User
+) -> None:
+    other = project.session(user)()
+    handle = chunked.open("x")
+    np.testing.assert_array_equal(handle[5], LARGE[5])
+    other["x", 4:8] = 1
+    # Rows that came along with another one, and one that was asked for before.
+    assert (handle[5] == 1).all()
+    other["x", 4:8] = 2
+    handle[6]
+    assert (handle[6] == 2).all()
+    other["x", 3000] = 3
+    time.sleep(1.1)
+    assert (handle[3000] == 3).all()
+
+
+def test_single_rows_of_objects_that_are_gone(chunked: TensorStore, project: Project, user: User) -> None:
+    """The places that were looked up may be those of objects that somebody has replaced, and swept, meanwhile."""
+    handle = chunked.open("x")
+    np.testing.assert_array_equal(handle[5], LARGE[5])
+    other = project.session(user)
+    store = TensorStore(other, quiet=True, engine="storage", allow_overwrite=True)
+    store.write("x", LARGE[:3000] + 1, chunks=(4, 256), shards=(400, 256))
+    # What was replaced is deleted by then.
+    other.logout()
+    np.testing.assert_array_equal(handle[2000], LARGE[2000] + 1)
+    with pytest.raises(IndexError):
+        handle[3500]
+
+
+def test_no_row_comes_from_before_a_block(chunked: TensorStore, project: Project, user: User) -> None:
+    """Rows that were read together are newer than the places that were looked up before them."""
+    handle = chunked.open("x")
+    handle[5]
+    other = project.session(user)()
+    # The handle's entry stays the same: it is the array that is looked at again.
+    for i in range(1000, 1016):
+        handle[i]
+    other["x", 1001] = 1
+    for i in range(2000, 3000):
+        handle[i]
+    assert (handle[1001] == 1).all()
 
 
 def test_own_changes_are_seen_at_once(store: TensorStore) -> None:

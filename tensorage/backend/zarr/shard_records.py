@@ -20,6 +20,7 @@ __all__ = [
     "ShardRecord",
     "check_records",
     "describe_shard",
+    "fetch_all_records",
     "fetch_records",
     "numbers_per_request",
     "parse_records",
@@ -34,6 +35,9 @@ _RECORD_HEAD = struct.Struct(">qqIII")
 
 #: Most bytes of one answer of the catalogue, about.
 _ANSWER_BYTES = 4 * 1024 * 1024
+
+#: Most bytes of records that are fetched beside those that a read needs, for the reads to come.
+_AHEAD_BYTES = 64 * 1024
 
 #: Most records in one answer.
 MAX_NUMBERS = 4096
@@ -140,6 +144,20 @@ def fetch_records(work: Work, layout: Layout, numbers: Sequence[int]) -> dict[in
             ) from error
         records.update((record.number, record) for record in found)
     return records
+
+
+def fetch_all_records(work: Work, layout: Layout) -> bytes | None:
+    """Fetch the records of all shards, as ``tensorage_shards`` answers. None if they have more than about 64 KiB.
+
+    Raises
+    ------
+    ChangedError, IncompleteTensorError, CorruptTensorError
+        For the same reasons as `fetch_records`.
+    """
+    if layout.shard_count * _record_bytes(layout) > _AHEAD_BYTES:
+        return None
+    records = fetch_records(work, layout, range(layout.shard_count))
+    return b"".join(record.pack() for record in records.values())
 
 
 def with_records(
@@ -258,8 +276,12 @@ def describe_shard(layout: Layout, number: int) -> str:
 
 def numbers_per_request(layout: Layout) -> int:
     """Return the most records to ask for at once."""
-    index_bytes = 16 * layout.chunk_count_per_shard
-    return max(min(_ANSWER_BYTES // (_RECORD_HEAD.size + _NAME_BYTES + index_bytes), MAX_NUMBERS), 1)
+    return max(min(_ANSWER_BYTES // _record_bytes(layout), MAX_NUMBERS), 1)
+
+
+def _record_bytes(layout: Layout) -> int:
+    """Return the bytes of a record without a tail, about."""
+    return _RECORD_HEAD.size + _NAME_BYTES + 16 * layout.chunk_count_per_shard
 
 
 def parse_records(answer: bytes, asked: str) -> Iterator[ShardRecord]:

@@ -28,7 +28,7 @@ from tensorage.backend.zarr.large_chunks import warn_of_large_chunks
 from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.ragged_codec import codec_for, stored_dtype
 from tensorage.backend.zarr.reading import Reader
-from tensorage.backend.zarr.shard_records import fetch_records
+from tensorage.backend.zarr.shard_records import fetch_all_records, fetch_records
 from tensorage.backend.zarr.tiles import count_encoded_bytes, read_chunks, tiles_of
 from tensorage.backend.zarr.writing import (
     NewShard,
@@ -199,6 +199,10 @@ class ZarrEngine(EngineBase):
 
     def check_unchanged(self, dataset: Dataset) -> None:
         fetch_records(self._work("reading", dataset), codec_of(dataset).layout, [0])
+
+    def records(self, dataset: Dataset) -> bytes | None:
+        """Return the records of all shards of an array: see `tensorage.backend.arrays.Arrays.records`."""
+        return fetch_all_records(self._work("reading", dataset), codec_of(dataset).layout)
 
     def tiles(self, dataset: Dataset) -> TileGrid:
         return tiles_of(codec_of(dataset).layout)
