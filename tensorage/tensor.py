@@ -145,10 +145,12 @@ class Tensor(OpenArray):
             If there is no field of such a name, which is a `ValueError`, as numpy raises it.
         """
         # A loop over rows comes here for each of them. A `bool` is another selection than the number that it is.
-        is_row = type(selection) is int or isinstance(selection, np.integer)
         # A cache has its own way to be quick, and to stay up to date.
-        if is_row and self.reader is None and self.dataset.shape:
-            return self._rows.read(self, int(selection))
+        if self.reader is None:
+            if type(selection) is int:
+                return self._rows.read(self, selection)
+            if isinstance(selection, np.integer):
+                return self._rows.read(self, int(selection))
         return self.read(selection)
 
     def __setitem__(self, selection: Selection, value: npt.ArrayLike) -> None:

@@ -28,6 +28,9 @@ _OPERATORS = frozenset(
     {"__array__", "__contains__", "__delitem__", "__getitem__", "__getitems__", "__len__", "__setitem__"}
 )
 
+#: Special method that loops call for each row.
+_IN_LOOPS = "__getitem__"
+
 C = TypeVar("C", bound=type)
 
 
@@ -39,7 +42,7 @@ def end_tracebacks_here(cls: C) -> C:
     for name, method in list(vars(cls).items()):
         is_public = not name.startswith("_") or name in _OPERATORS
         if is_public and inspect.isfunction(method) and not inspect.isgeneratorfunction(method):
-            setattr(cls, name, _ending_here(method))
+            setattr(cls, name, _item_ending_here(method) if name == _IN_LOOPS else _ending_here(method))
     return cls
 
 
@@ -49,9 +52,26 @@ def _ending_here(method: Callable[..., Any]) -> Callable[..., Any]:
         # IPython leaves out frames that have this variable.
         __tracebackhide__ = True
         # An error that the caller is handling becomes the context of ours, and is the caller's to show.
-        handled = sys.exc_info()[1]
+        handled = sys.exception()
         try:
             return method(*args, **kwargs)
+        except _ASKED_WRONGLY as error:
+            if FULL_VARIABLE not in os.environ:
+                _cut(error, handled)
+            raise
+
+    return call
+
+
+def _item_ending_here(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Do as `_ending_here` for a method of one argument: any arguments at all take as long as a row that is given."""
+
+    @functools.wraps(method)
+    def call(self: Any, item: Any) -> Any:
+        __tracebackhide__ = True
+        handled = sys.exception()
+        try:
+            return method(self, item)
         except _ASKED_WRONGLY as error:
             if FULL_VARIABLE not in os.environ:
                 _cut(error, handled)

@@ -17,7 +17,7 @@ from tensorage.backend.ragged import RaggedArrays, refuse_ragged
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.sharing import Sharing
 from tensorage.backend.staging import commit, stage
-from tensorage.backend.transfer import Project, Transfer, Work
+from tensorage.backend.transfer import ChangeCount, Project, Transfer, Work
 from tensorage.backend.wire.line import LineEstimate
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import (
@@ -105,6 +105,11 @@ class Arrays:
     @property
     def changes(self) -> int:
         """Number that grows with every request of this session that may have changed an array."""
+        return self.change_count.number
+
+    @property
+    def change_count(self) -> ChangeCount:
+        """Count that `changes` is read from, for loops that look at it for each row."""
         return self.project.transfer.changes
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
@@ -61,6 +60,13 @@ CHANGING_FUNCTIONS = frozenset(
 
 
 @dataclass
+class ChangeCount:
+    """Number of a session's requests that may have changed an array, failed requests included. It only grows."""
+
+    number: int = 0
+
+
+@dataclass
 class Transfer:
     """Calls one project's functions as one user. Safe to use from many threads. A forked process makes another one.
 
@@ -74,16 +80,16 @@ class Transfer:
         Jobs that `run` does at once.
     patience
         Patience of the requests: see `tensorage.backend.wire.http.Http`.
+    changes
+        Count of the session's changes, which goes on in a forked process.
     """
 
     base_url: str
     login: Login
     parallel: int = PARALLEL
     patience: Patience = field(default_factory=Patience, repr=False)
+    changes: ChangeCount = field(default_factory=ChangeCount, repr=False)
     http: Http = field(init=False, repr=False)
-    #: Number that grows with every request that may have changed an array, failed requests included. It begins where
-    #: no earlier byte mover of the session can have come to, as of before a fork or a new login.
-    changes: int = field(default_factory=time.monotonic_ns, init=False, repr=False)
     #: Entries of arrays that requests have told of.
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
     #: Work that no caller waits for.
@@ -179,7 +185,7 @@ class Transfer:
             answer = self._ask(function, Request("POST", _path(function), headers, body), asked)
         finally:
             if function in CHANGING_FUNCTIONS:
-                self.changes += 1
+                self.changes.number += 1
         try:
             return json.loads(answer.body)
         except ValueError as error:

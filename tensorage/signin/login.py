@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tensorage.backend.transfer import Transfer
+from tensorage.backend.transfer import ChangeCount, Transfer
 from tensorage.backend.wire.patience import Patience
 from tensorage.config import ENVIRONMENT, IS_LOCAL_WANTED, check_key, check_text, check_url, require
 from tensorage.errors import (
@@ -109,6 +109,8 @@ class Login:
         #: Refresh token whose use got no answer. Such a token may be spent, since it can be used only once.
         self._doubtful: str | None = None
         self._holders = 0
+        # Goes on after a fork, so that nothing from before it seems unchanged by coincidence.
+        self._changes = ChangeCount()
         self._connect()
 
     def _connect(self) -> None:
@@ -360,12 +362,11 @@ class Login:
     @property
     def transfer(self) -> Transfer:
         """Byte mover of this login, which sends requests as the logged-in user."""
-        # Loops over rows come here for each row.
-        if (transfer := self._transfer) is not None:
-            return transfer
         with self.lock:
             if self._transfer is None:
-                self._transfer = Transfer(self._required_url(), TransferLogin(self), patience=self.patience)
+                self._transfer = Transfer(
+                    self._required_url(), TransferLogin(self), patience=self.patience, changes=self._changes
+                )
                 self.ending.connections.append(self._transfer)
                 self.ending.unfinished.append(self._transfer)
             return self._transfer

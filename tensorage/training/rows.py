@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.arrays import OpenArray
+from tensorage.backend.transfer import ChangeCount
 from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.covering import MAX_GAP_BYTES
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
@@ -137,6 +138,8 @@ class _Block:
         Count of this session's own changes when the rows were last seen to be those of the array.
     believed_until
         Time until which nobody else's changes are looked for.
+    change_count
+        Count of this session's own changes.
     """
 
     dataset: Dataset
@@ -144,12 +147,14 @@ class _Block:
     rows: npt.NDArray[Any] | list[Any]
     changes: int
     believed_until: float
+    change_count: ChangeCount
     given: bytearray = field(init=False)
     count: int = field(init=False)
+    are_views: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.count = len(self.rows)
-        self._are_views = _gives_views(self.rows)
+        self.are_views = _gives_views(self.rows)
         #: 1 for rows that were given out since then.
         self.given = bytearray(self.count)
 
@@ -168,7 +173,7 @@ class _Block:
         """Return a row by its place here, as the caller's own."""
         self.given[place] = 1
         row = self.rows[place]
-        return row.copy() if self._are_views else row
+        return row.copy() if self.are_views else row
 
 
 @dataclass
@@ -224,12 +229,13 @@ def _read_block(
         if now.shape != shape:
             return None
         # A change by another thread meanwhile may be missing in these rows.
-        changes = array.arrays.changes
+        count = array.arrays.change_count
+        changes = count.number
         records = None if places is None else places.records_of(now)
         rows = array.arrays.read(now, wanted, records=records)
         if records is None or places is None:
-            return _Block(now, wanted.start, rows, changes, time.monotonic() + _BELIEVED_S)
-        return _Block(now, wanted.start, rows, places.changes, places.believed_until)
+            return _Block(now, wanted.start, rows, changes, time.monotonic() + _BELIEVED_S, count)
+        return _Block(now, wanted.start, rows, places.changes, places.believed_until, count)
 
     return array.on_latest(read)
 
@@ -262,12 +268,12 @@ class RowsAhead:
         return RowsAhead, ()
 
     def read(self, array: OpenArray, row: int) -> Any:
-        """Return a row of an array that has rows.
+        """Return a row of an array.
 
         Raises
         ------
         IndexError
-            If there is no such row.
+            If there is no such row, or the array has no axes.
         """
         block = self._block
         # A loop comes here for each row: the usual case looks at as little as it can.
@@ -276,14 +282,16 @@ class RowsAhead:
             and block.dataset is array.dataset
             and 0 <= (place := row - block.first) < block.count
             and not block.given[place]
-            and block.changes == array.arrays.changes
+            and block.changes == block.change_count.number
             and (now := time.monotonic()) < block.believed_until
         ):
             self._last, self._last_at = row, now
-            return block.give(place)
-        rows = len(array)
-        if not -rows <= row < rows or not array.size:
+            block.given[place] = 1
+            found = block.rows[place]
+            return found.copy() if block.are_views else found
+        if not array.size or not array.shape or not -len(array) <= row < len(array):
             return array.read(row)
+        rows = len(array)
         return self._read_known(array, row % rows)
 
     def _read_known(self, array: OpenArray, row: int) -> Any:

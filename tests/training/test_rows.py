@@ -306,7 +306,7 @@ def test_single_rows_of_objects_that_are_gone(chunked: TensorStore, project: Pro
     other = project.session(user)
     store = TensorStore(other, quiet=True, engine="storage", allow_overwrite=True)
     store.write("x", LARGE[:3000] + 1, chunks=(4, 256), shards=(400, 256))
-    # What was replaced is deleted by then.
+    # Its end deletes the objects that were replaced.
     other.logout()
     np.testing.assert_array_equal(handle[2000], LARGE[2000] + 1)
     with pytest.raises(IndexError):
