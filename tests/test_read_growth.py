@@ -21,7 +21,7 @@ import pytest
 from clusters import PRISTINE, dsn
 from crowds import BLOCK, BLOCKS, ME, SHARER, STRANGER, Numbers, Project, buffers
 from sql.api import binary, transaction, whole
-from sql.objects import entry, metadata
+from sql.objects import entry, metadata, with_tails
 
 from tensorage.embedded.migrate import migrate
 from tensorage.embedded.postgres import SUPERUSER, Cluster
@@ -456,6 +456,8 @@ def _other_writes() -> Iterator[tuple[str, Call]]:
     over = _request(whole(np.zeros(30, "<i4"), key="new", chunk=BLOCK, overwrite=True))
     begin = "begin('new', '{160}', '<i4', 16)"
     yield "store", Call(f"select public.tensorage_store({new})")
+    tails = _request(with_tails([b"tail"] * 2, key="new", shape=[20], extents=[BLOCK]))
+    yield "store_tails", Call(f"select public.tensorage_store_tails({tails})")
     yield "create", Call("select public.tensorage_create('new', '{1000000}', '<i4', 16, 'AAAAAA==')")
     yield (
         "remove_all",

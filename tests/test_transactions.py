@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import workers
 from project import Project, User
@@ -356,6 +357,103 @@ class TestRequests:
         assert loaded["step"] == 3
         assert loaded["layers"][24]["w"].tolist() == state["layers"][24]["w"].tolist()  # type: ignore[index]
         store.clear()
+
+
+class TestSmallArraysOfStorage:
+    """They go with the request that commits them, as tails of their shards, and are arrays like any other."""
+
+    ARRAYS: ClassVar[dict[str, npt.NDArray[Any]]] = {
+        "numbers": np.arange(1250.0),
+        "noise": np.random.default_rng(0).integers(0, 256, 12_000, "u1"),
+        "fill values": np.zeros((3, 4)),
+        "half of them": np.where(np.arange(2000) < 1000, 0, np.arange(2000)).reshape(20, 100),
+        "nothing": np.zeros((0, 7), "i2"),
+        "big-endian": np.arange(12, dtype=">i4").reshape(3, 4),
+        "strided": np.arange(400, dtype="f4").reshape(20, 20)[::2, ::3],
+        # An object each: their layout has no index, or they are large.
+        "one": np.array(3.5),
+        "records": np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
+        "large": np.random.default_rng(1).random(20_000),
+    }
+
+    @pytest.fixture
+    def stored(self, session: tensorage.BackendSession) -> Iterator[TensorStore]:
+        store = TensorStore(session, quiet=True, engine="storage", allow_overwrite=True)
+        yield store
+        store.clear()
+
+    def test_they_are_one_request(self, project: Project, user: User) -> None:
+        seen: list[Exchange] = []
+        proxy = Proxy(project.url, lambda exchange: bool(seen.append(exchange)))
+        with workers.store_of(Project(proxy.url, project.key), user) as by_default:
+            store = replace(by_default, engine="storage")
+            store.keys()
+            seen.clear()
+            store.update({f"x/{number}": np.full(1000, number) for number in range(175)})
+            assert [exchange.target for exchange in seen] == ["/rest/v1/rpc/tensorage_transact"]
+            seen.clear()
+            assert store["x/7"].tolist() == [7] * 1000
+            assert len(seen) == 1
+            store.clear()
+        proxy.close()
+
+    def test_they_come_back(self, stored: TensorStore) -> None:
+        for _ in range(2):
+            with stored.transaction() as tx:
+                for key, array in self.ARRAYS.items():
+                    tx.write(
+                        key, array, attrs={"of": key}, dims=[f"axis {n}" for n in range(array.ndim)] or None
+                    )
+            for key, array in self.ARRAYS.items():
+                found = stored.open(key)
+                assert (found.engine, found.dtype, found.attrs) == (
+                    "storage", array.dtype.newbyteorder("<"), {"of": key},
+                )  # fmt: skip
+                np.testing.assert_array_equal(found[...], array)
+                np.testing.assert_array_equal(stored.copy(key, "copy")[...], array)
+
+    def test_chunks_and_shards_are_those_asked_for(self, stored: TensorStore) -> None:
+        array = np.arange(700, dtype="i4").reshape(70, 10)
+        array[:30] = 0
+        with stored.transaction() as tx:
+            tx.write("x", array, chunks=(5, 4), shards=(20, 8))
+        np.testing.assert_array_equal(stored["x"], array)
+        np.testing.assert_array_equal(stored["x", 33:61:7, 3], array[33:61:7, 3])
+        stored["x", 5] = 1
+        stored.append("x", array[-3:])
+        array[5] = 1
+        np.testing.assert_array_equal(stored["x"], np.concatenate([array, array[-3:]]))
+
+    def test_what_has_no_room_in_the_request_goes_as_objects(
+        self, stored: TensorStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tensorage.transactions.recorder.MAX_REQUEST_BYTES", 25_000)
+        noise = self.ARRAYS["noise"]
+        stored.update({f"x/{number}": noise + number for number in range(4)})
+        for number in range(4):
+            np.testing.assert_array_equal(stored[f"x/{number}"], noise + number)
+
+    def test_outside_of_a_transaction_they_are_objects(self, stored: TensorStore, database: Any) -> None:
+        stored.update({"x": np.arange(10)})
+        stored["y"] = np.arange(10)
+        found = database.execute(
+            "select d.key, s.name is null, s.tail is null"
+            " from public.shards s join public.datasets d on d.id = s.data_id where d.id = any (%s) order by d.key",
+            [[stored.open(key).dataset.id for key in "xy"]],
+        ).fetchall()
+        assert found == [("x", True, False), ("y", False, True)]
+
+    def test_a_key_that_is_taken_leaves_all_as_it_was(self, stored: TensorStore) -> None:
+        store = replace(stored, allow_overwrite=False)
+        store["y"] = [1]
+        with pytest.raises(tensorage.KeyExistsError, match="'y'"):
+            store.update({"x": np.arange(10), "y": np.arange(10)})
+        assert store.keys() == ["y"]
+
+    def test_rows_are_not_appended_to_one_that_is_just_stored(self, stored: TensorStore) -> None:
+        with pytest.raises(tensorage.TensorageError, match="'x'"):
+            change(stored, put("x", [1]), append("x", [2]))
+        assert "x" not in stored
 
 
 class TestReadMany:

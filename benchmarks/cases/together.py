@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.bench import Bench
+from tensorage import TensorStore
 from benchmarks.measure import (
     Result,
     Timed,
@@ -39,9 +40,11 @@ def together(bench: Bench) -> Iterator[Result]:
     arrays = {f"together/many/{n}": random.random(1250) for n in range(ARRAYS)}
     new = itertools.count()
 
-    def update() -> None:
+    in_storage = TensorStore(bench.session, quiet=True, engine="storage")
+
+    def update(to: TensorStore = store) -> None:
         number = next(new)
-        store.update({f"{key}/{number}": array for key, array in arrays.items()})
+        to.update({f"{key}/{number}": array for key, array in arrays.items()})
 
     def store_each() -> None:
         number = next(new)
@@ -49,11 +52,23 @@ def together(bench: Bench) -> Iterator[Result]:
             store[f"{key}/{number}"] = array
 
     update()
-    took = measure_in_turns({"together": Timed(update), "each": Timed(store_each)}, 7)
+    update(in_storage)
+    took = measure_in_turns(
+        {
+            "together": Timed(update),
+            "in storage": Timed(lambda: update(in_storage)),
+            "each": Timed(store_each),
+        },
+        7,
+    )
     what = f"{ARRAYS} new arrays of 10 kB"
     yield milliseconds(f"{what}, in one transaction", took["together"], ("<=", 250))
     yield ratio(f"{what}, in one transaction / one by one", took["together"], took["each"], None)
     yield median_of(f"{what}, in one transaction", [count_requests(update)], "requests", ("<=", 5))
+    what = f"{what} of Storage"
+    yield milliseconds(f"{what}, in one transaction", took["in storage"], ("<=", 250))
+    count = count_requests(lambda: update(in_storage))
+    yield median_of(f"{what}, in one transaction", [count], "requests", ("<=", 5))
     yield from _writers(bench)
     state = {f"layer {n}": random.random((10, 10)) for n in range(STATE)}
     store.save("together/state", state)

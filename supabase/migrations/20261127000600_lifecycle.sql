@@ -103,6 +103,28 @@ begin
 end
 $$;
 
+-- Stores an array of Storage in one request: its chunks are in the tails of its shards, and no object comes with them. Meta: what
+-- tensorage.stage makes a dataset from, and `shards`: {"number", "index" in base64, and in "tail" the number of its bytes}. The tails
+-- follow in this order.
+create or replace function public.tensorage_store_tails(bytea) returns json
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  h tensorage.header := tensorage.parse($1);
+  operation uuid := (h.meta ->> 'operation')::uuid;
+  before json := tensorage.answered(operation);
+  d public.datasets;
+begin
+  if before is not null then
+    return before;
+  elsif h.meta ->> 'append' = 'true' then
+    raise exception using errcode = 'TS006', message = 'rows are appended by tensorage_append_tails, not stored';
+  end if;
+  d := tensorage.of_engine(tensorage.stage(h.meta, is_published_now => true), 'storage');
+  perform tensorage.insert_tails(d, h.meta -> 'shards', $1, h.elements_at, h.count);
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.check_shards(d))));
+end
+$$;
+
 -- Declares an array that comes in several requests: a staged dataset, for tensorage_put, or for objects and
 -- tensorage_put_shards. Its answer is not kept, as that of no beginning is: the dataset itself bears the operation.
 create or replace function public.tensorage_begin(

@@ -174,6 +174,40 @@ when unique_violation then
 end
 $$;
 
+-- Puts shards without objects into a new dataset: see public.tensorage_store_tails. Their tails are the `count` bytes of a request
+-- behind its first `tails_at`.
+create or replace function tensorage.insert_tails(d public.datasets, shards json, request bytea, tails_at int, count bigint)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  numbers int8range := tensorage.staged_shards(d);
+  most_index bigint := 16 * tensorage.chunks_of_shard(d.zarr) + 2;
+  are_fit boolean;
+begin
+  with asked as (
+    select s.number, decode(s.index, 'base64') as index, s.tail,
+           sum(s.tail) over (order by s.place) - s.tail as behind
+      from rows from (json_to_recordset(shards) as (number bigint, index text, tail int)) with ordinality
+           s(number, index, tail, place)),
+  put as (
+    insert into public.shards (data_id, user_id, number, nbytes, index, tail)
+      select d.id, d.user_id, a.number, 0, a.index, nullif(substr(request, (tails_at + 1 + a.behind)::int, a.tail), '')
+        from asked a
+    returning shards.number)
+  -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
+  select count(*) = (select count(*) from put) and coalesce(bool_and(a.number <@ numbers and octet_length(a.index) <= most_index), true)
+         and coalesce(sum(a.tail), 0) = insert_tails.count
+    into are_fit from asked a;
+  if are_fit is not true then
+    raise exception using errcode = 'TS006',
+      message = format('%L has shards %s with indexes of up to %s bytes, and their tails here have %s bytes in all', d.key, numbers,
+                       most_index, count);
+  end if;
+exception when not_null_violation or check_violation or unique_violation or data_exception then
+  raise exception using errcode = 'TS006', message = format('these are no shards: %s', sqlerrm);
+end
+$$;
+
 -- Shards of a staged dataset, whose objects have been uploaded. See tensorage.put_shards.
 create or replace function public.tensorage_put_shards(data_id bigint, shards json) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

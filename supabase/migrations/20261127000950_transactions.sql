@@ -106,6 +106,7 @@ begin
       when 'tensorage_append' then perform public.tensorage_append(request);
       when 'tensorage_assign' then perform public.tensorage_assign(request);
       when 'tensorage_commit' then perform public.tensorage_commit((step ->> 'data_id')::bigint, null, step -> 'shards');
+      when 'tensorage_store_tails' then perform public.tensorage_store_tails(request);
       when 'tensorage_append_tails' then
         perform public.tensorage_append_tails(
           (step ->> 'data_id')::bigint, array(select json_array_elements_text(step -> 'shape')::bigint),

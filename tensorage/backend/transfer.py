@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from tensorage.backend.afterwards import Afterwards, Leftovers
 from tensorage.backend.entries import EntryMemory
@@ -53,6 +53,7 @@ CHANGING_FUNCTIONS = frozenset(
         "resize",
         "share",
         "store",
+        "store_tails",
         "transact",
         "unshare",
     )
@@ -83,6 +84,9 @@ class Transfer:
     changes
         Count of the session's changes, which goes on in a forked process.
     """
+
+    #: Whether changes are steps of a transaction, which go together in one request at its end.
+    is_transaction: ClassVar[bool] = False
 
     base_url: str
     login: Login

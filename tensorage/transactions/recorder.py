@@ -6,7 +6,8 @@ import datetime
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 from tensorage.backend.entries import EntryMemory
 from tensorage.backend.staging import abort, new_operation, sweep
@@ -51,7 +52,7 @@ class Step:
     request: bytes = b""
     locks: Mapping[str, list[Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of elements that the step brings along."""
         return len(self.request) + sum(
@@ -71,6 +72,8 @@ class Recorder(Transfer):
     transfer
         Carries the requests.
     """
+
+    is_transaction: ClassVar[bool] = True
 
     def __init__(self, transfer: Transfer) -> None:
         super().__init__(transfer.base_url, transfer.login, transfer.parallel, transfer.patience)
@@ -280,8 +283,8 @@ def _describe(meta: Mapping[str, Any]) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).isoformat()
     return {
         "id": 0, "user_id": None, "owner": meta.get("owner"), "key": meta["key"], "shape": list(meta["shape"]),
-        "dtype": meta["dtype"], "chunk": meta.get("chunk", 1), "engine": "database",
+        "dtype": meta["dtype"], "chunk": meta.get("chunk", 1), "engine": meta.get("engine", "database"),
         "is_shared": bool(meta.get("is_shared")), "shares": None, "stored_bytes": None,
         "attrs": meta.get("attrs") or {}, "dims": meta.get("dims"), "state": "staged", "version": 0, "created_at": now,
-        "updated_at": now, "zarr": None, "fill": None,
+        "updated_at": now, "zarr": meta.get("zarr"), "fill": None,
     }  # fmt: skip

@@ -25,7 +25,7 @@ from matrix.world import (
     World,
 )
 from sql.api import Json, binary, new_key, new_operation, transaction, whole
-from sql.objects import entry, metadata, name_of, parse_shards
+from sql.objects import entry, metadata, name_of, parse_shards, with_tails
 
 from tensorage.backend.wire.header import SCHEMA_VERSION
 
@@ -708,6 +708,14 @@ def _store(w: World, p: Person) -> Outcome:
     return _one(answer, done and data_id is not None and w.elements(data_id) == OWN_ROWS.tobytes())
 
 
+def _store_tails(w: World, p: Person) -> Outcome:
+    key = new_key()
+    answer = p.call("tensorage_store_tails", with_tails([OWN_ROWS.tobytes()] * 5, key=key))
+    query = "select count(*) from public.shards where data_id = %s and tail = %s and user_id = %s"
+    found = w.one(query, _member(answer, "id"), OWN_ROWS.tobytes(), p.id or None)
+    return _one(answer, bool(p.id) and _exists(w, p.id, key) and found == 5)
+
+
 def _begin(w: World, p: Person) -> Outcome:
     key = new_key()
     answer = p.call("tensorage_begin", key=key, **NEW_SHAPE)
@@ -742,6 +750,7 @@ def _remove_all(w: World, p: Person) -> Outcome:
 
 STORING = [
     Operation("tensorage_store own", "tensorage_store", Kind.OWN, _store, ("rows",)),
+    Operation("tensorage_store_tails own", "tensorage_store_tails", Kind.OWN, _store_tails, ("objects",)),
     Operation("tensorage_begin own", "tensorage_begin", Kind.OWN, _begin),
     Operation("tensorage_begin own, of Storage", "tensorage_begin", Kind.OWN, _begin_objects),
     _operation(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import httpx
-from sql.api import Caller, Json, answer_of, new_key
+from sql.api import Caller, Json, answer_of, binary, new_key
 
 BUCKET = "tensors"
 PREFIX = f"/object/{BUCKET}"
@@ -110,6 +110,22 @@ def store(caller: Caller, key: str | None = None, **more: Any) -> Json:
     begun = begin(caller, key or new_key(), **more)
     stored: Json = answer_of(caller.commit(begun["id"], shards=fill(caller, begun)))
     return stored
+
+
+def with_tails(
+    tails: Sequence[bytes], *, key: str, shape: Sequence[int] = SHAPE, extents: Any = EXTENTS, **meta: Any
+) -> bytes:
+    """The request that stores an array without objects: a tail for each of its shards, empty for none."""
+    data = b"".join(tails)
+    shards = [
+        {"number": number, "index": base64.b64encode(INDEX if tail else b"").decode(), "tail": len(tail)}
+        for number, tail in enumerate(tails)
+    ]
+    described = {
+        "key": key, "shape": list(shape), "dtype": "<i4", "chunk": 10, "engine": "storage", "zarr": metadata(extents),
+        "shards": shards,
+    }  # fmt: skip
+    return binary(data, count=len(data), chunk=1, meta=described | meta)
 
 
 def begin_append(caller: Caller, dataset: Json, rows: int, **more: Any) -> Json:

@@ -16,7 +16,7 @@ import pytest
 from sql.api import Caller, Json, binary, code_of, described, new_key, new_operation, transaction, whole
 from sql.conftest import Register, State
 from sql.kept import ARRAY, Kept, Names, assert_unmarked, keep
-from sql.objects import entry, metadata
+from sql.objects import entry, metadata, with_tails
 
 from tensorage.embedded import control
 
@@ -186,6 +186,10 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
         "tensorage_store": [
             Attempt(whole(-ARRAY, key=n.key, operation=n.stored_by), None),
             Attempt(whole(-ARRAY, key=n.staged_key, operation=n.begun_by, overwrite=True), None),
+        ],
+        "tensorage_store_tails": [
+            Attempt(with_tails([b"mine"] * 5, key=n.objects_key, operation=n.stored_by), None),
+            Attempt(with_tails([b"mine"] * 5, key=n.staged_key, operation=n.begun_by, overwrite=True), None),
         ],
         "tensorage_append": [
             Attempt(whole(ARRAY, key=n.key, operation=n.appended_by), "TS001"),

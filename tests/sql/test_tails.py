@@ -31,6 +31,7 @@ from sql.objects import (
     shards,
     store,
     sweep,
+    with_tails,
 )
 
 StateOf = Callable[[Caller], Any]
@@ -204,6 +205,85 @@ def test_a_transaction_appends_tails(owner: Caller, state_of: StateOf) -> None:
     assert state_of(owner) == before
     answer_of(owner.call("tensorage_transact", transaction(step, assigned=assigned)))
     assert shards(owner, dataset)[4].tail == b"tail"
+
+
+# Arrays without objects --------------------------------------------------------------------------
+
+TAILS = [b"first", b"second", b"", b"fourth", b"fifth"]
+
+
+def test_an_array_is_stored_by_its_tails(owner: Caller) -> None:
+    key, operation = new_key(), new_operation()
+    request = with_tails(TAILS, key=key, attrs={"a": 1}, operation=operation)
+    stored = answer_of(owner.call("tensorage_store_tails", request))
+    assert answer_of(owner.call("tensorage_store_tails", request)) == stored
+    opened = owner.open(key)
+    assert (opened["engine"], opened["shape"], opened["attrs"]) == ("storage", list(SHAPE), {"a": 1})
+    assert (opened["version"], opened["stored_bytes"]) == (1, sum(map(len, TAILS)))
+    assert {n: (shard.name, shard.tail) for n, shard in shards(owner, opened).items()} == {
+        n: ("", tail) for n, tail in enumerate(TAILS)
+    }
+    # It takes the place of another one, which is swept.
+    again = answer_of(owner.call("tensorage_store_tails", with_tails(TAILS[::-1], key=key, overwrite=True)))
+    assert again["version"] == 2
+    assert shards(owner, owner.open(key))[0].tail == TAILS[4]
+
+
+def test_a_transaction_stores_tails(owner: Caller, state_of: StateOf) -> None:
+    keys = sorted([new_key(), new_key()])
+    before = state_of(owner)
+    steps = [("tensorage_store_tails", with_tails(TAILS, key=key)) for key in keys]
+    assert code_of(owner.call("tensorage_transact", transaction(*steps, steps[0], keys=keys))) == "TS002"
+    assert state_of(owner) == before
+    answer_of(owner.call("tensorage_transact", transaction(*steps, keys=keys)))
+    assert [shards(owner, owner.open(key))[1].tail for key in keys] == [b"second"] * 2
+
+
+def shards_of(*numbers: Any, **more: Any) -> Json:
+    return {"shards": [{"number": number, "index": encoded(INDEX), "tail": 5} | more for number in numbers]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"shards": []}, "TS006"),
+        (shards_of(0, 1, 2, 3), "TS006"),
+        (shards_of(0, 1, 2, 3, 5), "TS006"),
+        (shards_of(0, 1, 2, 3, -1), "TS006"),
+        (shards_of(0, 1, 2, 3, 3), "TS006"),
+        (shards_of(0, 1, 2, 3, None), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, tail=4), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, tail=6), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, tail=-5), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, tail=2**31), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, index="no base64!"), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, index=encoded(b"odd")), "TS006"),
+        (shards_of(0, 1, 2, 3, 4, index=encoded(bytes(200))), "TS006"),
+        ({"shards": 5}, "TS006"),
+        ({"shards": None}, "TS006"),
+        ({"engine": "database", "zarr": None}, "TS010"),
+        ({"zarr": None}, "23514"),
+        ({"append": True}, "TS006"),
+        ({"owner": "owner@lab.org"}, "TS006"),
+        ({"dtype": "nonsense"}, "23514"),
+    ],
+)
+def test_what_is_no_array_is_refused(owner: Caller, changed: Json, code: str, state_of: StateOf) -> None:
+    before = state_of(owner)
+    request = with_tails([b"12345"] * 5, key=new_key(), **changed)
+    assert code_of(owner.call("tensorage_store_tails", request)) == code
+    assert state_of(owner) == before
+
+
+def test_no_tail_is_longer_than_those_of_appends(owner: Caller) -> None:
+    for length, expected in ((MOST, 200), (MOST + 1, 400)):
+        request = with_tails([bytes(length), *TAILS[1:]], key=new_key())
+        assert owner.call("tensorage_store_tails", request).status_code == expected
+
+
+def test_a_key_that_is_taken(owner: Caller) -> None:
+    key = store(owner)["key"]
+    assert code_of(owner.call("tensorage_store_tails", with_tails(TAILS, key=key))) == "TS002"
 
 
 # Others meanwhile --------------------------------------------------------------------------------

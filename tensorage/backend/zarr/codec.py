@@ -153,6 +153,13 @@ class ShardCodec:
         parts = self._encode_chunks(elements, index)
         return self._add_index(parts, sum(map(len, parts)), index)
 
+    def encode_apart(self, elements: npt.NDArray[Any]) -> tuple[bytes, bytes]:
+        """Encode a shard to its chunks, one after the other, and its plain index, both empty if all chunks are."""
+        self._check_elements(elements)
+        index = self._empty_index()
+        data = b"".join(self._encode_chunks(elements, index))
+        return data, plain_index(index) if data else b""
+
     def encode_rows(self, elements: npt.NDArray[Any]) -> tuple[bytes, npt.NDArray[np.uint64]]:
         """Encode some rows of a shard, from the first row of a chunk on, without an index.
 

@@ -1,13 +1,17 @@
-"""Tails: encoded chunks of rows that were appended, which the catalogue keeps until they are worth an object.
+"""Tails: encoded chunks of few rows, which the catalogue keeps until they are worth an object.
 
 An append of a few rows to an array of Storage would fetch and send the last shard, up to 8 MiB, for each. Its chunks go
 into the record of the shard instead, behind those of the object: one request, without one to Storage. Readers get them
 with the record, which they need anyway. Once the tails of an append would take more than `MOST_TAIL_BYTES`, or its last
 shards are full, all of their chunks go into new objects.
+
+A small array that a transaction stores has nothing but tails, too: they go with the request that commits it, where an
+object would take two requests more for each array.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +21,8 @@ import numpy.typing as npt
 
 from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import final_operation, finish_write, with_room
-from tensorage.backend.transfer import Work
+from tensorage.backend.transfer import Transfer, Work
+from tensorage.backend.wire.header import header
 from tensorage.backend.zarr.codec import ShardCodec, plain_index
 from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.backend.zarr.reading import Reader
@@ -25,11 +30,27 @@ from tensorage.backend.zarr.shard_records import ShardRecord, check_records, fet
 from tensorage.errors import ChangedError
 from tensorage.types import Dataset
 
-__all__ = ["MOST_TAIL_BYTES", "NewTail", "append_tails", "make_tails", "records_of_end"]
+__all__ = [
+    "MOST_TAIL_BYTES",
+    "MOST_WHOLE_BYTES",
+    "NewTail",
+    "append_tails",
+    "make_tails",
+    "make_whole",
+    "records_of_end",
+    "store_tails",
+]
 
 #: Most bytes of the tails of an array together. A shard that an object is made of has 8 MiB: of rows that come one by
 #: one, 32 bytes are moved for each byte in the end, and not 1,000.
 MOST_TAIL_BYTES = 256 * 1024
+
+#: Most bytes of the tails of an array that is stored without an object. An object takes a tenth of that in the database,
+#: for its entry in the list of the bucket.
+MOST_WHOLE_BYTES = 16 * 1024
+
+#: Bytes of an array that is not encoded to see whether it fits.
+_MANY_WHOLE_BYTES = 4 * MOST_WHOLE_BYTES
 
 #: Bytes of rows that are not encoded to see whether they fit, since few compress so far.
 _MANY_BYTES = 16 * MOST_TAIL_BYTES
@@ -129,6 +150,45 @@ def append_tails(work: Work, arguments: Mapping[str, Any], tails: Sequence[NewTa
     appended = finish_write(work.transfer, answer)
     entries.remember_end(appended, b"".join(tail.after.pack() for tail in tails))
     return appended
+
+
+def make_whole(codec: ShardCodec, array: npt.NDArray[Any]) -> list[ShardRecord] | None:
+    """Put an array into the tails of its shards, or return None if it is better put into objects."""
+    layout = codec.layout
+    if not layout.has_tails or array.nbytes > _MANY_WHOLE_BYTES:
+        return None
+    records: list[ShardRecord] = []
+    room = MOST_WHOLE_BYTES
+    for number in range(layout.shard_count):
+        tail, index = codec.encode_apart(array[layout.region(number)])
+        room -= len(tail)
+        if room < 0:
+            return None
+        records.append(ShardRecord(number, "", 0, index, tail))
+    return records
+
+
+def store_tails(transfer: Transfer, meta: Mapping[str, Any], records: Sequence[ShardRecord]) -> Dataset:
+    """Store an array by the tails of all of its shards, in one request or as one step.
+
+    Parameters
+    ----------
+    meta
+        Entry for the catalogue.
+    """
+    shards = [
+        {"number": each.number, "index": base64.b64encode(each.index).decode(), "tail": len(each.tail)}
+        for each in records
+    ]
+    tails = [each.tail for each in records]
+    head = header(
+        count=sum(map(len, tails)),
+        block_size=1,
+        meta={**meta, "shards": shards, "operation": final_operation()},
+    )
+    asked = f"storing {meta['key']!r}"
+    answer = with_room(transfer, lambda: transfer.send("tensorage_store_tails", [head, *tails], asked))
+    return finish_write(transfer, answer)
 
 
 def _tails(

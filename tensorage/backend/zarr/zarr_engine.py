@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -19,6 +20,7 @@ from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit
 from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import Fault, error_of
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES
@@ -29,6 +31,7 @@ from tensorage.backend.zarr.layout import Layout
 from tensorage.backend.zarr.ragged_codec import codec_for, stored_dtype
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import fetch_all_records, fetch_records
+from tensorage.backend.zarr.tails import make_whole, store_tails
 from tensorage.backend.zarr.tiles import count_encoded_bytes, read_chunks, tiles_of
 from tensorage.backend.zarr.writing import (
     NewShard,
@@ -97,8 +100,16 @@ class ZarrEngine(EngineBase):
         # Zarr's codecs encode little-endian elements, without padding. An array that is so already is not copied.
         little = array.astype(new.dtype, copy=False)
 
+        layout = _layout_of(new, sample_of(little))
+        # Elsewhere, an array that is to be in Storage is there, and takes no room in the database.
+        records = make_whole(codec_for(layout), little) if self._transfer.is_transaction else None
+        if records is not None:
+            # The transaction's request may have no room for them.
+            with suppress(TooMuchError):
+                return store_tails(self._transfer, meta_of(new, layout), records)
+
         def write() -> Dataset:
-            dataset, codec = self._begin(new, _layout_of(new, sample_of(little)))
+            dataset, codec = self._begin(new, layout)
             return self._write(dataset, codec, shards_of_array(little, codec.layout))
 
         return begin_anew_after_failures(write)
