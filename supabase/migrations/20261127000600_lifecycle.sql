@@ -121,7 +121,7 @@ begin
   end if;
   d := tensorage.of_engine(tensorage.stage(h.meta, is_published_now => true), 'storage');
   perform tensorage.insert_tails(d, h.meta -> 'shards', $1, h.elements_at, h.count);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.check_shards(d))));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, h.count)));
 end
 $$;
 

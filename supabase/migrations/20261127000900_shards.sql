@@ -174,8 +174,8 @@ when unique_violation then
 end
 $$;
 
--- Puts shards without objects into a new dataset: see public.tensorage_store_tails. Their tails are the `count` bytes of a request
--- behind its first `tails_at`.
+-- Puts all shards, without objects, into a new dataset: see public.tensorage_store_tails. Their tails are the `count` bytes of a
+-- request behind its first `tails_at`. Raises unless these are the shards that the dataset must have.
 create or replace function tensorage.insert_tails(d public.datasets, shards json, request bytea, tails_at int, count bigint)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -195,12 +195,13 @@ begin
         from asked a
     returning shards.number)
   -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
-  select count(*) = (select count(*) from put) and coalesce(bool_and(a.number <@ numbers and octet_length(a.index) <= most_index), true)
+  select (select count(*) from put) = coalesce(upper(numbers) - lower(numbers), 0)
+         and coalesce(bool_and(a.number <@ numbers and octet_length(a.index) <= most_index), true)
          and coalesce(sum(a.tail), 0) = insert_tails.count
     into are_fit from asked a;
   if are_fit is not true then
     raise exception using errcode = 'TS006',
-      message = format('%L has shards %s with indexes of up to %s bytes, and their tails here have %s bytes in all', d.key, numbers,
+      message = format('%L has all shards of %s, with indexes of up to %s bytes, and tails of %s bytes in all here', d.key, numbers,
                        most_index, count);
   end if;
 exception when not_null_violation or check_violation or unique_violation or data_exception then

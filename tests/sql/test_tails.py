@@ -275,6 +275,18 @@ def test_what_is_no_array_is_refused(owner: Caller, changed: Json, code: str, st
     assert state_of(owner) == before
 
 
+def test_no_shard_may_be_missing(owner: Caller, state_of: StateOf) -> None:
+    before = state_of(owner)
+    for tails in ([], TAILS[:4]):
+        request = with_tails(tails, key=new_key())
+        assert code_of(owner.call("tensorage_store_tails", request)) == "TS006"
+    assert state_of(owner) == before
+    # Without elements, there are none.
+    assert answer_of(owner.call("tensorage_store_tails", with_tails([], key=new_key(), shape=[0, 3])))[
+        "shape"
+    ] == [0, 3]
+
+
 def test_no_tail_is_longer_than_those_of_appends(owner: Caller) -> None:
     for length, expected in ((MOST, 200), (MOST + 1, 400)):
         request = with_tails([bytes(length), *TAILS[1:]], key=new_key())
