@@ -213,25 +213,58 @@ class TestTransaction:
         assert store["x"].dtype == "f4"
         assert store["x large", LARGE.size :].tolist() == [1] * (store.engine == "database")
 
-    def test_of_two_that_append_to_an_array_of_storage_the_second_is_told(
-        self, session: tensorage.BackendSession
+    @pytest.mark.parametrize("rows", [1, 40], ids=["as tails", "as objects"])
+    def test_an_append_goes_behind_those_of_others(
+        self, overwriting: TensorStore, rows: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = TensorStore(session, quiet=True, engine="storage")
+        monkeypatch.setattr("tensorage.backend.zarr.tails.MOST_TAIL_BYTES", 100)
+        store = overwriting
+        own = np.full((rows, 30), 2)
+        store["log"] = np.zeros((1, 30), "i8")
+        change(
+            store, append("log", own), put("x", [1]), lambda _: store.append("log", np.full((3, 30), 1)), put("y", [1])
+        )  # fmt: skip
+        assert store["log"][:, 7].tolist() == [0, *[1] * 3, *[2] * rows]
+        assert store["x"] == 1
+        assert store.usage().arrays == len(store)
+
+    def test_an_append_goes_to_the_array_that_has_taken_the_place(self, overwriting: TensorStore) -> None:
+        store = overwriting
         store["log"] = [0]
-        with pytest.raises(tensorage.ChangedError):
-            change(store, append("log", [2]), put("x", [1]), lambda _: store.append("log", [1]))
-        assert store["log"].tolist() == [0, 1]
-        assert "x" not in store
-        store.clear()
+        change(store, append("log", [2]), lambda _: store.update({"log": [5, 6]}))
+        assert store["log"].tolist() == [5, 6, 2]
+
+    def test_other_conflicts_are_told_beside_an_append(self, overwriting: TensorStore) -> None:
+        store = overwriting
+        store.update({"log": [0], "w": [1, 2]})
+        with pytest.raises(tensorage.ChangedError, match="'w'"):
+            change(store, append("log", [2]), put(("w", 0), 3), lambda _: store.update({"w": [7, 8]}))
+        with pytest.raises(tensorage.ChangedError, match="'w'"):
+            change(
+                store, append("log", [2]), put(("w", 0), 3),
+                lambda _: store.append("log", [1]), lambda _: store.update({"w": [9, 9]}),
+            )  # fmt: skip
+        assert (store["log"].tolist(), store["w"].tolist()) == ([0, 1], [9, 9])
 
     def test_appends_of_several_all_land(self, store: TensorStore) -> None:
-        store.write("log", np.zeros(0, "i8"), engine="database")
-        store = replace(store, engine="database")
+        store["log"] = np.zeros(0, "i8")
         with store.transaction() as one, store.transaction() as other:
             one.append("log", [1])
             other.append("log", [2])
             store.append("log", [3])
         assert sorted(store["log"].tolist()) == [1, 2, 3]
+        barrier = threading.Barrier(6)
+
+        def write(number: int) -> None:
+            with store.transaction() as tx:
+                tx.append("log", [number])
+                tx[f"x/{number}"] = [number]
+                barrier.wait()
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(write, range(4, 10)))
+        assert sorted(store["log"].tolist()) == [1, 2, 3, *range(4, 10)]
+        assert store.keys() == ["log", *(f"x/{number}" for number in range(4, 10))]
 
     def test_large_assignments_to_one_array_are_one(self, store: TensorStore) -> None:
         store["w"] = np.zeros(LARGE.size)

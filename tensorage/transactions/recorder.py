@@ -205,6 +205,26 @@ class Recorder(Transfer):
             if entry is not None
         ]
 
+    def base_of(self, step: Step) -> tuple[Any, ...] | None:
+        """Return what an append to an array of Storage rests on: the array, its rows, and the ends of its shards.
+
+        None for any other step.
+        """
+        if step.described["function"] == "tensorage_append_tails":
+            told = [(shard["number"], shard.get("based_on")) for shard in step.described["shards"]]
+            return step.described["data_id"], step.described["base_rows"], *told
+        if step.described["function"] == "tensorage_commit":
+            _, begun_by = self._begun[step.described["data_id"]]
+            if "base_rows" in begun_by:
+                return begun_by["data_id"], begun_by["base_rows"]
+        return None
+
+    def drop(self, step: Step, reason: BaseException) -> None:
+        """Give up what was staged for a step that is replaced by another one."""
+        begun = self._begun.pop(step.described.get("data_id", 0), None)
+        if begun is not None:
+            abort(self._transfer, Dataset.from_json(begun[0]), reason)
+
     def abort(self, reason: BaseException) -> None:
         """Give up what was staged. After this, nothing of the transaction is left."""
         while self._begun:

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from tensorage.adapters.dask import is_dask
 from tensorage.adapters.labelled import is_labelled
 from tensorage.backend.arrays import Arrays
+from tensorage.backend.restarts import on_latest
 from tensorage.backend.transfer import Project, Transfer
 from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
-from tensorage.errors import ClosedError, InvalidInputError
+from tensorage.errors import ChangedError, ClosedError, InvalidInputError
+from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.model.values import as_array, split_key
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.transactions.recorder import Recorder
@@ -114,9 +117,9 @@ class Transaction:
     request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
     end, nothing has happened.
 
-    Nothing of the transaction can be read before its end. Appends of several transactions to one array of the database
-    all land. An array that a transaction assigns to, replaces or deletes must not be changed by others while it is
-    open, nor an array of Storage that it appends to: the first one wins, and the other one gets `ChangedError`.
+    Nothing of the transaction can be read before its end. Appends of several transactions to one array all land; in
+    Storage, those of more than 8 MiB may meet others. An array that a transaction assigns to, replaces or deletes must
+    not be changed by others while it is open: the first one wins, and the other one gets `ChangedError`.
 
     Raises
     ------
@@ -257,13 +260,28 @@ class Transaction:
         rows = _as_rows(data)
         position = len(self._recorder.steps)
         self._store.append(key, rows)
-        # Rows that fit a request are sent in their own dtype. The array may have another one, which the end shows.
+        # Rows that fit a request are sent in their own dtype. The array may have another one, which the end shows. In
+        # Storage, others may append meanwhile. Large rows are not uploaded twice without their user's knowing.
         step = self._recorder.steps[position]
-        if step.request:
+        is_small = isinstance(rows, np.ndarray) and rows.nbytes <= MAX_REQUEST_BYTES
+        if step.request or step.size or (is_small and self._recorder.base_of(step) is not None):
             kept = copy.deepcopy(rows)
             self._appends[position] = (step.key, lambda: self._store.append(key, kept))
 
     def _commit(self) -> None:
+        conflicts: list[ChangedError] = []
+
+        def commit(_: None) -> None:
+            try:
+                self._send()
+            except ChangedError as error:
+                conflicts.append(error)
+                raise
+
+        # Of writers that append to one array of Storage at once, all but one begin anew, and would meet again.
+        on_latest(commit, None, lambda: self._append_behind_others(conflicts[-1]), pauses=True)
+
+    def _send(self) -> None:
         while True:
             try:
                 self._recorder.commit(time.monotonic() - self._opened)
@@ -272,6 +290,29 @@ class Transaction:
                     raise
             else:
                 return
+
+    def _append_behind_others(self, conflict: ChangedError) -> None:
+        """Record appends to arrays of Storage again, on the arrays as they are now.
+
+        Raises
+        ------
+        ChangedError
+            The conflict, if it is none of these appends.
+        """
+        recorder, steps, has_moved = self._recorder, self._recorder.steps, False
+        for position, (_, append) in sorted(self._appends.items()):
+            before = steps[position]
+            base = recorder.base_of(before)
+            if base is None:
+                continue
+            recorder.steps = steps[:position]
+            append()
+            has_moved |= recorder.base_of(recorder.steps[position]) != base
+            recorder.drop(before, conflict)
+            steps = recorder.steps + steps[position + 1 :]
+        recorder.steps = steps
+        if not has_moved:
+            raise conflict
 
     def _record_again(self, description: Mapping[str, Any]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""

@@ -45,8 +45,8 @@ __all__ = [
 #: one, 32 bytes are moved for each byte in the end, and not 1,000.
 MOST_TAIL_BYTES = 256 * 1024
 
-#: Most bytes of the tails of an array that is stored without an object. An object takes a tenth of that in the database,
-#: for its entry in the list of the bucket.
+#: Most bytes of the tails of an array that is stored without an object. An object takes a tenth of that in the
+#: database, for its entry in the list of the bucket.
 MOST_WHOLE_BYTES = 16 * 1024
 
 #: Bytes of an array that is not encoded to see whether it fits.
