@@ -278,7 +278,7 @@ class Transaction:
                 conflicts.append(error)
                 raise
 
-        # Of writers that append to one array of Storage at once, all but one begin anew, and would meet again.
+        # Writers that append to one array of Storage at once begin anew, all but one, and would meet again.
         on_latest(commit, None, lambda: self._append_behind_others(conflicts[-1]), pauses=True)
 
     def _send(self) -> None:
