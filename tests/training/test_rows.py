@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from forks import fork
 from project import Project, User
 from proxy import Proxy
 from sklearn.linear_model import LogisticRegression
@@ -340,6 +341,27 @@ def test_own_changes_are_seen_at_once(store: TensorStore) -> None:
     del store["x"]
     with pytest.raises(KeyNotFoundError):
         handle[20]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_forked_child_sees_its_own_changes(project: Project, user: User, engine: Engine) -> None:
+    """Its connections are new, and its first change is not the parent's first one."""
+    session = project.session(user)
+    store = TensorStore(session, quiet=True, engine=engine)
+    store["x"] = np.zeros(100)
+    other = project.session(user)
+    handle = TensorStore(other, quiet=True).open("x")
+    TensorStore(other, quiet=True)["x", 0] = 1
+    handle[1], handle[2]
+
+    def change() -> str:
+        TensorStore(other, quiet=True)["x", 50] = 2
+        return str(handle[50])
+
+    assert fork(change)() == "2.0"
+    store.clear()
+    other.logout()
+    session.logout()
 
 
 def test_changes_by_others_are_seen(store: TensorStore, project: Project, user: User) -> None:
