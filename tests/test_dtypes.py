@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 import pytest
-import torch
 import xarray
 import zarr
 from elements import LEAVES, RECORDS, SMALL_FLOATS, any_dtype, array_of, packed
@@ -446,6 +445,8 @@ def test_fields_travel_alone(session: BackendSession, proxy: Proxy, project: Pro
 
 
 def test_tensors_of_pytorch_are_taken_as_they_are(store: TensorStore) -> None:
+    import torch
+
     numbers = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     taken: dict[str, tuple[torch.Tensor, Array]] = {
         "plain": (numbers, np.arange(12, dtype="f4").reshape(3, 4)),
@@ -479,6 +480,8 @@ def test_tensors_of_pytorch_are_taken_as_they_are(store: TensorStore) -> None:
 
 
 def test_tensors_that_have_no_such_elements(store: TensorStore) -> None:
+    import torch
+
     with pytest.raises(InvalidInputError, match=r"^this is no array: a tensor of layout .*to_dense\(\)"):
         store["x"] = torch.eye(3).to_sparse()
     with pytest.raises(InvalidInputError, match=r"^this is no array: a tensor on the device 'meta'"):

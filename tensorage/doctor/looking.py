@@ -146,6 +146,10 @@ def _logged_in(configuration: Configuration, kept: KeptLogin | None) -> Iterator
     )
     if kept is not None:
         session.login.borrow(kept)
+    else:
+        # By `hold` alone, a connection would be opened ahead for requests of the session, which makes none. A server
+        # that answers one connection after the other would wait for such a request, and not answer the login.
+        session.login.log_in()
     session.hold()
     try:
         yield session

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -187,9 +188,13 @@ def test_a_disk_that_fills_while_a_file_is_written(terminal: Terminal) -> None:
 def test_ctrl_c_in_a_long_transfer(terminal: Terminal, project: Project, command: str) -> None:
     """Each request takes a while, and the user has had enough once some have passed."""
     seen: list[Exchange] = []
+    had_enough = threading.Event()
 
     def hold(exchange: Exchange) -> bool:
         seen.append(exchange)
+        # However late this process gets to the signal, the transfer is not over before.
+        if len(seen) > 4:
+            had_enough.wait(60)
         time.sleep(0.2)
         return False
 
@@ -207,8 +212,10 @@ def test_ctrl_c_in_a_long_transfer(terminal: Terminal, project: Project, command
         while len(seen) < 5:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
+        had_enough.set()
         out, said = process.communicate(timeout=60)
     finally:
+        had_enough.set()
         proxy.close()
     assert (process.returncode, out, said) == (130, b"", b"\nInterrupted.\n")
     assert [file.name for file in terminal.folder.iterdir()] == (["x.npy"] if command == "put" else [])

@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from forks import fork
 from project import Project, User
 from proxy import Proxy
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from torch.utils.data import ConcatDataset, DataLoader
 
 from tensorage import BackendSession, KeyNotFoundError, Tensor, TensorStore
 from tensorage.types import Engine
@@ -52,14 +48,31 @@ def assert_rows(found: Any, expected: Array) -> None:
     np.testing.assert_array_equal(np.array(rows, expected.dtype).reshape(expected.shape), expected)
 
 
+def _by_torch(name: str) -> Callable[[Tensor], Any]:
+    """A loop by a function of PyTorch, which each process of a run loads only where it runs such a test."""
+
+    def loop(handle: Tensor) -> Any:
+        import torch
+
+        return getattr(torch, name)(handle).numpy()
+
+    return loop
+
+
+def _as_sequence(handle: Tensor) -> Any:
+    from torch.utils.data import ConcatDataset
+
+    return ConcatDataset([handle])
+
+
 LOOPS: dict[str, Callable[[Tensor], Any]] = {
     "iteration": list,
     "numbers": lambda handle: [handle[i] for i in range(len(handle))],
     "numbers of numpy": lambda handle: [handle[i] for i in np.arange(len(handle))],
-    "a sequence": lambda handle: ConcatDataset([handle]),
-    "as_tensor": lambda handle: torch.as_tensor(handle).numpy(),
-    "tensor": lambda handle: torch.tensor(handle).numpy(),
-    "from_dlpack": lambda handle: torch.from_dlpack(handle).numpy(),
+    "a sequence": _as_sequence,
+    "as_tensor": _by_torch("as_tensor"),
+    "tensor": _by_torch("tensor"),
+    "from_dlpack": _by_torch("from_dlpack"),
     "stack": np.stack,
     "array": np.array,
 }
@@ -81,6 +94,9 @@ def test_a_loop_takes_few_requests(away: TensorStore, store: TensorStore, proxy:
 
 def test_shuffled_numbers_take_few_requests(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
     """An epoch of PyTorch's `ConcatDataset`, which knows its parts as sequences of rows."""
+    import torch
+    from torch.utils.data import ConcatDataset, DataLoader
+
     handles = [opened(away, store, key, ROWS) for key in "xy"]
     samples = ConcatDataset(handles)
     for _ in range(3):
@@ -94,6 +110,9 @@ def test_shuffled_numbers_take_few_requests(away: TensorStore, store: TensorStor
 
 
 def test_estimators_read_whole(away: TensorStore, store: TensorStore, proxy: Proxy) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     samples, labels = ROWS[:200, :5], (ROWS[:200, 0] > 0.5).astype("i8")
     x, y = opened(away, store, "x", samples), opened(away, store, "y", labels)
     with proxy.counted() as asked:
