@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensorage.embedded.access import ApiKeys, OwnHosts
 from tensorage.embedded.auth import AuthApi
@@ -55,6 +55,11 @@ class Settings:
 
 #: Methods whose answers no cache keeps.
 _WITHOUT_CACHES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+#: Methods of requests that need not be a page's. OPTIONS asks for a page.
+_SHORT_WAY = _WITHOUT_CACHES | {"GET", "HEAD"}
+
+_VARY = (b"vary", b"Origin")
 
 
 def build_app(settings: Settings) -> ASGIApp:
@@ -129,8 +134,8 @@ def build_app(settings: Settings) -> ASGIApp:
 class _ShortWay:
     """Hands most requests straight to their API, past the layers that only pages of a browser need.
 
-    A request without ``Origin`` comes from no page. Caches may keep the answers to GET and HEAD for a page: those go
-    the long way.
+    A request without ``Origin`` comes from no page. Caches may keep the answers to GET and HEAD, and must not give them
+    to a page: the answers say so, as on the long way.
     """
 
     def __init__(self, apis: Mapping[str, ASGIApp], app: ASGIApp) -> None:
@@ -138,15 +143,25 @@ class _ShortWay:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in _WITHOUT_CACHES and not scope.get("root_path"):
+        if scope["type"] == "http" and scope["method"] in _SHORT_WAY and not scope.get("root_path"):
             path: str = scope["path"]
             for prefix, api in self._apis:
                 # Starlette finds no route for a path with a line break.
                 if path.startswith(prefix) and "\n" not in path and not _has_origin(scope):
                     mounted = {"app_root_path": "", "root_path": prefix[:-1], "path_params": {}}
-                    await api({**scope, **mounted}, receive, send)
+                    varying = send if scope["method"] in _WITHOUT_CACHES else _vary_by_origin(send)
+                    await api({**scope, **mounted}, receive, varying)
                     return
         await self._app(scope, receive, send)
+
+
+def _vary_by_origin(send: Send) -> Send:
+    async def send_varying(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), _VARY]}
+        await send(message)
+
+    return send_varying
 
 
 def _has_origin(scope: Scope) -> bool:

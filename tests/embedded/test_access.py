@@ -135,3 +135,20 @@ def test_who_is_refused_need_not_send_the_rest(backend: control.Running) -> None
         with connected(port_of(backend)) as raw:
             raw.send(head(method, path, Content_Length=1_000_000, Content_Type="application/json", **fields))
             assert raw.answer().status == status, path
+
+
+def test_caches_keep_answers_for_the_page_that_asked(http: httpx.Client) -> None:
+    """Without an origin an answer says nothing that lets a page read it: a cache must not give it to one."""
+    for path in (
+        "/storage/v1/status",
+        "/storage/v1/object/public/nowhere/x",
+        "/auth/v1/health",
+        REST,
+        "/health",
+    ):
+        for method in ("GET", "HEAD"):
+            answer = http.request(method, path)
+            assert answer.headers["vary"] == "Origin", path
+            assert "access-control-allow-origin" not in answer.headers
+    answer = http.get("/storage/v1/status", headers={"Origin": "http://localhost:3000"})
+    assert answer.headers["access-control-allow-origin"] == "*"

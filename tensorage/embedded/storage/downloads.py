@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,7 @@ from tensorage.embedded.database import Caller, Database
 from tensorage.embedded.storage.answers import Metadata, info_json, json_answer
 from tensorage.embedded.storage.blobs import Blobs
 from tensorage.embedded.storage.caller import SERVICE, identify, identify_if_possible, verify_signed_url
-from tensorage.embedded.storage.content import ContentResponse, parse_range, read_piece
+from tensorage.embedded.storage.content import ContentResponse, parse_range, read_from_memory, read_piece
 from tensorage.embedded.storage.database import become, find_bucket, transaction
 from tensorage.embedded.storage.errors import (
     invalid_jwt,
@@ -122,7 +122,7 @@ class DownloadRoutes:
                 headers["content-length"] = str(len(span))
                 return Response(status_code=status, headers=headers)
             try:
-                file, first = await asyncio.to_thread(self._open, row["version"], metadata.size, span)
+                file, first = await self._open(row["version"], metadata.size, span)
             except OSError as error:
                 if row["version"] == last_version or not isinstance(error, FileNotFoundError):
                     log.exception("the file of %s/%s cannot be read", row["bucket_id"], row["name"])
@@ -133,13 +133,22 @@ class DownloadRoutes:
             return ContentResponse(file, first, span, status=status, headers=headers)
         raise lost_content(*_read_key(request))
 
-    def _open(self, version: str, size: int, span: range) -> tuple[io.FileIO, bytes]:
-        """Open a blob and read its first piece. A small blob needs only this one call in a thread."""
+    async def _open(self, version: str, size: int, span: range) -> tuple[io.FileIO, bytes]:
+        """Open a blob and read its first piece: in a thread if the disk has to be waited for."""
+        try:
+            return self._open_to_read(read_from_memory, version, size, span)
+        except BlockingIOError:
+            # Opened again by the thread, and closed by it if nobody waits any more.
+            return await asyncio.to_thread(self._open_to_read, read_piece, version, size, span)
+
+    def _open_to_read(
+        self, read: Callable[[io.FileIO, range], bytes], version: str, size: int, span: range
+    ) -> tuple[io.FileIO, bytes]:
         with ExitStack() as opened:
             file = opened.enter_context(self._blobs.open(version))
             if os.fstat(file.fileno()).st_size != size:
                 raise OSError(f"the file of version {version} does not have the {size} bytes of its row")
-            first = read_piece(file, span)
+            first = read(file, span)
             opened.pop_all()
             return file, first
 
@@ -257,9 +266,12 @@ def _make_content_headers(request: Request, row: asyncpg.Record, metadata: Metad
 
 def _make_sendable(headers: Mapping[str, str]) -> dict[str, str]:
     """Return headers with printable values in Latin-1. Metadata in a row may hold any text."""
-    return {
-        name: "".join(c if c.isprintable() else " " for c in value)
-        .encode("latin-1", "replace")
-        .decode("latin-1")
-        for name, value in headers.items()
-    }
+    return {name: _make_value_sendable(value) for name, value in headers.items()}
+
+
+def _make_value_sendable(value: str) -> str:
+    if value.isascii() and value.isprintable():
+        return value
+    return (
+        "".join(c if c.isprintable() else " " for c in value).encode("latin-1", "replace").decode("latin-1")
+    )
