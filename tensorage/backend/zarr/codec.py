@@ -23,7 +23,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, Self
 
@@ -79,8 +79,9 @@ LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 #: Elements that show how far an array can be compressed.
 SAMPLED_BYTES = 1024 * 1024
 
-#: Places of an array that such elements are taken from.
+#: Places of an array that such elements are taken from, and bytes of a sample that is looked at in as many parts.
 _SAMPLED_PLACES = 4
+_PARTED_BYTES = 64 * 1024
 
 #: Most bytes of a chunk that is encoded together with others. Joining what comes out copies it.
 _SMALL_CHUNK_BYTES = 256 * 1024
@@ -538,12 +539,19 @@ def encoded_ratio(sample: npt.NDArray[Any], dtype: np.dtype[Any]) -> float:
     if sample.nbytes == 0 or has_any_length(dtype):
         return 1.0
     octets = _octets(np.ascontiguousarray(sample, dtype))
-    pieces = [piece for piece in np.array_split(octets, _SAMPLED_PLACES) if piece.any()]
-    pipeline = PlainPipeline.parse(default_codecs(dtype), dtype)
+    parts = [octets] if octets.size < _PARTED_BYTES else np.array_split(octets, _SAMPLED_PLACES)
+    pieces = [piece for piece in parts if piece.any()]
+    pipeline = _default_pipeline(dtype)
     if pipeline is None or not pieces:
         return 1.0
     _, nbytes = pipeline.encode_together(pieces)
     return min(sum(nbytes) / sum(map(len, pieces)), 1.0)
+
+
+@lru_cache(maxsize=64)
+def _default_pipeline(dtype: np.dtype[Any]) -> PlainPipeline | None:
+    """Return the pipeline by the codecs that are the default. Pipelines have no state."""
+    return PlainPipeline.parse(default_codecs(dtype), dtype)
 
 
 def pipeline_of(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> CodecPipeline:
