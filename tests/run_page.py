@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import doctest
 import functools
+import gc
 import importlib
 import json
 import os
@@ -21,6 +22,24 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+#: Modules that all pages load.
+_COMMON = (
+    "numpy",
+    "zarr",
+    "supabase",
+    "httpcore",
+    "anyio",
+    "urllib3",
+    "filelock",
+    "tensorage.auth",
+    "tensorage.session",
+    "tensorage.store",
+    "tensorage.tensor",
+    "tensorage.signin.sdk",
+    "tensorage.embedded.control",
+    "tensorage.backend.zarr.zarr_engine",
+)
 
 #: Modules that take longer to load than most pages take to run. Those that a page names are loaded for it once.
 HEAVY = ("dask.array", "distributed", "torch.utils.data", "xarray")
@@ -54,7 +73,7 @@ def run(page: Path) -> int:
 
 
 def main() -> None:
-    for name in ("numpy", "supabase", "tensorage.session", "tensorage.signin.sdk", "zarr"):
+    for name in _COMMON:
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)
@@ -63,6 +82,9 @@ def main() -> None:
         for name in HEAVY:
             if name.split(".", maxsplit=1)[0] in code:
                 importlib.import_module(name)
+        # Collections in a page, and the last one at its end, need not look at what was there before.
+        gc.collect()
+        gc.freeze()
         pid = os.fork()
         if pid == 0:
             os.chdir(job["folder"])

@@ -12,18 +12,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner
 from markdown_it import MarkdownIt
+from project import User
 from run_page import blocks
 
 import tensorage
@@ -45,15 +44,9 @@ def page_name(page: Path) -> str:
 
 
 @pytest.fixture
-def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
+def reader(backend: Running, new_user: User, tmp_path: Path) -> dict[str, str]:
     """The environment of somebody who has an account, a running embedded backend and an empty home."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SUPABASE", "USER_", "TENSORAGE"))}
-    email, password = f"{uuid.uuid4()}@example.com", str(uuid.uuid4())
-    httpx.post(
-        f"{backend.api_url}/auth/v1/signup",
-        headers={"apikey": backend.anon_key},
-        json={"email": email, "password": password},
-    ).raise_for_status()
     return {
         **kept,
         "HOME": str(tmp_path),
@@ -65,8 +58,8 @@ def reader(backend: Running, tmp_path: Path) -> dict[str, str]:
         ENDS_WITH_VARIABLE: os.environ[ENDS_WITH_VARIABLE],
         "SUPABASE_URL": backend.api_url,
         "SUPABASE_KEY": backend.anon_key,
-        "USER_EMAIL": email,
-        "USER_PASSWORD": password,
+        "USER_EMAIL": new_user.email,
+        "USER_PASSWORD": new_user.password,
     }
 
 

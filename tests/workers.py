@@ -9,6 +9,8 @@ import contextlib
 import os
 import pickle
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,27 @@ def change(project: Project, user: User, key: str, engine: Engine) -> None:
             store.append(key, ones)
         else:
             store[key, :, 1:] = ones[:, 1:]
+
+
+def spool(project: Project, user: User, engine: Engine, folder: Path, taken: Connection) -> None:
+    """Do each kind of change through a spool, some of them in several requests, and tell when it has taken all."""
+    from tensorage.background.spool import sending
+
+    sending.ACKNOWLEDGE_AFTER = 3
+    store = TensorStore(project.session(user), quiet=True, engine=engine)
+    large = np.arange(1_500_000.0)
+    bg = store.background(spool=folder)
+    bg["x"] = np.zeros(2)
+    bg.append("x", [1.0])
+    bg.append("x", [2.0])
+    bg["x", 0] = 7.0
+    bg.append("x", large)
+    bg["x", 4:] = -large
+    bg.append("x", [3.0])
+    bg["gone"] = [1]
+    del bg["gone"]
+    taken.send("taken")
+    bg.close()
 
 
 def wait_for(others: Any) -> None:

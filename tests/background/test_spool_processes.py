@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import workers
+from processes import PROCESSES
 from project import Project, User
 from proxy import Exchange, Proxy
 
@@ -19,40 +19,32 @@ from tensorage import TensorStore
 from tensorage.background.spool.sync import sync
 from tensorage.types import Engine
 
-#: A loop that does each kind of change, some of them in several requests.
-LOOP = """
-import sys
-import numpy as np
-import tensorage
-from tensorage.background.spool import sending
-
-sending.ACKNOWLEDGE_AFTER = 3
-*login, engine, folder = sys.argv[1:]
-store = tensorage.TensorStore(tensorage.BackendSession(*login), quiet=True, engine=engine)
-large = np.arange(1_500_000.0)
-bg = store.background(spool=folder)
-bg["x"] = np.zeros(2)
-bg.append("x", [1.0])
-bg.append("x", [2.0])
-bg["x", 0] = 7.0
-bg.append("x", large)
-bg["x", 4:] = -large
-bg.append("x", [3.0])
-bg["gone"] = [1]
-del bg["gone"]
-print("taken", flush=True)
-bg.close()
-print("closed", flush=True)
-"""
-
 EXPECTED = np.concatenate([[7.0, 0.0, 1.0, 2.0], -np.arange(1_500_000.0), [3.0]])
 
 
-def start(project: Project, user: User, engine: Engine, folder: Path) -> subprocess.Popen[str]:
-    login = [user.email, user.password, project.url, project.key]
-    return subprocess.Popen(
-        [sys.executable, "-c", LOOP, *login, engine, str(folder)], stdout=subprocess.PIPE, text=True
-    )
+class Loop:
+    """A process of `workers.spool`."""
+
+    def __init__(self, project: Project, user: User, engine: Engine, folder: Path) -> None:
+        self._taken, theirs = PROCESSES.Pipe(duplex=False)
+        self._process = PROCESSES.Process(target=workers.spool, args=(project, user, engine, folder, theirs))
+        self._process.start()
+        # The end of the process ends the pipe, then.
+        theirs.close()
+
+    def wait_until_taken(self) -> None:
+        """Wait until the spool has each change."""
+        assert self._taken.recv() == "taken"
+        self._taken.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def join(self) -> None:
+        """Wait for the end of a process that is killed."""
+        self._process.join(120)
+        assert self._process.exitcode == -signal.SIGKILL
+        self._process.close()
 
 
 #: Requests whose answers are not heard, since the process is killed then, by the engine.
@@ -89,16 +81,14 @@ def test_a_kill_while_entries_are_sent(
             return False
         # All entries are there, so that the end is known.
         assert taken.wait(60)
-        process.kill()
+        loop.kill()
         return True
 
     proxy = Proxy(project.url, kills)
-    process = start(Project(proxy.url, project.key), user, engine, folder)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "taken\n"
+    loop = Loop(Project(proxy.url, project.key), user, engine, folder)
+    loop.wait_until_taken()
     taken.set()
-    assert process.wait(120) == -signal.SIGKILL
-    process.stdout.close()
+    loop.join()
     proxy.close()
     store = TensorStore(login, quiet=True, engine=engine)
     assert sync(folder, store, is_moved=True) == []
@@ -113,12 +103,10 @@ def test_the_next_writer_sends_what_is_left(
     project: Project, user: User, login: tensorage.BackendSession, engine: Engine, tmp_path: Path
 ) -> None:
     folder = tmp_path / "spool"
-    loops = [start(project, user, engine, folder)]
-    assert loops[0].stdout is not None
-    assert loops[0].stdout.readline() == "taken\n"
-    loops[0].kill()
-    loops[0].wait()
-    loops[0].stdout.close()
+    loop = Loop(project, user, engine, folder)
+    loop.wait_until_taken()
+    loop.kill()
+    loop.join()
     store = TensorStore(login, quiet=True, engine=engine)
     with store.background(spool=folder) as bg:
         bg.append("x", [4.0])

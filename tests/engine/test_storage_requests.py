@@ -166,6 +166,12 @@ LAYOUTS = {
 }
 
 
+def assert_same(found: Array, expected: Array) -> None:
+    """Compare arrays of millions of integers: numpy's own assertion takes up to fifty times as long for them."""
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert (found == expected).all()
+
+
 @pytest.mark.parametrize("line", [LineEstimate(), LineEstimate(1e-4, 1e12), LineEstimate(1.0, 1e5)], ids=repr)
 @pytest.mark.parametrize("kind", LAYOUTS.values(), ids=LAYOUTS)
 def test_64_rows_of_the_default_layout(
@@ -179,18 +185,18 @@ def test_64_rows_of_the_default_layout(
     batch = np.random.default_rng(1).choice(len(array), min(64, len(array)), replace=False)
     with proxy.counted() as exchanges:
         result = handle[batch]
-    np.testing.assert_array_equal(result, array[batch], strict=True)
+    assert_same(result, array[batch])
     assert len(exchanges) <= 1 + len(batch)
     assert sum(exchange.received_bytes for exchange in exchanges) <= kind.most_bytes
     # A column touches all chunks: each object is one request, and each of its bytes travels once at most.
     with proxy.counted() as exchanges:
         column = handle[..., 5]
-    np.testing.assert_array_equal(column, array[..., 5], strict=True)
+    assert_same(column, array[..., 5])
     objects = -(-array.nbytes // (7 * 1024 * 1024))
     assert len(exchanges) <= 1 + objects
     assert sum(exchange.received_bytes for exchange in exchanges) <= 1.02 * array.nbytes
     with proxy.counted() as exchanges:
-        np.testing.assert_array_equal(handle[...], array, strict=True)
+        assert_same(handle[...], array)
     assert len(exchanges) <= 1 + objects
     del through["kind"]
 
