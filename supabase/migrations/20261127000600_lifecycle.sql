@@ -253,7 +253,7 @@ $$;
 
 -- Number of the lock of all keys of the caller.
 create or replace function tensorage.all_keys() returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable as $$
   select hashtextextended(format('tensorage keys of %s', auth.uid()), 0)
 $$;
 
@@ -281,10 +281,16 @@ $$;
 -- Hides the committed array under a key, except `but`, to be swept. Returns its version, or null if there is none. The caller
 -- holds the lock of the key.
 create or replace function tensorage.hide(key text, but bigint) returns bigint
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+  hidden bigint;
+begin
   update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
-   where o.user_id = auth.uid() and o.key = hide.key and o.state = 'committed' and o.id <> but
-  returning o.version
+   where o.user_id = me and o.key = hide.key and o.state = 'committed' and o.id <> but
+  returning o.version into hidden;
+  return hidden;
+end
 $$;
 
 -- Makes the complete, locked, staged dataset d, of so many bytes, the array under its key.
