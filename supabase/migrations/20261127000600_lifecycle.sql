@@ -286,9 +286,11 @@ declare
   me uuid := auth.uid();
   hidden bigint;
 begin
-  update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
-   where o.user_id = me and o.key = hide.key and o.state = 'committed' and o.id <> but
-  returning o.version into hidden;
+  with found as (
+    update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
+     where o.user_id = me and o.key = hide.key and o.state = 'committed' and o.id <> but
+    returning o.version)
+  select f.version into hidden from found f;
   return hidden;
 end
 $$;
