@@ -3,7 +3,8 @@
 -- Adds a record of something that the caller has done to an array of `owner`. The address of somebody else is kept if the
 -- owner shares by it: the owner knows it then.
 create or replace function tensorage.note(owner uuid, action text, key text, detail text default null) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   me uuid := auth.uid();
 begin

@@ -130,9 +130,14 @@ $$;
 -- Makes an expired dataset for blocks or shards that are taken from d, and returns its id. They are swept piece by piece: to
 -- delete many takes longer than a statement may.
 create or replace function tensorage.dataset_to_sweep(d public.datasets) returns bigint
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  made bigint;
+begin
   insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
-    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id
+    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id into made;
+  return made;
+end
 $$;
 
 -- Some expired datasets that the caller sweeps: the own ones, and those by which the caller wrote to arrays of others.
