@@ -9,6 +9,7 @@ from benchmarks.cases.background import background
 from benchmarks.cases.beside import beside
 from benchmarks.cases.bulk import bulk, json_rows
 from benchmarks.cases.cache import cache
+from benchmarks.cases.cpu import cpu
 from benchmarks.cases.epochs import epochs
 from benchmarks.cases.far import far
 from benchmarks.cases.first_byte import first_byte
@@ -54,4 +55,4 @@ CASES: tuple[Case, ...] = (
 )
 
 #: Cases that run only when they are named: the choice of HSDS's configuration, and some that take minutes.
-ONLY_WHEN_NAMED: tuple[Case, ...] = (hsds_nodes, postgres, sharing, far, epochs, large, beside)
+ONLY_WHEN_NAMED: tuple[Case, ...] = (cpu, hsds_nodes, postgres, sharing, far, epochs, large, beside)

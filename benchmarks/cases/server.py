@@ -23,8 +23,8 @@ BODY_BYTES = 8 * 1024 * 1024
 
 def small_calls(bench: Bench) -> Iterator[Result]:
     """The smallest function call there is, through a plain HTTP client on one connection."""
-    connection = _connection(bench.session)
-    headers = {**_headers(bench.session), "Content-Type": "application/json"}
+    connection = connect(bench.session)
+    headers = {**headers_of(bench.session), "Content-Type": "application/json"}
 
     def call() -> None:
         connection.request("POST", "/rest/v1/rpc/tensorage_version", b"{}", headers)
@@ -41,11 +41,11 @@ def bodies(bench: Bench) -> Iterator[Result]:
     """A body of 8 MiB through the server, each way, next to the same call straight to PostgreSQL."""
     body = np.random.default_rng(2).bytes(BODY_BYTES)
     headers = {
-        **_headers(bench.session),
+        **headers_of(bench.session),
         "Accept": "application/json",
         "Content-Type": "application/octet-stream",
     }
-    connection = _connection(bench.session)
+    connection = connect(bench.session)
     straight = bench.straight
 
     def exchange(path: str, content: bytes, headers: dict[str, str]) -> bytes:
@@ -97,9 +97,9 @@ def starts(_bench: Bench) -> Iterator[Result]:
     yield median_of("start on an old data folder", old, "s", ("<=", 1.5))
 
 
-def _connection(session: tensorage.BackendSession) -> http.client.HTTPConnection:
+def connect(session: tensorage.BackendSession) -> http.client.HTTPConnection:
     return http.client.HTTPConnection((session.backend_url or "").removeprefix("http://"))
 
 
-def _headers(session: tensorage.BackendSession) -> dict[str, str]:
+def headers_of(session: tensorage.BackendSession) -> dict[str, str]:
     return {"apikey": session.backend_key or "", "Authorization": f"Bearer {session.token}"}

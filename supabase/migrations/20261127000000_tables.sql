@@ -202,8 +202,10 @@ $$;
 
 -- The attributes of an array together with its owner, so that one index finds both.
 create or replace function tensorage.tag(user_id uuid, attrs jsonb) returns jsonb
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select jsonb_build_object('user', user_id::text, 'attrs', attrs)
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return jsonb_build_object('user', user_id::text, 'attrs', attrs);
+end
 $$;
 
 -- Arrays -------------------------------------------------------------------------------------------

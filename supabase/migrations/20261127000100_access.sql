@@ -121,7 +121,8 @@ $$;
 -- Live shares of an owner that let anybody use a key: those of the key, and of each prefix of it.
 create or replace function tensorage.shares_of(owner uuid, key text) returns setof tensorage.shares
 language plpgsql stable set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off as $$
+-- Planned once: PostgreSQL takes a plan for any key for dearer, by the number of its prefixes, than a new one for each.
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 begin
   -- Each pattern is looked up by itself, in the order of the index: PostgreSQL may read all shares of the owner otherwise.
   return query

@@ -17,7 +17,7 @@ language sql immutable as $$ select 128 $$;
 -- element, which a fill value is, may have a mebibyte. Not pg_column_size(), whose answer differs between a stored value and
 -- one that is about to be stored.
 create or replace function tensorage.entry_bytes(key text, dtype text, attrs jsonb, dims text[], fill bytea, zarr json) returns int
-language sql immutable as $$
+language sql stable as $$
   select 4 * tensorage.row_bytes() + octet_length(key) + octet_length(dtype) + octet_length(attrs::text)
          + coalesce(octet_length(dims::text), 0) + coalesce(octet_length(fill), 0) + coalesce(octet_length(zarr::text), 0)
 $$;
@@ -25,7 +25,7 @@ $$;
 -- Bytes of a shard's row. Its object is counted with the other objects.
 create or replace function tensorage.shard_bytes(
   name text, index bytea, tail bytea, filled int8multirange, based_on text) returns int
-language sql immutable as $$
+language sql stable as $$
   select tensorage.row_bytes() + coalesce(octet_length(name), 0) + octet_length(index) + coalesce(octet_length(tail), 0)
          + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
 $$;
@@ -56,7 +56,7 @@ $$;
 -- of them are for the answers of the requests that write it. Nobody knows how much will be written of an array with a fill
 -- value: its blocks find room as they come.
 create or replace function tensorage.bytes_to_reserve(d public.datasets) returns numeric
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql immutable as $$
   select 1024 + case when d.fill is not null then 0 else d.nbytes + case d.engine when 'database' then
     tensorage.row_bytes() * ceil(d.nbytes / d.itemsize / d.block_size) else 0 end end
 $$;
@@ -64,9 +64,8 @@ $$;
 -- The folder of an object, inside the user's folder, if it is one of an array. Folders that are named by a number hold
 -- arrays, all others files.
 create or replace function tensorage.folder_of_array(object_name text) returns text
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case when f.parts[2] ~ '^[0-9]+$' and cardinality(f.parts) > 2 then f.parts[2] end
-    from (select string_to_array(object_name, '/') as parts) f
+language sql immutable as $$
+  select case when object_name ~ '^[^/]*/[0-9]+/' then split_part(object_name, '/', 2) end
 $$;
 
 -- Moves within a transaction -----------------------------------------------------------------------
@@ -90,16 +89,20 @@ $$;
 
 -- The bytes that a user may store; null for any number.
 create or replace function tensorage.quota_of(user_id uuid) returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
-                  (select s.default_quota_bytes from tensorage.settings s where s.only_row))
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  return coalesce((select q.max_bytes from tensorage.quotas q where q.user_id = quota_of.user_id),
+                  (select s.default_quota_bytes from tensorage.settings s where s.only_row));
+end
 $$;
 
 -- The arrays that a user may store; null for any number.
 create or replace function tensorage.array_quota_of(user_id uuid) returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce((select q.max_arrays from tensorage.quotas q where q.user_id = array_quota_of.user_id),
-                  (select s.default_quota_arrays from tensorage.settings s where s.only_row))
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  return coalesce((select q.max_arrays from tensorage.quotas q where q.user_id = array_quota_of.user_id),
+                  (select s.default_quota_arrays from tensorage.settings s where s.only_row));
+end
 $$;
 
 -- Takes bytes that have come from the reservation of their dataset. Returns how many of them were reserved.

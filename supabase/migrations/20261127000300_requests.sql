@@ -120,30 +120,38 @@ $$;
 
 -- Deletes some of the caller's answers that are older than a day, none that another request is deleting.
 create or replace function tensorage.forget(max_operations int) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+begin
   delete from tensorage.operations o
    -- An array, not a join: a join may run the subquery again once the first answers are gone, and delete more.
-   where o.user_id = auth.uid() and o.id = any (array(
+   where o.user_id = me and o.id = any (array(
      select p.id from tensorage.operations p
-      where p.user_id = auth.uid() and p.finished_at < now() - interval '1 day'
-      order by p.finished_at limit max_operations for update skip locked))
+      where p.user_id = me and p.finished_at < now() - interval '1 day'
+      order by p.finished_at limit max_operations for update skip locked));
+end
 $$;
 
 -- Deletes some of the answers that others got for writing to arrays of the caller, and that are older than a day: they count
 -- against the caller, and the others may never come back.
 create or replace function tensorage.forget_writers(max_operations int) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+begin
   delete from tensorage.operations o
    where o.ctid = any (array(
      select p.ctid from tensorage.operations p
-      where p.owner = auth.uid() and p.owner <> p.user_id and p.finished_at < now() - interval '1 day'
-      order by p.finished_at limit max_operations for update skip locked))
+      where p.owner = me and p.owner <> p.user_id and p.finished_at < now() - interval '1 day'
+      order by p.finished_at limit max_operations for update skip locked));
+end
 $$;
 
 -- True for an operation whose client says itself when the answer is needed no longer: the id is a UUID of version 8. Such
 -- operations come from spools (folders in which writes wait), and may be sent again after weeks.
 create or replace function tensorage.is_spooled(operation uuid) returns boolean
-language sql immutable set search_path = pg_catalog, pg_temp as $$ select substr(operation::text, 15, 1) = '8' $$;
+language sql immutable as $$ select substr(operation::text, 15, 1) = '8' $$;
 
 -- Keeps an operation's answer, settles the bytes that it stored, and returns the answer. It is kept without attributes, dims,
 -- fill value and metadata: a million appends would keep a million copies of them. `must_fit` is false for a request that makes room:

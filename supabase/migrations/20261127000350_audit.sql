@@ -3,7 +3,8 @@
 -- Adds a record of something that the caller has done to an array of `owner`. The address of somebody else is kept if the
 -- owner shares by it: the owner knows it then.
 create or replace function tensorage.note(owner uuid, action text, key text, detail text default null) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   me uuid := auth.uid();
 begin
@@ -33,12 +34,16 @@ $$;
 
 -- Deletes some of the caller's records that are older than the project keeps them.
 create or replace function tensorage.forget_records(max_records int) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+begin
   delete from tensorage.audit a
    where a.id = any (array(
      select o.id from tensorage.audit o
-      where o.user_id = auth.uid() and o.at < now() - (select s.audit_days * interval '1 day' from tensorage.settings s where s.only_row)
-      order by o.at, o.id limit max_records for update skip locked))
+      where o.user_id = me and o.at < now() - (select s.audit_days * interval '1 day' from tensorage.settings s where s.only_row)
+      order by o.at, o.id limit max_records for update skip locked));
+end
 $$;
 
 -- A page of records of the caller's arrays, the latest first: of one key or of all, and before a given record.

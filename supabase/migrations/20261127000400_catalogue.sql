@@ -34,11 +34,11 @@ end
 $$;
 
 -- The committed array under a key: the caller's own one, or with `owner`, an address or the id of an account, that of somebody
--- who shares it. Without an id where there is none. A new plan is made for each call: a plan from the time when the table was
--- nearly empty, and one index as good as another, would be kept while the table grows.
+-- who shares it. Without an id where there is none. One index alone answers: a plan from the time when the table was nearly
+-- empty is as good when it has grown.
 create or replace function tensorage.find(key text, owner text, to_write boolean default false) returns public.datasets
 language plpgsql stable set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
   me uuid := tensorage.me();
   whose uuid := me;

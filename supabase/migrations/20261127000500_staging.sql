@@ -20,16 +20,20 @@ $$;
 
 -- Begins the writing of a staged dataset: reserves room for its bytes.
 create or replace function tensorage.begin_staging(d public.datasets) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
   insert into tensorage.stagings (data_id) values (d.id);
-  insert into tensorage.reservations (data_id, user_id, bytes) values (d.id, d.user_id, tensorage.bytes_to_reserve(d))
+  insert into tensorage.reservations (data_id, user_id, bytes) values (d.id, d.user_id, tensorage.bytes_to_reserve(d));
+end
 $$;
 
 -- Ends the writing of a dataset: gives back the room that it needs no longer.
 create or replace function tensorage.end_staging(id bigint) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
   delete from tensorage.stagings s where s.data_id = end_staging.id;
-  delete from tensorage.reservations r where r.data_id = end_staging.id
+  delete from tensorage.reservations r where r.data_id = end_staging.id;
+end
 $$;
 
 -- The answer to a beginning that was sent before, or null: the answer that is kept, or the dataset that it began. A dataset
@@ -86,50 +90,71 @@ $$;
 
 -- Gives up the staged appends and assignments of an array that is to be swept, but for those that are being committed.
 create or replace function tensorage.give_up(victim bigint) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-  with given_up as (
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  given_up bigint;
+begin
+  for given_up in
     update public.datasets s set append_to = null, assign_to = null, expires_at = '-infinity'
-     where s.id = any (array(select w.id from public.datasets w
-                              where w.append_to = victim or w.assign_to = victim for update skip locked))
-    returning s.id)
-  select tensorage.end_staging(g.id) from given_up g
+     where s.id = any (array(select w.id from public.datasets w where w.append_to = victim for update skip locked)
+                       || array(select w.id from public.datasets w where w.assign_to = victim for update skip locked))
+    returning s.id
+  loop
+    perform tensorage.end_staging(given_up);
+  end loop;
+end
 $$;
 
 -- Deletes a dataset that has neither blocks nor shards any more. The foreign keys look for them all the same: with this setting
 -- by their indexes, and else, since PostgreSQL expects an array to have many, through all blocks or shards of all arrays.
 create or replace function tensorage.delete_dataset(id bigint) returns void
-language sql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
-  delete from public.datasets d where d.id = delete_dataset.id
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  delete from public.datasets d where d.id = delete_dataset.id;
+end
 $$;
 
 -- Deletes a dataset that has no elements left. Its staged appends and assignments are given up, and swept on their own: a
 -- cascade would delete all of their elements at once.
 create or replace function tensorage.delete_swept(victim bigint) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-  select tensorage.give_up(victim);
-  select tensorage.delete_dataset(victim) where not exists (
-    select from public.datasets w where w.append_to = victim or w.assign_to = victim)
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  perform tensorage.give_up(victim);
+  if not exists (select from public.datasets w where w.append_to = victim)
+     and not exists (select from public.datasets w where w.assign_to = victim) then
+    perform tensorage.delete_dataset(victim);
+  end if;
+end
 $$;
 
 -- Makes an expired dataset for blocks or shards that are taken from d, and returns its id. They are swept piece by piece: to
 -- delete many takes longer than a statement may.
 create or replace function tensorage.dataset_to_sweep(d public.datasets) returns bigint
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  made bigint;
+begin
   insert into public.datasets (user_id, owner, key, shape, dtype, block_size, engine, zarr, expires_at)
-    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id
+    values (d.user_id, d.owner, d.key, '{0}', d.dtype, d.block_size, d.engine, d.zarr, '-infinity') returning id into made;
+  return made;
+end
 $$;
 
 -- Some expired datasets that the caller sweeps: the own ones, and those by which the caller wrote to arrays of others.
 create or replace function tensorage.expired(engine text, max_datasets int) returns bigint[]
-language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+begin
   -- Two look-ups, each by its index.
-  select array(select d.id from public.datasets d
-                where d.user_id = auth.uid() and d.state = 'staged' and d.expires_at <= now() and d.engine = expired.engine
+  return array(select d.id from public.datasets d
+                where d.user_id = me and d.state = 'staged' and d.expires_at <= now() and d.engine = expired.engine
                 order by d.expires_at, d.id limit max_datasets)
       || array(select d.id from public.datasets d
-                where d.writer = auth.uid() and d.writer <> d.user_id and d.state = 'staged' and d.expires_at <= now()
+                where d.writer = me and d.writer <> d.user_id and d.state = 'staged' and d.expires_at <= now()
                   and d.engine = expired.engine
-                order by d.expires_at, d.id limit max_datasets)
+                order by d.expires_at, d.id limit max_datasets);
+end
 $$;
 
 -- Deletes blocks of the caller's expired datasets of the database, at most max_blocks of them. Returns how many such datasets
@@ -182,8 +207,10 @@ $$;
 
 -- 1 if the caller has expired datasets whose objects are to be deleted, else 0.
 create or replace function tensorage.objects_left() returns int
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select least(cardinality(tensorage.expired('storage', 1)), 1)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return least(cardinality(tensorage.expired('storage', 1)), 1);
+end
 $$;
 
 -- The answer to a writer: the dataset, how many datasets (such as the one it replaced) are left to sweep, and whether there

@@ -53,6 +53,7 @@ declare
   d public.datasets;
   target public.datasets;
   asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
+  its_owner uuid := tensorage.me();
 begin
   if exists (select from json_each(asked) m
               where m.key in ('append', 'overwrite', 'is_shared') and json_typeof(m.value) not in ('boolean', 'null')) then
@@ -69,6 +70,7 @@ begin
         message = format('the array %L is kept by engine %L', target.key, target.engine),
         detail = tensorage.describe(target)::text;
     end if;
+    its_owner := target.user_id;
     -- Locked until the row below refers to it: another request may just be replacing and sweeping it.
     perform from public.datasets t where t.id = target.id and t.state = 'committed' for key share;
     if not found then
@@ -83,7 +85,7 @@ begin
       user_id, owner, key, shape, dtype, block_size, engine, zarr, share_at_commit, attrs, dims, overwrite, operation, append_to,
       fill, expires_at)
     values (
-      coalesce(target.user_id, tensorage.me()), tensorage.address_of(coalesce(target.user_id, tensorage.me())), asked ->> 'key', asked_shape, asked ->> 'dtype',
+      its_owner, tensorage.address_of(its_owner), asked ->> 'key', asked_shape, asked ->> 'dtype',
       -- Whoever writes a single element to an array with a fill value makes a whole block.
       case when target.fill is null then (asked ->> 'chunk')::int else least((asked ->> 'chunk')::int, target.block_size) end,
       coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
@@ -275,7 +277,7 @@ $$;
 
 -- Number of the lock of all keys of the caller.
 create or replace function tensorage.all_keys() returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable as $$
   select hashtextextended(format('tensorage keys of %s', auth.uid()), 0)
 $$;
 
@@ -303,10 +305,18 @@ $$;
 -- Hides the committed array under a key, except `but`, to be swept. Returns its version, or null if there is none. The caller
 -- holds the lock of the key.
 create or replace function tensorage.hide(key text, but bigint) returns bigint
-language sql set search_path = pg_catalog, pg_temp as $$
-  update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
-   where o.user_id = auth.uid() and o.key = hide.key and o.state = 'committed' and o.id <> but
-  returning o.version
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  me uuid := auth.uid();
+  hidden bigint;
+begin
+  with found as (
+    update public.datasets o set state = 'staged', expires_at = '-infinity', operation = null
+     where o.user_id = me and o.key = hide.key and o.state = 'committed' and o.id <> but
+    returning o.version)
+  select f.version into hidden from found f;
+  return hidden;
+end
 $$;
 
 -- Makes the complete, locked, staged dataset d, of so many bytes, the array under its key.

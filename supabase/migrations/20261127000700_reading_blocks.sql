@@ -51,17 +51,21 @@ $$;
 
 -- True if no span reaches into the next one.
 create or replace function tensorage.are_in_order(starts bigint[], lengths bigint[]) returns boolean
-language sql immutable as $$
-  select not exists (
+language plpgsql immutable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
+begin
+  return not exists (
     select from unnest(starts[:cardinality(starts) - 1], lengths[:cardinality(starts) - 1], starts[2:]) s(at, length, next)
-     where s.at + s.length > s.next)
+     where s.at + s.length > s.next);
+end
 $$;
 
 -- True if positions follow each other at no less than this distance.
 create or replace function tensorage.are_apart(positions bigint[], distance bigint) returns boolean
-language sql immutable as $$
-  select not exists (
-    select from unnest(positions[:cardinality(positions) - 1], positions[2:]) p(at, next) where p.next - p.at < distance)
+language plpgsql immutable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
+begin
+  return not exists (
+    select from unnest(positions[:cardinality(positions) - 1], positions[2:]) p(at, next) where p.next - p.at < distance);
+end
 $$;
 
 -- Gathering elements -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 -- Cuts the elements of a request into blocks of d. Sent twice, the same blocks stay as they are.
 create or replace function tensorage.insert_blocks(
   d public.datasets, at_index bigint, elements bigint, block_size bigint, request bytea, elements_at int) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
 begin
   if d.engine <> 'database' then
     raise exception using errcode = 'TS006', message = format('%L is kept by engine %L, and not as rows', d.key, d.engine);
@@ -34,12 +34,14 @@ $$;
 -- hold any number of times the bytes that the quota was asked for.
 create or replace function tensorage.cuts_blocks(
   d public.datasets, at_index bigint, elements bigint, block_size bigint) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select exists (
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  return exists (
     select from public.tensors t
      where t.data_id = d.id and t.index > at_index - d.block_size and t.index < at_index + elements
        and t.index + t.count > at_index
-       and (t.index < at_index or t.index + t.count > at_index + elements or (t.index - at_index) % block_size <> 0))
+       and (t.index < at_index or t.index + t.count > at_index + elements or (t.index - at_index) % block_size <> 0));
+end
 $$;
 
 -- Raises unless the blocks of d follow each other without a gap from element 0 to its last.

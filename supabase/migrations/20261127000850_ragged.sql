@@ -21,10 +21,13 @@ $$;
 
 -- Bytes of the blocks of a dataset of the database.
 create or replace function tensorage.block_bytes(d public.datasets) returns numeric
-language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
-  select case when tensorage.is_ragged(d.dtype)
-              then (select coalesce(sum(octet_length(t.tensor)), 0) from public.tensors t where t.data_id = d.id)
-              else d.nbytes end
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+begin
+  if tensorage.is_ragged(d.dtype) then
+    return (select coalesce(sum(octet_length(t.tensor)), 0) from public.tensors t where t.data_id = d.id);
+  end if;
+  return d.nbytes;
+end
 $$;
 
 -- Four bytes of a table as a number. It is negative from 2^31 on, which is more than any block has.

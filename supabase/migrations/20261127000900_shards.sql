@@ -86,7 +86,7 @@ $$;
 
 -- True if this is the name of an object in the folder of a dataset.
 create or replace function tensorage.is_object_of(d public.datasets, object_name text) returns boolean
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql stable as $$
   select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
 $$;
 

@@ -8,7 +8,7 @@ insert into storage.buckets (id, name, public) values ('tensors', 'tensors', fal
 
 -- The user in whose folder an object of the bucket is, or null.
 create or replace function tensorage.owner_of_object(object_name text) returns uuid
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql immutable as $$
   select case when object_name ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/' then left(object_name, 36)::uuid end
 $$;
 
@@ -94,13 +94,15 @@ begin
 end
 $$;
 
+-- PostgreSQL asks these policies one after the other, the last name first, until one lets the row through: the own folder comes
+-- before shares, which take several look-ups.
 drop policy if exists "tensorage: read own folder" on storage.objects;
 create policy "tensorage: read own folder" on storage.objects for select to authenticated
   using (bucket_id = 'tensors' and (storage.foldername(name))[1] = (select auth.uid())::text
          and (select tensorage.is_user()));
 
-drop policy if exists "tensorage: read what is shared" on storage.objects;
-create policy "tensorage: read what is shared" on storage.objects for select to authenticated
+drop policy if exists "tensorage: read a share" on storage.objects;
+create policy "tensorage: read a share" on storage.objects for select to authenticated
   using (bucket_id = 'tensors' and (select tensorage.is_user()) and tensorage.is_shared_object(name)
          -- A signed URL stays good when the share ends, and whatever the file holds by then: nobody signs for others. Storage
          -- tells what it does.

@@ -3,7 +3,7 @@
 -- Number of this schema. It goes up with each change that a client must know of. Not immutable: a plan that was cached with
 -- its answer in it would give the answer to those who may not ask.
 create or replace function public.tensorage_version() returns int
-language sql stable set search_path = pg_catalog, pg_temp as $$ select 7 $$;
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$ begin return 7; end $$;
 comment on function public.tensorage_version() is 'Version of this schema. A client works with exactly one.';
 
 -- Projects that were made before 2026-10-30 give rights on all that is made in `public` to the roles of the API: revoked first.

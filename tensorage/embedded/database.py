@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from tensorage.embedded.tokens import Claims
+
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
@@ -35,6 +37,8 @@ class Caller:
 
     @property
     def claims_json(self) -> str:
+        if isinstance(self.claims, Claims) and self.claims.get("role") == self.role:
+            return self.claims.json
         return json.dumps({"role": self.role, **self.claims}, separators=(",", ":"))
 
 

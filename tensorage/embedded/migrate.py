@@ -11,6 +11,7 @@ from tensorage.embedded.database import is_outage
 from tensorage.embedded.folder import EmbeddedError
 
 _BOOTSTRAP_FILES = Path(__file__).parent / "sql"
+_SERVER_FILES = _BOOTSTRAP_FILES / "server"
 
 #: The table in which the Supabase CLI, too, records the migrations that it applied.
 _HISTORY = """
@@ -35,6 +36,8 @@ class MigrationError(EmbeddedError):
 async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
     """Make the roles and schemas of hosted Supabase in a new cluster, all or none.
 
+    The server's own functions are made anew in every cluster.
+
     Parameters
     ----------
     superuser_dsn
@@ -50,11 +53,16 @@ async def bootstrap(superuser_dsn: str, passwords: Mapping[str, str]) -> bool:
     connection = await asyncpg.connect(superuser_dsn)
     try:
         # The first file makes this role, in the same transaction as all others.
-        if await connection.fetchval("select exists (select from pg_roles where rolname = 'authenticator')"):
-            return False
+        is_new = not await connection.fetchval(
+            "select exists (select from pg_roles where rolname = 'authenticator')"
+        )
         async with connection.transaction():
-            for file, sql in _read_files(sorted(_BOOTSTRAP_FILES.glob("*.sql"))):
+            folders = (_BOOTSTRAP_FILES, _SERVER_FILES) if is_new else (_SERVER_FILES,)
+            files = [file for folder in folders for file in sorted(folder.glob("*.sql"))]
+            for file, sql in _read_files(files):
                 await _execute(connection, file, sql)
+            if not is_new:
+                return False
             for role, password in passwords.items():
                 # ALTER ROLE takes no parameters: PostgreSQL's own format() quotes the values.
                 alter = "select format('alter role %I password %L', $1::text, $2::text)"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jwt
@@ -21,6 +23,14 @@ _REMEMBERED = 1024
 _MAX_REMEMBERED_LENGTH = 4096
 
 
+class Claims(dict[str, Any]):
+    """Claims of a verified token, with their JSON. Nobody changes them: a busy client's are written as JSON once."""
+
+    @cached_property
+    def json(self) -> str:
+        return json.dumps(self, separators=(",", ":"))
+
+
 @dataclass
 class Tokens:
     """Signs and verifies the tokens of one data folder.
@@ -32,12 +42,12 @@ class Tokens:
     """
 
     secret: str = field(repr=False)
-    _verified_claims: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _verified_claims: dict[str, Claims] = field(default_factory=dict, repr=False)
 
     def sign(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self.secret, algorithm="HS256")
 
-    def verify(self, token: str, *, leeway_s: int = CLOCK_SKEW_S) -> dict[str, Any]:
+    def verify(self, token: str, *, leeway_s: int = CLOCK_SKEW_S) -> Claims:
         """Return the claims of a token with a good signature and good times. Callers must not change them.
 
         Parameters
@@ -54,13 +64,15 @@ class Tokens:
         # A remembered token can only expire. PyJWT accepts an `exp` that is text, too: hence `int`.
         if claims is not None and ("exp" not in claims or int(claims["exp"]) + leeway_s > time.time()):
             return claims
-        claims = jwt.decode(
-            token,
-            self.secret,
-            algorithms=["HS256"],
-            leeway=leeway_s,
-            # Supabase's servers go by the claim `role`, which PostgreSQL checks, and ignore the audience.
-            options={"verify_aud": False},
+        claims = Claims(
+            jwt.decode(
+                token,
+                self.secret,
+                algorithms=["HS256"],
+                leeway=leeway_s,
+                # Supabase's servers go by the claim `role`, which PostgreSQL checks, and ignore the audience.
+                options={"verify_aud": False},
+            )
         )
         if len(token) <= _MAX_REMEMBERED_LENGTH:
             # Starting over is simpler than evicting, and as good: a busy client is back after one verification.

@@ -243,14 +243,7 @@ TOGETHER = {
         Check("tensorage.whose", "login", 0),
         Check("tensorage.find", "login", 0),
     ],
-    Check("tensorage.stage", "login", 0): [
-        Check("tensorage.stage", "login", 1),
-        Check("tensorage.find", "login", 0),
-    ],
-    Check("tensorage.stage", "login", 1): [
-        Check("tensorage.stage", "login", 0),
-        Check("tensorage.find", "login", 0),
-    ],
+    Check("tensorage.stage", "login", 0): [Check("tensorage.find", "login", 0)],
     Check("tensorage.staged", "login", 0): [Check("tensorage.staged", "login", 1)],
     Check("tensorage.staged", "login", 1): [Check("tensorage.staged", "login", 0)],
     Check("tensorage.staged", "writer", 0): [Check("tensorage.staged", "writer", 1)],

@@ -51,6 +51,24 @@ _READING = {
 }  # fmt: skip
 
 
+#: Functions in SQL with settings of their own, which are planned anew at each call. None of them is a part of every
+#: write or read: they count or recount, list, share, rename, or merge.
+_PLANNED_ANEW = {
+    "count_file_bytes", "count_usage", "ids_with_attrs", "lock_shares", "merge_ragged", "movable_prefixes",
+    "move_all_shares", "move_shares", "name_of", "own_keys", "put_share", "regex_of_glob", "renamings", "shape_text",
+    "shared_keys",
+}  # fmt: skip
+
+
+def test_functions_of_each_request_are_planned_once(database: Connection) -> None:
+    """In SQL, a function has no settings, and becomes a part of the query; with settings it is in PL/pgSQL."""
+    found = database.execute(
+        f"select p.proname {_FUNCTIONS} and p.proconfig is not null "
+        "and p.prolang = (select l.oid from pg_language l where l.lanname = 'sql')"
+    )
+    assert {name for (name,) in found} == _PLANNED_ANEW
+
+
 def test_definers_look_up_no_temporary_names(database: Connection) -> None:
     """An empty search_path would not do: types are then looked up among a caller's temporary ones first."""
     definers = database.execute(f"select p.proname, p.proconfig {_FUNCTIONS} and p.prosecdef").fetchall()

@@ -107,6 +107,16 @@ def test_shards_are_looked_up_by_an_index(statement: str, most: int, whose: str,
         assert scan.get("Rows Removed by Filter", 0) <= 1, scan
 
 
+def test_an_object_in_the_own_folder_is_looked_up_in_one_table(many: Connection) -> None:
+    """The policies of shares, which look into the others, come later."""
+    row = many.execute(
+        "select name from public.shards where data_id = %s and number = 4321", (_array(many, "own"),)
+    ).fetchone()
+    assert row is not None
+    scans = _scans(many, f"select from storage.objects where bucket_id = 'tensors' and name = '{row[0]}'")
+    assert {scan["Relation Name"] for scan in scans} == {"objects"}
+
+
 @pytest.mark.parametrize("key", ["run 100", "run 7"], ids=["large", "small"])
 def test_sweeping_reads_a_page_of_what_is_gone(key: str, many: Connection) -> None:
     data_id = _array(many, "own", key)

@@ -91,7 +91,8 @@ class Blobs:
         OSError
             The blob is missing, or no plain file.
         """
-        file = io.FileIO(os.open(self._objects / _check_version(version), os.O_RDONLY | FLAGS))
+        # Joined as text: a path object takes as long as the call.
+        file = io.FileIO(os.open(f"{self._objects}/{_check_version(version)}", os.O_RDONLY | FLAGS))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(f"{version} is no plain file")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -20,6 +20,7 @@ from tensorage.embedded.storage.errors import (
     no_such_bucket,
     unavailable,
 )
+from tensorage.embedded.storage.names import is_object_name
 
 if TYPE_CHECKING:
     from tensorage.embedded.database import Connection
@@ -58,10 +59,16 @@ async def transaction(
     refusals
         Refusals by SQLSTATE, for errors of PostgreSQL that mean something special in this transaction.
     """
-    try:
-        settings = {**_SETTINGS, "storage.operation": operation}
+    settings = {**_SETTINGS, "storage.operation": operation}
+    with _explained(refusals):
         async with database.transaction(caller, read_only=read_only, settings=settings) as connection:
             yield connection
+
+
+@contextmanager
+def _explained(refusals: Mapping[str, Callable[[], StorageError]] | None = None) -> Iterator[None]:
+    try:
+        yield
     except CONNECTION_ERRORS as error:
         if isinstance(error, ValueError):
             raise  # asyncpg's error for a parameter of the wrong type: a bug of ours, not an outage
@@ -70,6 +77,21 @@ async def transaction(
     except asyncpg.PostgresError as error:
         refusal = (refusals or {}).get(error.sqlstate or "")
         raise (refusal() if refusal else from_postgres(error)) from error
+
+
+async def find_object(
+    database: Database, caller: Caller, bucket_id: str, name: str, *, operation: str = ""
+) -> asyncpg.Record | None:
+    """Return the row of an object if the caller may see it, by a transaction of its own that is a single statement."""
+    # An object with an invalid name cannot exist: no query is needed.
+    if not is_object_name(name):
+        return None
+    with _explained():
+        async with database.connection() as connection:
+            return await connection.fetchrow(
+                "select * from embedded.find_object($1, $2, $3, $4, $5, $6)",
+                *(caller.role, caller.claims_json, _SETTINGS["search_path"], operation, bucket_id, name),
+            )
 
 
 async def become(connection: Connection, caller: Caller) -> None:

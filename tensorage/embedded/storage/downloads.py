@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote
 
 import asyncpg
@@ -23,7 +23,7 @@ from tensorage.embedded.storage.answers import Metadata, info_json, json_answer
 from tensorage.embedded.storage.blobs import Blobs
 from tensorage.embedded.storage.caller import SERVICE, identify, identify_if_possible, verify_signed_url
 from tensorage.embedded.storage.content import ContentResponse, parse_range, read_from_memory, read_piece
-from tensorage.embedded.storage.database import become, find_bucket, transaction
+from tensorage.embedded.storage.database import find_bucket, find_object, transaction
 from tensorage.embedded.storage.errors import (
     invalid_jwt,
     invalid_request,
@@ -36,15 +36,8 @@ from tensorage.embedded.storage.names import is_object_name
 from tensorage.embedded.storage.params import check_storable, read_fields
 from tensorage.embedded.tokens import Tokens
 
-if TYPE_CHECKING:
-    from tensorage.embedded.database import Connection
-
 log = logging.getLogger(__name__)
 
-_FIND: Final = (
-    "select id, name, bucket_id, version, metadata, user_metadata, created_at, updated_at "
-    "from storage.objects where bucket_id = $1 and name = $2"
-)
 #: Most attempts to read an object that is being overwritten: each overwrite deletes the file of the last row.
 _ATTEMPTS: Final = 5
 _MAX_SIGNED_AT_ONCE: Final = 500
@@ -173,16 +166,16 @@ class DownloadRoutes:
         """Return the row of the requested object, or refuse it if the caller may not see it."""
         bucket_id, name = _read_key(request)
         check_storable(bucket_id, "params/bucketName")
-        async with transaction(self._database, caller or SERVICE, read_only=True) as connection:
-            # Tried first as the caller: nearly always the policies show the object, and one query is enough.
-            row = None if caller is None else await _find_object(connection, bucket_id, name)
-            if row is None:
-                await become(connection, SERVICE)
-                if (await find_bucket(connection, bucket_id)).public:
-                    row = await _find_object(connection, bucket_id, name)
-                elif caller is None:
-                    raise no_such_bucket()
-            return _require_object(row)
+        # Tried first as the caller: nearly always the policies show the object, and one query is enough.
+        row = None if caller is None else await find_object(self._database, caller, bucket_id, name)
+        if row is None:
+            async with transaction(self._database, SERVICE, read_only=True) as connection:
+                is_public = (await find_bucket(connection, bucket_id)).public
+            if is_public:
+                row = await find_object(self._database, SERVICE, bucket_id, name)
+            elif caller is None:
+                raise no_such_bucket()
+        return _require_object(row)
 
     # -- Signed URLs ------------------------------------------------------------------------------------
 
@@ -190,12 +183,10 @@ class DownloadRoutes:
         caller = identify(request.headers, self._tokens)
         lifetime_s = (await read_fields(request)).integer("expiresIn", minimum=1, maximum=_MAX_LIFETIME_S)
         bucket_id, name = _read_key(request)
-        async with transaction(
-            self._database, caller, read_only=True, operation="storage.object.sign"
-        ) as connection:
-            _require_object(
-                await _find_object(connection, check_storable(bucket_id, "params/bucketName"), name)
-            )
+        check_storable(bucket_id, "params/bucketName")
+        _require_object(
+            await find_object(self._database, caller, bucket_id, name, operation="storage.object.sign")
+        )
         return json_answer({"signedURL": self._sign_url(bucket_id, name, lifetime_s)})
 
     async def _sign_many(self, request: Request) -> Response:
@@ -232,11 +223,6 @@ class DownloadRoutes:
 
 def _read_key(request: Request) -> tuple[str, str]:
     return request.path_params["bucket"], request.path_params["name"]
-
-
-async def _find_object(connection: Connection, bucket_id: str, name: str) -> asyncpg.Record | None:
-    # An object with an invalid name cannot exist: no query is needed.
-    return await connection.fetchrow(_FIND, bucket_id, name) if is_object_name(name) else None
 
 
 def _require_object(row: asyncpg.Record | None) -> asyncpg.Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import queue
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorage.embedded.auth.sessions import REUSE_INTERVAL_S, Use, judge
+from tensorage.embedded.database import Caller
 from tensorage.embedded.tokens import Tokens
 
 
@@ -75,6 +77,18 @@ class TestAccessTokens:
         answer = api.user(token)
         refused(answer, 403, "bad_jwt")
         assert answer.json()["msg"].endswith("token is expired")
+
+    @pytest.mark.parametrize(
+        "claims", [{"role": "anon", "sub": "ü"}, {"sub": "x"}, {"role": "authenticated"}]
+    )
+    def test_a_remembered_token_tells_postgresql_all_its_claims(self, claims):
+        tokens = Tokens("a secret of thirty-two characters!")
+        token = tokens.sign(claims)
+        for role in ("anon", "authenticated"):
+            caller = Caller(role, tokens.verify(token))
+            for _ in range(2):
+                assert json.loads(caller.claims_json) == {"role": role, **claims}
+        assert tokens.verify(token) is tokens.verify(token)
 
     def test_a_remembered_token_expires_as_well(self, backend):
         tokens = Tokens(backend.jwt_secret)
