@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from tensorage.backend.afterwards import Afterwards, Leftovers
-from tensorage.backend.entries import EntryMemory
+from tensorage.backend.entries import EntryMemory, RecordMemory
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
 from tensorage.backend.wire.http import PARALLEL, Answer, Http, Login, Request, TooMuchError
@@ -92,6 +92,8 @@ class Transfer:
     http: Http = field(init=False, repr=False)
     #: Entries of arrays that requests have told of.
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
+    #: Records of shards that requests have told of.
+    records: RecordMemory[Any] = field(default_factory=RecordMemory, init=False, repr=False)
     #: Work that no caller waits for.
     afterwards: Afterwards = field(default_factory=Afterwards, init=False, repr=False)
     #: Failures to delete what writes have replaced.

@@ -36,6 +36,7 @@ from tensorage.backend.zarr.shard_records import (
     check_records,
     describe_shard,
     fetch_records,
+    numbers_per_request,
     with_records,
 )
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
@@ -263,14 +264,46 @@ class Reader:
         """Raise `ChangedError` unless the array is what is remembered of it."""
         self.work.read("tensorage_shards", {**self.work.identity, "numbers": []})
 
+    def _with_checked_records(
+        self, projections: Iterable[ShardProjection]
+    ) -> Iterator[tuple[ShardProjection, ShardRecord] | None]:
+        """Yield projections, each with the record of its shard, and once None if the array is still to be checked.
+
+        This leans on objects that are never changed. Records that are remembered name objects, or tails, that have the
+        elements of the array in the version that it was opened in, for as long as the database lets this version be
+        read. Records that are fetched are of an array that was checked by that request.
+        """
+        if self.records is not None:
+            if self.work.known is not None:
+                yield None
+            yield from self.with_records(projections)
+            return
+        layout, memory = self.codec.layout, self.work.transfer.records
+        source, is_checked = iter(projections), False
+        while page := list(islice(source, numbers_per_request(layout))):
+            numbers = [layout.number_of(projection.coords) for projection in page]
+            records = memory.find(self.dataset, numbers)
+            if missing := [number for number in numbers if number not in records]:
+                records.update(self._fetch_records(missing))
+            elif not is_checked:
+                yield None
+            is_checked = True
+            yield from zip(page, map(records.__getitem__, numbers), strict=True)
+
+    def _fetch_records(self, numbers: list[int]) -> dict[int, ShardRecord]:
+        records = fetch_records(self.work, self.codec.layout, numbers)
+        self.work.transfer.records.remember(self.dataset, records.values())
+        return records
+
     def _line(self) -> LineEstimate:
         return self.work.transfer.http.meter.estimate()
 
     def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[_Job]:
-        if self.records is not None and self.work.known is not None:
-            # Objects are never changed. What is read of them is the array's if it is what is known, now or later.
-            yield _Job(0, self._check_known)
-        for projection, record in self.with_records(projections):
+        for found in self._with_checked_records(projections):
+            if found is None:
+                yield _Job(0, self._check_known)
+                continue
+            projection, record = found
             for job in self._jobs_of(projection, record, target):
                 self._moved.append(job.nbytes)
                 yield _Job(job.nbytes, partial(self._run_job, job.do, projection, record, target))
@@ -422,7 +455,8 @@ class Reader:
     def _find_replacement(self, record: ShardRecord, lost: LostObjectError) -> ShardRecord:
         """Ask for the new object of a shard whose object is gone, as after an append. Raise if there is no new one."""
         number = record.number
-        now = fetch_records(self.work, self.codec.layout, [number])[number]
+        # Remembered, so that later reads of this version do not begin with the lost object.
+        now = self._fetch_records([number])[number]
         if now.name == record.name:
             raise self._lost_error(record, lost)
         return now
