@@ -12,9 +12,11 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPConnection as HttpClientConnection
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
@@ -35,13 +37,19 @@ else:
 
 __all__ = [
     "PARALLEL",
+    "READ_TIMEOUT_S",
     "Answer",
+    "Attempt",
+    "Connection",
     "Http",
     "Login",
+    "OwnPool",
     "Request",
     "TooMuchError",
     "WrongSizeError",
+    "complete_headers",
     "new_pool",
+    "read_plainly",
     "tls_context",
 ]
 
@@ -59,6 +67,29 @@ _JOINED_BYTES = 16 * 1024
 
 #: Bytes read from the socket at a time into their final place.
 _READ_INTO_BYTES = 1024 * 1024
+
+
+class Connection(Protocol):
+    """Connection of a pool, whose requests and answers may go past urllib3, by Python's own ``http.client``.
+
+    That takes a third of the time. urllib3 adds nothing to a request whose connection is open, and whose answer is read
+    to its end at once.
+    """
+
+    sock: Any
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    def send_plainly(self, request: Request, path: str, headers: Mapping[str, str]) -> None:
+        """Send a request."""
+        ...
+
+    def receive_plainly(self) -> HTTPResponse:
+        """Wait for the head of the answer."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Login(Protocol):
@@ -121,6 +152,21 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Attempt(NamedTuple):
+    """A request that was made once.
+
+    Parameters
+    ----------
+    outcome
+        Answer or fault; an error if a good answer is not what was asked for.
+    authorization
+        Header ``Authorization`` that it was made with.
+    """
+
+    outcome: Answer | Fault | BackendUnavailableError
+    authorization: str
+
+
 @dataclass
 class Http:
     """Requests to one project as one login. Safe to use from many threads; after a fork, make another one.
@@ -160,13 +206,15 @@ class Http:
         self._room = threading.BoundedSemaphore(self.max_connections)
         self._room_for_downloads = threading.BoundedSemaphore(self.max_downloads)
 
-    def ask(self, request: Request, asked: str) -> Answer:
+    def ask(self, request: Request, asked: str, begun: Attempt | None = None) -> Answer:
         """Make a request, and repeat it if that may help, until there is a good answer.
 
         Parameters
         ----------
         asked
             Wish of the user, for error messages: ``opening 'weather'``.
+        begun
+            First attempt, if it was made already, as by `tensorage.backend.wire.together`.
 
         Raises
         ------
@@ -179,20 +227,16 @@ class Http:
         tries = self.patience.tries(asked)
         while True:
             tries.begin()
-            # The headers are made anew for each try, since the token may have been renewed meanwhile.
-            headers = {
-                **self._login_headers(tries),
-                "Content-Length": str(sum(len(part) for part in request.body)),
-                **request.headers,
-            }
-            with self._room_for_downloads if request.is_download else self._room:
-                outcome = self.attempt(request, headers, asked)
+            attempt, begun = begun or self._attempt_in_turn(request, tries, asked), None
+            outcome = attempt.outcome
+            if isinstance(outcome, BackendUnavailableError):
+                raise outcome
             if not isinstance(outcome, Fault):
                 self.patience.note_answer()
                 return outcome
             # A token that is refused right after its renewal is refused for another reason than its age.
             if outcome.is_expired_login and not renewed:
-                self._renew(headers["Authorization"], tries)
+                self._renew(attempt.authorization, tries)
                 renewed = True
                 continue
             if outcome.is_too_much:
@@ -201,6 +245,17 @@ class Http:
                 self.patience.note_answer()
                 raise error_of(outcome, asked)
             tries.wait(outcome)
+
+    def _attempt_in_turn(self, request: Request, tries: Tries, asked: str) -> Attempt:
+        """Make a request once, as soon as fewer than the most are under way."""
+        # The headers are made anew for each try, since the token may have been renewed meanwhile.
+        headers = complete_headers(request, self._login_headers(tries))
+        with self.room(request):
+            return Attempt(self.attempt(request, headers, asked), headers["Authorization"])
+
+    def room(self, request: Request) -> threading.BoundedSemaphore:
+        """Return the room for requests of a kind, which each of them takes a place of while it is under way."""
+        return self._room_for_downloads if request.is_download else self._room
 
     def headers(self, asked: str) -> Mapping[str, str]:
         """Return the login's headers. If the login has to be renewed and its backend is away, wait for it."""
@@ -232,8 +287,8 @@ class Http:
 
         The first request may come before it is open, and opens another one then.
         """
-        pool, _ = self._straight_pool()
-        if isinstance(pool, _OpeningAhead):
+        pool, _ = self.straight_pool()
+        if isinstance(pool, OwnPool):
             threading.Thread(target=pool.open_one, name="tensorage-connection", daemon=True).start()
 
     def connections(self) -> urllib3.PoolManager:
@@ -246,7 +301,7 @@ class Http:
                 self._pool = new_pool(self.base_url, self.max_connections + self.max_downloads, timeout)
             return self._pool
 
-    def _straight_pool(self) -> tuple[urllib3.PoolManager | urllib3.HTTPConnectionPool, str]:
+    def straight_pool(self) -> tuple[urllib3.PoolManager | urllib3.HTTPConnectionPool, str]:
         """Return where requests go, and what comes before their path: the project's own pool, unless there is a proxy.
 
         A pool of pools looks for the project's pool with every request, which is a tenth of the work of a small one.
@@ -270,7 +325,7 @@ class Http:
         wait_s, nbytes = None, 0
         self.meter.begin(begin)
         try:
-            pool, base = self._straight_pool()
+            pool, base = self.straight_pool()
             response = pool.urlopen(
                 request.method,
                 base + request.path,
@@ -286,7 +341,7 @@ class Http:
                 if not 200 <= response.status < 300:
                     retry_after = response.headers.get("Retry-After")
                     return request.read_fault(response.status, response.read(), retry_after)
-                _check_uncompressed(response, asked)
+                _check_uncompressed(response.headers, asked)
                 if request.out is None:
                     body = response.read()
                     nbytes = len(body)
@@ -309,9 +364,44 @@ class Http:
             self.meter.end(time.monotonic(), wait_s, nbytes)
 
 
-def _check_uncompressed(response: urllib3.BaseHTTPResponse, asked: str) -> None:
+def complete_headers(request: Request, of_login: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a request: those of the login, the length of its body, and its own."""
+    nbytes = sum(len(part) for part in request.body)
+    return {**of_login, "Content-Length": str(nbytes), **request.headers}
+
+
+def read_plainly(request: Request, response: HTTPResponse, asked: str) -> Answer | Fault:
+    """Read an answer of ``http.client`` to its end.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If a good answer is not what was asked for.
+    OSError, http.client.HTTPException
+        If the connection ends before the answer.
+    """
+    headers = cast("Mapping[str, str]", response.headers)
+    if not 200 <= response.status < 300:
+        return request.read_fault(response.status, response.read(), headers.get("Retry-After"))
+    _check_uncompressed(headers, asked)
+    if request.out is None:
+        return Answer(response.status, headers, response.read())
+    out, announced = request.out, response.length
+    if announced is not None and announced != len(out):
+        raise _wrong_size(asked, announced, len(out))
+    filled = _fill_straight(out, response)
+    if announced is None:
+        filled += len(response.read(1))
+    elif filled < len(out):
+        raise ConnectionResetError(f"the connection ended after {filled} of {len(out)} bytes")
+    if filled != len(out):
+        raise _wrong_size(asked, filled, len(out))
+    return Answer(response.status, headers, b"")
+
+
+def _check_uncompressed(headers: Mapping[str, str], asked: str) -> None:
     """Refuse a compressed answer, which nobody asked for: its true size would show too late."""
-    encoding = response.headers.get("Content-Encoding", "identity")
+    encoding = headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise BackendUnavailableError(
             f"{asked}: the answer has Content-Encoding {encoding[:40]!r}, which was not asked for: it is not "
@@ -326,7 +416,9 @@ def _fill(out: memoryview, response: urllib3.BaseHTTPResponse, asked: str) -> No
     socket_file = _socket_file(response)
     # Without an announced length, an early end of the connection looks like a short answer.
     if announced is not None and socket_file is not None:
-        _fill_straight(out, socket_file)
+        received = _fill_straight(out, socket_file)
+        if received < len(out):
+            raise ConnectionResetError(f"the connection ended after {received} of {len(out)} bytes")
         return
     filled = 0
     for part in response.stream(_READ_BYTES, decode_content=False):
@@ -349,13 +441,15 @@ def _socket_file(response: urllib3.BaseHTTPResponse) -> HTTPResponse | None:
     return below
 
 
-def _fill_straight(out: memoryview, socket_file: HTTPResponse) -> None:
+def _fill_straight(out: memoryview, socket_file: HTTPResponse) -> int:
+    """Fill memory with the bytes of an answer, as far as there are any, and return their number."""
     filled = 0
     while filled < len(out):
         received = socket_file.readinto(out[filled : filled + _READ_INTO_BYTES])
         if not received:
-            raise ConnectionResetError(f"the connection ended after {filled} of {len(out)} bytes")
+            break
         filled += received
+    return filled
 
 
 def _wrong_size(asked: str, received: int, expected: int) -> WrongSizeError:
@@ -383,8 +477,29 @@ def new_pool(base_url: str, maxsize: int, timeout: urllib3.Timeout) -> urllib3.P
     return pools
 
 
-class _OpeningAhead(_Pool):
-    """Part of a pool that opens a connection before a request needs it."""
+class OwnPool(_Pool):
+    """Part of a pool: connections that are opened before a request needs them, or are taken out of it for a while."""
+
+    def take_open(self, most: int) -> list[Connection]:
+        """Take connections that are open and idle out of the pool, at most so many of them."""
+        from urllib3.exceptions import ClosedPoolError
+
+        taken: list[Connection] = []
+        closed: list[Connection] = []
+        try:
+            for _ in range(most):
+                connection = cast("Connection", self._get_conn())
+                (closed if connection.is_closed else taken).append(connection)
+        except ClosedPoolError:
+            pass
+        self.give_back(closed)
+        return taken
+
+    def give_back(self, connections: Iterable[Connection]) -> None:
+        """Put connections back, whose answers were read to their end. Those that are closed are opened again later."""
+        # The last one is taken first again.
+        for connection in sorted(connections, key=lambda each: not each.is_closed):
+            self._put_conn(cast("Any", connection))
 
     def open_one(self) -> None:
         """Open a connection and keep it for a request. A failure is left to the request, which tells of it."""
@@ -403,49 +518,80 @@ class _OpeningAhead(_Pool):
             self._put_conn(connection)
 
 
-@functools.cache
-def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Return urllib3's pools of connections, with connections that send a head and a small body at once.
+class _Joining:
+    """Part of a connection that sends a head and a small body at once.
 
     Else each is a system call, and the server wakes for the head alone.
     """
+
+    _held: list[Any] | None = None
+
+    def request(self, *args: Any, **options: Any) -> None:
+        with self._joined():
+            super().request(*args, **options)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+            return
+        self._held.append(data)
+        if sum(map(len, self._held)) > _JOINED_BYTES:
+            self._send_held()
+
+    def send_plainly(self, request: Request, path: str, headers: Mapping[str, str]) -> None:
+        """Send a request: see `Connection`."""
+        # urllib3 says the same of itself. Gateways may refuse whoever says nothing.
+        named = {"User-Agent": _agent(), **headers}
+        with self._joined():
+            HttpClientConnection.request(cast("Any", self), request.method, path, None, named)
+            for part in request.body:
+                self.send(part)
+
+    def receive_plainly(self) -> HTTPResponse:
+        """Wait for the head of the answer."""
+        return HttpClientConnection.getresponse(cast("Any", self))
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        self._held = []
+        try:
+            yield
+            self._send_held()
+        finally:
+            self._held = None
+
+    def _send_held(self) -> None:
+        held, self._held = self._held or [], None
+        if held and sum(map(len, held)) <= _JOINED_BYTES:
+            held = [b"".join(held)]
+        for part in held:
+            self.send(part)
+
+
+@functools.cache
+def _agent() -> str:
+    import urllib3
+
+    return f"python-urllib3/{urllib3.__version__}"
+
+
+@functools.cache
+def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Return urllib3's pools of connections, with parts of ours."""
     import urllib3
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
-    class Joining(HTTPConnection):
-        _held: list[Any] | None = None
-
-        def request(self, *args: Any, **options: Any) -> None:
-            self._held = []
-            try:
-                super().request(*args, **options)
-                self._send_held()
-            finally:
-                self._held = None
-
-        def send(self, data: Any) -> None:
-            if self._held is None:
-                super().send(data)
-                return
-            self._held.append(data)
-            if sum(map(len, self._held)) > _JOINED_BYTES:
-                self._send_held()
-
-        def _send_held(self) -> None:
-            held, self._held = self._held or [], None
-            if held and sum(map(len, held)) <= _JOINED_BYTES:
-                held = [b"".join(held)]
-            for part in held:
-                super().send(part)
-
-    class JoiningTls(Joining, HTTPSConnection):
+    class Plain(_Joining, HTTPConnection):
         pass
 
-    class Pool(_OpeningAhead, urllib3.HTTPConnectionPool):
-        ConnectionCls = Joining
+    class Tls(_Joining, HTTPSConnection):
+        pass
 
-    class TlsPool(_OpeningAhead, urllib3.HTTPSConnectionPool):
-        ConnectionCls = JoiningTls
+    class Pool(OwnPool, urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class TlsPool(OwnPool, urllib3.HTTPSConnectionPool):
+        ConnectionCls = Tls
 
     return {"http": Pool, "https": TlsPool}
 
