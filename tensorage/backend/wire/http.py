@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection as HttpClientConnection
 from http.client import HTTPResponse
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -158,12 +159,12 @@ class Attempt(NamedTuple):
     Parameters
     ----------
     outcome
-        Answer or fault; an error if a good answer is not what was asked for.
+        Answer or fault; an error that no repetition changes, for `Http.ask` to raise.
     authorization
         Header ``Authorization`` that it was made with.
     """
 
-    outcome: Answer | Fault | BackendUnavailableError
+    outcome: Answer | Fault | Exception
     authorization: str
 
 
@@ -229,7 +230,7 @@ class Http:
             tries.begin()
             attempt, begun = begun or self._attempt_in_turn(request, tries, asked), None
             outcome = attempt.outcome
-            if isinstance(outcome, BackendUnavailableError):
+            if isinstance(outcome, Exception):
                 raise outcome
             if not isinstance(outcome, Fault):
                 self.patience.note_answer()
@@ -251,7 +252,7 @@ class Http:
         # The headers are made anew for each try, since the token may have been renewed meanwhile.
         headers = complete_headers(request, self._login_headers(tries))
         with self.room(request):
-            return Attempt(self.attempt(request, headers, asked), headers["Authorization"])
+            return Attempt(self.attempt(request, headers, asked), headers.get("Authorization", ""))
 
     def room(self, request: Request) -> threading.BoundedSemaphore:
         """Return the room for requests of a kind, which each of them takes a place of while it is under way."""
@@ -570,9 +571,7 @@ class _Joining:
 
 @functools.cache
 def _agent() -> str:
-    import urllib3
-
-    return f"python-urllib3/{urllib3.__version__}"
+    return f"python-urllib3/{version('urllib3')}"
 
 
 @functools.cache

@@ -142,7 +142,7 @@ class _Together:
         self._under_way[connection] = sent
         try:
             headers = complete_headers(request, self._http.login.headers())
-            self._under_way[connection] = sent = sent._replace(authorization=headers["Authorization"])
+            self._under_way[connection] = sent = sent._replace(authorization=headers.get("Authorization", ""))
             connection.sock.settimeout(READ_TIMEOUT_S)
             connection.send_plainly(request, self._base + request.path, headers)
             self._selector.register(connection.sock, selectors.EVENT_READ, connection)
@@ -174,15 +174,16 @@ class _Together:
         try:
             response = sent.connection.receive_plainly()
             wait_s = time.monotonic() - sent.at
-            outcome: Answer | Fault | BackendUnavailableError = read_plainly(request, response, asked)
-            if not response.isclosed():
-                sent.connection.close()
-        except BackendUnavailableError as error:
+            outcome: Answer | Fault | Exception = read_plainly(request, response, asked)
+        except (OSError, HTTPException) as error:
+            if not isinstance(error, BackendUnavailableError):
+                self._fail(sent, error)
+                return
+            # An answer that is not what was asked for: its rest must not be taken for the next answer.
             sent.connection.close()
             outcome = error
-        except (OSError, HTTPException) as error:
-            self._fail(sent, error)
-            return
+        except Exception as error:  # noqa: BLE001 - a refusal, which `Http.ask` raises
+            outcome = error
         nbytes = 0
         if isinstance(outcome, Answer):
             nbytes = len(outcome.body) if request.out is None else len(request.out)
@@ -201,7 +202,7 @@ class _Together:
         self._http.room(sent.exchange.request).release()
         self._http.meter.end(time.monotonic(), wait_s, nbytes)
 
-    def _go_on(self, sent: _Sent, outcome: Answer | Fault | BackendUnavailableError) -> None:
+    def _go_on(self, sent: _Sent, outcome: Answer | Fault | Exception) -> None:
         attempt = Attempt(outcome, sent.authorization)
         if isinstance(outcome, Answer):
             sent.exchange.end(attempt)
