@@ -207,6 +207,6 @@ class _Together:
         if isinstance(outcome, Answer):
             sent.exchange.end(attempt)
             return
-        # What follows may wait, for which other answers must not have to.
+        # Other answers must not wait for a wait, a renewal or a second request.
         self._is_over = True
         self._left.append(lambda: sent.exchange.end(attempt))
