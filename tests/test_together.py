@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tensorage.backend.wire.http import Attempt, Http, Request, TooMuchError, WrongSizeError
+from tensorage.backend.wire.http import Attempt, Http, OwnPool, Request, TooMuchError, WrongSizeError
 from tensorage.backend.wire.storage_faults import StorageRefusal, read_fault
 from tensorage.backend.wire.together import Exchange, do_together
 from tensorage.errors import BackendUnavailableError
@@ -330,19 +330,23 @@ def test_an_answer_that_does_not_come_is_not_waited_for(
     assert_at_rest(client.http)
 
 
+def fail(_: Attempt) -> None:
+    raise ValueError("no")
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_of_the_work_leaves_nothing_under_way(
     serve: Callable[..., tuple[Client, Answers]], error: type[BaseException]
 ) -> None:
     client, _ = serve(lambda path, _: good(path))
 
-    def fail(_: Attempt) -> None:
+    def fail_so(_: Attempt) -> None:
         raise error("no")
 
     def begin() -> Exchange:
         exchange = client.job("/bad").begin()
         assert exchange is not None
-        return exchange._replace(end=fail)
+        return exchange._replace(end=fail_so)
 
     jobs = chain(map(client.job, PATHS[:5]), [Work(lambda: None, begin)], map(client.job, PATHS[5:]))
     with pytest.raises(error, match="no"):
@@ -353,6 +357,52 @@ def test_an_error_of_the_work_leaves_nothing_under_way(
     client.open(4)
     client.run(PATHS)
     assert client.got == {path: content(path) for path in PATHS}
+
+
+def open_connections(client: Client) -> int:
+    """Count the connections of the pool that may be used again."""
+    pool = client.http.straight_pool()[0]
+    assert isinstance(pool, OwnPool)
+    found = pool.take_open(client.http.max_connections + client.http.max_downloads)
+    pool.give_back(found)
+    return len(found)
+
+
+def test_a_connection_whose_answer_is_still_to_come_is_not_used_again(
+    serve: Callable[..., tuple[Client, Answers]],
+) -> None:
+    came = threading.Barrier(4)
+    ends = threading.Event()
+
+    def answer(path: str, _: int) -> bytes | None:
+        came.wait()
+        if path != "/bad":
+            ends.wait()
+        return good(path)
+
+    client, _ = serve(answer)
+
+    def begin() -> Exchange:
+        exchange = client.job("/bad").begin()
+        assert exchange is not None
+        return exchange._replace(end=fail)
+
+    jobs = [*map(client.job, PATHS[:3]), Work(lambda: None, begin)]
+    try:
+        with pytest.raises(ValueError, match="no"):
+            list(do_together(client.http, iter(jobs), 4))
+        assert open_connections(client) == 1
+    finally:
+        ends.set()
+
+
+def test_a_connection_that_announces_too_much_is_not_used_again(
+    serve: Callable[..., tuple[Client, Answers]],
+) -> None:
+    client, _ = serve(lambda path, _: head(206, "Content-Length: 5001") if path == "/3" else good(path))
+    client.run(PATHS[:4])
+    assert type(client.got["/3"]) is WrongSizeError
+    assert open_connections(client) == 3
 
 
 def test_without_connections_all_is_left_to_threads(serve: Callable[..., tuple[Client, Answers]]) -> None:

@@ -482,7 +482,7 @@ def test_records_are_fetched_once(through: TensorStore, proxy: Proxy) -> None:
     with proxy.counted() as exchanges:
         np.testing.assert_array_equal(handle[[7, 350]], array[[7, 350]])
     assert kinds(exchanges)[0] == "shards"
-    assert 160 < looks(exchanges)[0].received_bytes < 500
+    assert b'"numbers":[3]' in looks(exchanges)[0].beginning
 
 
 @pytest.mark.parametrize("change", ["assign", "overwrite", "shorter"])
