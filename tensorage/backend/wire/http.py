@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import ssl
 import threading
 import time
@@ -17,10 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection as HttpClientConnection
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tensorage.backend.wire.faults import Fault, error_of
@@ -48,6 +48,7 @@ __all__ = [
     "Request",
     "TooMuchError",
     "WrongSizeError",
+    "bytes_of",
     "complete_headers",
     "new_pool",
     "read_plainly",
@@ -65,6 +66,10 @@ _READ_BYTES = 256 * 1024
 
 #: Bytes of a request that are sent at once: a copy of so few is cheaper than another system call.
 _JOINED_BYTES = 16 * 1024
+
+#: Most bytes of a request's body that go past urllib3, and paths that may.
+_PLAIN_BYTES = _JOINED_BYTES - 4096
+_PLAIN_PATH = re.compile(r"[!-~]*")
 
 #: Bytes read from the socket at a time into their final place.
 _READ_INTO_BYTES = 1024 * 1024
@@ -315,54 +320,115 @@ class Http:
         straight = self._straight
         if straight is None or straight[0] is not pools or straight[1] != self.base_url:
             own = pools.connection_from_url(self.base_url)
-            self._straight = straight = (pools, self.base_url, own, urlsplit(self.base_url).path)
+            # Quoted as urllib3 does.
+            base = urllib3.util.parse_url(self.base_url).path or ""
+            self._straight = straight = (pools, self.base_url, own, base)
         return straight[2], straight[3]
 
     def attempt(self, request: Request, headers: Mapping[str, str], asked: str) -> Answer | Fault:
         """Make a request once."""
         import urllib3
 
-        begin = time.monotonic()
-        wait_s, nbytes = None, 0
-        self.meter.begin(begin)
+        begun = time.monotonic()
+        once = None
+        self.meter.begin(begun)
         try:
             pool, base = self.straight_pool()
-            response = pool.urlopen(
-                request.method,
-                base + request.path,
-                body=cast("Iterable[bytes]", request.body) if request.body else None,
-                headers=headers,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-            wait_s = time.monotonic() - begin
+            once = _Once(request, base + request.path, headers, asked, begun)
+            taken = pool.take_open(1) if isinstance(pool, OwnPool) and _is_plain(request) else []
+            if not taken or not isinstance(pool, OwnPool):
+                return once.by_urllib3(pool)
             try:
-                if not 200 <= response.status < 300:
-                    retry_after = response.headers.get("Retry-After")
-                    return request.read_fault(response.status, response.read(), retry_after)
-                _check_uncompressed(response.headers, asked)
-                if request.out is None:
-                    body = response.read()
-                    nbytes = len(body)
-                    return Answer(response.status, response.headers, body)
-                _fill(request.out, response, asked)
-                nbytes = len(request.out)
-                return Answer(response.status, response.headers, b"")
-            except BaseException:
-                # The answer was not read to its end: its rest must not be taken for the next answer.
-                response.close()
-                raise
+                return once.plainly(taken[0])
             finally:
-                response.release_conn()
+                pool.give_back(taken)
         except BackendUnavailableError:
             # This error is an OSError too, but not one of the connection: a repeated request would be answered alike.
             raise
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
             return Fault.unreachable(self.base_url, error)
         finally:
+            wait_s, nbytes = (None, 0) if once is None else (once.wait_s, once.nbytes)
             self.meter.end(time.monotonic(), wait_s, nbytes)
+
+
+def _is_plain(request: Request) -> bool:
+    """Tell whether a request may go past urllib3, if a connection is open: see `Connection`.
+
+    That leans on a body that is sent at once: urllib3 reads answers that come while a long one is still being sent. It
+    also quotes what stands in paths, which ours are already.
+    """
+    return sum(map(len, request.body)) <= _PLAIN_BYTES and _PLAIN_PATH.fullmatch(request.path) is not None
+
+
+@dataclass(slots=True)
+class _Once:
+    """A request that is made once, with what the meter of the line wants to know of it."""
+
+    request: Request
+    url: str
+    headers: Mapping[str, str]
+    asked: str
+    begun: float
+    wait_s: float | None = None
+    nbytes: int = 0
+
+    def plainly(self, connection: Connection) -> Answer | Fault:
+        """Make the request on an open connection, past urllib3."""
+        response = None
+        try:
+            connection.sock.settimeout(READ_TIMEOUT_S)
+            connection.send_plainly(self.request, self.url, self.headers)
+            response = connection.receive_plainly()
+            self.wait_s = time.monotonic() - self.begun
+            answer = read_plainly(self.request, response, self.asked)
+        finally:
+            # An answer that was not read to its end: its rest must not be taken for the next answer.
+            if response is None or not response.isclosed():
+                connection.close()
+        self.nbytes = bytes_of(self.request, answer)
+        return answer
+
+    def by_urllib3(self, pool: urllib3.PoolManager | urllib3.HTTPConnectionPool) -> Answer | Fault:
+        """Make the request on whatever connection urllib3 has, or opens."""
+        request = self.request
+        response = pool.urlopen(
+            request.method,
+            self.url,
+            body=cast("Iterable[bytes]", request.body) if request.body else None,
+            headers=self.headers,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        self.wait_s = time.monotonic() - self.begun
+        try:
+            if not 200 <= response.status < 300:
+                retry_after = response.headers.get("Retry-After")
+                return request.read_fault(response.status, response.read(), retry_after)
+            _check_uncompressed(response.headers, self.asked)
+            body = b""
+            if request.out is None:
+                body = response.read()
+            else:
+                _fill(request.out, response, self.asked)
+        except BaseException:
+            # The answer was not read to its end: its rest must not be taken for the next answer.
+            response.close()
+            raise
+        finally:
+            response.release_conn()
+        answer = Answer(response.status, response.headers, body)
+        self.nbytes = bytes_of(request, answer)
+        return answer
+
+
+def bytes_of(request: Request, outcome: Answer | Fault | Exception) -> int:
+    """Return the bytes of a good answer, 0 for any other outcome."""
+    if not isinstance(outcome, Answer):
+        return 0
+    return len(outcome.body) if request.out is None else len(request.out)
 
 
 def complete_headers(request: Request, of_login: Mapping[str, str]) -> dict[str, str]:

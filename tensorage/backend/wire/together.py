@@ -25,6 +25,7 @@ from tensorage.backend.wire.http import (
     Http,
     OwnPool,
     Request,
+    bytes_of,
     complete_headers,
     read_plainly,
 )
@@ -170,24 +171,23 @@ class _Together:
     def _read(self, sent: _Sent) -> None:
         self._selector.unregister(sent.connection.sock)
         request, asked, _ = sent.exchange
-        wait_s = None
+        response = wait_s = None
         try:
             response = sent.connection.receive_plainly()
             wait_s = time.monotonic() - sent.at
             outcome: Answer | Fault | Exception = read_plainly(request, response, asked)
         except (OSError, HTTPException) as error:
+            # This error is an OSError too, but not one of the connection.
             if not isinstance(error, BackendUnavailableError):
                 self._fail(sent, error)
                 return
-            # An answer that is not what was asked for: its rest must not be taken for the next answer.
-            sent.connection.close()
             outcome = error
         except Exception as error:  # noqa: BLE001 - a refusal, which `Http.ask` raises
             outcome = error
-        nbytes = 0
-        if isinstance(outcome, Answer):
-            nbytes = len(outcome.body) if request.out is None else len(request.out)
-        self._finish(sent, wait_s, nbytes)
+        # An answer that was not read to its end: its rest must not be taken for the next answer.
+        if response is None or not response.isclosed():
+            sent.connection.close()
+        self._finish(sent, wait_s, bytes_of(request, outcome))
         if not sent.connection.is_closed:
             self._idle.append(sent.connection)
         self._go_on(sent, outcome)
