@@ -213,7 +213,9 @@ class Reader:
         if first:
             mean_bytes = sum(job.nbytes for job in first) / len(first)
             parallel, later = self._line().parallel(mean_bytes), chain(first, jobs)
-            if len(first) > 1 and mean_bytes <= _SMALL_BYTES:
+            # Of a check and a single range, one has nothing to decode.
+            is_light = mean_bytes <= _SMALL_BYTES or sum(job.nbytes > 0 for job in first) == 1
+            if len(first) > 1 and is_light:
                 self.work.transfer.run_small(later, min(parallel, len(first)))
             else:
                 self.work.run((job.do for job in later), parallel)
