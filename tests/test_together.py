@@ -419,16 +419,40 @@ def test_no_more_are_under_way_than_there_is_room_for(
     serve: Callable[..., tuple[Client, Answers]],
 ) -> None:
     client, _ = serve(lambda path, _: good(path))
-    room = client.http.room(Request("GET", "/", {}, is_download=True))
+    room = client.http.downloads
     taken = [room.acquire() for _ in range(client.http.max_downloads - 2)]
-    jobs = list(do_together(client.http, map(client.job, PATHS), 4))
-    assert client.got == {path: content(path) for path in PATHS[:2]}
-    assert len(jobs) == len(PATHS) - 2
+    assert not list(do_together(client.http, map(client.job, PATHS), 4))
+    assert client.got == {path: content(path) for path in PATHS}
     for _ in taken:
         room.release()
-    for job in jobs:
-        job()
+    assert_at_rest(client.http)
+
+
+def test_requests_of_two_threads_share_the_room(serve: Callable[..., tuple[Client, Answers]]) -> None:
+    """Each thread takes what the other one has left, and waits if that is nothing."""
+    came, ends = threading.Barrier(3), threading.Event()
+
+    def answer(path: str, _: int) -> bytes | None:
+        if path in {"/0", "/1"}:
+            came.wait()
+            ends.wait()
+        return good(path)
+
+    client, server = serve(answer)
+    client.http = Http(client.http.base_url, Renewed(), max_downloads=2)
+    client.open(4)
+    first = threading.Thread(target=client.run, args=[PATHS[:2]])
+    second = threading.Thread(target=client.run, args=[PATHS[2:]])
+    first.start()
+    came.wait()
+    second.start()
+    assert server.came.keys() == {"/0", "/1"}
+    ends.set()
+    first.join()
+    second.join()
     assert client.got == {path: content(path) for path in PATHS}
+    assert client.by_threads == []
+    assert_at_rest(client.http)
 
 
 def test_a_login_that_cannot_be_renewed_is_left_to_the_usual_way(

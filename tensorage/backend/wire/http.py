@@ -205,12 +205,13 @@ class Http:
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _room: threading.BoundedSemaphore = field(init=False, repr=False)
-    _room_for_downloads: threading.BoundedSemaphore = field(init=False, repr=False)
+    #: Room for downloads.
+    downloads: threading.BoundedSemaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # urllib3's pool opens more connections than it keeps, so the requests are counted here.
         self._room = threading.BoundedSemaphore(self.max_connections)
-        self._room_for_downloads = threading.BoundedSemaphore(self.max_downloads)
+        self.downloads = threading.BoundedSemaphore(self.max_downloads)
 
     def ask(self, request: Request, asked: str, begun: Attempt | None = None) -> Answer:
         """Make a request, and repeat it if that may help, until there is a good answer.
@@ -261,7 +262,7 @@ class Http:
 
     def room(self, request: Request) -> threading.BoundedSemaphore:
         """Return the room for requests of a kind, which each of them takes a place of while it is under way."""
-        return self._room_for_downloads if request.is_download else self._room
+        return self.downloads if request.is_download else self._room
 
     def headers(self, asked: str) -> Mapping[str, str]:
         """Return the login's headers. If the login has to be renewed and its backend is away, wait for it."""

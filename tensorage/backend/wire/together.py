@@ -74,13 +74,13 @@ class _Sent(NamedTuple):
 def do_together(http: Http, jobs: Iterator[Job], most: int) -> Iterator[Callable[[], None]]:
     """Do jobs by this thread alone, as far as that goes, and yield functions that do what is left.
 
-    All are left if fewer than `most` connections are open, or if there is a proxy: threads then open connections. After
-    the first request without a good answer, no other one is sent.
+    All are left if fewer connections are open than there is room for requests, or if there is a proxy: threads then
+    open connections. After the first request without a good answer, no other one is sent.
 
     Parameters
     ----------
     most
-        Most requests at once.
+        Most requests at once. They take room for downloads, of which other threads may have some.
 
     Raises
     ------
@@ -88,27 +88,26 @@ def do_together(http: Http, jobs: Iterator[Job], most: int) -> Iterator[Callable
         The first error of the work on an answer. No further request is then under way.
     """
     pool, base = http.straight_pool()
-    connections = pool.take_open(most) if isinstance(pool, OwnPool) else []
     left: list[Callable[[], None]] = []
     if isinstance(pool, OwnPool):
-        together = _Together(http, base, connections)
+        together = _Together(http, pool, base, most)
         try:
-            if len(connections) >= most:
-                left = together.do(jobs)
+            left = together.do(jobs)
         finally:
             together.end()
-            pool.give_back(connections)
     yield from left
     yield from (job.do for job in jobs)
 
 
 class _Together:
-    """Exchanges on a few connections."""
+    """Exchanges on a few connections, each of which has a place in the room for downloads."""
 
-    def __init__(self, http: Http, base: str, connections: list[Connection]) -> None:
+    def __init__(self, http: Http, pool: OwnPool, base: str, most: int) -> None:
         self._http = http
+        self._pool = pool
         self._base = base
-        self._idle = list(connections)
+        self._most = most
+        self._idle: list[Connection] = []
         self._under_way: dict[Connection, _Sent] = {}
         self._selector = selectors.DefaultSelector()
         self._left: list[Callable[[], None]] = []
@@ -116,24 +115,60 @@ class _Together:
 
     def do(self, jobs: Iterator[Job]) -> list[Callable[[], None]]:
         """Do jobs until there are no more, or until one has no good answer, and return what is left of those begun."""
+        self._is_over = not self._open()
         while True:
-            while self._idle and not self._is_over and (job := next(jobs, None)) is not None:
-                self._begin(job)
+            while not self._is_over and (self._idle or self._widen()):
+                if (job := next(jobs, None)) is None:
+                    self._is_over = True
+                else:
+                    self._begin(job)
+            if self._is_over:
+                # Other threads may wait for the room.
+                self._give_back(self._idle)
             if not self._under_way:
                 return self._left
             self._receive()
 
     def end(self) -> None:
-        """Close connections whose answers were not read."""
+        """Close connections whose answers were not read, and give all of them back."""
         for sent in list(self._under_way.values()):
             self._finish(sent, None, 0)
             sent.connection.close()
+            self._give_back([sent.connection])
+        self._give_back(self._idle)
         self._selector.close()
+
+    def _open(self) -> bool:
+        """Take as much room as there is, and as many open connections. False if there are fewer."""
+        # Nobody waits for this thread while it has nothing under way.
+        self._http.downloads.acquire()
+        places = 1
+        while places < self._most and self._http.downloads.acquire(blocking=False):
+            places += 1
+        self._idle = self._pool.take_open(places)
+        for _ in range(places - len(self._idle)):
+            self._http.downloads.release()
+        return len(self._idle) == places
+
+    def _widen(self) -> bool:
+        """Take one more connection, if it is open and there is room that others had before."""
+        if len(self._under_way) >= self._most or not self._http.downloads.acquire(blocking=False):
+            return False
+        self._idle = self._pool.take_open(1)
+        if not self._idle:
+            self._http.downloads.release()
+        return bool(self._idle)
+
+    def _give_back(self, connections: list[Connection]) -> None:
+        self._pool.give_back(connections)
+        for _ in connections:
+            self._http.downloads.release()
+        connections.clear()
 
     def _begin(self, job: Job) -> None:
         exchange = job.begin()
         # No thread waits for room here while answers wait for it.
-        if exchange is None or not self._http.room(exchange.request).acquire(blocking=False):
+        if exchange is None or not self._take_other_room(exchange):
             self._left.append(job.do)
             self._is_over = exchange is not None
             return
@@ -155,6 +190,10 @@ class _Together:
             self._is_over = True
         except OSError as error:
             self._fail(sent, error)
+
+    def _take_other_room(self, exchange: Exchange) -> bool:
+        """Take a place in the room of requests that are no downloads, if it is one."""
+        return exchange.request.is_download or self._http.room(exchange.request).acquire(blocking=False)
 
     def _receive(self) -> None:
         """Wait for answers, and read those that have begun to come."""
@@ -188,18 +227,26 @@ class _Together:
         if response is None or not response.isclosed():
             sent.connection.close()
         self._finish(sent, wait_s, bytes_of(request, outcome))
-        if not sent.connection.is_closed:
-            self._idle.append(sent.connection)
+        self._keep(sent.connection)
         self._go_on(sent, outcome)
 
     def _fail(self, sent: _Sent, error: Exception) -> None:
         sent.connection.close()
         self._finish(sent, None, 0)
+        self._keep(sent.connection)
         self._go_on(sent, Fault.unreachable(self._http.base_url, error))
+
+    def _keep(self, connection: Connection) -> None:
+        """Keep a connection for the next request, unless it was closed."""
+        if connection.is_closed:
+            self._give_back([connection])
+        else:
+            self._idle.append(connection)
 
     def _finish(self, sent: _Sent, wait_s: float | None, nbytes: int) -> None:
         del self._under_way[sent.connection]
-        self._http.room(sent.exchange.request).release()
+        if not sent.exchange.request.is_download:
+            self._http.room(sent.exchange.request).release()
         self._http.meter.end(time.monotonic(), wait_s, nbytes)
 
     def _go_on(self, sent: _Sent, outcome: Answer | Fault | Exception) -> None:
