@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,7 @@ class Answers:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._listener.getsockname()[1]
         self.heads: list[bytes] = []
+        self.accepted = 0
         self.came: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._opening = threading.Barrier(4)
@@ -62,6 +65,7 @@ class Answers:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.accepted += 1
             self._threads.append(threading.Thread(target=self._serve, args=[client]))
             self._threads[-1].start()
 
@@ -405,6 +409,37 @@ def test_a_connection_that_announces_too_much_is_not_used_again(
     assert open_connections(client) == 3
 
 
+def test_a_connection_that_is_opened_ahead_is_used(serve: Callable[..., tuple[Client, Answers]]) -> None:
+    """Servers send tickets behind a handshake, which urllib3 takes for the end of an idle connection."""
+    client, server = serve(lambda path, _: good(path))
+    client.http.close()
+    pool = client.http.straight_pool()[0]
+    assert isinstance(pool, OwnPool)
+    before = server.accepted
+    pool.open_one()
+    (opened,) = pool.take_open(1)
+    if client.http.base_url.startswith("https"):
+        # The tickets have come, or come soon.
+        assert select.select([opened.sock], [], [], 30)[0]
+    pool.give_back([opened])
+    client.run(PATHS, most=1)
+    client.job("/x").do()
+    assert client.got == {path: content(path) for path in [*PATHS, "/x"]}
+    assert server.accepted == before + 1
+
+
+def test_a_connection_that_has_ended_is_not_used(serve: Callable[..., tuple[Client, Answers]]) -> None:
+    client, _ = serve(lambda _path, _count: None)
+    pool = client.http.straight_pool()[0]
+    assert isinstance(pool, OwnPool)
+    opened = pool.take_open(4)
+    for each in opened:
+        each.sock.sendall(b"GET /ends HTTP/1.1\r\n\r\n")
+        assert select.select([each.sock], [], [], 30)[0]
+    pool.give_back(opened)
+    assert open_connections(client) == 0
+
+
 def test_without_connections_all_is_left_to_threads(serve: Callable[..., tuple[Client, Answers]]) -> None:
     client, _ = serve(lambda path, _: good(path))
     client.run(PATHS, most=5)
@@ -426,6 +461,29 @@ def test_no_more_are_under_way_than_there_is_room_for(
     for _ in taken:
         room.release()
     assert_at_rest(client.http)
+
+
+def test_no_more_are_under_way_than_are_wanted(serve: Callable[..., tuple[Client, Answers]]) -> None:
+    client, _ = serve(lambda path, _: good(path))
+    under_way, most = set[str](), 0
+
+    def begin(path: str) -> Exchange:
+        nonlocal most
+        exchange = client.job(path).begin()
+        assert exchange is not None
+        under_way.add(path)
+        most = max(most, len(under_way))
+
+        def end(attempt: Attempt) -> None:
+            exchange.end(attempt)
+            under_way.remove(path)
+
+        return exchange._replace(end=end)
+
+    jobs = (Work(client.job(path).do, partial(begin, path)) for path in PATHS)
+    assert not list(do_together(client.http, jobs, 2))
+    assert most == 2
+    assert client.got == {path: content(path) for path in PATHS}
 
 
 def test_requests_of_two_threads_share_the_room(serve: Callable[..., tuple[Client, Answers]]) -> None:

@@ -485,6 +485,21 @@ def test_records_are_fetched_once(through: TensorStore, proxy: Proxy) -> None:
     assert b'"numbers":[3]' in looks(exchanges)[0].beginning
 
 
+def test_a_batch_of_small_ranges_takes_no_threads(
+    through: TensorStore, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(3).integers(0, 256, (100, 50_000), "u1")
+    handle = stored(through, "batch", array, (1, 50_000), (10, 50_000))
+    rows = np.arange(0, 100, 2)
+    # Threads open the connections.
+    np.testing.assert_array_equal(handle[rows], array[rows])
+    with monkeypatch.context() as patched:
+        patched.setattr("tensorage.backend.transfer.ThreadPoolExecutor", None)
+        with proxy.counted() as exchanges:
+            np.testing.assert_array_equal(handle[rows + 1], array[rows + 1])
+    assert_looks_once(exchanges, len(rows))
+
+
 @pytest.mark.parametrize("change", ["assign", "overwrite", "shorter"])
 def test_what_is_remembered_of_shards_is_checked(
     through: TensorStore, project: Project, monkeypatch: pytest.MonkeyPatch, change: str

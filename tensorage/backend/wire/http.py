@@ -636,6 +636,25 @@ class _Joining:
             self.send(part)
 
 
+def _is_silent(readable: Any) -> bool:
+    """Tell whether a connection by TLS that is idle and has something to read has but what TLS sends of its own accord.
+
+    Servers send tickets behind the handshake. urllib3 takes anything to read for the end of an idle connection, so that
+    one which was opened ahead would be closed, and the first request would open another one.
+    """
+    if readable is None:
+        return False
+    try:
+        readable.settimeout(0)
+        # Whatever comes here was sent without a request, or is the end.
+        readable.recv(1)
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @functools.cache
 def _agent() -> str:
     return f"python-urllib3/{version('urllib3')}"
@@ -651,7 +670,9 @@ def _pool_classes() -> dict[str, type[urllib3.HTTPConnectionPool]]:
         pass
 
     class Tls(_Joining, HTTPSConnection):
-        pass
+        @property
+        def is_connected(self) -> bool:
+            return super().is_connected or _is_silent(self.sock)
 
     class Pool(OwnPool, urllib3.HTTPConnectionPool):
         ConnectionCls = Plain

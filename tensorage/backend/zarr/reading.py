@@ -213,7 +213,7 @@ class Reader:
         if first:
             mean_bytes = sum(job.nbytes for job in first) / len(first)
             parallel, later = self._line().parallel(mean_bytes), chain(first, jobs)
-            # Of a check and a single range, one has nothing to decode.
+            # A check has nothing to decode, so that a single range beside it is decoded by one thread in any case.
             is_light = mean_bytes <= _SMALL_BYTES or sum(job.nbytes > 0 for job in first) == 1
             if len(first) > 1 and is_light:
                 self.work.transfer.run_small(later, min(parallel, len(first)))
