@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from tensorage.types import Dataset
 
-__all__ = ["EntryMemory", "Remembered"]
+__all__ = ["EntryMemory", "RecordMemory", "Remembered"]
 
 #: Most entries that a session remembers, each of about 1 kB.
 MOST_ENTRIES = 1024
 
 #: Most arrays of which it remembers the end, each with up to 256 KiB.
 MOST_ENDS = 16
+
+#: Most bytes of records of shards that it remembers: those of a thousand shards of small chunks.
+MOST_RECORD_BYTES = 8 * 1024 * 1024
 
 
 class Remembered(NamedTuple):
@@ -125,3 +129,63 @@ class EntryMemory:
         """Forget the entry of an array, if it is remembered."""
         with self._lock:
             self._entries.pop((owner, key), None)
+
+
+class Record(Protocol):
+    """Record of a shard, by the number of the shard in its array."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def kept_bytes(self) -> int: ...
+
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class RecordMemory(Generic[R]):
+    """Records of shards of arrays in Storage, as the catalogue told them of one version of an array.
+
+    As with entries, the database has to be asked whether an array still has the elements of that version. As long as it
+    has, so have the objects and tails that the records name: objects are never changed. An append may leave a shard
+    another object, and delete the one that is known here.
+
+    Safe to use from many threads.
+
+    Parameters
+    ----------
+    most_bytes
+        Most bytes to remember. The longest unused records are forgotten first.
+    """
+
+    most_bytes: int = MOST_RECORD_BYTES
+    _records: OrderedDict[tuple[int, int, int], R] = field(default_factory=OrderedDict, repr=False)
+    _nbytes: int = field(default=0, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def find(self, entry: Dataset, numbers: Iterable[int]) -> dict[int, R]:
+        """Return the records that are remembered of some shards of an array, in the version of its entry."""
+        found: dict[int, R] = {}
+        with self._lock:
+            for number in numbers:
+                record = self._records.get((entry.id, entry.version, number))
+                if record is not None:
+                    found[number] = record
+                    self._records.move_to_end((entry.id, entry.version, number))
+        return found
+
+    def remember(self, entry: Dataset, records: Iterable[R]) -> None:
+        """Remember records of an array that is stored, in the version of its entry."""
+        if entry.state != "committed":
+            return
+        with self._lock:
+            for record in records:
+                place = entry.id, entry.version, record.number
+                before = self._records.pop(place, None)
+                self._records[place] = record
+                self._nbytes += record.kept_bytes - (before.kept_bytes if before is not None else 0)
+            while self._nbytes > self.most_bytes:
+                _, forgotten = self._records.popitem(last=False)
+                self._nbytes -= forgotten.kept_bytes

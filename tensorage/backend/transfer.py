@@ -15,12 +15,13 @@ from itertools import chain, islice
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from tensorage.backend.afterwards import Afterwards, Leftovers
-from tensorage.backend.entries import EntryMemory
+from tensorage.backend.entries import EntryMemory, RecordMemory
 from tensorage.backend.wire.faults import check_version, error_of
 from tensorage.backend.wire.header import as_json
-from tensorage.backend.wire.http import PARALLEL, Answer, Http, Login, Request, TooMuchError
+from tensorage.backend.wire.http import PARALLEL, Answer, Attempt, Http, Login, Request, TooMuchError
 from tensorage.backend.wire.patience import Hurry, Patience, current_hurry, end_waits_on
 from tensorage.backend.wire.progress import Advance, progress
+from tensorage.backend.wire.together import Exchange, Job, do_together
 from tensorage.errors import BackendUnavailableError, TensorageError
 from tensorage.types import Dataset
 from tensorage.wording import one_line
@@ -96,6 +97,8 @@ class Transfer:
     http: Http = field(init=False, repr=False)
     #: Entries of arrays that requests have told of.
     entries: EntryMemory = field(default_factory=EntryMemory, init=False, repr=False)
+    #: Records of shards that requests have told of.
+    records: RecordMemory[Any] = field(default_factory=RecordMemory, init=False, repr=False)
     #: Work that no caller waits for.
     afterwards: Afterwards = field(default_factory=Afterwards, init=False, repr=False)
     #: Failures to delete what writes have replaced.
@@ -175,6 +178,18 @@ class Transfer:
                     unfinished.cancel()
                 raise
 
+    def run_small(self, jobs: Iterable[Job], parallel: int) -> None:
+        """Do jobs of small requests: by one thread as far as that goes, and what is left in parallel.
+
+        For the same errors as `run`. The work on answers is done in this thread, so that it should be short.
+
+        Parameters
+        ----------
+        parallel
+            Requests to make at once.
+        """
+        self.run(do_together(self.http, iter(jobs), parallel), parallel)
+
     def close(self) -> None:
         """Close the connections. The next request opens new ones."""
         self.http.close()
@@ -198,12 +213,21 @@ class Transfer:
                 "Is this the URL of a Supabase project?"
             ) from error
 
+    def exchange(self, function: str, arguments: Mapping[str, Any], asked: str) -> Exchange | None:
+        """Return the call of a function that answers with bytes, which are dropped, for `run_small`."""
+        if not self._version_fits:
+            return None
+        request = _bytes_request(function, arguments)
+
+        def end(attempt: Attempt) -> None:
+            self.http.ask(request, asked, attempt)
+
+        return Exchange(request, asked, end)
+
     def _bytes(
         self, function: str, arguments: Mapping[str, Any], out: memoryview | None, asked: str
     ) -> bytes:
-        headers = {"Content-Type": "application/json", "Accept": MEDIA_TYPE}
-        request = Request("POST", _path(function), headers, [as_json(arguments)], out)
-        return self._ask(function, request, asked).body
+        return self._ask(function, _bytes_request(function, arguments, out), asked).body
 
     def _ask(self, function: str, request: Request, asked: str) -> Answer:
         """Send a request of a function, once the version of the migrations is known, or if the answer tells it."""
@@ -391,6 +415,11 @@ def _do(claim: threading.Lock, job: Callable[[], None], future: Future[None]) ->
         del future
     else:
         future.set_result(None)
+
+
+def _bytes_request(function: str, arguments: Mapping[str, Any], out: memoryview | None = None) -> Request:
+    headers = {"Content-Type": "application/json", "Accept": MEDIA_TYPE}
+    return Request("POST", _path(function), headers, [as_json(arguments)], out)
 
 
 def _path(function: str) -> str:

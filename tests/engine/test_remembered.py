@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from project import Project, User
 from proxy import Proxy
 
 from tensorage import IncompleteTensorError, InvalidInputError, KeyNotFoundError, TensorStore
-from tensorage.backend.entries import EntryMemory
+from tensorage.backend.entries import EntryMemory, RecordMemory
 from tensorage.types import Engine
 
 Array = npt.NDArray[Any]
@@ -307,3 +307,30 @@ def test_most_entries() -> None:
     assert memory.find(None, "k0") is None
     memory.remember(None, Dataset(7, "staged", (1,), np.dtype("f4"), 1, state="staged"))
     assert memory.find(None, "staged") is None
+
+
+def test_most_records() -> None:
+    from tensorage.backend.zarr.shard_records import ShardRecord
+    from tensorage.types import Dataset
+
+    def entry(version: int, state: Literal["staged", "committed"] = "committed") -> Dataset:
+        return Dataset(1, "k", (1,), np.dtype("f4"), 1, version=version, state=state)
+
+    def record(number: int, nbytes: int = 300) -> ShardRecord:
+        return ShardRecord(number, f"name/{number}", 1, b"x" * nbytes)
+
+    memory: RecordMemory[ShardRecord] = RecordMemory(most_bytes=1600)
+    memory.remember(entry(1), map(record, range(3)))
+    assert memory.find(entry(1), [0, 2, 3]) == {0: record(0), 2: record(2)}
+    # Another version may have other elements.
+    assert memory.find(entry(2), [0]) == {}
+    memory.remember(entry(2), [record(0)])
+    # The one that was not used for longest makes room, and records that are told again take none.
+    memory.remember(entry(2), [record(0)] * 5)
+    assert memory.find(entry(1), range(3)) == {0: record(0), 2: record(2)}
+    memory.remember(entry(1), [record(7, 2000)])
+    assert memory.find(entry(1), range(9)) == memory.find(entry(2), range(9)) == {}
+    memory.remember(entry(1), map(record, range(3)))
+    assert len(memory.find(entry(1), range(3))) == 3
+    memory.remember(entry(3, "staged"), [record(0)])
+    assert memory.find(entry(3), [0]) == {}

@@ -26,7 +26,7 @@ from workers import LARGE
 import tensorage
 from tensorage import BackendSession, TensorStore
 from tensorage.backend.wire import patience
-from tensorage.backend.wire.http import Answer, Request
+from tensorage.backend.wire.http import Answer, Attempt, Request
 from tensorage.embedded import control
 
 Sql = psycopg.Connection[tuple[Any, ...]]
@@ -288,11 +288,11 @@ def test_a_server_that_is_killed(
     """The writer is told, and nothing of it is seen; at the commit, whether it was heard is not known."""
     ask, calls = on_server.backend.transfer.http.ask, Counter[str]()
 
-    def ask_or_kill(request: Request, asked: str) -> Answer:
+    def ask_or_kill(request: Request, asked: str, begun: Attempt | None = None) -> Answer:
         calls[kind_of(request)] += 1
         if (kind_of(request), calls[kind_of(request)]) == moment:
             server.kill()
-        return ask(request, asked)
+        return ask(request, asked, begun)
 
     put(on_server, "x", OLD)
     do, _ = CHANGES[change]
@@ -321,8 +321,8 @@ def test_a_server_that_comes_back(
     """Killed after it has done what was asked for, before an upload and a commit are answered."""
     ask, heard = on_server.backend.transfer.http.ask, {"upload": False, "commit": False}
 
-    def ask_twice(request: Request, asked: str) -> Answer:
-        answer = ask(request, asked)
+    def ask_twice(request: Request, asked: str, begun: Attempt | None = None) -> Answer:
+        answer = ask(request, asked, begun)
         if heard.get(kind_of(request), True):
             return answer
         heard[kind_of(request)] = True

@@ -13,6 +13,7 @@ from project import Project, User
 from proxy import Proxy
 
 from tensorage import CorruptTensorError, TensorStore
+from tensorage.backend.entries import RecordMemory
 from tensorage.backend.zarr import shard_records, tails
 from tensorage.backend.zarr.shard_records import ShardRecord
 from tensorage.backend.zarr.tails import MOST_TAIL_BYTES
@@ -318,13 +319,17 @@ def test_a_tail_that_is_too_short_is_named(store: TensorStore, grown: Array, dat
         handle.append(grown[:1])
 
 
-def test_objects_without_room_for_tails_have_none(store: TensorStore, database: Any) -> None:
+def test_objects_without_room_for_tails_have_none(
+    store: TensorStore, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.write("x", ROWS[:10, :5], shards=False, chunks=(4, 5))
     handle = store.open("x")
     handle.append(ROWS[10:11, :5])
     np.testing.assert_array_equal(handle[...], ROWS[:11, :5])
     assert tail_bytes(store, "x") == 0
     database.execute("update public.shards set tail = 'x' where data_id = %s", [handle.dataset.id])
+    # Another session, which remembers nothing of the array.
+    monkeypatch.setattr(store.backend.transfer, "records", RecordMemory())
     with pytest.raises(CorruptTensorError, match="have none"):
         handle[...]
 

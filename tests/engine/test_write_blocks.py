@@ -15,7 +15,7 @@ import workers
 import tensorage
 from tensorage import TensorStore
 from tensorage.backend.blocks import block_engine, writing
-from tensorage.backend.wire.http import Answer, Request
+from tensorage.backend.wire.http import Answer, Attempt, Request
 from tensorage.backend.zarr import chunk_shapes
 from tensorage.indexing import runs
 
@@ -181,11 +181,11 @@ def test_no_more_is_produced_than_is_under_way(short: TensorStore, monkeypatch: 
     stuck = threading.Semaphore(0)
     ask = transfer.http.ask
 
-    def wait_then_ask(request: Request, asked: str) -> Answer:
+    def wait_then_ask(request: Request, asked: str, begun: Attempt | None = None) -> Answer:
         if request.path.startswith(("/rest/v1/rpc/tensorage_put", "/storage/v1/object/tensors/")):
             stuck.release()
             assert answered.acquire(timeout=60)
-        return ask(request, asked)
+        return ask(request, asked, begun)
 
     monkeypatch.setattr(transfer.http, "ask", wait_then_ask)
     produced: list[int] = []

@@ -37,6 +37,11 @@ class StorageRequests:
 
     http: Http
 
+    @staticmethod
+    def download(path: str, headers: Mapping[str, str], out: memoryview) -> Request:
+        """Return the request for bytes that fill `out`."""
+        return Request("GET", _ROOT + path, headers, (), out, read_fault, is_download=True)
+
     def ask(
         self,
         method: str,
@@ -45,13 +50,9 @@ class StorageRequests:
         *,
         headers: Mapping[str, str] | None = None,
         body: Sequence[bytes | memoryview] = (),
-        out: memoryview | None = None,
     ) -> Answer:
-        """Make a request, which may be repeated, until there is an answer. `out` takes the bytes of a download."""
-        request = Request(
-            method, _ROOT + path, headers or {}, body, out, read_fault, is_download=out is not None
-        )
-        return self.http.ask(request, asked)
+        """Make a request, which may be repeated, until there is an answer."""
+        return self.http.ask(Request(method, _ROOT + path, headers or {}, body, None, read_fault), asked)
 
     def send(
         self,

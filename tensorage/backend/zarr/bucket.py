@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tensorage.backend.transfer import Transfer
 from tensorage.backend.wire.faults import BackendAnswerError
-from tensorage.backend.wire.http import WrongSizeError
+from tensorage.backend.wire.http import Attempt, Request, WrongSizeError
 from tensorage.backend.wire.storage_faults import StorageRefusal, is_missing_bucket, refusals_as_errors
 from tensorage.backend.wire.storage_requests import (
     BUCKET,
@@ -28,7 +29,7 @@ from tensorage.errors import (
 )
 from tensorage.types import Dataset
 
-__all__ = ["Bucket", "LostObjectError"]
+__all__ = ["Bucket", "Download", "LostObjectError"]
 
 #: An object never changes once it is written, so caches may keep it.
 _FOR_EVER = "max-age=31536000"
@@ -36,6 +37,14 @@ _FOR_EVER = "max-age=31536000"
 
 class LostObjectError(Exception):
     """Storage has no object of this name, or hides it from this user. Never leaves the engine."""
+
+
+class Download(NamedTuple):
+    """Download of bytes of a shard's object."""
+
+    record: ShardRecord
+    asked: str
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -106,23 +115,42 @@ class Bucket:
         CorruptTensorError
             If the object is shorter than the catalogue says.
         """
+        download = self.download(dataset, record, first, out)
+        if download is not None:
+            self.finish(download)
+
+    def download(self, dataset: Dataset, record: ShardRecord, first: int, out: memoryview) -> Download | None:
+        """Fill `out` as `get_into` does, as far as the tail has its bytes, and return the download of the others."""
         of_object = min(max(record.nbytes - first, 0), len(out))
-        if of_object:
-            self._get_into(dataset, record, first, out[:of_object])
         if of_object < len(out):
             at = first + of_object - record.nbytes
             out[of_object:] = record.tail[at : at + len(out) - of_object]
-
-    def _get_into(self, dataset: Dataset, record: ShardRecord, first: int, out: memoryview) -> None:
-        """Read bytes of an object."""
-        asked = f"reading {record.name!r} of {dataset.key!r}"
+        if not of_object:
+            return None
+        is_whole = first == 0 and of_object == record.nbytes
+        headers = {} if is_whole else {"Range": f"bytes={first}-{first + of_object - 1}"}
         path = object_path(record.name, FOR_READING)
-        is_whole = first == 0 and len(out) == record.nbytes
-        headers = {} if is_whole else {"Range": f"bytes={first}-{first + len(out) - 1}"}
+        request = self._requests.download(path, headers, out[:of_object])
+        return Download(record, f"reading {record.name!r} of {dataset.key!r}", request)
+
+    def finish(self, download: Download, begun: Attempt | None = None) -> None:
+        """Make a download.
+
+        Parameters
+        ----------
+        begun
+            First attempt, if it was made already.
+
+        Raises
+        ------
+        LostObjectError, CorruptTensorError
+            For the same reasons as `get_into`.
+        """
+        record, asked, request = download
         try:
             with refusals_as_errors(asked):
                 try:
-                    self._requests.ask("GET", path, asked, headers=headers, out=out)
+                    self.transfer.http.ask(request, asked, begun)
                 except StorageRefusal as refusal:
                     if _is_missing(refusal):
                         raise LostObjectError(record.name) from BackendAnswerError(str(refusal.fault))

@@ -23,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorage.backend.transfer import Work
+from tensorage.backend.wire.http import Attempt
 from tensorage.backend.wire.line import MAX_OBJECTS, LineEstimate
 from tensorage.backend.wire.progress import Advance
+from tensorage.backend.wire.together import Exchange
 from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.chunk_shapes import SHARD_BYTES
 from tensorage.backend.zarr.codec import CorruptChunkError, ShardCodec
@@ -36,6 +38,7 @@ from tensorage.backend.zarr.shard_records import (
     check_records,
     describe_shard,
     fetch_records,
+    numbers_per_request,
     with_records,
 )
 from tensorage.errors import ChangedError, CorruptTensorError, IncompleteTensorError, PermissionDeniedError
@@ -51,6 +54,9 @@ _ALONE = np.zeros(1, np.int64)
 
 #: Chunks of a page that are worth a page's memory.
 _MANY_PER_PAGE = 4
+
+#: Most bytes of ranges that are better fetched by one thread: larger ones are decoded by several.
+_SMALL_BYTES = 64 * 1024
 
 #: Most times that a shard is read if its object is replaced by another one each time.
 _MAX_ATTEMPTS = 20
@@ -78,10 +84,24 @@ class _Piece(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """The download of a range of so many bytes, and the decoding of its chunks."""
+    """The download of a range of so many bytes, and the decoding of its chunks: see `tensorage.backend.wire.together`.
+
+    Its exchange holds memory from its beginning to its end.
+    """
 
     nbytes: int
     do: Callable[[], None]
+    begin: Callable[[], Exchange | None]
+
+
+class _Range(NamedTuple):
+    """Bytes of a shard to fetch, and the chunks to decode from them into a buffer."""
+
+    record: ShardRecord
+    first: int
+    nbytes: int
+    pieces: list[_Piece]
+    target: _Target
 
 
 class _Fetched(NamedTuple):
@@ -192,8 +212,13 @@ class Reader:
         first = list(islice(jobs, MAX_OBJECTS))
         if first:
             mean_bytes = sum(job.nbytes for job in first) / len(first)
-            parallel = self._line().parallel(mean_bytes)
-            self.work.run((job.do for job in chain(first, jobs)), parallel)
+            parallel, later = self._line().parallel(mean_bytes), chain(first, jobs)
+            # A check has nothing to decode, so that a single range beside it is decoded by one thread in any case.
+            is_light = mean_bytes <= _SMALL_BYTES or sum(job.nbytes > 0 for job in first) == 1
+            if len(first) > 1 and is_light:
+                self.work.transfer.run_small(later, min(parallel, len(first)))
+            else:
+                self.work.run((job.do for job in later), parallel)
 
     def read(self, record: ShardRecord, rows: slice | None = None) -> npt.NDArray[Any]:
         """Return all elements of one shard that lie within the array, or those of some of its rows.
@@ -263,17 +288,55 @@ class Reader:
         """Raise `ChangedError` unless the array is what is remembered of it."""
         self.work.read("tensorage_shards", {**self.work.identity, "numbers": []})
 
+    def _begin_check(self) -> Exchange | None:
+        """Return the same as an exchange."""
+        arguments = {**self.work.identity, "numbers": []}
+        return self.work.transfer.exchange("tensorage_shards", arguments, self.work.asked)
+
+    def _with_checked_records(
+        self, projections: Iterable[ShardProjection]
+    ) -> Iterator[tuple[ShardProjection, ShardRecord] | None]:
+        """Yield projections, each with the record of its shard, and once None if the array is still to be checked.
+
+        This leans on objects that are never changed. Records that are remembered name objects, or tails, that have the
+        elements of the array in the version that it was opened in, for as long as the database lets this version be
+        read. Records that are fetched are of an array that was checked by that request.
+        """
+        if self.records is not None:
+            if self.work.known is not None:
+                yield None
+            yield from self.with_records(projections)
+            return
+        layout, memory = self.codec.layout, self.work.transfer.records
+        source, is_checked = iter(projections), False
+        while page := list(islice(source, numbers_per_request(layout))):
+            numbers = [layout.number_of(projection.coords) for projection in page]
+            records = memory.find(self.dataset, numbers)
+            if missing := [number for number in numbers if number not in records]:
+                records.update(self._fetch_records(missing))
+            elif not is_checked:
+                yield None
+            is_checked = True
+            yield from zip(page, map(records.__getitem__, numbers), strict=True)
+
+    def _fetch_records(self, numbers: list[int]) -> dict[int, ShardRecord]:
+        records = fetch_records(self.work, self.codec.layout, numbers)
+        self.work.transfer.records.remember(self.dataset, records.values())
+        return records
+
     def _line(self) -> LineEstimate:
         return self.work.transfer.http.meter.estimate()
 
     def _jobs(self, projections: Iterable[ShardProjection], target: _Target) -> Iterator[_Job]:
-        if self.records is not None and self.work.known is not None:
-            # Objects are never changed. What is read of them is the array's if it is what is known, now or later.
-            yield _Job(0, self._check_known)
-        for projection, record in self.with_records(projections):
+        for found in self._with_checked_records(projections):
+            if found is None:
+                yield _Job(0, self._check_known, self._begin_check)
+                continue
+            projection, record = found
             for job in self._jobs_of(projection, record, target):
                 self._moved.append(job.nbytes)
-                yield _Job(job.nbytes, partial(self._run_job, job.do, projection, record, target))
+                again = partial(self._run_job, projection=projection, record=record, target=target)
+                yield _Job(job.nbytes, partial(again, job.do), partial(_with_end, job.begin, again))
 
     def _jobs_of(self, projection: ShardProjection, record: ShardRecord, target: _Target) -> Iterator[_Job]:
         """Fill the empty chunks of a shard, and yield jobs that fetch the others."""
@@ -293,7 +356,8 @@ class Reader:
                     members[number].append(piece)
         # Jobs are yielded, and not done here, so that ranges of several shards are fetched in parallel.
         for first, end, pieces in zip(joined.firsts, joined.ends, members, strict=True):
-            yield _Job(end - first, partial(self._fetch, record, first, end - first, pieces, target))
+            wanted = _Range(record, first, end - first, pieces, target)
+            yield _Job(wanted.nbytes, partial(self._fetch, wanted), partial(self._begin_fetch, wanted))
 
     def _pages(self, projection: ShardProjection) -> Iterator[tuple[ChunkProjection, Positions]]:
         """Yield the pages of a shard that are touched, each with the numbers of its touched chunks in the shard."""
@@ -338,19 +402,46 @@ class Reader:
         target.buffer[projection.buffer_selection] = self.codec.fill_value
         target.advance(projection.size * target.buffer.itemsize)
 
-    def _fetch(
-        self, record: ShardRecord, first: int, nbytes: int, pieces: list[_Piece], target: _Target
-    ) -> None:
-        memory = self._take_memory()
-        room = joined_room(max(len(piece.places) for piece in pieces))
-        data = memory.for_bytes(room + nbytes)
-        Bucket(self.work.transfer).get_into(self.dataset, record, first, data[room:].data)
-        for piece in pieces:
+    def _fetch(self, wanted: _Range) -> None:
+        memory, data = self._take_memory(wanted)
+        room = len(data) - wanted.nbytes
+        Bucket(self.work.transfer).get_into(self.dataset, wanted.record, wanted.first, data[room:].data)
+        self._take(wanted, memory, data)
+
+    def _begin_fetch(self, wanted: _Range) -> Exchange | None:
+        """Return the fetching of a range as an exchange, unless the catalogue has all of its bytes."""
+        memory, data = self._take_memory(wanted)
+        bucket, out = Bucket(self.work.transfer), data[len(data) - wanted.nbytes :].data
+        download = bucket.download(self.dataset, wanted.record, wanted.first, out)
+        if download is None:
+            self._idle.append(memory)
+            return None
+
+        def end(begun: Attempt) -> None:
+            bucket.finish(download, begun)
+            self._take(wanted, memory, data)
+
+        return Exchange(download.request, download.asked, end)
+
+    def _take_memory(self, wanted: _Range) -> tuple[_Memory, npt.NDArray[np.uint8]]:
+        """Return memory for a job, and the part of it that ends with the bytes of its range."""
+        try:
+            memory = self._idle.pop()
+        except IndexError:
+            memory = _Memory()
+        room = joined_room(max(len(piece.places) for piece in wanted.pieces))
+        return memory, memory.for_bytes(room + wanted.nbytes)
+
+    def _take(self, wanted: _Range, memory: _Memory, data: npt.NDArray[np.uint8]) -> None:
+        """Decode the chunks of a range, and give the memory back."""
+        record, target = wanted.record, wanted.target
+        fetched = _Fetched(data, wanted.first - (len(data) - wanted.nbytes))
+        for piece in wanted.pieces:
             projection = piece.projection
             # Chunks that are taken whole are decoded right into the buffer.
             place = projection.target(target.buffer)
             page = memory.for_page(projection.chunks, target.buffer.dtype) if place is None else place
-            self._decode(record, piece, _Fetched(data, first - room), page)
+            self._decode(record, piece, fetched, page)
             if place is None:
                 projection.take(page, target.buffer)
             target.advance(projection.size * target.buffer.itemsize)
@@ -393,12 +484,6 @@ class Reader:
             for first in range(0, high - low, each)
         )
 
-    def _take_memory(self) -> _Memory:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return _Memory()
-
     def _run_job(
         self, job: Callable[[], None], projection: ShardProjection, record: ShardRecord, target: _Target
     ) -> None:
@@ -422,7 +507,8 @@ class Reader:
     def _find_replacement(self, record: ShardRecord, lost: LostObjectError) -> ShardRecord:
         """Ask for the new object of a shard whose object is gone, as after an append. Raise if there is no new one."""
         number = record.number
-        now = fetch_records(self.work, self.codec.layout, [number])[number]
+        # Remembered, so that later reads of this version do not begin with the lost object.
+        now = self._fetch_records([number])[number]
         if now.name == record.name:
             raise self._lost_error(record, lost)
         return now
@@ -457,6 +543,17 @@ class Reader:
 
     def _where(self, record: ShardRecord) -> str:
         return describe_shard(self.codec.layout, record.number)
+
+
+def _with_end(
+    begin: Callable[[], Exchange | None], run: Callable[[Callable[[], None]], None]
+) -> Exchange | None:
+    """Return an exchange whose end is run by another function."""
+    exchange = begin()
+    if exchange is None:
+        return None
+    end = exchange.end
+    return exchange._replace(end=lambda begun: run(partial(end, begun)))
 
 
 def _is_scattered(projection: ShardProjection, layout: Layout) -> bool:

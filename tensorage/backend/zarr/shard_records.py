@@ -89,6 +89,11 @@ class ShardRecord:
         return self.nbytes + len(self.tail)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of memory that the record takes, about."""
+        return len(self.index) + len(self.tail) + 2 * _NAME_BYTES
+
+    @property
     def fingerprint(self) -> str:
         """Text that differs from that of any other content of the shard. The catalogue makes the same."""
         if not self.tail:
