@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 
 from benchmarks.bench import Bench
-from tensorage import TensorStore
 from benchmarks.measure import (
     Result,
     Timed,
@@ -22,6 +21,7 @@ from benchmarks.measure import (
     ratio,
     seconds,
 )
+from tensorage import TensorStore
 
 #: Arrays of one transaction, each of 10 kB.
 ARRAYS = 175
