@@ -189,7 +189,7 @@ class _Together:
             self._idle.append(connection)
             self._left.append(job.do)
             self._is_over = True
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             self._fail(sent, error)
 
     def _take_other_room(self, exchange: Exchange) -> bool:
