@@ -307,6 +307,19 @@ def test_a_token_is_renewed_once(serve: Callable[..., tuple[Client, Answers]]) -
     assert vars(client.http.login)["refused"] == ["Bearer 0"]
 
 
+def test_threads_open_connections_in_place_of_those_that_are_closed(
+    serve: Callable[..., tuple[Client, Answers]],
+) -> None:
+    closing = {"/0", "/1", "/2"}
+    client, server = serve(lambda path, _: good(path, *(["Connection: close"] if path in closing else [])))
+    client.run(PATHS)
+    assert client.got == {path: content(path) for path in PATHS}
+    assert server.came == dict.fromkeys(PATHS, 1)
+    # Not one after the other, on the one connection that is still open.
+    assert len(client.by_threads) > len(PATHS) // 2
+    assert_at_rest(client.http)
+
+
 def test_no_more_is_sent_after_a_fault(serve: Callable[..., tuple[Client, Answers]]) -> None:
     client, _ = serve(lambda path, count: refusal(503, b"{}") if count == 1 else good(path))
     client.run(PATHS)

@@ -112,6 +112,7 @@ class _Together:
         self._selector = selectors.DefaultSelector()
         self._left: list[Callable[[], None]] = []
         self._is_over = False
+        self._closed = 0
 
     def do(self, jobs: Iterator[Job]) -> list[Callable[[], None]]:
         """Do jobs until there are no more, or until one has no good answer, and return what is left of those begun."""
@@ -188,7 +189,7 @@ class _Together:
             self._idle.append(connection)
             self._left.append(job.do)
             self._is_over = True
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             self._fail(sent, error)
 
     def _take_other_room(self, exchange: Exchange) -> bool:
@@ -238,10 +239,14 @@ class _Together:
 
     def _keep(self, connection: Connection) -> None:
         """Keep a connection for the next request, unless it was closed."""
-        if connection.is_closed:
-            self._give_back([connection])
-        else:
+        if not connection.is_closed:
             self._idle.append(connection)
+            return
+        self._give_back([connection])
+        self._closed += 1
+        # A server may close connections after so many requests, all at about the same time: threads open others.
+        if self._closed > len(self._idle) + len(self._under_way):
+            self._is_over = True
 
     def _finish(self, sent: _Sent, wait_s: float | None, nbytes: int) -> None:
         del self._under_way[sent.connection]
