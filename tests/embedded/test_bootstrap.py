@@ -207,3 +207,19 @@ def test_cluster_without_a_server_is_stopped(tmp_path: Path) -> None:
         check=True,
     )
     assert "shut down" in state.stdout
+
+
+def test_a_folder_of_an_older_server_gets_the_functions_of_this_one(
+    backend: control.Running, database: Connection
+) -> None:
+    database.execute("drop schema embedded cascade")
+    database.commit()
+    assert not asyncio.run(bootstrap(backend.superuser_url, {}))
+    roles = ["authenticator", "anon", "authenticated", "service_role", "supabase_auth_admin"]
+    function = "embedded.find_object(text, text, text, text, text, text)"
+    rows = database.execute(
+        "select role from unnest(%s::text[]) role where has_function_privilege(role, %s, 'execute')",
+        [roles, function],
+    )
+    # It takes roles, which is the right of this one alone.
+    assert [role for (role,) in rows.fetchall()] == ["authenticator"]
