@@ -89,7 +89,8 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         #: Exchanges in the order in which they began, without those of signing in and out.
         self.exchanges: list[Exchange] = []
-        self._ends = threading.Event()
+        # Shut down at the end, which wakes all threads: until then they wait without looking for it.
+        self._end, self._ended = socket.socketpair()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -102,9 +103,12 @@ class Proxy:
         exchanges += self.exchanges[before:]
 
     def close(self) -> None:
-        self._ends.set()
+        # To close it would not do: children that were forked have it, too.
+        self._end.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+        self._end.close()
+        self._ended.close()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -147,8 +151,8 @@ class Proxy:
                         return
 
     def _ready(self, *sockets: socket.socket) -> Iterator[socket.socket]:
-        while not self._ends.is_set():
-            yield from select.select(sockets, [], [], 0.1)[0]
+        while self._ended not in (ready := select.select([*sockets, self._ended], [], [])[0]):
+            yield from ready
 
     def _began(self, head: bytes) -> Exchange:
         method, target, _ = head.split(b" ", 2)
