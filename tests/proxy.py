@@ -26,6 +26,7 @@ class Exchange:
     sent_bytes: int = 0
     received_bytes: int = 0
     beginning: bytes = b""
+    is_answered: bool = False
     method: str = ""
 
     @property
@@ -138,6 +139,7 @@ class Proxy:
                     if source is server:
                         if begins and self._loses_answer(exchange):
                             return
+                        exchange.is_answered = True
                         exchange.received_bytes += len(body)
                         client.sendall(self._changes_answer(data) if begins else data)
                     else:

@@ -310,8 +310,19 @@ def test_a_token_is_renewed_once(serve: Callable[..., tuple[Client, Answers]]) -
 def test_threads_open_connections_in_place_of_those_that_are_closed(
     serve: Callable[..., tuple[Client, Answers]],
 ) -> None:
-    closing = {"/0", "/1", "/2"}
-    client, server = serve(lambda path, _: good(path, *(["Connection: close"] if path in closing else [])))
+    closing, closed, are_closed = {"/0", "/1", "/2"}, set[str](), threading.Event()
+
+    def answer(path: str, _: int) -> bytes:
+        if path not in closing:
+            # The one connection that stays open is not the quickest.
+            are_closed.wait()
+            return good(path)
+        closed.add(path)
+        if closed == closing:
+            are_closed.set()
+        return good(path, "Connection: close")
+
+    client, server = serve(answer)
     client.run(PATHS)
     assert client.got == {path: content(path) for path in PATHS}
     assert server.came == dict.fromkeys(PATHS, 1)

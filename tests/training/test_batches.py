@@ -326,7 +326,7 @@ class TestRequests:
         def note(exchange: Exchange) -> bool:
             with lock:
                 kind = int(exchange.is_download)
-                if exchange.received_bytes:
+                if exchange.is_answered:
                     under_way[kind].discard(id(exchange))
                 else:
                     under_way[kind].add(id(exchange))

@@ -340,6 +340,8 @@ class Http:
             if not taken or not isinstance(pool, OwnPool):
                 return once.by_urllib3(pool)
             try:
+                # urllib3 counts the requests that it makes.
+                pool.num_requests += 1
                 return once.plainly(taken[0])
             finally:
                 pool.give_back(taken)

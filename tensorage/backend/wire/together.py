@@ -181,6 +181,7 @@ class _Together:
             headers = complete_headers(request, self._http.login.headers())
             self._under_way[connection] = sent = sent._replace(authorization=headers.get("Authorization", ""))
             connection.sock.settimeout(READ_TIMEOUT_S)
+            self._pool.num_requests += 1
             connection.send_plainly(request, self._base + request.path, headers)
             self._selector.register(connection.sock, selectors.EVENT_READ, connection)
         except BackendUnavailableError:
