@@ -10,7 +10,9 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,10 @@ from tensorage.types import Engine
 
 # Every server that a test starts, in whatever process, ends with this one, also when this one is killed.
 os.environ[ENDS_WITH_VARIABLE] = str(os.getpid())
+
+# A run in the background of a shell ignores Ctrl-C, and so would every process that it starts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test keeps a login in the developer's own keyring, in whatever process.
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"

@@ -53,14 +53,18 @@ def environment_of(data_dir: Path, home: Path) -> dict[str, str]:
 
 def execute(notebook: Any, environment: dict[str, str], folder: Path) -> Any:
     """The notebook with the outputs of a fresh run. Raises if a cell does."""
-    client = NotebookClient(
-        notebook,
-        timeout=TIMEOUT_S,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(folder)}},
-    )
-    client.execute(env=environment)
+    with tempfile.TemporaryDirectory(prefix="kernel") as sockets:
+        client = NotebookClient(
+            notebook,
+            timeout=TIMEOUT_S,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(folder)}},
+        )
+        # By sockets in a folder: of ports that are free when they are chosen, another process may take one.
+        manager = client.create_kernel_manager()
+        manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
+        client.execute(env=environment)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
