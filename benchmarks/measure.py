@@ -99,16 +99,18 @@ class _Counter(logging.Handler):
 
 
 def count_requests(action: Callable[[], object]) -> int:
-    """Count the HTTP requests of an action. tensorage and h5pyd both send them by urllib3."""
-    logger = logging.getLogger("urllib3.connectionpool")
-    counter, level = _Counter(), logger.level
-    logger.addHandler(counter)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
+    """Count the HTTP requests of an action. h5pyd sends them by urllib3, and tensorage small ones past it."""
+    loggers = [logging.getLogger(name) for name in ("urllib3.connectionpool", "tensorage.backend.wire.http")]
+    counter, levels = _Counter(), [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(counter)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
     try:
         action()
     finally:
-        logger.removeHandler(counter)
-        logger.setLevel(level)
-        logger.propagate = True
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(counter)
+            logger.setLevel(level)
+            logger.propagate = True
     return counter.count

@@ -450,6 +450,8 @@ def read_plainly(request: Request, response: HTTPResponse, asked: str) -> Answer
     OSError, http.client.HTTPException
         If the connection ends before the answer.
     """
+    # urllib3 logs the requests that it makes in the same way.
+    logger.debug('"%s %s HTTP/1.1" %s', request.method, request.path, response.status)
     headers = cast("Mapping[str, str]", response.headers)
     if not 200 <= response.status < 300:
         return request.read_fault(response.status, response.read(), headers.get("Retry-After"))
