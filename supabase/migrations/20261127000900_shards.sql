@@ -178,7 +178,8 @@ $$;
 -- request behind its first `tails_at`. Raises unless these are the shards that the dataset must have.
 create or replace function tensorage.insert_tails(d public.datasets, shards json, request bytea, tails_at int, count bigint)
 returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+-- Planned once: PostgreSQL takes a plan for any request for dearer, since it does not know how many shards there are.
+language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
 declare
   numbers int8range := tensorage.staged_shards(d);
   most_index bigint := 16 * tensorage.chunks_of_shard(d.zarr) + 2;
