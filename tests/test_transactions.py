@@ -19,6 +19,7 @@ from proxy import Exchange, Proxy
 import tensorage
 from tensorage import TensorStore
 from tensorage.backend.entries import EntryMemory
+from tensorage.transactions.recorder import Recorder
 from tensorage.transactions.transaction import Transaction
 from tensorage.types import Dataset, Engine
 
@@ -227,6 +228,32 @@ class TestTransaction:
         assert store["log"][:, 7].tolist() == [0, *[1] * 3, *[2] * rows]
         assert store["x"] == 1
         assert store.usage().arrays == len(store)
+
+    def test_an_append_of_fill_values_goes_behind_those_of_others(self, store: TensorStore) -> None:
+        """Nothing of them travels."""
+        store["log"] = [5]
+        change(store, append("log", [0]), lambda _: store.append("log", [6]))
+        assert store["log"].tolist() == [5, 6, 0]
+
+    def test_an_append_to_an_array_that_was_taken_for_one_of_the_database(
+        self, session: tensorage.BackendSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The end of the transaction tells that it is in Storage, and others append right then."""
+        store = TensorStore(session, quiet=True, engine="storage")
+        store["log"] = [0]
+        commit, tries = Recorder.commit, list[float]()
+
+        def commit_late(recorder: Recorder, open_for_s: float) -> None:
+            tries.append(open_for_s)
+            if len(tries) == 2:
+                store.append("log", [1])
+            commit(recorder, open_for_s)
+
+        monkeypatch.setattr(Recorder, "commit", commit_late)
+        change(replace(store, engine="database"), append("log", [2]))
+        assert store["log"].tolist() == [0, 1, 2]
+        assert len(tries) == 3
+        store.clear()
 
     def test_an_append_goes_to_the_array_that_has_taken_the_place(self, overwriting: TensorStore) -> None:
         store = overwriting

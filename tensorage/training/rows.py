@@ -163,9 +163,9 @@ class _Block:
         is_same = (self.dataset.id, self.dataset.version) == (dataset.id, dataset.version)
         return is_same and self.first <= row < self.first + self.count
 
-    def believe(self, array: OpenArray) -> None:
-        """Begin to believe the rows, just seen to be those of the array."""
-        self.changes = array.arrays.changes
+    def believe(self, changes: int) -> None:
+        """Begin to believe the rows, just seen to be those of the array after so many changes."""
+        self.changes = changes
         self.believed_until = time.monotonic() + _BELIEVED_S
         self.given = bytearray(self.count)
 
@@ -289,9 +289,9 @@ class RowsAhead:
             block.given[place] = 1
             found = block.rows[place]
             return found.copy() if block.are_views else found
-        if not array.size or not array.shape or not -len(array) <= row < len(array):
+        rows = array.shape[0] if array.shape else 0
+        if not array.size or not -rows <= row < rows:
             return array.read(row)
-        rows = len(array)
         return self._read_known(array, row % rows)
 
     def _read_known(self, array: OpenArray, row: int) -> Any:
@@ -303,7 +303,8 @@ class RowsAhead:
         begun = time.perf_counter()
         # A look at the array may find that it has another one.
         shape = array.shape
-        wanted, chunk = self._wanted(array, row), _chunk_of(array, row)
+        chunk = _chunk_of(array, row)
+        wanted = self._wanted(array, row, chunk)
         is_single = wanted is None or wanted == chunk
         places = self._find_places(array, row if chunk is None else chunk.start) if is_single else None
         block = None if wanted is None else _read_block(array, wanted, shape, places)
@@ -357,11 +358,10 @@ class RowsAhead:
             self._block = self._places = None
             self._forget_singles()
             return False
-        block.believe(array)
-        block.changes = changes
+        block.believe(changes)
         return True
 
-    def _wanted(self, array: OpenArray, row: int) -> slice | None:
+    def _wanted(self, array: OpenArray, row: int, chunk: slice | None) -> slice | None:
         """Return the rows that are worth while to be read with a row, None for none."""
         nbytes, rows = array.nbytes, len(array)
         is_recent = time.monotonic() - self._last_at <= _PAUSE_S
@@ -369,7 +369,6 @@ class RowsAhead:
         # The bound on over-read allows for these bytes even with a few rows.
         if nbytes <= MAX_GAP_BYTES:
             return slice(0, rows) if singles else None
-        chunk = _chunk_of(array, row)
         # With a row of Storage, others came along already.
         is_in_order = row == self._last + 1 and singles >= (_SINGLES_IN_ORDER if chunk is None else 1)
         chunk_bytes = 0 if chunk is None else nbytes // rows * (chunk.stop - chunk.start)

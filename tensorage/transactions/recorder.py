@@ -52,6 +52,11 @@ class Step:
     request: bytes = b""
     locks: Mapping[str, list[Any]] = field(default_factory=dict)
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether its elements were sent before, and it commits them alone."""
+        return bool(self.described["function"] == "tensorage_commit")
+
     @cached_property
     def size(self) -> int:
         """Bytes of elements that the step brings along."""
@@ -213,7 +218,7 @@ class Recorder(Transfer):
         if step.described["function"] == "tensorage_append_tails":
             told = [(shard["number"], shard.get("based_on")) for shard in step.described["shards"]]
             return step.described["data_id"], step.described["base_rows"], *told
-        if step.described["function"] == "tensorage_commit":
+        if step.is_staged:
             _, begun_by = self._begun[step.described["data_id"]]
             if "base_rows" in begun_by:
                 return begun_by["data_id"], begun_by["base_rows"]

@@ -148,6 +148,8 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
+        #: Positions of those that were recorded again once their array was known.
+        self._told: set[int] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -264,7 +266,7 @@ class Transaction:
         # Storage, others may append meanwhile. Large rows are not uploaded twice without their user's knowing.
         step = self._recorder.steps[position]
         is_small = isinstance(rows, np.ndarray) and rows.nbytes <= MAX_REQUEST_BYTES
-        if step.request or step.size or (is_small and self._recorder.base_of(step) is not None):
+        if not step.is_staged or (is_small and self._recorder.base_of(step) is not None):
             kept = copy.deepcopy(rows)
             self._appends[position] = (step.key, lambda: self._store.append(key, kept))
 
@@ -299,34 +301,36 @@ class Transaction:
         ChangedError
             The conflict, if it is none of these appends.
         """
-        recorder, steps, has_moved = self._recorder, self._recorder.steps, False
-        for position, (_, append) in sorted(self._appends.items()):
-            before = steps[position]
+        recorder, has_moved = self._recorder, False
+        for position, (key, append) in sorted(self._appends.items()):
+            before = recorder.steps[position]
             base = recorder.base_of(before)
-            if base is None:
-                continue
-            recorder.steps = steps[:position]
-            append()
-            has_moved |= recorder.base_of(recorder.steps[position]) != base
-            recorder.drop(before, conflict)
-            steps = recorder.steps + steps[position + 1 :]
-        recorder.steps = steps
+            if base is not None:
+                if position in self._told:
+                    # The recorder knows it as it was when the end told of it, and would not look again.
+                    self._store.arrays.open(key)
+                self._replace_step(position, append)
+                has_moved |= recorder.base_of(recorder.steps[position]) != base
+                recorder.drop(before, conflict)
         if not has_moved:
             raise conflict
+
+    def _replace_step(self, position: int, append: Callable[[], None]) -> None:
+        """Put the step that an append records in place of another one."""
+        steps = self._recorder.steps
+        self._recorder.steps = steps[:position]
+        append()
+        self._recorder.steps += steps[position + 1 :]
 
     def _record_again(self, description: Mapping[str, Any]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
         self._recorder.know(description)
-        steps, done = self._recorder.steps, False
-        for position in sorted(self._appends):
-            key, append = self._appends[position]
-            if key == description["key"]:
-                del self._appends[position]
-                self._recorder.steps = steps[:position]
-                append()
-                steps = self._recorder.steps + steps[position + 1 :]
+        done = False
+        for position, (key, append) in sorted(self._appends.items()):
+            if key == description["key"] and position not in self._told:
+                self._told.add(position)
+                self._replace_step(position, append)
                 done = True
-        self._recorder.steps = steps
         return done
 
     def _check(self, key: str, value: object) -> None:
