@@ -293,6 +293,9 @@ class TestInterrupts:
             bg["x"] = [1]
             gate.wait_for(1)
         assert "deleting 'not there' failed: KeyNotFoundError: " in notes(raised.value)
+        gate.open()
+        bg.close()
+        assert gated["x"].tolist() == [1]
 
 
 def wait_for_change(bg: BackgroundWriter) -> None:
