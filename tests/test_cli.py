@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from programs import python
 from project import Project, User
 
 from tensorage import BackendSession, TensorStore
@@ -25,7 +26,7 @@ from tensorage.migrations import migration_files
 
 def tensorage(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tensorage.cli", *map(str, arguments)],
+        [*python(), "-m", "tensorage.cli", *map(str, arguments)],
         input=stdin, capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
 
