@@ -119,7 +119,7 @@ class _Programs:
                 elif key.data is None:
                     self._tell_of_the_end(key.fd)
                 else:
-                    # Who started the program was killed.
+                    # The client that waits for the program was killed.
                     self._selector.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
 

@@ -205,7 +205,7 @@ def test_sync_sends_all_though_nobody_listens(
     listener, stderr = os.pipe()
     os.close(listener)
     login = {"SUPABASE_URL": project.url, "SUPABASE_KEY": project.key, "USER_PASSWORD": user.password}
-    command = [sys.executable, "-m", "tensorage.cli", "sync", str(folder)]
+    command = [*python(), "-m", "tensorage.cli", "sync", str(folder)]
     environment = {**os.environ, **login, "USER_EMAIL": user.email}
     sent = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False, env=environment)
     os.close(stderr)
