@@ -128,7 +128,9 @@ def _without_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
 def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One for all processes of a run: where there are several, each has a folder in that of the run."""
     base = tmp_path_factory.getbasetemp()
-    servers.set_template((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template")
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    servers.set_template(base / "template")
+    clusters.set_templates(base / "clusters")
 
 
 @pytest.fixture(scope="session")
