@@ -119,7 +119,8 @@ class Transaction:
 
     Nothing of the transaction can be read before its end. Appends of several transactions to one array all land; in
     Storage, those of more than 8 MiB may meet others. An array that a transaction assigns to, replaces or deletes must
-    not be changed by others while it is open: the first one wins, and the other one gets `ChangedError`.
+    not be changed by others while it is open: the first one wins, and the other one gets `ChangedError`. An array that
+    is replaced or deleted unread may change while the last request is on its way: the transaction then comes second.
 
     Raises
     ------
