@@ -30,7 +30,7 @@
 -- Sweeping waits for nobody: it passes by rows that are locked. It comes behind all waiting as well: a request that looked before an
 -- array was replaced may wait for the row that is being swept.
 
--- Schemas 1 to 5 were never released, and no migration leads from them: their tables would be left as they are, and their
+-- Schemas 1 to 6 were never released, and no migration leads from them: their tables would be left as they are, and their
 -- functions replaced. This stands before all else, so that nothing has changed when it raises.
 do $$
 declare
