@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 __all__ = ["circles_in", "imports_of", "modules_below", "private_uses"]
@@ -78,9 +78,9 @@ def circles_in(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 def private_uses(path: Path) -> Iterator[str]:
     """Yield the places where a file uses a private name that it does not define."""
-    tree = ast.parse(path.read_text())
-    own = set(_definitions(tree))
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    own = set(_definitions(nodes))
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tensorage":
             for alias in node.names:
                 if _is_private(alias.name):
@@ -106,9 +106,9 @@ def _targets(name: str, path: Path, modules: Mapping[str, Path]) -> Iterator[str
                     yield node.module
 
 
-def _definitions(tree: ast.AST) -> Iterator[str]:
-    """Yield every name that a module gives to a function, a class, a variable or an attribute."""
-    for node in ast.walk(tree):
+def _definitions(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield every name that the nodes of a module give to a function, a class, a variable or an attribute."""
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

@@ -26,6 +26,7 @@ import psycopg
 import pytest
 import servers
 from forks import fork
+from processes import PROCESSES
 from project import Project
 
 from tensorage import AuthenticationError, BackendSession
@@ -176,9 +177,7 @@ class TestALoginThatIsGone:
         project = Project(short.api_url, short.anon_key)
         user = project.register()
         ours, theirs = multiprocessing.Pipe()
-        lender = multiprocessing.get_context("spawn").Process(
-            target=lend_and_wait, args=(project, user, theirs)
-        )
+        lender = PROCESSES.Process(target=lend_and_wait, args=(project, user, theirs))
         lender.start()
         copied = pickle.loads(ours.recv_bytes())
         assert list(copied()) == []
@@ -195,9 +194,7 @@ class TestALoginThatIsGone:
         project = Project(short.api_url, short.anon_key)
         user = project.register()
         ours, theirs = multiprocessing.Pipe()
-        lender = multiprocessing.get_context("spawn").Process(
-            target=lend_and_wait, args=(project, user, theirs)
-        )
+        lender = PROCESSES.Process(target=lend_and_wait, args=(project, user, theirs))
         lender.start()
         copied = pickle.loads(ours.recv_bytes())
         token = copied.login.loan.token

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import http.server
 import logging
-import multiprocessing
 import os
 import pickle
 import socket
@@ -23,7 +22,9 @@ import numpy as np
 import psycopg
 import pytest
 import servers
+import workers
 from forks import fork
+from processes import PROCESSES
 from project import IS_ELSEWHERE, Project, User
 
 import supabase
@@ -628,8 +629,8 @@ class TestProcesses:
         assert user.password.encode() not in pickled
         assert session.login.session.refresh_token.encode() not in pickled
 
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(_use, (what, pickled)) == ([0, 1, 2], user.id, b"text")
+        with PROCESSES.Pool(1) as pool:
+            assert pool.apply(workers.use_pickled_thing, (what, pickled)) == ([0, 1, 2], user.id, b"text")
         assert logins() == 1
         session.refresh()
 
@@ -644,15 +645,6 @@ class TestProcesses:
         del copied
         gc.collect()
         assert logins() == 1
-
-
-def _use(what: str, pickled: bytes) -> tuple[list[int], str, bytes]:
-    thing = pickle.loads(pickled)
-    tensor = {"session": lambda: thing().open("x"), "store": lambda: thing.x, "tensor": lambda: thing}[what]()
-    session = tensor.arrays.project.backend
-    with session.storage() as storage:
-        storage.upload_file("a.txt", "text")
-        return tensor[...].tolist(), session.user_id, storage.download_file("a.txt")
 
 
 def test_a_store_that_another_thread_collects_does_not_hold_it_up(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import dask
 import dask.array
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 import xarray
 import zarr
+from processes import preloading
 from project import Project, User
 from proxy import Exchange, Proxy
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
@@ -431,6 +433,14 @@ def test_dask_opens_it(store: TensorStore) -> None:
         assert lazy[3:8].sum().compute() == array[3:8].sum()
 
 
+@pytest.fixture(scope="module")
+def _processes_of_dask() -> Iterator[None]:
+    """The processes that dask starts are forked from one that has loaded what they need."""
+    with preloading("dask.array"), dask.config.set({"multiprocessing.context": "forkserver"}):
+        yield
+
+
+@pytest.mark.usefixtures("_processes_of_dask")
 def test_processes_of_dask_read_it(store: TensorStore) -> None:
     array = numbers((10, 7))
     write(store, "a", array, chunks=(2, 3), shards=(4, 6))

@@ -164,3 +164,13 @@ def keys_of_pickled(pickled: bytes) -> list[str]:
     """Return the keys of the user of another process's session."""
     session: BackendSession = pickle.loads(pickled)
     return list(session())
+
+
+def use_pickled_thing(what: str, pickled: bytes) -> tuple[list[int], str, bytes]:
+    """Read an array, and keep a file, by what another process pickled: return what is read, and whose it is."""
+    thing = pickle.loads(pickled)
+    tensor = {"session": lambda: thing().open("x"), "store": lambda: thing.x, "tensor": lambda: thing}[what]()
+    session = tensor.arrays.project.backend
+    with session.storage() as storage:
+        storage.upload_file("a.txt", "text")
+        return tensor[...].tolist(), session.user_id, storage.download_file("a.txt")

@@ -223,9 +223,9 @@ create table if not exists public.datasets (
   -- numpy has no more than 64 axes.
   shape bigint[] not null
     check (array_position(shape, null) is null and 0 <= all (shape) and cardinality(shape) <= 64),
-  -- In the form that tensorage.itemsize knows.
-  dtype text not null check (tensorage.itemsize(dtype) between 1 and 1048576),
-  itemsize int not null generated always as (tensorage.itemsize(dtype)) stored,
+  -- In the form that tensorage.itemsize knows. The check asks the column, which every change of a row has at hand.
+  dtype text not null,
+  itemsize int not null generated always as (tensorage.itemsize(dtype)) stored check (itemsize between 1 and 1048576),
   -- Stored, since reads and reservations ask for it. A generated column cannot be computed from another one (itemsize).
   nbytes numeric not null
     generated always as (tensorage.elements(shape)::numeric * tensorage.itemsize(dtype)) stored,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import sys
@@ -21,6 +20,7 @@ import psycopg
 import pytest
 import servers
 from leftovers import assert_only_arrays_are_kept
+from processes import PROCESSES, preloading
 from project import Project, User
 from proxy import Proxy
 
@@ -57,10 +57,23 @@ SHAPES = [
 LAYOUTS = [np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.arange(12.0).reshape(3, 4))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> Iterator[None]:
+    """A fork server that has loaded dask, too."""
+    # dask would have the processes of all other tests load what those of its own need.
+    with pytest.MonkeyPatch.context() as patch, preloading("dask.array", "distributed", "distributed.nanny"):
+        patch.setattr(distributed.utils, "_forkserver_preload_set", True)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[distributed.Client]:
     """Two workers in processes of their own."""
-    settings = {"distributed.worker.daemon": False, "distributed.admin.log-format": "%(message)s"}
+    settings = {
+        "distributed.worker.daemon": False,
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.admin.log-format": "%(message)s",
+    }
     with (
         dask.config.set(settings),
         distributed.LocalCluster(
@@ -81,7 +94,7 @@ def cluster() -> Iterator[distributed.Client]:
 @pytest.fixture(scope="module")
 def pools() -> Iterator[dict[str, Executor | None]]:
     """Each scheduler of dask with its pool: by itself, the one of processes would start them anew each time."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(2, PROCESSES) as processes:
         yield {"synchronous": None, "threads": None, "processes": processes}
 
 

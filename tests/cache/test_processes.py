@@ -14,13 +14,13 @@ import cache_folder
 import cache_workers
 import numpy as np
 import pytest
+from processes import PROCESSES
 from project import Project, User
 from proxy import Proxy
 
 import tensorage
 from tensorage import Tensor, TensorStore
 
-_SPAWN = multiprocessing.get_context("spawn")
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -32,7 +32,7 @@ def test_a_second_process_moves_nothing(
     cache_workers.assert_same(watched.open("x").cached(folder), array, 0)
     through = Project(proxy.url, project.key)
     with proxy.counted() as exchanges:
-        process = _SPAWN.Process(target=cache_workers.read_epoch, args=(through, user, "x", folder, 1))
+        process = PROCESSES.Process(target=cache_workers.read_epoch, args=(through, user, "x", folder, 1))
         process.start()
         process.join()
     assert process.exitcode == 0
@@ -40,14 +40,14 @@ def test_a_second_process_moves_nothing(
     assert {exchange.kind for exchange in exchanges} <= {"version", "open"}
 
 
-@pytest.mark.parametrize("kind", ["spawn", "fork"])
+@pytest.mark.parametrize("kind", ["forkserver", "fork"])
 def test_a_handle_works_in_other_processes(store: TensorStore, folder: Path, kind: str) -> None:
     array = cache_workers.array()
     store["x"] = array
     cached = store.open("x").cached(folder)
     # Some is mapped before, and some is read by one process while another one does.
     np.testing.assert_array_equal(cached[:100], array[:100])
-    context = _SPAWN if kind == "spawn" else _FORK
+    context = PROCESSES if kind == "forkserver" else _FORK
     processes = [context.Process(target=cache_workers.read_handle, args=(cached, seed)) for seed in range(3)]
     for process in processes:
         process.start()
