@@ -205,8 +205,8 @@ def abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
         hurry.begin()
     try:
         with end_waits_on(hurry):
-            transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
-            sweep(transfer, {"objects_left": dataset.engine == "storage"})
+            left = transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
+            sweep(transfer, {"left": left, "objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:
         # The caller is about to get the error of the write, which matters more.
         logger.info("what was staged of %r stays for a day: %s", dataset.key, error)

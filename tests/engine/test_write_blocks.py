@@ -41,6 +41,8 @@ def short(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> TensorStore:
 
 
 def assert_nothing_is_stored(store: TensorStore, database: Sql) -> None:
+    # The session sweeps behind the caller's back.
+    store.backend.transfer.finish(30)
     assert leftovers.objects_of(database, store.backend.user_id) == []
     for table in ("datasets", "tensors", "shards"):
         row = database.execute(
