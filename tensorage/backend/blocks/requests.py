@@ -28,10 +28,10 @@ from tensorage.indexing.runs import (
 )
 from tensorage.model.fields import Fields
 
+__all__ = ["describe_runs", "fetch_fields", "fetch_runs", "send_patches", "send_runs"]
+
 #: Bytes of a run from which on a function of its own reads it faster.
 LONG_RUN_BYTES = 1024 * 1024
-
-__all__ = ["describe_runs", "fetch_fields", "fetch_runs", "send_patches", "send_runs"]
 
 
 def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advance) -> None:
