@@ -115,7 +115,7 @@ begin
                          where s.can_write and s.reader in ('', tensorage.address_of(w.writer)))
       for update of w skip locked));
   if found then
-    perform tensorage.sweep(256);
+    perform tensorage.sweep(256, 1048576);
   end if;
 end
 $$;

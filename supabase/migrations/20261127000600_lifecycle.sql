@@ -147,7 +147,7 @@ begin
     'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
     'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'append', append, 'operation', operation, 'zarr', zarr,
     'owner', owner));
-  perform tensorage.sweep(64);
+  perform tensorage.sweep_on_the_way();
   return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
@@ -174,7 +174,7 @@ begin
       tensorage_begin_assign.operation, target.id, target.version, target.fill, now() + interval '1 day')
     returning * into d;
   perform tensorage.begin_staging(d);
-  perform tensorage.sweep(64);
+  perform tensorage.sweep_on_the_way();
   return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
@@ -229,7 +229,7 @@ begin
     return before;
   end if;
   d := tensorage.stage_append(data_id, shape, base_rows, operation, known, false);
-  perform tensorage.sweep(64);
+  perform tensorage.sweep_on_the_way();
   return tensorage.answer(null, tensorage.describe(d));
 end
 $$;
@@ -269,7 +269,7 @@ begin
   if found then
     perform tensorage.end_staging(data_id);
   end if;
-  return tensorage.sweep(256);
+  return tensorage.sweep(256, 1048576);
 end
 $$;
 
@@ -521,7 +521,7 @@ begin
   perform tensorage.end_shares(array[key]);
   perform tensorage.note(auth.uid(), 'deleted', key);
   return tensorage.answer(operation, json_build_object(
-    'id', removed, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+    'id', removed, 'left', tensorage.sweep(256, 1048576), 'objects_left', tensorage.objects_left()), must_fit => false);
 end
 $$;
 
@@ -563,7 +563,7 @@ begin
   perform tensorage.end_shares(keys);
   perform tensorage.note(me, 'deleted', k.key) from unnest(keys) k(key);
   return tensorage.answer(operation, json_build_object(
-    'keys', cardinality(ids), 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()), must_fit => false);
+    'keys', cardinality(ids), 'left', tensorage.sweep(256, 1048576), 'objects_left', tensorage.objects_left()), must_fit => false);
 end
 $$;
 

@@ -118,7 +118,7 @@ begin
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(d.shape));
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d))));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d)), octet_length($1)));
 end
 $$;
 

@@ -322,7 +322,7 @@ class Sweep(Operation):
             transfer = session.transfer
             transfer.call("tensorage_abort", {"data_id": declared.id}, f"giving up {self.key!r}")
             staging.sweep_rows(transfer)
-            staging.sweep(transfer, {"objects_left": 1})
+            staging.sweep_objects(transfer)
 
     def then(self, state: State) -> State:
         return state

@@ -156,6 +156,8 @@ READING = [
         "tensorage_read", "shared", Kind.READ, {"rows": [0, 3, 6, 9], "runs": [0], "run_length": 3}, "rows"
     ),
     _reads("tensorage_read", "private", Kind.READ_PRIVATE, {"rows": [0], "runs": [0], "run_length": 12}),
+    _reads("tensorage_read_run", "shared", Kind.READ, {"first": 0, "elements": 12}, "rows"),
+    _reads("tensorage_read_run", "private", Kind.READ_PRIVATE, {"first": 0, "elements": 12}),
     _reads("tensorage_read_spans", "shared", Kind.READ, {"starts": [0, 5], "lengths": [5, 7]}, "rows"),
     _reads("tensorage_read_spans", "private", Kind.READ_PRIVATE, {"starts": [0, 5], "lengths": [5, 7]}),
     _reads("tensorage_read_fields", "shared", Kind.READ, _HALVES, "rows"),
