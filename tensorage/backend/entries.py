@@ -76,7 +76,7 @@ class EntryMemory:
             return found
 
     def used_since(self, owner: str | None, key: str, since: float) -> Dataset | None:
-        """Return the entry of an array, if a request of this thread has leaned on it or told of it since a time.
+        """Return the entry of an array if this thread's requests have used or refreshed it since `since`.
 
         The answer of another thread's request may be older than what this thread has stored meanwhile.
         """

@@ -225,7 +225,7 @@ class RaggedArrays:
         )
 
     def _append_objects(self, dataset: Dataset, data: Any, reopen: Callable[[], Dataset]) -> Dataset:
-        """Add samples to an array of Storage. They are in memory: whoever meets others at the end writes them anew."""
+        """Add samples to an array of Storage. They stay in memory: an append that loses a race is repeated."""
         ragged = _type_of(dataset)
         if ragged.is_list:
             _check_samples(dataset, data)

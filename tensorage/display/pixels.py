@@ -51,7 +51,7 @@ def shrink(numbers: npt.NDArray[np.float64], height: int, width: int) -> npt.NDA
 
 def colours_of(numbers: npt.NDArray[np.float64], low: float, high: float) -> Pixels:
     """Return the colours of a matrix of numbers between two bounds."""
-    # Halves: bounds may be as far apart as no float is.
+    # Halve first: `high - low` may overflow.
     span = high / 2 - low / 2
     with np.errstate(invalid="ignore", over="ignore"):
         part = np.clip((numbers / 2 - low / 2) / span if span > 0 else numbers - numbers, 0, 1)

@@ -78,5 +78,5 @@ def with_options(entry: Entry, attrs: Mapping[str, Any] | None, dims: Any) -> En
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    # Nobody has such a value who has not loaded its library, and loading it takes long.
+    # Look only in `sys.modules`: importing a library is slow, and a value of it implies that it is loaded.
     return isinstance(value, getattr(sys.modules.get(module), name, ()))

@@ -131,7 +131,8 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _is_tensor(data: object) -> bool:
-    """Tell whether data are a tensor of PyTorch. Nobody has one who has not loaded PyTorch."""
+    """Tell whether data are a tensor of PyTorch."""
+    # Look only in `sys.modules`: importing PyTorch is slow, and a tensor implies that it is loaded.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(data, torch.Tensor)
 

@@ -306,7 +306,7 @@ class Login:
     def _log_out(self) -> None:
         with self.lock:
             if self.loan is not None and not self.loan.is_of_process:
-                # It goes on for others: those who share what is kept, or the program that has given the token.
+                # Keep the login alive: other sessions, or the program that gave the token, still use it.
                 self.loan = self.sdk_client = None
             if self.session is None:
                 return

@@ -101,7 +101,10 @@ def _rows_of_block(array: OpenArray, most_bytes: int) -> tuple[int, int]:
 
 
 def _chunk_of(array: OpenArray, row: int) -> slice | None:
-    """Return the rows whose elements travel with those of a row anyway: in Storage, those of its chunks."""
+    """Return the rows of the chunk that holds a row; None in the database, or if the chunk is of no use.
+
+    A chunk is of no use if it has a single row, or more than may be kept.
+    """
     if array.dataset.engine != "storage":
         return None
     rows, unit = _rows_of_block(array, _MOST_KEPT_BYTES)
@@ -117,7 +120,7 @@ def _worth_bytes(array: OpenArray, took_s: float) -> int:
 
 
 def _gives_views(rows: npt.NDArray[Any] | list[Any]) -> bool:
-    """Tell whether rows have to be copied, so that each keeps nothing but itself in memory and may be changed.
+    """Tell whether rows are views of a block. Views are copied: a single row would keep the block in memory.
 
     Elements that are no records, and the samples of a list, are the caller's own already.
     """
@@ -249,7 +252,7 @@ class RowsAhead:
     and a loop that ends just then four times as long as it had to.
 
     A row that was asked for before, or after a change by the same session, is given only after a look whether the array
-    has changed, and any other at most a second after one. So that no loop that waits for a row to change waits in vain.
+    has changed, and any other at most a second after one. A loop that waits for a row to change therefore sees it.
 
     Threads that share a handle may read a block twice, and never get a wrong row.
     """
@@ -301,7 +304,7 @@ class RowsAhead:
             self._note(row)
             return block.give(row - block.first)
         begun = time.perf_counter()
-        # A look at the array may find that it has another one.
+        # Remember the shape: looking at the array may change it.
         shape = array.shape
         chunk = _chunk_of(array, row)
         wanted = self._wanted(array, row, chunk)

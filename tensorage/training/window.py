@@ -114,7 +114,7 @@ class WindowOrder:
         self._opening = max(cut.width // _OPENING, 2)
         self._count = -(-length // self._slab_rows)
         self._seed, self._epoch = seed, epoch
-        # The last slab, which may be shorter, has a place of its own among the others, which are all as long.
+        # Draw the last slab's place apart: it may be shorter, while all others have equal length.
         self._others = Shuffle(max(self._count - 1, 0), seed, epoch, "slabs")[:]
         self._last_place = int(self._chance("place", np.zeros(1, np.uint64), self._count)[0])
 

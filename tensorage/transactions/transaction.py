@@ -149,7 +149,7 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
-        #: Positions of those that were recorded again once their array was known.
+        #: Positions of appends that were recorded a second time, after their array's entry became known.
         self._told: set[int] = set()
 
     def __enter__(self) -> Transaction:

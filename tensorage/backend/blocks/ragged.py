@@ -49,10 +49,10 @@ __all__ = ["RaggedWriter", "fetch_lengths", "read_samples"]
 
 logger = logging.getLogger(__name__)
 
-#: Runs from which on it is looked for a way with fewer of them: each takes the server about 30 us to find.
+#: With at least this many runs, also plan with fewer: each takes the server about 30 us to find.
 _MANY_RUNS = 1024
 
-#: Bytes of an element are taken for this many times fewer then, so that few runs with more elements look cheaper.
+#: Divide the mean bytes of an element by this when planning again: cheaper over-read makes fewer, longer runs.
 _CHEAPER = 32
 
 #: Cost of an element to the client beyond its bytes, in bytes: each is an object of Python.

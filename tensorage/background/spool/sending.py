@@ -412,7 +412,7 @@ class Sender:
         except BaseException as error:  # noqa: BLE001 - noted beside the entry, and raised to the giver
             self._refuse(entry, lane, error)
         else:
-            # Outside: an error of whoever is told is none of the entry, which is gone.
+            # Called outside of `try`: an error in the callback is no failure of the entry, which is already deleted.
             self._on_done(entry)
 
     def _make(self, entry: EntryFile, stores: Stores) -> None:
