@@ -112,13 +112,13 @@ def shares(key: str | None, *, with_me: bool, as_json: bool, choice: Choice) -> 
 
 def _print(found: Sequence[Share], *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        print_json([_described(share) for share in found])
+        print_json([_describe(share) for share in found])
     elif found and not quiet:
         heads = ("key", "owner", "reader", "may", "until")
         print_table(heads, [_columns(share) for share in found])
 
 
-def _described(share: Share) -> dict[str, Any]:
+def _describe(share: Share) -> dict[str, Any]:
     end = share.expires_at
     return {
         "key": share.key, "owner": share.owner, "owner_id": share.owner_id, "reader": share.reader,

@@ -307,7 +307,7 @@ class RowsAhead:
         # Remember the shape: looking at the array may change it.
         shape = array.shape
         chunk = _chunk_of(array, row)
-        wanted = self._wanted(array, row, chunk)
+        wanted = self._choose_rows(array, row, chunk)
         is_single = wanted is None or wanted == chunk
         places = self._find_places(array, row if chunk is None else chunk.start) if is_single else None
         block = None if wanted is None else _read_block(array, wanted, shape, places)
@@ -364,7 +364,7 @@ class RowsAhead:
         block.believe(changes)
         return True
 
-    def _wanted(self, array: OpenArray, row: int, chunk: slice | None) -> slice | None:
+    def _choose_rows(self, array: OpenArray, row: int, chunk: slice | None) -> slice | None:
         """Return the rows that are worth while to be read with a row, None for none."""
         nbytes, rows = array.nbytes, len(array)
         is_recent = time.monotonic() - self._last_at <= _PAUSE_S

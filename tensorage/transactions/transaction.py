@@ -150,7 +150,7 @@ class Transaction:
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
         #: Positions of appends that were recorded a second time, after their array's entry became known.
-        self._told: set[int] = set()
+        self._recorded_again: set[int] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -307,7 +307,7 @@ class Transaction:
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
-                if position in self._told:
+                if position in self._recorded_again:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
                 self._replace_step(position, append)
@@ -328,8 +328,8 @@ class Transaction:
         self._recorder.know(description)
         done = False
         for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and position not in self._told:
-                self._told.add(position)
+            if key == description["key"] and position not in self._recorded_again:
+                self._recorded_again.add(position)
                 self._replace_step(position, append)
                 done = True
         return done

@@ -420,7 +420,7 @@ class Sender:
         try:
             change = entry.change()
         except DamagedFileError as error:
-            raise self.folder.damaged(entry.number, error) from error
+            raise self.folder.damaged_error(entry.number, error) from error
         if is_done and not change.has_steps:
             return
         with as_operation(entry.operation):
@@ -511,7 +511,7 @@ class Sender:
         first, last = self.folder.operations()
         done: set[str] = set()
         while True:
-            page = self._answered(first, last)
+            page = self._ask_answered(first, last)
             done.update(page)
             if len(page) < _PAGE:
                 break
@@ -521,9 +521,9 @@ class Sender:
             self._has_asked = True
 
     def _was_done(self, entry: EntryFile) -> bool:
-        return bool(self._answered(entry.operation, entry.operation))
+        return bool(self._ask_answered(entry.operation, entry.operation))
 
-    def _answered(self, first: str, last: str) -> list[str]:
+    def _ask_answered(self, first: str, last: str) -> list[str]:
         transfer = self._transfer()
         if transfer is None:
             return []

@@ -140,7 +140,7 @@ def busy() -> ApiError:
     return ApiError(503, "53200", message, hint="Try again in a moment", headers={"retry-after": "1"})
 
 
-def unfiltered(method: str) -> ApiError:
+def no_filter_error(method: str) -> ApiError:
     """Return the refusal of a change to every row, which hosted Supabase's `safeupdate` refuses, too."""
     command = {"PATCH": "UPDATE", "DELETE": "DELETE"}[method]
     return ApiError(400, "21000", f"{command} requires a WHERE clause")
