@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tensorage.backend.arrays import OpenArray
 from tensorage.backend.transfer import ChangeCount
 from tensorage.errors import ChangedError, KeyNotFoundError
-from tensorage.indexing.covering import MAX_GAP_BYTES
+from tensorage.indexing.covering import MAX_OVER_READ_BYTES
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset
 
@@ -370,7 +370,7 @@ class RowsAhead:
         is_recent = time.monotonic() - self._last_at <= _PAUSE_S
         singles = self._singles if is_recent else 0
         # The bound on over-read allows for these bytes even with a few rows.
-        if nbytes <= MAX_GAP_BYTES:
+        if nbytes <= MAX_OVER_READ_BYTES:
             return slice(0, rows) if singles else None
         # With a row of Storage, others came along already.
         is_in_order = row == self._last + 1 and singles >= (_SINGLES_IN_ORDER if chunk is None else 1)
