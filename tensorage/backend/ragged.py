@@ -58,7 +58,7 @@ class RaggedArrays:
     owner
         Owner of the arrays. None for this user.
     known
-        What is remembered of the array: see `tensorage.backend.transfer.Work`.
+        Remembered key, owner and shape of the array: see `tensorage.backend.transfer.Work`.
     records
         Records of all shards of an array of Storage, if they came along with its entry.
     """

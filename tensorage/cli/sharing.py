@@ -84,7 +84,7 @@ def _time(text: str | None) -> datetime | None:
 def unshare(key: str, who: tuple[str, ...], *, yes: bool, quiet: bool, as_json: bool, choice: Choice) -> None:
     """End the shares of a key or prefix: with addresses those with these, and otherwise all, after a question.
 
-    What is printed are the shares that are left, such as those of a prefix.
+    The shares that are left are printed, such as those of a prefix.
     """
     if not who and not yes:
         click.confirm(f"End all shares of {key!r}?", abort=True, err=True)

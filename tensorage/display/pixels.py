@@ -10,7 +10,7 @@ __all__ = ["Pixels", "as_numbers", "colours_of", "colours_of_image", "shrink"]
 #: Colours of a picture: height, width, and red, green and blue.
 Pixels = npt.NDArray[np.uint8]
 
-#: The colour map "viridis" at nine places. What lies between is interpolated.
+#: The colour map "viridis" at nine places. Colours between them are interpolated.
 _VIRIDIS = np.array(
     [
         (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),

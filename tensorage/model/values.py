@@ -278,7 +278,8 @@ def split_key(key: str | tuple[Any, ...]) -> tuple[str, Any]:
     if isinstance(key, tuple):
         if not key:
             raise InvalidInputError("a key is a string: store['key'] or store['key', 10:20]")
-        # store["k", a] is array[a], store["k", a, b] is array[a, b]. Of one None, the tuple: no selection is None too.
+        # store["k", a] is array[a], store["k", a, b] is array[a, b]. A single None stays a tuple: None alone would mean
+        # that there is no selection.
         name, *items = key
         if not items:
             return name, None

@@ -205,7 +205,7 @@ class AuthServer:
 
 
 def _parse_login(answer: Any) -> SignedIn:
-    """Check an answer to a login. What is kept of it has to be readable again, and the refresh token is spent.
+    """Check an answer to a login: it has to be readable again once it is kept, and the refresh token is spent.
 
     Raises
     ------

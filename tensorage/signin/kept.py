@@ -160,7 +160,7 @@ class KeptLogin:
         BackendUnavailableError
             If another process renews it all the time, as one does while the project is away. The login stays kept.
         """
-        # Whoever renews it at this moment would keep it again.
+        # A process that renews it at this moment would keep it again.
         with _hold_lock(self.path, self.url):
             self._forget_behind_lock()
 

@@ -224,7 +224,7 @@ class _Dealer:
     slab_rows
         Most samples of a slab.
     is_small
-        Whether the array is read whole at the first slab, and kept. Slabs of another array cut through its chunks, and
+        True if the array is read whole at the first slab, and kept. Slabs of another array cut through its chunks, and
         a chunk would be fetched for each of them.
     """
 

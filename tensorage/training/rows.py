@@ -191,7 +191,7 @@ class _Places:
     records
         Records of all shards; None if they are too many.
     changes, believed_until
-        As in a block.
+        The same as in a block.
     """
 
     dataset: Dataset

@@ -113,9 +113,9 @@ class RecordingBackend:
 class Transaction:
     """Several changes of one user's arrays: all of them are done, or none, and all are seen at once.
 
-    Small arrays wait in memory, and go in one request at the end of the ``with`` block. What does not fit into that
-    request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
-    end, nothing has happened.
+    Small arrays wait in memory, and go in one request at the end of the ``with`` block. Whatever does not fit into
+    that request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at
+    its end, nothing has happened.
 
     Nothing of the transaction can be read before its end. Appends of several transactions to one array all land; in
     Storage, those of more than 8 MiB may meet others. An array that a transaction assigns to, replaces or deletes must

@@ -89,7 +89,7 @@ class _Run:
 
     @property
     def is_long(self) -> bool:
-        """Whether a single sample takes several requests."""
+        """True if a single sample takes several requests."""
         return self.count == 1 and self.nbytes > MAX_REQUEST_BYTES
 
     def parts(self) -> list[bytes | memoryview]:
@@ -152,7 +152,7 @@ class RaggedWriter:
             Declaration, as ``tensorage_store`` or ``tensorage_append`` takes it. If it is of a list of samples, its
             first extent is not known yet.
         is_repeatable
-            Whether `blocks_of` returns the same blocks once more. Then, a write that a failure of the database undoes
+            True if `blocks_of` returns the same blocks once more. Then, a write that a failure of the database undoes
             is begun anew.
         """
         asked = f"{'appending to' if is_append else 'storing'} {meta['key']!r}"

@@ -442,7 +442,7 @@ class SpoolFolder:
             path = self.path / f"{secrets.token_hex(8)}{_UNFINISHED}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                # Whoever finds it unlocked knows that its writer has died.
+                # A process that finds the file unlocked knows that its writer has died.
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # Its length counts for others at once.
                 os.ftruncate(fd, nbytes)

@@ -1,8 +1,8 @@
 """Sending of what waits in a spool, by threads of the process that writes to it or of one that comes later.
 
 A thread goes through the entries in order, and gives them to workers, a few at a time. It holds the lock of sending
-meanwhile, and ends when nothing is left: no process holds the lock and idles. Whoever adds an entry then tries to get
-the lock. Whoever gives it up looks once more, so that no entry is overlooked between the two.
+meanwhile, and ends when nothing is left: no process holds the lock and idles. A process that adds an entry then
+tries to get the lock. One that gives it up looks once more, so that no entry is overlooked between the two.
 
 Three kinds of errors end the sending of an entry:
 
@@ -532,7 +532,7 @@ class Sender:
 
     def _acknowledge(self) -> None:
         """Tell the database which operations will not be sent again. After a failure, a later process does."""
-        # Whoever closes the writer waits for the thread that has taken the operations.
+        # The thread that closes the writer waits here for the one that has taken the operations.
         with self._acknowledging:
             self._acknowledge_taken()
 

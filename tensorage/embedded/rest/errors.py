@@ -152,7 +152,7 @@ def from_postgres(error: asyncpg.PostgresError, *, authenticated: bool) -> ApiEr
     Parameters
     ----------
     authenticated
-        Whether the caller has a user's token. Without one the answer is 401 rather than 403: logging in may help.
+        True if the caller has a user's token. Without one the answer is 401 rather than 403: logging in may help.
     """
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
     if sqlstate == "PGRST":
