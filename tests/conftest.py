@@ -183,7 +183,7 @@ def login(project: Project, user: User) -> Iterator[BackendSession]:
 
 @pytest.fixture(scope="module")
 def _has_arrays(request: pytest.FixtureRequest, login: BackendSession) -> Iterator[Callable[[], bool]]:
-    """Whether the file's user may have arrays: PostgreSQL says so without the requests of a list."""
+    """True if the file's user may have arrays: PostgreSQL says so without the requests of a list."""
     if IS_ELSEWHERE:
         yield lambda: True
         return

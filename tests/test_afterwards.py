@@ -151,7 +151,7 @@ def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: S
 
 
 def test_rows_and_objects_are_swept_by_one_job(new_session: BackendSession, database: Sql) -> None:
-    """What a write leaves while the session sweeps for another one is swept, too."""
+    """Leftovers of a write that ends while the session sweeps for another one are swept, too."""
     stores = [
         TensorStore(new_session, quiet=True, allow_overwrite=True, chunk_size=1024, engine=each)
         for each in _ENGINES

@@ -86,7 +86,7 @@ begin
       fill, expires_at)
     values (
       its_owner, tensorage.address_of(its_owner), asked ->> 'key', asked_shape, asked ->> 'dtype',
-      -- Whoever writes a single element to an array with a fill value makes a whole block.
+      -- A single element written to an array with a fill value makes a whole block.
       case when target.fill is null then (asked ->> 'chunk')::int else least((asked ->> 'chunk')::int, target.block_size) end,
       coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
       coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
@@ -282,7 +282,7 @@ language sql stable as $$
 $$;
 
 -- Makes one writer after the other replace the array under a key. Taken before the row of that array is locked: all writers
--- lock in this order, so that none waits for another in a circle. Whoever has the lock of a key shares that of all keys.
+-- lock in this order, so that none waits for another in a circle. A holder of the lock of a key shares that of all keys.
 create or replace function tensorage.lock_key(key text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -124,7 +124,7 @@ $$;
 
 -- Appending and merging ----------------------------------------------------------------------------
 
--- Most bytes of a block that smaller ones are merged into. Where all elements have one length, the block_size says it, and no
+-- Most bytes of a block that smaller ones are merged into. If all elements have one length, the block_size says it, and no
 -- block has more than these.
 create or replace function tensorage.most_merged_bytes(d public.datasets) returns int
 language sql immutable as $$ select case when tensorage.is_ragged(d.dtype) then 1048576 else 67108864 end $$;
@@ -622,7 +622,7 @@ end
 $$;
 
 -- True if the blocks that a staged assignment has copies of are still as they were, and those that it has made are still
--- missing. Of an array with a fill value, others may have been written meanwhile; of any other, rows may have been appended.
+-- missing. If there is a fill value, other blocks may have been written meanwhile; if not, rows may have been appended.
 create or replace function tensorage.is_still_based_on(d public.datasets, target public.datasets) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin

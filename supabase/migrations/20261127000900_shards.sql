@@ -290,7 +290,7 @@ begin
         where s.data_id = d.id and tensorage.fingerprint_before(s.based_on, target.fill) is distinct from tensorage.fingerprint_before((
           select tensorage.shard_fingerprint(t.name, t.index, t.tail)
             from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
-     -- The array may have become shorter, and longer again. What a shard has behind its end is no element of it.
+     -- The array may have become shorter, and longer again. Content of a shard behind the array's end is no element of it.
      or (d.append_to is null and ((target.fill is not null) <> (d.fill is not null) or target.shape[1] < d.shape[1]))
      -- Rows were appended. A shard that the end cut then may have some of them, which the new one lacks.
      or (d.append_to is null and target.shape[1] > d.shape[1] and exists (

@@ -18,7 +18,7 @@ LASTS_S = 30.0
 
 
 class Leftovers:
-    """What is known to be left to sweep; and failures, told once in a session and only if they last.
+    """Leftovers that a session knows of; and failures to sweep, told once in a session and only if they last.
 
     Safe to use from many threads, but for `named`, which belongs to the thread that sweeps.
     """
@@ -40,7 +40,7 @@ class Leftovers:
 
     @property
     def is_any(self) -> bool:
-        """Whether anything is noted as left."""
+        """True if anything is noted as left."""
         return self.note_left()
 
     def take_rows(self) -> bool:

@@ -76,7 +76,7 @@ class EntryMemory:
             return found
 
     def used_since(self, owner: str | None, key: str, since: float) -> Dataset | None:
-        """Return the entry of an array, if a request of this thread has leaned on it or told of it since a time.
+        """Return the entry of an array if this thread's requests have used or refreshed it since `since`.
 
         The answer of another thread's request may be older than what this thread has stored meanwhile.
         """
@@ -148,8 +148,8 @@ R = TypeVar("R", bound=Record)
 class RecordMemory(Generic[R]):
     """Records of shards of arrays in Storage, as the catalogue told them of one version of an array.
 
-    As with entries, the database has to be asked whether an array still has the elements of that version. As long as it
-    has, so have the objects and tails that the records name: objects are never changed. An append may leave a shard
+    The database has to be asked, as for entries, whether an array still has the elements of that version. If it has,
+    the objects and tails that the records name are right, too: objects are never changed. An append may leave a shard
     another object, and delete the one that is known here.
 
     Safe to use from many threads.

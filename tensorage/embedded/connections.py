@@ -215,12 +215,12 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is being served and no answer is being sent."""
+        """True if no request is being served and no answer is being sent."""
         return self._is_answered and not self.pipeline and not self.transport.get_write_buffer_size()
 
     @property
     def _is_answered(self) -> bool:
-        """Whether every request was answered, apart from those that wait in the pipeline."""
+        """True if every request was answered, apart from those that wait in the pipeline."""
         # uvicorn's annotation leaves out that the cycle is None before the first request.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete

@@ -95,7 +95,7 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     """
     connection = await asyncpg.connect(dsn)
     try:
-        done = await _recorded(connection)
+        done = await _fetch_recorded(connection)
         _check_all_known(done, _read_files(files))
         await connection.execute(_HISTORY)
         new = [file for file in files if _split_name(file)[0] not in done]
@@ -118,7 +118,7 @@ class _Recorded(NamedTuple):
     statements: Sequence[str]
 
 
-async def _recorded(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, _Recorded]:
+async def _fetch_recorded(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, _Recorded]:
     """Migrations that the database has had, by their versions."""
     if await connection.fetchval("select to_regclass('supabase_migrations.schema_migrations') is null"):
         return {}

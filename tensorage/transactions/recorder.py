@@ -54,7 +54,7 @@ class Step:
 
     @property
     def is_staged(self) -> bool:
-        """Whether its elements were sent before, and it commits them alone."""
+        """True if its elements were sent before, and it commits them alone."""
         return bool(self.described["function"] == "tensorage_commit")
 
     @cached_property

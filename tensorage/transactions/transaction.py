@@ -113,9 +113,9 @@ class RecordingBackend:
 class Transaction:
     """Several changes of one user's arrays: all of them are done, or none, and all are seen at once.
 
-    Small arrays wait in memory, and go in one request at the end of the ``with`` block. What does not fit into that
-    request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
-    end, nothing has happened.
+    Small arrays wait in memory, and go in one request at the end of the ``with`` block. Whatever does not fit into
+    that request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at
+    its end, nothing has happened.
 
     Nothing of the transaction can be read before its end. Appends of several transactions to one array all land; in
     Storage, those of more than 8 MiB may meet others. An array that a transaction assigns to, replaces or deletes must
@@ -149,8 +149,8 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
-        #: Positions of those that were recorded again once their array was known.
-        self._told: set[int] = set()
+        #: Positions of appends that were recorded a second time, after their array's entry became known.
+        self._recorded_again: set[int] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -307,7 +307,7 @@ class Transaction:
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
-                if position in self._told:
+                if position in self._recorded_again:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
                 self._replace_step(position, append)
@@ -328,8 +328,8 @@ class Transaction:
         self._recorder.know(description)
         done = False
         for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and position not in self._told:
-                self._told.add(position)
+            if key == description["key"] and position not in self._recorded_again:
+                self._recorded_again.add(position)
                 self._replace_step(position, append)
                 done = True
         return done

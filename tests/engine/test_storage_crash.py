@@ -104,7 +104,7 @@ def test_a_writer_that_is_killed(
         np.testing.assert_array_equal(store[key], array)
         np.testing.assert_array_equal(handles[key][...], old if key == "append" else array)
     store["later"] = 1
-    # Whether they live, nobody can know before a day has passed.
+    # Nobody can know before a day has passed if they live.
     assert staged(database, user.id) == (0 if is_done else 3)
     a_day_passes(database, user.id)
     store["later"] = 2

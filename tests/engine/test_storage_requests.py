@@ -576,7 +576,7 @@ def test_what_is_remembered_of_shards_ends_with_a_share(
 def test_no_more_shards_are_encoded_at_once_than_there_are_cores(
     through: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many at once, none would be ready for the line for a long time."""
+    """If many were at once, none would be ready for the line for a long time."""
     monkeypatch.setattr("tensorage.backend.zarr.writing._count_cores", lambda: 1)
     under_way, most, lock, encode = 0, 0, threading.Lock(), ShardCodec.encode
 

@@ -142,7 +142,7 @@ def test_runs_that_are_not_there(stored: Get) -> None:
 
 
 def test_run_with_holes(owner: Caller, database: Connection) -> None:
-    """Elements that were never written have the fill value. Those that were lost have none."""
+    """Elements that were never written have the fill value. Lost blocks have none."""
     elements = np.zeros(500, "<i2")
     elements[100:300] = 7
     created = answer_of(

@@ -79,8 +79,10 @@ LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 #: Elements that show how far an array can be compressed.
 SAMPLED_BYTES = 1024 * 1024
 
-#: Places of an array that such elements are taken from, and bytes of a sample that is looked at in as many parts.
+#: Number of places of an array that a sample is taken from.
 _SAMPLED_PLACES = 4
+
+#: Samples of at least this many bytes are encoded in that many parts.
 _PARTED_BYTES = 64 * 1024
 
 #: Most bytes of a chunk that is encoded together with others. Joining what comes out copies it.

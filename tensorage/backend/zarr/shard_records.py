@@ -85,12 +85,12 @@ class ShardRecord:
 
     @property
     def encoded_nbytes(self) -> int:
-        """Bytes that the index tells the chunks of: those of the object, and behind them those of the tail."""
+        """Encoded bytes of the shard: those of its object, then those of its tail."""
         return self.nbytes + len(self.tail)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of memory that the record takes, about."""
+        """Approximate bytes of memory that the record takes."""
         return len(self.index) + len(self.tail) + 2 * _NAME_BYTES
 
     @property
@@ -285,7 +285,7 @@ def numbers_per_request(layout: Layout) -> int:
 
 
 def _record_bytes(layout: Layout) -> int:
-    """Return the bytes of a record without a tail, about."""
+    """Return the approximate bytes of a record without a tail."""
     return _RECORD_HEAD.size + _NAME_BYTES + 16 * layout.chunk_count_per_shard
 
 

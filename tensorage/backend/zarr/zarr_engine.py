@@ -182,7 +182,7 @@ class ZarrEngine(EngineBase):
             return append_rows(work, codec_of(dataset), cast_to(data, dataset))
 
         if known is not None and self._known is not None:
-            # Whoever remembers an array looks at it again before the next try.
+            # A caller that remembers an array looks at it again before the next try.
             return append_to(known)
         first = self._open_own(key) if known is None else known
         # Others may append at the same time, and would meet again without a pause.
