@@ -148,8 +148,9 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
-        #: Positions of those that were recorded again once their array was known.
-        self._told: set[int] = set()
+        #: Positions of those that were recorded again once something was known of their array, each with the error that
+        #: told it.
+        self._told: set[tuple[int, type[Exception]]] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -288,7 +289,7 @@ class Transaction:
             try:
                 self._recorder.commit(time.monotonic() - self._opened)
             except (OtherDTypeError, StoredElsewhereError) as error:
-                if not error.description or not self._record_again(error.description):
+                if not error.description or not self._record_again(error.description, type(error)):
                     raise
             else:
                 return
@@ -306,9 +307,12 @@ class Transaction:
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
-                if position in self._told:
+                told = {each for each in self._told if each[0] == position}
+                if told:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
+                    self._told -= told
+                recorder.try_loose(key)
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
                 recorder.drop(before, conflict)
@@ -322,13 +326,15 @@ class Transaction:
         append()
         self._recorder.steps += steps[position + 1 :]
 
-    def _record_again(self, description: Mapping[str, Any]) -> bool:
+    def _record_again(self, description: Mapping[str, Any], told_by: type[Exception]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
         self._recorder.know(description)
+        if told_by is StoredElsewhereError:
+            self._recorder.refuse_loose(description["key"])
         done = False
         for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and position not in self._told:
-                self._told.add(position)
+            if key == description["key"] and (position, told_by) not in self._told:
+                self._told.add((position, told_by))
                 self._replace_step(position, append)
                 done = True
         return done
