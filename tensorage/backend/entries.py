@@ -125,6 +125,11 @@ class EntryMemory:
             version, records = self._ends.get(entry.id, (None, None))
             return records if version == entry.version else None
 
+    def forget_end(self, entry: Dataset) -> None:
+        """Forget what is remembered of the end of an array."""
+        with self._lock:
+            self._ends.pop(entry.id, None)
+
     def _keep_end(self, entry: Dataset, records: bytes | None) -> None:
         with self._lock:
             self._ends[entry.id] = (entry.version, records)

@@ -343,6 +343,29 @@ def test_whoever_meets_others_begins_nothing_anew(
     np.testing.assert_array_equal(store["x"][...], ROWS[:11])
 
 
+def test_an_array_that_takes_no_loose_rows_is_met_as_before(
+    store: TensorStore, away: TensorStore, proxy: Proxy
+) -> None:
+    """Its end is remembered again, and rows are not sent in vain for ever."""
+    texts = [f"sample {i}" for i in range(8)]
+    store.write_ragged("texts", texts[:4])
+    store.write("wide", ROWS[:4], chunks=(4, 392), shards=(400, 392))
+    store.write("single", ROWS[:4], chunks=(4, 784), shards=False)
+    for key, rows, expected in (
+        ("texts", texts, ["append_tails"]),
+        ("wide", ROWS, ["append_tails"]),
+        ("single", ROWS, ["begin_append", "upload", "commit"]),
+    ):
+        away.append(key, rows[4:5])
+        store.append(key, rows[5:6])
+        away.append(key, rows[6:7])
+        with proxy.counted() as exchanges:
+            away.append(key, rows[7:8])
+        kinds = [exchange.kind for exchange in exchanges]
+        assert [kind for kind in kinds if kind in ("append", *expected)] == expected, key
+        np.testing.assert_array_equal(store[key, :], rows[:8])
+
+
 def test_a_transaction_knows_nothing_of_the_end(store: TensorStore, away: TensorStore, proxy: Proxy) -> None:
     """It looks at the array once, for its dtype. One that takes an array for one of the database does not."""
     store.write("x", ROWS[:4], chunks=(4, 784), shards=(400, 784))

@@ -84,9 +84,11 @@ def _append_encoded(work: Work, codec: ShardCodec, rows: npt.NDArray[Any], *, le
     if tails is not None:
         with suppress(TooMuchError):
             appended = append_tails(work, arguments, tails)
-            if not leaves_loose:
+            # Others go on behind loose rows. An array that takes none is met as before.
+            if not any(tail.after.loose for tail in tails):
                 work.transfer.entries.remember_end(appended, b"".join(tail.after.pack() for tail in tails))
             return appended
+    work.transfer.entries.forget_end(dataset)
     staged = _begin(work, "tensorage_begin_append", arguments)
     shards = _shards_of_append(reader, records, grown, rows)
     return _write_staged(ShardWriter(staged, grown), shards, rows.nbytes, work.asked)
