@@ -524,7 +524,10 @@ class TensorStore(MutableMapping[str, Any]):
         return self.arrays.sharing("listing the shares").shares(self._full_key_or_all(key))
 
     def usage(self) -> Usage:
-        """Return what this user has stored and may store, by one request."""
+        """Return what this user has stored and may store, by one request.
+
+        Leftovers count until they are swept. This waits for the session to sweep its own, up to 10 seconds.
+        """
         return self.arrays.sharing("asking for the usage").usage()
 
     def audit(self, key: str | None = None) -> list[AuditRecord]:

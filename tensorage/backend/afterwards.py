@@ -113,6 +113,12 @@ class Afterwards:
                 return
             self._thread = thread
 
+    def wait(self, within_s: float) -> None:
+        """Wait some seconds for the end of the job, which goes on if they are not enough."""
+        if threading.current_thread() is not self._thread:
+            with self._changed:
+                self._changed.wait_for(lambda: self._thread is None, within_s)
+
     def end(self, within_s: float) -> None:
         """Wait for the end of the job. After some seconds, take no further step, and wait for the one under way."""
         if threading.current_thread() is self._thread:
