@@ -12,7 +12,7 @@ DEMO_DATA := build/demo
 
 # Tests wait for servers and for each other more than they work: twice as many processes as most machines have cores.
 IN_PARALLEL := -n 4
-# What is pure, and one path through everything.
+# Pure parts, and one path through everything.
 QUICK_TESTS := tests/test_indexing.py tests/test_chunks.py tests/test_regions.py tests/test_shard_layout.py tests/test_transfer.py \
     tests/test_config.py tests/test_config_places.py tests/test_private_files.py tests/test_public_api.py tests/test_errors.py \
     tests/test_rooms.py tests/test_prose.py tests/cache/test_tiles.py tests/training/test_order.py tests/chaos/test_model.py \
@@ -114,7 +114,7 @@ clean:
 	@$(call pip,$*) --upgrade 'pip >= 25.1'
 	@touch $@
 
-# What test, check and demo need, by one run of pip in place of four.
+# Packages that test, check and demo need, by one run of pip in place of four.
 install: $(VENV)/.pip
 	@echo "== installing tensorage and what its tests and checks need into $(VENV)"
 	@$(call pip,$(VENV)) --editable '.[local,storage,dask,xarray]' --group test --group check --group docs

@@ -91,15 +91,15 @@ def storable_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
         raise DTypeError(
             f"arrays of dtype {wanted} cannot be stored: declare dtype {base}, and put {shape} behind the shape"
         )
-    stored = _stored(wanted, "", 0)
+    stored = _as_stored(wanted, "", 0)
     if stored.itemsize > MAX_ITEMSIZE:
         raise DTypeError(
-            f"arrays of dtype {_shown(wanted)} cannot be stored: an element takes {stored.itemsize} bytes, and "
+            f"arrays of dtype {_as_text(wanted)} cannot be stored: an element takes {stored.itemsize} bytes, and "
             f"{MAX_ITEMSIZE} is the most. Store long elements as an axis of shorter ones, for example with .view()"
         )
     if len(form_of(stored).encode()) > _MAX_FORM_BYTES:
         raise DTypeError(
-            f"arrays of dtype {_shown(wanted)} cannot be stored: the names and dtypes of the fields take more than "
+            f"arrays of dtype {_as_text(wanted)} cannot be stored: the names and dtypes of the fields take more than "
             f"{_MAX_FORM_BYTES} bytes. Store groups of fields under keys of their own"
         )
     return stored
@@ -167,7 +167,7 @@ class _MissingPackageError(DTypeError):
     """The dtype is one of a package that is not installed."""
 
 
-def _stored(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
+def _as_stored(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
     """Return the stored form of a dtype.
 
     Parameters
@@ -178,7 +178,7 @@ def _stored(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
         Records round the field.
     """
     if dtype.names is not None:
-        return _packed(dtype, place, depth)
+        return _pack(dtype, place, depth)
     if is_small_float(dtype):
         return dtype
     if dtype.isbuiltin != _REGISTERED and dtype.kind in _NUMBERS | _FIXED_LENGTHS and dtype.itemsize:
@@ -186,7 +186,7 @@ def _stored(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
     raise DTypeError(f"{_subject(dtype, place)} cannot be stored: {_advice(dtype)}")
 
 
-def _packed(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
+def _pack(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
     """Return a dtype of records with little-endian fields, one right behind the other."""
     names, fields = dtype.names or (), cast("Mapping[str, tuple[Any, ...]]", dtype.fields or {})
     if not names:
@@ -217,7 +217,7 @@ def _packed(dtype: np.dtype[Any], place: str, depth: int) -> np.dtype[Any]:
         base, shape = (field, ()) if field.subdtype is None else field.subdtype
         if not math.prod(shape):
             raise DTypeError(f"the field {path!r} of shape {shape} has no elements: leave it out")
-        inner = _stored(base, path, depth + 1)
+        inner = _as_stored(base, path, depth + 1)
         packed.append((name, inner, shape) if shape else (name, inner))
     return np.dtype(packed)
 
@@ -234,10 +234,12 @@ def _check_name(name: str, path: str) -> None:
 
 
 def _subject(dtype: np.dtype[Any], place: str) -> str:
-    return f"the field {place!r} of dtype {_shown(dtype)}" if place else f"arrays of dtype {_shown(dtype)}"
+    return (
+        f"the field {place!r} of dtype {_as_text(dtype)}" if place else f"arrays of dtype {_as_text(dtype)}"
+    )
 
 
-def _shown(dtype: np.dtype[Any]) -> str:
+def _as_text(dtype: np.dtype[Any]) -> str:
     text = str(dtype)
     return text if len(text) <= 100 else f"{text[:97]}..."
 

@@ -57,7 +57,7 @@ class UserQuota:
     user_id, address
         Id of the account, and its address if that is confirmed.
     arrays, bytes, file_bytes
-        What is stored and reserved. `bytes` has those of files in it.
+        Amounts that are stored and reserved. `bytes` includes those of files.
     own
         Limits of this account alone. A limit that is None is the default one.
     """

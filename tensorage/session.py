@@ -242,7 +242,7 @@ class BackendSession:
 
     @property
     def is_logged_in(self) -> bool:
-        """Whether a login is there, of this process or lent by another one. Sends no request."""
+        """True if a login is there, of this process or lent by another one. Sends no request."""
         return self.login.is_there
 
     def login_by_mail(self, email: str | None = None, password: str | None = None) -> AuthResponse:

@@ -56,7 +56,7 @@ class Backend(Project, Protocol):
 
     @property
     def is_logged_in(self) -> bool:
-        """Whether a request would need no login first."""
+        """True if a request would need no login first."""
         ...
 
     def hold(self) -> None:
@@ -524,7 +524,10 @@ class TensorStore(MutableMapping[str, Any]):
         return self.arrays.sharing("listing the shares").shares(self._full_key_or_all(key))
 
     def usage(self) -> Usage:
-        """Return what this user has stored and may store, by one request."""
+        """Return what this user has stored and may store, by one request.
+
+        Leftovers count until they are swept. This waits for the session to sweep its own, up to 10 seconds.
+        """
         return self.arrays.sharing("asking for the usage").usage()
 
     def audit(self, key: str | None = None) -> list[AuditRecord]:
@@ -588,7 +591,7 @@ class TensorStore(MutableMapping[str, Any]):
     def rename_all(self, prefix: str, new_prefix: str) -> int:
         """Put `new_prefix` in place of `prefix` in all keys that begin with it, in one transaction.
 
-        Shares of the arrays go with them. So do shares of prefixes that begin with `prefix`, unless there are other
+        Shares of the arrays go with them. Shares of prefixes that begin with `prefix` go, too, unless there are other
         arrays or files below their new names.
 
         Returns
@@ -726,7 +729,7 @@ class TensorStore(MutableMapping[str, Any]):
         """Make an array that is there at once, takes no room, and reads as `fill_value` until it is assigned to.
 
         Any process assigns any region: readers see each assignment whole or not at all, and writers of different blocks
-        or objects do not wait for each other. What is written takes room, in whole blocks or objects.
+        or objects do not wait for each other. Assignments take room, in whole blocks or objects.
 
         Parameters
         ----------
@@ -737,7 +740,7 @@ class TensorStore(MutableMapping[str, Any]):
         fill_value
             Element that stands for those never written. 0 fits any dtype: it is the empty text, and False.
         attrs, dims, is_shared, engine, chunks, shards, codecs
-            As for `write`.
+            The same as for `write`.
 
         Raises
         ------
@@ -876,7 +879,7 @@ class TensorStore(MutableMapping[str, Any]):
         prefix
             Beginning of the keys. The rest are the names in the file, with groups before a ``/``. A single array,
             such as that of a ``.npy``, is named after the file. Attributes of a group are kept by an empty array under
-            the name of the group. Those of the file itself are kept if the prefix ends with a ``/``.
+            the name of the group. The file's own are kept if the prefix ends with a ``/``.
         skip
             Names in the file of arrays and groups to leave out.
         engine
@@ -1010,12 +1013,12 @@ class TensorStore(MutableMapping[str, Any]):
         Parameters
         ----------
         data
-            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. Of a list,
+            Rows of the array's shape, any number of them, whose dtype fits the array's dtype without loss. In a list,
             only the values have to. A DataArray has to have the dims and coordinates that are stored. Lists of tuples
             become records. For a ragged array, any iterable of samples.
         create
-            Store the rows as a new array, with the settings of this store, if there is none under the key. Of several
-            writers at the same time, one makes the array, and the rows of all others follow.
+            Store the rows as a new array, with the settings of this store, if there is none under the key. If several
+            writers do so at the same time, one makes the array, and the rows of all others follow.
 
         Raises
         ------

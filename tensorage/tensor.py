@@ -132,9 +132,9 @@ class Tensor(OpenArray):
 
         Rows that are asked for by their number, one after another, are read ahead: as many as are worth while, and of
         an array of up to 64 MiB all, if they come in any order. Changes by this session are seen at once, and so is any
-        change of a row that was asked for before. Of another row, a change by somebody else is seen after a second.
+        change of a row that was asked for before. In another row, a change by somebody else is seen after a second.
 
-        Of a ragged array, a number selects a sample, and any other selection a list of samples, in one request whatever
+        In a ragged array, a number selects a sample, and any other selection a list of samples, in one request whatever
         their lengths: ``handle[[7, 3, 9]]``.
 
         Raises

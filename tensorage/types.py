@@ -51,7 +51,7 @@ class Share:
     reader
         E-mail address of the account that may use it. None stands for every signed-in user.
     write
-        Whether the reader may append and assign, too.
+        True if the reader may append and assign, too.
     expires_at
         Time at which the share ends. None for never.
     """
@@ -207,7 +207,7 @@ class Dataset:
     user_id
         Id of the owner's account.
     is_shared
-        Whether anybody but the owner may use the array.
+        True if anybody but the owner may use the array.
     stored_bytes
         Bytes of the stored elements: of blocks, or of compressed objects. None while the array is being written.
     fill
@@ -267,7 +267,7 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements. Of elements of any length, 0 while the array is being written.
+        """Bytes of the elements. If they have any length, 0 while the array is being written.
 
         Elements of any length that Storage keeps count as they are stored: compressed.
         """

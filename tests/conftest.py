@@ -185,7 +185,7 @@ def login(project: Project, user: User) -> Iterator[BackendSession]:
 
 @pytest.fixture(scope="module")
 def _has_arrays(request: pytest.FixtureRequest, login: BackendSession) -> Iterator[Callable[[], bool]]:
-    """Whether the file's user may have arrays: PostgreSQL says so without the requests of a list."""
+    """True if the file's user may have arrays or leftovers: PostgreSQL says so without the requests of a list."""
     if IS_ELSEWHERE:
         yield lambda: True
         return
@@ -194,9 +194,12 @@ def _has_arrays(request: pytest.FixtureRequest, login: BackendSession) -> Iterat
     with psycopg.connect(running.superuser_url, autocommit=True) as connection:
 
         def has_arrays() -> bool:
-            asked = "select exists (select from public.datasets where user_id = %s)"
+            asked = (
+                "select exists (select from public.datasets where user_id = %(user)s) or exists ("
+                "select from storage.objects where bucket_id = 'tensors' and name ~ ('^' || %(user)s || '/[0-9]+/'))"
+            )
             try:
-                return connection.execute(asked, [user_id]).fetchone() != (False,)
+                return connection.execute(asked, {"user": user_id}).fetchone() != (False,)
             except psycopg.OperationalError:
                 # A test has started the server anew.
                 return True
@@ -213,8 +216,9 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     has_arrays: Callable[[], bool] | None = request.getfixturevalue("_has_arrays") if is_shared else None
     yield
     if login is not None and has_arrays is not None and has_arrays():
-        # In one request, however many they are.
+        # In one request, however many they are. Leftovers would be requests of the next test.
         login().clear()
+        login.transfer.afterwards.wait(30)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ class Damage:
     Parameters
     ----------
     name
-        Of the object: a shard of two chunks, of 500 bytes and more each.
+        Name of the object: a shard of two chunks, of 500 bytes and more each.
     """
 
     def __init__(self, backend: control.Running, database: Sql, name: str) -> None:

@@ -11,7 +11,7 @@ PATIENCE_S = 60
 
 
 class Gate:
-    """Stands before the server: while it is closed, requests come and wait. Those of signing in and out pass."""
+    """Stands before the server: while it is closed, requests come and wait. Requests to sign in and out pass."""
 
     def __init__(self) -> None:
         self._open = threading.Event()

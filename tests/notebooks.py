@@ -78,7 +78,7 @@ def execute(notebook: Any, environment: dict[str, str], folder: Path) -> Any:
 
 
 def _is_bar(output: Any) -> bool:
-    """Whether it is a progress bar, which a slow machine shows, and which takes itself away again."""
+    """True if it is a progress bar, which a slow machine shows, and which takes itself away again."""
     return output.get("name") == "stderr" and output["text"].endswith("\r") and "\n" not in output["text"]
 
 

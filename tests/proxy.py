@@ -43,12 +43,12 @@ class Exchange:
 
     @property
     def is_upload(self) -> bool:
-        """Whether it stores an object."""
+        """True if it stores an object."""
         return self.method == "POST" and self.target.startswith("/storage/v1/object/tensors/")
 
     @property
     def is_download(self) -> bool:
-        """Whether it reads an object, or a range of one."""
+        """True if it reads an object, or a range of one."""
         return self.method == "GET" and self.target.startswith("/storage/v1/object/authenticated/tensors/")
 
 
@@ -66,7 +66,7 @@ class Proxy:
     changes_answer
         Makes what the client gets of the beginning of an answer.
     port
-        Of its own; by default one that is free.
+        Port of its own; by default one that is free.
     """
 
     def __init__(

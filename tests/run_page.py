@@ -43,7 +43,7 @@ _COMMON = (
     "tensorage.backend.zarr.zarr_engine",
 )
 
-#: Modules that take longer to load than most pages take to run. Those that a page names are loaded for it once.
+#: Modules that take longer to load than most pages take to run. Modules that a page names are loaded for it once.
 HEAVY = ("dask.array", "distributed", "sklearn.datasets", "torch.utils.data", "xarray")
 
 

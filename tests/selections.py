@@ -53,7 +53,7 @@ class Choices:
         return options[self.take(1)[0] % len(options)]
 
     def is_true(self) -> bool:
-        """Whether something is so: as often as not."""
+        """True if something is so: as often as not."""
         return self.take(1)[0] % 2 == 1
 
     def integer(self, low: int, high: int) -> int:
@@ -79,7 +79,7 @@ class Choices:
         return (drawn.astype("i8") + share >= 256).reshape(shape)
 
 
-#: Elements of a mask of which each is drawn. Those of a larger one follow from a few bytes.
+#: Elements of a mask of which each is drawn. A larger mask follows from a few bytes.
 _MOST_DRAWN = 100
 
 #: True elements of a mask, among 256.
@@ -112,7 +112,7 @@ def selections(
     shapes
         To draw from: by default of up to five axes, of zero and more indices each.
     wrong
-        Whether some items are out of bounds, of the wrong shape or no index at all. Without them numpy may
+        True if some items are out of bounds, of the wrong shape or no index at all. Without them numpy may
         still refuse the expression: arrays do not always broadcast with masks.
     """
     choices = Choices(draw)

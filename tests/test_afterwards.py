@@ -17,11 +17,15 @@ from tensorage import BackendSession, TensorStore
 from tensorage.backend import afterwards as of_afterwards
 from tensorage.backend.afterwards import Afterwards, Leftovers
 from tensorage.errors import BackendUnavailableError
+from tensorage.types import Engine
 
 Sql = psycopg.Connection[tuple[object, ...]]
 
 #: More blocks than a commit sweeps by itself.
 LARGE = np.zeros((150, 1024), "i8")
+
+
+_ENGINES: tuple[Engine, ...] = ("database", "storage")
 
 
 @pytest.fixture
@@ -112,17 +116,19 @@ def test_a_job_may_end_its_own_session(afterwards: Afterwards) -> None:
     assert done.wait(5)
 
 
-def test_an_overwrite_does_not_wait_for_what_it_replaces(project: Project, user: User, database: Sql) -> None:
+def test_an_overwrite_does_not_wait_for_what_it_replaces(
+    project: Project, user: User, database: Sql, engine: Engine
+) -> None:
     may_go_on = threading.Event()
 
     def holds(exchange: Exchange) -> bool:
-        if exchange.function == "sweep":
+        if exchange.kind in ("sweep", "sweep_objects", "remove objects"):
             may_go_on.wait(20)
         return False
 
     with contextlib.closing(Proxy(project.url, loses_answer=holds)) as proxy:
         session = Project(proxy.url, project.key).session(user)
-        store = TensorStore(session, quiet=True, allow_overwrite=True, chunk_size=1024)
+        store = TensorStore(session, quiet=True, allow_overwrite=True, chunk_size=1024, engine=engine)
         store["x"] = LARGE
         store["x"] = LARGE + 1
         np.testing.assert_array_equal(store["x"], LARGE + 1)
@@ -133,8 +139,8 @@ def test_an_overwrite_does_not_wait_for_what_it_replaces(project: Project, user:
         session.logout()
 
 
-def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: Sql) -> None:
-    store = TensorStore(new_session, quiet=True, allow_overwrite=True, chunk_size=1024)
+def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: Sql, engine: Engine) -> None:
+    store = TensorStore(new_session, quiet=True, allow_overwrite=True, chunk_size=1024, engine=engine)
     store["x"] = LARGE
     store["x"] = LARGE + 1
     user_id = new_session.user_id
@@ -144,7 +150,52 @@ def test_a_logout_comes_after_the_sweep(new_session: BackendSession, database: S
     assert not new_session.login.session, "nothing logs in again"
 
 
+def test_rows_and_objects_are_swept_by_one_job(new_session: BackendSession, database: Sql) -> None:
+    """Leftovers of a write that ends while the session sweeps for another one are swept, too."""
+    stores = [
+        TensorStore(new_session, quiet=True, allow_overwrite=True, chunk_size=1024, engine=each)
+        for each in _ENGINES
+    ]
+    for number in range(4):
+        for key, store in zip("ab", stores, strict=True):
+            store[key] = LARGE + number
+    new_session.transfer.finish(30)
+    assert leftovers.beyond_arrays(database, new_session.user_id) == []
+
+
+@pytest.mark.parametrize("left", ["rows", "objects"])
+def test_the_next_session_sweeps_what_a_session_left(
+    new_session: BackendSession, database: Sql, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """A process that is killed after its commit deletes nothing. The next write of its user does, of either engine."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Afterwards, "begin", lambda _self, _step: None)
+        store = TensorStore(
+            new_session, quiet=True, chunk_size=1024, engine="database" if left == "rows" else "storage"
+        )
+        store["x"] = LARGE
+        del store["x"]
+    assert leftovers.beyond_arrays(database, new_session.user_id)
+    assert new_session.transfer.leftovers.is_any
+    new_session.transfer.leftovers = Leftovers()
+    TensorStore(new_session, quiet=True)["later"] = 1
+    new_session.transfer.finish(30)
+    assert leftovers.beyond_arrays(database, new_session.user_id) == []
+
+
 class TestLeftovers:
+    def test_what_is_noted_meanwhile_is_not_lost(self) -> None:
+        left = Leftovers()
+        assert not left.is_any
+        assert left.note_left(objects=True)
+        assert not left.take_rows()
+        assert left.take_objects()
+        assert left.note_left(rows=True)
+        assert left.note_left()
+        assert not left.take_objects()
+        assert left.take_rows()
+        assert not left.is_any
+
     def test_a_short_failure_is_not_told(self, caplog: pytest.LogCaptureFixture) -> None:
         left = Leftovers()
         for _ in range(5):
@@ -164,3 +215,13 @@ class TestLeftovers:
             left.note_failure("2 of them cannot be deleted")
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "2 of them cannot be deleted. Each write tries again" in caplog.text
+
+
+def test_usage_is_told_when_a_session_has_swept(new_session: BackendSession, engine: Engine) -> None:
+    store = TensorStore(new_session, quiet=True, chunk_size=1024, engine=engine)
+    before = store.usage()
+    # Random, so that objects are no smaller.
+    store["x"] = np.random.default_rng(1).integers(0, 255, (150, 8192), "u1")
+    del store["x"]
+    # The database keeps answers to operations, and records of who did what.
+    assert store.usage().bytes < before.bytes + 10_000

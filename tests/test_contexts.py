@@ -192,6 +192,7 @@ def test_what_an_aborted_writer_left_is_swept(
     arrays.insert_tensor(declared.id, [1, 2], 0)
     database.execute("update public.datasets set expires_at = now() where id = %s", [declared.id])
     arrays.insert_dataset("y", [0], 1)
+    session.transfer.finish(30)
     left = database.execute(
         "select key from public.datasets where user_id = %s", [session.user_id]
     ).fetchall()

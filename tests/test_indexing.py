@@ -15,7 +15,7 @@ from selections import ODDITIES, Choices, Shape, any_selection, any_shape, disti
 from examples import examples
 from tensorage import indexing
 from tensorage.indexing import (
-    MAX_GAP_BYTES,
+    MAX_OVER_READ_BYTES,
     RequestRuns,
     RunList,
     RunPlan,
@@ -170,7 +170,7 @@ def assert_little_travels(array_shape: tuple[int, ...], selection: Any, itemsize
     exact = plan_runs(array_shape, selection, itemsize, chunk, exact=True)
     selected = distinct(positions(exact.runs))
     assert exact.size == len(selected)
-    allowed = 2 * len(selected) * itemsize + MAX_GAP_BYTES * len(distinct(selected // chunk))
+    allowed = 2 * len(selected) * itemsize + MAX_OVER_READ_BYTES * len(distinct(selected // chunk))
     if reading.size * itemsize > allowed:
         assert count_of(split_by_request(reading.runs, itemsize, chunk)) < count_of(
             split_by_request(exact.runs, itemsize, chunk)
@@ -283,7 +283,7 @@ def test_neighbouring_rows_are_one_run() -> None:
 def test_a_strided_last_axis_does_not_read_whole_rows() -> None:
     reading = plan_runs(MNIST, np.s_[..., ::4], 4, MNIST_CHUNK)
     selected, blocks = 60000 * 28 * 7, 180
-    assert reading.size * 4 <= 2 * selected * 4 + MAX_GAP_BYTES * blocks
+    assert reading.size * 4 <= 2 * selected * 4 + MAX_OVER_READ_BYTES * blocks
     assert reading.shape == (60000, 28, 7)
 
 
@@ -312,7 +312,7 @@ def test_more_may_travel_where_that_saves_requests() -> None:
     reading = plan_runs(shape, np.s_[:, ::5], 1, chunk)
     exact = plan_runs(shape, np.s_[:, ::5], 1, chunk, exact=True)
     # All the bytes, 10 MiB, in fewer requests than so many runs.
-    assert reading.size > 4 * exact.size + MAX_GAP_BYTES * 10
+    assert reading.size > 4 * exact.size + MAX_OVER_READ_BYTES * 10
     assert count_of(split_by_request(reading.runs, 1, chunk)) < count_of(
         split_by_request(exact.runs, 1, chunk)
     )

@@ -242,6 +242,26 @@ def test_recorded_migrations_of_others_are_refused(
     owner.execute("drop table public.of_another_version")
 
 
+def test_a_recorded_migration_of_another_text_is_refused(
+    cluster: Cluster, owner: Connection, tmp_path: Path
+) -> None:
+    """Checkouts of before the first release change files where they stand: their names do not tell them apart."""
+    first, *rest = migration_files()
+    before_it_changed = tmp_path / first.name
+    before_it_changed.write_text(first.read_text("utf-8") + "-- Its last line, later.\n")
+    asyncio.run(migrate(dsn(cluster, "postgres"), [before_it_changed, *rest]))
+    before = schema_objects(owner)
+    with pytest.raises(MigrationError, match=rf"does not know \({first.stem}\).*Nothing has been changed"):
+        asyncio.run(migrate(dsn(cluster, "postgres"), [first, *rest]))
+    assert schema_objects(owner) == before
+    # The Supabase CLI records one statement after the other, of which the file cannot be told.
+    owner.execute(
+        "update supabase_migrations.schema_migrations set statements = '{select 1,select 2}' where version = %s",
+        [first.stem.partition("_")[0]],
+    )
+    assert asyncio.run(migrate(dsn(cluster, "postgres"), [first, *rest])) == []
+
+
 #: Arguments of tensorage_begin after chunk: engine, is_shared, attrs, dims, overwrite, append.
 _AS_APPEND = ("database", False, "{}", None, False, True)
 

@@ -154,6 +154,7 @@ def _reads(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             f"read, long {whose}",
             Call(f"select public.tensorage_read({rows}, 1, '{{{middle}}}', '{{0}}', 500)"),
         )
+        yield f"read_run, {whose}", Call(f"select public.tensorage_read_run({rows}, 1, {middle}, 500)")
         of = "" if whose == "own" else f", '{SHARER}@example.com'"
         yield f"open, {whose}", Call(f"select public.tensorage_open('{key}'{of})")
         of_one = f"null{of}" if of else "null, null"
@@ -210,6 +211,7 @@ def _reads_of_holes(blocks: int, n: Numbers) -> Iterator[tuple[str, Call]]:
         "read, long holes",
         Call(f"select public.tensorage_read({n.holes}, 1, '{{{middle}}}', '{{0}}', 500)"),
     )
+    yield "read_run, holes", Call(f"select public.tensorage_read_run({n.holes}, 1, {middle}, 500)")
     yield (
         "shards, holes",
         Call(f"select public.tensorage_shards({n.hole_objects}, 1, {numbers})", looks=64),
@@ -336,6 +338,12 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             (rows, entry(blocks, None, tail="AAAA")),
             (rows + 1, entry(blocks, None, tail="AAAA", kept=3, based_on="+" + md5(bytes(3)).hexdigest())),
         )
+    )
+    loose = _request(whole(np.zeros(5, "<i4"), key=objects))
+    yield "append, loose", Call(f"select public.tensorage_append({loose})")
+    yield (
+        "append, loose again",
+        Call(f"select public.tensorage_append({loose})", (f"select public.tensorage_append({loose})",)),
     )
     yield "append_tails", Call(first)
     yield "append_tails, kept", Call(second, (first,))

@@ -145,9 +145,9 @@ def written_by_zarr(array: Array, codecs: list[Any], **options: Any) -> tuple[di
     Parameters
     ----------
     codecs
-        Of an object.
+        Codecs of an object.
     options
-        Of ``zarr.create``.
+        Options of ``zarr.create``.
     """
     kept: dict[str, Any] = {}
     options = {"chunks": (4, 6), **options}
@@ -599,7 +599,7 @@ def damaged(blob: bytes, at: int, bit: int) -> bytes:
 
 
 def assert_never_wrong(codec: ShardCodec, data: bytes, expected: Array) -> bool:
-    """Whether data is refused. Otherwise it has to give what it gave before: some bits mean nothing."""
+    """True if data is refused. Otherwise it has to give what it gave before: some bits mean nothing."""
     try:
         decoded = codec.decode(data)
     except CorruptChunkError:

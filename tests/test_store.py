@@ -312,6 +312,7 @@ def test_a_taken_key_is_not_overwritten_unless_allowed(store: TensorStore, datab
         assert_same(store["x"], array)
         store.allow_overwrite = False
         del store["x"]
+    store.backend.transfer.finish(30)
     left = database.execute(
         "select count(*) from public.datasets where user_id = %s", [store.backend.user_id]
     ).fetchone()
@@ -470,6 +471,7 @@ def test_a_write_that_fails_half_way_leaves_nothing(rows: TensorStore, database:
     finally:
         database.execute(f"drop trigger {name} on public.tensors; drop function {name}")
     np.testing.assert_array_equal(rows["x"], np.arange(3))
+    rows.backend.transfer.finish(30)
     left = database.execute("select count(*) from public.tensors where user_id = %s", [rows.backend.user_id])
     assert left.fetchone() == (1,)
 

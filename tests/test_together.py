@@ -129,7 +129,7 @@ class Renewed:
         return {"Authorization": f"Bearer {len(self.refused)}"}
 
     def renew(self, refused: str) -> None:
-        # Whoever comes later finds it renewed.
+        # Later threads find it renewed.
         if refused == self.headers()["Authorization"]:
             self.refused.append(refused)
 

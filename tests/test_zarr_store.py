@@ -1,4 +1,4 @@
-"""Arrays of Storage as zarr, xarray and dask open them. What they ask for is counted by a proxy."""
+"""Arrays of Storage as zarr, xarray and dask open them. A proxy counts their requests."""
 
 from __future__ import annotations
 

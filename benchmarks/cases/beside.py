@@ -46,7 +46,7 @@ class Candidate:
     Parameters
     ----------
     line
-        What its bytes come through; None if it reads from the disk.
+        Line that its bytes come through; None if it reads from the disk.
     settings
         Arguments of its ``Reader``.
     env

@@ -68,7 +68,7 @@ class Row:
     round_trips
         Round trips that cannot be avoided.
     warms
-        Whether a call that is not measured comes first, so that connections are open.
+        True if a call that is not measured comes first, so that connections are open.
     targets
         Largest ratio to the limit, by engine.
     """

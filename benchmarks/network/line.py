@@ -40,7 +40,7 @@ _MAX_PIECE_BYTES = 256 * 1024
 _MIN_PIECE_BYTES = 8 * 1024
 _PIECE_S = 0.001
 
-#: Segments of Ethernet. Those of loopback have 64 KiB: after a read of less, its window stays almost closed, until a
+#: Segments of Ethernet. Segments of loopback have 64 KiB: after a read of less, its window stays almost closed, until a
 #: timer of 40 ms opens it.
 _SEGMENT_BYTES = 1448
 
@@ -357,7 +357,7 @@ class _End(asyncio.BufferedProtocol):
 
     @property
     def is_broken(self) -> bool:
-        """Whether it is closed, and did not end its stream before."""
+        """True if it is closed, and did not end its stream before."""
         return self._transport is None and not self._has_ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

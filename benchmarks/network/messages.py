@@ -24,7 +24,7 @@ class Messages:
     ended
         Called when the last byte of a message is there.
     last_until_close
-        Whether a body without a length lasts until the connection closes, as that of an answer does.
+        True if a body without a length lasts until the connection closes, as that of an answer does.
     """
 
     def __init__(

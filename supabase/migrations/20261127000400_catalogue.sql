@@ -174,8 +174,8 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
            '*', '[^/]*'), chr(1), '.*'), '?', '[^/]') || '$'
 $$;
 
--- The first arrays of the caller that have attributes, by the index of attributes, in the order of their keys. Of nobody else's:
--- the time that it takes would tell how many arrays have them, also of those that are not shared.
+-- The first arrays of the caller that have attributes, by the index of attributes, in the order of their keys. Others'
+-- are left out: the time that it takes would tell how many arrays have them, also of those that are not shared.
 create or replace function tensorage.ids_with_attrs(
   attrs jsonb, prefix text, after text, regex text, max_rows int) returns setof bigint
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_indexscan = off as $$
@@ -209,7 +209,7 @@ declare
   has_more boolean := true;
   answer json;
   last text;
-  -- Whoever shows a store shows the quota beside it, by the one request.
+  -- A client that shows a store shows the quota beside it, by the one request.
   used json := case when others is null and after = '' then public.tensorage_usage() end;
 begin
   if attrs is not null and jsonb_typeof(attrs) <> 'object' then

@@ -34,7 +34,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
       set can_write = excluded.can_write, expires_at = excluded.expires_at
 $$;
 
--- Ends the shares of arrays of the caller that are deleted: a later array of the same key is another one. Those of prefixes stay.
+-- Ends the shares of arrays of the caller that are deleted: a later array of the same key is another one. Shares of prefixes stay.
 -- Waits for other requests only if there are any: nobody adds one to an array that the caller has locked.
 create or replace function tensorage.end_shares(keys text[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
@@ -115,7 +115,7 @@ begin
                          where s.can_write and s.reader in ('', tensorage.address_of(w.writer)))
       for update of w skip locked));
   if found then
-    perform tensorage.sweep(256);
+    perform tensorage.sweep(256, 1048576);
   end if;
 end
 $$;
@@ -152,7 +152,7 @@ begin
 end
 $$;
 
--- Live shares of the caller that let somebody use a key; with a prefix, also those that are below it. Of all keys if it is null.
+-- Live shares of the caller that let somebody use a key; with a prefix, also those that are below it; of all keys if it is null.
 create or replace function public.tensorage_shares(
   key text default null, after bigint default 0, max_rows int default 1000) returns json
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp

@@ -157,18 +157,22 @@ begin
 end
 $$;
 
--- Deletes blocks of the caller's expired datasets of the database, at most max_blocks of them. Returns how many such datasets
--- are left. Waits for nobody: a writer of a dataset that is to be swept may be waiting for the array that this transaction
--- replaces. Within the steps of a transaction, it does nothing.
-create or replace function tensorage.sweep(max_blocks int) returns int
+-- Deletes blocks of the caller's expired datasets of the database, at most max_blocks of them, and no further one after max_bytes.
+-- Returns how many such datasets are left. Waits for nobody: a writer of a dataset that is to be swept may be waiting for the array
+-- that this transaction replaces. Within the steps of a transaction, it does nothing.
+--
+-- Its bytes take time: PostgreSQL logs each page that a block is deleted from, whole if it has not changed since the last checkpoint.
+create or replace function tensorage.sweep(max_blocks int, max_bytes bigint) returns int
 language plpgsql set search_path = pg_catalog, pg_temp
 -- PostgreSQL expects an array to have many blocks. It would look for one that is left by reading the table from its start:
 -- all blocks of all arrays if there is none.
 set enable_seqscan = off as $$
 declare
   room int := max_blocks;
+  bytes_left bigint := max_bytes;
   victim bigint;
   deleted int;
+  deleted_bytes bigint;
 begin
   if tensorage.in_transaction() then
     return 0;
@@ -178,12 +182,18 @@ begin
      where d.id = any (tensorage.expired('database', max_blocks)) and d.state = 'staged'
      order by d.expires_at for update skip locked
   loop
-    exit when room <= 0;
+    exit when room <= 0 or bytes_left <= 0;
     perform tensorage.end_staging(victim);
-    delete from public.tensors t where t.data_id = victim and t.index in (
-      select v.index from public.tensors v where v.data_id = victim order by v.index limit room);
-    get diagnostics deleted = row_count;
+    with gone as (
+      delete from public.tensors t where t.data_id = victim and t.index = any (array(
+        select b.index
+          from (select v.index, octet_length(v.tensor) as nbytes, sum(octet_length(v.tensor)) over (order by v.index) as behind
+                  from (select i.index, i.tensor from public.tensors i where i.data_id = victim order by i.index limit room) v) b
+         where b.behind - b.nbytes < bytes_left))
+      returning octet_length(t.tensor) as nbytes)
+    select count(*), coalesce(sum(g.nbytes), 0) into deleted, deleted_bytes from gone g;
     room := room - greatest(deleted, 1);
+    bytes_left := bytes_left - deleted_bytes;
     -- Many at a time, since these rows are small.
     delete from tensorage.written w where w.data_id = victim and w.number in (
       select v.number from tensorage.written v where v.data_id = victim order by v.number limit 64 * max_blocks);
@@ -213,9 +223,18 @@ begin
 end
 $$;
 
--- The answer to a writer: the dataset, how many datasets (such as the one it replaced) are left to sweep, and whether there
--- are objects to delete.
-create or replace function tensorage.describe_and_sweep(d public.datasets) returns json
+-- Sweeps on the way of a request that has something else to do: as many bytes as it brings, so that requests leave no more than
+-- they find, and at least 1 MiB. Whatever more a large array leaves is swept behind the writer's back, by tensorage_sweep.
+create or replace function tensorage.sweep_on_the_way(brought bigint default 0) returns int
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  return tensorage.sweep(64, greatest(brought, 1048576));
+end
+$$;
+
+-- The answer to a writer, whose request brought so many bytes: the dataset, how many datasets (such as the one it replaced) are left
+-- to sweep, and whether there are objects to delete.
+create or replace function tensorage.describe_and_sweep(d public.datasets, brought bigint default 0) returns json
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   -- Nobody reads the answer of a step.
@@ -223,15 +242,16 @@ begin
     return null;
   end if;
   return tensorage.describe(d)::jsonb
-         || jsonb_build_object('left', tensorage.sweep(64), 'objects_left', tensorage.objects_left());
+         || jsonb_build_object('left', tensorage.sweep_on_the_way(brought), 'objects_left', tensorage.objects_left());
 end
 $$;
 
--- Deletes a further piece of the caller's removed, replaced or expired datasets. Returns how many are left.
+-- Deletes a further piece of the caller's removed, replaced or expired datasets. Returns how many are left. The piece is small, so that
+-- no other request waits long behind it, and a client may stop after any.
 create or replace function public.tensorage_sweep() returns int
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform tensorage.me();
-  return tensorage.sweep(256);
+  return tensorage.sweep(256, 33554432);
 end
 $$;

@@ -286,6 +286,38 @@ begin
 end
 $$;
 
+-- The array of a reader of one run, and the position behind the run. Raises unless the array may be read and has the run.
+create or replace function tensorage.readable_run(
+  data_id bigint, version bigint, first bigint, elements bigint, known jsonb, out d public.datasets, out behind bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  d := tensorage.readable(data_id, version, known => known);
+  perform tensorage.check_wanted(d, case when elements >= 1 and first is not null then elements end, first, first::numeric + elements);
+  behind := first + elements;
+end
+$$;
+
+-- The elements at first .. + elements - 1, as tensorage_read answers them, for a long run. In SQL, which hands the answer on: PL/pgSQL
+-- copies it twice. Older releases plan a function in SQL anew at each call, which takes longer than that for a short run.
+create or replace function public.tensorage_read_run(
+  data_id bigint, version bigint, first bigint, elements bigint, known jsonb default null)
+returns public."application/vnd.tensorage"
+language sql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off as $$
+  select case when octet_length(p.bytes) = elements * (r.d).itemsize then p.bytes
+              else tensorage.check_answer(r.d, elements, tensorage.gather(r.d, array[first], array[elements])) end
+    from tensorage.readable_run(data_id, version, first, elements, known) r, lateral (
+      -- No sum of arguments here: PostgreSQL may compute it before they are checked.
+      select string_agg(s.piece, '') as bytes from (
+        select substr(t.tensor,
+                      (greatest(first - t.index, 0) * (r.d).itemsize)::int + 1,
+                      ((least(t.index + t.count, r.behind) - greatest(t.index, first)) * (r.d).itemsize)::int) as piece
+          from public.tensors t
+         where t.data_id = (r.d).id and t.index > first - (r.d).block_size and t.index < r.behind and t.index + t.count > first
+           and (r.d).fill is null
+         order by t.index) s) p
+$$;
+
 -- The elements at starts[i] .. + lengths[i] - 1, for every i.
 create or replace function public.tensorage_read_spans(
   data_id bigint, version bigint, starts bigint[], lengths bigint[], known jsonb default null)

@@ -54,7 +54,7 @@ end
 $$;
 
 -- True if bytes, from byte `first` on, are text in UTF-8. Looks at a mebibyte at a time: a long text with a NUL character would take
--- many times its size in memory. Of a value that is out of line, substr() reads the part alone.
+-- many times its size in memory. From a value that is out of line, substr() reads the part alone.
 create or replace function tensorage.is_utf8(bytes bytea, first int default 1) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare

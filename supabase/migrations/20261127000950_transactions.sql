@@ -124,7 +124,7 @@ begin
   perform set_config('tensorage.in_transaction', '', true);
   perform set_config('tensorage.locked', '', true);
   return tensorage.answer(operation, json_build_object(
-    'steps', steps, 'left', tensorage.sweep(256), 'objects_left', tensorage.objects_left()));
+    'steps', steps, 'left', tensorage.sweep(256, greatest(octet_length($1), 1048576)), 'objects_left', tensorage.objects_left()));
 end
 $$;
 

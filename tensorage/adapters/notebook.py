@@ -49,11 +49,11 @@ def html_of_store(arrays: Arrays, prefix: str, words: str, *, is_logged_in: bool
     entries = [replace(entry, key=entry.key[len(prefix) :]) for entry in page.entries]
     first = entries[:MOST_IN_TREE]
     has_groups = any("/" in entry.key for entry in first)
-    whole = Tree.of((each.key, described(each)) for each in first) if has_groups else None
+    whole = Tree.of((each.key, describe(each)) for each in first) if has_groups else None
     return tables.store(words, entries, is_all=page.is_all, used=page.usage, whole=whole)
 
 
-def described(entry: Dataset) -> str:
+def describe(entry: Dataset) -> str:
     """Return shape and dtype of an array, as a tree shows them."""
     return f"{entry.shape} {entry.ragged or entry.dtype}"
 

@@ -19,11 +19,11 @@ from tensorage.errors import InvalidInputError
 from tensorage.model.cuts import cut_of
 from tensorage.model.glimpse import (
     Item,
+    choose_picture,
     items_of,
-    pictured,
     selection_of,
     shape_of,
-    thinned,
+    thin_out,
     within_chunks,
     words_of,
 )
@@ -66,9 +66,9 @@ class Preview:
 
     def __repr__(self) -> str:
         part = f"[{self.part}]" if self.part else ""
-        told = ", ".join(self._told())
+        told = ", ".join(self._describe_elements())
         said = f"<Preview of {self.key!r}{part}, shape {self.shape}, {self.elements.dtype}{told and ': ' + told}>"
-        return said if self._numbers is not None and self.elements.ndim else f"{said}\n{self._written()}"
+        return said if self._numbers is not None and self.elements.ndim else f"{said}\n{self._render_text()}"
 
     def _repr_html_(self) -> str:
         part = f"[{self.part}]" if self.part else ""
@@ -76,8 +76,8 @@ class Preview:
             f"<div class='tsg-head'><span class='tsg-kind'>Preview</span> "
             f"<b class='tsg-mono'>{html.text(self.key + part, 1200)}</b></div>"
         )
-        told = [f"{self.shape} {self.elements.dtype}", *self._told()]
-        return html.page(head, self._drawn(), html.note(html.text(" · ".join(told))))
+        told = [f"{self.shape} {self.elements.dtype}", *self._describe_elements()]
+        return html.page(head, self._render_picture(), html.note(html.text(" · ".join(told))))
 
     def _repr_png_(self) -> bytes | None:
         pixels = self._pixels()
@@ -91,7 +91,7 @@ class Preview:
         finite = numbers[np.isfinite(numbers)]
         return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
-    def _told(self) -> list[str]:
+    def _describe_elements(self) -> list[str]:
         """Return what the elements are, in a few words."""
         numbers = self._numbers
         if not self.elements.size:
@@ -108,13 +108,13 @@ class Preview:
             told.append(f"{missing:,} not finite")
         return told
 
-    def _written(self) -> str:
+    def _render_text(self) -> str:
         return np.array2string(self.elements, max_line_width=100, threshold=64, edgeitems=3)
 
-    def _drawn(self) -> str:
+    def _render_picture(self) -> str:
         numbers = self._numbers
         if numbers is None or not numbers.ndim:
-            lines = (visible(line) for line in self._written().splitlines()[:40])
+            lines = (visible(line) for line in self._render_text().splitlines()[:40])
             return f"<pre class='tsg-mono'>{'<br>'.join(html.text(line, 400) for line in lines)}</pre>"
         low, high = self._bounds(numbers)
         bars = pictures.histogram(numbers, low, high) if numbers.ndim < 3 and high > low else ""
@@ -163,9 +163,11 @@ def _preview(arrays: Arrays, entry: Dataset, selection: Any) -> Preview:
         return Preview(entry.key, words_of(items, entry.shape), np.empty(shape_of(items), entry.dtype))
     kind = entry.dtype.kind
     if as_numbers(np.zeros(1, entry.dtype)) is not None:
-        items = pictured(items, kind)
+        items = choose_picture(items, kind)
     else:
-        items = [item[:_MOST_WRITTEN] if isinstance(item, range) else item for item in pictured(items, kind)]
+        items = [
+            item[:_MOST_WRITTEN] if isinstance(item, range) else item for item in choose_picture(items, kind)
+        ]
     part = _in_bounds(arrays, entry, items)
     found = np.asarray(arrays.read_exactly(entry, selection_of(part)), entry.dtype)
     return Preview(entry.key, words_of(part, entry.shape), found)
@@ -187,7 +189,7 @@ def _in_bounds(arrays: Arrays, entry: Dataset, items: list[Item]) -> list[Item]:
         if chunk_bytes > _MAX_ELEMENT_BYTES:
             _check_chunk(arrays, entry, items)
         return items
-    part = thinned(items, itemsize, _MAX_ELEMENT_BYTES)
+    part = thin_out(items, itemsize, _MAX_ELEMENT_BYTES)
     if math.prod(shape_of(part)) * itemsize > _MAX_ELEMENT_BYTES:
         raise InvalidInputError(
             f"previewing {entry.key!r}: an element has {describe_bytes(itemsize)}, and a preview fetches at most "

@@ -87,7 +87,7 @@ def _is_coord(arrays: Arrays, name: str, dataset: Dataset, coord: Coord) -> bool
     """Tell whether an array has the labels of a coordinate, as files keep both. Its few elements are read."""
     if _dims_of(name, dataset) != coord.dims or dataset.shape != coord.values.shape:
         return False
-    # Attributes of the array may have been changed since, and are not what labels it.
+    # Compare labels only: attributes may have changed since.
     return _is_same(coord, Coord(name, coord.dims, arrays.read(dataset, ...), coord.attrs))
 
 

@@ -18,13 +18,42 @@ LASTS_S = 30.0
 
 
 class Leftovers:
-    """Failures to sweep, told once in a session and only if they last. Safe to use from many threads."""
+    """Leftovers that a session knows of; and failures to sweep, told once in a session and only if they last.
+
+    Safe to use from many threads, but for `named`, which belongs to the thread that sweeps.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._rows = self._objects = False
+        #: Names of the objects that were deleted last.
+        self.named: list[str] = []
         #: Time of the first of the failures in a row, by the monotonic clock.
         self._since: float | None = None
         self._is_told = False
+
+    def note_left(self, *, rows: bool = False, objects: bool = False) -> bool:
+        """Note that there are rows or objects to delete, beside those noted before. Tell whether there are any."""
+        with self._lock:
+            self._rows, self._objects = self._rows or rows, self._objects or objects
+            return self._rows or self._objects
+
+    @property
+    def is_any(self) -> bool:
+        """True if anything is noted as left."""
+        return self.note_left()
+
+    def take_rows(self) -> bool:
+        """Tell whether there are rows to delete, and note none: whoever asks deletes some, and notes what stays."""
+        with self._lock:
+            taken, self._rows = self._rows, False
+            return taken
+
+    def take_objects(self) -> bool:
+        """Tell whether there are objects to delete, and note none, as `take_rows` does."""
+        with self._lock:
+            taken, self._objects = self._objects, False
+            return taken
 
     def note_swept(self) -> None:
         """Note that nothing is left."""
@@ -83,6 +112,12 @@ class Afterwards:
                 self._step = None
                 return
             self._thread = thread
+
+    def wait(self, within_s: float) -> None:
+        """Wait some seconds for the end of the job, which goes on if they are not enough."""
+        if threading.current_thread() is not self._thread:
+            with self._changed:
+                self._changed.wait_for(lambda: self._thread is None, within_s)
 
     def end(self, within_s: float) -> None:
         """Wait for the end of the job. After some seconds, take no further step, and wait for the one under way."""

@@ -485,7 +485,7 @@ class Arrays:
         Parameters
         ----------
         known
-            What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
+            Remembered entry of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
 
         Raises
         ------
@@ -580,11 +580,12 @@ class Arrays:
         Parameters
         ----------
         selection
-            Of an array of records, it may begin with the name of a field, or a list of names.
+            Index expression of numpy. For an array of records, it may begin with the name of a field, or a list of
+            names.
         out
             Array of the result's shape and dtype, filled and returned in place of a new one.
         known
-            What is remembered of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
+            Remembered entry of the array, if it was not looked at: see `tensorage.backend.transfer.Work`.
         records
             Records of all shards of an array of Storage, if they came along with its entry, or are those of `records`.
             Elements are then read as they were when the records were fetched.
@@ -857,7 +858,7 @@ class OpenArray:
 
     @property
     def is_shared(self) -> bool:
-        """Whether anybody but the owner may use the array."""
+        """True if anybody but the owner may use the array."""
         return self.dataset.is_shared
 
     @property
@@ -893,7 +894,7 @@ class OpenArray:
         Parameters
         ----------
         selection
-            Index expression of numpy. Of an array of records, it may be the name of a field or a list of names, or
+            Index expression of numpy. For an array of records, it may be the name of a field or a list of names, or
             begin with one: ``("t", slice(10))`` reads ``array[:10]["t"]``.
         out
             Array of the result's shape and dtype, filled and returned in place of a new one.

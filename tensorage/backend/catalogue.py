@@ -161,7 +161,7 @@ class Catalogue:
         Returns
         -------
         list
-            What there is of each array. Arrays below a key are sorted by key.
+            Entry of each array, with the elements that came along. Arrays below a key are sorted by key.
 
         Raises
         ------

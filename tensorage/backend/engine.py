@@ -57,7 +57,7 @@ class EngineBase:
     owner
         Address, or id of the account, of somebody whose arrays these are. None for this user's own arrays.
     known
-        What is remembered of the array: see `tensorage.backend.transfer.Work`.
+        Remembered key, owner and shape of the array: see `tensorage.backend.transfer.Work`.
     records
         Records of all shards of an array of Storage, if they came along with its entry.
     """

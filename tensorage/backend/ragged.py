@@ -58,7 +58,7 @@ class RaggedArrays:
     owner
         Owner of the arrays. None for this user.
     known
-        What is remembered of the array: see `tensorage.backend.transfer.Work`.
+        Remembered key, owner and shape of the array: see `tensorage.backend.transfer.Work`.
     records
         Records of all shards of an array of Storage, if they came along with its entry.
     """
@@ -225,7 +225,7 @@ class RaggedArrays:
         )
 
     def _append_objects(self, dataset: Dataset, data: Any, reopen: Callable[[], Dataset]) -> Dataset:
-        """Add samples to an array of Storage. They are in memory: whoever meets others at the end writes them anew."""
+        """Add samples to an array of Storage. They stay in memory: an append that loses a race is repeated."""
         ragged = _type_of(dataset)
         if ragged.is_list:
             _check_samples(dataset, data)

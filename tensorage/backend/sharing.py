@@ -19,6 +19,9 @@ __all__ = ["Sharing"]
 #: Most rows in one answer. Hosted Supabase returns no more.
 ROWS_PER_PAGE = 1000
 
+#: Seconds in which a session sweeps what a change of usual size has left.
+_SWEEPING_S = 10.0
+
 
 class Sharing:
     """Permissions that a user gives and has, and what a user may see of their own account.
@@ -78,6 +81,8 @@ class Sharing:
         return str(self._transfer.call("tensorage_sharer", {"who": owner}, asked))
 
     def usage(self) -> Usage:
+        # A user who deletes, and looks at the quota next, expects the room.
+        self._transfer.afterwards.wait(_SWEEPING_S)
         return Usage(**self._transfer.call("tensorage_usage", {}, "asking for the usage"))
 
     def audit(self, key: str | None) -> Iterator[AuditRecord]:

@@ -1,7 +1,8 @@
 """Writes of several requests: an array is declared, filled, and committed in one transaction, or aborted.
 
-The same client sweeps the leftovers of a write afterwards, in small requests: the database deletes rows, in a thread
-that the writer does not wait for, and requests to Storage delete objects.
+The same client sweeps the leftovers of a write afterwards, in small requests, in a thread that the writer does not
+wait for: the database deletes rows, and requests to Storage delete objects. Whatever a client has not swept at its end
+stays in the catalogue as expired. The next write of the user finds it, and so does one that has no room.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from tensorage.backend.transfer import Transfer, Work
@@ -32,6 +34,7 @@ __all__ = [
     "new_operation",
     "stage",
     "sweep",
+    "sweep_objects",
     "sweep_rows",
     "with_room",
 ]
@@ -115,7 +118,7 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
     except QuotaExceededError:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
         sweep_rows(transfer)
-        _sweep_objects(transfer)
+        sweep_objects(transfer)
         return ask()
 
 
@@ -133,11 +136,10 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
     answer
         Answer of the function: ``left`` counts datasets with rows to delete, ``objects_left`` those with objects.
     """
-    if answer.get("left", 0):
+    left = transfer.leftovers
+    if left.note_left(rows=bool(answer.get("left", 0)), objects=bool(answer.get("objects_left", 0))):
         # Its time is no concern of the writer's, who may store the next array meanwhile.
-        transfer.afterwards.begin(lambda: bool(_sweep_some_rows(transfer)))
-    if answer.get("objects_left", 0):
-        _sweep_objects(transfer)
+        transfer.afterwards.begin(partial(_take_a_step, transfer))
 
 
 def sweep_rows(transfer: Transfer) -> None:
@@ -146,28 +148,57 @@ def sweep_rows(transfer: Transfer) -> None:
         pass
 
 
+def sweep_objects(transfer: Transfer) -> None:
+    """Delete the leftovers of this user's arrays in the bucket, and wait for it. A failure is only noted."""
+    before: list[str] = []
+    while before := _sweep_some_objects(transfer, before):
+        pass
+
+
+def _take_a_step(transfer: Transfer) -> bool:
+    """Delete some of what is noted as left, and tell whether there is more. After an error, the next write tells."""
+    left = transfer.leftovers
+    if left.take_rows():
+        left.note_left(rows=_sweep_some_rows(transfer) > 0)
+    elif left.take_objects():
+        left.named = _sweep_some_objects(transfer, left.named)
+        left.note_left(objects=bool(left.named))
+    return left.is_any
+
+
 def _sweep_some_rows(transfer: Transfer) -> int:
     """Delete some of the rows that this user's arrays have left, and return how many datasets have more."""
     return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 
 
-def _sweep_objects(transfer: Transfer) -> None:
-    """Delete the leftovers of this user's arrays in the bucket. After a failure, the next write tries again."""
+def _sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
+    """Delete some of the leftovers of this user's arrays in the bucket.
+
+    Parameters
+    ----------
+    before
+        Names that the same job has deleted last. If they are named again, they cannot be deleted.
+
+    Returns
+    -------
+    list
+        Names of objects that were deleted, none if nothing is left, or nothing can be deleted. After a failure, the
+        next write tries again.
+    """
     asked = "deleting what was replaced"
-    requests = StorageRequests(transfer.http)
-    before: list[str] = []
     try:
-        while names := transfer.call("tensorage_sweep_objects", {}, asked):
-            if names == before:
-                transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
-                return
-            requests.remove(names, asked)
-            before = names
+        names: list[str] = transfer.call("tensorage_sweep_objects", {}, asked)
+        if names and names == before:
+            transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
+            return []
+        StorageRequests(transfer.http).remove(names, asked)
     except (OSError, RuntimeError, LookupError, ValueError) as error:
         # The write itself is done, so the caller must not get an error.
         transfer.leftovers.note_failure(str(error))
-    else:
+        return []
+    if not names:
         transfer.leftovers.note_swept()
+    return names
 
 
 def new_operation() -> str:
@@ -205,8 +236,8 @@ def abort(transfer: Transfer, dataset: Dataset, reason: BaseException) -> None:
         hurry.begin()
     try:
         with end_waits_on(hurry):
-            transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
-            sweep(transfer, {"objects_left": dataset.engine == "storage"})
+            left = transfer.call("tensorage_abort", {"data_id": dataset.id}, f"giving up {dataset.key!r}")
+            sweep(transfer, {"left": left, "objects_left": dataset.engine == "storage"})
     except (OSError, RuntimeError) as error:
         # The caller is about to get the error of the write, which matters more.
         logger.info("what was staged of %r stays for a day: %s", dataset.key, error)

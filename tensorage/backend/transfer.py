@@ -86,7 +86,7 @@ class Transfer:
         Count of the session's changes, which goes on in a forked process.
     """
 
-    #: Whether changes are steps of a transaction, which go together in one request at its end.
+    #: True if changes are steps of a transaction, which go together in one request at its end.
     is_transaction: ClassVar[bool] = False
 
     base_url: str

@@ -139,7 +139,7 @@ class Change:
 
     @property
     def has_steps(self) -> bool:
-        """Whether something follows the change itself: the labels of rows."""
+        """True if something follows the change itself: the labels of rows."""
         return self.labels is not None
 
     def _append_labelled(self, store: Store, labels: Labels, *, is_begun: bool) -> None:

@@ -24,7 +24,7 @@ from tensorage.background.spool.values import Loose
 from tensorage.background.workers import Workers
 from tensorage.dtypes import storable_dtype
 from tensorage.errors import BackendUnavailableError, ClosedError, InvalidInputError
-from tensorage.interchange.objects import described
+from tensorage.interchange.objects import take_description
 from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.ragged import as_texts, declare_array, is_of_text
@@ -179,7 +179,7 @@ class BackgroundWriter:
             "chunk_size": store.chunk_size, "overwrite": store.allow_overwrite, "attrs": attrs, "dims": dims,
             "chunks": copy.deepcopy(chunks), "shards": copy.deepcopy(shards), "codecs": copy.deepcopy(codecs),
         }  # fmt: skip
-        array, said = described(key, array, said)
+        array, said = take_description(key, array, said)
         elements, said = unwrap(key, array, said)
         taken = self._snapshot(elements)
         options = cast("ArrayOptions", said)

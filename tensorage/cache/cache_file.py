@@ -105,7 +105,7 @@ class CacheFile:
         self._ready: npt.NDArray[np.bool_] = self._read_records(0, grid.count)["mark"] == this_run()
         if this_run() == _UNKNOWN_RUN:
             self._ready[:] = False
-        #: Whether the tiles of each row, or of each few rows, are ready.
+        #: True if the tiles of each row, or of each few rows, are ready.
         self._by_row = self._ready.reshape(
             (*grid.shape[:1], -1) if grid.is_flat and not grid.rows else (-1, 1)
         )

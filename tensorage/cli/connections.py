@@ -154,27 +154,27 @@ class Login:
         if self.kept is not None:
             return self.kept.user_id
         with self._lock:
-            self._logged_in()
+            self._valid_tokens()
             assert self._answer is not None
             return self._answer.user_id
 
     def ask_for_user(self) -> Mapping[str, Any]:
         """Return the account, as Auth describes it now."""
         with self._lock:
-            token = self._logged_in().access_token
+            token = self._valid_tokens().access_token
             if self._answer is not None:
                 return self._answer.user
         return self._server.user(token)
 
     def headers(self) -> dict[str, str]:
         with self._lock:
-            token = self._logged_in().access_token
+            token = self._valid_tokens().access_token
         return {"apikey": self._key, "Authorization": f"Bearer {token}"}
 
     def renew(self, refused: str) -> None:
         with self._lock:
             if self._tokens is not None and refused == f"Bearer {self._tokens.access_token}":
-                self._tokens = self._renewed(self._tokens, refused=self._tokens.access_token)
+                self._tokens = self._renew(self._tokens, refused=self._tokens.access_token)
 
     def end(self) -> None:
         """End the login, if there is one of this command's own. Does not raise, and takes two seconds at most."""
@@ -186,11 +186,11 @@ class Login:
             last_logout(self.url, self._key, tokens.access_token)
         self._server.close()
 
-    def _logged_in(self) -> Tokens:
+    def _valid_tokens(self) -> Tokens:
         if self._tokens is None:
             self._tokens = self._first()
         elif not self._tokens.is_fresh():
-            self._tokens = self._renewed(self._tokens)
+            self._tokens = self._renew(self._tokens)
         return self._tokens
 
     def _first(self) -> Tokens:
@@ -205,7 +205,7 @@ class Login:
             self._answer = self._server.register(email, password)
         return Tokens.of(self._answer)
 
-    def _renewed(self, tokens: Tokens, refused: str | None = None) -> Tokens:
+    def _renew(self, tokens: Tokens, refused: str | None = None) -> Tokens:
         if self.kept is not None:
             return self.kept.tokens(self._key, refused)
         self._answer = self._server.refresh(tokens.refresh_token)

@@ -48,7 +48,7 @@ _HELP: tuple[type[click.UsageError], ...] = tuple(
     filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
 )
 
-#: Most characters of a message. What users and servers gave may be any text, a megabyte as well.
+#: Most characters of a message. Users and servers may have given any text, even a megabyte.
 MAX_MESSAGE = 1000
 
 #: Advice of the package, which is in words of Python, and the same in words of the shell.

@@ -198,13 +198,13 @@ def cat(target: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
         entry = open_array(store.arrays, key)
         with opened_part(store.arrays, entry, selection, key, quiet=True) as item, selection_errors(entry):
             if as_json:
-                click.echo(_as_json(_listed(item)))
+                click.echo(_as_json(_as_lists(item)))
                 return
             for line in lines_of(item):
                 click.echo(line)
 
 
-def _listed(item: Outgoing) -> Any:
+def _as_lists(item: Outgoing) -> Any:
     elements = item.read(... if item.shape else ())
     return elements.astype(str).tolist() if elements.dtype.kind in "mMc" else elements.tolist()
 

@@ -119,7 +119,7 @@ def tree(group: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
     if not found and group:
         raise nothing_there(group)
     if as_json:
-        print_json(_nested(found, prefix))
+        print_json(_nest(found, prefix))
         return
     from tensorage.model.tree import Tree
 
@@ -129,10 +129,10 @@ def tree(group: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
     drawn = Tree.of((visible(key), visible(note)) for key, note in notes)
     click.echo(visible(group) or ".")
     for line in str(drawn).splitlines():
-        click.echo(_coloured(line))
+        click.echo(_add_colour(line))
 
 
-def _coloured(line: str) -> str:
+def _add_colour(line: str) -> str:
     """Set the note of an array apart from its name, in a terminal."""
     name, gap, note = line.partition("  (")
     if not gap or not has_colour():
@@ -140,7 +140,7 @@ def _coloured(line: str) -> str:
     return click.style(name, fg="cyan") + click.style(f"{gap}{note}", dim=True)
 
 
-def _nested(found: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
+def _nest(found: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     """Return groups as objects, and an array as its entry under the name ``""`` of the object of its key."""
     root: dict[str, Any] = {}
     for entry in found:

@@ -90,10 +90,12 @@ def selection_errors(entry: Dataset) -> Iterator[None]:
 def _part(arrays: Arrays, entry: Dataset, selection: Items | None, name: str) -> Outgoing:
     how: dict[str, Any] = {"attrs": dict(entry.attrs), "dims": entry.dims if selection is None else None}
     if entry.ragged is not None:
-        return _taken(arrays.read(entry, ... if selection is None else _plain(selection)), entry, name, how)
-    items = _expanded(selection or (), entry.ndim)
+        return _as_outgoing(
+            arrays.read(entry, ... if selection is None else _plain(selection)), entry, name, how
+        )
+    items = _expand(selection or (), entry.ndim)
     if items is None:
-        return _taken(arrays.read(entry, _plain(selection or ())), entry, name, how)
+        return _as_outgoing(arrays.read(entry, _plain(selection or ())), entry, name, how)
     shape = _shape_of(entry, items)
     place = next((n for n, item in enumerate(items) if not isinstance(item, int)), None)
     if place is None or items[place] is None:
@@ -117,7 +119,7 @@ def read_thinned(
         If the selection does not fit the array.
     """
     with selection_errors(entry):
-        items = None if entry.ragged is not None else _expanded(selection or (), entry.ndim)
+        items = None if entry.ragged is not None else _expand(selection or (), entry.ndim)
         if items is None:
             found = arrays.read(entry, _plain(selection) if selection else ...)
             return found, np.shape(found)
@@ -138,7 +140,7 @@ def _plain(selection: Items) -> Any:
     return selection[0] if len(selection) == 1 else selection
 
 
-def _expanded(selection: Items, ndim: int) -> Items | None:
+def _expand(selection: Items, ndim: int) -> Items | None:
     """Return one item for each axis, beside None for new ones. None if items are more than numbers and slices."""
     if any(isinstance(item, bool | list | str) for item in selection):
         return None
@@ -178,7 +180,7 @@ def _read_rows(arrays: Arrays, entry: Dataset, items: Items, place: int) -> Read
     return read
 
 
-def _taken(content: Any, entry: Dataset, name: str, how: dict[str, Any]) -> Outgoing:
+def _as_outgoing(content: Any, entry: Dataset, name: str, how: dict[str, Any]) -> Outgoing:
     """Return what was read already."""
     if isinstance(content, list):
         made = np.empty(len(content), object)

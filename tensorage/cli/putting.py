@@ -126,7 +126,7 @@ def _tell(store: TensorStore, keys: list[str], what: str, *, quiet: bool, as_jso
         return
     found = _entries(store, keys)
     if as_json:
-        print_json([_described(entry) for entry in found])
+        print_json([_describe(entry) for entry in found])
         return
     for entry in found[:TOLD]:
         click.echo(f"{what} {visible(entry.key)}  {entry.shape} {entry.ragged or entry.dtype}")
@@ -142,7 +142,7 @@ def _entries(store: TensorStore, keys: list[str]) -> list[Dataset]:
     return [entry for entry in store.arrays.entries(prefix) if entry.key in wanted]
 
 
-def _described(entry: Dataset) -> dict[str, Any]:
+def _describe(entry: Dataset) -> dict[str, Any]:
     return {
         "kind": "array", "key": entry.key, "shape": list(entry.shape), "dtype": str(entry.ragged or entry.dtype),
         "engine": entry.engine, "version": entry.version,

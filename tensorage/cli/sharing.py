@@ -84,7 +84,7 @@ def _time(text: str | None) -> datetime | None:
 def unshare(key: str, who: tuple[str, ...], *, yes: bool, quiet: bool, as_json: bool, choice: Choice) -> None:
     """End the shares of a key or prefix: with addresses those with these, and otherwise all, after a question.
 
-    What is printed are the shares that are left, such as those of a prefix.
+    The shares that are left are printed, such as those of a prefix.
     """
     if not who and not yes:
         click.confirm(f"End all shares of {key!r}?", abort=True, err=True)
@@ -112,13 +112,13 @@ def shares(key: str | None, *, with_me: bool, as_json: bool, choice: Choice) -> 
 
 def _print(found: Sequence[Share], *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        print_json([_described(share) for share in found])
+        print_json([_describe(share) for share in found])
     elif found and not quiet:
         heads = ("key", "owner", "reader", "may", "until")
         print_table(heads, [_columns(share) for share in found])
 
 
-def _described(share: Share) -> dict[str, Any]:
+def _describe(share: Share) -> dict[str, Any]:
     end = share.expires_at
     return {
         "key": share.key, "owner": share.owner, "owner_id": share.owner_id, "reader": share.reader,

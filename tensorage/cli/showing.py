@@ -109,9 +109,9 @@ def show(
         entry = open_array(store.arrays, key)
         most = MOST if path is None else 1 << 62
         elements, shape = read_thinned(store.arrays, entry, selection, most)
-    seen = _seen(key, elements, shape)
+    seen = _look_at(key, elements, shape)
     if as_json:
-        print_json(_described(seen))
+        print_json(_describe(seen))
     elif path is not None:
         _write_png(seen, path)
         if not quiet:
@@ -131,7 +131,7 @@ def _png_path(output: str, *, force: bool) -> Path:
     return path
 
 
-def _seen(key: str, elements: Any, shape: tuple[int, ...]) -> _Seen:
+def _look_at(key: str, elements: Any, shape: tuple[int, ...]) -> _Seen:
     import numpy as np
 
     from tensorage.display.pixels import as_numbers
@@ -145,7 +145,7 @@ def _seen(key: str, elements: Any, shape: tuple[int, ...]) -> _Seen:
     return _Seen(key, shape, array, numbers, low, high)
 
 
-def _described(seen: _Seen) -> dict[str, Any]:
+def _describe(seen: _Seen) -> dict[str, Any]:
     import math
 
     said: dict[str, Any] = {
@@ -162,7 +162,7 @@ def _draw(seen: _Seen, width: int) -> None:
 
     click.echo(seen.caption)
     if seen.numbers is None or seen.numbers.ndim == 0 or not seen.numbers.size or not has_colour():
-        click.echo(_printed(seen, width))
+        click.echo(_render_text(seen, width))
     elif seen.numbers.ndim == 1:
         for line in line_of_dots(seen.numbers, seen.low, seen.high, width, HEIGHT):
             click.echo(line)
@@ -181,7 +181,7 @@ def _fitting(shape: tuple[int, ...], height: int, width: int) -> tuple[int, int]
     return max(round(shape[0] * factor), min(shape[0], 2)), max(round(shape[1] * factor), min(shape[1], 2))
 
 
-def _printed(seen: _Seen, width: int) -> str:
+def _render_text(seen: _Seen, width: int) -> str:
     import numpy as np
 
     if isinstance(seen.elements, list):
@@ -225,12 +225,12 @@ def _write_png(seen: _Seen, path: Path) -> None:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise Failure("writing a PNG needs the package 'pillow': pip install pillow") from error
-    picture = _plotted(seen) if seen.numbers.ndim == 1 else _pixels(seen, seen.numbers)
+    picture = _render_line(seen) if seen.numbers.ndim == 1 else _pixels(seen, seen.numbers)
     with in_place(path, lambda: None) as temporary:
         Image.fromarray(picture).save(temporary, "png")
 
 
-def _plotted(seen: _Seen) -> Pixels:
+def _render_line(seen: _Seen) -> Pixels:
     """Return the line of a row as a picture, dark on white."""
     import numpy as np
 

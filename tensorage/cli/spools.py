@@ -77,7 +77,7 @@ class _Told:
 
     def __call__(self, entry: object) -> None:
         self.count += 1
-        # Entries are sent, be it that nobody listens any more.
+        # Keep sending even if stderr is closed.
         with contextlib.suppress(OSError):
             if not self._is_quiet:
                 click.echo(f"sent {entry}", err=True)

@@ -90,7 +90,7 @@ def _places(count: int) -> Numbers:
 
 
 def _height(number: float, low: float, high: float) -> float:
-    # Halves: bounds may be as far apart as no float is.
+    # Halve first: `high - low` may overflow.
     part = (number / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
     return float(HEIGHT - 4 - part * (HEIGHT - 8))
 

@@ -10,7 +10,7 @@ __all__ = ["Pixels", "as_numbers", "colours_of", "colours_of_image", "shrink"]
 #: Colours of a picture: height, width, and red, green and blue.
 Pixels = npt.NDArray[np.uint8]
 
-#: The colour map "viridis" at nine places. What lies between is interpolated.
+#: The colour map "viridis" at nine places. Colours between them are interpolated.
 _VIRIDIS = np.array(
     [
         (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99),
@@ -51,7 +51,7 @@ def shrink(numbers: npt.NDArray[np.float64], height: int, width: int) -> npt.NDA
 
 def colours_of(numbers: npt.NDArray[np.float64], low: float, high: float) -> Pixels:
     """Return the colours of a matrix of numbers between two bounds."""
-    # Halves: bounds may be as far apart as no float is.
+    # Halve first: `high - low` may overflow.
     span = high / 2 - low / 2
     with np.errstate(invalid="ignore", over="ignore"):
         part = np.clip((numbers / 2 - low / 2) / span if span > 0 else numbers - numbers, 0, 1)

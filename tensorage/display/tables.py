@@ -120,7 +120,7 @@ def store(
         more = f"{rest:,} more" if is_all else f"more than {rest:,} more"
         parts.append(note(f"… and {more}. <span class='tsg-mono'>store.keys()</span> lists all of them."))
     if whole is not None:
-        parts.append(details("as a tree", _nested(whole)))
+        parts.append(details("as a tree", _render_tree(whole)))
     return page(*parts)
 
 
@@ -165,10 +165,10 @@ def _readers(shares: Sequence[Given] | None) -> str:
 
 def tree(whole: Branch) -> str:
     """Return a tree of keys, whose groups open and close."""
-    return page(_head("Tree", _count(len(whole), is_all=True)), _nested(whole))
+    return page(_head("Tree", _count(len(whole), is_all=True)), _render_tree(whole))
 
 
-def _nested(whole: Branch) -> str:
+def _render_tree(whole: Branch) -> str:
     lines = _Lines(MOST_KEYS)
     drawn = "".join(_branches(whole, 0, lines))
     missing = len(whole) - lines.arrays

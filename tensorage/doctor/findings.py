@@ -697,7 +697,7 @@ def _compare_policies(
             "policy-unknown",
             table,
             f'the policy "{name}" is of no migration of this release, and may let anybody in',
-            f"Run in the SQL editor: drop policy {_quoted(name)} on {table};",
+            f"Run in the SQL editor: drop policy {_quote(name)} on {table};",
         )
 
 
@@ -762,7 +762,7 @@ def _compare_functions(
                 )
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     """Quote an identifier for SQL."""
     return '"' + name.replace('"', '""') + '"'
 

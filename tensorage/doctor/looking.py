@@ -98,7 +98,7 @@ class _Look:
             if kept is None and (reason := self._why_no_login()):
                 self._sight = replace(self._sight, no_login=reason)
                 return
-            with _logged_in(self._configuration, kept) as session:
+            with _log_in(self._configuration, kept) as session:
                 token, user_id = session.token, session.user_id
                 headers = {**self._key, "Authorization": f"Bearer {token}"}
                 body = {"prefix": f"{user_id}/", "limit": 1}
@@ -135,7 +135,7 @@ class _Look:
 
 
 @contextlib.contextmanager
-def _logged_in(configuration: Configuration, kept: KeptLogin | None) -> Iterator[BackendSession]:
+def _log_in(configuration: Configuration, kept: KeptLogin | None) -> Iterator[BackendSession]:
     """Log in for the time of the block, or work with a kept login. An outage is not waited out."""
     session = BackendSession(
         configuration.email,

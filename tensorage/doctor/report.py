@@ -65,7 +65,7 @@ class Report:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether no finding is an error."""
+        """True if no finding is an error."""
         return all(finding.level != "error" for finding in self.findings)
 
     def error(self, code: str, about: str, message: str, remedy: str) -> None:

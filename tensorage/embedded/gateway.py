@@ -40,7 +40,7 @@ class Settings:
     jwt_lifetime_s
         Seconds for which an access token is good (hosted Supabase: 3600).
     allows_anonymous
-        Whether anybody may make an account without an address. Hosted Supabase asks the owner of the project first.
+        True if anybody may make an account without an address. Hosted Supabase asks the owner of the project first.
     """
 
     rest_dsn: str = field(repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 
@@ -90,13 +91,12 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     Raises
     ------
     MigrationError
-        new = [file for file in files if _split_name(file)[0] not in done]
-        for file, sql in _read_files(new):
+        If the database has had other migrations, or PostgreSQL refuses a file.
     """
     connection = await asyncpg.connect(dsn)
     try:
-        done = await _recorded(connection)
-        _check_all_known(done, files)
+        done = await _fetch_recorded(connection)
+        _check_all_known(done, _read_files(files))
         await connection.execute(_HISTORY)
         new = [file for file in files if _split_name(file)[0] not in done]
         for file, sql in _read_files(new):
@@ -109,20 +109,35 @@ async def migrate(dsn: str, files: Sequence[Path]) -> list[str]:
     return [file.name for file in new]
 
 
-async def _recorded(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, str]:
-    """Versions and names of the migrations that the database has had."""
+class _Recorded(NamedTuple):
+    """A migration that the database has had."""
+
+    version: str
+    name: str
+    #: One text if a server of ours applied it. The Supabase CLI records statements one by one.
+    statements: Sequence[str]
+
+
+async def _fetch_recorded(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, _Recorded]:
+    """Migrations that the database has had, by their versions."""
     if await connection.fetchval("select to_regclass('supabase_migrations.schema_migrations') is null"):
         return {}
     rows = await connection.fetch(
-        "select version, name from supabase_migrations.schema_migrations order by 1"
+        "select version, name, statements from supabase_migrations.schema_migrations order by 1"
     )
-    return {row["version"]: row["name"] or "" for row in rows}
+    done = [_Recorded(row["version"], row["name"] or "", row["statements"] or []) for row in rows]
+    return {each.version: each for each in done}
 
 
-def _check_all_known(done: Mapping[str, str], files: Sequence[Path]) -> None:
-    """Raise if the database has had other migrations: ours would make a mixture of the two schemas."""
-    known = {_split_name(file)[0] for file in files}
-    others = [f"{version}_{name}" for version, name in done.items() if version not in known]
+def _check_all_known(done: Mapping[str, _Recorded], files: Sequence[tuple[Path, str]]) -> None:
+    """Raise if the database has had other migrations, or others of these names: a mixture of schemas would result."""
+    known = {_split_name(file)[0]: sql for file, sql in files}
+    others = [
+        f"{each.version}_{each.name}"
+        for each in done.values()
+        if each.version not in known
+        or (len(each.statements) == 1 and each.statements[0] != known[each.version])
+    ]
     if others:
         raise MigrationError(
             f"this data folder has had migrations that this version of tensorage does not know "

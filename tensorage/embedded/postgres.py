@@ -306,7 +306,7 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
     Parameters
     ----------
     starts_again
-        Whether the cluster is started again: the start then removes the shared memory of a killed cluster. If false,
+        True if the cluster is started again: the start then removes the shared memory of a killed cluster. If false,
         the shared memory is removed here.
     """
     _remove_unfinished(_find_unfinished_folder(data))

@@ -73,7 +73,7 @@ class Options:
     jwt_lifetime_s
         Seconds for which an access token is good.
     foreground
-        Whether to log to the terminal, too.
+        True to log to the terminal, too.
     bin_dir
         Folder with the programs of another PostgreSQL; by default that of the extra ``local``.
     ends_with

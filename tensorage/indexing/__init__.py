@@ -25,7 +25,7 @@ less time than a request: at most 24 KiB for each chunk that is touched (`tensor
 """
 
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
-from tensorage.indexing.covering import MAX_GAP_BYTES
+from tensorage.indexing.covering import MAX_OVER_READ_BYTES
 from tensorage.indexing.reading import RunPlan, plan_runs
 from tensorage.indexing.runs import (
     MAX_POSITIONS,
@@ -43,7 +43,7 @@ from tensorage.indexing.runs import (
 from tensorage.indexing.selection import Selection
 
 __all__ = [
-    "MAX_GAP_BYTES",
+    "MAX_OVER_READ_BYTES",
     "MAX_POSITIONS",
     "MAX_REQUEST_BYTES",
     "MAX_RUNS",

@@ -116,7 +116,7 @@ class BufferPlan(ABC):
 
     @property
     def is_whole_buffer(self) -> bool:
-        """Whether the buffer is the result, element by element in C order."""
+        """True if the buffer is the result, element by element in C order."""
         return not self.size or self.view.is_contiguous(self.size)
 
     def pick(self, buffer: npt.NDArray[Any]) -> Any:

@@ -61,7 +61,7 @@ class ChunkProjection:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all elements of the chunk that lie within the array are taken."""
+        """True if all elements of the chunk that lie within the array are taken."""
         return self.size == math.prod(self.shape)
 
     def parts(self, extent: int) -> Positions:

@@ -17,10 +17,13 @@ import numpy as np
 from tensorage.indexing.runs import RunList, RunProduct, Runs, split_by_request
 from tensorage.indexing.selection import Dim, Indexer, Positions
 
-__all__ = ["MAX_GAP_BYTES", "Covering", "choose_covering", "runs_of"]
+__all__ = ["MAX_OVER_READ_BYTES", "Covering", "choose_covering", "most_bytes_to_read", "runs_of"]
 
-#: Most bytes of over-read for each block touched.
-MAX_GAP_BYTES = 64 * 1024
+#: The bound on over-read: at most so many bytes travel for each byte that is selected ...
+MAX_OVER_READ_RATIO = 2
+
+#: ... and so many more for each block touched.
+MAX_OVER_READ_BYTES = 64 * 1024
 
 #: Cost of a run to the server beyond its bytes, in bytes, if there are many runs in one block.
 RUN_COST_BYTES = 128
@@ -77,7 +80,7 @@ def choose_covering(indexer: Indexer, itemsize: int, block_size: int, *, exact: 
     if contiguous.level == 0:
         return contiguous
     blocks = count_touched_blocks(indexer.base, indexer.dims, block_size)
-    allowed = contiguous.size if exact else 2 * contiguous.size + MAX_GAP_BYTES * blocks // itemsize
+    allowed = contiguous.size if exact else most_bytes_to_read(contiguous.size * itemsize, blocks) // itemsize
     coverings = [
         _join_points(indexer, covering, allowed, 0 if exact else _cheap_gap(covering, blocks) // itemsize)
         if covering.level == 1 and indexer.dims[0].offsets is not None
@@ -96,6 +99,15 @@ def choose_covering(indexer: Indexer, itemsize: int, block_size: int, *, exact: 
         if all(_is_fewer_requests(runs, runs_of(indexer, other), itemsize, block_size) for other in within):
             return covering
     return best
+
+
+def most_bytes_to_read(selected_bytes: int, blocks: int) -> int:
+    """Return the most bytes that may travel for the bytes selected in some blocks: the bound on over-read.
+
+    >>> most_bytes_to_read(1000, 1)
+    67536
+    """
+    return MAX_OVER_READ_RATIO * selected_bytes + MAX_OVER_READ_BYTES * blocks
 
 
 def runs_of(indexer: Indexer, covering: Covering) -> Runs:

@@ -78,7 +78,7 @@ class TileGrid:
 
     @cached_property
     def is_flat(self) -> bool:
-        """Whether each tile is consecutive elements: one axis is cut, and every axis before it into single indices."""
+        """True if each tile is consecutive elements: one axis is cut, and every axis before it into single indices."""
         axis = self._cut_axis
         return self.chunks[axis + 1 :] == self.shape[axis + 1 :]
 

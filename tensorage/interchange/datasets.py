@@ -61,7 +61,7 @@ def entries_of_dataset(dataset: xr.Dataset, key: str, *, has_mark: bool = True) 
     key
         Key of the group, for messages.
     has_mark
-        Whether there is a place for a mark. Without one, coordinates that no variable carries are arrays, too.
+        True if there is a place for a mark. Without one, coordinates that no variable carries are arrays, too.
 
     Raises
     ------

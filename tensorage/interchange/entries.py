@@ -51,7 +51,7 @@ class Entry:
     coords
         Labels of the axes, as `tensorage.model.coords` encodes them.
     is_zarr
-        Whether the source is an array of zarr, whose objects the storage engine may take over as they are.
+        True if the source is an array of zarr, whose objects the storage engine may take over as they are.
     """
 
     name: str

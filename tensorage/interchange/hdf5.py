@@ -106,7 +106,7 @@ def _walk(
         name = prefix + part
         if name in skipped:
             continue
-        found = _followed(group, part, left.asked, seen)
+        found = _follow(group, part, left.asked, seen)
         if isinstance(found, h5py.Group):
             yield from _walk(found, f"{name}/", left, skipped, seen)
         elif isinstance(found, h5py.Datatype):
@@ -118,7 +118,7 @@ def _walk(
             yield entry_of_hdf5(found, name, left)
 
 
-def _followed(group: h5py.Group, part: str, asked: str, seen: set[tuple[int, int]]) -> Any:
+def _follow(group: h5py.Group, part: str, asked: str, seen: set[tuple[int, int]]) -> Any:
     """Return a member of a group. Refuse links, of which a store has none."""
     h5py = _h5py()
     link = group.get(part, getlink=True)

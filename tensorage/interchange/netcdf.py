@@ -35,7 +35,7 @@ def entries_of_netcdf(
     skipped
         Names of variables and groups to leave out.
     has_root_mark
-        Whether there is a place for the mark of the file itself.
+        True if there is a place for the mark of the file itself.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from tensorage.interchange.entries import Entry, read_whole
 from tensorage.model.coords import move_to_axes
 from tensorage.model.values import as_dims
 
-__all__ = ["described", "entry_of_object", "is_object", "with_options"]
+__all__ = ["entry_of_object", "is_object", "take_description", "with_options"]
 
 
 def entry_of_object(key: str, value: object) -> Entry | None:
@@ -46,7 +46,7 @@ def is_object(value: object) -> bool:
     return _is_a(value, "h5py", "Dataset") or _is_a(value, "zarr", "Array")
 
 
-def described(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def take_description(key: str, value: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the elements of a dataset of h5py or an array of zarr, and options with its attributes, dims and labels.
 
     Any other value is returned as it is.
@@ -78,5 +78,5 @@ def with_options(entry: Entry, attrs: Mapping[str, Any] | None, dims: Any) -> En
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    # Nobody has such a value who has not loaded its library, and loading it takes long.
+    # Look only in `sys.modules`: importing a library is slow, and a value of it implies that it is loaded.
     return isinstance(value, getattr(sys.modules.get(module), name, ()))

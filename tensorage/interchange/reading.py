@@ -52,7 +52,7 @@ def entries_of_file(
     skipped
         Names of arrays and groups to leave out.
     has_root_mark
-        Whether there is a place for the mark of the file itself, under an empty name.
+        True if there is a place for the mark of the file itself, under an empty name.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def export(arrays: Arrays, key: str, path: Path, *, overwrite: bool) -> None:
     suffix = suffix_of(path, f"exporting {quote(key)} to")
     _check_free(path, key, overwrite=overwrite)
     left = Left(f"exporting {quote(key)} to {quote(str(path))}")
-    found = _found(arrays, key)
+    found = _find_entries(arrays, key)
     for entry in found.values():
         if not (entry.ragged == TEXT_ARRAY and suffix in _WITH_LONG_TEXT):
             refuse_ragged(
@@ -110,7 +110,7 @@ def in_place(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _found(arrays: Arrays, key: str) -> dict[str, Dataset]:
+def _find_entries(arrays: Arrays, key: str) -> dict[str, Dataset]:
     """Find the entries to write, by their names in the file. The name of the group itself is empty."""
     group = key.rstrip("/")
     below = f"{group}/" if group else ""

@@ -29,7 +29,7 @@ _Rule = Literal["dtype", "values"]
 
 
 def cast_to(data: npt.ArrayLike, dataset: Dataset) -> npt.NDArray[Any]:
-    """Cast data to the dtype of a dataset. Arrays have to fit it without loss. Of a list, only the values have to."""
+    """Cast data to the dtype of a dataset. Arrays have to fit it without loss; only the values of a list have to."""
     if not is_array(data):
         return as_assigned(data, dataset)
     array = as_array(data)

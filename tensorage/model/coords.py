@@ -428,7 +428,7 @@ def _encoded_coords(dataset: Dataset) -> list[dict[str, Any]]:
         )
     encoded_coords = kept.get("coords") if found == FORMAT else None
     if not isinstance(encoded_coords, list) or not all(map(_is_encoded_coord, encoded_coords)):
-        raise _corrupt(dataset.key)
+        raise _corrupt_error(dataset.key)
     return encoded_coords
 
 
@@ -459,16 +459,16 @@ def _decode(encoded: Mapping[str, Any], key: str) -> Coord:
     try:
         values = decode_labels(encoded)
     except ValueError as error:
-        raise _corrupt(key) from error
+        raise _corrupt_error(key) from error
     # The owner of a shared array can store any JSON, so nothing of it is believed unchecked.
     if values.ndim != len(encoded["dims"]):
-        raise _corrupt(key)
+        raise _corrupt_error(key)
     return Coord(
         encoded["name"], tuple(encoded["dims"]), values, dict(encoded["attrs"]), bool(encoded["index"])
     )
 
 
-def _corrupt(key: str) -> CorruptTensorError:
+def _corrupt_error(key: str) -> CorruptTensorError:
     return CorruptTensorError(
         f"the coordinates of {key!r} cannot be read: they are damaged, or none of tensorage. The array without them is "
         "read as ever; tensor.coords = {...} replaces them"

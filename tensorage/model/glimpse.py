@@ -1,8 +1,9 @@
 """The part of an array that a preview fetches, by one request of bounded size. No I/O.
 
 1. The selection is a number or a range for each axis.
-2. `pictured` leaves a matrix of the last two axes, or a row of the last one. The axes before are cut in their middle.
-3. `thinned` is for arrays that are stored flat: every second, third, ... element of long axes is taken.
+2. `choose_picture` leaves a matrix of the last two axes, or a row of the last one. The axes before are cut in the
+   middle.
+3. `thin_out` is for arrays that are stored flat: every second, third, ... element of long axes is taken.
 4. `within_chunks` is for arrays in chunks, which travel whole: the part of the selection that lies in some chunks
    around its middle.
 """
@@ -16,7 +17,16 @@ from typing import Any
 from tensorage.errors import InvalidInputError
 from tensorage.wording import quote
 
-__all__ = ["Item", "items_of", "pictured", "selection_of", "shape_of", "thinned", "within_chunks", "words_of"]
+__all__ = [
+    "Item",
+    "choose_picture",
+    "items_of",
+    "selection_of",
+    "shape_of",
+    "thin_out",
+    "within_chunks",
+    "words_of",
+]
 
 #: A number or a range of one axis.
 Item = int | range
@@ -83,7 +93,7 @@ def is_image(shape: Sequence[int], kind: str) -> bool:
     return len(shape) >= 3 and shape[-1] in (3, 4) and kind in "uf" and shape[-2] > 4 and shape[-3] > 4
 
 
-def pictured(items: Sequence[Item], kind: str) -> list[Item]:
+def choose_picture(items: Sequence[Item], kind: str) -> list[Item]:
     """Return the part that one picture shows: at most two axes, or an image's three. Others are cut in the middle."""
     ranges = [axis for axis, item in enumerate(items) if isinstance(item, range)]
     shape = [len(items[axis]) for axis in ranges]  # type: ignore[arg-type] # these are ranges
@@ -96,12 +106,12 @@ def pictured(items: Sequence[Item], kind: str) -> list[Item]:
     return [item if axis in kept else _middle(item) for axis, item in enumerate(items)]
 
 
-def thinned(items: Sequence[Item], itemsize: int, max_bytes: int) -> list[Item]:
+def thin_out(items: Sequence[Item], itemsize: int, max_bytes: int) -> list[Item]:
     """Take every second, third, ... element of long axes, so that a part has at most so many bytes.
 
-    >>> thinned([range(10_000), range(1_000)], 4, 200_000)
+    >>> thin_out([range(10_000), range(1_000)], 4, 200_000)
     [range(0, 10000, 79), range(0, 1000, 8)]
-    >>> thinned([range(200), range(200)], 4, 200_000)
+    >>> thin_out([range(200), range(200)], 4, 200_000)
     [range(0, 200), range(0, 200)]
     """
     shape = shape_of(items)

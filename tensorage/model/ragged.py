@@ -159,7 +159,7 @@ def choose_type(key: str, samples: Iterable[Any], dtype: Any) -> tuple[Ragged, I
             found = Ragged("arrays", wanted or storable_dtype(array.dtype), array.shape[1:])
         if wanted is not None and found.kind != "arrays":
             raise DTypeError(f"storing {key!r}: samples are {found.kind}, and dtype={dtype} is none of it")
-        return _checked(key, found), itertools.chain(seen, rest)
+        return _check_sample_bytes(key, found), itertools.chain(seen, rest)
     if wanted is None:
         raise InvalidInputError(
             f"storing {key!r}: no sample shows what samples are. Say it by dtype=, such as dtype='int32' or dtype=str"
@@ -167,7 +167,7 @@ def choose_type(key: str, samples: Iterable[Any], dtype: Any) -> tuple[Ragged, I
     return Ragged("arrays", wanted), iter(seen)
 
 
-def _checked(key: str, found: Ragged) -> Ragged:
+def _check_sample_bytes(key: str, found: Ragged) -> Ragged:
     if found.kind == "arrays" and not 1 <= found.unit <= MAX_ROW_BYTES:
         raise InvalidInputError(
             f"storing {key!r}: a sample of shape (1, {', '.join(map(str, found.shape))}) has {found.unit} bytes, and "

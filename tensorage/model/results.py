@@ -26,7 +26,7 @@ class Plan(Protocol):
 
     @property
     def is_whole_buffer(self) -> bool:
-        """Whether the buffer is the result, element by element in C order."""
+        """True if the buffer is the result, element by element in C order."""
         ...
 
     def pick(self, buffer: npt.NDArray[Any]) -> Any:

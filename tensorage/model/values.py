@@ -131,7 +131,8 @@ def as_array(data: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _is_tensor(data: object) -> bool:
-    """Tell whether data are a tensor of PyTorch. Nobody has one who has not loaded PyTorch."""
+    """Tell whether data are a tensor of PyTorch."""
+    # Look only in `sys.modules`: importing PyTorch is slow, and a tensor implies that it is loaded.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(data, torch.Tensor)
 
@@ -277,7 +278,8 @@ def split_key(key: str | tuple[Any, ...]) -> tuple[str, Any]:
     if isinstance(key, tuple):
         if not key:
             raise InvalidInputError("a key is a string: store['key'] or store['key', 10:20]")
-        # store["k", a] is array[a], store["k", a, b] is array[a, b]. Of one None, the tuple: no selection is None too.
+        # store["k", a] is array[a], store["k", a, b] is array[a, b]. A single None stays a tuple: None alone would mean
+        # that there is no selection.
         name, *items = key
         if not items:
             return name, None

@@ -164,7 +164,7 @@ class AuthServer:
     ) -> SignedIn:
         answer = self._ask(("POST", path, words), asked, advice=advice, refusal=refusal)
         try:
-            return _signed_in(answer)
+            return _parse_login(answer)
         except (KeyError, TypeError, ValueError) as error:
             raise no_project(asked, self.url) from error
 
@@ -204,8 +204,8 @@ class AuthServer:
             raise no_project(asked, self.url) from error
 
 
-def _signed_in(answer: Any) -> SignedIn:
-    """Check an answer to a login. What is kept of it has to be readable again, and the refresh token is spent.
+def _parse_login(answer: Any) -> SignedIn:
+    """Check an answer to a login: it has to be readable again once it is kept, and the refresh token is spent.
 
     Raises
     ------

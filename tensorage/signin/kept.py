@@ -96,7 +96,7 @@ class KeptLogin:
         try:
             _, tokens = self._read()
             if tokens.access_token == refused or time.time() >= tokens.expires_at:
-                with _locked(self.path, self.url):
+                with _hold_lock(self.path, self.url):
                     return self._renew(key, refused)
             return tokens if tokens.is_fresh() else self._renew_early(tokens, key)
         except EndedError as error:
@@ -105,7 +105,7 @@ class KeptLogin:
     def _renew_early(self, tokens: Tokens, key: str) -> Tokens:
         """Renew tokens that are good for another moment, or go on with them if that cannot be done at once."""
         try:
-            with _locked(self.path, self.url, timeout_s=0.0):
+            with _hold_lock(self.path, self.url, timeout_s=0.0):
                 return self._renew(key, None)
         except BackendUnavailableError as error:
             logger.debug("going on with the kept token of before: %s", error)
@@ -134,7 +134,7 @@ class KeptLogin:
         """
         server = AuthServer(self.url, key)
         try:
-            with _locked(self.path, self.url):
+            with _hold_lock(self.path, self.url):
                 try:
                     self._end_behind_lock(server, key)
                 except EndedError as error:
@@ -160,8 +160,8 @@ class KeptLogin:
         BackendUnavailableError
             If another process renews it all the time, as one does while the project is away. The login stays kept.
         """
-        # Whoever renews it at this moment would keep it again.
-        with _locked(self.path, self.url):
+        # A process that renews it at this moment would keep it again.
+        with _hold_lock(self.path, self.url):
             self._forget_behind_lock()
 
     def _forget_behind_lock(self) -> None:
@@ -317,7 +317,7 @@ def keep_login(url: str, answer: SignedIn, key: str, place: Place | None = None)
             kept_in = place or ("keyring" if has_keyring() else "file")
             record = Record(url, answer.user_id, answer.email, time.time(), kept_in)
             path = _path(url, record.name)
-            with _locked(path, url):
+            with _hold_lock(path, url):
                 before = _before(path, url)
                 save_record(path, record, Tokens.of(answer))
         except BaseException:
@@ -388,7 +388,7 @@ def _check_project(record: Record, path: Path, url: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, url: str, timeout_s: float | None = None) -> Iterator[None]:
+def _hold_lock(path: Path, url: str, timeout_s: float | None = None) -> Iterator[None]:
     wait_s = LOCK_TIMEOUT_S if timeout_s is None else timeout_s
 
     def stuck() -> BackendUnavailableError:

@@ -164,14 +164,14 @@ def load_record(path: Path) -> tuple[Record, Tokens] | None:
         record, tokens = _parse(content)
     except ValueError as error:
         # No cause: the JSON that cannot be read holds tokens.
-        raise _damaged(path, one_line(str(error))) from None
+        raise _damaged_error(path, one_line(str(error))) from None
     if tokens is not None:
         return record, tokens
     secret = load_secret(record.url, record.name)
     try:
         return record, _parse_secret(secret, record)
     except ValueError as error:
-        raise _damaged(path, one_line(str(error))) from None
+        raise _damaged_error(path, one_line(str(error))) from None
 
 
 def save_record(path: Path, record: Record, tokens: Tokens) -> None:
@@ -191,20 +191,20 @@ def room_for(path: Path, record: Record, tokens: Tokens) -> Iterator[Callable[[T
     ConfigurationError
         If the new tokens could not be saved.
     """
-    with _unsaved(path):
+    with _saving_errors(path):
         # A process that died left its own, with tokens in it.
         for leftover in path.parent.glob(f".{path.stem}-*.new"):
             leftover.unlink(missing_ok=True)
         room = _Room(path)
     try:
-        with _unsaved(path):
+        with _saving_errors(path):
             room.fill(b" " * (len(_as_bytes(record, tokens)) + _GROWTH_BYTES))
 
         def save(new: Tokens) -> None:
             if record.kept_in == "keyring":
                 secret = {"url": record.url, "user_id": record.user_id, "tokens": asdict(new)}
                 save_secret(record.url, record.name, json.dumps(secret))
-            with _unsaved(path):
+            with _saving_errors(path):
                 room.fill(_as_bytes(record, new))
                 room.move_to(path)
 
@@ -273,7 +273,7 @@ def _read_private(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _damaged(path, error.strerror or type(error).__name__) from error
+        raise _damaged_error(path, error.strerror or type(error).__name__) from error
     try:
         # The status of the open file: the one of its name may be another by now.
         status = os.fstat(fd)
@@ -281,7 +281,7 @@ def _read_private(path: Path) -> bytes | None:
         if flaw is not None:
             raise _unsafe(path, flaw)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise _damaged(path, "it is no file of this size")
+            raise _damaged_error(path, "it is no file of this size")
         return os.read(fd, _MAX_BYTES)
     finally:
         os.close(fd)
@@ -327,14 +327,14 @@ def _unsafe(path: Path, flaw: Flaw) -> ConfigurationError:
     )
 
 
-def _damaged(path: Path, why: str) -> ConfigurationError:
+def _damaged_error(path: Path, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"the kept login in {path} cannot be read ({why}): run `tensorage login` again, or delete the file"
     )
 
 
 @contextlib.contextmanager
-def _unsaved(path: Path) -> Iterator[None]:
+def _saving_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -34,7 +34,7 @@ def save_secret(url: str, account: str, secret: str) -> None:
     try:
         keyring.set_password(_service(url), account, secret)
     except Exception as error:  # noqa: BLE001 - keyrings raise errors of their own libraries
-        raise _refused("takes no login", error) from None
+        raise _keyring_error("takes no login", error) from None
 
 
 def load_secret(url: str, account: str) -> str:
@@ -49,7 +49,7 @@ def load_secret(url: str, account: str) -> str:
     try:
         secret = keyring.get_password(_service(url), account)
     except Exception as error:  # noqa: BLE001 - keyrings raise errors of their own libraries
-        raise _refused("does not give the kept login", error) from None
+        raise _keyring_error("does not give the kept login", error) from None
     if secret is None:
         raise ConfigurationError(
             f"the system's keyring has no login of {account} at {url} any more: run `tensorage login` again"
@@ -64,7 +64,7 @@ def forget_secret(url: str, account: str) -> None:
         if keyring.get_password(_service(url), account) is not None:
             keyring.delete_password(_service(url), account)
     except Exception as error:  # noqa: BLE001 - keyrings raise errors of their own libraries
-        raise _refused("does not forget the kept login", error) from None
+        raise _keyring_error("does not forget the kept login", error) from None
 
 
 def _service(url: str) -> str:
@@ -94,6 +94,6 @@ def _require() -> KeyringBackend:
     return found
 
 
-def _refused(what: str, error: Exception) -> ConfigurationError:
+def _keyring_error(what: str, error: Exception) -> ConfigurationError:
     # The name alone, and no cause: a message may quote the secret.
     return ConfigurationError(f"the system's keyring {what} ({type(error).__name__}). {_OR_FILE}")

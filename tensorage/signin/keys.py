@@ -37,7 +37,7 @@ class Key:
 
     @property
     def passes_policies(self) -> bool:
-        """Whether it is a key for administrators, whom no policy holds back."""
+        """True if it is a key for administrators, whom no policy holds back."""
         return self.kind in {"secret", "legacy service"}
 
 

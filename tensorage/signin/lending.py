@@ -135,7 +135,7 @@ class Loan:
 
     @property
     def is_of_process(self) -> bool:
-        """Whether the login is another process's."""
+        """True if the login is another process's."""
         return self.lender is None or self.lender.is_elsewhere
 
     def next(self, refused: str | None = None) -> Loan:

@@ -102,7 +102,7 @@ class Login:
         #: End of the token by this machine's clock, in seconds since the epoch.
         self.expires_at = 0.0
         self.loan = loan
-        #: Whether there is no way back into the login once it is ended: nobody knows a password of it.
+        #: True if there is no way back into the login once it is ended: nobody knows a password of it.
         self._is_irreplaceable = credentials.given is not None
         #: Account whose kept login was used: the session never goes on as another one by itself.
         self._kept_account: str | None = None
@@ -164,7 +164,7 @@ class Login:
 
     @property
     def is_there(self) -> bool:
-        """Whether a login is there, of this process or lent by another one."""
+        """True if a login is there, of this process or lent by another one."""
         # Without the lock, behind which a login may be renewed for as long as an outage lasts.
         return self.loan is not None or self.session is not None
 
@@ -306,7 +306,7 @@ class Login:
     def _log_out(self) -> None:
         with self.lock:
             if self.loan is not None and not self.loan.is_of_process:
-                # It goes on for others: those who share what is kept, or the program that has given the token.
+                # Keep the login alive: other sessions, or the program that gave the token, still use it.
                 self.loan = self.sdk_client = None
             if self.session is None:
                 return
@@ -455,7 +455,7 @@ class Login:
                     "" if self.credentials.backend_url else _NO_PROJECT,
                 )
             )
-        # Whoever lets a login be made is about to send requests. The SDK has connections of its own.
+        # The caller is about to send requests. The SDK logs in over connections of its own.
         self.transfer.http.open_ahead()
         self.log_in()
 

@@ -40,10 +40,10 @@ _UNDER_WAY_BYTES = 32 * 1024 * 1024
 #: Most connections of a process.
 _CONNECTIONS = 2 * PARALLEL
 
-#: Slabs in a window that are few: smaller slabs are tried then.
+#: With fewer slabs than this in a window, try smaller slabs.
 _FEW = 8
 
-#: Part of the window's room that another array may take to be read once, whole, and kept.
+#: Another array is read once, whole, and kept if the window has room for this many of it.
 _SMALL = 8
 
 #: Samples of each array that one slab deals to one round.
@@ -224,7 +224,7 @@ class _Dealer:
     slab_rows
         Most samples of a slab.
     is_small
-        Whether the array is read whole at the first slab, and kept. Slabs of another array cut through its chunks, and
+        True if the array is read whole at the first slab, and kept. Slabs of another array cut through its chunks, and
         a chunk would be fetched for each of them.
     """
 

@@ -25,7 +25,7 @@ class EpochPlan:
     length
         Number of samples.
     shuffle
-        Whether samples are shuffled, or ``"shards"``.
+        True if samples are shuffled, or ``"shards"``.
     seed
         Seed of the order, if samples are shuffled.
     window

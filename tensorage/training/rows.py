@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tensorage.backend.arrays import OpenArray
 from tensorage.backend.transfer import ChangeCount
 from tensorage.errors import ChangedError, KeyNotFoundError
-from tensorage.indexing.covering import MAX_GAP_BYTES
+from tensorage.indexing.covering import MAX_OVER_READ_BYTES
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
 from tensorage.types import Dataset
 
@@ -101,7 +101,10 @@ def _rows_of_block(array: OpenArray, most_bytes: int) -> tuple[int, int]:
 
 
 def _chunk_of(array: OpenArray, row: int) -> slice | None:
-    """Return the rows whose elements travel with those of a row anyway: in Storage, those of its chunks."""
+    """Return the rows of the chunk that holds a row; None in the database, or if the chunk is of no use.
+
+    A chunk is of no use if it has a single row, or more than may be kept.
+    """
     if array.dataset.engine != "storage":
         return None
     rows, unit = _rows_of_block(array, _MOST_KEPT_BYTES)
@@ -117,7 +120,7 @@ def _worth_bytes(array: OpenArray, took_s: float) -> int:
 
 
 def _gives_views(rows: npt.NDArray[Any] | list[Any]) -> bool:
-    """Tell whether rows have to be copied, so that each keeps nothing but itself in memory and may be changed.
+    """Tell whether rows are views of a block. Views are copied: a single row would keep the block in memory.
 
     Elements that are no records, and the samples of a list, are the caller's own already.
     """
@@ -188,7 +191,7 @@ class _Places:
     records
         Records of all shards; None if they are too many.
     changes, believed_until
-        As in a block.
+        The same as in a block.
     """
 
     dataset: Dataset
@@ -249,7 +252,7 @@ class RowsAhead:
     and a loop that ends just then four times as long as it had to.
 
     A row that was asked for before, or after a change by the same session, is given only after a look whether the array
-    has changed, and any other at most a second after one. So that no loop that waits for a row to change waits in vain.
+    has changed, and any other at most a second after one. A loop that waits for a row to change therefore sees it.
 
     Threads that share a handle may read a block twice, and never get a wrong row.
     """
@@ -301,10 +304,10 @@ class RowsAhead:
             self._note(row)
             return block.give(row - block.first)
         begun = time.perf_counter()
-        # A look at the array may find that it has another one.
+        # Remember the shape: looking at the array may change it.
         shape = array.shape
         chunk = _chunk_of(array, row)
-        wanted = self._wanted(array, row, chunk)
+        wanted = self._choose_rows(array, row, chunk)
         is_single = wanted is None or wanted == chunk
         places = self._find_places(array, row if chunk is None else chunk.start) if is_single else None
         block = None if wanted is None else _read_block(array, wanted, shape, places)
@@ -361,13 +364,13 @@ class RowsAhead:
         block.believe(changes)
         return True
 
-    def _wanted(self, array: OpenArray, row: int, chunk: slice | None) -> slice | None:
+    def _choose_rows(self, array: OpenArray, row: int, chunk: slice | None) -> slice | None:
         """Return the rows that are worth while to be read with a row, None for none."""
         nbytes, rows = array.nbytes, len(array)
         is_recent = time.monotonic() - self._last_at <= _PAUSE_S
         singles = self._singles if is_recent else 0
         # The bound on over-read allows for these bytes even with a few rows.
-        if nbytes <= MAX_GAP_BYTES:
+        if nbytes <= MAX_OVER_READ_BYTES:
             return slice(0, rows) if singles else None
         # With a row of Storage, others came along already.
         is_in_order = row == self._last + 1 and singles >= (_SINGLES_IN_ORDER if chunk is None else 1)

@@ -114,7 +114,7 @@ class WindowOrder:
         self._opening = max(cut.width // _OPENING, 2)
         self._count = -(-length // self._slab_rows)
         self._seed, self._epoch = seed, epoch
-        # The last slab, which may be shorter, has a place of its own among the others, which are all as long.
+        # Draw the last slab's place apart: it may be shorter, while all others have equal length.
         self._others = Shuffle(max(self._count - 1, 0), seed, epoch, "slabs")[:]
         self._last_place = int(self._chance("place", np.zeros(1, np.uint64), self._count)[0])
 
@@ -160,13 +160,13 @@ class WindowOrder:
         places = np.full(len(rounds) + 1, place, np.int64)
         counts = np.full(len(rounds) + 1, len(rounds), np.int64)
         ends = self._dealt(places, np.arange(len(rounds) + 1), counts)
-        samples = self._shuffled(f"slab {place}", rows.stop - rows.start)
+        samples = self._shuffle(f"slab {place}", rows.stop - rows.start)
         return [samples[first:end] for first, end in pairwise(ends)]
 
     def arrangement(self, number: int) -> _Numbers:
         """Return the place in the round for each sample that was dealt to it, slab by slab."""
         count = self.first_sample(number + 1) - self.first_sample(number)
-        return self._shuffled(f"round {number}", count)
+        return self._shuffle(f"round {number}", count)
 
     def __getitem__(self, places: slice) -> _Numbers:
         """Return the samples at consecutive places of the epoch."""
@@ -175,9 +175,9 @@ class WindowOrder:
             return np.empty(0, np.int64)
         numbers = range(self.round_of(first), self.round_of(after - 1) + 1)
         begin = first - self.first_sample(numbers.start)
-        return np.concatenate(list(self._visited(numbers)))[begin : begin + after - first]
+        return np.concatenate(list(self._visit(numbers)))[begin : begin + after - first]
 
-    def _visited(self, numbers: range) -> Iterator[_Numbers]:
+    def _visit(self, numbers: range) -> Iterator[_Numbers]:
         """Yield the samples that each of some rounds visits, in order."""
         dealt: dict[int, tuple[_Numbers, ...]] = {}
         for number in numbers:
@@ -214,7 +214,7 @@ class WindowOrder:
         dealt: _Numbers = (done * lengths + chance) // counts
         return dealt
 
-    def _shuffled(self, of: str, count: int) -> _Numbers:
+    def _shuffle(self, of: str, count: int) -> _Numbers:
         """Return the numbers below `count` in random order.
 
         All of them are wanted at once, and sorting random words then takes a tenth of the time of a `Shuffle`.

@@ -113,13 +113,14 @@ class RecordingBackend:
 class Transaction:
     """Several changes of one user's arrays: all of them are done, or none, and all are seen at once.
 
-    Small arrays wait in memory, and go in one request at the end of the ``with`` block. What does not fit into that
-    request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at its
-    end, nothing has happened.
+    Small arrays wait in memory, and go in one request at the end of the ``with`` block. Whatever does not fit into
+    that request is staged while the block runs, and becomes visible with the rest. After an error in the block, or at
+    its end, nothing has happened.
 
     Nothing of the transaction can be read before its end. Appends of several transactions to one array all land; in
     Storage, those of more than 8 MiB may meet others. An array that a transaction assigns to, replaces or deletes must
-    not be changed by others while it is open: the first one wins, and the other one gets `ChangedError`.
+    not be changed by others while it is open: the first one wins, and the other one gets `ChangedError`. An array that
+    is replaced or deleted unread may change while the last request is on its way: the transaction then comes second.
 
     Raises
     ------
@@ -148,8 +149,9 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
-        #: Positions of those that were recorded again once their array was known.
-        self._told: set[int] = set()
+        #: Positions of appends that were recorded again once something was known of their array, with the errors that
+        #: told it.
+        self._recorded_again: set[tuple[int, type[Exception]]] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -288,7 +290,7 @@ class Transaction:
             try:
                 self._recorder.commit(time.monotonic() - self._opened)
             except (OtherDTypeError, StoredElsewhereError) as error:
-                if not error.description or not self._record_again(error.description):
+                if not error.description or not self._record_again(error.description, type(error)):
                     raise
             else:
                 return
@@ -306,9 +308,12 @@ class Transaction:
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
-                if position in self._told:
+                told = {each for each in self._recorded_again if each[0] == position}
+                if told:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
+                    self._recorded_again -= told
+                recorder.try_loose(key)
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
                 recorder.drop(before, conflict)
@@ -322,13 +327,15 @@ class Transaction:
         append()
         self._recorder.steps += steps[position + 1 :]
 
-    def _record_again(self, description: Mapping[str, Any]) -> bool:
+    def _record_again(self, description: Mapping[str, Any], told_by: type[Exception]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
         self._recorder.know(description)
+        if told_by is StoredElsewhereError:
+            self._recorder.refuse_loose(description["key"])
         done = False
         for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and position not in self._told:
-                self._told.add(position)
+            if key == description["key"] and (position, told_by) not in self._recorded_again:
+                self._recorded_again.add((position, told_by))
                 self._replace_step(position, append)
                 done = True
         return done

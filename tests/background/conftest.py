@@ -20,7 +20,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def gated(project: Project, user: User, engine: Engine, gate: Gate) -> Iterator[TensorStore]:
-    """A store of the user's whose requests all go through the gate. What it needs to ask once, it has asked."""
+    """A store of the user's whose requests all go through the gate. It has asked already for all that it asks once."""
     proxy = Proxy(project.url, changes=gate)
     session = Project(proxy.url, project.key).session(user)
     session.login_by_mail()

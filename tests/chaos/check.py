@@ -86,7 +86,7 @@ def sweep(store: TensorStore) -> None:
     """Delete what was given up, as whoever writes next does."""
     transfer = store.backend.transfer
     staging.sweep_rows(transfer)
-    staging.sweep(transfer, {"objects_left": 1})
+    staging.sweep_objects(transfer)
 
 
 def leftovers_of(backend: Backend, database: Sql, states: Mapping[str, State]) -> list[str]:

@@ -37,7 +37,7 @@ class Killer:
             self._timer.start()
 
     def fire(self) -> None:
-        """Kill, unless that is done already. Whoever holds a request up returns when all is back."""
+        """Kill, unless that is done already. A thread that holds a request up returns when all is back."""
         with self._lock:
             if self._has_fired.is_set():
                 return

@@ -134,7 +134,7 @@ def judge(
     changes
         In their order. The writer ended with the first one that was not acknowledged.
     outcomes
-        Of each change that was begun.
+        Outcome of each change that was begun.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def _fault(
 
 
 def _is_mix(seen: Stored | Unreadable | None, versions: Sequence[Stored]) -> bool:
-    """Whether each element is that of some version of the writer's arrays, though none of them as a whole."""
+    """True if each element is that of some version of the writer's arrays, though none of them as a whole."""
     if not isinstance(seen, Stored):
         return False
     arrays = [stored.array for stored in versions]

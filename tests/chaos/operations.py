@@ -53,9 +53,9 @@ class Operation:
     kind
         Its row of the table.
     engine
-        Where the array is, or is to be, kept.
+        Engine that keeps the array, or is to keep it.
     seed
-        Of its values.
+        Seed of its values.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Operation:
     key: str
     seed: int
 
-    #: Whether there has to be an array under the key already.
+    #: True if there has to be an array under the key already.
     changes: ClassVar[bool] = True
 
     @property
@@ -322,7 +322,7 @@ class Sweep(Operation):
             transfer = session.transfer
             transfer.call("tensorage_abort", {"data_id": declared.id}, f"giving up {self.key!r}")
             staging.sweep_rows(transfer)
-            staging.sweep(transfer, {"objects_left": 1})
+            staging.sweep_objects(transfer)
 
     def then(self, state: State) -> State:
         return state

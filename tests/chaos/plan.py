@@ -68,11 +68,11 @@ class Kill:
     function
         Only requests of this kind are counted: see `proxy.Exchange.kind`. All, if None.
     count
-        Which of them it is.
+        Number of the request among them.
     holds
-        Whether requests of the victim wait until all is up again, rather than being refused.
+        True if requests of the victim wait until all is up again, rather than being refused.
     freezes
-        Whether the process that writes what need not be on disk yet is stopped before: what is not waited for is then
+        True if the process that writes what need not be on disk yet is stopped before: what is not waited for is then
         lost for certain. Otherwise that is so within about 0.2 s.
     """
 

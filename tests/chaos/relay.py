@@ -16,7 +16,7 @@ class Relay:
     Parameters
     ----------
     url
-        Of the backend.
+        URL of the backend.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,6 +1,6 @@
 """Staged work of which PostgreSQL has lost a part, by a kill between two requests: no commit makes the rest visible.
 
-What is staged is not waited for until it is on disk. What is sent afterwards may be taken, or refused already.
+Staging does not wait until the data are on disk. Later requests may be taken, or refused already.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class End:
     Parameters
     ----------
     error
-        Of one that was not acknowledged.
+        Error of a change that was not acknowledged.
     is_expected
-        Whether a kill explains the error.
+        True if a kill explains the error.
     """
 
     outcome: Outcome
@@ -115,7 +115,7 @@ class Writer:
             return [*ends, End(Outcome.UNKNOWN, "killed")]
 
     def kill(self) -> None:
-        """Kill it. Whoever waits for its ends is told."""
+        """Kill it. Threads that wait for its ends are told."""
         self._is_killed = True
         if self._process is not None:
             self._process.kill()

@@ -101,7 +101,7 @@ def test_tree_find_du_info_usage_whoami(terminal: Terminal, user: User) -> None:
 def test_arrays_of_somebody_else(terminal: Terminal, other: TensorStore) -> None:
     other["theirs/x"] = GRID
     owner = ("--owner", str(other.backend.email))
-    # Whether there is such an account, is told to nobody.
+    # Nobody is told if there is such an account.
     assert terminal.run("ls", *owner).stdout == ""
     assert "KeyNotFoundError" in terminal.refusal("cat", "theirs/x", *owner, status=3)
     other.share("theirs/", str(terminal.environment["USER_EMAIL"]))

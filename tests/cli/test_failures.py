@@ -125,7 +125,7 @@ def test_a_pipe_that_breaks(terminal: Terminal, command: list[str]) -> None:
     terminal.store["x"] = ROWS[:8]
     process = terminal.process(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    # Whether the first bytes come before or after the reader has gone, does not matter.
+    # The first bytes may come before or after the reader has gone.
     process.stdout.close()
     _, said = process.communicate()
     assert (process.returncode, said) == (0, b"")

@@ -111,7 +111,7 @@ def test_several_at_once(
                 done = list(pool.map(apply_here, range(3)))
             assert sorted(one.before or 0 for one in done) == [0, SCHEMA_VERSION, SCHEMA_VERSION]
 
-            # Whoever waits for a table keeps its readers waiting: not for as long as a reading transaction lasts.
+            # A migration that waits for a table keeps its readers waiting, but not as long as a reading transaction.
             monkeypatch.setattr(applying, "_LOCK_TIMEOUT", "set local lock_timeout = '20ms'")
             with owner.transaction():
                 owner.execute("select from public.datasets")

@@ -294,8 +294,8 @@ def test_a_part_lies_in_few_chunks_of_one_object(
 )  # fmt: skip
 @settings(max_examples=examples(300))
 def test_a_thinned_part_has_few_bytes_and_few_axes(shape: list[int], itemsize: int, kind: str) -> None:
-    whole = glimpse.pictured(glimpse.items_of(None, shape, "x"), kind)
-    part = glimpse.thinned(whole, itemsize, 200_000)
+    whole = glimpse.choose_picture(glimpse.items_of(None, shape, "x"), kind)
+    part = glimpse.thin_out(whole, itemsize, 200_000)
     assert np.prod(glimpse.shape_of(part), dtype=float) * itemsize <= 200_000
     assert len(glimpse.shape_of(part)) <= (3 if shape[-1] in (3, 4) and kind in "uf" else 2)
     assert min(glimpse.shape_of(part), default=1) >= 1

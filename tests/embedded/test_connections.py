@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pytest
 from embedded.raw import MIB, Raw, connected, growing_at_most, head, is_served, port_of
 
+import tensorage
+from tensorage.backend.wire.header import header
 from tensorage.embedded import control
 
 # -- Announced, and not sent ----------------------------------------------------------------------------
@@ -51,6 +54,35 @@ def test_who_asks_before_sending_is_answered_and_let_go(backend: control.Running
         assert raw.answer().status == 100
         raw.send(b"{}" + head("GET", "/health"))
         assert [raw.answer().status, raw.answer().status] == [400, 200]
+
+
+# -- Bodies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1] * 50, [70_000, 1, 300_000, 5], [400_000]], ids=["tiny", "mixed", "one"]
+)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_is_put_together_however_it_comes(
+    session: tensorage.BackendSession, backend: control.Running, sizes: list[int], is_chunked: bool
+) -> None:
+    """Pieces that come before the application takes them are kept in their order."""
+    array = np.random.default_rng(0).integers(0, 256, sum(sizes), "u1")
+    key = f"pieces/{len(sizes)} {is_chunked}"
+    meta = {"key": key, "shape": array.shape, "dtype": "|u1", "chunk": array.size}
+    begin = header(count=array.size, block_size=array.size, meta=meta)
+    pieces = [begin, *(piece.tobytes() for piece in np.split(array, np.cumsum(sizes)[:-1]))]
+    nbytes = sum(map(len, pieces))
+    length = {"Transfer_Encoding": "chunked"} if is_chunked else {"Content_Length": nbytes}
+    fields = {"Content-Type": "application/octet-stream", **length, **session.transfer.login.headers()}
+    with connected(port_of(backend)) as raw:
+        raw.send(head("POST", "/rest/v1/rpc/tensorage_store", **fields))
+        for piece in pieces:
+            raw.send(b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece)
+        if is_chunked:
+            raw.send(b"0\r\n\r\n")
+        assert raw.answer().status == 200
+    np.testing.assert_array_equal(tensorage.TensorStore(session)[key], array)
 
 
 # -- Heads ----------------------------------------------------------------------------------------------

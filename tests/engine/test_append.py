@@ -205,6 +205,8 @@ def test_an_append_is_not_split_by_a_bad_row(rows: TensorStore, database: Sql) -
     finally:
         database.execute(f"drop trigger {name} on public.tensors; drop function {name}")
     np.testing.assert_array_equal(rows["x"], array)
+    # The session sweeps behind the caller's back.
+    rows.backend.transfer.finish(30)
     assert block_counts(database, rows.backend.user_id) == [1024 * 1024]
 
 

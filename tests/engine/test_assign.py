@@ -304,6 +304,8 @@ def test_an_assignment_that_fails_half_way_changes_nothing(rows: TensorStore, da
     finally:
         database.execute(f"drop trigger {name} on public.tensors; drop function {name}")
     assert_same(rows["x"], array)
+    # The session sweeps behind the caller's back.
+    rows.backend.transfer.finish(30)
     assert len(blocks_of(database, rows.backend.user_id)) == 10
 
 

@@ -155,7 +155,7 @@ def test_little_travels(samples: tuple[Array, Tensor], proxy: Proxy, index: Any,
     with proxy.counted() as exchanges:
         result = handle[index]
     np.testing.assert_array_equal(result, array[index], strict=True)
-    assert {exchange.function for exchange in exchanges} <= {"read", "read_spans"}
+    assert {exchange.function for exchange in exchanges} <= {"read", "read_run", "read_spans"}
     assert 1 <= len(exchanges) <= most
     assert_little_travels(array, handle, index, exchanges)
 

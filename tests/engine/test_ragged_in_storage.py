@@ -243,6 +243,7 @@ def test_a_generator_that_fails_leaves_no_objects(store: TensorStore, database: 
 
     with pytest.raises(RuntimeError, match="no more"):
         store.write_ragged("x", samples())
+    store.backend.transfer.finish(30)
     assert leftovers.objects_of(database, store.backend.user_id) == []
     assert store.keys() == []
 

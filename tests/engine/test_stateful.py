@@ -302,7 +302,7 @@ class Operations(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.handles), label="handle")
 
     def looks_again_if_changed(self, handle: Opened) -> bool:
-        """Whether there is an array under its key, in case that the one it knows is not what it was."""
+        """True if there is an array under its key, in case that the one it knows is not what it was."""
         is_there = any(stored is handle.stored for stored in self.model.values())
         if is_there and handle.changes == handle.stored.changes:
             return True
@@ -346,7 +346,7 @@ def assert_reads(value: Array, index: Any, read: Any) -> None:
 
 
 def assert_assigns(value: Array, index: Any, assigned: Array, assign: Any) -> bool:
-    """Assign to both. Whether an element was assigned to."""
+    """Assign to both. True if an element was assigned to."""
     try:
         selected = value[index]
         # Numpy drops leading axes of length 1, but does not where the index is a single mask.

@@ -83,6 +83,7 @@ def test_rows_that_are_sent_twice_are_there_once(
     np.testing.assert_array_equal(store["x"], ARRAY)
     # The first of two objects of a whole shard stays as long as the array.
     del store["x"]
+    session.transfer.finish(30)
     assert leftovers.objects_of(database, session.user_id) == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from proxy import Exchange, Proxy
 from benchmarks.network import Line
 from tensorage import KeyNotFoundError, Tensor, TensorStore
 from tensorage.backend.wire.line import MAX_OBJECTS, PARALLEL, LineEstimate, LineMeter
+from tensorage.backend.zarr.codec import EncodedShard, ShardCodec
 from tensorage.backend.zarr.zarr_engine import codec_of
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +66,15 @@ def same_user(store: TensorStore) -> User:
 def stored(store: TensorStore, key: str, array: Array, chunks: Any, shards: Any) -> Tensor:
     store.arrays.write(key, array, engine="storage", chunks=chunks, shards=shards, overwrite=True)
     return store.open(key)
+
+
+@contextlib.contextmanager
+def counted(proxy: Proxy, store: TensorStore) -> Iterator[list[Exchange]]:
+    """Count the requests of a block, and those that the session makes behind its caller's back."""
+    store.backend.transfer.finish(30)
+    with proxy.counted() as exchanges:
+        yield exchanges
+        store.backend.transfer.finish(30)
 
 
 def kinds(exchanges: list[Exchange]) -> list[str]:
@@ -193,19 +205,19 @@ def test_64_rows_of_the_default_layout(
     through["kind"] = array
     handle = through.open("kind")
     batch = np.random.default_rng(1).choice(len(array), min(64, len(array)), replace=False)
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         result = handle[batch]
     assert_same(result, array[batch])
     assert len(exchanges) <= 1 + len(batch)
     assert sum(exchange.received_bytes for exchange in exchanges) <= kind.most_bytes
     # A column touches all chunks: each object is one request, and each of its bytes travels once at most.
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         column = handle[..., 5]
     assert_same(column, array[..., 5])
     objects = -(-array.nbytes // (7 * 1024 * 1024))
     assert len(exchanges) <= 1 + objects
     assert sum(exchange.received_bytes for exchange in exchanges) <= 1.02 * array.nbytes
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         assert_same(handle[...], array)
     assert len(exchanges) <= 1 + objects
     del through["kind"]
@@ -215,10 +227,10 @@ def test_what_compresses_well_is_in_larger_chunks(through: TensorStore, proxy: P
     """Chunks are small for what has to travel: an array that is compressed to a hundredth stays so."""
     through.allow_overwrite = True
     array = np.repeat(np.arange(2_000), 784).astype("<i4").reshape(2_000, 28, 28)
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         through["easy"] = array
     small = bytes_up(exchanges)
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         through.arrays.write("easy", array, engine="storage", chunks=(334, 28, 28), overwrite=True)
     assert small <= 1.1 * bytes_up(exchanges)
     # Zeros say nothing of what will be there: there may be anything one day.
@@ -250,7 +262,7 @@ def test_large_chunks_are_warned_of_once_and_a_copy_has_small_ones(
         handle[rows]
         through.open("large")[rows]
         copy = through.copy("large", "small", chunks=(24, 1000))
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             np.testing.assert_array_equal(copy[rows], array[rows])
     assert sum(exchange.received_bytes for exchange in exchanges) < 16 * 50_000
     # If warnings are errors, each read raises one, and nothing else goes wrong.
@@ -299,7 +311,7 @@ def test_chunks_with_little_between_them_are_one_request(through: TensorStore, p
     array = np.random.default_rng(3).integers(0, 256, (400, 100), "u1")
     handle = stored(through, "x", array, (1, 100), (200, 100))
     for index, most in [(np.s_[::2], 2), (np.s_[[0, 150, 3]], 1), (np.s_[_RANDOM.integers(0, 400, 64)], 2)]:
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             np.testing.assert_array_equal(handle[index], array[index])
         assert_looks_once(exchanges, most)
         assert sum(exchange.received_bytes for exchange in exchanges) < array.nbytes + 400 * 64
@@ -307,14 +319,14 @@ def test_chunks_with_little_between_them_are_one_request(through: TensorStore, p
 
 def test_chunks_of_the_fill_value_do_not_travel(through: TensorStore, proxy: Proxy) -> None:
     array = np.zeros(SAMPLES, "u1")
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         handle = stored(through, "zeros", array, CHUNK, SHARD)
     assert kinds(exchanges) == ["begin", "commit", "open"]
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         assert not handle[...].any()
     assert kinds(exchanges) == ["shards"]
     handle[650] = array[650] = 7
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[...], array)
     assert_looks_once(exchanges, 1)
 
@@ -323,7 +335,7 @@ def test_a_read_by_key_needs_no_look_at_what_is_known(
     samples: tuple[Array, Tensor], through: TensorStore, proxy: Proxy
 ) -> None:
     array, _ = samples
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(through["samples", 700:703], array[700:703])
     assert_looks_once(exchanges, 1)
 
@@ -336,7 +348,7 @@ def test_what_somebody_shares_is_read_by_as_few(
     with workers.sharing(through), workers.store_of(others, project.register()) as other:
         through.share("samples")
         handle = other.open("samples", owner=through.backend.email)
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             np.testing.assert_array_equal(handle[590:610], array[590:610])
     assert_looks_once(exchanges, 2)
 
@@ -347,10 +359,10 @@ def test_a_catalogue_of_many_shards_is_asked_in_pages(
     array = np.arange(1, 41, dtype="i2")
     handle = stored(through, "x", array, (1,), (1,))
     monkeypatch.setattr("tensorage.backend.zarr.shard_records.MAX_NUMBERS", 16)
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[...], array)
     assert sorted(kinds(exchanges)) == ["download"] * 40 + ["shards"] * 3
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         handle[1:] = array[1:] = -array[1:]
     assert kinds(exchanges).count("shards") == 3
     np.testing.assert_array_equal(handle[...], array)
@@ -377,7 +389,7 @@ def test_requests_of_a_write(through: TensorStore, proxy: Proxy) -> None:
             1,
         ),
     ]:
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             write()
         done = kinds(exchanges)
         assert (done[0], done[-1]) == ("begin", "commit")
@@ -387,10 +399,10 @@ def test_requests_of_a_write(through: TensorStore, proxy: Proxy) -> None:
         assert (
             array.nbytes <= bytes_up(exchanges) <= array.nbytes + uploads * (FRAME_BYTES + 200 + index_bytes)
         )
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         through["new"] = array[1:]
     assert kinds(exchanges) == ["begin", "upload", "commit", *SWEEPING]
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         del through["cut"]
     assert kinds(exchanges) == ["remove", *SWEEPING]
 
@@ -411,7 +423,7 @@ def test_an_append_writes_the_last_shards_only(through: TensorStore, proxy: Prox
         (0, ["begin_append", "commit"], 0),
     ]:
         at = len(handle)
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             handle.append(array[at : at + rows])
         assert sorted(kinds(exchanges)) == sorted(expected)
         assert bytes_up(exchanges) <= most_bytes + 200
@@ -439,7 +451,7 @@ def test_an_assignment_moves_the_shards_that_it_touches(
     handle = stored(through, "x", array, (5, 1000), (20, 1000))
     index, shard_bytes = index_of(array), 20 * (1000 + FRAME_BYTES)
     value = np.random.default_rng(7).integers(0, 256, array[index].shape, "u1")
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         handle[index] = value
     array[index] = value
     done = kinds(exchanges)
@@ -466,7 +478,7 @@ def test_what_is_about_the_catalogue_leaves_the_objects_alone(
         (lambda: through.rename("samples", "renamed"), "rename"),
         (lambda: through.rename("renamed", "samples"), "rename"),
     ]:
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             operation()
         assert kinds(exchanges) == [function]
 
@@ -480,12 +492,12 @@ def test_records_are_fetched_once(through: TensorStore, proxy: Proxy) -> None:
     handle = stored(through, "records", array, (10, 100), (100, 100))
     rows = np.arange(5, 300, 20)
     np.testing.assert_array_equal(handle[rows], array[rows])
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[rows + 1], array[rows + 1])
     assert_looks_once(exchanges, 3)
     # Nothing but that it is as it was. The fourth shard is not known yet.
     assert looks(exchanges)[0].received_bytes == 0
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[[7, 350]], array[[7, 350]])
     assert kinds(exchanges)[0] == "shards"
     assert b'"numbers":[3]' in looks(exchanges)[0].beginning
@@ -501,7 +513,7 @@ def test_a_batch_of_small_ranges_takes_no_threads(
     np.testing.assert_array_equal(handle[rows], array[rows])
     with monkeypatch.context() as patched:
         patched.setattr("tensorage.backend.transfer.ThreadPoolExecutor", None)
-        with proxy.counted() as exchanges:
+        with counted(proxy, through) as exchanges:
             np.testing.assert_array_equal(handle[rows + 1], array[rows + 1])
     assert_looks_once(exchanges, len(rows))
 
@@ -511,7 +523,7 @@ def test_what_is_remembered_of_shards_is_checked(
     through: TensorStore, project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     # Objects that were replaced stay, as if their writer had died: nothing but the look tells of them.
-    monkeypatch.setattr("tensorage.backend.staging._sweep_objects", lambda _transfer: None)
+    monkeypatch.setattr("tensorage.backend.staging._sweep_some_objects", lambda _transfer, _before: [])
     array = np.random.default_rng(3).integers(0, 256, (400, 100), "u1")
     handle = stored(through, "changed", array, (10, 100), (100, 100))
     rows = np.arange(5, 400, 20)
@@ -539,10 +551,10 @@ def test_an_object_that_an_append_replaced_is_asked_for_once(
         # More than a tail takes, so that there is another object.
         other.append("appended", np.zeros((4000, 100), "u1"))
     assert len(handle) == 450
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[[3, 440]], array[[3, 440]])
     assert len(downloads(exchanges)) == 3
-    with proxy.counted() as exchanges:
+    with counted(proxy, through) as exchanges:
         np.testing.assert_array_equal(handle[[4, 441]], array[[4, 441]])
     assert_looks_once(exchanges, 2)
 
@@ -559,3 +571,28 @@ def test_what_is_remembered_of_shards_ends_with_a_share(
         through.unshare("lent")
         with pytest.raises(KeyNotFoundError):
             handle[[3, 340]]
+
+
+def test_no_more_shards_are_encoded_at_once_than_there_are_cores(
+    through: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If many were at once, none would be ready for the line for a long time."""
+    monkeypatch.setattr("tensorage.backend.zarr.writing._count_cores", lambda: 1)
+    under_way, most, lock, encode = 0, 0, threading.Lock(), ShardCodec.encode
+
+    def watched(codec: ShardCodec, elements: Array) -> EncodedShard:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        encoded = encode(codec, elements)
+        with lock:
+            under_way -= 1
+        return encoded
+
+    monkeypatch.setattr(ShardCodec, "encode", watched)
+    array = np.random.default_rng(8).integers(0, 256, (40, 100), "u1")
+    handle = stored(through, "encoded", array, (5, 100), (5, 100))
+    np.testing.assert_array_equal(handle[...], array)
+    assert most == 1

@@ -41,6 +41,8 @@ def short(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> TensorStore:
 
 
 def assert_nothing_is_stored(store: TensorStore, database: Sql) -> None:
+    # The session sweeps behind the caller's back.
+    store.backend.transfer.finish(30)
     assert leftovers.objects_of(database, store.backend.user_id) == []
     for table in ("datasets", "tensors", "shards"):
         row = database.execute(
@@ -156,6 +158,7 @@ def test_a_failed_write_leaves_the_array_that_is_there(short: TensorStore, datab
         np.testing.assert_array_equal(short["x"], np.arange(5))
     short.write("x", uneven(EXPECTED), shape=EXPECTED.shape, dtype="u1")
     np.testing.assert_array_equal(short["x"], EXPECTED)
+    short.backend.transfer.finish(30)
     query = "select count(*) from public.datasets where user_id = %s"
     assert database.execute(query, [short.backend.user_id]).fetchone() == (1,)
     leftovers.assert_only_arrays_are_kept(database, short.backend.user_id)

@@ -156,6 +156,8 @@ READING = [
         "tensorage_read", "shared", Kind.READ, {"rows": [0, 3, 6, 9], "runs": [0], "run_length": 3}, "rows"
     ),
     _reads("tensorage_read", "private", Kind.READ_PRIVATE, {"rows": [0], "runs": [0], "run_length": 12}),
+    _reads("tensorage_read_run", "shared", Kind.READ, {"first": 0, "elements": 12}, "rows"),
+    _reads("tensorage_read_run", "private", Kind.READ_PRIVATE, {"first": 0, "elements": 12}),
     _reads("tensorage_read_spans", "shared", Kind.READ, {"starts": [0, 5], "lengths": [5, 7]}, "rows"),
     _reads("tensorage_read_spans", "private", Kind.READ_PRIVATE, {"starts": [0, 5], "lengths": [5, 7]}),
     _reads("tensorage_read_fields", "shared", Kind.READ, _HALVES, "rows"),
@@ -558,7 +560,7 @@ def _are_all_mine(w: World, p: Person, said: Any) -> bool:
 
 
 def _received(w: World, p: Person, said: Any) -> bool:
-    """Whether a list of what is shared with a person is right."""
+    """True if a list of what is shared with a person is right."""
     wanted = w.database.execute(
         "select pattern from tensorage.shares where user_id = %s and reader = %s and "
         "(expires_at is null or expires_at > now()) order by id",
@@ -730,7 +732,7 @@ def _begin_objects(w: World, p: Person) -> Outcome:
 
 
 def _begun_by(w: World, p: Person, column: str, target: Json, answer: httpx.Response) -> Outcome:
-    """Whether somebody has begun to write to an array."""
+    """True if somebody has begun to write to an array."""
     found = _member(answer, "id")
     query = f"select {column} from public.datasets where id = %s and user_id = %s and writer = %s"
     is_begun = found is not None and w.one(query, found, w.owner.id, p.id) == target["id"]

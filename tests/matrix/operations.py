@@ -40,11 +40,11 @@ class Operation:
     needs
         Things of the owner that are made before it is first sent, and again after it has changed them.
     is_quiet
-        Whether it answers who may not with nothing, such as an empty list, and without an error.
+        True if it answers who may not with nothing, such as an empty list, and without an error.
     names_keys
-        Whether an error may name the key, which its caller gave when it began.
+        True if an error may name the key, which its caller gave when it began.
     is_function
-        Whether it is called over REST, where the service key is nobody's login.
+        True if it is called over REST, where the service key is nobody's login.
     """
 
     name: str
@@ -112,7 +112,7 @@ def _failures_of_refused(where: str, outcome: Outcome, operation: Operation, per
 
 
 def _is_empty(answer: httpx.Response) -> bool:
-    """Whether an answer tells nothing: no content, an empty list, false, null, zero, or members that are such."""
+    """True if an answer tells nothing: no content, an empty list, false, null, zero, or members that are such."""
     if not answer.content:
         return True
     try:

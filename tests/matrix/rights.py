@@ -11,7 +11,7 @@ Sql = psycopg.Connection[tuple[Any, ...]]
 
 _ALL: Final = "select insert update delete"
 
-#: Rights of roles on tables. What is not here is nobody's.
+#: Rights of roles on tables. Rights that are not here are nobody's.
 ON_TABLES: Final = {
     **{("authenticated", f"public.{table}"): "select" for table in ("datasets", "tensors", "shards")},
     **{("service_role", f"public.{table}"): _ALL for table in ("datasets", "tensors", "shards")},

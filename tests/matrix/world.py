@@ -87,7 +87,7 @@ class Person:
     name: str
     subject: Subject
     caller: Caller
-    #: Whether the owner shared with the address of this caller at some time: the owner knows it then.
+    #: True if the owner shared with the address of this caller at some time: the owner knows it then.
     is_named: bool = False
 
     @property
@@ -462,7 +462,7 @@ class World:
         Parameters
         ----------
         is_open
-            Whether the owner shares something with everybody: those who are signed in may know whose it is.
+            True if the owner shares something with everybody: those who are signed in may know whose it is.
         """
         if person.subject is Subject.SERVICE:
             return []

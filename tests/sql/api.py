@@ -170,6 +170,16 @@ class Caller:
             headers={"Accept": "application/vnd.tensorage"},
         )
 
+    def ask_run(self, dataset: Json, first: Any, elements: Any) -> httpx.Response:
+        """The answer to a read of a long run, whatever it is."""
+        named = {"data_id": dataset["id"], "version": dataset["version"]}
+        return self.request(
+            "POST",
+            "/rpc/tensorage_read_run",
+            json=named | {"first": first, "elements": elements},
+            headers={"Accept": "application/vnd.tensorage"},
+        )
+
     def ask_fields(
         self, dataset: Json, starts: Any, lengths: Any, offsets: Any, sizes: Any
     ) -> httpx.Response:

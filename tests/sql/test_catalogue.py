@@ -46,17 +46,17 @@ _CALLED = {
 #: Functions that read, and all that they call.
 _READING = {
     "check_answer", "check_pieces", "check_wanted", "gather", "gather_dense", "gather_grid", "of_engine", "readable",
-    "tensorage_count", "tensorage_dataset", "tensorage_has_object", "tensorage_list", "tensorage_open",
-    "tensorage_read", "tensorage_read_fields", "tensorage_read_spans", "tensorage_shards",
+    "readable_run", "tensorage_count", "tensorage_dataset", "tensorage_has_object", "tensorage_list", "tensorage_open",
+    "tensorage_read", "tensorage_read_fields", "tensorage_read_run", "tensorage_read_spans", "tensorage_shards",
 }  # fmt: skip
 
 
 #: Functions in SQL with settings of their own, which are planned anew at each call. None of them is a part of every
-#: write or read: they count or recount, list, share, rename, or merge.
+#: write or read: they count or recount, list, share, rename, or merge; and one reads long runs alone.
 _PLANNED_ANEW = {
     "count_file_bytes", "count_usage", "ids_with_attrs", "lock_shares", "merge_ragged", "movable_prefixes",
     "move_all_shares", "move_shares", "name_of", "own_keys", "put_share", "regex_of_glob", "renamings", "shape_text",
-    "shared_keys",
+    "shared_keys", "tensorage_read_run",
 }  # fmt: skip
 
 

@@ -37,6 +37,9 @@ def _reads(data_id: int | None, version: int | None) -> Iterator[tuple[str, Json
             yield "tensorage_read_fields", named | spans | {"offsets": offsets, "sizes": [1]}
         yield "tensorage_shards", named | {"numbers": rows}
     yield "tensorage_read", named | {"rows": [0], "runs": [0], "run_length": 2**62}
+    for first in (0, -1, 2**40, 2**63 - 1, None):
+        for elements in (1, 0, -1, 2**63 - 1, None):
+            yield "tensorage_read_run", named | {"first": first, "elements": elements}
     yield "tensorage_shards", {"data_id": data_id, "version": None, "numbers": [0]}
     yield "tensorage_dataset", {"data_id": data_id}
     for number in (0, 4, -1, None):
@@ -164,6 +167,7 @@ def test_reading_runs_no_code_of_the_caller(
         "tensorage_count()",
         f"tensorage_read({stored['id']}, 1, {at}, '{{0}}', 1)",
         f"tensorage_read({stored['id']}, 1, '{{0}}', '{{0}}', 12)",
+        f"tensorage_read_run({stored['id']}, 1, 5, 500)",
         f"tensorage_read_spans({stored['id']}, 1, {at}, array_fill(1::pg_catalog.int8, array[500]))",
         f"tensorage_shards({objects['id']}, 1, '{{0,1}}')",
         f"tensorage_has_object({objects['id']}, 0)",

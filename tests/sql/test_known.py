@@ -17,6 +17,7 @@ _BINARY = {"Accept": "application/vnd.tensorage"}
 #: Functions that take what is remembered, with the rest of a request that they answer.
 READS: dict[str, Json] = {
     "tensorage_read": {"rows": [0], "runs": [0], "run_length": 3},
+    "tensorage_read_run": {"first": 0, "elements": 3},
     "tensorage_read_spans": {"starts": [0], "lengths": [3]},
     "tensorage_read_fields": {"starts": [0], "lengths": [3], "offsets": [0], "sizes": [2]},
     "tensorage_read_ragged": {"starts": [0], "lengths": [3]},

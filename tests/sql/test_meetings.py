@@ -257,7 +257,7 @@ def test_commit_that_waits_for_a_replacement_does_not_stop_it(
         committing = pool.submit(owner.commit, begun["id"])
         wait_for_waiter(replacing)
         # The rest of a replacement does this, in its transaction.
-        replacing.execute("select tensorage.sweep(64)")
+        replacing.execute("select tensorage.sweep_on_the_way()")
         replacing.commit()
         assert code_of(committing.result()) == "TS003"
     while answer_of(owner.call("tensorage_sweep")):
@@ -275,7 +275,7 @@ def test_staged_append_and_replacement_take_the_total_last(limited: Caller, back
         asked = {"key": stored["key"], "shape": [1], "dtype": "<i4", "chunk": 1, "append": True}
         beginning = pool.submit(owner.call, "tensorage_begin", asked)
         wait_for_waiter(replacing)
-        replacing.execute("select tensorage.sweep(64)")
+        replacing.execute("select tensorage.sweep_on_the_way()")
         replacing.execute("select tensorage.settle()")
         replacing.commit()
         assert code_of(beginning.result()) in ("TS001", "TS003")

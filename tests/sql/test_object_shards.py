@@ -75,7 +75,7 @@ def test_nothing_at_all_is_no_error(owner: Caller, state_of: StateOf) -> None:
 
 _OTHERS_ID = "00000000-0000-4000-8000-000000000000"
 
-#: Fields of an otherwise good shard. Where text stands for the folder's owner and number, those are put in.
+#: Fields of an otherwise good shard. Owner and number of the folder are put in for the text that stands for them.
 _BAD_FIELDS: list[Json] = [
     {"number": None}, {"number": -1}, {"number": 2**63}, {"number": "one"}, {"number": 1.5}, {"number": [1]},
     {"nbytes": None}, {"nbytes": -1}, {"nbytes": 0}, {"nbytes": 2**63}, {"nbytes": "many"}, {"nbytes": {}},

@@ -90,6 +90,11 @@ def attempts(n: Names) -> Mapping[str, list[Attempt]]:
             Attempt({"data_id": n.staged, "version": 1, "starts": [0], "lengths": [12]}, "TS003"),
             Attempt({"data_id": n.id, "version": n.version, "starts": [], "lengths": []}, "TS003"),
         ],
+        "tensorage_read_run": [
+            Attempt({"data_id": n.id, "version": n.version, "first": 0, "elements": 12}, "TS003"),
+            Attempt({"data_id": n.staged, "version": 1, "first": 0, "elements": 12}, "TS003"),
+            Attempt({"data_id": n.id, "version": n.version, "first": 0, "elements": 0}, "TS003"),
+        ],
         "tensorage_read_fields": [
             Attempt(
                 {"data_id": n.id, "version": n.version, "starts": [0], "lengths": [12], **one_byte}, "TS003"

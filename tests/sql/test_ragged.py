@@ -220,6 +220,7 @@ def test_what_is_for_elements_of_one_length_is_refused(owner: Caller) -> None:
     named = {"data_id": stored["id"], "version": stored["version"]}
     for function, more in (
         ("tensorage_read", {"rows": [0], "runs": [0], "run_length": 1}),
+        ("tensorage_read_run", {"first": 0, "elements": 1}),
         ("tensorage_read_spans", {"starts": [0], "lengths": [1]}),
         ("tensorage_read_fields", {"starts": [0], "lengths": [1], "offsets": [0], "sizes": [1]}),
     ):

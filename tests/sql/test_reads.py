@@ -117,6 +117,49 @@ def test_selections_in_any_order_and_again(dtype: str, stored: Get) -> None:
                 assert owner.ask_spans(array.dataset, *spans).content == array.spans(*spans), spans
 
 
+@pytest.mark.parametrize("chunk", [25, 100, 5000])
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_runs(dtype: str, chunk: int, stored: Get) -> None:
+    owner, array = stored(dtype, chunk)
+    dice = random.Random(f"runs of {dtype} in {chunk}")
+    for first, behind in [(0, 5000), (0, 1), (4999, 5000)] + [
+        sorted(dice.sample(range(5001), 2)) for _ in range(15)
+    ]:
+        answer = owner.ask_run(array.dataset, first, behind - first)
+        assert answer.content == array.elements[first:behind].tobytes(), (first, behind)
+
+
+def test_runs_that_are_not_there(stored: Get) -> None:
+    """Each gets the error that a read of a grid gets."""
+    owner, array = stored("<i2", 100)
+    for first in (0, 4999, 5000, -1, *_HUGE, None):
+        for elements in (1, 5001, 0, -1, *_HUGE, None):
+            if (first, elements) in ((0, 1), (4999, 1)):
+                continue
+            answer = owner.ask_run(array.dataset, first, elements)
+            grid = owner.ask(array.dataset, [first], [0], elements)
+            assert code_of(answer) == code_of(grid), (first, elements)
+
+
+def test_run_with_holes(owner: Caller, database: Connection) -> None:
+    """Elements that were never written have the fill value. Lost blocks have none."""
+    elements = np.zeros(500, "<i2")
+    elements[100:300] = 7
+    created = answer_of(
+        owner.call("tensorage_create", key=new_key(), shape=[500], dtype="<i2", chunk=100, fill="AAA=")
+    )
+    answer_of(owner.assign(created, elements[100:300], [100], [200]))
+    opened = owner.open(created["key"])
+    for first, behind in ((0, 500), (50, 450), (120, 250), (300, 400)):
+        assert owner.ask_run(opened, first, behind - first).content == elements[first:behind].tobytes()
+    lost = "delete from public.tensors where data_id = %s and index = 200"
+    database.execute(lost, (opened["id"],))
+    whole = owner.store(new_key(), np.arange(500), chunk=100)
+    database.execute(lost, (whole["id"],))
+    for dataset in (opened, whole):
+        assert code_of(owner.ask_run(dataset, 0, 500)) == "TS004"
+
+
 def test_ways_of_reading_agree(stored: Get, database: Connection) -> None:
     """Each of them, whether or not it would be taken."""
     dice = random.Random(7)

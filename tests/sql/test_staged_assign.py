@@ -306,7 +306,7 @@ def test_quota_counts_an_assignment_as_the_array_while_it_lasts(owner: Caller, d
 
 
 def _fits(owner: Caller, nbytes: int) -> bool:
-    """Whether an array of so many bytes may still be begun."""
+    """True if an array of so many bytes may still be begun."""
     answer = owner.call("tensorage_begin", key=new_key(), shape=[nbytes], dtype="|u1", chunk=10_000)
     if answer.status_code == 200:
         answer_of(owner.call("tensorage_abort", data_id=answer.json()["id"]))

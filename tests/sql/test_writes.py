@@ -233,6 +233,56 @@ def test_sweep_deletes_in_pieces(owner: Caller, database: Connection) -> None:
     assert np.array_equal(owner.read(answer_of(owner.commit(waiting["id"]))), _NUMBERS)
 
 
+_MIB = 2**20
+
+
+def _count_blocks(database: Connection, owner: Caller) -> int:
+    row = database.execute("select count(*) from public.tensors where user_id = %s", (owner.id,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_request_sweeps_as_many_bytes_as_it_brings(owner: Caller, database: Connection) -> None:
+    """Requests that store no less than they replace leave nothing, also where nobody sweeps behind them."""
+    key = new_key()
+    old, new = (np.full(4 * _MIB, number, "u1") for number in (1, 2))
+    owner.store(key, old, chunk=_MIB)
+    assert owner.store(key, new, chunk=_MIB, overwrite=True)["left"] == 0
+    assert _count_blocks(database, owner) == 4
+
+
+@pytest.mark.parametrize("how", ["store", "commit", "remove"])
+def test_request_that_brings_little_sweeps_little(how: str, owner: Caller, database: Connection) -> None:
+    """Its caller does not wait until a large array is swept."""
+    key = new_key()
+    owner.store(key, np.zeros(4 * _MIB, "u1"), chunk=_MIB)
+    if how == "store":
+        answer, stored = owner.store(key, np.zeros(1, "u1"), overwrite=True), 1
+    elif how == "commit":
+        begun = owner.begin(key, [10], "|u1", overwrite=True)
+        answer_of(owner.put(begun["id"], np.zeros(10, "u1")))
+        answer, stored = answer_of(owner.commit(begun["id"])), 1
+    else:
+        answer, stored = answer_of(owner.call("tensorage_remove", key=key)), 0
+    assert answer["left"] == 1
+    assert _count_blocks(database, owner) == stored + 3
+    assert answer_of(owner.call("tensorage_sweep")) == 0
+    assert _count_blocks(database, owner) == stored
+
+
+def test_pieces_of_a_sweep_are_of_some_bytes(owner: Caller, database: Connection) -> None:
+    block = 8 * _MIB
+    given_up = owner.begin(new_key(), [7 * block], "|u1", chunk=block)["id"]
+    for number in range(7):
+        answer_of(owner.put(given_up, np.zeros(block, "u1"), number * block, chunk=block))
+    _expire(database, given_up)
+    counts = [_count_blocks(database, owner)]
+    while counts[-1]:
+        answer_of(owner.call("tensorage_sweep"))
+        counts.append(_count_blocks(database, owner))
+    assert counts == [7, 3, 0]
+
+
 def test_answers_are_forgotten_after_a_day(owner: Caller, database: Connection) -> None:
     key = new_key()
     _store(owner, key, new_operation())

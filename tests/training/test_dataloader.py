@@ -26,8 +26,8 @@ SAMPLES, BATCH = 64, 8
 LABELS = np.arange(SAMPLES)
 IMAGES = np.repeat(LABELS.astype("f4")[:, None], 16, axis=1).reshape(SAMPLES, 4, 4)
 
-#: The way in which processes begin, and whether the same ones serve all epochs. Those of a fork server unpickle what
-#: they work with, as spawned ones do, and need not load PyTorch.
+#: The way in which processes begin, and whether the same ones serve all epochs. Processes of a fork server unpickle
+#: what they work with, as spawned ones do, and need not load PyTorch.
 WORKERS = [("fork", False), ("fork", True), ("forkserver", False), ("forkserver", True)]
 
 

@@ -268,7 +268,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     Objects that were replaced are still there, as if their writers had died: nothing but a look tells of them.
     """
-    monkeypatch.setattr("tensorage.backend.staging._sweep_objects", lambda _transfer: None)
+    monkeypatch.setattr("tensorage.backend.staging._sweep_some_objects", lambda _transfer, _before: [])
     clock = Clock()
     monkeypatch.setattr("tensorage.training.rows.time", clock)
     return clock

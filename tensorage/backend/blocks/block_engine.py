@@ -20,7 +20,7 @@ from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import StoredElsewhereError
 from tensorage.backend.wire.progress import Advance
 from tensorage.errors import InvalidInputError
-from tensorage.indexing.covering import MAX_GAP_BYTES
+from tensorage.indexing.covering import most_bytes_to_read
 from tensorage.indexing.reading import plan_runs
 from tensorage.indexing.regions import AxisLengths, consecutive_regions, grow_shape, join_rows
 from tensorage.indexing.runs import MAX_REQUEST_BYTES, RunList, RunProduct, Runs
@@ -125,9 +125,9 @@ class BlockEngine(EngineBase):
     def read_fields(self, dataset: Dataset, selection: Selection, fields: Fields) -> Any:
         itemsize, wanted = dataset.dtype.itemsize, fields.dtype.itemsize
         plan = plan_runs(dataset.shape, selection, itemsize, dataset.block_size)
-        # The bound on over-read that `tensorage.indexing` states. Whole records are found faster.
+        # Whole records are found faster, and are read as far as the bound on over-read allows.
         blocks = max(plan.size // dataset.block_size, 1)
-        if plan.size * (itemsize - 2 * wanted) <= MAX_GAP_BYTES * blocks:
+        if plan.size * itemsize <= most_bytes_to_read(plan.size * wanted, blocks):
             return fields.take(self.read(dataset, selection, None))
         result = Result(plan, fields.dtype, None, dataset.key)
         work = self._work("reading", dataset)

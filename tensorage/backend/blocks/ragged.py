@@ -49,10 +49,10 @@ __all__ = ["RaggedWriter", "fetch_lengths", "read_samples"]
 
 logger = logging.getLogger(__name__)
 
-#: Runs from which on it is looked for a way with fewer of them: each takes the server about 30 us to find.
+#: With at least this many runs, also plan with fewer: each takes the server about 30 us to find.
 _MANY_RUNS = 1024
 
-#: Bytes of an element are taken for this many times fewer then, so that few runs with more elements look cheaper.
+#: Divide the mean bytes of an element by this when planning again: cheaper over-read makes fewer, longer runs.
 _CHEAPER = 32
 
 #: Cost of an element to the client beyond its bytes, in bytes: each is an object of Python.
@@ -89,7 +89,7 @@ class _Run:
 
     @property
     def is_long(self) -> bool:
-        """Whether a single sample takes several requests."""
+        """True if a single sample takes several requests."""
         return self.count == 1 and self.nbytes > MAX_REQUEST_BYTES
 
     def parts(self) -> list[bytes | memoryview]:
@@ -152,7 +152,7 @@ class RaggedWriter:
             Declaration, as ``tensorage_store`` or ``tensorage_append`` takes it. If it is of a list of samples, its
             first extent is not known yet.
         is_repeatable
-            Whether `blocks_of` returns the same blocks once more. Then, a write that a failure of the database undoes
+            True if `blocks_of` returns the same blocks once more. Then, a write that a failure of the database undoes
             is begun anew.
         """
         asked = f"{'appending to' if is_append else 'storing'} {meta['key']!r}"

@@ -30,6 +30,9 @@ from tensorage.model.fields import Fields
 
 __all__ = ["describe_runs", "fetch_fields", "fetch_runs", "send_patches", "send_runs"]
 
+#: Bytes of a run from which on a function of its own reads it faster.
+LONG_RUN_BYTES = 1024 * 1024
+
 
 def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advance) -> None:
     """Fill a buffer with the elements of runs.
@@ -50,13 +53,8 @@ def fetch_runs(work: Work, runs: Runs, buffer: npt.NDArray[Any], advance: Advanc
 
     def fetch(request: RequestRuns) -> None:
         out = elements[request.out_first * itemsize : (request.out_first + request.size) * itemsize]
-        arguments = {
-            **work.identity,
-            **describe_runs(request.runs),
-        }
-        # A run product is shorter to describe than the same runs in a list, and has a function of its own.
-        function = "tensorage_read_spans" if isinstance(request.runs, RunList) else "tensorage_read"
-        work.read_into(function, arguments, out)
+        function, places = _reading(request.runs, len(out))
+        work.read_into(function, {**work.identity, **places}, out)
         advance(len(out))
 
     requests = split_by_request(runs, itemsize, work.dataset.block_size)
@@ -149,6 +147,16 @@ def describe_runs(runs: Runs) -> dict[str, Any]:
     if isinstance(runs, RunList):
         return {"starts": runs.starts.tolist(), "lengths": runs.lengths.tolist()}
     return {"rows": runs.rows.tolist(), "runs": runs.runs.tolist(), "run_length": runs.run_length}
+
+
+def _reading(runs: Runs, nbytes: int) -> tuple[str, dict[str, Any]]:
+    """Return the function that reads runs, and the arguments that name them."""
+    if isinstance(runs, RunList):
+        return "tensorage_read_spans", describe_runs(runs)
+    if nbytes >= LONG_RUN_BYTES and len(runs.rows) == len(runs.runs) == 1:
+        return "tensorage_read_run", {"first": int(runs.rows[0] + runs.runs[0]), "elements": runs.run_length}
+    # A run product is shorter to describe than the same runs in a list.
+    return "tensorage_read", describe_runs(runs)
 
 
 def _halve(request: RequestRuns) -> tuple[RequestRuns, RequestRuns] | None:

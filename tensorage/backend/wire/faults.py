@@ -161,29 +161,29 @@ class Fault:
 
     @property
     def is_expired_login(self) -> bool:
-        """Whether the token is refused, as an expired one is, so that a new one may help."""
+        """True if the token is refused, as an expired one is, so that a new one may help."""
         return self.status == 401 and self.code in {"PGRST301", "PGRST302", "PGRST303"}
 
     @property
     def is_too_much(self) -> bool:
-        """Whether the request was too large or took too long, so that a smaller one may pass."""
+        """True if the request was too large or took too long, so that a smaller one may pass."""
         return self.status == 413 or self.code == "57014"
 
     @property
     def is_passing(self) -> bool:
-        """Whether the same request may pass a moment later."""
+        """True if the same request may pass a moment later."""
         # Class 53: the disk or the memory is full. That passes only for 53300, too many connections.
         is_full = self.code[:2] == "53" and self.code != "53300"
         return self.status == 429 or (self.status >= 500 and not self.is_too_much and not is_full)
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether nobody answered."""
+        """True if nobody answered."""
         return self.status == UNREACHABLE
 
     @property
     def is_outage(self) -> bool:
-        """Whether the backend as a whole does not serve, or asks to be left alone. It may come back in a minute."""
+        """True if the backend as a whole does not serve, or asks to be left alone. It may come back in a minute."""
         return self.is_passing and (self.status in _OUTAGE_STATUSES or self.code in _OUTAGE_CODES)
 
     @classmethod

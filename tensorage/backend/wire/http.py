@@ -568,7 +568,7 @@ class OwnPool(_Pool):
         return taken
 
     def give_back(self, connections: Iterable[Connection]) -> None:
-        """Put connections back, whose answers were read to their end. Those that are closed are opened again later."""
+        """Put connections back, whose answers were read to their end. Closed ones are opened again later."""
         # The last one is taken first again.
         for connection in sorted(connections, key=lambda each: not each.is_closed):
             self._put_conn(cast("Any", connection))

@@ -147,7 +147,7 @@ class Patience:
 
     @property
     def is_patient(self) -> bool:
-        """Whether outages are waited out."""
+        """True if outages are waited out."""
         return self.has_worked and self.seconds > 0
 
     def tries(self, asked: str, least: int | None = None) -> Tries:

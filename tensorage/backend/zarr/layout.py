@@ -226,7 +226,7 @@ class Layout:
 
     @property
     def memory_dtype(self) -> np.dtype[Any]:
-        """Dtype of elements in memory. Those of any length are objects, each the `bytes` of one element."""
+        """Dtype of elements in memory. Elements of any length are objects, each the `bytes` of one element."""
         return np.dtype(object) if has_any_length(self.dtype) else self.dtype
 
     @cached_property
@@ -252,7 +252,7 @@ class Layout:
     def pages(self) -> tuple[int, ...]:
         """Shape of a page: of chunks of one shard that are read together, one behind the other along axis 0.
 
-        A page has about 1 MiB, and its elements have the order in memory that its chunks have, one after another. Where
+        A page has about 1 MiB, and its elements have the order in memory that its chunks have, one after another. If
         a shard has chunks side by side, a page is one chunk.
         """
         # A page is memory that is kept for the next one: bytes of any length would be kept with it.

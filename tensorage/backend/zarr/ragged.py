@@ -64,7 +64,7 @@ class RaggedObjects:
         encoded
             Returns the encoded samples.
         is_repeatable
-            Whether `encoded` returns the same samples once more.
+            True if `encoded` returns the same samples once more.
         """
 
         def write() -> Dataset:

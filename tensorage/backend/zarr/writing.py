@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class ShardWriter:
     work: Work
     codec: ShardCodec
     pending: list[dict[str, Any]] = field(default_factory=list, init=False)
+    #: Room for shards that are being encoded: more at once than there are cores would all be late, and the line idle.
+    _encoding: threading.Semaphore = field(
+        default_factory=lambda: threading.Semaphore(_count_cores()), init=False, repr=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
@@ -134,9 +139,19 @@ class ShardWriter:
 
     def _write(self, shard: NewShard, advance: Advance) -> None:
         made = shard.make()
-        encoded = made if isinstance(made, EncodedShard) else self.codec.encode(made)
+        if isinstance(made, EncodedShard):
+            encoded = made
+        else:
+            with self._encoding:
+                encoded = self.codec.encode(made)
         self.put(self.upload_encoded(shard.number, encoded), based_on=shard.based_on)
         advance(self.codec.layout.nbytes_of(shard.number))
+
+
+def _count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def object_name(dataset: Dataset, layout: Layout, number: int) -> str:

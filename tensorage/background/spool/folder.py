@@ -164,7 +164,7 @@ class SpoolFolder:
             _check_way(where)
             make_private_folder(where)
             _check_private(where)
-            with _locked(where / "adding"):
+            with _hold_lock(where / "adding"):
                 if not (where / MARKER).exists():
                     _check_empty(where)
                     _write_marker(where, identity, secrets.randbits(48))
@@ -303,7 +303,7 @@ class SpoolFolder:
                 entry = EntryFile.open(path, number)
             self._check_own(entry)
         except DamagedFileError as error:
-            raise self.damaged(number, error) from error
+            raise self.damaged_error(number, error) from error
         except SpoolError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -320,7 +320,7 @@ class SpoolFolder:
             return True
         return False
 
-    def damaged(self, number: int, reason: DamagedFileError) -> SpoolDamagedError:
+    def damaged_error(self, number: int, reason: DamagedFileError) -> SpoolDamagedError:
         """Return the error of a damaged entry."""
         return SpoolDamagedError(
             f"entry {number} of the spool in {self.path} is damaged: {reason}. It is not sent, and neither is what "
@@ -432,7 +432,7 @@ class SpoolFolder:
         return {int(found[1]) for found in map(pattern.fullmatch, names) if found}
 
     def _adding(self) -> AbstractContextManager[int]:
-        return _locked(self.path / "adding")
+        return _hold_lock(self.path / "adding")
 
     def _begin(self, nbytes: int) -> tuple[Path, int]:
         """Make the file of an entry that is to be written, and take room for it."""
@@ -442,7 +442,7 @@ class SpoolFolder:
             path = self.path / f"{secrets.token_hex(8)}{_UNFINISHED}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                # Whoever finds it unlocked knows that its writer has died.
+                # A process that finds the file unlocked knows that its writer has died.
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # Its length counts for others at once.
                 os.ftruncate(fd, nbytes)
@@ -525,7 +525,7 @@ def _operation(spool: int, rest: int) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def _locked(path: Path) -> AbstractContextManager[int]:
+def _hold_lock(path: Path) -> AbstractContextManager[int]:
     """Hold the lock of a file for a block."""
     return hold_lock(
         path,

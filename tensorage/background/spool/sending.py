@@ -1,8 +1,8 @@
 """Sending of what waits in a spool, by threads of the process that writes to it or of one that comes later.
 
 A thread goes through the entries in order, and gives them to workers, a few at a time. It holds the lock of sending
-meanwhile, and ends when nothing is left: no process holds the lock and idles. Whoever adds an entry then tries to get
-the lock. Whoever gives it up looks once more, so that no entry is overlooked between the two.
+meanwhile, and ends when nothing is left: no process holds the lock and idles. A process that adds an entry then
+tries to get the lock. One that gives it up looks once more, so that no entry is overlooked between the two.
 
 Three kinds of errors end the sending of an entry:
 
@@ -412,7 +412,7 @@ class Sender:
         except BaseException as error:  # noqa: BLE001 - noted beside the entry, and raised to the giver
             self._refuse(entry, lane, error)
         else:
-            # Outside: an error of whoever is told is none of the entry, which is gone.
+            # Called outside of `try`: an error in the callback is no failure of the entry, which is already deleted.
             self._on_done(entry)
 
     def _make(self, entry: EntryFile, stores: Stores) -> None:
@@ -420,7 +420,7 @@ class Sender:
         try:
             change = entry.change()
         except DamagedFileError as error:
-            raise self.folder.damaged(entry.number, error) from error
+            raise self.folder.damaged_error(entry.number, error) from error
         if is_done and not change.has_steps:
             return
         with as_operation(entry.operation):
@@ -511,7 +511,7 @@ class Sender:
         first, last = self.folder.operations()
         done: set[str] = set()
         while True:
-            page = self._answered(first, last)
+            page = self._ask_answered(first, last)
             done.update(page)
             if len(page) < _PAGE:
                 break
@@ -521,9 +521,9 @@ class Sender:
             self._has_asked = True
 
     def _was_done(self, entry: EntryFile) -> bool:
-        return bool(self._answered(entry.operation, entry.operation))
+        return bool(self._ask_answered(entry.operation, entry.operation))
 
-    def _answered(self, first: str, last: str) -> list[str]:
+    def _ask_answered(self, first: str, last: str) -> list[str]:
         transfer = self._transfer()
         if transfer is None:
             return []
@@ -532,7 +532,7 @@ class Sender:
 
     def _acknowledge(self) -> None:
         """Tell the database which operations will not be sent again. After a failure, a later process does."""
-        # Whoever closes the writer waits for the thread that has taken the operations.
+        # The thread that closes the writer waits here for the one that has taken the operations.
         with self._acknowledging:
             self._acknowledge_taken()
 

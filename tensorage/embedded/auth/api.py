@@ -60,7 +60,7 @@ class AuthApi:
     jwt_lifetime_s
         Seconds for which an access token is good.
     allows_anonymous
-        Whether anybody may make an account without an address: GoTrue's setting ``external.anonymous_users``.
+        True if anybody may make an account without an address: GoTrue's setting ``external.anonymous_users``.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ def judge(*, revoked: bool, revoked_for_s: float, active_token: str | None) -> U
     Parameters
     ----------
     revoked, revoked_for_s
-        Whether the token was used already, and seconds since then.
+        True if the token was used already; seconds since then.
     active_token
         The session's token that is still good, or None.
     """

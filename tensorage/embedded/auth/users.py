@@ -32,7 +32,7 @@ class User:
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the user has neither an address nor a password."""
+        """True if the user has neither an address nor a password."""
         return bool(self.json["is_anonymous"])
 
 

@@ -93,9 +93,9 @@ def parse_json(body: bytes, *, any_shape: bool = False, any_keys: bool = False) 
     Parameters
     ----------
     any_shape
-        Whether the body may be anything else than objects.
+        True if the body may be anything else than objects.
     any_keys
-        Whether the objects of an array may have different keys.
+        True if the objects of an array may have different keys.
 
     Raises
     ------
@@ -135,7 +135,7 @@ class JsonSummary:
     size
         Number of the array's elements.
     is_even
-        Whether the array's objects all have the same keys.
+        True if the array's objects all have the same keys.
     """
 
     shape: Literal["object", "array", "list", "other"]

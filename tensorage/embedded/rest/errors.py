@@ -140,7 +140,7 @@ def busy() -> ApiError:
     return ApiError(503, "53200", message, hint="Try again in a moment", headers={"retry-after": "1"})
 
 
-def unfiltered(method: str) -> ApiError:
+def no_filter_error(method: str) -> ApiError:
     """Return the refusal of a change to every row, which hosted Supabase's `safeupdate` refuses, too."""
     command = {"PATCH": "UPDATE", "DELETE": "DELETE"}[method]
     return ApiError(400, "21000", f"{command} requires a WHERE clause")
@@ -152,7 +152,7 @@ def from_postgres(error: asyncpg.PostgresError, *, authenticated: bool) -> ApiEr
     Parameters
     ----------
     authenticated
-        Whether the caller has a user's token. Without one the answer is 401 rather than 403: logging in may help.
+        True if the caller has a user's token. Without one the answer is 401 rather than 403: logging in may help.
     """
     sqlstate, message = error.sqlstate or "XX000", error.message or str(error)
     if sqlstate == "PGRST":

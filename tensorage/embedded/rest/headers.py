@@ -156,11 +156,11 @@ class Format:
     media_type
         Media type of the answer, without a charset.
     singular
-        Whether the answer is one object rather than an array. Any other number of rows is an error.
+        True if the answer is one object rather than an array. Any other number of rows is an error.
     nulls_stripped
-        Whether JSON objects lack their null fields.
+        True if JSON objects lack their null fields.
     raw
-        Whether the answer is the bytes of a function's result, whose domain has the name `media_type`.
+        True if the answer is the bytes of a function's result, whose domain has the name `media_type`.
     """
 
     media_type: str
@@ -184,7 +184,7 @@ def negotiate(accept: str, *, own: str | None = None, rows: bool = True) -> Form
     own
         Media type of a function's result, if its domain gives one.
     rows
-        Whether the result is rows, which can be CSV.
+        True if the result is rows, which can be CSV.
 
     Raises
     ------

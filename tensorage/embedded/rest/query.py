@@ -50,7 +50,7 @@ def parse_query(text: str, *, arguments: bool = False) -> Query:
     text
         Percent-encoded, without the question mark.
     arguments
-        Whether values that are no filters are arguments of a function, called by GET, rather than errors.
+        True if values that are no filters are arguments of a function, called by GET, rather than errors.
 
     Raises
     ------

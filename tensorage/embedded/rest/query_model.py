@@ -113,6 +113,6 @@ class Query:
 
     @property
     def wants_whole_values(self) -> bool:
-        """Whether the query asks for all results as they are: no selection, filter, order or limit."""
+        """True if the query asks for all results as they are: no selection, filter, order or limit."""
         shaped = self.conditions or self.order or self.limit is not None or self.offset is not None
         return not shaped and self.select == (SelectItem(None),)

@@ -32,9 +32,9 @@ class Arguments:
     media_type
         Media type of the body; None for a call by GET.
     in_array
-        Whether the JSON body is an array, whose first object counts.
+        True if the JSON body is an array, whose first object counts.
     named
-        Whether arguments have names: not in a body that is binary, text, or JSON but no object.
+        True if arguments have names: not in a body that is binary, text, or JSON but no object.
     """
 
     names: tuple[str, ...] = ()

@@ -87,9 +87,9 @@ class Routine:
     Parameters
     ----------
     returns_rows
-        Whether results are rows with columns, rather than plain values.
+        True if results are rows with columns, rather than plain values.
     returns_set
-        Whether there may be any number of results, rather than one.
+        True if there may be any number of results, rather than one.
     media_type
         Name of the result's domain, if that name is a media type.
     column_types

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tensorage.embedded.rest.bodies import JsonBody
-from tensorage.embedded.rest.errors import ApiError, invalid_body, not_implemented, unfiltered
+from tensorage.embedded.rest.errors import ApiError, invalid_body, no_filter_error, not_implemented
 from tensorage.embedded.rest.headers import Format, Preferences, RowRange
 from tensorage.embedded.rest.query_model import Field, Filter, Query, SelectItem
 from tensorage.embedded.rest.schema import Table
@@ -100,7 +100,7 @@ def make_write_statement(write: Write, form: Format) -> Statement:
     else:
         change = _write_insert(write, source)
     if change and write.method in ("PATCH", "DELETE") and not write.query.conditions:
-        raise unfiltered(write.method)
+        raise no_filter_error(write.method)
     returning = _write_returning(write, source)
     # Without columns to write there is nothing to change, but PostgreSQL still checks the columns to return.
     text = (

@@ -60,13 +60,13 @@ async def transaction(
         Refusals by SQLSTATE, for errors of PostgreSQL that mean something special in this transaction.
     """
     settings = {**_SETTINGS, "storage.operation": operation}
-    with _explained(refusals):
+    with _translate_errors(refusals):
         async with database.transaction(caller, read_only=read_only, settings=settings) as connection:
             yield connection
 
 
 @contextmanager
-def _explained(refusals: Mapping[str, Callable[[], StorageError]] | None = None) -> Iterator[None]:
+def _translate_errors(refusals: Mapping[str, Callable[[], StorageError]] | None = None) -> Iterator[None]:
     try:
         yield
     except CONNECTION_ERRORS as error:
@@ -86,7 +86,7 @@ async def find_object(
     # An object with an invalid name cannot exist: no query is needed.
     if not is_object_name(name):
         return None
-    with _explained():
+    with _translate_errors():
         async with database.connection() as connection:
             return await connection.fetchrow(
                 "select * from embedded.find_object($1, $2, $3, $4, $5, $6)",

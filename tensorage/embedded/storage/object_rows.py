@@ -74,7 +74,7 @@ async def write_row(connection: Connection, caller: Caller, new: NewObject, *, u
     Parameters
     ----------
     upsert
-        Whether the row may replace another one of the same name.
+        True if the row may replace another one of the same name.
     """
     values = (
         uuid.uuid4(),

@@ -97,7 +97,7 @@ async def read_fields(request: Request, *, required: bool = True) -> Fields:
     Parameters
     ----------
     required
-        Whether an empty body is refused.
+        True if an empty body is refused.
     """
     body = bytearray()
     async for piece in request.stream():
