@@ -98,6 +98,7 @@ class EntryMemory:
                 entry.version,
             )
             if records is None and before is not None and is_same:
+                # A request that told of the entry alone does not make the records of the same version wrong.
                 records = before.records
             self._entries[owner, entry.key] = Remembered(
                 small, records, time.monotonic(), threading.get_ident()
