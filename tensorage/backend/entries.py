@@ -112,6 +112,7 @@ class EntryMemory:
         with self._lock:
             self._ends[entry.id] = (entry.version, records)
             self._ends.move_to_end(entry.id)
+            # Far fewer than entries: each of these takes up to 256 KiB.
             while len(self._ends) > min(MOST_ENDS, self.most):
                 self._ends.popitem(last=False)
 
