@@ -490,6 +490,7 @@ class BackendSession:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, which works as the same user: with the token, without the password."""
+        # A token that expires soon is renewed here, for which the backend may have to be waited for.
         loan = self.login.patience.keep_trying(
             self.login.loan_for_others, "lending the login to another process"
         )

@@ -81,6 +81,7 @@ def stage(
             send(advance)
         return commit(work.transfer, work.dataset, None if shards is None else shards())
     except BaseException as error:
+        # Also after Ctrl-C: the staged elements take room within the quota until they are swept.
         abort(work.transfer, work.dataset, error)
         raise
 
@@ -119,6 +120,7 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
         sweep_rows(transfer)
         sweep_objects(transfer)
+        # Not in a loop: if there is still no room, arrays take it, and sweeping again frees nothing.
         return ask()
 
 
@@ -188,6 +190,7 @@ def _sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
     asked = "deleting what was replaced"
     try:
         names: list[str] = transfer.call("tensorage_sweep_objects", {}, asked)
+        # Storage answers with success for names that it did not delete. Without this, the job would not end.
         if names and names == before:
             transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
             return []
@@ -207,6 +210,7 @@ def new_operation() -> str:
 
 
 #: Id of the change that is made in this context, if it has one that outlives the process.
+#: A context variable: the id has to get from a spool to one request deep below, whatever the kind of the change.
 _operation: ContextVar[str | None] = ContextVar("tensorage_operation", default=None)
 
 

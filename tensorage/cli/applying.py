@@ -184,6 +184,7 @@ async def _in_one_transaction(
     await transaction.start()
     try:
         await connection.execute(_ONE_AT_A_TIME)
+        # A short limit only from here on: the wait for another one that applies holds up nobody.
         await connection.execute(_LOCK_TIMEOUT)
         before = await _version_to_start_from(connection)
         for file in files:
