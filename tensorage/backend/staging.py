@@ -32,6 +32,7 @@ __all__ = [
     "new_operation",
     "stage",
     "sweep",
+    "sweep_objects",
     "sweep_rows",
     "with_room",
 ]
@@ -115,7 +116,7 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
     except QuotaExceededError:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
         sweep_rows(transfer)
-        _sweep_objects(transfer)
+        sweep_objects(transfer)
         return ask()
 
 
@@ -137,7 +138,7 @@ def sweep(transfer: Transfer, answer: Mapping[str, Any]) -> None:
         # Its time is no concern of the writer's, who may store the next array meanwhile.
         transfer.afterwards.begin(lambda: bool(_sweep_some_rows(transfer)))
     if answer.get("objects_left", 0):
-        _sweep_objects(transfer)
+        sweep_objects(transfer)
 
 
 def sweep_rows(transfer: Transfer) -> None:
@@ -151,7 +152,7 @@ def _sweep_some_rows(transfer: Transfer) -> int:
     return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 
 
-def _sweep_objects(transfer: Transfer) -> None:
+def sweep_objects(transfer: Transfer) -> None:
     """Delete the leftovers of this user's arrays in the bucket. After a failure, the next write tries again."""
     asked = "deleting what was replaced"
     requests = StorageRequests(transfer.http)
