@@ -103,13 +103,13 @@ def store_dask(
             f"{array.shape}. Call its compute_chunk_sizes() first"
         )
 
-    def fill_all(dataset: Dataset) -> None:
+    def write_all(dataset: Dataset) -> None:
         # Blocks that end within a stored chunk would be written by two workers at the same time.
-        cut = cast("Any", array).rechunk(arrays.lengths_to_fill(dataset, array.chunks))
+        cut = cast("Any", array).rechunk(arrays.lengths_to_write(dataset, array.chunks))
         _dask_array().store(cut, _Target(arrays, _without_labels(dataset)), lock=False)
 
     return arrays.write_with(
-        key, fill_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
+        key, write_all, array.shape, array.dtype, engine=engine, is_shared=is_shared, **options
     )
 
 
@@ -179,7 +179,7 @@ class _Target:
                 f"storing {self.dataset.key!r}: a block of the dask array has shape {elements.shape} where the array "
                 f"said {wanted}. Nothing was stored"
             )
-        self.arrays.fill(self.dataset, region, elements)
+        self.arrays.write_region(self.dataset, region, elements)
 
 
 def _without_labels(dataset: Dataset) -> Dataset:

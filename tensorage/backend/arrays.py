@@ -229,9 +229,9 @@ class Arrays:
         """Begin to store a declared array, which `fill` fills and `commit` makes visible."""
         return self._engine_for(new, engine).begin(new)
 
-    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+    def write_region(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
         """Store the elements of a region of a declared array: see `tensorage.backend.engine.ArrayEngine.fill`."""
-        self._engine(dataset.engine).fill(dataset, region, elements)
+        self._engine(dataset.engine).write_region(dataset, region, elements)
 
     def commit(self, dataset: Dataset) -> Dataset:
         """Make a declared array visible.
@@ -326,7 +326,7 @@ class Arrays:
     def write_with(
         self,
         key: str,
-        fill_all: Callable[[Dataset], None],
+        write_all: Callable[[Dataset], None],
         shape: Sequence[int],
         dtype: npt.DTypeLike,
         *,
@@ -338,7 +338,7 @@ class Arrays:
 
         Parameters
         ----------
-        fill_all
+        write_all
             Has every region of the declared array filled before it returns, by `fill`, in any thread, process or
             machine of the same user. An array without elements needs no call.
         """
@@ -346,11 +346,11 @@ class Arrays:
         # `begin` has already committed an array without elements.
         if not dataset.size:
             return dataset
-        return stage(Work.storing(self.project.transfer, dataset), lambda _advance: fill_all(dataset), 0)
+        return stage(Work.storing(self.project.transfer, dataset), lambda _advance: write_all(dataset), 0)
 
-    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+    def lengths_to_write(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
         """Return a cut close to the given one, whose regions `fill` can store independently and at the same time."""
-        return self._engine(dataset.engine).lengths_to_fill(dataset, lengths)
+        return self._engine(dataset.engine).lengths_to_write(dataset, lengths)
 
     def copy(
         self,

@@ -132,9 +132,9 @@ class BaseContext:
         # Rows may come in any order and from any process. Declared arrays are remembered to save a request.
         dataset = self._declared.get(data_id) or self.arrays.open_by_id(data_id)
         self._declared[data_id] = dataset
-        rows, region = _rows_to_fill(dataset, data, offset)
+        rows, region = _rows_to_write(dataset, data, offset)
         if rows.size:
-            self.arrays.fill(dataset, region, rows)
+            self.arrays.write_region(dataset, region, rows)
             try:
                 self._declared[data_id] = self.arrays.commit(dataset)
             except IncompleteTensorError:
@@ -193,7 +193,7 @@ class BaseContext:
         return list(self.arrays.iterate_keys())
 
 
-def _rows_to_fill(
+def _rows_to_write(
     dataset: Dataset, data: npt.ArrayLike, offset: int
 ) -> tuple[npt.NDArray[Any], tuple[slice, ...]]:
     """Check rows of a declared array, and return them with the region that they fill."""

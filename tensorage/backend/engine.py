@@ -16,14 +16,14 @@ from tensorage.model.declaration import Declaration
 from tensorage.model.fields import Fields
 from tensorage.types import Dataset, Engine
 
-__all__ = ["FILL_BYTES", "READ_BYTES", "ArrayEngine", "EngineBase", "OtherEngineError", "ReadRegion"]
+__all__ = ["READ_BYTES", "WRITE_BYTES", "ArrayEngine", "EngineBase", "OtherEngineError", "ReadRegion"]
 
 #: Most bytes of a region that is convenient to read. Every connection of a process can then carry a full request, and a
 #: worker that computes with a few regions stays below 1 GiB.
 READ_BYTES = 32 * 1024 * 1024
 
-#: Most bytes of a region that a worker fills. Blocks of dask have 128 MiB by default, and cutting them copies nothing.
-FILL_BYTES = 64 * 1024 * 1024
+#: Most bytes of a region that a worker writes. Blocks of dask have 128 MiB by default, and cutting them copies nothing.
+WRITE_BYTES = 64 * 1024 * 1024
 
 #: Returns the elements of a region: one slice for each axis.
 ReadRegion = Callable[[tuple[slice, ...]], npt.NDArray[Any]]
@@ -107,24 +107,24 @@ class ArrayEngine(Protocol):
         ...
 
     def begin(self, new: Declaration) -> Dataset:
-        """Declare an array, which `fill` fills and a commit makes visible. An empty array is committed at once."""
+        """Declare an array that `write_region` fills and a commit makes visible. An empty one is committed at once."""
         ...
 
-    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+    def write_region(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
         """Store the elements of a region of a declared array. Storing them twice does no harm.
 
         Parameters
         ----------
         region
-            Whole rows, or a region of the cut that `lengths_to_fill` returns: one slice for each axis, without open
+            Whole rows, or a region of the cut that `lengths_to_write` returns: one slice for each axis, without open
             ends.
         elements
             Array of the region's shape and the stored array's dtype.
         """
         ...
 
-    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
-        """Return a cut close to the given one, whose regions `fill` can store independently and at the same time."""
+    def lengths_to_write(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        """Return a cut close to the given one, whose regions `write_region` can store at the same time."""
         ...
 
     def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
@@ -134,8 +134,8 @@ class ArrayEngine(Protocol):
         """
         ...
 
-    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
-        """Make an array without elements, which reads as `fill`, an array without dimensions."""
+    def create(self, new: Declaration, fill_value: npt.NDArray[Any]) -> Dataset:
+        """Make an array without elements, which reads as `fill_value`, an array without dimensions."""
         ...
 
     def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:

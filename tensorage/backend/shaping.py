@@ -15,17 +15,17 @@ from tensorage.types import Dataset
 __all__ = ["create", "resize"]
 
 
-def create(transfer: Transfer, meta: Mapping[str, Any], fill: npt.NDArray[Any]) -> Dataset:
+def create(transfer: Transfer, meta: Mapping[str, Any], fill_value: npt.NDArray[Any]) -> Dataset:
     """Make an array without elements.
 
     Parameters
     ----------
     meta
         Entry for the catalogue.
-    fill
+    fill_value
         Element that the array reads as, an array without dimensions.
     """
-    arguments = {**meta, "fill": _encode(fill), "operation": final_operation()}
+    arguments = {**meta, "fill": _encode(fill_value), "operation": final_operation()}
     asked = f"creating {meta['key']!r}"
     return finish_write(
         transfer, with_room(transfer, lambda: transfer.call("tensorage_create", arguments, asked))
@@ -33,13 +33,17 @@ def create(transfer: Transfer, meta: Mapping[str, Any], fill: npt.NDArray[Any]) 
 
 
 def resize(
-    transfer: Transfer, dataset: Dataset, rows: int, fill: npt.NDArray[Any], coords: Mapping[str, Any] | None
+    transfer: Transfer,
+    dataset: Dataset,
+    rows: int,
+    fill_value: npt.NDArray[Any],
+    coords: Mapping[str, Any] | None,
 ) -> Dataset:
     """Give an array another number of rows.
 
     Parameters
     ----------
-    fill
+    fill_value
         Element that new rows read as, if the array has had all of its elements so far.
     coords
         Encoded coordinates of the array with its new shape. None leaves them as they are.
@@ -50,8 +54,8 @@ def resize(
         If the array has another number of rows by now, or has been replaced or deleted.
     """
     arguments = {
-        "data_id": dataset.id, "base_rows": dataset.shape[0], "rows": rows, "fill": _encode(fill), "coords": coords,
-        "operation": new_operation(),
+        "data_id": dataset.id, "base_rows": dataset.shape[0], "rows": rows, "fill": _encode(fill_value),
+        "coords": coords, "operation": new_operation(),
     }  # fmt: skip
     return finish_write(transfer, transfer.call("tensorage_resize", arguments, f"resizing {dataset.key!r}"))
 

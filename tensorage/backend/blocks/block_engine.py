@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tensorage.backend.blocks.assigning import assign
 from tensorage.backend.blocks.requests import fetch_fields, fetch_runs
 from tensorage.backend.blocks.writing import BlockWriter, send_rows
-from tensorage.backend.engine import FILL_BYTES, EngineBase, OtherEngineError, ReadRegion
+from tensorage.backend.engine import WRITE_BYTES, EngineBase, OtherEngineError, ReadRegion
 from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit, final_operation
 from tensorage.backend.transfer import Work
@@ -49,7 +49,7 @@ class BlockEngine(EngineBase):
         dataset = begin(self._transfer, _meta(new))
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+    def write_region(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
         if not elements.size:
             return
         first = 0
@@ -57,10 +57,10 @@ class BlockEngine(EngineBase):
             first = first * length + axis.start
         send_rows(Work.storing(self._transfer, dataset), elements, first, lambda _bytes: None)
 
-    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+    def lengths_to_write(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
         # Blocks may begin at any row, so a region may end anywhere, and needs no more than the bytes of a request.
         itemsize = dataset.dtype.itemsize
-        return join_rows(lengths, MAX_REQUEST_BYTES // itemsize, FILL_BYTES // itemsize)
+        return join_rows(lengths, MAX_REQUEST_BYTES // itemsize, WRITE_BYTES // itemsize)
 
     def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
         shape = dataset.shape
@@ -71,8 +71,8 @@ class BlockEngine(EngineBase):
             return (max(lengths[0] // rows_per_block, 1) * rows_per_block, *lengths[1:])
         return lengths
 
-    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
-        return create(self._transfer, _meta(new), fill)
+    def create(self, new: Declaration, fill_value: npt.NDArray[Any]) -> Dataset:
+        return create(self._transfer, _meta(new), fill_value)
 
     def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
         return resize(self._transfer, dataset, rows, np.zeros((), dataset.dtype), coords)

@@ -34,7 +34,7 @@ from tensorage.model.casting import as_assigned
 from tensorage.model.values import check_rows
 from tensorage.types import Dataset
 
-__all__ = ["append_rows", "assign", "clear_edge", "fill_region"]
+__all__ = ["append_rows", "assign", "clear_edge", "write_region"]
 
 
 def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any], owner: str | None = None) -> Dataset:
@@ -104,7 +104,7 @@ def assign(work: Work, codec: ShardCodec, selection: Selection, value: npt.Array
     """
     dataset = work.dataset
     plan = plan_chunks(dataset.shape, selection, codec.layout.shards)
-    buffer = _fill_buffer(as_assigned(value, dataset), plan, dataset)
+    buffer = _values_in_buffer(as_assigned(value, dataset), plan, dataset)
     if not plan.size:
         return dataset
     arguments = {"data_id": dataset.id, "version": dataset.version, "engine": "storage"}
@@ -151,7 +151,9 @@ def clear_edge(work: Work, codec: ShardCodec) -> Dataset:
     return _write_staged(ShardWriter(staged, codec), shards, nbytes, work.asked)
 
 
-def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+def write_region(
+    work: Work, codec: ShardCodec, region: tuple[slice, ...], elements: npt.NDArray[Any]
+) -> None:
     """Store the elements of a region of a staged dataset: whole shards, or whole rows of shards.
 
     Raises
@@ -170,17 +172,17 @@ def fill_region(work: Work, codec: ShardCodec, region: tuple[slice, ...], elemen
         if shared == list(shard):
             whole_shards.append(number)
         elif shared[1:] == list(shard[1:]):
-            _fill_rows(writer, number, _crop(elements, region, shared), shared[0].start)
+            _write_rows(writer, number, _crop(elements, region, shared), shared[0].start)
         else:
             raise InvalidInputError(
                 f"{work.asked}: a region of {region} cuts the object of {shard}, and only rows can be cut"
             )
     # Another worker may have uploaded objects for the same region, and may still tell the catalogue of them. No object
     # of the region is therefore deleted before the array is.
-    work.run(partial(_fill_shard, writer, number, elements, region) for number in whole_shards)
+    work.run(partial(_write_shard_region, writer, number, elements, region) for number in whole_shards)
 
 
-def _fill_shard(
+def _write_shard_region(
     writer: ShardWriter, number: int, elements: npt.NDArray[Any], region: Sequence[slice]
 ) -> None:
     part = _crop(elements, region, writer.codec.layout.region(number))
@@ -198,7 +200,7 @@ def _crop(elements: npt.NDArray[Any], region: Sequence[slice], part: Sequence[sl
     return found
 
 
-def _fill_rows(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
+def _write_rows(writer: ShardWriter, number: int, part: npt.NDArray[Any], first: int) -> None:
     """Store some rows of a shard, while other workers may store other rows of the same shard."""
     codec, work, bucket = writer.codec, writer.work, Bucket(writer.work.transfer)
     reader = _reader_of(work, codec)
@@ -276,7 +278,7 @@ def _assign_to_shard(
     return elements
 
 
-def _fill_buffer(value: npt.NDArray[Any], plan: ChunkPlan, dataset: Dataset) -> npt.NDArray[Any]:
+def _values_in_buffer(value: npt.NDArray[Any], plan: ChunkPlan, dataset: Dataset) -> npt.NDArray[Any]:
     """Broadcast a value to the elements that are assigned to. A single value is not repeated in memory."""
     if value.size == 1 and value.ndim <= len(plan.shape):
         return np.broadcast_to(value.reshape(()), plan.buffer_shape)

@@ -134,7 +134,7 @@ class RaggedObjects:
         buffer = new_array(plan.buffer_shape, np.dtype(object), work.asked)
         if plan.size:
             with work.bar(buffer.nbytes) as advance:
-                Reader(work, codec_of(dataset), records=self.records).fill(
+                Reader(work, codec_of(dataset), records=self.records).read_into(
                     plan.projections(), buffer, advance
                 )
         samples = [decode_one(element, ragged, work.asked) for element in buffer.reshape(-1)]
@@ -154,7 +154,7 @@ class RaggedObjects:
                 selection = np.s_[first : first + step] if dataset.ndim else ()
                 plan = plan_chunks(dataset.shape, selection, layout.shards)
                 buffer = np.empty(plan.buffer_shape, object)
-                reader.fill(plan.projections(), buffer, advance)
+                reader.read_into(plan.projections(), buffer, advance)
                 lengths[at : at + plan.size] = list(map(len, buffer.reshape(-1)))
                 at += plan.size
         return lengths

@@ -193,10 +193,10 @@ class Reader:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes of objects that `fill` has asked for, over-read included."""
+        """Bytes of objects that `read_into` has asked for, over-read included."""
         return sum(self._moved)
 
-    def fill(
+    def read_into(
         self, projections: Iterable[ShardProjection], buffer: npt.NDArray[Any], advance: Advance
     ) -> None:
         """Fill a buffer with the elements of projections.
@@ -351,7 +351,7 @@ class Reader:
             at = some.stop
             for number, piece in self._pieces(page, ranges[some], joined.numbers[some]):
                 if number < 0:
-                    self._fill(piece.projection, target)
+                    self._read_piece_into(piece.projection, target)
                 else:
                     members[number].append(piece)
         # Jobs are yielded, and not done here, so that ranges of several shards are fetched in parallel.
@@ -398,7 +398,7 @@ class Reader:
             coords = tuple(map(add, first, chunk.coords))
             yield number, _Piece(coords, _ALONE, ranges[place : place + 1], chunk)
 
-    def _fill(self, projection: ChunkProjection, target: _Target) -> None:
+    def _read_piece_into(self, projection: ChunkProjection, target: _Target) -> None:
         target.buffer[projection.buffer_selection] = self.codec.fill_value
         target.advance(projection.size * target.buffer.itemsize)
 

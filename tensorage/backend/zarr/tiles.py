@@ -68,7 +68,7 @@ def read_chunks(reader: Reader, numbers: Positions, advance: Advance) -> npt.NDA
     if layout.pages != layout.chunks and (np.diff(numbers) > 0).all():
         _read_rows(reader, numbers, buffer, advance)
     else:
-        replace(reader, by_pages=False).fill(_group_by_shard(layout, grid, numbers), buffer, advance)
+        replace(reader, by_pages=False).read_into(_group_by_shard(layout, grid, numbers), buffer, advance)
     if not grid.is_flat:
         return buffer.reshape(-1)
     lengths = grid.lengths(numbers)
@@ -94,7 +94,7 @@ def _read_rows(reader: Reader, numbers: Positions, buffer: npt.NDArray[Any], adv
     )
     # A chunk may be longer than a row.
     within = buffer[(slice(len(rows)), *map(slice, layout.shape[1:]))]
-    reader.fill(plan.projections(), within, advance)
+    reader.read_into(plan.projections(), within, advance)
 
 
 def count_encoded_bytes(reader: Reader, numbers: Positions) -> int:

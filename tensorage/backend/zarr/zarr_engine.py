@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tensorage.backend.engine import FILL_BYTES, EngineBase, ReadRegion
+from tensorage.backend.engine import WRITE_BYTES, EngineBase, ReadRegion
 from tensorage.backend.restarts import on_latest
 from tensorage.backend.shaping import create, resize
 from tensorage.backend.staging import begin, begin_anew_after_failures, commit
@@ -22,7 +22,7 @@ from tensorage.backend.transfer import Work
 from tensorage.backend.wire.faults import Fault, error_of
 from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.progress import Advance
-from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, fill_region
+from tensorage.backend.zarr.changing import append_rows, assign, clear_edge, write_region
 from tensorage.backend.zarr.chunk_shapes import CHUNK_BYTES
 from tensorage.backend.zarr.codec import ShardCodec, choose_layout, sample_of
 from tensorage.backend.zarr.copying import copy_objects
@@ -73,11 +73,11 @@ class ZarrEngine(EngineBase):
         dataset, _ = self._begin(new)
         return commit(self._transfer, dataset) if dataset.size == 0 else dataset
 
-    def fill(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
-        fill_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
+    def write_region(self, dataset: Dataset, region: tuple[slice, ...], elements: npt.NDArray[Any]) -> None:
+        write_region(Work.storing(self._transfer, dataset), codec_of(dataset), region, elements)
 
-    def lengths_to_fill(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
-        return join_chunks(lengths, codec_of(dataset).layout.shards, FILL_BYTES // dataset.dtype.itemsize)
+    def lengths_to_write(self, dataset: Dataset, lengths: AxisLengths) -> AxisLengths:
+        return join_chunks(lengths, codec_of(dataset).layout.shards, WRITE_BYTES // dataset.dtype.itemsize)
 
     def shape_to_read(self, dataset: Dataset, most_bytes: int) -> tuple[int, ...]:
         layout, itemsize = codec_of(dataset).layout, dataset.mean_bytes
@@ -86,9 +86,9 @@ class ZarrEngine(EngineBase):
         least = layout.shards if is_small else layout.chunks
         return grow_shape(dataset.shape, least, most_bytes // (math.prod(least) * itemsize))
 
-    def create(self, new: Declaration, fill: npt.NDArray[Any]) -> Dataset:
-        layout = replace(_layout_of(new), fill_value=fill_value_as_json(fill))
-        return create(self._transfer, meta_of(new, layout), fill)
+    def create(self, new: Declaration, fill_value: npt.NDArray[Any]) -> Dataset:
+        layout = replace(_layout_of(new), fill_value=fill_value_as_json(fill_value))
+        return create(self._transfer, meta_of(new, layout), fill_value)
 
     def resize(self, dataset: Dataset, rows: int, coords: Mapping[str, Any] | None) -> Dataset:
         codec = codec_of(dataset)
@@ -203,7 +203,7 @@ class ZarrEngine(EngineBase):
             work = self._work("reading", dataset)
             with work.bar(buffer.nbytes) as advance:
                 reader = Reader(work, codec, records=self._records)
-                reader.fill(plan.projections(), buffer, advance)
+                reader.read_into(plan.projections(), buffer, advance)
             warn_of_large_chunks(dataset, codec.layout, plan, reader.moved_bytes)
         return result.take()
 
