@@ -15,7 +15,7 @@ import os
 import sys
 
 if sys.flags.isolated:
-    # The program that is started. What is imported below would take it as long as all that it does.
+    # The program that is started. The imports below would take it as long as all that it does.
     _channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     _channel.connect(sys.argv[1])
     _order = marshal.dumps((sys.argv[2:], dict(os.environ), os.getcwd()))  # noqa: PTH109
