@@ -66,6 +66,7 @@ class Leftovers:
             now = time.monotonic()
             lasted_s = 0.0 if self._since is None else now - self._since
             is_to_be_told = self._since is not None and lasted_s >= LASTS_S and not self._is_told
+            # The time of the first failure in a row, whichever one this is.
             self._since = now - lasted_s
             self._is_told = self._is_told or is_to_be_told
         if is_to_be_told:
@@ -140,6 +141,7 @@ class Afterwards:
                     return
             is_more = self._take(step)
             with self._changed:
+                # Another write may have given new steps meanwhile, which are not done.
                 if not is_more and self._step is step:
                     self._step = None
 

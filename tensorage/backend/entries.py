@@ -98,6 +98,7 @@ class EntryMemory:
                 entry.version,
             )
             if records is None and before is not None and is_same:
+                # A request that told of the entry alone does not make the records of the same version wrong.
                 records = before.records
             self._entries[owner, entry.key] = Remembered(
                 small, records, time.monotonic(), threading.get_ident()
@@ -134,6 +135,7 @@ class EntryMemory:
         with self._lock:
             self._ends[entry.id] = (entry.version, records)
             self._ends.move_to_end(entry.id)
+            # Far fewer than entries: each of these takes up to 256 KiB.
             while len(self._ends) > min(MOST_ENDS, self.most):
                 self._ends.popitem(last=False)
 

@@ -89,6 +89,7 @@ class Sharing:
         """Yield records of this user's arrays, the latest first."""
         if key is not None:
             check_key(key)
+        # Pages go back in time by the id of a record: records that are added meanwhile are not seen twice.
         arguments: dict[str, Any] = {"key": key, "before": None, "max_rows": ROWS_PER_PAGE}
         while True:
             page = self._transfer.call("tensorage_audit", arguments, "reading the records of changes")

@@ -313,7 +313,6 @@ class Transaction:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
                     self._recorded_again -= told
-                recorder.try_loose(key)
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
                 recorder.drop(before, conflict)
@@ -329,16 +328,22 @@ class Transaction:
 
     def _record_again(self, description: Mapping[str, Any], told_by: type[Exception]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
-        self._recorder.know(description)
+        recorder, key = self._recorder, description["key"]
+        recorder.know(description)
+        untold = [
+            (position, append)
+            for position, (of, append) in sorted(self._appends.items())
+            if of == key and (position, told_by) not in self._recorded_again
+        ]
         if told_by is StoredElsewhereError:
-            self._recorder.refuse_loose(description["key"])
-        done = False
-        for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and (position, told_by) not in self._recorded_again:
-                self._recorded_again.add((position, told_by))
-                self._replace_step(position, append)
-                done = True
-        return done
+            # The first one makes room for loose rows, behind which the others go.
+            untold = untold[:1]
+            recorder.refuse_loose(key)
+        for position, append in untold:
+            self._recorded_again.add((position, told_by))
+            self._replace_step(position, append)
+        recorder.try_loose(key)
+        return bool(untold)
 
     def _check(self, key: str, value: object) -> None:
         if self._state != "open":

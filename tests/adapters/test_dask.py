@@ -243,6 +243,8 @@ class TestStoring:
         assert (store["x", 50] == 1).all()
 
     def test_committed_once(self, store: TensorStore, proxy: Proxy, engine: Engine) -> None:
+        # The session may still be sweeping for the test before.
+        store.backend.transfer.finish(30)
         with proxy.counted() as exchanges:
             store["x"] = da.from_array(np.zeros((64, 256, 256)) + 1, chunks=(8, 256, 256))
         kinds = Counter(exchange.kind for exchange in exchanges)

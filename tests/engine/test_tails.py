@@ -376,6 +376,20 @@ def test_a_transaction_knows_nothing_of_the_end(store: TensorStore, away: Tensor
         assert [exchange.kind for exchange in exchanges] == expected
 
 
+@pytest.mark.parametrize("rows", [3, 4])
+def test_a_transaction_appends_to_one_array_more_than_once(
+    store: TensorStore, away: TensorStore, proxy: Proxy, rows: int
+) -> None:
+    """The first one makes room for loose rows, if there is none."""
+    store.write("x", ROWS[:rows], chunks=(4, 784), shards=(400, 784))
+    away.open("x")
+    with proxy.counted() as exchanges, replace(away, engine="database").transaction() as tx:
+        for i in range(rows, rows + 4):
+            tx.append("x", ROWS[i : i + 1])
+    np.testing.assert_array_equal(store["x"][...], ROWS[: rows + 4])
+    assert [exchange.kind for exchange in exchanges].count("transact") == (2 if rows == 3 else 1)
+
+
 @pytest.mark.parametrize("values", [[1], [[1, 2]], [[0.5]]], ids=str)
 def test_a_transaction_is_told_of_rows_that_do_not_fit(store: TensorStore, values: Any) -> None:
     store["x"] = np.zeros((4, 3), "i4")
