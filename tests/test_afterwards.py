@@ -103,6 +103,18 @@ def test_a_failure_ends_the_job_alone(afterwards: Afterwards, caplog: pytest.Log
     assert done.wait(10)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_expects_ends_the_job_alone(afterwards: Afterwards) -> None:
+    def fail() -> bool:
+        raise ZeroDivisionError
+
+    afterwards.begin(fail)
+    afterwards.end(10)
+    done = threading.Event()
+    afterwards.begin(lambda: done.set() or False)
+    assert done.wait(10)
+
+
 def test_a_job_may_end_its_own_session(afterwards: Afterwards) -> None:
     """The last reference to the session may go while it works."""
     done = threading.Event()
