@@ -103,13 +103,23 @@ def test_a_failure_ends_the_job_alone(afterwards: Afterwards, caplog: pytest.Log
     assert done.wait(10)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_that_nobody_expects_ends_the_job_alone(afterwards: Afterwards) -> None:
+def test_an_error_that_nobody_expects_ends_the_job_alone(
+    afterwards: Afterwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    is_told = threading.Event()
+
+    def hear(error: threading.ExceptHookArgs) -> None:
+        told.append(error.exc_type)
+        is_told.set()
+
     def fail() -> bool:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(threading, "excepthook", hear)
     afterwards.begin(fail)
-    afterwards.end(10)
+    assert is_told.wait(10)
+    assert told == [ZeroDivisionError]
     done = threading.Event()
     afterwards.begin(lambda: done.set() or False)
     assert done.wait(10)
