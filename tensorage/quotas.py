@@ -153,6 +153,7 @@ class Quotas:
         asked = "setting the default quota" if who is None else f"setting the quota of {who}"
         before = Quota(None, None)
         if isinstance(max_bytes, Keep) or isinstance(max_arrays, Keep):
+            # The function sets both limits: the one that is to stay has to be sent, too.
             before = self.default() if who is None else next(self.users(who)).own
         quota = Quota(
             before.bytes if isinstance(max_bytes, Keep) else max_bytes,
@@ -242,6 +243,7 @@ def parse_limit(text: str, *, is_size: bool) -> int | None:
         forms = "500MB, 10GiB, 1.5TB, a number of bytes, or none" if is_size else "a number, or none"
         raise InvalidInputError(f"{quote(text)} is no limit: give {forms}")
     decimals = found[2] or ""
+    # By whole numbers: a float has no room for all bytes of a large quota.
     limit: int = int(found[1] + decimals) * unit // 10 ** len(decimals)
     if limit > MAX_LIMIT:
         raise InvalidInputError(

@@ -42,6 +42,7 @@ __all__ = ["BackendSession", "ContextWrapper"]
 C = TypeVar("C", bound=BaseContext)
 
 
+@end_tracebacks_here
 class ContextWrapper(Generic[C]):
     """Logs a session in for as long as a context is used.
 
@@ -490,6 +491,7 @@ class BackendSession:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, which works as the same user: with the token, without the password."""
+        # A token that expires soon is renewed here, for which the backend may have to be waited for.
         loan = self.login.patience.keep_trying(
             self.login.loan_for_others, "lending the login to another process"
         )

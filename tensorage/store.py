@@ -152,12 +152,14 @@ class TensorStore(MutableMapping[str, Any]):
             check_key(self.prefix)
         if self.owner is not None:
             check_owner(self.owner)
+        # Behind the checks: nobody logs in for a store that is refused.
         self._login = HeldLogin(self.backend)
         self._fresh_keys = FreshKeys(self.arrays, self.prefix)
 
     @property
     def arrays(self) -> Arrays:
         """Arrays of the store's owner, as handles work with them: by whole keys, also in a group."""
+        # Made anew each time: `quiet` and the rest may be set on a store.
         return Arrays(self._login, quiet=self.quiet, owner=self.owner)
 
     def full_key(self, key: str) -> str:
@@ -247,6 +249,7 @@ class TensorStore(MutableMapping[str, Any]):
         """Return every key of the store that begins with `prefix`, sorted by code point."""
         return list(self._iterate_keys(prefix))
 
+    @end_tracebacks_here
     def _iterate_keys(self, prefix: str) -> Iterator[str]:
         for key in self.arrays.iterate_keys(self._full_prefix(prefix)):
             yield key[len(self.prefix) :]
@@ -335,6 +338,7 @@ class TensorStore(MutableMapping[str, Any]):
 
         recorder = Recorder(self._login.transfer)
         backend = RecordingBackend(self._login, recorder, self.backend.email)
+        # The recording store holds no login. This one does, and lives as long as the transaction.
         return Transaction(recorder, replace(self, backend=backend, quiet=True), held_by=self)
 
     def read_many(self, keys: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
@@ -386,6 +390,7 @@ class TensorStore(MutableMapping[str, Any]):
         from tensorage.model.state import STATE_ATTRIBUTE, take_apart
 
         nesting, arrays = take_apart(state, key)
+        # Listed here, since a transaction shows nothing. Arrays that the new state lacks go in the same step.
         old = set(self.keys(f"{key}/")) if self.allow_overwrite else set()
         with self.transaction() as tx:
             tx.write(key, np.zeros(0, np.uint8), attrs={STATE_ATTRIBUTE: nesting})
@@ -524,7 +529,10 @@ class TensorStore(MutableMapping[str, Any]):
         return self.arrays.sharing("listing the shares").shares(self._full_key_or_all(key))
 
     def usage(self) -> Usage:
-        """Return what this user has stored and may store, by one request."""
+        """Return what this user has stored and may store, by one request.
+
+        Leftovers count until they are swept. This waits for the session to sweep its own, up to 10 seconds.
+        """
         return self.arrays.sharing("asking for the usage").usage()
 
     def audit(self, key: str | None = None) -> list[AuditRecord]:
@@ -562,6 +570,7 @@ class TensorStore(MutableMapping[str, Any]):
             for entry in store.catalogue("exp/", where={"units": "K"}):
                 print(entry.key, entry.shape, entry.dtype, entry.nbytes, entry.stored_bytes)
         """
+        # Patterns are of whole keys for the database, and of the group's keys for the caller.
         glob = None if glob is None else self.full_key(glob)
         return list(
             self.arrays.entries(self._full_prefix(prefix), glob, None if where is None else as_attrs(where))
@@ -690,6 +699,7 @@ class TensorStore(MutableMapping[str, Any]):
         entry = entry_of_object(key, blocks) if shape is None and dtype is None else None
         if entry is not None:
             entry = with_options(entry, attrs, dims)
+            # The entry has these now.
             del how["attrs"], how["dims"]
             return Tensor(self.arrays, take_in(self.arrays, entry, key, **how))
         blocks, how = unwrap(key, blocks, how)
@@ -1042,6 +1052,7 @@ class TensorStore(MutableMapping[str, Any]):
         self._append_or_create(key, data)
 
     def _append_or_create(self, key: str, data: npt.ArrayLike) -> None:
+        # An array that somebody else makes meanwhile must not be replaced, whatever this store allows.
         careful = replace(self, allow_overwrite=False)
         until = time.monotonic() + RESTART_FOR_S
         while True:
@@ -1101,6 +1112,7 @@ class TensorStore(MutableMapping[str, Any]):
         }  # fmt: skip
         source, new_key = self.open(key), self.full_key(new_key)
         made = source.on_latest(lambda now: self.arrays.copy(now, new_key, engine=engine, **options))
+        # The copy is this user's, also if the source is somebody else's.
         return Tensor(self.arrays.own(), made)
 
     def zarr_store(self, key: str, *, as_group: str | None = None) -> zarr.abc.store.Store:
@@ -1300,6 +1312,7 @@ class TensorStore(MutableMapping[str, Any]):
             from tensorage.adapters.notebook import suggestion
 
             name = key[0] if isinstance(key, tuple) and key else key
+            # The same error with more words: its type, its cause and its traceback stay.
             error.args = (sentences(str(error), suggestion(name, self._keys_at_hand())),)
             raise
 

@@ -87,7 +87,8 @@ def _arrays_of(given: Any, prefix: str, dropped: set[str]) -> tuple[Arrays, dict
     found = given.keys(prefix)
     if not found:
         raise KeyNotFoundError(f"opening arrays as a Dataset: no key of {given!r} begins with {prefix!r}")
-    keys = {key.removeprefix(prefix) or key: key for key in found}
+    # Keys of a group are relative to it, and arrays are opened by whole keys.
+    keys = {key.removeprefix(prefix) or key: given.full_key(key) for key in found}
     wanted = [name for name in keys if name not in dropped]
     # Each entry takes a request, whose time is mostly spent waiting.
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from filelock import FileLock
 from postgres_versions import bin_dir
 
 from tensorage.embedded.migrate import bootstrap
@@ -19,9 +22,44 @@ _PASSWORD = "of this test"
 PRISTINE = "pristine"
 
 
+#: Folder of a run of the tests, for a cluster of each version that all its processes copy. None outside of pytest.
+_templates: Path | None = None
+
+
+def set_templates(folder: Path) -> None:
+    """Say where the clusters that are copied are to be made, when they are first needed."""
+    global _templates  # noqa: PLW0603 - as for the servers of the tests
+    _templates = folder
+
+
 @contextmanager
 def running(version: int, folder: Path) -> Iterator[Cluster]:
     """Run PostgreSQL of a major version in a folder."""
+    cluster = Cluster(folder / "data", _PASSWORD, bin_dir=bin_dir(version))
+    if _templates is None:
+        _make(version, folder)
+    else:
+        template = _templates / str(version)
+        _templates.mkdir(exist_ok=True)
+        with FileLock(template.with_suffix(".lock")):
+            if not (template / "made").exists():
+                template.mkdir()
+                _make(version, template)
+                (template / "made").touch()
+        # Owners are copied, too: root's PostgreSQL belongs to another user.
+        subprocess.run(["cp", "-a", "--", os.fspath(template / "data"), os.fspath(folder)], check=True)
+    with asyncio.Runner() as runner:
+        runner.run(cluster.start(free_port()))
+        try:
+            with psycopg.connect(dsn(cluster, SUPERUSER)) as connection:
+                major = connection.info.server_version // 10000
+            assert major == version
+            yield cluster
+        finally:
+            runner.run(cluster.stop())
+
+
+def _make(version: int, folder: Path) -> None:
     cluster = Cluster(folder / "data", _PASSWORD, bin_dir=bin_dir(version))
     with asyncio.Runner() as runner:
         runner.run(cluster.create())
@@ -29,13 +67,9 @@ def running(version: int, folder: Path) -> Iterator[Cluster]:
         runner.run(cluster.start(free_port()))
         try:
             runner.run(bootstrap(dsn(cluster, SUPERUSER), {"postgres": _PASSWORD}))
-            with psycopg.connect(dsn(cluster, SUPERUSER)) as connection:
-                major = connection.info.server_version // 10000
-            assert major == version
             # Tests of migrations leave users and default privileges in `postgres`.
             with psycopg.connect(dsn(cluster, SUPERUSER, "template1"), autocommit=True) as connection:
                 connection.execute(f"create database {PRISTINE} template postgres is_template true")
-            yield cluster
         finally:
             runner.run(cluster.stop())
 

@@ -57,7 +57,12 @@ _TEXTS = (
     .replace("01000000", "41414141")
 )
 
-_ZARR = json.dumps({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK]}}})
+_ZARR = json.dumps(
+    {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [BLOCK]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": [BLOCK // 4]}}],
+    }
+)
 
 _OBJECTS = f"""
 with made as (

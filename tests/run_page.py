@@ -1,7 +1,8 @@
 """Runs the Python of pages, each in a process that has loaded already what takes long.
 
 A line of standard input is a job, in JSON: the pages, the environment, the folder and the file for the output. A line
-of standard output is the exit status of a job. Pages of one job run in one process, one after the other.
+of standard output is the exit status of a job. Pages of one job run in one process, one after the other. A page may be
+a program, which gets the job's arguments.
 
 All blocks of a page share one namespace and run in order, as a reader would paste them. In a ``pycon``
 block each printed result must be what the page says; a ``python`` block must not raise. A traceback
@@ -16,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ _COMMON = (
 )
 
 #: Modules that take longer to load than most pages take to run. Modules that a page names are loaded for it once.
-HEAVY = ("dask.array", "distributed", "torch.utils.data", "xarray")
+HEAVY = ("dask.array", "distributed", "sklearn.datasets", "torch.utils.data", "xarray")
 
 
 def blocks(page: Path, *languages: str) -> list[Token]:
@@ -55,8 +57,18 @@ def _fences(page: Path) -> list[Token]:
     return [token for token in MarkdownIt().parse(page.read_text(encoding="utf-8")) if token.type == "fence"]
 
 
+def code_of(page: Path) -> str:
+    """All Python of a page."""
+    if page.suffix == ".py":
+        return page.read_text(encoding="utf-8")
+    return "".join(block.content for block in blocks(page, "python", "pycon"))
+
+
 def run(page: Path) -> int:
     """Number of examples of a page that print something else than the page says."""
+    if page.suffix == ".py":
+        runpy.run_path(os.fspath(page), run_name="__main__")
+        return 0
     namespace: dict[str, Any] = {"__name__": "__main__"}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for block in blocks(page, "python", "pycon"):
@@ -78,7 +90,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         pages = [Path(page) for page in job["pages"]]
-        code = "".join(block.content for page in pages for block in blocks(page, "python", "pycon"))
+        code = "".join(map(code_of, pages))
         for name in HEAVY:
             if name.split(".", maxsplit=1)[0] in code:
                 importlib.import_module(name)
@@ -93,6 +105,7 @@ def main() -> None:
             output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             for standard in (1, 2):
                 os.dup2(output, standard)
+            sys.argv[1:] = job["arguments"]
             # It ends as any program does.
             sys.exit(1 if sum(run(page) for page in pages) else 0)
         _, status = os.waitpid(pid, 0)

@@ -237,3 +237,13 @@ class TestLeftovers:
             left.note_failure("2 of them cannot be deleted")
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "2 of them cannot be deleted. Each write tries again" in caplog.text
+
+
+def test_usage_is_told_when_a_session_has_swept(new_session: BackendSession, engine: Engine) -> None:
+    store = TensorStore(new_session, quiet=True, chunk_size=1024, engine=engine)
+    before = store.usage()
+    # Random, so that objects are no smaller.
+    store["x"] = np.random.default_rng(1).integers(0, 255, (150, 8192), "u1")
+    del store["x"]
+    # The database keeps answers to operations, and records of who did what.
+    assert store.usage().bytes < before.bytes + 10_000

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import servers
+from programs import python
 from project import Project, User
 
 from tensorage import BackendSession, TensorStore
@@ -25,7 +26,7 @@ from tensorage.migrations import migration_files
 
 def tensorage(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tensorage.cli", *map(str, arguments)],
+        [*python(), "-m", "tensorage.cli", *map(str, arguments)],
         input=stdin, capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -204,7 +205,7 @@ def test_sync_sends_all_though_nobody_listens(
     listener, stderr = os.pipe()
     os.close(listener)
     login = {"SUPABASE_URL": project.url, "SUPABASE_KEY": project.key, "USER_PASSWORD": user.password}
-    command = [sys.executable, "-m", "tensorage.cli", "sync", str(folder)]
+    command = [*python(), "-m", "tensorage.cli", "sync", str(folder)]
     environment = {**os.environ, **login, "USER_EMAIL": user.email}
     sent = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False, env=environment)
     os.close(stderr)

@@ -110,16 +110,24 @@ def test_recipes_run_one_after_the_other_and_can_run_again(
         run_pages(RECIPES, reader, tmp_path, runner)
 
 
-def run_pages(pages: list[Path], reader: dict[str, str], folder: Path, runner: subprocess.Popen[str]) -> None:
-    """Run the Python of pages in a process of the runner, and show its output if it fails."""
+def run_pages(
+    pages: list[Path],
+    reader: dict[str, str],
+    folder: Path,
+    runner: subprocess.Popen[str],
+    *arguments: str,
+) -> str:
+    """Run the Python of pages in a process of the runner, and return its output, or show it if it fails."""
     assert runner.stdin is not None
     assert runner.stdout is not None
     output = folder / "output"
     names = [str(page) for page in pages]
     job = {"pages": names, "environment": reader, "folder": str(folder), "output": str(output)}
+    job |= {"arguments": list(arguments)}
     print(json.dumps(job), file=runner.stdin, flush=True)
     status = runner.stdout.readline()
     assert status == "0\n", output.read_text()
+    return output.read_text()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sql", "postgresql")], ids=page_name)
@@ -348,13 +356,14 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def test_the_demonstration_trains_and_can_run_again(backend: Running, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", ROOT / "examples" / "train_digits.py", backend.data_dir]
+def test_the_demonstration_trains_and_can_run_again(
+    backend: Running, tmp_path: Path, runner: subprocess.Popen[str]
+) -> None:
+    program, environment = ROOT / "examples" / "train_digits.py", dict(os.environ)
     for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        held_out = re.findall(r"held-out images (0\.\d+)$", done.stdout, re.M)
-        (again,) = re.findall(r"second session: accuracy (0\.\d+)$", done.stdout, re.M)
+        printed = run_pages([program], environment, tmp_path, runner, os.fspath(backend.data_dir))
+        held_out = re.findall(r"held-out images (0\.\d+)$", printed, re.M)
+        (again,) = re.findall(r"second session: accuracy (0\.\d+)$", printed, re.M)
         assert float(held_out[-1]) > 0.9
         assert again == held_out[-1]
     # The last line of `make demo`, with the folder of this test.

@@ -16,7 +16,7 @@ from proxy import Exchange, Proxy
 import tensorage
 from tensorage import BackendSession, TensorStore
 from tensorage.backend import glances
-from tensorage.model.cuts import cut_of
+from tensorage.model.glimpse import cut_of
 
 
 def functions(seen: list[Exchange]) -> list[str]:

@@ -339,6 +339,12 @@ def _writes(name: str, n: Numbers) -> Iterator[tuple[str, Call]]:
             (rows + 1, entry(blocks, None, tail="AAAA", kept=3, based_on="+" + md5(bytes(3)).hexdigest())),
         )
     )
+    loose = _request(whole(np.zeros(5, "<i4"), key=objects))
+    yield "append, loose", Call(f"select public.tensorage_append({loose})")
+    yield (
+        "append, loose again",
+        Call(f"select public.tensorage_append({loose})", (f"select public.tensorage_append({loose})",)),
+    )
     yield "append_tails", Call(first)
     yield "append_tails, kept", Call(second, (first,))
     yield from _writes_of_holes(name, n)

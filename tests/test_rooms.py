@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,17 @@ def test_no_import_climbs() -> None:
             if room != other_room and other_floor <= floor and other_room:
                 climbing.append(f"{module} -> {target}")
     assert not climbing, "\n".join(sorted(climbing))
+
+
+def test_the_diagram_of_the_docs_shows_these_floors() -> None:
+    page = (ROOT / "docs" / "development.md").read_text()
+    diagram = re.search(r"^```text\n(\{cli.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert diagram
+    drawn = [set(re.findall(r"[\w.]+", floor)) for floor in diagram[1].split("->")]
+    # The package itself and `backend/__init__.py` hold names or a docstring, and no code.
+    assert drawn == [
+        set(floor) for floor in FLOORS if floor not in {("", "__init__"), ("__main__",), ("backend",)}
+    ]
 
 
 def test_the_server_stands_apart() -> None:

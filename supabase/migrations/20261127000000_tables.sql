@@ -321,6 +321,11 @@ create table if not exists public.shards (
   -- Encoded chunks behind those of the object, if there is one: of rows that were appended since it was written. The index
   -- counts their bytes on from the end of the object.
   tail bytea check (octet_length(tail) between 1 and 262144),
+  -- Loose rows: elements of whole rows as a request brought them, in C order, little-endian, which no chunk has yet. They are the
+  -- last rows of a shard as wide as its array, from row `loose_at` of it on, where a chunk begins; what the index says of chunks
+  -- from there on does not count.
+  loose bytea check (octet_length(loose) between 1 and 131072),
+  loose_at int check (loose_at >= 0),
   -- For a shard of a staged append that keeps the object of the one it replaces: the bytes of that one's tail which it keeps.
   -- Its own tail comes behind them. Null for all others.
   kept int check (kept >= 0),
@@ -332,11 +337,14 @@ create table if not exists public.shards (
   constraint objects_are_in_the_folder_of_the_user check (starts_with(name, user_id::text || '/')),
   constraint objects_have_plain_names check (tensorage.is_plain_name(name)),
   constraint based_on_is_a_fingerprint check (octet_length(based_on) <= 1100),
-  constraint kept_is_of_another_shard check (kept is null or (name is null and based_on is not null))
+  constraint kept_is_of_another_shard check (kept is null or (name is null and based_on is not null)),
+  constraint loose_rows_begin_somewhere check ((loose is null) = (loose_at is null))
 );
 create unique index if not exists shards_name on public.shards (name);
 -- It is compressed already.
 alter table public.shards alter column tail set storage external;
+-- Rows come one by one, and compressing all of them each time would take longer than all else.
+alter table public.shards alter column loose set storage external;
 
 -- The blocks, by their index, and the shards, by their number, of arrays with a fill value. One that stands here and is not in
 -- its own table was lost. One that stands in neither was never written.

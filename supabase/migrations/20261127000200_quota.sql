@@ -24,10 +24,10 @@ $$;
 
 -- Bytes of a shard's row. Its object is counted with the other objects.
 create or replace function tensorage.shard_bytes(
-  name text, index bytea, tail bytea, filled int8multirange, based_on text) returns int
+  name text, index bytea, tail bytea, loose bytea, filled int8multirange, based_on text) returns int
 language sql stable as $$
   select tensorage.row_bytes() + coalesce(octet_length(name), 0) + octet_length(index) + coalesce(octet_length(tail), 0)
-         + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
+         + coalesce(octet_length(loose), 0) + coalesce(octet_length(filled::text), 0) + coalesce(octet_length(based_on), 0)
 $$;
 
 -- Bytes of a share: its row, and its indexes.
@@ -79,7 +79,7 @@ declare
   -- an entry of their own: the setting stays short when rows of a hundred thousand datasets are deleted.
   moves jsonb := coalesce(nullif(current_setting('tensorage.moves', true), ''), '{}');
   name text := move.user_id || '/' || case
-    when move.bytes > 0 and exists (select from tensorage.reservations r where r.data_id = move.data_id)
+    when move.bytes > 0 and move.data_id > 0 and exists (select from tensorage.reservations r where r.data_id = move.data_id)
     then move.data_id else least(move.data_id, 0) end;
 begin
   perform set_config(
@@ -276,11 +276,11 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if tg_op <> 'INSERT' then
     perform tensorage.move(old.user_id, old.data_id,
-                           -tensorage.shard_bytes(old.name, old.index, old.tail, old.filled, old.based_on));
+                           -tensorage.shard_bytes(old.name, old.index, old.tail, old.loose, old.filled, old.based_on));
   end if;
   if tg_op <> 'DELETE' then
     perform tensorage.move(new.user_id, new.data_id,
-                           tensorage.shard_bytes(new.name, new.index, new.tail, new.filled, new.based_on));
+                           tensorage.shard_bytes(new.name, new.index, new.tail, new.loose, new.filled, new.based_on));
   end if;
   return null;
 end
@@ -383,6 +383,7 @@ create or replace trigger tensorage_count after insert or delete on public.shard
 create or replace trigger tensorage_recount after update on public.shards for each row
   when (octet_length(old.index) <> octet_length(new.index) or old.user_id <> new.user_id
         or octet_length(old.tail) is distinct from octet_length(new.tail)
+        or octet_length(old.loose) is distinct from octet_length(new.loose)
         or old.name is distinct from new.name or old.filled is distinct from new.filled
         or old.based_on is distinct from new.based_on)
   execute function tensorage.count_shard();
@@ -429,7 +430,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce((select sum(tensorage.row_bytes() + octet_length(t.tensor)::numeric)
                      from public.datasets d join public.tensors t on t.data_id = d.id
                     where d.user_id = count_usage.user_id), 0)
-       + coalesce((select sum(tensorage.shard_bytes(s.name, s.index, s.tail, s.filled, s.based_on)::numeric)
+       + coalesce((select sum(tensorage.shard_bytes(s.name, s.index, s.tail, s.loose, s.filled, s.based_on)::numeric)
                      from public.datasets d join public.shards s on s.data_id = d.id
                     where d.user_id = count_usage.user_id), 0)
        + coalesce((select sum(tensorage.entry_bytes(d.key, d.dtype, d.attrs, d.dims, d.fill, d.zarr)::numeric)

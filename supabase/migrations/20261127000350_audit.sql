@@ -7,14 +7,15 @@ language plpgsql set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   me uuid := auth.uid();
+  address text;
 begin
+  if me <> note.owner then
+    address := (select s.reader from tensorage.shares s
+                 where s.user_id = note.owner and s.pattern = any (array(select tensorage.patterns_of(note.key)))
+                   and s.reader = tensorage.address_of(me) limit 1);
+  end if;
   insert into tensorage.audit (user_id, actor, actor_address, action, key, detail)
-    values (note.owner, me,
-            case when me <> note.owner then (
-              select s.reader from tensorage.shares s
-               where s.user_id = note.owner and s.pattern = any (array(select tensorage.patterns_of(note.key)))
-                 and s.reader = tensorage.address_of(me) limit 1) end,
-            note.action, note.key, note.detail);
+    values (note.owner, me, address, note.action, note.key, note.detail);
 end
 $$;
 

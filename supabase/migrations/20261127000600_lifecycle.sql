@@ -42,30 +42,41 @@ exception when data_exception or program_limit_exceeded then
 end
 $$;
 
--- Makes a staged dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
--- (rows for an existing array of the database, perhaps of another `owner`), overwrite (an existing array may be replaced).
--- The request that also publishes it needs no reservation: its bytes are counted at its end. An array with a `fill` need not have
--- elements.
+-- Makes a dataset from `asked`: key, shape, dtype, chunk, engine, zarr, is_shared, attrs, dims, operation, append
+-- (rows for an existing array of the database, perhaps of another `owner`), overwrite (an existing array may be replaced). It is staged,
+-- unless `stored_bytes` are given: then it is the array under its key at once, whose elements, of so many bytes, the same request
+-- puts there, and ends by tensorage.announce. It needs no reservation: its bytes are counted at the end. An array with a `fill`
+-- need not have elements.
 create or replace function tensorage.stage(
-  asked json, is_published_now boolean default false, fill bytea default null) returns public.datasets
+  asked json, stored_bytes numeric default null, fill bytea default null) returns public.datasets
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  is_array boolean := stage.stored_bytes is not null;
+  -- Parsed once: metadata and indexes are long.
+  wanted record;
   d public.datasets;
   target public.datasets;
-  asked_shape bigint[] := array(select json_array_elements_text(asked -> 'shape')::bigint);
+  asked_shape bigint[];
   its_owner uuid := tensorage.me();
+  replaced bigint;
 begin
-  if exists (select from json_each(asked) m
-              where m.key in ('append', 'overwrite', 'is_shared') and json_typeof(m.value) not in ('boolean', 'null')) then
+  select * into wanted from json_to_record(asked) as a(
+    key text, dtype text, chunk int, engine text, zarr text, is_shared json, append json, overwrite json, owner text,
+    attrs jsonb, dims json, operation uuid);
+  -- Not from there, where a null is no null of JSON.
+  asked_shape := array(select json_array_elements_text(asked -> 'shape')::bigint);
+  if coalesce(json_typeof(wanted.append), 'null') not in ('boolean', 'null')
+     or coalesce(json_typeof(wanted.overwrite), 'null') not in ('boolean', 'null')
+     or coalesce(json_typeof(wanted.is_shared), 'null') not in ('boolean', 'null') then
     raise exception using errcode = 'TS006', message = 'append, overwrite and is_shared are true or false, and nothing else';
   end if;
-  if coalesce((asked ->> 'append')::boolean, false) then
-    target := tensorage.find(asked ->> 'key', asked ->> 'owner', to_write => true);
+  if wanted.append::text = 'true' then
+    target := tensorage.find(wanted.key, wanted.owner, to_write => true);
     if target.id is null then
-      perform tensorage.raise_missing(asked ->> 'key', asked ->> 'owner');
+      perform tensorage.raise_missing(wanted.key, wanted.owner);
     end if;
-    perform tensorage.check_append(target, asked ->> 'key', asked_shape, asked ->> 'dtype');
-    if asked ->> 'engine' <> 'database' then
+    perform tensorage.check_append(target, wanted.key, asked_shape, wanted.dtype);
+    if wanted.engine <> 'database' then
       raise exception using errcode = 'TS010',
         message = format('the array %L is kept by engine %L', target.key, target.engine),
         detail = tensorage.describe(target)::text;
@@ -76,29 +87,42 @@ begin
     if not found then
       raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
     end if;
-  elsif asked ->> 'owner' is not null then
+  elsif wanted.owner is not null then
     raise exception using errcode = 'TS006', message = 'nobody makes arrays for others';
-  elsif (asked ->> 'overwrite') is distinct from 'true' and (tensorage.find(asked ->> 'key', null)).id is not null then
-    raise exception using errcode = 'TS002', message = format('the key %L is taken', asked ->> 'key');
   end if;
+  if is_array then
+    perform tensorage.lock_key(wanted.key);
+    if wanted.overwrite::text = 'true' then
+      replaced := tensorage.hide(wanted.key);
+    end if;
+  elsif target.id is null and wanted.overwrite::text is distinct from 'true' and exists (
+      select from public.datasets t where t.user_id = its_owner and t.key = wanted.key and t.state = 'committed') then
+    raise exception using errcode = 'TS002', message = format('the key %L is taken', wanted.key);
+  end if;
+  -- An array is inserted as one: to insert it as staged, and to publish it, would write all its indexes twice.
   insert into public.datasets (
       user_id, owner, key, shape, dtype, block_size, engine, zarr, share_at_commit, attrs, dims, overwrite, operation, append_to,
-      fill, expires_at)
+      fill, state, expires_at, version, stable_since, stored_bytes)
     values (
-      its_owner, tensorage.address_of(its_owner), asked ->> 'key', asked_shape, asked ->> 'dtype',
+      its_owner, tensorage.address_of(its_owner), wanted.key, asked_shape, wanted.dtype,
       -- A single element written to an array with a fill value makes a whole block.
-      case when target.fill is null then (asked ->> 'chunk')::int else least((asked ->> 'chunk')::int, target.block_size) end,
-      coalesce(asked ->> 'engine', 'database'), tensorage.zarr_of(asked ->> 'zarr'),
-      coalesce((asked ->> 'is_shared')::boolean, false), coalesce((asked ->> 'attrs')::jsonb, '{}'),
-      case json_typeof(asked -> 'dims') when 'array' then array(select json_array_elements_text(asked -> 'dims')) end,
-      coalesce((asked ->> 'overwrite')::boolean, false), (asked ->> 'operation')::uuid,
-      case when (asked ->> 'append')::boolean then target.id end, stage.fill, now() + interval '1 day')
+      case when target.fill is null then wanted.chunk else least(wanted.chunk, target.block_size) end,
+      coalesce(wanted.engine, 'database'), tensorage.zarr_of(wanted.zarr),
+      coalesce(wanted.is_shared::text = 'true', false), coalesce(wanted.attrs, '{}'),
+      case json_typeof(wanted.dims) when 'array' then array(select json_array_elements_text(wanted.dims)) end,
+      coalesce(wanted.overwrite::text = 'true', false), wanted.operation, target.id, stage.fill,
+      case when is_array then 'committed' else 'staged' end, case when not is_array then now() + interval '1 day' end,
+      coalesce(replaced, 0) + 1, coalesce(replaced, 0) + 1, stage.stored_bytes)
+    on conflict (user_id, key) where state = 'committed' do nothing
     returning * into d;
+  if d.id is null then
+    raise exception using errcode = 'TS002', message = format('the key %L is taken', wanted.key);
+  end if;
   if d.engine = 'storage' then
     -- Raises now if shards and shape do not fit, not at the commit, when all objects have been uploaded.
     perform tensorage.elements(tensorage.shard_grid(d.zarr, d.shape));
   end if;
-  if not is_published_now then
+  if not is_array then
     perform tensorage.begin_staging(d);
   end if;
   return d;
@@ -121,9 +145,9 @@ begin
   elsif h.meta ->> 'append' = 'true' then
     raise exception using errcode = 'TS006', message = 'rows are appended by tensorage_append_tails, not stored';
   end if;
-  d := tensorage.of_engine(tensorage.stage(h.meta, is_published_now => true), 'storage');
+  d := tensorage.of_engine(tensorage.stage(h.meta, h.count), 'storage');
   perform tensorage.insert_tails(d, h.meta -> 'shards', $1, h.elements_at, h.count);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, h.count)));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.announce(d)));
 end
 $$;
 
@@ -304,7 +328,7 @@ $$;
 
 -- Hides the committed array under a key, except `but`, to be swept. Returns its version, or null if there is none. The caller
 -- holds the lock of the key.
-create or replace function tensorage.hide(key text, but bigint) returns bigint
+create or replace function tensorage.hide(key text, but bigint default 0) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   me uuid := auth.uid();
@@ -316,6 +340,20 @@ begin
     returning o.version)
   select f.version into hidden from found f;
   return hidden;
+end
+$$;
+
+-- Notes that an array is new under its key, or in place of another one, and shares it if it was declared so.
+create or replace function tensorage.announce(d public.datasets) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform tensorage.note(d.user_id, case when d.version = 1 then 'created' else 'replaced' end, d.key);
+  if d.share_at_commit then
+    perform tensorage.lock_shares();
+    perform tensorage.put_share(d.key, '', false, null);
+    perform tensorage.note(d.user_id, 'shared', d.key);
+  end if;
+  return d;
 end
 $$;
 
@@ -334,13 +372,7 @@ begin
          version = coalesce(replaced, 0) + 1, stable_since = coalesce(replaced, 0) + 1, stored_bytes = publish.stored_bytes
    where c.id = d.id returning * into published;
   perform tensorage.end_staging(d.id);
-  perform tensorage.note(d.user_id, case when replaced is null then 'created' else 'replaced' end, d.key);
-  if d.share_at_commit then
-    perform tensorage.lock_shares();
-    perform tensorage.put_share(d.key, '', false, null);
-    perform tensorage.note(d.user_id, 'shared', d.key);
-  end if;
-  return published;
+  return tensorage.announce(published);
 exception when unique_violation then
   raise exception using errcode = 'TS002', message = format('the key %L is taken', d.key);
 end

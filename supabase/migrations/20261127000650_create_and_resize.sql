@@ -19,9 +19,9 @@ begin
   d := tensorage.stage(json_build_object(
     'key', key, 'shape', shape, 'dtype', dtype, 'chunk', chunk, 'engine', engine, 'is_shared', is_shared,
     'attrs', attrs, 'dims', dims, 'overwrite', overwrite, 'operation', operation, 'zarr', zarr),
-    is_published_now => true, fill => tensorage.fill_from(fill, dtype));
+    stored_bytes => 0, fill => tensorage.fill_from(fill, dtype));
   perform tensorage.check_one_length(d);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, 0)));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.announce(d)));
 end
 $$;
 
@@ -69,7 +69,7 @@ begin
     behind := tensorage.shard_behind(d, rows);
     with moved as (
       update public.shards s set data_id = replaced where s.data_id = d.id and s.number >= behind
-      returning tensorage.encoded_bytes(s.nbytes, s.tail) as nbytes)
+      returning tensorage.stored_bytes(s.nbytes, s.tail, s.loose) as nbytes)
     select coalesce(sum(m.nbytes), 0) into freed from moved m;
   end if;
   delete from tensorage.written w where w.data_id = d.id and w.number >= behind;

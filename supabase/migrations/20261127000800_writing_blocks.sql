@@ -112,13 +112,14 @@ begin
   elsif h.meta ->> 'append' = 'true' then
     raise exception using errcode = 'TS006', message = 'rows are appended by tensorage_append, not stored';
   end if;
-  d := tensorage.stage(h.meta, is_published_now => true);
+  d := tensorage.stage(h.meta, case when tensorage.is_ragged(h.meta ->> 'dtype') then tensorage.ragged_bytes($1, h.elements_at)
+                                    else octet_length($1) - h.elements_at end);
   if h.count <> tensorage.elements(d.shape) then
     raise exception using errcode = 'TS004',
       message = format('%s elements do not fill the shape %s', h.count, tensorage.shape_text(d.shape));
   end if;
   perform tensorage.insert_blocks(d, 0, h.count, h.block_size, $1, h.elements_at);
-  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.publish(d, tensorage.block_bytes(d)), octet_length($1)));
+  return tensorage.answer(operation, tensorage.describe_and_sweep(tensorage.announce(d), octet_length($1)));
 end
 $$;
 
@@ -190,8 +191,8 @@ end
 $$;
 
 -- Adds rows at the end of an array, in one request. Meta: key, shape (of the rows), dtype, operation, owner (of somebody
--- else's array). The array's own block_size
--- says where they are cut: the sender need not know it.
+-- else's array). The array's own block_size says where they are cut: the sender need not know it, nor that an array of Storage may
+-- take them as loose rows.
 create or replace function public.tensorage_append(bytea) returns json
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -207,6 +208,10 @@ begin
   d := tensorage.find(h.meta ->> 'key', h.meta ->> 'owner', to_write => true);
   if d.id is null then
     perform tensorage.raise_missing(h.meta ->> 'key', h.meta ->> 'owner');
+  end if;
+  if d.engine = 'storage' then
+    return tensorage.answer(operation, tensorage.describe(
+      tensorage.append_loose(d.id, h.meta ->> 'key', added, h.meta ->> 'dtype', $1, h.elements_at)));
   end if;
   perform tensorage.check_append(d, h.meta ->> 'key', added, h.meta ->> 'dtype');
   if h.count <> tensorage.elements(added) then

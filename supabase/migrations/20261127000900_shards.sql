@@ -8,16 +8,18 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   extents bigint[] := array(
     select json_array_elements_text(zarr -> 'chunk_grid' -> 'configuration' -> 'chunk_shape')::bigint);
+  grid bigint[] := '{}';
 begin
   if cardinality(extents) <> cardinality(shape) then
     raise exception using errcode = 'TS006',
       message = format('shards of shape %s do not fit an array of shape %s', tensorage.shape_text(extents),
                        tensorage.shape_text(shape));
   end if;
-  -- Rounds up without a sum that could overflow.
-  return array(select s.extent / e.extent + (s.extent % e.extent > 0)::int
-                 from unnest(shape) with ordinality s(extent, axis)
-                 join unnest(extents) with ordinality e(extent, axis) using (axis) order by axis);
+  for axis in 1 .. cardinality(shape) loop
+    -- Rounds up without a sum that could overflow.
+    grid := grid || (shape[axis] / extents[axis] + (shape[axis] % extents[axis] > 0)::int);
+  end loop;
+  return grid;
 end
 $$;
 
@@ -90,19 +92,22 @@ language sql stable as $$
   select starts_with(object_name, d.user_id || '/' || d.id || '/') and tensorage.is_plain_name(object_name)
 $$;
 
--- Bytes of the encoded chunks of a shard: of its object and its tail.
-create or replace function tensorage.encoded_bytes(nbytes bigint, tail bytea) returns bigint
-language sql immutable as $$ select nbytes + coalesce(octet_length(tail), 0) $$;
+-- Bytes of the elements of a shard, as they are stored: of its object, its tail and its loose rows.
+create or replace function tensorage.stored_bytes(nbytes bigint, tail bytea, loose bytea) returns bigint
+language sql immutable as $$ select nbytes + coalesce(octet_length(tail), 0) + coalesce(octet_length(loose), 0) $$;
 
 -- The fingerprint of a shard, by which a writer says which one a new shard is made from: the name of its object, which never changes,
--- and a digest of its tail, if it has one, with the index that tells the chunks in it.
-create or replace function tensorage.shard_fingerprint(name text, index bytea, tail bytea) returns text
-language sql immutable as $$ select coalesce(name, '') || case when tail is null then '' else '+' || md5(index || tail) end $$;
+-- and a digest of its tail and its loose rows, if it has any, with the index that tells the chunks.
+create or replace function tensorage.shard_fingerprint(name text, index bytea, tail bytea, loose bytea, loose_at int) returns text
+language sql immutable as $$
+  select coalesce(name, '') || case when coalesce(tail, loose) is null then ''
+    else '+' || md5(index || coalesce(tail, '') || coalesce(int4send(loose_at) || loose, '')) end
+$$;
 
 -- Writing ------------------------------------------------------------------------------------------
 
--- Puts shards into a staged dataset. Each of them says its number, name, nbytes, index and perhaps a tail (both in base64). A
--- part of a shard says the rows of the array that are in it now, and the name that the shard had before. A shard that replaces
+-- Puts shards into a staged dataset. Each of them says its number, name, nbytes, index and perhaps a tail, and loose rows with the
+-- row that they begin at (bytes in base64). A part of a shard says the rows of the array that are in it now, and the name that the shard had before. A shard that replaces
 -- another says in based_on which, by its fingerprint; and in kept, that it is that one with other chunks behind its object and so many
 -- bytes of its tail. Sent twice, they are there once.
 create or replace function tensorage.put_shards(d public.datasets, shards json) returns void
@@ -118,8 +123,8 @@ declare
 begin
   for s in
     select * from json_to_recordset(shards)
-      as s(number bigint, name text, nbytes bigint, index text, tail text, kept int, low bigint, high bigint, before text,
-           based_on text)
+      as s(number bigint, name text, nbytes bigint, index text, tail text, loose text, loose_at int, kept int, low bigint,
+           high bigint, before text, based_on text)
   loop
     if s.name is not null and not tensorage.is_object_of(d, s.name) then
       raise exception using errcode = 'TS006',
@@ -135,18 +140,18 @@ begin
         message = format('%L has shards %s of up to %s chunks, and not one of number %s with an index of %s bytes', d.key,
                          numbers, max_chunks, s.number, length(s.index) / 4 * 3);
     elsif s.low is null and s.high is null then
-      insert into public.shards as t (data_id, user_id, number, name, nbytes, index, tail, kept, based_on)
+      insert into public.shards as t (data_id, user_id, number, name, nbytes, index, tail, loose, loose_at, kept, based_on)
         values (d.id, d.user_id, s.number, s.name, s.nbytes, decode(s.index, 'base64'), nullif(decode(s.tail, 'base64'), ''),
-                s.kept, s.based_on)
+                decode(s.loose, 'base64'), s.loose_at, s.kept, s.based_on)
         on conflict (data_id, number) do update
-          set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, tail = excluded.tail,
-              kept = excluded.kept, filled = null, based_on = excluded.based_on;
+          set name = excluded.name, nbytes = excluded.nbytes, index = excluded.index, tail = excluded.tail, loose = excluded.loose,
+              loose_at = excluded.loose_at, kept = excluded.kept, filled = null, based_on = excluded.based_on;
       continue;
     end if;
     whole := tensorage.rows_of_shard(d, s.number);
     -- A shard that replaces another one comes whole: a part does not say which one it replaces.
     if (s.low < s.high and int8range(s.low, s.high) <@ whole and d.append_to is null and d.assign_to is null
-        and s.tail is null) is not true then
+        and s.tail is null and s.loose is null) is not true then
       raise exception using errcode = 'TS006',
         message = format('rows %s to %s are no part of shard %s', s.low, s.high, s.number);
     end if;
@@ -178,32 +183,30 @@ $$;
 -- request behind its first `tails_at`. Raises unless these are the shards that the dataset must have.
 create or replace function tensorage.insert_tails(d public.datasets, shards json, request bytea, tails_at int, count bigint)
 returns void
--- Planned once: PostgreSQL takes a plan for any request for dearer, since it does not know how many shards there are.
-language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   numbers int8range := tensorage.staged_shards(d);
   most_index bigint := 16 * tensorage.chunks_of_shard(d.zarr) + 2;
-  are_fit boolean;
+  index bytea;
+  behind int := 0;
+  put bigint := 0;
+  s record;
 begin
-  with asked as (
-    select s.number, decode(s.index, 'base64') as index, s.tail,
-           sum(s.tail) over (order by s.place) - s.tail as behind
-      from rows from (json_to_recordset(shards) as (number bigint, index text, tail int)) with ordinality
-           s(number, index, tail, place)),
-  put as (
+  -- One after the other: an array that is so small has few.
+  for s in select * from json_to_recordset(shards) as a(number bigint, index text, tail int) loop
+    index := decode(s.index, 'base64');
+    -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
+    exit when (s.number <@ numbers and octet_length(index) <= most_index and s.tail between 0 and insert_tails.count - behind)
+              is not true;
     insert into public.shards (data_id, user_id, number, nbytes, index, tail)
-      select d.id, d.user_id, a.number, 0, a.index, nullif(substr(request, (tails_at + 1 + a.behind)::int, a.tail), '')
-        from asked a
-    returning shards.number)
-  -- Elements are bounded by the quota, and so bound the rows and indexes that are kept for them here.
-  select (select count(*) from put) = coalesce(upper(numbers) - lower(numbers), 0)
-         and coalesce(bool_and(a.number <@ numbers and octet_length(a.index) <= most_index), true)
-         and coalesce(sum(a.tail), 0) = insert_tails.count
-    into are_fit from asked a;
-  if are_fit is not true then
+      values (d.id, d.user_id, s.number, 0, index, nullif(substr(request, tails_at + 1 + behind, s.tail), ''));
+    behind := behind + s.tail;
+    put := put + 1;
+  end loop;
+  if put <> coalesce(upper(numbers) - lower(numbers), 0) or behind <> insert_tails.count then
     raise exception using errcode = 'TS006',
       message = format('%L has all shards of %s, with indexes of up to %s bytes, and tails of %s bytes in all here', d.key, numbers,
-                       most_index, count);
+                       most_index, insert_tails.count);
   end if;
 exception when not_null_violation or check_violation or unique_violation or data_exception then
   raise exception using errcode = 'TS006', message = format('these are no shards: %s', sqlerrm);
@@ -232,7 +235,7 @@ declare
   whole bigint;
   bytes numeric;
 begin
-  select count(*) filter (where s.filled is null), coalesce(sum(tensorage.encoded_bytes(s.nbytes, s.tail)), 0) into whole, bytes
+  select count(*) filter (where s.filled is null), coalesce(sum(tensorage.stored_bytes(s.nbytes, s.tail, s.loose)), 0) into whole, bytes
     from public.shards s where s.data_id = d.id;
   if whole <> expected then
     raise exception using errcode = 'TS004',
@@ -256,9 +259,12 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   s record;
 begin
-  for s in select t.number, t.index, t.tail, t.kept from public.shards t where t.data_id = d.id and t.kept is not null loop
+  for s in
+    select t.number, t.index, t.tail, t.loose, t.loose_at, t.kept from public.shards t where t.data_id = d.id and t.kept is not null
+  loop
     update public.shards t
-       set index = s.index, tail = nullif(coalesce(substr(t.tail, 1, s.kept), '') || coalesce(s.tail, ''), '')
+       set index = s.index, tail = nullif(coalesce(substr(t.tail, 1, s.kept), '') || coalesce(s.tail, ''), ''), loose = s.loose,
+           loose_at = s.loose_at
      where t.data_id = target_id and t.number = s.number and s.kept <= coalesce(octet_length(t.tail), 0);
     continue when found;
     if s.kept > 0 or exists (select from public.shards t where t.data_id = target_id and t.number = s.number) then
@@ -288,7 +294,7 @@ begin
   if target.id is null or target.shape[1] <> d.base_rows or exists (
        select from public.shards s
         where s.data_id = d.id and tensorage.fingerprint_before(s.based_on, target.fill) is distinct from tensorage.fingerprint_before((
-          select tensorage.shard_fingerprint(t.name, t.index, t.tail)
+          select tensorage.shard_fingerprint(t.name, t.index, t.tail, t.loose, t.loose_at)
             from public.shards t where t.data_id = target.id and t.number = s.number), target.fill))
      -- The array may have become shorter, and longer again. Content of a shard behind the array's end is no element of it.
      or (d.append_to is null and ((target.fill is not null) <> (d.fill is not null) or target.shape[1] < d.shape[1]))
@@ -303,8 +309,8 @@ begin
     raise exception using errcode = 'TS003', message = format('the array %L has changed while it was written to', d.key);
   end if;
   added_bytes := (
-    select coalesce(sum(tensorage.encoded_bytes(s.nbytes, s.tail) - coalesce((
-             select tensorage.encoded_bytes(t.nbytes, t.tail) - coalesce(t.nbytes + s.kept, 0)
+    select coalesce(sum(tensorage.stored_bytes(s.nbytes, s.tail, s.loose) - coalesce((
+             select tensorage.stored_bytes(t.nbytes, t.tail, t.loose) - coalesce(t.nbytes + s.kept, 0)
                from public.shards t where t.data_id = target.id and t.number = s.number), 0)), 0)
       from public.shards s where s.data_id = d.id);
   if d.append_to is not null then
@@ -344,17 +350,114 @@ begin
 end
 $$;
 
+-- Loose rows ---------------------------------------------------------------------------------------
+--
+-- An append that changes encoded chunks rests on the rows that there were: of many writers at once, one lands, and the others
+-- begin anew. Rows that are kept as they come rest on nothing, and go behind whatever is there when their turn comes. A writer that
+-- finds no room for them encodes all of them, and leaves those that fill no chunk loose again.
+
+-- The rows of a chunk of an array whose rows may be loose; null if they may not. Each row is then a part of one shard alone, and
+-- chunks may come behind those of an object.
+create or replace function tensorage.chunk_rows(d public.datasets) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  sharding json := d.zarr -> 'codecs' -> 0;
+begin
+  if d.engine <> 'storage' or cardinality(d.shape) = 0 or tensorage.is_ragged(d.dtype)
+     or (sharding ->> 'name') is distinct from 'sharding_indexed' or d.zarr -> 'codecs' -> 1 is not null
+     or coalesce(sharding -> 'configuration' ->> 'index_location', 'end') <> 'end'
+     or coalesce(sharding -> 'configuration' -> 'chunk_shape' ->> 0, '') !~ '^[1-9]\d{0,17}$'
+     or tensorage.elements((tensorage.shard_grid(d.zarr, d.shape))[2:]) <> 1 then
+    return null;
+  end if;
+  return (sharding -> 'configuration' -> 'chunk_shape' ->> 0)::bigint;
+end
+$$;
+
+-- The shard that takes so many loose rows behind the last row of an array; null if none does: they would begin within a chunk,
+-- fill the shard, or be too many.
+create or replace function tensorage.shard_for_loose(d public.datasets, rows bigint) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+  each bigint := tensorage.chunk_rows(d);
+  extent bigint := tensorage.rows_per_shard(d.zarr);
+  row_bytes numeric := d.itemsize::numeric * tensorage.elements(d.shape[2:]);
+  shard bigint;
+  behind bigint;
+  there record;
+begin
+  if each is null or (rows >= 1 and row_bytes >= 1 and rows * row_bytes <= 131072) is not true then
+    return null;
+  end if;
+  shard := d.shape[1] / extent;
+  behind := d.shape[1] % extent;
+  if behind + rows >= extent then
+    return null;
+  end if;
+  select t.loose_at, octet_length(t.loose) as bytes into there from public.shards t where t.data_id = d.id and t.number = shard;
+  if there.bytes is not null then
+    -- An array that became shorter may have some behind its end.
+    return case when there.loose_at * row_bytes + there.bytes = behind * row_bytes
+                     and there.bytes + rows * row_bytes <= 131072 then shard end;
+  elsif behind % each <> 0 then
+    return null;
+  elsif not found and (behind > 0 and d.fill is null or exists (
+      select from tensorage.written w where w.data_id = d.id and w.number = shard)) then
+    return null; -- The shard was lost.
+  end if;
+  return shard;
+end
+$$;
+
+-- Adds loose rows at the end of an array of Storage, wherever it is by now. Raises TS010 for an array that takes none.
+create or replace function tensorage.append_loose(
+  data_id bigint, key text, shape bigint[], dtype text, request bytea, elements_at int) returns public.datasets
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  d public.datasets;
+  bytes bigint := octet_length(request) - elements_at;
+  shard bigint;
+begin
+  select * into d from public.datasets t where t.id = append_loose.data_id and t.state = 'committed' for update;
+  if d.id is null then
+    raise exception using errcode = 'TS003', message = 'the array to append to was replaced or deleted';
+  end if;
+  shard := tensorage.shard_for_loose(d, shape[1]);
+  if shard is null then
+    perform tensorage.check_append(d, key, shape, dtype);
+  end if;
+  perform tensorage.check_append(d, key, shape, dtype, 'storage');
+  if bytes <> tensorage.elements(shape) * d.itemsize then
+    raise exception using errcode = 'TS006',
+      message = format('rows of shape %s and dtype %s are %s bytes, the request holds %s', tensorage.shape_text(shape), dtype,
+                       tensorage.elements(shape) * d.itemsize, bytes);
+  end if;
+  insert into public.shards as t (data_id, user_id, number, nbytes, index, loose, loose_at)
+    values (d.id, d.user_id, shard, 0, '', substr(request, elements_at + 1), d.shape[1] % tensorage.rows_per_shard(d.zarr))
+    on conflict on constraint shards_pkey do update
+      set loose = coalesce(t.loose, '') || excluded.loose, loose_at = coalesce(t.loose_at, excluded.loose_at);
+  if d.fill is not null then
+    insert into tensorage.written (data_id, number) values (d.id, shard) on conflict do nothing;
+  end if;
+  return tensorage.extend(d.id, shape[1], bytes);
+end
+$$;
+
 -- Reading ------------------------------------------------------------------------------------------
 
 -- The record of a shard, as clients read it. Big-endian:
---   0  8  number              16  4  bytes of the name       28  the object's name, none if the shard has no object;
---   8  8  bytes of the object 20  4  bytes of the index          then the index, and the tail: see public.shards
---                             24  4  bytes of the tail
-create or replace function tensorage.shard_record(number bigint, nbytes bigint, name text, index bytea, tail bytea) returns bytea
+--   0  8  number              16  4  bytes of the name       36  the object's name, none if the shard has no object;
+--   8  8  bytes of the object 20  4  bytes of the index          then the index, the tail, and the loose rows: see
+--                             24  4  bytes of the tail           public.shards
+--                             28  4  bytes of the loose rows
+--                             32  4  the row that they begin at
+create or replace function tensorage.shard_record(
+  number bigint, nbytes bigint, name text, index bytea, tail bytea, loose bytea, loose_at int) returns bytea
 language sql stable as $$
   select int8send(number) || int8send(coalesce(nbytes, 0)) || int4send(coalesce(octet_length(name), 0))
          || int4send(coalesce(octet_length(index), 0)) || int4send(coalesce(octet_length(tail), 0))
-         || convert_to(coalesce(name, ''), 'UTF8') || coalesce(index, '') || coalesce(tail, '')
+         || int4send(coalesce(octet_length(loose), 0)) || int4send(coalesce(loose_at, 0))
+         || convert_to(coalesce(name, ''), 'UTF8') || coalesce(index, '') || coalesce(tail, '') || coalesce(loose, '')
 $$;
 
 -- The records of all shards of an array, for a client that has not met it before. Null if they are many, or if some are
@@ -368,7 +471,8 @@ declare
   records bytea;
 begin
   if shards <= 16 then
-    select count(*), string_agg(tensorage.shard_record(s.number, s.nbytes, s.name, s.index, s.tail), '') into found, records from (
+    select count(*), string_agg(tensorage.shard_record(s.number, s.nbytes, s.name, s.index, s.tail, s.loose, s.loose_at), '')
+      into found, records from (
       select * from public.shards t where t.data_id = d.id and t.number < shards order by t.number offset 0) s;
   end if;
   return case when found = shards and octet_length(records) <= 65536 then records end;
@@ -403,10 +507,11 @@ begin
   -- "offset 0" makes PostgreSQL look up each shard by its number. For "number = any (numbers)", it may read all shards of
   -- the array.
   select count(w.number), coalesce(array_agg(w.number) filter (where w.number is not null and s.number is null), '{}'),
-         sum(28 + coalesce(octet_length(s.name), 0) + coalesce(octet_length(s.index), 0) + coalesce(octet_length(s.tail), 0))
+         sum(36 + coalesce(octet_length(s.name), 0) + coalesce(octet_length(s.index), 0) + coalesce(octet_length(s.tail), 0)
+             + coalesce(octet_length(s.loose), 0))
     into wanted, missing, answer_bytes
     from (select distinct number from unnest(numbers) number) w left join lateral (
-      select t.number, t.name, t.index, t.tail from public.shards t
+      select t.number, t.name, t.index, t.tail, t.loose from public.shards t
        where t.data_id = d.id and t.number = w.number offset 0) s
       on true;
   if answer_bytes > 16777216 then
@@ -421,7 +526,7 @@ begin
       hint = 'The selection lies outside of the array, or its shards were deleted behind its back.';
   end if;
   return coalesce((
-    select string_agg(tensorage.shard_record(w.number, s.nbytes, s.name, s.index, s.tail), '' order by w.number)
+    select string_agg(tensorage.shard_record(w.number, s.nbytes, s.name, s.index, s.tail, s.loose, s.loose_at), '' order by w.number)
       from (select distinct number from unnest(numbers) number) w left join lateral (
         select t.* from public.shards t where t.data_id = d.id and t.number = w.number offset 0) s on true
      -- A shard that was never written is like one that has no object.

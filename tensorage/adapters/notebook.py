@@ -15,7 +15,7 @@ from tensorage.display import tables, tensors
 from tensorage.display.html import short
 from tensorage.errors import TensorageError
 from tensorage.model.coords import Coords
-from tensorage.model.cuts import cut_of
+from tensorage.model.glimpse import cut_of
 from tensorage.model.tree import Tree
 from tensorage.types import Dataset, Usage
 

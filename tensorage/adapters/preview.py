@@ -16,10 +16,10 @@ from tensorage.display import html, pictures
 from tensorage.display.pixels import Pixels, as_numbers, colours_of, colours_of_image, shrink
 from tensorage.display.words import visible
 from tensorage.errors import InvalidInputError
-from tensorage.model.cuts import cut_of
 from tensorage.model.glimpse import (
     Item,
     choose_picture,
+    cut_of,
     items_of,
     selection_of,
     shape_of,

@@ -66,6 +66,7 @@ class Leftovers:
             now = time.monotonic()
             lasted_s = 0.0 if self._since is None else now - self._since
             is_to_be_told = self._since is not None and lasted_s >= LASTS_S and not self._is_told
+            # The time of the first failure in a row, whichever one this is.
             self._since = now - lasted_s
             self._is_told = self._is_told or is_to_be_told
         if is_to_be_told:
@@ -113,6 +114,12 @@ class Afterwards:
                 return
             self._thread = thread
 
+    def wait(self, within_s: float) -> None:
+        """Wait some seconds for the end of the job, which goes on if they are not enough."""
+        if threading.current_thread() is not self._thread:
+            with self._changed:
+                self._changed.wait_for(lambda: self._thread is None, within_s)
+
     def end(self, within_s: float) -> None:
         """Wait for the end of the job. After some seconds, take no further step, and wait for the one under way."""
         if threading.current_thread() is self._thread:
@@ -141,6 +148,7 @@ class Afterwards:
                     self._changed.notify_all()
                 raise
             with self._changed:
+                # Another write may have given new steps meanwhile, which are not done.
                 if not is_more and self._step is step:
                     self._step = None
 

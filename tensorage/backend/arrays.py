@@ -83,6 +83,7 @@ class Arrays:
 
     def own(self) -> Arrays:
         """Return this user's own arrays."""
+        # A copy, as all changes of settings are: other threads may use this object.
         return replace(self, owner=None)
 
     def check_own(self, asked: str) -> None:
@@ -179,6 +180,7 @@ class Arrays:
     def remove_all(self, prefix: str) -> int:
         """Delete all arrays of this user whose keys begin with `prefix`, in one transaction. Return their number."""
         self.check_own(f"deleting the arrays below {prefix!r}" if prefix else "deleting all arrays")
+        # Entries that are remembered stay: the next request that leans on one has it checked by the database.
         return self._catalogue.remove_all(prefix)
 
     def rename_all(self, prefix: str, new_prefix: str) -> int:
@@ -444,6 +446,8 @@ class Arrays:
         if known is None and (likely == "storage" or not is_even):
             known = self.open(key)
         engine: Engine = "database" if known is None else known.engine
+        # Each further turn follows the key to the engine that keeps its array now. There is a third one only if others
+        # replace the array each time.
         while True:
             try:
                 if known is not None and known.ragged is not None:
@@ -608,6 +612,7 @@ class Arrays:
         if dataset.engine == "storage":
             return self._engine(dataset.engine).read(dataset, selection, None)
         transfer = self.project.transfer
+        # The engine of the database by its class: the interface of engines has no such method.
         blocks = BlockEngine(transfer, self.open, quiet=self.quiet, owner=self.owner)
         return blocks.read_exactly(dataset, selection)
 
@@ -657,12 +662,14 @@ class Arrays:
                 contents[rest[0]] = self.read(entries[0], ..., records=found[rest[0]].records)
                 rest = rest[1:]
                 continue
+            # Arrays in their order, as many as one answer has room for. The first one always fits.
             room, taken = MAX_REQUEST_BYTES, list[int]()
             for number, entry in zip(rest, entries, strict=True):
                 if _may_come_along(entry) and entry.nbytes <= room:
                     room, taken = room - entry.nbytes, [*taken, number]
             again = self._look([found[number].entry.key for number in taken])
             for number, now in zip(taken, again, strict=True):
+                # Asked for by key, under which another array or version may be by now. The result is of one moment.
                 before = found[number].entry
                 if now.elements is None or (now.entry.id, now.entry.version) != (before.id, before.version):
                     raise ChangedError(f"{before.key!r} has changed while it was read with others")

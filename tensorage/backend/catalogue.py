@@ -91,8 +91,10 @@ class Catalogue:
                 "tensorage_list", arguments, self._ask_owner("listing the keys")
             )
             yield from page
+            # A page that is not full is the last one: a listing of few keys takes one request.
             if len(page) < KEYS_PER_PAGE:
                 return
+            # Pages begin behind a key and not at a number: keys that come or go meanwhile shift no page.
             after = page[-1]
 
     def first_keys(self, prefix: str, most: int) -> list[str]:
@@ -182,6 +184,7 @@ class Catalogue:
                 raise error_of(error.fault, asked) from error
             # The elements come in smaller requests.
             return [Found(self.open(keys[0]))]
+        # The answer is the length of some JSON, the JSON, and the bytes that it tells of, one array behind the other.
         at = 4 + int.from_bytes(answer[:4], "big")
         found: list[Found] = []
         for row in json.loads(answer[4:at]):

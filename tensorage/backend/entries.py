@@ -61,7 +61,7 @@ class EntryMemory:
 
     most: int = MOST_ENTRIES
     _entries: OrderedDict[tuple[str | None, str], Remembered] = field(default_factory=OrderedDict, repr=False)
-    _ends: OrderedDict[int, tuple[int, bytes]] = field(default_factory=OrderedDict, repr=False)
+    _ends: OrderedDict[int, tuple[int, bytes | None]] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def find(self, owner: str | None, key: str) -> Remembered | None:
@@ -98,6 +98,7 @@ class EntryMemory:
                 entry.version,
             )
             if records is None and before is not None and is_same:
+                # A request that told of the entry alone does not make the records of the same version wrong.
                 records = before.records
             self._entries[owner, entry.key] = Remembered(
                 small, records, time.monotonic(), threading.get_ident()
@@ -108,11 +109,16 @@ class EntryMemory:
 
     def remember_end(self, entry: Dataset, records: bytes) -> None:
         """Remember the records of the shards that have the last rows of an array, in the version of an entry."""
+        self._keep_end(entry, records)
+
+    def note_others(self, entry: Dataset) -> None:
+        """Remember that others append to an array at the same time, in place of the records of its last shards."""
+        self._keep_end(entry, None)
+
+    def meets_others(self, entry: Dataset) -> bool:
+        """Tell whether `note_others` was told of an array, in whatever version."""
         with self._lock:
-            self._ends[entry.id] = (entry.version, records)
-            self._ends.move_to_end(entry.id)
-            while len(self._ends) > min(MOST_ENDS, self.most):
-                self._ends.popitem(last=False)
+            return entry.id in self._ends and self._ends[entry.id][1] is None
 
     def find_end(self, entry: Dataset) -> bytes | None:
         """Return what `remember_end` was told of this version of an array."""
@@ -121,9 +127,17 @@ class EntryMemory:
             return records if version == entry.version else None
 
     def forget_end(self, entry: Dataset) -> None:
-        """Forget the records of the last shards of an array."""
+        """Forget what is remembered of the end of an array."""
         with self._lock:
             self._ends.pop(entry.id, None)
+
+    def _keep_end(self, entry: Dataset, records: bytes | None) -> None:
+        with self._lock:
+            self._ends[entry.id] = (entry.version, records)
+            self._ends.move_to_end(entry.id)
+            # Far fewer than entries: each of these takes up to 256 KiB.
+            while len(self._ends) > min(MOST_ENDS, self.most):
+                self._ends.popitem(last=False)
 
     def forget(self, owner: str | None, key: str) -> None:
         """Forget the entry of an array, if it is remembered."""

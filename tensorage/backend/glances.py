@@ -49,10 +49,12 @@ def glance(do: Callable[[], T], asked: str) -> T:
         else:
             result.set_result(found)
 
+    # A daemon: the interpreter does not wait at its end for an answer that nobody looks at any more.
     threading.Thread(target=work, name="tensorage-glance", daemon=True).start()
     try:
         return result.result(GLANCE_S)
     except TimeoutError as error:
+        # The request itself has raised this error, and did answer.
         if result.done():
             raise
         raise BackendUnavailableError(f"{asked}: there was no answer within {GLANCE_S:g} s") from error
@@ -88,6 +90,7 @@ class FreshKeys:
         """Return the keys, or none of them if the project cannot be asked."""
         changes, keys = -1, list[str]()
         try:
+            # Read before the keys are: a change meanwhile makes this listing an old one.
             changes = self._listing.changes
             at, before, known = self._kept
             if before == changes and time.monotonic() - at < FRESH_S:

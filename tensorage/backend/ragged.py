@@ -86,6 +86,7 @@ class RaggedArrays:
         once = [rest]
 
         def again() -> Iterable[Any]:
+            # The choice of the type has looked at the first samples: `rest` gives them again, and can do so once.
             return once.pop() if once else samples
 
         # An iterator gives its samples once.
@@ -112,11 +113,13 @@ class RaggedArrays:
         """Copy an array of anybody to a key of this user. Only parts under way are in memory."""
         ragged = _type_of(dataset)
         new = declare_ragged(new_key, (0,) if ragged.is_list else dataset.shape, ragged, False, options)
+        # The copy is this user's, whoever owns the source. `known` and `records` are of the source.
         own = RaggedArrays(self.transfer, self.quiet)
         kept_by = _engine_of(new, engine)
         if kept_by == dataset.engine == "storage" and (made := own._objects.copy(dataset, new)) is not None:
             return made
         if kept_by == "storage" and not ragged.is_list:
+            # Only the written side shows a bar: both sides move the same elements.
             quiet = RaggedArrays(self.transfer, True, self.owner)
 
             def read(region: tuple[slice, ...]) -> npt.NDArray[Any]:
@@ -161,6 +164,8 @@ class RaggedArrays:
             return self._writer.store(blocks, meta, is_repeatable=is_repeatable, is_append=True)
         except OtherDTypeError as error:
             now = reopen()
+            # An array of another type has replaced the one that was opened. Samples are encoded by type: all of them
+            # have to be there once more.
             if now.ragged is None or not is_repeatable or now.ragged == ragged:
                 raise _other_type_error(dataset, ragged) from error
             return self.append(now, data, reopen)
@@ -216,6 +221,7 @@ class RaggedArrays:
         is_repeatable: bool,
     ) -> Dataset:
         def blocks() -> Iterator[Block]:
+            # Made anew by each call: a write that a failure of the database undoes begins with the first block again.
             return encode_blocks(samples(), encoder, new.block_size)
 
         if _engine_of(new, engine) == "database":
@@ -293,6 +299,7 @@ def _encode_each(samples: Iterable[Any], encoder: Encoder) -> Iterator[bytes]:
 
 
 def _check_samples(dataset: Dataset, data: Any) -> None:
+    # Text can be iterated over, too, and each letter would become a sample.
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise InvalidInputError(
             f"appending to {dataset.key!r}: samples come in a list or another iterable, not as a "

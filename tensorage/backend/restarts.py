@@ -16,6 +16,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 #: An operation is restarted at least this many times, and for at least this many seconds, before its error is raised.
+#: A number alone would be used up in a moment on a short line, and seconds alone by one try on a slow line.
 MIN_RESTARTS = 20
 RESTART_FOR_S = 60.0
 
@@ -55,6 +56,7 @@ def on_latest(
                 raise
         if pauses:
             longest = min(FIRST_PAUSE_S * 2**restarts, LONGEST_PAUSE_S)
+            # All of the pause is left to chance: writers that wait for the same time meet again.
             time.sleep(random.uniform(0, longest))  # noqa: S311 - no secret
         version = reopen()
 

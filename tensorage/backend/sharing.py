@@ -19,6 +19,9 @@ __all__ = ["Sharing"]
 #: Most rows in one answer. Hosted Supabase returns no more.
 ROWS_PER_PAGE = 1000
 
+#: Seconds in which a session sweeps what a change of usual size has left.
+_SWEEPING_S = 10.0
+
 
 class Sharing:
     """Permissions that a user gives and has, and what a user may see of their own account.
@@ -78,12 +81,15 @@ class Sharing:
         return str(self._transfer.call("tensorage_sharer", {"who": owner}, asked))
 
     def usage(self) -> Usage:
+        # A user who deletes, and looks at the quota next, expects the room.
+        self._transfer.afterwards.wait(_SWEEPING_S)
         return Usage(**self._transfer.call("tensorage_usage", {}, "asking for the usage"))
 
     def audit(self, key: str | None) -> Iterator[AuditRecord]:
         """Yield records of this user's arrays, the latest first."""
         if key is not None:
             check_key(key)
+        # Pages go back in time by the id of a record: records that are added meanwhile are not seen twice.
         arguments: dict[str, Any] = {"key": key, "before": None, "max_rows": ROWS_PER_PAGE}
         while True:
             page = self._transfer.call("tensorage_audit", arguments, "reading the records of changes")

@@ -37,6 +37,7 @@ __all__ = [
     "sweep",
     "sweep_objects",
     "sweep_rows",
+    "sweep_some_objects",
     "with_room",
 ]
 
@@ -82,6 +83,7 @@ def stage(
             send(advance)
         return commit(work.transfer, work.dataset, None if shards is None else shards())
     except BaseException as error:
+        # Also after Ctrl-C: the staged elements take room within the quota until they are swept.
         abort(work.transfer, work.dataset, error)
         raise
 
@@ -120,6 +122,7 @@ def with_room(transfer: Transfer, ask: Callable[[], Any]) -> Any:
         # Leftovers of a writer that died take room until they are swept, so the next writer sweeps them.
         sweep_rows(transfer)
         sweep_objects(transfer)
+        # Not in a loop: if there is still no room, arrays take it, and sweeping again frees nothing.
         return ask()
 
 
@@ -152,7 +155,7 @@ def sweep_rows(transfer: Transfer) -> None:
 def sweep_objects(transfer: Transfer) -> None:
     """Delete the leftovers of this user's arrays in the bucket, and wait for it. A failure is only noted."""
     before: list[str] = []
-    while before := _sweep_some_objects(transfer, before):
+    while before := sweep_some_objects(transfer, before):
         pass
 
 
@@ -162,7 +165,7 @@ def _take_a_step(transfer: Transfer) -> bool:
     if left.take_rows():
         left.note_left(rows=_sweep_some_rows(transfer) > 0)
     elif left.take_objects():
-        left.named = _sweep_some_objects(transfer, left.named)
+        left.named = sweep_some_objects(transfer, left.named)
         left.note_left(objects=bool(left.named))
     return left.is_any
 
@@ -172,7 +175,7 @@ def _sweep_some_rows(transfer: Transfer) -> int:
     return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 
 
-def _sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
+def sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
     """Delete some of the leftovers of this user's arrays in the bucket.
 
     Parameters
@@ -189,6 +192,7 @@ def _sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
     asked = "deleting what was replaced"
     try:
         names: list[str] = transfer.call("tensorage_sweep_objects", {}, asked)
+        # Storage answers with success for names that it did not delete. Without this, the job would not end.
         if names and names == before:
             transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
             return []
@@ -208,6 +212,7 @@ def new_operation() -> str:
 
 
 #: Id of the change that is made in this context, if it has one that outlives the process.
+#: A context variable: the id has to get from a spool to one request deep below, whatever the kind of the change.
 _operation: ContextVar[str | None] = ContextVar("tensorage_operation", default=None)
 
 

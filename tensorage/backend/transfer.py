@@ -156,6 +156,7 @@ class Transfer:
         if first is None:
             return
         if second is None:
+            # A single job gains nothing from a thread, and starting one takes time.
             first()
             return
         waiting = chain((first, second), later)
@@ -203,6 +204,7 @@ class Transfer:
         try:
             answer = self._ask(function, Request("POST", _path(function), headers, body), asked)
         finally:
+            # Failed requests count, too: the database may have done one whose answer was lost.
             if function in CHANGING_FUNCTIONS:
                 self.changes.number += 1
         try:
@@ -216,6 +218,7 @@ class Transfer:
     def exchange(self, function: str, arguments: Mapping[str, Any], asked: str) -> Exchange | None:
         """Return the call of a function that answers with bytes, which are dropped, for `run_small`."""
         if not self._version_fits:
+            # The first request of a session goes the ordinary way, which checks the version.
             return None
         request = _bytes_request(function, arguments)
 
@@ -257,8 +260,10 @@ class Transfer:
 
     def _check_version_once(self) -> None:
         """Check the migrations: others would give wrong answers, or misleading errors."""
+        # Read without the lock: it becomes true once, and never false again.
         if self._version_fits:
             return
+        # Threads that begin together wait for one request, and do not send one each.
         with self._version_lock:
             if not self._version_fits:
                 check_version(self.schema_version())

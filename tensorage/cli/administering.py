@@ -32,6 +32,7 @@ def administrator_options(function: _Function) -> _Function:
         click.option("--local", "is_local", is_flag=True, help="Take the embedded backend, and its keys."),
         data_dir_option,
     ]  # fmt: skip
+    # A decorator that is applied last is listed first in the help.
     for option in reversed(options):
         function = option(function)
     return function

@@ -91,6 +91,7 @@ def _pairs(entries: Entries, source: str, target: str) -> list[tuple[str, str]]:
         target += source.rpartition("/")[2]
     if not source.endswith("/"):
         entries.open(source)
+        # Also for a dry run: an array that is not there is an error, as it would be later.
         return [(source, target)]
     pairs = [(key, target + key[len(source) :]) for key in entries.keys(source)]
     if not pairs:
@@ -229,6 +230,7 @@ def _remove(store: TensorStore, keys: list[str], names: tuple[str, ...]) -> None
     if len(keys) == 1:
         del store[keys[0]]
         return
+    # One request deletes all below a prefix, however many they are. A transaction names each.
     if len(names) == 1 and names[0].endswith("/") and not is_glob(names[0]):
         store.remove_all(names[0])
         return

@@ -88,6 +88,7 @@ class Choice:
             If neither is there.
         """
         found = self.project()
+        # A password comes first, and is no reason to load what keeps logins.
         if found.password is None:
             from tensorage.signin.kept import find_login
 
@@ -108,6 +109,7 @@ class Choice:
             from tensorage.embedded import control
         except ModuleNotFoundError as error:
             raise missing_package("commands with --local", error, "local") from error
+        # Starting one that runs finds it: commands with --local need no `tensorage local start`.
         running = control.start(self.data_dir)
         return Configuration(running.api_url, running.anon_key, running.email, running.password)
 
@@ -173,6 +175,7 @@ class Login:
 
     def renew(self, refused: str) -> None:
         with self._lock:
+            # Requests of several threads may be refused with one token. The first of them renews it.
             if self._tokens is not None and refused == f"Bearer {self._tokens.access_token}":
                 self._tokens = self._renew(self._tokens, refused=self._tokens.access_token)
 
@@ -227,6 +230,7 @@ class Connection:
         self.login = login
         self.email: str | None = login.email
         self.backend_url: str | None = login.url
+        # A command without elements does not wait for a backend that is away: somebody sits before it.
         self._http = Http(login.url, login, patience=Patience(0.0, login.url))
         self._is_checked = False
 
@@ -263,6 +267,7 @@ class Connection:
         """Return the store of this user, or of what somebody else shares."""
         from tensorage.store import TensorStore
 
+        # Logged in now: `transfer` waits for outages as after a login that has worked.
         self.login.headers()
         return TensorStore(self, quiet=quiet, owner=owner, **options)
 
@@ -279,6 +284,7 @@ class Connection:
 
     def close(self) -> None:
         """Finish what nobody waits for, close the connections, and end the login."""
+        # By `__dict__`: looking at the cached property would make one.
         transfer = self.__dict__.get("transfer")
         if transfer is not None:
             transfer.finish(1.0)

@@ -28,6 +28,7 @@ def info(key: str, *, owner: str | None, as_json: bool, choice: Choice) -> None:
         is_own = entry["user_id"] == connection.user_id
         arguments = {"key": key, "after": 0, "max_rows": 1000}
         shares: list[Any] = []
+        # Others are not told with whom an array is shared. An array that is shared with nobody takes no second request.
         if is_own and entry["is_shared"]:
             shares = connection.call("tensorage_shares", arguments, f"listing the shares of {key!r}")
     zarr = json.loads(entry["zarr"]) if entry["zarr"] else None

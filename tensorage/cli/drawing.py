@@ -72,5 +72,6 @@ def line_of_dots(
 
 
 def _row(value: float, low: float, high: float, rows: int) -> int:
-    part = (value - low) / (high - low) if high > low else 0.5
+    # Halve first: `high - low` may overflow.
+    part = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
     return round((1 - part) * (rows - 1))

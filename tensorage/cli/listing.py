@@ -53,6 +53,7 @@ def ls(
     with connect(choice) as connection:
         entries = Entries(connection, owner)
         if as_json or is_long:
+            # All at once, since columns are as wide as their widest word. Plain keys are printed page by page.
             found = [e for name in names or [""] for e in _entries(entries, name, is_deep=is_deep)]
             _print(found, as_json=as_json)
             return
@@ -126,6 +127,7 @@ def tree(group: str, *, owner: str | None, as_json: bool, choice: Choice) -> Non
     notes = (
         (entry["key"][len(prefix) :], f"{shape_of(entry)} {dtype_of_form(entry['dtype'])}") for entry in found
     )
+    # Made visible before it is drawn: a control character in a key could otherwise move the lines of the tree.
     drawn = Tree.of((visible(key), visible(note)) for key, note in notes)
     click.echo(visible(group) or ".")
     for line in str(drawn).splitlines():
@@ -146,6 +148,7 @@ def _nest(found: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     for entry in found:
         here = root
         for part in entry["key"][len(prefix) :].split("/"):
+            # With a slash also at the last part: a key may be an array's and a group's at once.
             here = here.setdefault(f"{part}/", {})
         here[""] = describe(entry)
     return root
@@ -187,6 +190,7 @@ def find(
     attrs = wanted_attrs(where)
     if glob is None and attrs is None:
         raise click.UsageError("give a GLOB, or --where NAME=VALUE, or both")
+    # The index of keys finds what begins so; the rest of the pattern is compared with each of these.
     prefix = "" if glob is None else glob.split("*")[0].split("?")[0]
     with connect(choice) as connection:
         found = Entries(connection, owner).below(prefix, glob, attrs)

@@ -134,6 +134,7 @@ def running_backend(data_dir: str | None) -> Running:
 def _serve_here(data_dir: str | None, port: int | None, ends_with: int | None) -> None:
     from tensorage.embedded import control, lifetime, server
 
+    # Found before the backend begins: a process that is gone already would never end it.
     companion = lifetime.find_companion(ends_with)
     running = control.status(data_dir)
     if running is not None:

@@ -144,6 +144,7 @@ def _sign_in_by_mail(server: AuthServer, email: str | None, reads_stdin: bool) -
             raise click.UsageError("--password-stdin needs an EMAIL")
         email = click.prompt("E-mail address", err=True)
     if reads_stdin:
+        # The end of the line alone: a password may begin or end with blanks.
         password = sys.stdin.readline().rstrip("\r\n")
         if not password:
             raise click.UsageError("there is no password on stdin")

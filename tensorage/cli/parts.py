@@ -37,6 +37,7 @@ def open_array(arrays: Arrays, key: str) -> Dataset:
         return arrays.open(key)
     except KeyNotFoundError:
         group = key.rstrip("/")
+        # Asked only after the failure: the key of an array, which is the usual case, takes one request.
         if not group or next(iter(arrays.entries(f"{group}/")), None) is None:
             raise
     raise Failure(
@@ -65,6 +66,7 @@ def opened_part(
     """
     with selection_errors(entry):
         item = _part(arrays.quietly(), entry, selection, name)
+    # By numbers of Python, which do not overflow.
     nbytes = item.dtype.itemsize * int(np.prod(item.shape, dtype=object))
     with progress(nbytes, entry.key, quiet=quiet) as advance:
 

@@ -86,6 +86,7 @@ def link(url: str, key: str, *, email: str | None, profile: str | None, as_json:
     password = None
     if email is not None:
         password = click.prompt(f"Password of {email}", hide_input=True, err=True)
+        # Before anything is saved: a wrong password would be taken by every later command.
         _try_login(Choice(url, key), email, password)
     path = config.save(config.Configuration(url, key, email, password), profile=profile)
     if as_json:

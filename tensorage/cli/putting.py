@@ -164,6 +164,7 @@ def _put_folder(store: TensorStore, folder: Path, key: str) -> list[str]:
     keys: list[str] = []
     how = {"chunk_size": None, "overwrite": store.allow_overwrite, "engine": store.engine}
     with store.transaction() as tx:
+        # One transaction for all files. `present`, which these arrays are not, is for Datasets of xarray alone.
         storing = Storing(tx.arrays, how, tx.arrays, None)
         for file in files:
             above = file.relative_to(folder).parent.parts
@@ -177,6 +178,7 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.suffix.lower() in _IN_FOLDERS:
             yield path
+        # A link may lead back to a folder above.
         elif path.is_dir() and not path.is_symlink():
             yield from _files(path)
 
@@ -238,6 +240,7 @@ def _incoming(path: Path | None, form: str, dtype: str | None) -> Incoming:
 def _put_incoming(store: TensorStore, incoming: Incoming, key: str, described: dict[str, Any]) -> str:
     if not key or key.endswith("/"):
         raise click.UsageError("an array of stdin has no name: give its whole KEY")
+    # Arrays without axes, or without rows, do not come in blocks.
     if incoming.shape and incoming.shape[0]:
         store.write(key, incoming.blocks, shape=incoming.shape, dtype=incoming.dtype, **described)
     else:
@@ -340,6 +343,7 @@ def create(
 
 def _lengths(shape: str) -> tuple[int, ...]:
     parts = [part.strip() for part in shape.strip("()").split(",") if part.strip()]
+    # The largest length has 19 digits.
     if not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise click.UsageError(f"{shape[:80]!r} is no shape: give lengths, as in 1000,512")
     return tuple(map(int, parts))

@@ -107,6 +107,7 @@ def show(
 
         store = connection.store(owner)
         entry = open_array(store.arrays, key)
+        # A picture in a file has a pixel for each element, and leaves none out.
         most = MOST if path is None else 1 << 62
         elements, shape = read_thinned(store.arrays, entry, selection, most)
     seen = _look_at(key, elements, shape)
@@ -168,6 +169,7 @@ def _draw(seen: _Seen, width: int) -> None:
             click.echo(line)
     else:
         _check_picture(seen)
+        # Two pixels a line. The caption and the next prompt have room on the same screen.
         height = max(2 * (shutil.get_terminal_size().lines - 3), 2)
         small = shrink(seen.numbers, *_fitting(seen.numbers.shape, height, width))
         is_true = os.environ.get("COLORTERM", "") in {"truecolor", "24bit"}
@@ -238,6 +240,7 @@ def _render_line(seen: _Seen) -> Pixels:
 
     assert seen.numbers is not None
     lines = line_of_dots(seen.numbers, seen.low, seen.high, 400, 60)
+    # A character of braille is its eight dots as bits, which are numbered column by column, with the lowest row last.
     codes = np.array([[ord(cell) - 0x2800 for cell in line] for line in lines])
     bits = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
     dots = (codes[:, None, :, None] & bits[None, :, None, :]) != 0

@@ -105,6 +105,7 @@ def _session(choice: Choice) -> BackendSession:
         return local(choice.data_dir)
     login = choice.login()
     found = choice.project()
+    # A session and no `Connection`: sending may take hours, for which a session renews its login.
     session = BackendSession(found.email, found.password, found.backend_url, found.backend_key)
     if login.kept is not None:
         session.login.borrow(login.kept)

@@ -77,6 +77,7 @@ def _rows(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> It
 def _read_exactly(stream: IO[bytes], nbytes: int) -> bytes:
     parts, missing = [], nbytes
     while missing:
+        # A pipe may give less than is asked for, and memory is taken for what has come.
         part = stream.read(min(missing, BLOCK_BYTES))
         if not part:
             raise Failure(f"stdin ended {missing} bytes too early. Nothing was stored")

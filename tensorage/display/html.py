@@ -72,6 +72,7 @@ def short(value: object, most: int = MAX_TEXT) -> str:
     """
     text = str(value)
     if len(text) > most:
+        # Both ends stay: keys and paths often begin alike.
         half = max((most - 1) // 2, 1)
         text = f"{text[:half]}…{text[-half:]}"
     return visible(text)
@@ -88,6 +89,7 @@ def text(value: object, most: int = MAX_TEXT) -> str:
 
 def page(*parts: str) -> str:
     """Return one output: its parts, and the style of them."""
+    # The style goes with each output: a notebook may show one without the others.
     return f"{STYLE}<div class='tsg'>{''.join(parts)}</div>"
 
 

@@ -29,9 +29,11 @@ def as_numbers(elements: npt.NDArray[np.generic]) -> npt.NDArray[np.float64] | N
     if kind == "c":
         return np.asarray(np.abs(elements), float)
     if kind in "mM":
+        # By way of integers, of which NaT is the least one: it is no number to draw.
         numbers = elements.astype("i8").astype(float)
         numbers[np.isnat(elements)] = np.nan
         return numbers
+    # Small floats, such as bfloat16, are of kind V.
     if kind in "biuf" or (kind == "V" and elements.dtype.names is None and elements.dtype.itemsize <= 2):
         return elements.astype(float)
     return None

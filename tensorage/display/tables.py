@@ -136,6 +136,7 @@ def _head(kind: str, words: str) -> str:
 
 def _row(entry: Entry, now: datetime | None) -> list[str]:
     return [
+        # More than a key can have: all of it is shown.
         f"<span class='tsg-mono'>{text(entry.key, 1100)}</span>",
         text(_shape(entry.shape)),
         text(entry.ragged or entry.dtype, 60),
@@ -197,12 +198,14 @@ def _branches(branch: Branch, level: int, lines: _Lines) -> Iterable[str]:
             yield f"<div>{name}</span>{told}</div>"
             continue
         count = f" <span class='tsg-dim'>· {_count(len(below), is_all=True)}</span>"
+        # Drawn before the next group is looked at: `lines` is shared, and groups take what is left in their order.
         inside = "".join(_branches(below, level + 1, lines))
         yield details(f"{name}/</span>{told}{count}", inside, is_open=level == 0)
 
 
 def _leaves(branch: Branch) -> Iterable[tuple[str, Branch]]:
     """Yield the arrays below a group by what is left of their keys: groups too deep to be drawn within each other."""
+    # A stack in place of recursion: a key may have some five hundred levels.
     left = [(name, below) for name, below in reversed(branch.branches.items())]
     while left:
         name, here = left.pop()

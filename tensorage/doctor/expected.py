@@ -79,7 +79,8 @@ def bodies_in(sql: str) -> dict[str, str]:
     >>> bodies_in("create or replace function public.one() returns int language sql as $$ select 1 $$;")
     {'public.one': '6ebceba1516d1b8c52d508dc3039fc26'}
     """
-    # For comparison alone: whoever may replace a function may also replace tensorage_doctor().
+    # For comparison alone: whoever may replace a function may also replace tensorage_doctor(), which leaves the line
+    # ends of Windows out of account, too.
     return {
         name: hashlib.md5(body.replace("\r", "").encode(), usedforsecurity=False).hexdigest()
         for name, body in _FUNCTION.findall(sql)

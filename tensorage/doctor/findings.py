@@ -126,6 +126,7 @@ def _is_reached(report: Report, sight: Sight) -> bool:
     if first.status in {401, 403}:
         if sight.key is not None:
             report.error("key-refused", ENVIRONMENT["backend_key"], *_why_refused(first, sight))
+        # Somebody answers, and the service key may still be taken.
         return True
     if not first.is_good or not isinstance(first.body, dict) or "external" not in first.body:
         report.error(
@@ -209,6 +210,7 @@ def _judge_clock(report: Report, sight: Sight) -> None:
     if not skews:
         report.unseen["clock"] = "no answer has a header Date"
         return
+    # The best of them: an answer may come from a cache, with the date of an earlier one.
     _judge_skew(report, "clock-skew", "clock", "the clock of the server", min(skews, key=abs))
 
 
@@ -381,6 +383,7 @@ def _judge_inside(report: Report, sight: Sight, expected: Expected) -> None:
         elif not inside.doctor.is_good:
             _judge_refusal(report, inside)
         elif not is_judged:
+            # Once, by the first good answer: all callers are told of the same database.
             _judge_schema(report, sight, expected, inside.doctor)
             is_judged = True
     if not is_judged and not any(
@@ -535,6 +538,7 @@ def _judge_timeout(report: Report, inside: Mapping[str, Any]) -> None:
     if inside["role"] == "authenticated":
         timeout_ms = int(inside["statement_timeout_ms"])
     else:
+        # PostgREST applies the settings of the role that it connects as, and over them those of the user's role.
         text = settings.get("authenticated") or settings.get("authenticator")
         if text is None or (milliseconds := _milliseconds(text)) is None:
             report.unseen["statement time-out"] = (

@@ -69,6 +69,7 @@ class _Look:
         first = self._asker.get("/auth/v1/settings", self._key)
         self._sight = replace(self._sight, settings=first)
         if isinstance(first, Silence):
+            # Nobody answers: each further request would take its time-out, too.
             return self._sight
         if first.status not in {401, 403}:
             self._look_as_anybody()
@@ -88,6 +89,7 @@ class _Look:
             health=get("/auth/v1/health", self._key),
             rest=(get("/rest/v1/", self._key),),
             version_to_anybody=self._asker.call("tensorage_version", self._key),
+            # No row: the right to the table is all that is asked for.
             tables_to_anybody={table: get(f"/rest/v1/{table}?limit=0", self._key) for table in _TABLES},
             storage=get("/storage/v1/status", self._key),
         )
@@ -101,6 +103,7 @@ class _Look:
             with _log_in(self._configuration, kept) as session:
                 token, user_id = session.token, session.user_id
                 headers = {**self._key, "Authorization": f"Bearer {token}"}
+                # The smallest request to Storage that needs the user's token and the policies.
                 body = {"prefix": f"{user_id}/", "limit": 1}
                 listing = self._asker.ask("POST", f"/storage/v1/object/list/{BUCKET}", headers, body)
                 self._sight = replace(self._sight, listing=listing)
@@ -130,6 +133,7 @@ class _Look:
         answer = self._asker.call("tensorage_doctor", headers)
         version = None
         if isinstance(answer, Reply) and not answer.is_good:
+            # Tells a project with other migrations from one that has none.
             version = self._asker.call("tensorage_version", headers)
         self._sight = replace(self._sight, inside=(*self._sight.inside, Inside(caller, answer, version)))
 
@@ -194,6 +198,7 @@ class _Asker:
                 self.url + path,
                 body=None if body is None else json.dumps(body),
                 headers=sent,
+                # Each answer is judged as it comes: a second try, or a redirect, would hide what users meet.
                 retries=False,
                 redirect=False,
                 preload_content=False,

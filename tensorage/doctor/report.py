@@ -92,6 +92,7 @@ class Report:
             lines += _entry("ok", f"{about}: {text}")
         for about, why in self.unseen.items():
             lines += _entry("not seen", f"{about}: {why}")
+        # In reverse, "warning" comes before "error": the worst ends up next to the prompt.
         for finding in sorted(self.findings, key=lambda finding: finding.level, reverse=True):
             mark = "ERROR" if finding.level == "error" else "warning"
             lines += ["", *_entry(mark, f"{finding.about}: {finding.message} [{finding.code}]")]

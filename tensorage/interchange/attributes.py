@@ -51,6 +51,7 @@ class Left:
             warn(
                 f"{self.asked}: left out, as there is no place for it: {'; '.join(self.names[:_MAX_NAMES])}{rest}"
             )
+            # Told once: a later call tells what has come since.
             self.names.clear()
 
 

@@ -77,6 +77,7 @@ def take_in(
     source = entry.source
     said = cast("ArrayOptions", {**options, "attrs": entry.attrs, "dims": entry.dims, "coords": entry.coords})
     if entry.is_zarr:
+        # Declared for the choice of the engine alone: the import declares the array that is stored.
         new = declare(key, source.shape, source.dtype, is_shared, said)
         kept = resolve_engine(engine, new)
         return arrays.import_zarr(key, source, engine=kept, is_shared=is_shared, **said)

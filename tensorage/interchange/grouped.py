@@ -61,6 +61,7 @@ class Outgoing:
             return
         row_bytes = math.prod(self.shape[1:]) * max(self.dtype.itemsize, self.mean_bytes)
         rows = max(BLOCK_BYTES // max(row_bytes, 1), 1)
+        # Arrays without elements have no blocks, however many rows they have.
         for first in range(0, self.shape[0] if row_bytes else 0, rows):
             yield first, np.asarray(self.read(slice(first, min(first + rows, self.shape[0]))))
 
@@ -90,6 +91,7 @@ class GroupedArrays:
                 name = posixpath.join(item.group, coord.name)
                 if name != item.name:
                     labels = array_of_labels(name, item.key, coord)
+                    # A stored array of that name stands for the labels, if it has the same elements.
                     _check_same(made.setdefault(name, labels), labels, is_stored=name in own)
                 if coord.dims != (coord.name,):
                     beside.append(coord.name)

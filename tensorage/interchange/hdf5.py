@@ -86,6 +86,7 @@ def entry_of_hdf5(dataset: h5py.Dataset, name: str, left: Left) -> Entry:
     source = _source(dataset, left.asked, attrs.pop(DTYPE_ATTRIBUTE, None))
     _note_limits(dataset, left)
     dims = _dims(dataset)
+    # If a dataset is no scale, CLASS and NAME are ordinary attributes.
     own = _OF_DIMS | _OF_SCALES if dataset.is_scale else _OF_DIMS
     plain = plain_attrs(where, ((n, value) for n, value in attrs.items() if n not in own), left)
     return Entry(name, source, plain, dims, _coords(dataset, dims, left))
@@ -100,6 +101,7 @@ def _walk(
         ((n, value) for n, value in group.attrs.items() if n not in _OF_DIMS),
         left,
     )
+    # A group with members is there by their keys. One without is nowhere, unless it has a mark.
     if attrs or (prefix and not len(group)):
         yield Mark(attrs).entry(prefix.rstrip("/"))
     for part in group:
@@ -149,6 +151,8 @@ def _source(dataset: h5py.Dataset, asked: str, form: Any) -> Any:
             f"skip=[{dataset.name.lstrip('/')!r}] leaves it out. Nothing was stored"
         )
     text = _h5py().check_string_dtype(dataset.dtype)
+    # Bytes that HDF5 calls UTF-8 become text of numpy. The attribute tells its length in characters, if this package
+    # has written it; a character has at least one byte, so that the length in bytes is enough for others.
     if text is not None and text.encoding == "utf-8":
         length = dataset.dtype.itemsize
         known = isinstance(form, str) and form.startswith("<U") and form[2:].isdecimal()
@@ -305,12 +309,14 @@ def write_hdf5(path: Path, group: GroupedArrays, left: Left) -> None:
         If HDF5 has no place for a dtype.
     """
     h5py = _h5py()
+    # Members are listed in the order in which they were written. HDF5 would otherwise sort them by name.
     with h5py.File(path, "w", track_order=True) as file:
         for name, attrs in group.groups.items():
             place = file.require_group(name) if name else file
             place.attrs.update(file_attrs(f"the group {name!r}", attrs, left))
         for item in group.arrays:
             _write_array(file, item, left)
+        # Last: a scale is attached by reference, so that both arrays have to be there.
         _attach_scales(file, group)
 
 

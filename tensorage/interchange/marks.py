@@ -71,6 +71,7 @@ class Mark:
 
 def is_mark(dataset: Dataset) -> bool:
     """Tell whether a stored array is the mark of a group."""
+    # An array with elements is no mark, even if somebody has given it the attributes of one.
     return GROUP_ATTRIBUTE in dataset.attrs and dataset.shape == (0,)
 
 

@@ -83,6 +83,7 @@ def write_netcdf(path: Path, groups: Mapping[str, xr.Dataset], left: Left) -> No
     for number, (name, dataset) in enumerate(groups.items()):
         kept = _in_blocks(_file_dataset(dataset, name, left))
         try:
+            # xarray writes one group a call: the first one makes the file.
             kept.to_netcdf(path, mode="a" if number else "w", group=name or None, engine=engine)  # type: ignore[call-overload] # one of both
         except TensorageError:
             raise

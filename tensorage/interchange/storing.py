@@ -65,6 +65,7 @@ class Storing:
             check_key(below)
             storable_dtype(entry.source.dtype)
         lazy = {below: entry for below, entry in entries.items() if is_dask(entry.source)}
+        # Looked at before anything is stored: later, new arrays could not be told from those that were there.
         replaced, kept = self._before(key) if self.options["overwrite"] else (set(), set())
         made: list[str] = []
         try:
@@ -75,6 +76,7 @@ class Storing:
                 for below, entry in entries.items():
                     if below not in lazy:
                         take_in(arrays, entry, below, **self.options)
+                # Variables of the old Dataset that the new one lacks. Other arrays below the key stay.
                 for below in sorted(replaced - entries.keys()):
                     arrays.remove(below)
         except BaseException:

@@ -101,6 +101,7 @@ def in_place(path: Path, check: Callable[[], None]) -> Iterator[Path]:
     check
         Called before the end. Raises an error if the file must not be written any more.
     """
+    # In the same folder: nothing can be renamed to another file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         yield temporary
@@ -176,6 +177,7 @@ def _labels_of(key: str, marks: Mapping[str, Mark], taken: set[str]) -> Iterator
     for group, mark in marks.items():
         if mark.parts is None:
             continue
+        # Coordinates are decoded from an entry. Any one will do, since they have shapes of their own.
         any_entry = Dataset(0, posixpath.join(key, group), (), np.dtype("u1"), 1, coords=mark.parts.coords)
         for coord in coords_of(any_entry):
             name = posixpath.join(group, coord.name)
@@ -197,6 +199,7 @@ def _write_netcdf(
     from tensorage.adapters.xarray_dataset import dataset_of
 
     group = key.rstrip("/")
+    # A single array, which `_find_entries` names after the last part of its key.
     if list(found) == [posixpath.basename(key)] and not key.endswith("/"):
         (name, entry) = next(iter(found.items()))
         write_netcdf(path, {"": dataset_of(arrays, {name: entry}, merge_labels=True)}, left)

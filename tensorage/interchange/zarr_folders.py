@@ -63,6 +63,7 @@ def entry_of_zarr(
 
 def _walk(group: zarr.Group, prefix: str, left: Left, skipped: Collection[str]) -> Iterator[Entry]:
     zarr = _zarr()
+    # Sorted, since folders have no order of their own.
     members = dict(sorted(group.members()))
     attrs = plain_attrs(f"the group {'/' + prefix!r}", group.attrs.asdict().items(), left)
     if attrs or (prefix and not members):

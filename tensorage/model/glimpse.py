@@ -1,4 +1,4 @@
-"""The part of an array that a preview fetches, by one request of bounded size. No I/O.
+"""The part of an array that a preview fetches, by one request of bounded size, and the chunks that it shows. No I/O.
 
 1. The selection is a number or a range for each axis.
 2. `choose_picture` leaves a matrix of the last two axes, or a row of the last one. The axes before are cut in the
@@ -10,16 +10,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from tensorage.errors import InvalidInputError
+from tensorage.model import zarr_metadata
+from tensorage.types import Dataset
 from tensorage.wording import quote
 
 __all__ = [
     "Item",
     "choose_picture",
+    "cut_of",
     "items_of",
     "selection_of",
     "shape_of",
@@ -91,6 +95,30 @@ def _middle(item: Item) -> Item:
 def is_image(shape: Sequence[int], kind: str) -> bool:
     """Tell whether the last axis may be colours: red, green and blue, perhaps with a fourth for opacity."""
     return len(shape) >= 3 and shape[-1] in (3, 4) and kind in "uf" and shape[-2] > 4 and shape[-3] > 4
+
+
+def cut_of(entry: Dataset) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Return the shapes of the chunks and of the objects of an array.
+
+    Blocks of the database stand for chunks. They are whole rows of axis 0, or parts of a row: of as many elements as
+    the largest block has. None if there is no such cut.
+
+    >>> cut_of(Dataset(1, "x", (60000, 28, 28), np.dtype("f4"), block_size=784 * 334))
+    ((334, 28, 28), None)
+    """
+    if not entry.shape or not entry.size:
+        return None, None
+    if entry.engine == "storage":
+        return zarr_metadata.cut_of(json.loads(entry.zarr)) if entry.zarr is not None else (None, None)
+    if entry.ragged is not None or not entry.block_size:
+        return None, None
+    chunks = list(entry.shape)
+    for axis, extent in enumerate(entry.shape):
+        inner = math.prod(entry.shape[axis + 1 :])
+        chunks[axis] = max(min(entry.block_size // inner, extent), 1)
+        if chunks[axis] > 1 or entry.block_size >= inner:
+            break
+    return tuple(chunks), None
 
 
 def choose_picture(items: Sequence[Item], kind: str) -> list[Item]:

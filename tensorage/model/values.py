@@ -212,6 +212,8 @@ def as_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInputError(
             f'attributes are a mapping of names to values, such as {{"units": "K"}}, not {quote(attrs)}'
         )
+    if not attrs:
+        return {}
     for name in attrs:
         if not isinstance(name, str):
             raise InvalidInputError(f"the name of an attribute is a string, not {quote(name)}")

@@ -7,6 +7,7 @@ whole.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tensorage.backend.transfer import ChangeCount
 from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.covering import MAX_OVER_READ_BYTES
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset
 
 __all__ = ["RowsAhead", "iterate_rows"]
@@ -36,13 +38,13 @@ _MOST_KEPT_BYTES = 64 * 1024 * 1024
 _FIRST_AHEAD_BYTES = 1024 * 1024
 
 #: Fewest bytes that a request for a single row is taken to be worth.
-_LEAST_REQUEST_BYTES = 256 * 1024
+LEAST_REQUEST_BYTES = 256 * 1024
 
 #: Parts of an array's bytes, one of which its single rows must be worth before it is read whole.
 _PARTS_PAID = 3
 
 #: Fewest single rows that are worth so much, unless each is taken to be worth the least: a handful of rows is no loop.
-_FEWEST_PAYING = 4
+FEWEST_PAYING = 4
 
 #: Requests for rows before blocks of those behind them are read ahead.
 _SINGLES_IN_ORDER = 2
@@ -55,23 +57,31 @@ _BELIEVED_S = 1.0
 
 
 def iterate_rows(array: OpenArray, *, backwards: bool = False) -> Iterator[Any]:
-    """Yield the rows of an array, read in blocks. Each block is of one version, as a read of a slice is.
+    """Return an iterator over the rows of an array, read in blocks.
+
+    Each block is of one version, as a read of a slice is.
 
     Parameters
     ----------
     backwards
         Begin with the last row.
     """
+    # No frame of ours is entered for a row, but for one that is copied.
+    return itertools.chain.from_iterable(_read_blocks(array, backwards=backwards))
+
+
+@end_tracebacks_here
+def _read_blocks(array: OpenArray, *, backwards: bool) -> Iterator[Iterator[Any]]:
+    """Yield iterators over the rows of each block."""
     rows = len(array)
     most, done = _FIRST_BYTES, 0
     while done < rows:
         first, stop = _block_before(array, rows - done, most) if backwards else _block_from(array, done, most)
         count = stop - first
         block = array.read(slice(first, stop))
+        given = reversed(block) if backwards else iter(block)
+        yield (row.copy() for row in given) if _gives_views(block) else given
         # Somebody may have made the array shorter meanwhile. A list that is iterated over ends then, too.
-        order = reversed(range(len(block))) if backwards else range(len(block))
-        are_views = _gives_views(block)
-        yield from (block[i].copy() if are_views else block[i] for i in order)
         if len(block) < count and not backwards:
             return
         most, done = _BLOCK_BYTES, done + count
@@ -116,7 +126,7 @@ def _worth_bytes(array: OpenArray, took_s: float) -> int:
     """Return the bytes that the line would have moved in the time of a single row, within bounds."""
     moved = int(took_s * array.arrays.line.bytes_per_s)
     # A login or an outage in between says nothing about the rows to come.
-    return max(min(moved, array.nbytes // (_PARTS_PAID * _FEWEST_PAYING)), _LEAST_REQUEST_BYTES)
+    return max(min(moved, array.nbytes // (_PARTS_PAID * FEWEST_PAYING)), LEAST_REQUEST_BYTES)
 
 
 def _gives_views(rows: npt.NDArray[Any] | list[Any]) -> bool:

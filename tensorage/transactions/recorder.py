@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from tensorage.backend.entries import EntryMemory
@@ -29,6 +30,10 @@ _AT_ONCE = frozenset(
         "put_shards", "read", "read_ragged", "read_spans", "shards", "sweep", "sweep_objects", "version",
     )
 )  # fmt: skip
+
+
+#: A transaction of n arrays asks n times for the bytes of all of its steps.
+_SIZE_OF = attrgetter("size")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Step:
     def size(self) -> int:
         """Bytes of elements that the step brings along."""
         return len(self.request) + sum(
-            len(shard.get("tail", "")) for shard in self.described.get("shards") or ()
+            len(shard.get("tail", "")) + len(shard.get("loose", ""))
+            for shard in self.described.get("shards") or ()
         )
 
 
@@ -94,6 +100,8 @@ class Recorder(Transfer):
         #: Arrays as far as they are known, by key.
         self._known: dict[str, Mapping[str, Any]] = {}
         self._replaced: set[str] = set()
+        #: Keys of arrays of Storage that take no loose rows now: see `tensorage.backend.zarr.tails`.
+        self._without_loose: set[str] = set()
 
     def know(self, description: Mapping[str, Any]) -> None:
         """Take an array's dtype and engine from its description: rows to append have to fit it."""
@@ -101,6 +109,14 @@ class Recorder(Transfer):
         # An array that a step will store has no id yet.
         if description["id"]:
             self._opened[description["id"]] = description
+
+    def refuse_loose(self, key: str) -> None:
+        """Have appends to an array of Storage rest on the rows that it has now."""
+        self._without_loose.add(key)
+
+    def try_loose(self, key: str) -> None:
+        """Have small appends to an array of Storage go behind whatever there is."""
+        self._without_loose.discard(key)
 
     def send(self, function: str, parts: Sequence[bytes | memoryview], asked: str) -> Any:
         """Record a request with elements, or send it if it is one of a staged array."""
@@ -245,14 +261,18 @@ class Recorder(Transfer):
         )
 
     def _size(self) -> int:
-        return sum(step.size for step in self.steps)
+        return sum(map(_SIZE_OF, self.steps))
 
     def _check_known(self, meta: Mapping[str, Any], asked: str) -> None:
         """Raise as the database would if it were asked now, so that the engine sends rows that fit."""
-        known = self._known.get(meta["key"])
-        if known is None or (known["engine"], known["dtype"]) == ("database", meta["dtype"]):
+        key = meta["key"]
+        known = self._known.get(key)
+        takes_rows = (
+            known is None or known["engine"] == "database" or key not in self._without_loose | self._replaced
+        )
+        if known is None or (takes_rows and known["dtype"] == meta["dtype"]):
             return
-        error = OtherDTypeError(asked) if known["engine"] == "database" else StoredElsewhereError(asked)
+        error = OtherDTypeError(asked) if takes_rows else StoredElsewhereError(asked)
         error.description = known
         raise error
 

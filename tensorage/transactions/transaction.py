@@ -149,8 +149,9 @@ class Transaction:
         self._state: Literal["new", "open", "ended"] = "new"
         #: The position of each append among the steps, and the way to record it again.
         self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
-        #: Positions of appends that were recorded a second time, after their array's entry became known.
-        self._recorded_again: set[int] = set()
+        #: Positions of appends that were recorded again once something was known of their array, with the errors that
+        #: told it.
+        self._recorded_again: set[tuple[int, type[Exception]]] = set()
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
@@ -289,7 +290,7 @@ class Transaction:
             try:
                 self._recorder.commit(time.monotonic() - self._opened)
             except (OtherDTypeError, StoredElsewhereError) as error:
-                if not error.description or not self._record_again(error.description):
+                if not error.description or not self._record_again(error.description, type(error)):
                     raise
             else:
                 return
@@ -307,9 +308,11 @@ class Transaction:
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
-                if position in self._recorded_again:
+                told = {each for each in self._recorded_again if each[0] == position}
+                if told:
                     # The recorder knows it as it was when the end told of it, and would not look again.
                     self._store.arrays.open(key)
+                    self._recorded_again -= told
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
                 recorder.drop(before, conflict)
@@ -323,16 +326,24 @@ class Transaction:
         append()
         self._recorder.steps += steps[position + 1 :]
 
-    def _record_again(self, description: Mapping[str, Any]) -> bool:
+    def _record_again(self, description: Mapping[str, Any], told_by: type[Exception]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
-        self._recorder.know(description)
-        done = False
-        for position, (key, append) in sorted(self._appends.items()):
-            if key == description["key"] and position not in self._recorded_again:
-                self._recorded_again.add(position)
-                self._replace_step(position, append)
-                done = True
-        return done
+        recorder, key = self._recorder, description["key"]
+        recorder.know(description)
+        untold = [
+            (position, append)
+            for position, (of, append) in sorted(self._appends.items())
+            if of == key and (position, told_by) not in self._recorded_again
+        ]
+        if told_by is StoredElsewhereError:
+            # The first one makes room for loose rows, behind which the others go.
+            untold = untold[:1]
+            recorder.refuse_loose(key)
+        for position, append in untold:
+            self._recorded_again.add((position, told_by))
+            self._replace_step(position, append)
+        recorder.try_loose(key)
+        return bool(untold)
 
     def _check(self, key: str, value: object) -> None:
         if self._state != "open":

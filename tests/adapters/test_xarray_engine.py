@@ -56,6 +56,12 @@ def test_arrays_below_a_prefix_are_one_dataset(store: TensorStore, era5: xr.Data
     xr.testing.assert_identical(xr.open_dataset(store, prefix="era5/").load(), era5)  # type: ignore[arg-type]
 
 
+def test_arrays_of_a_group_are_found_by_their_whole_keys(store: TensorStore, era5: xr.Dataset) -> None:
+    xr.testing.assert_identical(opened(store.group("era5")).load(), era5)
+    store.group("a")["era5/x"] = [1]
+    assert list(opened(store.group("a"), prefix="era5/")) == ["x"]
+
+
 def test_no_elements_are_asked_for_at_opening(store: TensorStore, era5: xr.Dataset, proxy: Proxy) -> None:
     with proxy.counted() as exchanges:
         found = opened(store, prefix="era5/")

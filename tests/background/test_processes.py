@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 from gate import Gate
+from programs import python
 from project import Project, User
 
 import tensorage
@@ -35,7 +36,7 @@ def in_a_thread(give, *what):
 def run(
     project: Project, user: User, engine: Engine, script: str, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *options, "-c", BEGINNING + script]
+    command = [*([sys.executable, *options] if options else python()), "-c", BEGINNING + script]
     return subprocess.run(
         [*command, user.email, user.password, project.url, project.key, engine],
         capture_output=True,

@@ -17,6 +17,7 @@ import pytest
 import servers
 import workers
 from click.testing import CliRunner
+from programs import python
 from project import Project, User
 
 from tensorage import TensorStore
@@ -136,7 +137,10 @@ def environment(backend: control.Running, user: User, tmp_path: Path) -> dict[st
     programs = tmp_path / "bin"
     programs.mkdir()
     # psql is not at hand everywhere: it is a program that reads SQL.
-    for name, line in (("tensorage", f'exec {sys.executable} -m tensorage "$@"'), ("psql", "cat > psql.sql")):
+    for name, line in (
+        ("tensorage", f'exec {shlex.join(python())} -m tensorage "$@"'),
+        ("psql", "cat > psql.sql"),
+    ):
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
     return {

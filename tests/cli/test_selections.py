@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tensorage.cli import completing, entries, output, selections
+from tensorage.cli.drawing import line_of_dots
 from tensorage.cli.selections import parse_target
 
 ARRAY = np.arange(4 * 5 * 6).reshape(4, 5, 6)
@@ -71,3 +72,9 @@ def test_a_long_text_is_not_repeated() -> None:
 @pytest.mark.parametrize("module", [selections, entries, output, completing])
 def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_a_line_is_drawn_between_any_numbers() -> None:
+    most = float(np.finfo(np.float64).max)
+    small = line_of_dots(np.array([-1.0, 0.0, 1.0]), -1.0, 1.0, 20, 4)
+    assert line_of_dots(np.array([-most, 0.0, most]), -most, most, 20, 4) == small

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as numpy_strategies
 
 from examples import examples
 from tensorage.display import html, pictures, pixels, shapes, tables, tensors, words
-from tensorage.model import cuts, glimpse
+from tensorage.model import glimpse
 from tensorage.model.tree import Tree
 from tensorage.types import Dataset, Share, Usage
 
@@ -228,14 +228,14 @@ def test_a_drawing_shows_the_cut() -> None:
 
 
 def test_blocks_of_the_database_and_chunks_of_storage() -> None:
-    assert cuts.cut_of(dataset(shape=(100, 30), block_size=300)) == ((10, 30), None)
-    assert cuts.cut_of(dataset(shape=(100, 30), block_size=10)) == ((1, 10), None)
-    assert cuts.cut_of(dataset(shape=(4, 5, 6), block_size=12)) == ((1, 2, 6), None)
-    assert cuts.cut_of(dataset(shape=())) == (None, None)
-    assert cuts.cut_of(dataset(shape=(0, 3))) == (None, None)
+    assert glimpse.cut_of(dataset(shape=(100, 30), block_size=300)) == ((10, 30), None)
+    assert glimpse.cut_of(dataset(shape=(100, 30), block_size=10)) == ((1, 10), None)
+    assert glimpse.cut_of(dataset(shape=(4, 5, 6), block_size=12)) == ((1, 2, 6), None)
+    assert glimpse.cut_of(dataset(shape=())) == (None, None)
+    assert glimpse.cut_of(dataset(shape=(0, 3))) == (None, None)
 
 
-@pytest.mark.parametrize("module", [html, pictures, pixels, shapes, words, cuts, glimpse])
+@pytest.mark.parametrize("module", [html, pictures, pixels, shapes, words, glimpse])
 def test_examples_of_docstrings(module: types.ModuleType) -> None:
     globs = {"np": np, "datetime": datetime, "UTC": UTC}
     assert doctest.testmod(module, extraglobs=globs).failed == 0

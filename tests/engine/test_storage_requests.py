@@ -523,7 +523,7 @@ def test_what_is_remembered_of_shards_is_checked(
     through: TensorStore, project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     # Objects that were replaced stay, as if their writer had died: nothing but the look tells of them.
-    monkeypatch.setattr("tensorage.backend.staging._sweep_some_objects", lambda _transfer, _before: [])
+    monkeypatch.setattr("tensorage.backend.staging.sweep_some_objects", lambda _transfer, _before: [])
     array = np.random.default_rng(3).integers(0, 256, (400, 100), "u1")
     handle = stored(through, "changed", array, (10, 100), (100, 100))
     rows = np.arange(5, 400, 20)
@@ -577,7 +577,7 @@ def test_no_more_shards_are_encoded_at_once_than_there_are_cores(
     through: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If many were at once, none would be ready for the line for a long time."""
-    monkeypatch.setattr("tensorage.backend.zarr.writing._count_cores", lambda: 1)
+    monkeypatch.setattr("tensorage.backend.zarr.writing.count_cores", lambda: 1)
     under_way, most, lock, encode = 0, 0, threading.Lock(), ShardCodec.encode
 
     def watched(codec: ShardCodec, elements: Array) -> EncodedShard:

@@ -1,9 +1,14 @@
-"""Appends of a few rows to arrays of Storage: they stay in the catalogue until they are worth an object."""
+"""Appends of a few rows to arrays of Storage: they stay in the catalogue until they are worth an object.
+
+There they are chunks in tails, or loose, as they came.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +17,13 @@ import workers
 from project import Project, User
 from proxy import Proxy
 
-from tensorage import CorruptTensorError, TensorStore
+from tensorage import CorruptTensorError, DTypeError, InvalidInputError, TensorStore
 from tensorage.backend.entries import RecordMemory
 from tensorage.backend.zarr import shard_records, tails
 from tensorage.backend.zarr.shard_records import ShardRecord
 from tensorage.backend.zarr.tails import MOST_TAIL_BYTES
 from tensorage.backend.zarr.zarr_engine import codec_of
+from tensorage.transactions.recorder import Recorder
 
 zarr = pytest.importorskip("zarr")
 
@@ -40,13 +46,17 @@ def away(proxy: Proxy, project: Project, user: User) -> Iterator[TensorStore]:
         yield store
 
 
-def tail_bytes(store: TensorStore, key: str) -> int:
-    """The bytes of all tails of an array."""
+def records_of(store: TensorStore, key: str) -> dict[int, ShardRecord]:
     handle = store.open(key)
     codec = codec_of(handle.dataset)
     numbers = range(codec.layout.shard_count)
     work = tails.Work.reading(store.arrays.project.transfer, handle.dataset)
-    return sum(len(one.tail) for one in shard_records.fetch_records(work, codec.layout, numbers).values())
+    return shard_records.fetch_records(work, codec.layout, numbers)
+
+
+def tail_bytes(store: TensorStore, key: str) -> int:
+    """The bytes of all tails of an array, loose rows included."""
+    return sum(len(one.tail) for one in records_of(store, key).values())
 
 
 def test_rows_one_by_one_move_little(store: TensorStore, away: TensorStore, proxy: Proxy) -> None:
@@ -104,7 +114,10 @@ def test_an_array_that_grows_is_that_of_numpy(
         rows = rng.integers(0, 200, (count, *shape[1:])).astype(dtype)
         if step % 5 == 3:
             rows[...] = np.zeros((), dtype)
-        (handle if step % 3 else store.open("x")).append(rows)
+        if step % 4 == 2:
+            append_loose(store, "x", rows)
+        else:
+            (handle if step % 3 else store.open("x")).append(rows)
         expected = np.concatenate([expected, rows])
         np.testing.assert_array_equal(store["x"][...], expected)
         if step % 6 == 4:
@@ -118,14 +131,32 @@ def test_an_array_that_grows_is_that_of_numpy(
     np.testing.assert_array_equal(other[...], expected)
 
 
-@pytest.fixture
-def grown(store: TensorStore) -> Array:
-    """The elements of an array under "x", whose last rows are in a tail."""
+def append_loose(store: TensorStore, key: str, rows: Any) -> None:
+    """Append as whoever meets others."""
+    with store.transaction() as tx:
+        tx.append(key, rows)
+
+
+@pytest.fixture(params=["in chunks", "loose", "both"])
+def grown(store: TensorStore, request: pytest.FixtureRequest) -> Array:
+    """The elements of an array under "x", whose last rows are in a tail, or loose."""
     store.write("x", ROWS[:100, :50], chunks=(4, 50), shards=(40, 50))
+    append = {"in chunks": TensorStore.append, "loose": append_loose, "both": TensorStore.append}[
+        request.param
+    ]
     for i in range(100, 107):
-        store.append("x", ROWS[i : i + 1, :50])
+        append(store, "x", ROWS[i : i + 1, :50])
+        if request.param == "both" and i == 103:
+            append = append_loose
+    is_in = [(one.stored is not None, bool(one.as_stored.tail)) for one in records_of(store, "x").values()][
+        -1
+    ]
+    assert is_in == {"in chunks": (False, True), "loose": (True, False), "both": (True, True)}[request.param]
     assert 0 < tail_bytes(store, "x") <= MOST_TAIL_BYTES
     return ROWS[:107, :50].copy()
+
+
+in_chunks = pytest.mark.parametrize("grown", ["in chunks"], indirect=True)
 
 
 def test_all_ways_to_read_see_the_tail(store: TensorStore, grown: Array) -> None:
@@ -237,7 +268,142 @@ def test_a_transaction_appends_by_tails(store: TensorStore, grown: Array) -> Non
     np.testing.assert_array_equal(store["y"][107:], grown[:1])
 
 
+def test_many_transactions_make_chunks_and_objects(
+    store: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loose rows are few: those that find no room for theirs make chunks of all, and objects of many chunks."""
+    monkeypatch.setattr(tails, "MOST_TAIL_BYTES", 300_000)
+    store.write("x", ROWS[:3], chunks=(8, 784), shards=(256, 784))
+    seen = set[tuple[bool, bool, bool]]()
+    for i in range(3, 300):
+        append_loose(store, "x", ROWS[i : i + 1])
+        last = records_of(store, "x")[i // 256].as_stored
+        seen.add((bool(last.name), bool(last.tail), bool(last.loose)))
+        assert len(last.loose) <= tails.MOST_LOOSE_BYTES
+    np.testing.assert_array_equal(store["x"][...], ROWS[:300])
+    assert {(True, False, True), (True, True, True), (True, False, False), (False, False, True)} <= seen
+
+
 # Others meanwhile --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards"),
+    [((5, 784), (8, 784), (32, 784)), ((3, 784), (2, 392), (40, 392)), ((0, 784), (64, 784), (256, 784))],
+    ids=["rows", "side by side", "long"],
+)
+def test_transactions_and_appends_at_once_lose_no_row(
+    store: TensorStore,
+    away: TensorStore,
+    shape: Any,
+    chunks: Any,
+    shards: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ends of chunks and of shards, and too many loose rows, are met by all of them at once."""
+    refused, refuse = list[str](), Recorder.refuse_loose
+    monkeypatch.setattr(Recorder, "refuse_loose", lambda self, key: refused.append(key) or refuse(self, key))
+    store.write("x", np.zeros(shape, "f4"), chunks=chunks, shards=shards)
+    barrier = threading.Barrier(12)
+
+    def add(writer: int) -> None:
+        own = (store, away)[writer % 2]
+        for i in range(7):
+            row = np.full((1, 784), 7 * writer + i + 1, "f4")
+            if i == 0:
+                barrier.wait()
+            if writer % 4:
+                append_loose(own, "x", row)
+            else:
+                own.append("x", row)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(add, range(12)))
+    found = store["x"][shape[0] :]
+    assert sorted(found[:, 0].tolist()) == list(range(1, 85))
+    assert (found == found[:, :1]).all()
+    for writer in range(12):
+        # The rows of one writer are in its order.
+        own = found[(found[:, 0] - 1) // 7 == writer, 0]
+        assert own.tolist() == sorted(own)
+    assert refused
+
+
+def test_whoever_meets_others_begins_nothing_anew(
+    store: TensorStore, away: TensorStore, proxy: Proxy
+) -> None:
+    """A row that is refused behind those of others is sent once more, as it is, and the next ones are sent so."""
+    store.write("x", ROWS[:4], chunks=(4, 784), shards=(400, 784))
+    away.append("x", ROWS[4:5])
+    append_loose(store, "x", ROWS[5:9])
+    with proxy.counted() as exchanges:
+        away.append("x", ROWS[9:10])
+        away.append("x", ROWS[10:11])
+    assert [exchange.kind for exchange in exchanges] == ["append_tails", "append", "append"]
+    np.testing.assert_array_equal(store["x"][...], ROWS[:11])
+
+
+def test_an_array_that_takes_no_loose_rows_is_met_as_before(
+    store: TensorStore, away: TensorStore, proxy: Proxy
+) -> None:
+    """Its end is remembered again, and rows are not sent in vain for ever."""
+    texts = [f"sample {i}" for i in range(8)]
+    store.write_ragged("texts", texts[:4])
+    store.write("wide", ROWS[:4], chunks=(4, 392), shards=(400, 392))
+    store.write("single", ROWS[:4], chunks=(4, 784), shards=False)
+    for key, rows, expected in (
+        ("texts", texts, ["append_tails"]),
+        ("wide", ROWS, ["append_tails"]),
+        ("single", ROWS, ["begin_append", "upload", "commit"]),
+    ):
+        away.append(key, rows[4:5])
+        store.append(key, rows[5:6])
+        away.append(key, rows[6:7])
+        with proxy.counted() as exchanges:
+            away.append(key, rows[7:8])
+        kinds = [exchange.kind for exchange in exchanges]
+        assert [kind for kind in kinds if kind in ("append", *expected)] == expected, key
+        np.testing.assert_array_equal(store[key, :], rows[:8])
+
+
+def test_a_transaction_knows_nothing_of_the_end(store: TensorStore, away: TensorStore, proxy: Proxy) -> None:
+    """It looks at the array once, for its dtype. One that takes an array for one of the database does not."""
+    store.write("x", ROWS[:4], chunks=(4, 784), shards=(400, 784))
+    away.open("x")
+    for own, expected in ((away, ["open", "transact"]), (replace(away, engine="database"), ["transact"])):
+        with proxy.counted() as exchanges:
+            append_loose(own, "x", ROWS[:1])
+        assert [exchange.kind for exchange in exchanges] == expected
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_a_transaction_appends_to_one_array_more_than_once(
+    store: TensorStore, away: TensorStore, proxy: Proxy, rows: int
+) -> None:
+    """The first one makes room for loose rows, if there is none."""
+    store.write("x", ROWS[:rows], chunks=(4, 784), shards=(400, 784))
+    away.open("x")
+    with proxy.counted() as exchanges, replace(away, engine="database").transaction() as tx:
+        for i in range(rows, rows + 4):
+            tx.append("x", ROWS[i : i + 1])
+    np.testing.assert_array_equal(store["x"][...], ROWS[: rows + 4])
+    assert [exchange.kind for exchange in exchanges].count("transact") == (2 if rows == 3 else 1)
+
+
+@pytest.mark.parametrize("values", [[1], [[1, 2]], [[0.5]]], ids=str)
+def test_a_transaction_is_told_of_rows_that_do_not_fit(store: TensorStore, values: Any) -> None:
+    store["x"] = np.zeros((4, 3), "i4")
+    for own in (store, replace(store, engine="database")):
+        with pytest.raises((InvalidInputError, DTypeError)):
+            append_loose(own, "x", values)
+    assert store["x"].shape == (4, 3)
+
+
+def test_rows_are_cast_to_the_dtype_of_the_array(store: TensorStore) -> None:
+    store.write("x", np.zeros((4, 3), ">i2"), chunks=(2, 3))
+    for own in (store, replace(store, engine="database")):
+        append_loose(own, "x", np.full((1, 3), 25, "i1"))
+    assert store["x", 4:].tolist() == [[25] * 3] * 2
 
 
 def test_writers_at_once_lose_no_row(store: TensorStore, away: TensorStore) -> None:
@@ -294,6 +460,7 @@ def test_a_handle_from_before_an_append_goes_on(store: TensorStore, grown: Array
 # Damage --------------------------------------------------------------------------------------------------
 
 
+@in_chunks
 def test_a_damaged_tail_is_named(store: TensorStore, grown: Array, database: Any) -> None:
     handle = store.open("x")
     changed = database.execute(
@@ -307,6 +474,7 @@ def test_a_damaged_tail_is_named(store: TensorStore, grown: Array, database: Any
     np.testing.assert_array_equal(handle[:80], grown[:80])
 
 
+@in_chunks
 def test_a_tail_that_is_too_short_is_named(store: TensorStore, grown: Array, database: Any) -> None:
     handle = store.open("x")
     database.execute(
@@ -336,9 +504,28 @@ def test_objects_without_room_for_tails_have_none(
 
 def test_a_fingerprint_tells_contents_apart() -> None:
     fingerprints = {
-        ShardRecord(0, name, 5, index, tail).fingerprint
+        ShardRecord(0, name, 5, index, tail, loose, loose_at).fingerprint
         for name in ("", "a/1/c/0", "a/2/c/0")
         for index in (b"", b"i", b"it")
         for tail in (b"t", b"ta", b"x")
+        for loose, loose_at in ((b"", 0), (b"l", 4), (b"l", 8), (b"lo", 4))
     }
-    assert len(fingerprints) == 3 * 3 * 3
+    assert len(fingerprints) == 3 * 3 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["loose = loose || 'x'", "loose_at = 21", "loose_at = 36", "loose = loose || loose || loose || loose"],
+)
+@pytest.mark.parametrize("grown", ["loose"], indirect=True)
+def test_damaged_loose_rows_are_named(store: TensorStore, grown: Array, database: Any, damage: str) -> None:
+    handle = store.open("x")
+    changed = database.execute(
+        f"update public.shards set {damage} where data_id = %s and loose is not null", [handle.dataset.id]
+    )
+    assert changed.rowcount == 1
+    with pytest.raises(CorruptTensorError, match="the rows that the catalogue has of"):
+        handle[100:]
+    with pytest.raises(CorruptTensorError, match="the rows that the catalogue has of"):
+        handle.append(grown[:1])
+    np.testing.assert_array_equal(handle[:80], grown[:80])

@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import httpx
@@ -14,8 +15,9 @@ from sql.api import Caller, Json, answer_of, binary, new_key
 BUCKET = "tensors"
 PREFIX = f"/object/{BUCKET}"
 
-#: Head of each shard: its number, bytes of its object, of the object's name, of its index, and of its tail.
-_HEAD = struct.Struct(">qqIII")
+#: Head of each shard: its number, bytes of its object, of the object's name, of its index, of its tail and of its loose
+#: rows, and the row that these begin at.
+_HEAD = struct.Struct(">qqIIIII")
 
 #: An array of five shards, the last one with a row less.
 SHAPE, EXTENTS = (9, 3), (2, 3)
@@ -31,6 +33,8 @@ class Shard(NamedTuple):
     nbytes: int
     index: bytes
     tail: bytes = b""
+    loose: bytes = b""
+    loose_at: int = 0
 
 
 def metadata(extents: Sequence[Any] = EXTENTS, **more: Any) -> str:
@@ -174,13 +178,11 @@ def shards(caller: Caller, dataset: Json, numbers: Sequence[int] = NUMBERS) -> d
 def parse_shards(content: bytes) -> dict[int, Shard]:
     found, at = {}, 0
     while at < len(content):
-        number, nbytes, name_bytes, index_bytes, tail_bytes = _HEAD.unpack_from(content, at)
-        at += _HEAD.size
-        name = content[at : at + name_bytes].decode()
-        at += name_bytes
-        behind = at + index_bytes
-        found[number] = Shard(name, nbytes, content[at:behind], content[behind : behind + tail_bytes])
-        at = behind + tail_bytes
+        number, nbytes, *lengths, loose_at = _HEAD.unpack_from(content, at)
+        ends = list(accumulate(lengths, initial=at + _HEAD.size))
+        name, index, tail, loose = (content[low:high] for low, high in pairwise(ends))
+        found[number] = Shard(name.decode(), nbytes, index, tail, loose, loose_at)
+        at = ends[-1]
     assert at == len(content)
     assert list(found) == sorted(found)
     return found

@@ -25,7 +25,7 @@ from tensorage.backend.zarr.bucket import Bucket, LostObjectError
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import ShardRecord, fetch_records
-from tensorage.backend.zarr.tails import append_tails, make_tails, records_of_end
+from tensorage.backend.zarr.tails import append_loose, append_tails, make_tails, records_of_end
 from tensorage.backend.zarr.writing import NewShard, ShardWriter, return_elements
 from tensorage.errors import ChangedError, InvalidInputError
 from tensorage.indexing.chunks import ChunkPlan, ChunkProjection, plan_chunks
@@ -37,16 +37,40 @@ from tensorage.types import Dataset
 __all__ = ["append_rows", "assign", "clear_edge", "fill_region"]
 
 
-def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Dataset:
-    """Add rows at the end of axis 0 of an array, to the version that was opened.
+def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any], owner: str | None = None) -> Dataset:
+    """Add rows at the end of axis 0 of an array: to the version that was opened, or behind what others have added.
+
+    Parameters
+    ----------
+    owner
+        Owner of the array. None for this user.
 
     Raises
     ------
     ChangedError
         If the array has changed. Nothing was appended.
     """
-    dataset = work.dataset
+    dataset, entries = work.dataset, work.transfer.entries
     check_rows(rows, dataset)
+    # The requests of a transaction wait for its end, and meet others more.
+    meets_others = work.transfer.is_transaction or entries.meets_others(dataset)
+    if meets_others and (appended := append_loose(work, rows, owner)) is not None:
+        return appended
+    try:
+        return _append_encoded(work, codec, rows, leaves_loose=meets_others)
+    except ChangedError:
+        if meets_others:
+            raise
+        entries.note_others(dataset)
+        appended = append_loose(work, rows, owner)
+        if appended is None:
+            raise
+        return appended
+
+
+def _append_encoded(work: Work, codec: ShardCodec, rows: npt.NDArray[Any], *, leaves_loose: bool) -> Dataset:
+    """Add rows in chunks, to the version that was opened."""
+    dataset = work.dataset
     arguments = {
         "data_id": dataset.id,
         "shape": rows.shape,
@@ -56,10 +80,15 @@ def append_rows(work: Work, codec: ShardCodec, rows: npt.NDArray[Any]) -> Datase
     grown = codec.with_rows(rows.shape[0])
     reader = _reader_of(work, codec)
     records = records_of_end(reader)
-    tails = make_tails(reader, records, grown, rows)
+    tails = make_tails(reader, records, grown, rows, leaves_loose=leaves_loose)
     if tails is not None:
         with suppress(TooMuchError):
-            return append_tails(work, arguments, tails)
+            appended = append_tails(work, arguments, tails)
+            # Others go on behind loose rows. An array that takes none is met as before.
+            if not any(tail.after.loose for tail in tails):
+                work.transfer.entries.remember_end(appended, b"".join(tail.after.pack() for tail in tails))
+            return appended
+    work.transfer.entries.forget_end(dataset)
     staged = _begin(work, "tensorage_begin_append", arguments)
     shards = _shards_of_append(reader, records, grown, rows)
     return _write_staged(ShardWriter(staged, grown), shards, rows.nbytes, work.asked)

@@ -75,6 +75,8 @@ RANGE_BYTES = 2 * INDEX_DTYPE.itemsize
 #: Dtypes of a plain index that has lengths alone.
 LENGTH_DTYPES = (np.dtype("<u2"), np.dtype("<u4"))
 
+#: The longest chunk that each of them names.
+_LONGEST = {dtype: int(np.iinfo(dtype).max) for dtype in LENGTH_DTYPES}
 
 #: Elements that show how far an array can be compressed.
 SAMPLED_BYTES = 1024 * 1024
@@ -177,7 +179,37 @@ class ShardCodec:
         index = self._empty_index()
         data = b"".join(self._encode_chunks(elements, index))
         rows = -(-elements.shape[0] // self.layout.chunks[0])
-        return data, index[:rows].reshape(rows, -1, 2)
+        return data, index[:rows].reshape(rows, math.prod(self.layout.chunks_per_shard[1:]), 2)
+
+    def put_rows(
+        self, index: bytes, nbytes: int, at: int, elements: npt.NDArray[Any], offset: int
+    ) -> tuple[bytes, bytes]:
+        """Put elements into a shard from row `at` of its chunks on, with nothing behind them.
+
+        Parameters
+        ----------
+        index, nbytes
+            Plain index of the shard, and the bytes that it tells the chunks of.
+        offset
+            Byte that the chunks of the elements will begin at.
+
+        Returns
+        -------
+        tuple
+            The new plain index, and these chunks.
+
+        Raises
+        ------
+        CorruptChunkError
+            If the index does not fit the shard.
+        """
+        ranges = self.ranges(index, nbytes).reshape(self.layout.chunks_per_shard[0], -1, 2).copy()
+        # An array that became shorter may have chunks behind its end.
+        ranges[at:] = EMPTY
+        data, added = self.encode_rows(elements)
+        added[:, :, 0] += np.where(added[:, :, 0] == EMPTY, 0, offset).astype(INDEX_DTYPE)
+        ranges[at : at + len(added)] = added
+        return plain_index(ranges), data
 
     def _encode_chunks(
         self, elements: npt.NDArray[Any], index: npt.NDArray[np.uint64]
@@ -615,11 +647,21 @@ def plain_index(ranges: npt.NDArray[np.uint64], first_at: int = 0) -> bytes:
         Byte of the object that chunks begin at.
     """
     ranges = ranges.reshape(-1, 2)
-    lengths = np.where(ranges[:, 1] == EMPTY, 0, ranges[:, 1])
+    is_stored = ranges[:, 1] != EMPTY
+    stored = ranges[is_stored]
+    ends = first_at + np.cumsum(stored[:, 1], dtype=INDEX_DTYPE)
+    # Whatever is neither empty nor a chunk with bytes stays as it is, for readers to refuse.
+    follow_each_other = (
+        np.array_equal(stored[:, 0], ends - stored[:, 1])
+        and bool(stored[:, 1].all())
+        and np.array_equal(ranges[:, 0] != EMPTY, is_stored)
+    )
+    longest = int(stored[:, 1].max(initial=0))
     for dtype in LENGTH_DTYPES:
-        fits = int(lengths.max(initial=0)) <= np.iinfo(dtype).max
-        if fits and np.array_equal(_ranges_of(lengths, first_at), ranges):
-            return lengths.astype(dtype).tobytes()
+        if follow_each_other and longest <= _LONGEST[dtype]:
+            lengths = np.zeros(len(ranges), dtype)
+            lengths[is_stored] = stored[:, 1]
+            return lengths.tobytes()
     return ranges.tobytes()
 
 

@@ -41,5 +41,5 @@ def _copy(reader: Reader, writer: ShardWriter, record: ShardRecord, advance: Adv
         except LostObjectError as error:
             raise reader.changed_error(record, error) from error
     # The index holds offsets within the object and the tail, which a copy keeps.
-    writer.put(replace(record, name=name))
+    writer.put(replace(record.as_stored, name=name))
     advance(writer.codec.layout.nbytes_of(record.number))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tensorage.backend.transfer import Work
+from tensorage.backend.zarr.codec import CorruptChunkError, ShardCodec
 from tensorage.backend.zarr.layout import Layout
 from tensorage.errors import BackendUnavailableError, CorruptTensorError, IncompleteTensorError
 from tensorage.types import Dataset
@@ -30,8 +34,8 @@ __all__ = [
 T = TypeVar("T")
 
 #: Head of a record in an answer of ``tensorage_shards``: the shard's number, and the bytes of its object, of the
-#: object's name, of the index and of the tail.
-_RECORD_HEAD = struct.Struct(">qqIII")
+#: object's name, of the index, of the tail and of the loose rows, and the row that these begin at.
+_RECORD_HEAD = struct.Struct(">qqIIIII")
 
 #: Most bytes of one answer of the catalogue, about.
 _ANSWER_BYTES = 4 * 1024 * 1024
@@ -70,6 +74,11 @@ class ShardRecord:
         the object.
     tail
         Encoded chunks of rows that were appended since the object was written. They stay in the catalogue.
+    loose, loose_at
+        Rows that no chunk has yet, in C order, and the row of the shard that they begin at, where a chunk does. The
+        index of chunks from there on does not count.
+    stored
+        The record as the catalogue has it, if this one has its loose rows in chunks of the tail: see `with_chunks`.
     """
 
     number: int
@@ -77,6 +86,14 @@ class ShardRecord:
     nbytes: int
     index: bytes
     tail: bytes = b""
+    loose: bytes = b""
+    loose_at: int = 0
+    stored: ShardRecord | None = None
+
+    @property
+    def as_stored(self) -> ShardRecord:
+        """The record as the catalogue has it."""
+        return self.stored or self
 
     @property
     def is_empty(self) -> bool:
@@ -91,15 +108,40 @@ class ShardRecord:
     @property
     def kept_bytes(self) -> int:
         """Approximate bytes of memory that the record takes."""
-        return len(self.index) + len(self.tail) + 2 * _NAME_BYTES
+        own = len(self.index) + len(self.tail) + len(self.loose) + 2 * _NAME_BYTES
+        return own if self.stored is None else own + self.stored.kept_bytes
 
     @property
     def fingerprint(self) -> str:
         """Text that differs from that of any other content of the shard. The catalogue makes the same."""
-        if not self.tail:
-            return self.name
-        digest = hashlib.md5(self.index + self.tail, usedforsecurity=False).hexdigest()
-        return f"{self.name}+{digest}"
+        stored = self.as_stored
+        if not stored.tail and not stored.loose:
+            return stored.name
+        digest = hashlib.md5(stored.index + stored.tail, usedforsecurity=False)
+        if stored.loose:
+            digest.update(stored.loose_at.to_bytes(4) + stored.loose)
+        return f"{stored.name}+{digest.hexdigest()}"
+
+    def with_chunks(self, layout: Layout) -> ShardRecord:
+        """Return the record with its loose rows in chunks of the tail, as readers of chunks need it.
+
+        Raises
+        ------
+        CorruptChunkError
+            If they are no rows of the shard.
+        """
+        if not self.loose:
+            return self
+        row_shape = tuple(axis.stop - axis.start for axis in layout.region(self.number)[1:])
+        row_bytes = math.prod(row_shape) * layout.dtype.itemsize
+        count, rest = divmod(len(self.loose), row_bytes) if row_bytes else (0, 1)
+        if rest or self.loose_at % layout.chunks[0] or self.loose_at + count > layout.shards[0]:
+            raise CorruptChunkError(f"{len(self.loose)} bytes are no rows from {self.loose_at} on")
+        rows = np.frombuffer(self.loose, layout.dtype).reshape(count, *row_shape)
+        index, chunks = ShardCodec(layout).put_rows(
+            self.index, self.encoded_nbytes, self.loose_at // layout.chunks[0], rows, self.encoded_nbytes
+        )
+        return ShardRecord(self.number, self.name, self.nbytes, index, self.tail + chunks, stored=self)
 
     def as_json(self, **more: Any) -> dict[str, Any]:
         """Return the record as the catalogue takes it, with further fields."""
@@ -109,14 +151,21 @@ class ShardRecord:
             "nbytes": self.nbytes,
             "index": base64.b64encode(self.index).decode(),
             **({"tail": base64.b64encode(self.tail).decode()} if self.tail else {}),
+            **(
+                {"loose": base64.b64encode(self.loose).decode(), "loose_at": self.loose_at}
+                if self.loose
+                else {}
+            ),
             **more,
         }
 
     def pack(self) -> bytes:
         """Return the record as it stands in an answer of ``tensorage_shards``."""
-        name = self.name.encode()
-        head = _RECORD_HEAD.pack(self.number, self.nbytes, len(name), len(self.index), len(self.tail))
-        return b"".join((head, name, self.index, self.tail))
+        told = self.as_stored
+        name = told.name.encode()
+        parts = name, told.index, told.tail, told.loose
+        head = _RECORD_HEAD.pack(told.number, told.nbytes, *map(len, parts), told.loose_at)
+        return b"".join((head, *parts))
 
 
 def fetch_records(work: Work, layout: Layout, numbers: Sequence[int]) -> dict[int, ShardRecord]:
@@ -209,17 +258,26 @@ def check_records(work: Work, layout: Layout, answer: bytes) -> dict[int, ShardR
     Raises
     ------
     CorruptTensorError
-        If a record names an object that does not belong to the array.
+        If a record names an object that does not belong to the array, or has rows that do not.
     """
-    records = {record.number: record for record in parse_records(answer, work.asked)}
-    for record in records.values():
-        _check_name(record, work.dataset, layout, work.asked)
-        if record.tail and not layout.has_tails:
-            raise CorruptTensorError(
-                f"{work.asked}: the catalogue has a tail of {describe_shard(layout, record.number)}, and objects like "
-                "those of this array have none. Nothing was fetched; whoever stored the array has to store it again"
-            )
-    return records
+    return {record.number: _checked(record, work, layout) for record in parse_records(answer, work.asked)}
+
+
+def _checked(record: ShardRecord, work: Work, layout: Layout) -> ShardRecord:
+    """Return a record that fits the array, with its loose rows in chunks."""
+    _check_name(record, work.dataset, layout, work.asked)
+    if (record.tail or record.loose) and not layout.has_tails:
+        raise CorruptTensorError(
+            f"{work.asked}: the catalogue has a tail of {describe_shard(layout, record.number)}, and objects like "
+            "those of this array have none. Nothing was fetched; whoever stored the array has to store it again"
+        )
+    try:
+        return record.with_chunks(layout)
+    except CorruptChunkError as error:
+        raise CorruptTensorError(
+            f"{work.asked}: the rows that the catalogue has of {describe_shard(layout, record.number)} are damaged "
+            f"({error}). Nothing was fetched; whoever stored the array has to store it again"
+        ) from error
 
 
 def _halve(numbers: list[int]) -> tuple[list[int], list[int]] | None:
@@ -300,14 +358,12 @@ def parse_records(answer: bytes, asked: str) -> Iterator[ShardRecord]:
     at = 0
     while at < len(answer):
         try:
-            number, nbytes, name_bytes, index_bytes, tail_bytes = _RECORD_HEAD.unpack_from(answer, at)
+            number, nbytes, *lengths, loose_at = _RECORD_HEAD.unpack_from(answer, at)
         except struct.error as error:
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early") from error
-        name_at = at + _RECORD_HEAD.size
-        index_at = name_at + name_bytes
-        tail_at = index_at + index_bytes
-        at = tail_at + tail_bytes
+        ends = list(accumulate(lengths, initial=at + _RECORD_HEAD.size))
+        at = ends[-1]
         if at > len(answer):
             raise BackendUnavailableError(f"{asked}: the catalogue's answer ends too early")
-        name = answer[name_at:index_at].decode("utf-8", "replace")
-        yield ShardRecord(number, name, nbytes, answer[index_at:tail_at], answer[tail_at:at])
+        name, index, tail, loose = (answer[low:high] for low, high in pairwise(ends))
+        yield ShardRecord(number, name.decode("utf-8", "replace"), nbytes, index, tail, loose, loose_at)

@@ -5,6 +5,11 @@ into the record of the shard instead, behind those of the object: one request, w
 with the record, which they need anyway. Once the tails of an append would take more than `MOST_TAIL_BYTES`, or its last
 shards are full, all of their chunks go into new objects.
 
+Such an append rests on the rows that there were. If many append at once, all but one would begin anew, each time that
+one lands. Rows that go as they are rest on nothing: the catalogue puts *loose* rows behind whatever is there. They are
+few, and begin where a chunk does. A writer that finds no room for them makes chunks of all, and leaves the rows that
+fill no chunk loose again.
+
 A small array that a transaction stores has nothing but tails, too: they go with the request that commits it, where an
 object would take two requests more for each array.
 """
@@ -12,8 +17,9 @@ object would take two requests more for each array.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +28,20 @@ import numpy.typing as npt
 from tensorage.backend.restarts import gone_is_changed
 from tensorage.backend.staging import final_operation, finish_write, with_room
 from tensorage.backend.transfer import Transfer, Work
-from tensorage.backend.wire.header import header
-from tensorage.backend.zarr.codec import ShardCodec, plain_index
+from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
+from tensorage.backend.wire.header import bytes_of, header
+from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.backend.zarr.reading import Reader
 from tensorage.backend.zarr.shard_records import ShardRecord, check_records, fetch_records
-from tensorage.errors import ChangedError
+from tensorage.dtypes import form_of
 from tensorage.types import Dataset
 
 __all__ = [
     "MOST_TAIL_BYTES",
     "MOST_WHOLE_BYTES",
     "NewTail",
+    "append_loose",
     "append_tails",
     "make_tails",
     "make_whole",
@@ -44,6 +52,12 @@ __all__ = [
 #: Most bytes of the tails of an array together. A shard that an object is made of has 8 MiB: of rows that come one by
 #: one, 32 bytes are moved for each byte in the end, and not 1,000.
 MOST_TAIL_BYTES = 256 * 1024
+
+#: Most bytes of the loose rows of a shard, as the catalogue has it.
+MOST_LOOSE_BYTES = 128 * 1024
+
+#: Most bytes of rows that are left loose: others find room behind them.
+_MOST_LEFT_BYTES = MOST_LOOSE_BYTES // 2
 
 #: Most bytes of the tails of an array that is stored without an object. An object takes a tenth of that in the
 #: database, for its entry in the list of the bucket.
@@ -78,7 +92,7 @@ class NewTail:
         """Return the change as the catalogue takes it: the bytes that it has already are not sent."""
         if self.before is None:
             return self.after.as_json()
-        added = ShardRecord(self.after.number, "", 0, self.after.index, self.after.tail[self.kept :])
+        added = replace(self.after, name="", nbytes=0, tail=self.after.tail[self.kept :])
         return added.as_json(kept=self.kept, based_on=self.before.fingerprint)
 
 
@@ -96,7 +110,12 @@ def records_of_end(reader: Reader) -> dict[int, ShardRecord]:
 
 
 def make_tails(
-    reader: Reader, records: Mapping[int, ShardRecord], grown: ShardCodec, rows: npt.NDArray[Any]
+    reader: Reader,
+    records: Mapping[int, ShardRecord],
+    grown: ShardCodec,
+    rows: npt.NDArray[Any],
+    *,
+    leaves_loose: bool = False,
 ) -> list[NewTail] | None:
     """Put rows into the tails of the last shards of an array, or return None if they are better put into objects.
 
@@ -108,6 +127,8 @@ def make_tails(
         Records that `records_of_end` returns.
     grown
         Codec of the array after the append.
+    leaves_loose
+        Leave rows that fill no chunk loose, for others who append at the same time.
     """
     layout, base = grown.layout, reader.dataset.shape[0]
     end, extent = base + rows.shape[0], layout.shards[0] if layout.shards else 1
@@ -116,7 +137,9 @@ def make_tails(
         return None
     tails: list[NewTail] = []
     room = MOST_TAIL_BYTES
-    for tail in _tails(reader, records, grown, rows):
+    # The catalogue takes loose rows where a row is a part of one shard, and its elements have one length.
+    leaves_loose = leaves_loose and math.prod(layout.grid[1:]) == 1 and not rows.dtype.hasobject
+    for tail in _tails(reader, records, grown, rows, leaves_loose):
         room -= len(tail.after.tail)
         if room < 0:
             return None
@@ -138,18 +161,35 @@ def append_tails(work: Work, arguments: Mapping[str, Any], tails: Sequence[NewTa
         If the array has changed. Nothing was appended.
     """
     asked = {**arguments, "shards": [tail.as_json() for tail in tails], "operation": final_operation()}
-    entries = work.transfer.entries
+    with gone_is_changed(
+        f"{work.asked}: it was replaced or deleted meanwhile, or is not shared any more. Open it again."
+    ):
+        answer = with_room(work.transfer, lambda: work.call("tensorage_append_tails", asked))
+    return finish_write(work.transfer, answer)
+
+
+def append_loose(work: Work, rows: npt.NDArray[Any], owner: str | None) -> Dataset | None:
+    """Append rows as they are, behind whatever there is by now. Return None if the array takes none.
+
+    Raises
+    ------
+    ChangedError
+        If the array was replaced or deleted. Nothing was appended.
+    """
+    if rows.dtype.hasobject or not 0 < rows.nbytes <= MOST_LOOSE_BYTES:
+        return None
+    meta = {
+        "key": work.dataset.key, "shape": rows.shape, "dtype": form_of(work.dataset.dtype), "owner": owner,
+        "operation": final_operation(),
+    }  # fmt: skip
+    flat = np.ascontiguousarray(rows).reshape(-1)
+    parts: list[bytes | memoryview] = [header(count=flat.size, block_size=1, meta=meta), bytes_of(flat)]
     try:
-        with gone_is_changed(
-            f"{work.asked}: it was replaced or deleted meanwhile, or is not shared any more. Open it again."
-        ):
-            answer = with_room(work.transfer, lambda: work.call("tensorage_append_tails", asked))
-    except ChangedError:
-        entries.forget_end(work.dataset)
-        raise
-    appended = finish_write(work.transfer, answer)
-    entries.remember_end(appended, b"".join(tail.after.pack() for tail in tails))
-    return appended
+        answer = with_room(work.transfer, lambda: work.send("tensorage_append", parts))
+    except (StoredElsewhereError, OtherDTypeError):
+        # Another array may have taken its place.
+        return None
+    return finish_write(work.transfer, answer)
 
 
 def make_whole(codec: ShardCodec, array: npt.NDArray[Any]) -> list[ShardRecord] | None:
@@ -192,37 +232,52 @@ def store_tails(transfer: Transfer, meta: Mapping[str, Any], records: Sequence[S
 
 
 def _tails(
-    reader: Reader, records: Mapping[int, ShardRecord], grown: ShardCodec, rows: npt.NDArray[Any]
+    reader: Reader,
+    records: Mapping[int, ShardRecord],
+    grown: ShardCodec,
+    rows: npt.NDArray[Any],
+    leaves_loose: bool,
 ) -> Iterator[NewTail]:
-    base = reader.dataset.shape[0]
+    base, each = reader.dataset.shape[0], grown.layout.chunks[0]
     for number in grown.layout.shards_of(base, base + rows.shape[0]):
         region = grown.layout.region(number)
         added = rows[(slice(None), *region[1:])]
         record = records.get(number)
-        # A chunk that has room for further rows is encoded anew, with those that it has.
-        first = base - (base - region[0].start) % grown.layout.chunks[0]
-        if record is not None and first < base:
-            added = np.concatenate([reader.read_unchanged(record, slice(first, base)), added])
-        yield _extend(grown, record, number, (first - region[0].start) // grown.layout.chunks[0], added)
+        at = base - region[0].start
+        # A chunk that has room for further rows is encoded anew, with those that it has, and so are loose rows.
+        first = at - at % each
+        if record is not None:
+            if record.as_stored.loose:
+                first = min(first, record.as_stored.loose_at)
+            if first < at:
+                kept = reader.read_unchanged(record, slice(region[0].start + first, base))
+                added = np.concatenate([kept, added])
+        before = ShardRecord(number, "", 0, b"") if record is None else record.as_stored
+        after, kept_bytes = _extend(grown, before, first // each, added, leaves_loose)
+        yield NewTail(record, after, kept_bytes)
 
 
 def _extend(
-    codec: ShardCodec, record: ShardRecord | None, number: int, at: int, elements: npt.NDArray[Any]
-) -> NewTail:
-    """Put elements into a shard from row `at` of its chunks on, with nothing behind them."""
-    before = ShardRecord(number, "", 0, b"") if record is None else record
-    ranges = codec.ranges(before.index, before.encoded_nbytes).reshape(
-        codec.layout.chunks_per_shard[0], -1, 2
-    )
-    ranges = ranges.copy()
-    # An array that became shorter may have chunks behind its end.
-    ranges[at:] = EMPTY
-    stays = ranges[ranges[:, :, 0] != EMPTY].astype(np.int64)
+    codec: ShardCodec, before: ShardRecord, at: int, elements: npt.NDArray[Any], leaves_loose: bool
+) -> tuple[ShardRecord, int]:
+    """Put elements into a shard from row `at` of its chunks on, with nothing behind them.
+
+    Returns
+    -------
+    tuple
+        The new record, and the bytes of the tail of `before` that are the beginning of its own.
+    """
+    layout = codec.layout
+    ranges = codec.ranges(before.index, before.encoded_nbytes).reshape(layout.chunks_per_shard[0], -1, 2)
+    stays = ranges[:at][ranges[:at, :, 0] != EMPTY].astype(np.int64)
     kept = max(int(stays.sum(axis=1).max(initial=0)) - before.nbytes, 0)
-    data, added = codec.encode_rows(elements)
-    offset = np.uint64(before.nbytes + kept)
-    added[:, :, 0] += np.where(added[:, :, 0] == EMPTY, np.uint64(0), offset)
-    ranges[at : at + len(added)] = added
-    index = plain_index(ranges)
-    after = ShardRecord(number, before.name, before.nbytes, index, before.tail[:kept] + data)
-    return NewTail(record, after, kept)
+    rest = len(elements) % layout.chunks[0]
+    if not leaves_loose or elements[:rest].nbytes > _MOST_LEFT_BYTES:
+        rest = 0
+    whole = len(elements) - rest
+    index, chunks = codec.put_rows(
+        before.index, before.encoded_nbytes, at, elements[:whole], before.nbytes + kept
+    )
+    tail, loose = before.tail[:kept] + chunks, elements[whole:].tobytes()
+    loose_at = at * layout.chunks[0] + whole if loose else 0
+    return ShardRecord(before.number, before.name, before.nbytes, index, tail, loose, loose_at), kept

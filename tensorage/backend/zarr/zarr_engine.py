@@ -102,11 +102,14 @@ class ZarrEngine(EngineBase):
 
         layout = _layout_of(new, sample_of(little))
         # Elsewhere, an array that is to be in Storage is there, and takes no room in the database.
-        records = make_whole(codec_for(layout), little) if self._transfer.is_transaction else None
-        if records is not None:
-            # The transaction's request may have no room for them.
-            with suppress(TooMuchError):
-                return store_tails(self._transfer, meta_of(new, layout), records)
+        if self._transfer.is_transaction:
+            meta = meta_of(new, layout)
+            # Many small arrays of one layout have one codec.
+            records = make_whole(_parse_codec(meta["zarr"], layout.shape, layout.dtype), little)
+            if records is not None:
+                # The transaction's request may have no room for them.
+                with suppress(TooMuchError):
+                    return store_tails(self._transfer, meta, records)
 
         def write() -> Dataset:
             dataset, codec = self._begin(new, layout)
@@ -179,7 +182,7 @@ class ZarrEngine(EngineBase):
     def append(self, key: str, data: npt.ArrayLike, known: Dataset | None) -> Dataset:
         def append_to(dataset: Dataset) -> Dataset:
             work = self._work("appending to", dataset)
-            return append_rows(work, codec_of(dataset), cast_to(data, dataset))
+            return append_rows(work, codec_of(dataset), cast_to(data, dataset), self._owner)
 
         if known is not None and self._known is not None:
             # A caller that remembers an array looks at it again before the next try.

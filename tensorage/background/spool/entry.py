@@ -97,6 +97,7 @@ class NewEntry:
             _write_array(fd, array, place) for array, place in zip(self.arrays, self._places, strict=False)
         ]
         text = self._text(sums)
+        # The head last: a file without it is damaged, however many of its elements were written before a crash.
         head = MAGIC + _HEAD.pack(zlib.crc32(text), len(text), self.nbytes)
         _write_all(fd, head + text, 0)
         os.fsync(fd)
@@ -104,6 +105,7 @@ class NewEntry:
     @property
     def _places(self) -> list[int]:
         """Return the place of the first byte of each array, and the end of the last one."""
+        # The header comes before the arrays, and has their checksums. These have one length, so that zeros do here.
         places = [_TEXT_AT + len(self._text([0] * len(self.arrays)))]
         for array in self.arrays:
             first = -(-places.pop() // _ALIGN_BYTES) * _ALIGN_BYTES
@@ -179,6 +181,7 @@ class EntryFile:
         DamagedFileError
             If elements are damaged.
         """
+        # Checksums are compared before the change is made: a damaged array is not stored in part.
         return read_record(self.header["change"], [self._map(number) for number in range(len(self._arrays))])
 
     @property
@@ -231,6 +234,7 @@ def _write_array(fd: int, array: Array, place: int) -> int:
     """Write an array, and return the checksum of what was written: the loop may be changing the array."""
     crc = 0
     for part in _parts(array.reshape(-1).view(np.uint8) if array.nbytes else np.empty(0, np.uint8)):
+        # A copy, of which both the checksum and the file are made.
         content = part.tobytes()
         crc = zlib.crc32(content, crc)
         _write_all(fd, content, place)

@@ -165,11 +165,13 @@ class SpoolFolder:
             make_private_folder(where)
             _check_private(where)
             with _hold_lock(where / "adding"):
+                # Several processes may begin with one new folder. A single one writes the marker.
                 if not (where / MARKER).exists():
                     _check_empty(where)
                     _write_marker(where, identity, secrets.randbits(48))
         folder = cls.join(where, max_bytes)
         folder.check(identity)
+        # With the lock of adding, no file is found that another process has made, and not locked yet.
         with _spool_errors(where), folder._adding():
             folder._delete_unfinished()
         return folder
@@ -265,6 +267,7 @@ class SpoolFolder:
                 new.write(fd)
                 with self._adding() as counters:
                     number = self._next_number(counters)
+                    # A thread that sends may find the entry as soon as it has its name, and has to know whose it is.
                     register(number)
                     unfinished.rename(self._entry(number))
             except BaseException:
@@ -556,6 +559,7 @@ def _write_whole(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(fd)
+    # Content before the name, each on the disk: after a crash, the name stands for all of the content.
     beside.rename(path)
     _sync_folder(path.parent)
 
@@ -574,6 +578,7 @@ def _check_system() -> None:
 
 
 def _check_empty(folder: Path) -> None:
+    # The lock that is held now, and a file of a process that ended while it made the spool.
     names = {path.name for path in folder.iterdir()} - {"adding", f"{MARKER}.new"}
     if names:
         raise SpoolError(

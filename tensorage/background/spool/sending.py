@@ -133,6 +133,7 @@ class Sender:
             If it cannot be added.
         """
         given = _Given(str(change))
+        # A list that `register` fills: the number is known before `add` returns, and also if it raises.
         number: list[int] = []
 
         def register(this: int) -> None:
@@ -147,6 +148,7 @@ class Sender:
         except BaseException:
             with self._workers.lock:
                 for this in number:
+                    # The error may have come after the file got its name. Such an entry is sent, and waited for.
                     if not self.folder.has(this):
                         self._given.pop(this, None)
             raise
@@ -186,6 +188,7 @@ class Sender:
             If an entry was refused, or the backend is away for longer than requests wait for it.
         """
         with self._workers.lock:
+            # Counted now: an outage before this call is tried again, and only one after it is raised.
             numbers, halts = set(self._given), self._halts
         self._wait_for(numbers, halts)
         self._workers.raise_failures(of_all=True)
@@ -257,6 +260,7 @@ class Sender:
                 is_elsewhere = self._is_elsewhere
                 change = self._workers.next_change()
             if is_elsewhere:
+                # The other process tells nobody what it has sent: the folder has to be looked at.
                 self._look_for_given()
                 if time.monotonic() > tell_at:
                     tell_at = float("inf")
@@ -341,6 +345,7 @@ class Sender:
                 last = self._go_through()
             finally:
                 self._window.flush()
+                # Not kept: without the lock, another process may send, and this knowledge is an old one.
                 self._done_before = None
         if len(self._to_acknowledge) >= ACKNOWLEDGE_AFTER:
             self._acknowledge()
@@ -437,6 +442,8 @@ class Sender:
     def _finish(self, entry: EntryFile) -> None:
         self.folder.remove(entry.number)
         with self._workers.lock:
+            # Only now that the entry is deleted: if the database forgot the operation first, an entry that is still
+            # there would make the change once more.
             self._to_acknowledge.append(entry.operation)
             self._again_at, self._failed_tries = 0.0, 0
         self._forget(entry.number)
@@ -449,6 +456,7 @@ class Sender:
     def _refuse(self, entry: EntryFile, lane: str, error: BaseException) -> None:
         """Note the error of an entry, behind which others of the same key wait."""
         with self._workers.lock:
+            # Before the note is written: workers that have later entries of the key look here.
             self._refused[lane] = entry.number
         try:
             self.folder.fail(entry.number, error)
@@ -515,6 +523,7 @@ class Sender:
             done.update(page)
             if len(page) < _PAGE:
                 break
+            # The last one comes once more, which a set does not mind.
             first = page[-1]
         with self._workers.lock:
             self._done_before = done

@@ -106,6 +106,7 @@ def sync(
         folder.move_to(identity)
     folder.check(identity)
     with _sending(folder):
+        # Nobody sends meanwhile: an entry that is under way must not be dropped, nor sent again beside itself.
         for number in drop:
             _drop(folder, number)
         if retry:
@@ -113,6 +114,7 @@ def sync(
                 folder.retry(number)
         if skip_damaged:
             _set_damaged_aside(folder)
+    # These keep failures for threads that gave entries, and here is none. The sender has workers of its own.
     workers = Workers(1, 1)
     Sender(folder, Stores(store), workers, on_done).send_all()
     return list_left(path)
@@ -160,6 +162,7 @@ def _describe(folder: SpoolFolder, number: int, refused: dict[tuple[Any, str], i
 def _state_of(
     entry: EntryFile, failed: Failed | None, refused: dict[tuple[Any, str], int]
 ) -> tuple[str, str | None]:
+    # Entries are looked at in order, so that a refused one is known before those behind it.
     lane = entry.header["change"]["settings"]["owner"], entry.key
     if failed is not None:
         refused.setdefault(lane, entry.number)
