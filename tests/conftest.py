@@ -216,7 +216,7 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     has_arrays: Callable[[], bool] | None = request.getfixturevalue("_has_arrays") if is_shared else None
     yield
     if login is not None and has_arrays is not None:
-        # Leftovers would be requests of the next test. Those that another session is just deleting are passed by.
+        # Leftovers would be requests of the next test. Leftovers that another session is just deleting are passed by.
         for _ in range(1 if IS_ELSEWHERE else 10):
             if not has_arrays():
                 break

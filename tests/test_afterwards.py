@@ -103,6 +103,28 @@ def test_a_failure_ends_the_job_alone(afterwards: Afterwards, caplog: pytest.Log
     assert done.wait(10)
 
 
+def test_an_error_that_nobody_expects_ends_the_job_alone(
+    afterwards: Afterwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    is_told = threading.Event()
+
+    def hear(error: threading.ExceptHookArgs) -> None:
+        told.append(error.exc_type)
+        is_told.set()
+
+    def fail() -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(threading, "excepthook", hear)
+    afterwards.begin(fail)
+    assert is_told.wait(10)
+    assert told == [ZeroDivisionError]
+    done = threading.Event()
+    afterwards.begin(lambda: done.set() or False)
+    assert done.wait(10)
+
+
 def test_a_job_may_end_its_own_session(afterwards: Afterwards) -> None:
     """The last reference to the session may go while it works."""
     done = threading.Event()

@@ -139,7 +139,14 @@ class Afterwards:
                     self._thread = None
                     self._changed.notify_all()
                     return
-            is_more = self._take(step)
+            try:
+                is_more = self._take(step)
+            except BaseException:
+                # Python tells of an error that nobody expects. The next job begins another thread.
+                with self._changed:
+                    self._step = self._thread = None
+                    self._changed.notify_all()
+                raise
             with self._changed:
                 # Another write may have given new steps meanwhile, which are not done.
                 if not is_more and self._step is step:

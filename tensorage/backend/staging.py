@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import RestartedError
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.backend.wire.progress import Advance
 from tensorage.backend.wire.storage_requests import StorageRequests
@@ -196,7 +197,7 @@ def sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
             transfer.leftovers.note_failure(f"{len(names)} of them cannot be deleted")
             return []
         StorageRequests(transfer.http).remove(names, asked)
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TooMuchError) as error:
         # The write itself is done, so the caller must not get an error.
         transfer.leftovers.note_failure(str(error))
         return []

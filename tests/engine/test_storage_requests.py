@@ -72,7 +72,7 @@ def stored(store: TensorStore, key: str, array: Array, chunks: Any, shards: Any)
 def counted(proxy: Proxy, store: TensorStore) -> Iterator[list[Exchange]]:
     """Count the requests of a block, and those that the session makes behind its caller's back."""
     store.backend.transfer.finish(30)
-    with proxy.counted() as exchanges:
+    with proxy.counted(with_sweeping=True) as exchanges:
         yield exchanges
         store.backend.transfer.finish(30)
 
