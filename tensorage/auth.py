@@ -9,6 +9,7 @@ from tensorage import config
 from tensorage.backend.wire.patience import PATIENCE_S
 from tensorage.errors import ConfigurationError
 from tensorage.session import BackendSession
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.wording import sentences
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["link_to", "local", "login", "signup"]
 
 
+@end_tracebacks_here
 def login(
     email: str | None = None,
     password: str | None = None,
@@ -45,6 +47,7 @@ def login(
     return session()
 
 
+@end_tracebacks_here
 def signup(
     email: str, password: str, backend_url: str | None = None, backend_key: str | None = None
 ) -> AuthResponse:
@@ -58,6 +61,7 @@ def signup(
     return BackendSession(None, None, backend_url, backend_key).register_by_mail(email, password)
 
 
+@end_tracebacks_here
 def link_to(
     backend_url: str, backend_key: str, email: str | None = None, password: str | None = None
 ) -> TensorStore | None:
@@ -83,6 +87,7 @@ def link_to(
     return store
 
 
+@end_tracebacks_here
 def local(
     data_dir: str | os.PathLike[str] | None = None,
     email: str | None = None,

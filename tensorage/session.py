@@ -42,6 +42,7 @@ __all__ = ["BackendSession", "ContextWrapper"]
 C = TypeVar("C", bound=BaseContext)
 
 
+@end_tracebacks_here
 class ContextWrapper(Generic[C]):
     """Logs a session in for as long as a context is used.
 

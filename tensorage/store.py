@@ -249,6 +249,7 @@ class TensorStore(MutableMapping[str, Any]):
         """Return every key of the store that begins with `prefix`, sorted by code point."""
         return list(self._iterate_keys(prefix))
 
+    @end_tracebacks_here
     def _iterate_keys(self, prefix: str) -> Iterator[str]:
         for key in self.arrays.iterate_keys(self._full_prefix(prefix)):
             yield key[len(self.prefix) :]

@@ -10,8 +10,8 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar, cast
 
 from tensorage.errors import TensorageError
 
@@ -20,33 +20,61 @@ __all__ = ["FULL_VARIABLE", "end_tracebacks_here"]
 #: Set to anything, this variable of the environment keeps all frames.
 FULL_VARIABLE = "TENSORAGE_FULL_TRACEBACKS"
 
-#: Errors about what the caller asked for. Numpy's own are among them: selections are refused as numpy refuses them.
+#: Errors about what the caller asked for, and errors that are raised from them. Numpy's own are among them: selections
+#: are refused as numpy refuses them.
 _ASKED_WRONGLY = (TensorageError, IndexError)
 
-#: Special methods that callers use by operators and functions.
+#: Special methods that callers use by operators, functions and statements.
 _OPERATORS = frozenset(
-    {"__array__", "__contains__", "__delitem__", "__getitem__", "__getitems__", "__len__", "__setitem__"}
+    {
+        "__array__",
+        "__call__",
+        "__contains__",
+        "__delitem__",
+        "__dlpack__",
+        "__dlpack_device__",
+        "__enter__",
+        "__exit__",
+        "__getattr__",
+        "__getitem__",
+        "__getitems__",
+        "__init__",
+        "__iter__",
+        "__len__",
+        "__reduce__",
+        "__reversed__",
+        "__setitem__",
+    }
 )
 
 #: Special method that loops call for each row.
 _IN_LOOPS = "__getitem__"
 
-C = TypeVar("C", bound=type)
+T = TypeVar("T", bound=Callable[..., Any])
 
 
-def end_tracebacks_here(cls: C) -> C:
-    """Decorate a class so that tracebacks of its callers' errors end at its public methods.
+def end_tracebacks_here(public: T) -> T:
+    """Decorate a class or a function so that tracebacks of its callers' errors end at its public methods, or at it.
 
-    Python shows the causes of such an error as text, without frames of their own.
+    Tracebacks of errors in a loop over a generator function end at it, too. Python shows the causes of such an error as
+    text, without frames of their own.
     """
-    for name, method in list(vars(cls).items()):
-        is_public = not name.startswith("_") or name in _OPERATORS
-        if is_public and inspect.isfunction(method) and not inspect.isgeneratorfunction(method):
-            setattr(cls, name, _item_ending_here(method) if name == _IN_LOOPS else _ending_here(method))
-    return cls
+    if not inspect.isclass(public):
+        return cast("T", _ending_here(public))
+    for name, member in list(vars(public).items()):
+        if name.startswith("_") and name not in _OPERATORS:
+            continue
+        if isinstance(member, property):
+            setattr(public, name, _property_ending_here(member))
+        elif inspect.isfunction(member):
+            setattr(public, name, _item_ending_here(member) if name == _IN_LOOPS else _ending_here(member))
+    return public
 
 
 def _ending_here(method: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.isgeneratorfunction(method):
+        return _loop_ending_here(method)
+
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         # IPython leaves out frames that have this variable.
@@ -55,9 +83,8 @@ def _ending_here(method: Callable[..., Any]) -> Callable[..., Any]:
         handled = sys.exception()
         try:
             return method(*args, **kwargs)
-        except _ASKED_WRONGLY as error:
-            if FULL_VARIABLE not in os.environ:
-                _cut(error, handled)
+        except Exception as error:
+            _end(error, handled)
             raise
 
     return call
@@ -72,12 +99,51 @@ def _item_ending_here(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any],
         handled = sys.exception()
         try:
             return method(self, item)
-        except _ASKED_WRONGLY as error:
-            if FULL_VARIABLE not in os.environ:
-                _cut(error, handled)
+        except Exception as error:
+            _end(error, handled)
             raise
 
     return call
+
+
+def _property_ending_here(member: property) -> property:
+    getter = member.fget
+    assert getter is not None, "public properties can be read"
+
+    # Without a choice of arguments, as for items: a shape is looked at more often than anything else.
+    @functools.wraps(getter)
+    def get(self: Any) -> Any:
+        __tracebackhide__ = True
+        handled = sys.exception()
+        try:
+            return getter(self)
+        except Exception as error:
+            _end(error, handled)
+            raise
+
+    setter = None if member.fset is None else _ending_here(member.fset)
+    return property(get, setter, member.fdel, member.__doc__)
+
+
+def _loop_ending_here(method: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        __tracebackhide__ = True
+        handled = sys.exception()
+        try:
+            return (yield from method(*args, **kwargs))
+        except Exception as error:
+            _end(error, handled)
+            raise
+
+    return call
+
+
+def _end(error: Exception, handled: BaseException | None) -> None:
+    """End the traceback of an error at the method, if the error is the caller's."""
+    is_of_caller = isinstance(error, _ASKED_WRONGLY) or isinstance(error.__cause__, _ASKED_WRONGLY)
+    if is_of_caller and FULL_VARIABLE not in os.environ:
+        _cut(error, handled)
 
 
 def _cut(error: BaseException, handled: BaseException | None) -> None:

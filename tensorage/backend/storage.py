@@ -7,11 +7,13 @@ from typing import ClassVar
 from tensorage.backend.base import BaseContext
 from tensorage.backend.files.folder import Files
 from tensorage.backend.transfer import Project
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Engine
 
 __all__ = ["StorageContext"]
 
 
+@end_tracebacks_here
 class StorageContext(BaseContext, Files):
     """Context of one user, which keeps new arrays as objects of Storage, with files beside them.
 

@@ -29,6 +29,7 @@ from tensorage.model.declaration import ArrayOptions
 from tensorage.model.engine_choice import check_engine
 from tensorage.model.ragged import as_texts, declare_array, is_of_text
 from tensorage.model.values import as_array, check_key, is_array, split_key
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import COORDS_ATTRIBUTE, EngineChoice
 from tensorage.wording import quote
 
@@ -40,6 +41,7 @@ logger = logging.getLogger("tensorage.background")
 _COPIED_ANYWAY = (list, tuple, bool, int, float, complex)
 
 
+@end_tracebacks_here
 class BackgroundWriter:
     """Stores arrays in threads of its own, while the loop that gives them continues.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
+from tensorage.tracebacks import end_tracebacks_here
+
 __all__ = ["Annotate", "Attributes"]
 
 
@@ -19,6 +21,7 @@ class Annotate(Protocol):
     ) -> None: ...
 
 
+@end_tracebacks_here
 class Attributes(MutableMapping[str, Any]):
     """Attributes by name. Every change is stored at once; `update` of many is one request.
 

@@ -24,6 +24,7 @@ from tensorage.dtypes import is_number, is_small_float, storable_dtype
 from tensorage.errors import CorruptTensorError, DTypeError, InvalidInputError, SchemaError
 from tensorage.model.labels import MAX_LABELS_BYTES, TEXT_KINDS, decode_labels, encode_labels
 from tensorage.model.values import MAX_ATTRS_BYTES, as_array, as_attrs, json_bytes
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import COORDS_ATTRIBUTE, Dataset
 from tensorage.wording import quote
 
@@ -71,6 +72,7 @@ class Coord:
     is_index: bool = False
 
 
+@end_tracebacks_here
 class Coords(Mapping[str, npt.NDArray[Any]]):
     """Labels of an array's axes, by the name of the coordinate. Read-only. Each is decoded when it is looked up."""
 

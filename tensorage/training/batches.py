@@ -16,6 +16,7 @@ from tensorage.backend.wire.http import PARALLEL
 from tensorage.backend.wire.patience import Hurry, current_hurry, end_waits_on
 from tensorage.errors import InvalidInputError
 from tensorage.indexing.selection import Selection
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.training.fetching import SourceReader
 from tensorage.training.mixing import WINDOW_BYTES, WindowReader, choose_cut
 from tensorage.training.order import Shuffle
@@ -30,6 +31,7 @@ __all__ = ["AlignedTensors", "Batches", "batches", "zip"]
 _PAGE = 8192
 
 
+@end_tracebacks_here
 class AlignedTensors:
     """Samples of several arrays, fetched together: a map-style dataset of PyTorch, made by `tensorage.zip`.
 
@@ -60,7 +62,8 @@ class AlignedTensors:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return (self[i] for i in range(len(self)))
+        # By a function of C, which has no frame in the traceback of an error.
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, selection: Selection) -> tuple[Any, ...]:
         """Return ``(x[selection], y[selection], ...)``."""
@@ -79,6 +82,7 @@ class AlignedTensors:
         return f"<AlignedTensors of {', '.join(name_of(source) for source in self._sources)}, length {len(self)}>"
 
 
+@end_tracebacks_here
 class Batches:
     """Batches of one epoch after the other, made by `tensorage.batches`.
 
@@ -138,6 +142,7 @@ class Batches:
     def __repr__(self) -> str:
         return f"<Batches of {self._plan.batch_size}, {len(self)} an epoch, at {self._position}>"
 
+    @end_tracebacks_here
     def _run(self, start: Position) -> Iterator[Any]:
         position = start
         with closing(self._read_ahead(start)) as fetched:
@@ -156,6 +161,7 @@ class Batches:
         )
 
 
+@end_tracebacks_here
 def batches(
     *sources: SampleSource | AlignedTensors,
     batch_size: int,
@@ -260,6 +266,7 @@ def batches(
     return Batches(arrays, plan, ahead, start, are_tuples=are_tuples, pad_value=pad_value, window_bytes=room)
 
 
+@end_tracebacks_here
 def zip(*sources: SampleSource) -> AlignedTensors:  # noqa: A001 - written tensorage.zip
     """Return a dataset of samples of several arrays that belong together, fetched together.
 

@@ -7,6 +7,7 @@ whole.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tensorage.backend.transfer import ChangeCount
 from tensorage.errors import ChangedError, KeyNotFoundError
 from tensorage.indexing.covering import MAX_OVER_READ_BYTES
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.types import Dataset
 
 __all__ = ["RowsAhead", "iterate_rows"]
@@ -55,23 +57,31 @@ _BELIEVED_S = 1.0
 
 
 def iterate_rows(array: OpenArray, *, backwards: bool = False) -> Iterator[Any]:
-    """Yield the rows of an array, read in blocks. Each block is of one version, as a read of a slice is.
+    """Return an iterator over the rows of an array, read in blocks.
+
+    Each block is of one version, as a read of a slice is.
 
     Parameters
     ----------
     backwards
         Begin with the last row.
     """
+    # No frame of ours is entered for a row, but for one that is copied.
+    return itertools.chain.from_iterable(_read_blocks(array, backwards=backwards))
+
+
+@end_tracebacks_here
+def _read_blocks(array: OpenArray, *, backwards: bool) -> Iterator[Iterator[Any]]:
+    """Yield iterators over the rows of each block."""
     rows = len(array)
     most, done = _FIRST_BYTES, 0
     while done < rows:
         first, stop = _block_before(array, rows - done, most) if backwards else _block_from(array, done, most)
         count = stop - first
         block = array.read(slice(first, stop))
+        given = reversed(block) if backwards else iter(block)
+        yield (row.copy() for row in given) if _gives_views(block) else given
         # Somebody may have made the array shorter meanwhile. A list that is iterated over ends then, too.
-        order = reversed(range(len(block))) if backwards else range(len(block))
-        are_views = _gives_views(block)
-        yield from (block[i].copy() if are_views else block[i] for i in order)
         if len(block) < count and not backwards:
             return
         most, done = _BLOCK_BYTES, done + count

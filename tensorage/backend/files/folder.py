@@ -21,6 +21,7 @@ from tensorage.backend.wire.http import Answer
 from tensorage.backend.wire.storage_faults import refusals_as_errors
 from tensorage.backend.wire.storage_requests import BUCKET, OCTETS, StorageRequests, object_path
 from tensorage.errors import BackendUnavailableError, ChangedError, InvalidInputError, KeyNotFoundError
+from tensorage.tracebacks import end_tracebacks_here
 from tensorage.wording import quote
 
 __all__ = ["Files", "Writable"]
@@ -50,6 +51,7 @@ class Writable(Protocol):
     def write(self, data: memoryview, /) -> object: ...
 
 
+@end_tracebacks_here
 class Files:
     """Files of the user of one session.
 
