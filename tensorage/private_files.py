@@ -34,8 +34,8 @@ _MAX_LINKS = 40
 _HAS_OWNERS = hasattr(os, "geteuid")
 
 #: Users that this user namespace knows, and the number that stands for all others.
-_UID_MAP = Path("/proc/self/uid_map")
-_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
+UID_MAP = Path("/proc/self/uid_map")
+OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ def _trusted_uids() -> set[int]:
 def unmapped_root_uids() -> frozenset[int]:
     """Return the owner that root's folders show in a user namespace that does not map root, as in some sandboxes."""
     try:
-        overflow = int(_OVERFLOW_UID.read_text())
-        spans = [tuple(map(int, line.split())) for line in _UID_MAP.read_text().splitlines()]
+        overflow = int(OVERFLOW_UID.read_text())
+        spans = [tuple(map(int, line.split())) for line in UID_MAP.read_text().splitlines()]
     except FileNotFoundError:
         return frozenset()
     if any(first <= overflow < first + count for first, _, count in spans):

@@ -12,16 +12,17 @@ class SecurityWarning(UserWarning):
     """Something works although others could read or change it, or is left out for that. Given once a process."""
 
 
-_given: set[str] = set()
+#: Messages that were given in this process.
+given_messages: set[str] = set()
 
 
 def warn_once(message: str) -> None:
     """Give a `SecurityWarning` once in a process, at the caller's line outside of this package."""
-    if message in _given:
+    if message in given_messages:
         return
     warn(message, SecurityWarning)
     # Noted only now: if warnings are errors, each call is to raise one.
-    _given.add(message)
+    given_messages.add(message)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

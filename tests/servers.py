@@ -81,4 +81,4 @@ def make(data_dir: Path) -> Path:
 
 
 # For the whole run: threads that start servers at once would undo each other's change.
-pytest.MonkeyPatch().setattr(control, "_Detached", spawner.launcher(control.__dict__["_Detached"]))
+pytest.MonkeyPatch().setattr(control, "DetachedProcess", spawner.launcher(control.DetachedProcess))

@@ -376,7 +376,7 @@ class TestUrls:
     def test_what_is_not_encrypted_is_warned_of_once(
         self, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(tensorage_warnings, "_given", set())
+        monkeypatch.setattr(tensorage_warnings, "given_messages", set())
         with pytest.warns(SecurityWarning, match="is not encrypted") as caught:
             assert tensorage.link_to(url, "key") is None
         assert len(caught) == 1

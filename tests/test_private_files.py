@@ -206,6 +206,6 @@ class TestUserNamespaces:
     ) -> None:
         (tmp_path / "map").write_text(uid_map)
         (tmp_path / "overflow").write_text("65534\n")
-        monkeypatch.setattr(private_files, "_UID_MAP", tmp_path / "map")
-        monkeypatch.setattr(private_files, "_OVERFLOW_UID", tmp_path / "overflow")
+        monkeypatch.setattr(private_files, "UID_MAP", tmp_path / "map")
+        monkeypatch.setattr(private_files, "OVERFLOW_UID", tmp_path / "overflow")
         assert private_files.unmapped_root_uids() == trusted

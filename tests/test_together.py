@@ -213,7 +213,7 @@ def assert_at_rest(http: Http) -> None:
     assert taken == [True] * http.max_downloads + [False]
     for _ in range(http.max_downloads):
         room.release()
-    assert vars(http.meter)["_under_way"] == 0
+    assert http.meter.under_way == 0
 
 
 PATHS = [f"/{number}" for number in range(20)]

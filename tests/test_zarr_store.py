@@ -200,8 +200,8 @@ def test_an_object_that_an_append_replaced_is_not_mixed_with_its_successor(
 def test_an_object_that_was_used_is_used_again_or_not_at_all(
     store: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._PAGES_PER_REQUEST", 10**9)
-    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._MAX_PAGES", 1)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store.PAGES_PER_REQUEST", 10**9)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store.MAX_PAGES", 1)
     array = numbers((10, 7))
     write(store, "a", array, chunks=(2, 7), shards=(4, 7))
     source = opened(store, "a")
@@ -341,8 +341,8 @@ def test_metadata_are_not_asked_for(project: Project, user: User, store: TensorS
 
 
 def test_no_more_is_kept_than_a_few_pages(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._PAGES_PER_REQUEST", 2048)
-    monkeypatch.setattr("tensorage.backend.zarr.zarr_store._MAX_PAGES", 3)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store.PAGES_PER_REQUEST", 2048)
+    monkeypatch.setattr("tensorage.backend.zarr.zarr_store.MAX_PAGES", 3)
     array = numbers((20, 2))
     write(store, "a", array, chunks=(1, 2), shards=(1, 2))
     source = opened(store, "a")

@@ -34,6 +34,7 @@ __all__ = [
     "coord_of",
     "is_dataset",
     "is_labelled",
+    "label_rows",
     "labels_of",
     "unwrap",
 ]
@@ -139,7 +140,7 @@ def append_labelled(
     if is_begun:
         # The database answers as the first time, and appends nothing.
         after = arrays.append(key, rows, known=before)
-        return after if _is_labelled_to(after) else _label_rows(arrays, after, labels)
+        return after if _is_labelled_to(after) else label_rows(arrays, after, labels)
     if before.dims != labels.dims:
         raise InvalidInputError(
             f"appending to {key!r}: its dims are {before.dims}, and those of the DataArray {labels.dims}. Nothing was "
@@ -150,10 +151,10 @@ def append_labelled(
         return arrays.append(key, rows, known=before)
     # Labels that find no room have to be refused before the rows are appended.
     check_room(key, before.attrs, cast("Mapping[str, Any]", replace_coords(before, made)))
-    return _label_rows(arrays, arrays.append(key, rows, known=before), labels)
+    return label_rows(arrays, arrays.append(key, rows, known=before), labels)
 
 
-def _label_rows(arrays: Arrays, after: Dataset, labels: Labels) -> Dataset:
+def label_rows(arrays: Arrays, after: Dataset, labels: Labels) -> Dataset:
     """Add the labels of the last rows of an array at the end of its coordinates."""
     # Others may have appended, too, so that these rows may lie behind theirs. Coordinates are extended once more, for
     # the array as it was just before these rows.

@@ -36,6 +36,7 @@ __all__ = [
     "sweep",
     "sweep_objects",
     "sweep_rows",
+    "sweep_some_objects",
     "with_room",
 ]
 
@@ -153,7 +154,7 @@ def sweep_rows(transfer: Transfer) -> None:
 def sweep_objects(transfer: Transfer) -> None:
     """Delete the leftovers of this user's arrays in the bucket, and wait for it. A failure is only noted."""
     before: list[str] = []
-    while before := _sweep_some_objects(transfer, before):
+    while before := sweep_some_objects(transfer, before):
         pass
 
 
@@ -163,7 +164,7 @@ def _take_a_step(transfer: Transfer) -> bool:
     if left.take_rows():
         left.note_left(rows=_sweep_some_rows(transfer) > 0)
     elif left.take_objects():
-        left.named = _sweep_some_objects(transfer, left.named)
+        left.named = sweep_some_objects(transfer, left.named)
         left.note_left(objects=bool(left.named))
     return left.is_any
 
@@ -173,7 +174,7 @@ def _sweep_some_rows(transfer: Transfer) -> int:
     return int(transfer.call("tensorage_sweep", {}, "deleting what was replaced"))
 
 
-def _sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
+def sweep_some_objects(transfer: Transfer, before: list[str]) -> list[str]:
     """Delete some of the leftovers of this user's arrays in the bucket.
 
     Parameters

@@ -32,7 +32,7 @@ from tensorage.indexing.tiles import find_number_runs
 __all__ = ["CacheFile", "OpenFile"]
 
 #: File in which Linux tells one run of the kernel from another.
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 #: Mark of a record on a system that does not tell one run of the kernel from another. It is never trusted.
 _UNKNOWN_RUN = 1
@@ -264,6 +264,6 @@ def this_run() -> int:
     """Return the mark of this run of the kernel."""
     try:
         # 0 means that a tile is missing, and 1 that the run is unknown.
-        return zlib.crc32(_BOOT_ID.read_bytes()) or 2
+        return zlib.crc32(BOOT_ID.read_bytes()) or 2
     except OSError:
         return _UNKNOWN_RUN

@@ -32,7 +32,7 @@ select pg_advisory_xact_lock(hashtextextended('tensorage migrations', 0));
 
 #: Somebody else's transaction may hold a table for hours, and whoever waits for it keeps all readers waiting behind,
 #: whose own statements end after 8 s on hosted Supabase.
-_LOCK_TIMEOUT = "set local lock_timeout = '3s'"
+LOCK_TIMEOUT = "set local lock_timeout = '3s'"
 
 _NOTHING_CHANGED = "Nothing has been changed."
 
@@ -185,7 +185,7 @@ async def _in_one_transaction(
     try:
         await connection.execute(_ONE_AT_A_TIME)
         # A short limit only from here on: the wait for another one that applies holds up nobody.
-        await connection.execute(_LOCK_TIMEOUT)
+        await connection.execute(LOCK_TIMEOUT)
         before = await _version_to_start_from(connection)
         for file in files:
             await connection.execute(file.read_text("utf-8"))

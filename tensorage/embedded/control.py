@@ -227,7 +227,7 @@ def _keep_stopped(folder: DataFolder, timeout_s: float) -> Iterator[bool]:
         lock.release()
 
 
-class _Detached(subprocess.Popen[bytes]):
+class DetachedProcess(subprocess.Popen[bytes]):
     """A process that may outlive this object, and the process that started it."""
 
     def __del__(self) -> None:
@@ -254,7 +254,7 @@ def _spawn(
     # The file is the owner's alone, like all of the folder.
     descriptor = os.open(folder.start_log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as start_log:
-        return _Detached(
+        return DetachedProcess(
             command,
             stdin=subprocess.DEVNULL,
             stdout=start_log,

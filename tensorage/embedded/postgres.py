@@ -71,7 +71,7 @@ _POLL_S = 0.01
 #: Seconds to wait after SIGINT, with which PostgreSQL disconnects its clients and writes all data to disk.
 _FAST_SHUTDOWN_S = 20.0
 #: Seconds to wait after SIGQUIT and SIGKILL, which leave a recovery to the next start.
-_IMMEDIATE_SHUTDOWN_S = 5.0
+IMMEDIATE_SHUTDOWN_S = 5.0
 
 
 class PostgresError(EmbeddedError):
@@ -231,7 +231,7 @@ class Cluster:
             return
         for stop_signal, timeout_s in (
             (signal.SIGINT, _FAST_SHUTDOWN_S),
-            (signal.SIGQUIT, _IMMEDIATE_SHUTDOWN_S),
+            (signal.SIGQUIT, IMMEDIATE_SHUTDOWN_S),
             (signal.SIGKILL, None),
         ):
             if self._postmaster.returncode is None:
@@ -241,7 +241,7 @@ class Cluster:
                 break
             log.warning("PostgreSQL has not stopped within %s s of %s", timeout_s, stop_signal.name)
         if self._log_copies:
-            await asyncio.wait(self._log_copies, timeout=_IMMEDIATE_SHUTDOWN_S)
+            await asyncio.wait(self._log_copies, timeout=IMMEDIATE_SHUTDOWN_S)
         self._postmaster = None
 
     def _is_ready(self) -> bool:
@@ -319,8 +319,8 @@ def stop_leftovers(data: Path, *, starts_again: bool = True) -> None:
     for stop_signal, targets, timeout_s in (
         (signal.SIGINT, postmaster, _FAST_SHUTDOWN_S),
         # Processes whose postmaster was killed end when they are idle. The remaining ones are busy.
-        (signal.SIGQUIT, running, _IMMEDIATE_SHUTDOWN_S),
-        (signal.SIGKILL, running, _IMMEDIATE_SHUTDOWN_S),
+        (signal.SIGQUIT, running, IMMEDIATE_SHUTDOWN_S),
+        (signal.SIGKILL, running, IMMEDIATE_SHUTDOWN_S),
     ):
         # A search looks at all processes of the machine. Mostly, nothing is left.
         if not running:
@@ -348,7 +348,7 @@ def _remove_unfinished(folder: Path) -> None:
     deadline = time.monotonic() + _FAST_SHUTDOWN_S
     while folder.exists():
         # initdb starts PostgreSQL by way of a shell.
-        _signal_and_wait(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, _IMMEDIATE_SHUTDOWN_S)
+        _signal_and_wait(_find_processes(folder, _PROGRAMS | {"sh"}), signal.SIGKILL, IMMEDIATE_SHUTDOWN_S)
         try:
             shutil.rmtree(folder)
         except OSError:

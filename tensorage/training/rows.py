@@ -38,13 +38,13 @@ _MOST_KEPT_BYTES = 64 * 1024 * 1024
 _FIRST_AHEAD_BYTES = 1024 * 1024
 
 #: Fewest bytes that a request for a single row is taken to be worth.
-_LEAST_REQUEST_BYTES = 256 * 1024
+LEAST_REQUEST_BYTES = 256 * 1024
 
 #: Parts of an array's bytes, one of which its single rows must be worth before it is read whole.
 _PARTS_PAID = 3
 
 #: Fewest single rows that are worth so much, unless each is taken to be worth the least: a handful of rows is no loop.
-_FEWEST_PAYING = 4
+FEWEST_PAYING = 4
 
 #: Requests for rows before blocks of those behind them are read ahead.
 _SINGLES_IN_ORDER = 2
@@ -126,7 +126,7 @@ def _worth_bytes(array: OpenArray, took_s: float) -> int:
     """Return the bytes that the line would have moved in the time of a single row, within bounds."""
     moved = int(took_s * array.arrays.line.bytes_per_s)
     # A login or an outage in between says nothing about the rows to come.
-    return max(min(moved, array.nbytes // (_PARTS_PAID * _FEWEST_PAYING)), _LEAST_REQUEST_BYTES)
+    return max(min(moved, array.nbytes // (_PARTS_PAID * FEWEST_PAYING)), LEAST_REQUEST_BYTES)
 
 
 def _gives_views(rows: npt.NDArray[Any] | list[Any]) -> bool:

@@ -463,7 +463,7 @@ def test_rows_that_another_process_has_appended_get_their_labels(rows: TensorSto
             bg.append("x", first.assign_coords(t=[3, 4]))
             [number] = killed.numbers()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("tensorage.adapters.labelled._label_rows", die)
+                patch.setattr("tensorage.adapters.labelled.label_rows", die)
                 with pytest.raises(Killed):
                     make(killed, number, rows)
         assert rows.open("x").shape == (4, 3)

@@ -36,7 +36,7 @@ def restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 
     def begin() -> None:
         (tmp_path / "boot_id").write_text("another")
-        monkeypatch.setattr(cache_file, "_BOOT_ID", tmp_path / "boot_id")
+        monkeypatch.setattr(cache_file, "BOOT_ID", tmp_path / "boot_id")
         cache_file.this_run.cache_clear()
 
     yield begin
@@ -45,7 +45,7 @@ def restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 
 @pytest.fixture
 def _without_boot_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(cache_file, "_BOOT_ID", tmp_path / "none")
+    monkeypatch.setattr(cache_file, "BOOT_ID", tmp_path / "none")
     cache_file.this_run.cache_clear()
     yield
     cache_file.this_run.cache_clear()

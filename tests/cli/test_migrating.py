@@ -112,7 +112,7 @@ def test_several_at_once(
             assert sorted(one.before or 0 for one in done) == [0, SCHEMA_VERSION, SCHEMA_VERSION]
 
             # A migration that waits for a table keeps its readers waiting, but not as long as a reading transaction.
-            monkeypatch.setattr(applying, "_LOCK_TIMEOUT", "set local lock_timeout = '20ms'")
+            monkeypatch.setattr(applying, "LOCK_TIMEOUT", "set local lock_timeout = '20ms'")
             with owner.transaction():
                 owner.execute("select from public.datasets")
                 assert "when it has ended" in apply(terminal, url, status=1)

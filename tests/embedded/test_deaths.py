@@ -225,7 +225,7 @@ def test_a_postmaster_without_its_pid_file_is_stopped(
     orphan.suspend()
     kill(backend.server)
     (data_dir / "postgres" / "postmaster.pid").unlink()
-    monkeypatch.setattr(postgres, "_IMMEDIATE_SHUTDOWN_S", 0.1)
+    monkeypatch.setattr(postgres, "IMMEDIATE_SHUTDOWN_S", 0.1)
     postgres.stop_leftovers(data_dir / "postgres")
     assert all(has_ended(process) for process in [orphan, *children])
     backend.start_again()

@@ -523,7 +523,7 @@ def test_what_is_remembered_of_shards_is_checked(
     through: TensorStore, project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     # Objects that were replaced stay, as if their writer had died: nothing but the look tells of them.
-    monkeypatch.setattr("tensorage.backend.staging._sweep_some_objects", lambda _transfer, _before: [])
+    monkeypatch.setattr("tensorage.backend.staging.sweep_some_objects", lambda _transfer, _before: [])
     array = np.random.default_rng(3).integers(0, 256, (400, 100), "u1")
     handle = stored(through, "changed", array, (10, 100), (100, 100))
     rows = np.arange(5, 400, 20)

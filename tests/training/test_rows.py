@@ -171,7 +171,7 @@ def test_large_arrays_are_read_in_growing_blocks(
 ) -> None:
     if line == "of dear requests":
         # No row that was read in order makes all rows be read once more, however long a request takes.
-        monkeypatch.setattr("tensorage.training.rows._LEAST_REQUEST_BYTES", 3 * 2**20)
+        monkeypatch.setattr("tensorage.training.rows.LEAST_REQUEST_BYTES", 3 * 2**20)
     array = np.random.default_rng(1).integers(0, 2**32, (5000, 2048), dtype="u4")
     handle = opened(away, store, "x", array)
     assert handle.nbytes > 2**25
@@ -196,8 +196,8 @@ def test_rows_in_any_order_pay_for_all(
     """An array is read whole once its rows, read alone, have taken a third of the time that this takes."""
     array = LARGE
     # Each row is worth a thirtieth, however long it takes.
-    monkeypatch.setattr("tensorage.training.rows._LEAST_REQUEST_BYTES", array.nbytes // 30 + 1)
-    monkeypatch.setattr("tensorage.training.rows._FEWEST_PAYING", 1000)
+    monkeypatch.setattr("tensorage.training.rows.LEAST_REQUEST_BYTES", array.nbytes // 30 + 1)
+    monkeypatch.setattr("tensorage.training.rows.FEWEST_PAYING", 1000)
     handle = opened(away, store, "x", array)
     order = np.random.default_rng(2).permutation(len(array))
     with proxy.counted() as asked:
@@ -268,7 +268,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     Objects that were replaced are still there, as if their writers had died: nothing but a look tells of them.
     """
-    monkeypatch.setattr("tensorage.backend.staging._sweep_some_objects", lambda _transfer, _before: [])
+    monkeypatch.setattr("tensorage.backend.staging.sweep_some_objects", lambda _transfer, _before: [])
     clock = Clock()
     monkeypatch.setattr("tensorage.training.rows.time", clock)
     return clock

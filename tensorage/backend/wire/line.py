@@ -89,11 +89,17 @@ class LineEstimate:
 
 @dataclass
 class LineMeter:
-    """Measures a line by the requests of a process. Safe to use from many threads."""
+    """Measures a line by the requests of a process. Safe to use from many threads.
+
+    Attributes
+    ----------
+    under_way
+        Number of requests that have begun and not ended.
+    """
 
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=64), init=False)
     _rates: deque[float] = field(default_factory=lambda: deque(maxlen=16), init=False)
-    _under_way: int = field(default=0, init=False)
+    under_way: int = field(default=0, init=False)
     _busy_since: float = field(default=0.0, init=False)
     _nbytes: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -107,9 +113,9 @@ class LineMeter:
             Seconds of any clock that only goes forward.
         """
         with self._lock:
-            if not self._under_way:
+            if not self.under_way:
                 self._busy_since, self._nbytes = now, 0
-            self._under_way += 1
+            self.under_way += 1
 
     def end(self, now: float, wait_s: float | None = None, nbytes: int = 0) -> None:
         """Note that a request has ended.
@@ -122,11 +128,11 @@ class LineMeter:
             Bytes of the answer.
         """
         with self._lock:
-            self._under_way -= 1
+            self.under_way -= 1
             self._nbytes += nbytes
             if wait_s is not None:
                 self._waits.append(wait_s)
-            if not self._under_way or now - self._busy_since > MAX_RATED_S:
+            if not self.under_way or now - self._busy_since > MAX_RATED_S:
                 self._rate(now)
 
     def estimate(self) -> LineEstimate:

@@ -40,10 +40,10 @@ from tensorage.types import Dataset
 __all__ = ["CatalogueStore"]
 
 #: Records of neighbouring shards are fetched as a page of about 64 KiB: so many pages would fill a request.
-_PAGES_PER_REQUEST = 64
+PAGES_PER_REQUEST = 64
 
 #: Most pages that are kept.
-_MAX_PAGES = 64
+MAX_PAGES = 64
 
 
 class CatalogueStore(Store):
@@ -282,7 +282,7 @@ class _Shards:
         self._lock = threading.Lock()
         # Readers of Zarr ask for more objects at once than the backend has connections.
         self._room = threading.BoundedSemaphore(transfer.parallel)
-        self._page_length = max(numbers_per_request(codec.layout) // _PAGES_PER_REQUEST, 1)
+        self._page_length = max(numbers_per_request(codec.layout) // PAGES_PER_REQUEST, 1)
 
     @property
     def page_count(self) -> int:
@@ -354,7 +354,7 @@ class _Shards:
                 records = fetch_records(self._reader.work, self._layout, numbers)
             # Put last: pages are kept in order of their last use.
             self.pages[page] = records
-            if len(self.pages) > _MAX_PAGES:
+            if len(self.pages) > MAX_PAGES:
                 del self.pages[next(iter(self.pages))]
         return records
 

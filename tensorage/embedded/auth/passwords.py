@@ -22,8 +22,8 @@ _NOBODYS_HASH = bcrypt.gensalt(_ROUNDS, prefix=b"2a").decode() + "." * 31
 
 #: Codes over a password and its stored hash, for passwords that were right in this process. Checking a password against
 #: its hash takes 50 ms of CPU or more, as it should for those who guess. A new password has another hash and code.
-_known: set[bytes] = set()
-_MOST_KNOWN = 1024
+known_codes: set[bytes] = set()
+MOST_KNOWN_CODES = 1024
 
 #: Key of the codes, which never leaves this process.
 _KEY_OF_KNOWN = secrets.token_bytes(32)
@@ -58,7 +58,7 @@ async def is_password(password: str, stored: str | None) -> bool:
     encoded = password.encode()
     hashed = (stored or _NOBODYS_HASH).encode()
     code = _code_of(encoded, hashed)
-    if code in _known:
+    if code in known_codes:
         return True
     matches = await asyncio.to_thread(bcrypt.checkpw, encoded[:_MAX_BYTES], hashed)
     if not (matches and stored and len(encoded) <= _MAX_BYTES):
@@ -74,6 +74,6 @@ def _code_of(encoded: bytes, hashed: bytes) -> bytes:
 
 def _remember(code: bytes) -> None:
     # Starting over is simpler than evicting, and as good: a busy client's password is checked once more.
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known.add(code)
+    if len(known_codes) >= MOST_KNOWN_CODES:
+        known_codes.clear()
+    known_codes.add(code)

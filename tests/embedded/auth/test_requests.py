@@ -144,7 +144,7 @@ class TestSecretsStaySecret:
         monkeypatch.setattr(bcrypt, "checkpw", checkpw)
         stored = asyncio.run(passwords.hash_password(PASSWORD))
         # A new process has not seen the password yet.
-        monkeypatch.setattr(passwords, "_known", set())
+        monkeypatch.setattr(passwords, "known_codes", set())
         assert asyncio.run(passwords.is_password(PASSWORD, stored))
         assert not asyncio.run(passwords.is_password(PASSWORD, None))
         assert checked == [b"$2a$10$"] * 2
@@ -161,8 +161,8 @@ class TestSecretsStaySecret:
             return asyncio.run(passwords.is_password(password, stored))
 
         monkeypatch.setattr(bcrypt, "checkpw", checkpw)
-        monkeypatch.setattr(passwords, "_known", set())
-        monkeypatch.setattr(passwords, "_MOST_KNOWN", 2)
+        monkeypatch.setattr(passwords, "known_codes", set())
+        monkeypatch.setattr(passwords, "MOST_KNOWN_CODES", 2)
         # 72 bytes, so that a longer password has the same hash.
         password = "x" * 72
         stored, another = (asyncio.run(passwords.hash_password(password)) for _ in range(2))
