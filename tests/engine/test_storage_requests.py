@@ -577,7 +577,7 @@ def test_no_more_shards_are_encoded_at_once_than_there_are_cores(
     through: TensorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If many were at once, none would be ready for the line for a long time."""
-    monkeypatch.setattr("tensorage.backend.zarr.writing._count_cores", lambda: 1)
+    monkeypatch.setattr("tensorage.backend.zarr.writing.count_cores", lambda: 1)
     under_way, most, lock, encode = 0, 0, threading.Lock(), ShardCodec.encode
 
     def watched(codec: ShardCodec, elements: Array) -> EncodedShard:

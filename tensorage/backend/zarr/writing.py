@@ -26,6 +26,7 @@ from tensorage.types import Dataset
 __all__ = [
     "NewShard",
     "ShardWriter",
+    "count_cores",
     "object_name",
     "return_elements",
     "shards_of_array",
@@ -70,7 +71,7 @@ class ShardWriter:
     pending: list[dict[str, Any]] = field(default_factory=list, init=False)
     #: Room for shards that are being encoded: more at once than there are cores would all be late, and the line idle.
     _encoding: threading.Semaphore = field(
-        default_factory=lambda: threading.Semaphore(_count_cores()), init=False, repr=False
+        default_factory=lambda: threading.Semaphore(count_cores()), init=False, repr=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -148,7 +149,7 @@ class ShardWriter:
         advance(self.codec.layout.nbytes_of(shard.number))
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
