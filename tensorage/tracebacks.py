@@ -1,7 +1,8 @@
 """Tracebacks that end at the public method which the caller used.
 
 A wrong key or a bad index is the caller's to mend: the frames below the public method say nothing about it, and in a
-notebook they fill pages. Errors that mean a mistake of this library keep all of their frames.
+notebook they fill pages. Public functions, properties and loops end tracebacks as methods do. Errors that mean a
+mistake of this library keep all of their frames.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def _loop_ending_here(method: Callable[..., Generator[Any, Any, Any]]) -> Callab
 
 def _end(error: Exception, handled: BaseException | None) -> None:
     """End the traceback of an error at the method, if the error is the caller's."""
-    is_of_caller = isinstance(error, _ASKED_WRONGLY) or isinstance(error.__cause__, _ASKED_WRONGLY)
+    # Protocols of Python ask for its own kinds of errors, which are raised from ours: for a name that no array has.
+    is_of_caller = isinstance(error, _ASKED_WRONGLY) or isinstance(error.__cause__, TensorageError)
     if is_of_caller and FULL_VARIABLE not in os.environ:
         _cut(error, handled)
 

@@ -21,8 +21,8 @@ _PUBLIC = frozenset(
     }
 )
 
-#: Names of other packages: zarr's store in memory, the workers of PyTorch, the end of Python's thread pools, and the
-#: file that urllib3 reads an answer from.
+#: Names of other packages: zarr's store in memory, the workers of PyTorch, the processes of dask, the end of Python's
+#: thread pools, and the file that urllib3 reads an answer from.
 _OF_OTHERS = frozenset({"_forkserver_preload_set", "_fp", "_shutdown", "_store_dict", "_utils"})
 
 #: Functions that take the name of an attribute as text, or the path of one.

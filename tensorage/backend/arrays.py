@@ -891,9 +891,10 @@ class OpenArray:
         return self.dataset.nbytes
 
     def __len__(self) -> int:
-        if not self.shape:
+        shape = self.dataset.shape
+        if not shape:
             raise TypeError("len() of unsized object")
-        return self.shape[0]
+        return shape[0]
 
     def read(self, selection: Selection = ..., out: npt.NDArray[Any] | None = None) -> Any:
         """Return ``array[selection]``, or fields of it.

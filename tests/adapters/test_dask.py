@@ -324,7 +324,9 @@ class TestStoring:
             for turn in range(2):
                 for first in (0, 1024):
                     region = (slice(first, first + 1024), slice(0, 1024))
-                    store.arrays.fill(dataset, region, np.full((1024, 1024), turn * (first > 0), "f8"))
+                    store.arrays.write_region(
+                        dataset, region, np.full((1024, 1024), turn * (first > 0), "f8")
+                    )
 
         options: ArrayOptions = {"chunks": (1024, 1024), "shards": False} if engine == "storage" else {}
         store.arrays.write_with("x", fill_twice, (2048, 1024), "f8", engine=engine, **options)
@@ -335,7 +337,7 @@ class TestStoring:
         store = TensorStore(session, quiet=True, engine="storage")
 
         def cut(dataset: Dataset) -> None:
-            store.arrays.fill(dataset, (slice(0, 4), slice(0, 3)), np.ones((4, 3)))
+            store.arrays.write_region(dataset, (slice(0, 4), slice(0, 3)), np.ones((4, 3)))
 
         with pytest.raises(InvalidInputError, match="only rows can be cut"):
             store.arrays.write_with("x", cut, (4, 8), "f8", engine="storage", chunks=(4, 4), shards=False)

@@ -26,6 +26,7 @@ from tensorage.types import Dataset
 __all__ = [
     "NewShard",
     "ShardWriter",
+    "count_cores",
     "object_name",
     "return_elements",
     "shards_of_array",
