@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import xarray as xr
 import zarr
-from leftovers import Sql, beyond_arrays
+from leftovers import Sql, assert_only_arrays_are_kept
 
 from tensorage import (
     CorruptTensorError,
@@ -550,7 +550,7 @@ def test_an_error_leaves_nothing_of_what_was_sent(
     with pytest.raises(DTypeError, match="references"):
         store.import_file(tmp_path / "a.h5")
     assert list(store) == []
-    assert beyond_arrays(database, store.arrays.project.user_id) == []
+    assert_only_arrays_are_kept(database, store.arrays.project.user_id)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -241,7 +241,7 @@ class TestBytes:
         assert moved <= 1.05 * stored
         exchanges = watched[1]
         kinds = {exchange.kind for exchange in exchanges}
-        assert "download" in kinds if engine == "storage" else kinds == {"read"}
+        assert "download" in kinds if engine == "storage" else kinds <= {"read", "read_run"}
         assert len([each for each in exchanges if each.is_download]) <= 16 * 2
 
     def test_with_labels_in_other_shards(

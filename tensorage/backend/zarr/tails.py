@@ -30,6 +30,7 @@ from tensorage.backend.staging import final_operation, finish_write, with_room
 from tensorage.backend.transfer import Transfer, Work
 from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
 from tensorage.backend.wire.header import bytes_of, header
+from tensorage.backend.wire.http import TooMuchError
 from tensorage.backend.zarr.codec import ShardCodec
 from tensorage.backend.zarr.ranges import EMPTY
 from tensorage.backend.zarr.reading import Reader
@@ -169,7 +170,9 @@ def append_tails(work: Work, arguments: Mapping[str, Any], tails: Sequence[NewTa
 
 
 def append_loose(work: Work, rows: npt.NDArray[Any], owner: str | None) -> Dataset | None:
-    """Append rows as they are, behind whatever there is by now. Return None if the array takes none.
+    """Append rows as they are, behind whatever there is by now.
+
+    Return None if the array takes none, or if a transaction has no room for them in its last request.
 
     Raises
     ------
@@ -186,7 +189,7 @@ def append_loose(work: Work, rows: npt.NDArray[Any], owner: str | None) -> Datas
     parts: list[bytes | memoryview] = [header(count=flat.size, block_size=1, meta=meta), bytes_of(flat)]
     try:
         answer = with_room(work.transfer, lambda: work.send("tensorage_append", parts))
-    except (StoredElsewhereError, OtherDTypeError):
+    except (StoredElsewhereError, OtherDTypeError, TooMuchError):
         # Another array may have taken its place.
         return None
     return finish_write(work.transfer, answer)
