@@ -27,7 +27,7 @@ _AT_ONCE = frozenset(
     f"tensorage_{name}"
     for name in (
         "abort", "begin", "begin_append", "begin_assign", "dataset", "end_ragged", "has_object", "open", "patch", "put",
-        "put_shards", "read", "read_ragged", "read_spans", "shards", "sweep", "sweep_objects", "version",
+        "put_shards", "read", "read_ragged", "read_run", "read_spans", "shards", "sweep", "sweep_objects", "version",
     )
 )  # fmt: skip
 
@@ -297,11 +297,12 @@ class Recorder(Transfer):
         described = {"function": "tensorage_append_tails", **arguments}
         # The step itself says how many rows the array has: another version of it will do.
         changed = {"data_id": arguments["data_id"], "version": None}
-        step = Step("", described, locks={"assigned": [changed]})
+        opened = self._opened[arguments["data_id"]]
+        step = Step(opened["key"], described, locks={"assigned": [changed]})
         if self._size() + step.size > MAX_REQUEST_BYTES:
             raise TooMuchError(_no_room(), asked)
         self.steps.append(step)
-        return self._opened[arguments["data_id"]]
+        return opened
 
     def _stored(
         self, meta: Mapping[str, Any], description: Mapping[str, Any] | None = None

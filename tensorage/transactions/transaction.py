@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -20,10 +20,11 @@ from tensorage.backend.transfer import Project, Transfer
 from tensorage.backend.wire.faults import OtherDTypeError, StoredElsewhereError
 from tensorage.errors import ChangedError, ClosedError, InvalidInputError
 from tensorage.indexing.runs import MAX_REQUEST_BYTES
-from tensorage.model.values import as_array, split_key
+from tensorage.model.casting import cast_to
+from tensorage.model.values import as_array, check_rows, split_key
 from tensorage.tracebacks import end_tracebacks_here
 from tensorage.transactions.recorder import Recorder
-from tensorage.types import EngineChoice
+from tensorage.types import Dataset, EngineChoice
 from tensorage.wording import quote
 
 __all__ = ["RecordingBackend", "Transaction"]
@@ -109,6 +110,25 @@ class RecordingBackend:
         """Do nothing."""
 
 
+@dataclass(frozen=True)
+class _Append:
+    """An append that can be recorded again.
+
+    Parameters
+    ----------
+    full_key
+        Key of the array in the project.
+    key
+        Key of the array in the store.
+    rows
+        Rows, or samples of any length, which nobody changes any more.
+    """
+
+    full_key: str
+    key: str
+    rows: Any
+
+
 @end_tracebacks_here
 class Transaction:
     """Several changes of one user's arrays: all of them are done, or none, and all are seen at once.
@@ -147,8 +167,8 @@ class Transaction:
         self._held_by = held_by
         self._opened = time.monotonic()
         self._state: Literal["new", "open", "ended"] = "new"
-        #: The position of each append among the steps, and the way to record it again.
-        self._appends: dict[int, tuple[str, Callable[[], None]]] = {}
+        #: Appends that can be recorded again, by their positions among the steps.
+        self._appends: dict[int, _Append] = {}
         #: Positions of appends that were recorded again once something was known of their array, with the errors that
         #: told it.
         self._recorded_again: set[tuple[int, type[Exception]]] = set()
@@ -269,8 +289,7 @@ class Transaction:
         step = self._recorder.steps[position]
         is_small = isinstance(rows, np.ndarray) and rows.nbytes <= MAX_REQUEST_BYTES
         if not step.is_staged or (is_small and self._recorder.base_of(step) is not None):
-            kept = copy.deepcopy(rows)
-            self._appends[position] = (step.key, lambda: self._store.append(key, kept))
+            self._appends[position] = _Append(step.key, key, copy.deepcopy(rows))
 
     def _commit(self) -> None:
         conflicts: list[ChangedError] = []
@@ -304,14 +323,14 @@ class Transaction:
             The conflict, if it is none of these appends.
         """
         recorder, has_moved = self._recorder, False
-        for position, (key, append) in sorted(self._appends.items()):
+        for position, append in sorted(self._appends.items()):
             before = recorder.steps[position]
             base = recorder.base_of(before)
             if base is not None:
                 told = {each for each in self._recorded_again if each[0] == position}
                 if told:
                     # The recorder knows it as it was when the end told of it, and would not look again.
-                    self._store.arrays.open(key)
+                    self._store.arrays.open(append.key)
                     self._recorded_again -= told
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
@@ -319,31 +338,62 @@ class Transaction:
         if not has_moved:
             raise conflict
 
-    def _replace_step(self, position: int, append: Callable[[], None]) -> None:
+    def _replace_step(self, position: int, append: _Append) -> None:
         """Put the step that an append records in place of another one."""
         steps = self._recorder.steps
         self._recorder.steps = steps[:position]
-        append()
+        self._store.append(append.key, append.rows)
         self._recorder.steps += steps[position + 1 :]
 
     def _record_again(self, description: Mapping[str, Any], told_by: type[Exception]) -> bool:
         """Record appends to an array again, now that its dtype and engine are known. Tell whether there were any."""
         recorder, key = self._recorder, description["key"]
         recorder.know(description)
+        if told_by is StoredElsewhereError:
+            # Encoded chunks rest on the rows that there are. A second append could not tell those of the first.
+            self._join_appends(Dataset.from_json(description))
+            recorder.refuse_loose(key)
         untold = [
             (position, append)
-            for position, (of, append) in sorted(self._appends.items())
-            if of == key and (position, told_by) not in self._recorded_again
+            for position, append in sorted(self._appends.items())
+            if append.full_key == key and (position, told_by) not in self._recorded_again
         ]
-        if told_by is StoredElsewhereError:
-            # The first one makes room for loose rows, behind which the others go.
-            untold = untold[:1]
-            recorder.refuse_loose(key)
         for position, append in untold:
             self._recorded_again.add((position, told_by))
             self._replace_step(position, append)
         recorder.try_loose(key)
         return bool(untold)
+
+    def _join_appends(self, dataset: Dataset) -> None:
+        """Make one of all appends to an array, in place of the first one.
+
+        Raises
+        ------
+        ChangedError, DTypeError, InvalidInputError
+            If rows do not fit the array.
+        """
+        mine = {place: each for place, each in sorted(self._appends.items()) if each.full_key == dataset.key}
+        if len(mine) < 2 or dataset.ragged is not None:
+            return
+        rows = [cast_to(each.rows, dataset) for each in mine.values()]
+        for some in rows:
+            check_rows(some, dataset)
+        first, *others = mine
+        self._appends[first] = replace(mine[first], rows=np.concatenate(rows))
+        for place in mine:
+            self._recorder.drop(self._recorder.steps[place], ChangedError("recorded again with other rows"))
+        self._remove_steps(others)
+
+    def _remove_steps(self, places: Sequence[int]) -> None:
+        """Remove steps of appends, and keep in mind the new positions of the others."""
+        removed = set(places)
+        moved = {old: old - sum(place < old for place in places) for old in range(len(self._recorder.steps))}
+        steps = enumerate(self._recorder.steps)
+        self._recorder.steps = [step for place, step in steps if place not in removed]
+        kept = self._appends.items()
+        self._appends = {moved[place]: append for place, append in kept if place not in removed}
+        told = self._recorded_again
+        self._recorded_again = {(moved[place], error) for place, error in told if place not in removed}
 
     def _check(self, key: str, value: object) -> None:
         if self._state != "open":

@@ -5,6 +5,7 @@ There they are chunks in tails, or loose, as they came.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,21 @@ def test_a_transaction_appends_to_one_array_more_than_once(
             tx.append("x", ROWS[i : i + 1])
     np.testing.assert_array_equal(store["x"][...], ROWS[: rows + 4])
     assert [exchange.kind for exchange in exchanges].count("transact") == (2 if rows == 3 else 1)
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [3, 9, 1], [200, 1, 1], [1, 200, 1]], ids=str)
+def test_appends_of_a_transaction_that_fill_shards_are_one(store: TensorStore, lengths: list[int]) -> None:
+    """Loose rows fill no shard, and chunks of a second append would not know the rows of the first one."""
+    store.write("x", ROWS[:7], chunks=(4, 784), shards=(8, 784))
+    ends = np.cumsum([7, *lengths])
+    with store.transaction() as tx:
+        tx["before"] = [1]
+        for low, high in itertools.pairwise(ends):
+            tx.append("x", ROWS[low:high])
+            tx[f"to {high}"] = [1]
+        del tx["before"]
+    np.testing.assert_array_equal(store["x"][...], ROWS[: ends[-1]])
+    assert store.keys() == sorted(["x", *(f"to {high}" for high in ends[1:])])
 
 
 @pytest.mark.parametrize("values", [[1], [[1, 2]], [[0.5]]], ids=str)
