@@ -511,7 +511,7 @@ def test_a_batch_of_small_ranges_takes_no_threads(
     handle = stored(through, "batch", array, (1, 50_000), (10, 50_000))
     rows = np.arange(0, 100, 2)
     np.testing.assert_array_equal(handle[rows], array[rows])
-    # As many as are ever used at once: threads have opened some, fewer the quicker the answers come.
+    # Open the connections that are ever used at once: threads have opened fewer, the quicker the answers came.
     http = through.backend.transfer.http
     pool, opened = http.straight_pool()[0], list[Connection]()
     assert isinstance(pool, OwnPool)
