@@ -14,7 +14,7 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -130,32 +130,6 @@ class _Joined:
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
-
-
-class _Body:
-    """Bytes of a request's body that have come and were not taken yet.
-
-    uvicorn copies each piece into a ``bytearray``, and that into ``bytes`` for the application. Most often the
-    application takes a piece before the next one comes: that one is not copied here.
-    """
-
-    def __init__(self) -> None:
-        self._held: bytes | bytearray = b""
-
-    def __iadd__(self, piece: bytes) -> Self:
-        if not self._held:
-            self._held = piece
-            return self
-        if isinstance(self._held, bytes):
-            self._held = bytearray(self._held)
-        self._held += piece
-        return self
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __bytes__(self) -> bytes:
-        return bytes(self._held)
 
 
 class Connection(HttpToolsProtocol):
@@ -278,9 +252,6 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete:
             # uvicorn receives a body to its end, even if the application has answered before.
             self._discard(len(body))
-        elif not self.cycle.body:
-            # The application has taken what came before.
-            self.cycle.body = _Body()  # type: ignore[assignment]  # what it needs
         super().on_body(body)
 
     def on_message_complete(self) -> None:
