@@ -88,6 +88,8 @@ def _compare_engines(bench: Bench, name: str, array: npt.NDArray[np.generic]) ->
     indices = np.random.default_rng(2).choice(len(array), min(64, len(array)), replace=False)
     for engine in ("database", "storage"):
         store = _store(bench, engine)
+        # Leftovers of the arrays before are swept behind their removal.
+        store.backend.transfer.afterwards.wait(60)
         used = _disk_bytes(bench)
         store["compared"] = array
         grown = _disk_bytes(bench) - used

@@ -139,7 +139,7 @@ class Recorder(Transfer):
         self.steps.append(Step(head.meta["key"], described, request, self._locks_of(head.meta)))
         if function == "tensorage_append":
             return self._known.get(head.meta["key"]) or _describe(head.meta)
-        return self._stored(head.meta)
+        return self._note_stored(head.meta)
 
     def call(self, function: str, arguments: Mapping[str, Any], asked: str) -> Any:
         """Record a commit or a removal, or send what only prepares one."""
@@ -288,7 +288,7 @@ class Recorder(Transfer):
         else:
             locks = self._locks_of(begun_by)
             if not begun_by.get("append"):
-                self._stored(begun_by, description)
+                self._note_stored(begun_by, description)
         self.steps.append(Step(description["key"], described, locks={"staged": [data_id], **locks}))
         return description
 
@@ -304,7 +304,7 @@ class Recorder(Transfer):
         self.steps.append(step)
         return opened
 
-    def _stored(
+    def _note_stored(
         self, meta: Mapping[str, Any], description: Mapping[str, Any] | None = None
     ) -> Mapping[str, Any]:
         description = description or _describe(meta)

@@ -72,7 +72,7 @@ def join_ranges(
     firsts = chunks[order, 0].astype(np.int64)
     # A foreign index may name chunks that overlap.
     ends = np.maximum.accumulate(firsts + chunks[order, 1].astype(np.int64))
-    is_new = np.append(True, ~_closed(firsts[1:] - ends[:-1], max_gap_bytes))
+    is_new = np.append(True, ~_find_closed_gaps(firsts[1:] - ends[:-1], max_gap_bytes))
     begins = np.flatnonzero(is_new)
     for begin, behind in zip(begins.tolist(), [*begins[1:].tolist(), len(order)], strict=True):
         _cut(is_new[begin:behind], firsts[begin:behind], ends[begin:behind], max_bytes)
@@ -82,7 +82,7 @@ def join_ranges(
     return JoinedRanges(firsts[begins].tolist(), ends[lasts].tolist(), numbers)
 
 
-def _closed(gaps: Positions, max_gap_bytes: int) -> npt.NDArray[np.bool_]:
+def _find_closed_gaps(gaps: Positions, max_gap_bytes: int) -> npt.NDArray[np.bool_]:
     """Tell which gaps between chunks, in order of the chunks, are closed."""
     closed = gaps <= 0
     wide = np.flatnonzero(~closed)

@@ -391,7 +391,7 @@ class Reader:
         if ((numbers == number) | (numbers < 0)).all():
             yield (
                 number,
-                _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trimmed(page, chunks)),
+                _Piece(first, page.parts(chunks[0] if chunks else 1), ranges, _trim(page, chunks)),
             )
             return
         for place, (chunk, number) in enumerate(zip(page.split(chunks), numbers.tolist(), strict=True)):
@@ -571,7 +571,7 @@ def _is_one_page(projection: ShardProjection, layout: Layout) -> bool:
     return is_whole and layout.pages != layout.chunks and nbytes <= SHARD_BYTES
 
 
-def _trimmed(page: ChunkProjection, chunks: tuple[int, ...]) -> ChunkProjection:
+def _trim(page: ChunkProjection, chunks: tuple[int, ...]) -> ChunkProjection:
     """Return the projection of a page without the chunks that lie behind the end of its shard or of the array."""
     if not chunks:
         return page
