@@ -110,6 +110,10 @@ class Recorder(Transfer):
         if description["id"]:
             self._opened[description["id"]] = description
 
+    def opened(self, data_id: int) -> Mapping[str, Any]:
+        """Return the description of an array, as it was opened."""
+        return self._opened[data_id]
+
     def refuse_loose(self, key: str) -> None:
         """Have appends to an array of Storage rest on the rows that it has now."""
         self._without_loose.add(key)

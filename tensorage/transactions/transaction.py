@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -301,6 +302,7 @@ class Transaction:
                 conflicts.append(error)
                 raise
 
+        self._join_encoded()
         # Writers that append to one array of Storage at once begin anew, all but one, and would meet again.
         on_latest(commit, None, lambda: self._append_behind_others(conflicts[-1]), pauses=True)
 
@@ -330,7 +332,7 @@ class Transaction:
                 told = {each for each in self._recorded_again if each[0] == position}
                 if told:
                     # The recorder knows it as it was when the end told of it, and would not look again.
-                    self._store.arrays.open(append.key)
+                    self._store.arrays.open(append.full_key)
                     self._recorded_again -= told
                 self._replace_step(position, append)
                 has_moved |= recorder.base_of(recorder.steps[position]) != base
@@ -363,6 +365,14 @@ class Transaction:
             self._replace_step(position, append)
         recorder.try_loose(key)
         return bool(untold)
+
+    def _join_encoded(self) -> None:
+        """Join appends to an array of Storage of which more than one rests on the rows that it has."""
+        bases = [self._recorder.base_of(self._recorder.steps[place]) for place in self._appends]
+        for data_id, count in Counter(base[0] for base in bases if base is not None).items():
+            description = self._recorder.opened(data_id)
+            if count > 1 and Dataset.from_json(description).ragged is None:
+                self._record_again(description, StoredElsewhereError)
 
     def _join_appends(self, dataset: Dataset) -> None:
         """Make one of all appends to an array, in place of the first one.

@@ -391,7 +391,9 @@ def test_a_transaction_appends_to_one_array_more_than_once(
     assert [exchange.kind for exchange in exchanges].count("transact") == (2 if rows == 3 else 1)
 
 
-@pytest.mark.parametrize("lengths", [[1, 1, 1], [3, 9, 1], [200, 1, 1], [1, 200, 1]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[1, 1, 1], [3, 9, 1], [200, 1, 1], [1, 200, 1], [200, 300], [100, 1, 200, 1]], ids=str
+)
 def test_appends_of_a_transaction_that_fill_shards_are_one(store: TensorStore, lengths: list[int]) -> None:
     """Loose rows fill no shard, and chunks of a second append would not know the rows of the first one."""
     store.write("x", ROWS[:7], chunks=(4, 784), shards=(8, 784))
